@@ -1,0 +1,174 @@
+"""What is done to a vector: pure functions of tensors `[..., d_model]`.
+
+The same function works on replay's rows, in a TransformerLens hook and inside an nnsight trace. Norms are L2 norms,
+formed in float32 at least; the result has the dtype and device of `x`. A vector of norm zero has no direction: what
+needs one gives non-finite values there, which diagnostics drop and count.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interventions.errors import EditError
+
+Vectors = Float[Tensor, "*row d_model"]
+Shared = Float[Tensor, "*#row d_model"]
+"""One vector a row, or one that several rows share (broadcast)."""
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float64 stays, everything else becomes float32: half precision cannot square norms safely."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def norm(x: Vectors) -> Float[Tensor, "*row 1"]:
+    """‖x‖ over the last axis, kept, in float32 at least."""
+    return _wide(x).norm(dim=-1, keepdim=True)
+
+
+def _unit(x: Vectors) -> Vectors:
+    x = _wide(x)
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def swap_direction(x: Vectors, source: Shared) -> Vectors:
+    """`source`'s direction with x's norm: (source/‖source‖)·‖x‖. Source: arXiv:2606.15054, direction patch."""
+    return (_unit(source) * norm(x)).to(x.dtype)
+
+
+def swap_norm(x: Vectors, source: Shared) -> Vectors:
+    """x's direction with `source`'s norm: (x/‖x‖)·‖source‖. Source: arXiv:2606.15054, norm patch."""
+    return (_unit(x) * norm(source)).to(x.dtype)
+
+
+def replace(x: Vectors, source: Shared) -> Vectors:
+    """`source` itself, in the shape and dtype of x (full patch)."""
+    return source.to(x).expand_as(x)
+
+
+def rescale(x: Vectors, factor: float | Tensor) -> Vectors:
+    """factor·x; a tensor `factor` has the shape of x's rows, `[...]` or `[..., 1]`."""
+    if isinstance(factor, Tensor):
+        factor = factor.to(x.device)
+        if factor.ndim == x.ndim - 1:
+            factor = factor[..., None]
+        factor = _wide(factor)
+    return (_wide(x) * factor).to(x.dtype)
+
+
+def zero(x: Vectors) -> Vectors:
+    """The zero vector (zero ablation)."""
+    return torch.zeros_like(x)
+
+
+def mean(x: Vectors, over: Float[Tensor, "sample d_model"]) -> Vectors:
+    """The mean of a sample of activations (mean ablation)."""
+    if over.shape[0] == 0:
+        raise EditError("mean ablation over 0 activations; give at least one")
+    return replace(x, _wide(over).mean(dim=0))
+
+
+def resample(x: Vectors, sample: Float[Tensor, "sample d_model"], generator: torch.Generator) -> Vectors:
+    """One vector of `sample`, drawn uniformly for each row (resample ablation).
+
+    The generator may live on the CPU whatever the device of x: the draw is then the same on every device.
+    """
+    if sample.shape[0] == 0:
+        raise EditError("resample ablation from 0 activations; give at least one")
+    index = torch.randint(sample.shape[0], x.shape[:-1], generator=generator, device=generator.device)
+    return sample[index.to(sample.device)].to(x)
+
+
+def add_direction(x: Vectors, direction: Shared, coefficient: float | Tensor = 1.0) -> Vectors:
+    """x + coefficient·direction (steering). The direction is used as given, not normalised."""
+    rows = _wide(direction).to(x.device).expand(x.shape)  # so that a coefficient a row meets its row
+    return (_wide(x) + rescale(rows, coefficient)).to(x.dtype)
+
+
+def project_out(
+    x: Vectors, direction: Float[Tensor, "d_model"] | Float[Tensor, "k d_model"], reference: Shared | float = 0.0
+) -> Vectors:
+    """x without its component along a direction, or in the span of several (rows of `direction`, of any length).
+
+        x' = x − Q Qᵀ (x − reference),   Q an orthonormal basis of the rows of `direction`
+
+    `reference` 0 removes <x, d̂> (projection to zero); the mean activation removes <x − μ, d̂> (projection to the mean).
+    Linearly dependent rows span what they span. Raises `EditError` when every direction is zero.
+    Source: arXiv:2606.15054, projection ablation.
+    """
+    rows = torch.atleast_2d(direction).to(x.device).double()
+    length = rows.norm(dim=-1, keepdim=True)
+    rows = (rows / length)[length[:, 0] > 0]  # of unit length: a short row is no less a direction than a long one
+    if len(rows) == 0:
+        raise EditError("cannot project out a direction of norm 0")
+    _, singular, basis = torch.linalg.svd(rows, full_matrices=False)
+    rank = int((singular > singular.amax() * max(rows.shape) * torch.finfo(torch.float32).eps).sum())
+    basis = basis[:rank].to(_wide(x).dtype)
+    offset = reference.to(x.device) if isinstance(reference, Tensor) else reference
+    return (_wide(x) - (_wide(x) - offset) @ basis.T @ basis).to(x.dtype)
+
+
+def random_like(x: Vectors, generator: torch.Generator) -> Vectors:
+    """Isotropic Gaussian rows in the shape of x, float32 at least.
+
+    Drawn on the generator's device, then moved: a CPU generator gives the same numbers on every device.
+    """
+    dtype = _wide(x).dtype
+    return torch.randn(x.shape, generator=generator, device=generator.device, dtype=dtype).to(x.device)
+
+
+def tangent(x: Vectors, towards: Shared) -> Vectors:
+    """The unit tangent at x̂ that points to `towards`: `towards` without its component along x, normalised."""
+    unit = _unit(x).double()
+    rest = towards.to(x.device).double()
+    for _ in range(2):  # once more for what rounding leaves when `towards` is nearly parallel to x
+        rest = rest - (rest * unit).sum(-1, keepdim=True) * unit
+    return (rest / rest.norm(dim=-1, keepdim=True)).to(_wide(x).dtype)
+
+
+def rotate_by_angle(x: Vectors, towards: Shared, angle: float | Tensor) -> Vectors:
+    """x turned by `angle` (radians) along the great circle towards `towards`, its norm kept.
+
+    ‖x‖·(cos θ·x̂ + sin θ·û),   û = tangent(x, towards)
+    """
+    theta = torch.as_tensor(angle, dtype=torch.float64, device=x.device)
+    if theta.ndim == x.ndim - 1:
+        theta = theta[..., None]
+    unit, along = _unit(x).double(), tangent(x, towards).double()
+    return (norm(x).double() * (theta.cos() * unit + theta.sin() * along)).to(x.dtype)
+
+
+def rotate_by_distance(x: Vectors, towards: Shared, distance: float | Tensor) -> Vectors:
+    """x turned towards `towards`, its norm kept, until it has moved by `distance` (the chord, an L2 norm).
+
+    θ = 2·asin(distance / 2‖x‖). No rotation moves x further than 2‖x‖: non-finite there, for the caller to count.
+    The control for an edit that only changes the norm.
+    """
+    chord = torch.as_tensor(distance, dtype=torch.float64, device=x.device)
+    if chord.ndim == x.ndim:
+        chord = chord.squeeze(-1)
+    return rotate_by_angle(x, towards, 2 * torch.asin(chord / (2 * norm(x).double().squeeze(-1))))
+
+
+def angle_between(x: Vectors, y: Vectors) -> Float[Tensor, "*row"]:
+    """Angle in radians, accurate near 0 and π: 2·atan2(‖x̂ − ŷ‖, ‖x̂ + ŷ‖)."""
+    a, b = _wide(x).double(), _wide(y).double()
+    a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
+    return (2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))).to(_wide(x).dtype)
+
+
+def cosine(x: Vectors, y: Vectors) -> Float[Tensor, "*row"]:
+    """cos of the angle between x and y."""
+    return (_unit(x) * _unit(y)).sum(-1)
+
+
+def matched_placebo(x: Vectors, edited: Vectors, towards: Shared) -> Vectors:
+    """A random edit as large as a given one: `edited`'s norm and its angle to x, another direction.
+
+        ‖y‖·(cos θ·x̂ + sin θ·û),   θ = angle(x, y),   û = tangent(x, towards)
+
+    So it lies at the same distance from x as `edited`. With `towards` Gaussian the tangent is isotropic; with the
+    difference of two other tokens' activations it is one that the model's own data take. Ours (docs: fair comparisons).
+    """
+    turned = rotate_by_angle(_wide(x), towards, angle_between(x, edited))
+    return rescale(turned, norm(edited) / norm(x)).to(x.dtype)

