@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interventions.errors import EditError, MechdiagError, ReplayError
 from interventions.hooks import reference_logits
-from interventions.metrics import METRICS, CleanSide, Comparison
+from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison
 from interventions.recording import Recording
 from interventions.replay import final_hidden, unembed, unsupported
 from interventions.sites import Site
@@ -142,10 +142,20 @@ def intervened_logits(
 class _Rows:
     """The rows of one call, sorted so that what shares a clean side stands together."""
 
-    def __init__(self, recording: Recording, site: Site, prompt: Tensor, position: Tensor, vectors: Vectors, reference: Reference | None):
+    def __init__(
+        self,
+        recording: Recording,
+        site: Site,
+        prompt: Tensor,
+        position: Tensor,
+        vectors: Vectors,
+        reference: Reference | None,
+    ):
         self.recording, self.site, self.vectors, self.reference = recording, site, vectors, reference
         self.prompt, self.position = prompt.numpy(), position.numpy()
-        self.clean_key = (prompt * int(recording.length.max()) + position if reference is None else reference.index).numpy()
+        self.clean_key = (
+            prompt * int(recording.length.max()) + position if reference is None else reference.index
+        ).numpy()
         self.order = np.lexsort((self.clean_key, self.position, self.prompt))
 
     def edited(self, rows: np.ndarray) -> Tensor:
@@ -177,13 +187,18 @@ class _Rows:
         if self.reference is None:
             hidden = final_hidden(self.recording, first, self.prompt[rows], self.position[rows], vectors)
             device = hidden.device
-            at = torch.from_numpy(self.prompt[clean_rows]).to(device), torch.from_numpy(self.position[clean_rows]).to(device)
+            at = (
+                torch.from_numpy(self.prompt[clean_rows]).to(device),
+                torch.from_numpy(self.position[clean_rows]).to(device),
+            )
             return self.recording.final_hidden[at], hidden
         both = np.concatenate([clean_rows, rows])
         order = np.argsort(self.prompt[both], kind="stable")
         vectors = torch.cat([self.reference_vectors(clean_rows), vectors])
         to_device = torch.from_numpy(order).to(vectors.device)
-        hidden = final_hidden(self.recording, first, self.prompt[both][order], self.position[both][order], vectors[to_device])
+        hidden = final_hidden(
+            self.recording, first, self.prompt[both][order], self.position[both][order], vectors[to_device]
+        )
         hidden = torch.empty_like(hidden).index_copy(0, to_device, hidden)
         return hidden[: len(clean_rows)], hidden[len(clean_rows) :]
 
@@ -191,7 +206,11 @@ class _Rows:
         order = np.argsort(self.prompt[rows], kind="stable")
         sorted_rows = rows[order]
         hidden = final_hidden(
-            self.recording, self.site.first_block, self.prompt[sorted_rows], self.position[sorted_rows], self.edited(sorted_rows)
+            self.recording,
+            self.site.first_block,
+            self.prompt[sorted_rows],
+            self.position[sorted_rows],
+            self.edited(sorted_rows),
         )
         logits = unembed(self.recording, hidden)
         return torch.empty_like(logits).index_copy(0, torch.from_numpy(order).to(logits.device), logits)
@@ -218,18 +237,29 @@ def _full_forwards(
     return torch.cat(found)
 
 
-def _compare(clean: CleanSide, index: Tensor, logits: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
-    """Metrics of some rows, a few at a time on the CPU, where what fits its caches is several times faster."""
+def _compare(clean: CleanSide, index: np.ndarray, logits: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
+    """Metrics of some rows; `index`: the clean row of each, ascending.
+
+    A few rows at a time on the CPU, where what fits its caches is several times faster; edits of one token share its row.
+    """
     some = max(1, (2**18 if logits.device.type == "cpu" else 2**27) // logits.shape[1])
     parts: list[list[Tensor]] = []
-    for start in range(0, len(logits), some):
-        comparison = Comparison(clean.rows(index[start : start + some]), logits[start : start + some])
+    start = 0
+    while start < len(logits):
+        alike = int(np.searchsorted(index, index[start], side="right"))
+        stop = alike if some // 2 <= alike - start <= 2 * some else min(start + some, len(logits))
+        if index[start] == index[stop - 1]:
+            which: Tensor | slice = slice(int(index[start]), int(index[start]) + 1)
+        else:
+            which = torch.from_numpy(index[start:stop]).to(logits.device)
+        comparison = Comparison(CleanRows(clean, which), logits[start:stop])
         parts.append([METRICS[name](comparison) for name in metrics])
+        start = stop
     return {name: torch.cat(column) for name, column in zip(metrics, zip(*parts, strict=True), strict=True)}
 
 
 def _clean_side(logits: Tensor, metrics: Sequence[str]) -> CleanSide:
-    """With everything formed that `metrics` will read, so that it is formed once for all edits of a token."""
+    """With everything formed that `metrics` will read, a few rows at a time on the CPU."""
     clean = CleanSide(logits)
     some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = [CleanSide(clean.logits[start : start + some]) for start in range(0, len(logits), some)]
@@ -243,8 +273,7 @@ def _replay_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> lis
     model = rows.recording.model
     clean_rows, clean_index = rows.clean_of(chunk)
     clean_hidden, hidden = rows.hidden(chunk, clean_rows)
-    # Logits of at most 32 MiB at a time on the CPU: larger blocks go back to the system after each use, and page faults cost more.
-    most = max(2, (2**23 if model.device.type == "cpu" else 2**28) // model.vocab_size)
+    most = max(2, (2**25 if model.device.type == "cpu" else 2**28) // model.vocab_size)  # logits held at once
     found, start = [], 0
     while start < len(chunk):
         first = clean_index[start]
@@ -253,8 +282,7 @@ def _replay_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> lis
         n_clean = clean_index[stop - 1] - first + 1
         logits = unembed(rows.recording, torch.cat([clean_hidden[first : first + n_clean], hidden[start:stop]]))
         clean = _clean_side(logits[:n_clean], metrics)
-        index = torch.from_numpy(clean_index[start:stop] - first).to(logits.device)
-        found.append(_compare(clean, index, logits[n_clean:], metrics))
+        found.append(_compare(clean, clean_index[start:stop] - first, logits[n_clean:], metrics))
         start = stop
     return found
 
@@ -265,7 +293,7 @@ def _hooks_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> list
         part = chunk[start : start + 16]
         clean_rows, clean_index = rows.clean_of(part)
         clean = _clean_side(rows.hooked_logits(clean_rows, clean=True), metrics)
-        found.append(_compare(clean, torch.from_numpy(clean_index).to(clean.logits.device), rows.hooked_logits(part), metrics))
+        found.append(_compare(clean, clean_index, rows.hooked_logits(part), metrics))
     return found
 
 
@@ -300,7 +328,9 @@ def _why_not_replay(rows: _Rows) -> str | None:
         if not finite or delta <= allowed:  # what is not finite on either path says nothing about replay
             model.replay_reach[first] = longest
             return None
-        reason = f"logits differ by {delta:.1e} from full forward passes (allowed {allowed:.1e}, longest position {longest})"
+        reason = (
+            f"logits differ by {delta:.1e} from full forward passes (allowed {allowed:.1e}, longest position {longest})"
+        )
     model.replay_refused = reason
     warnings.warn(f"replay does not serve this model: {reason}; full forward passes are used instead", stacklevel=3)
     return reason

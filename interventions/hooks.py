@@ -23,7 +23,9 @@ Position = int | Int[Tensor, "prompt"] | None
 """The same token index for each prompt (negative: from the end), one for each, or None for every position at once."""
 
 
-def edit_at(hidden: Float[Tensor, "prompt pos d_model"], edit: Edit, position: Position) -> Float[Tensor, "prompt pos d_model"]:
+def edit_at(
+    hidden: Float[Tensor, "prompt pos d_model"], edit: Edit, position: Position
+) -> Float[Tensor, "prompt pos d_model"]:
     """A copy of the stream with `edit` applied at a position. Raises `EditError` when the edit gives another shape."""
     if position is None:
         new = edit(hidden)
@@ -35,12 +37,16 @@ def edit_at(hidden: Float[Tensor, "prompt pos d_model"], edit: Edit, position: P
     old = hidden[row, where]
     new = edit(old)
     if new.shape != old.shape:
-        raise EditError(f"the edit gave shape {tuple(new.shape)}; expected {tuple(old.shape)}, one vector for each prompt")
+        raise EditError(
+            f"the edit gave shape {tuple(new.shape)}; expected {tuple(old.shape)}, one vector for each prompt"
+        )
     return hidden.index_put((row, where), new.to(hidden))
 
 
 @contextmanager
-def fwd_hook(site: Site, edit: Edit, position: Position = None, *, may_change_nothing: bool = False) -> Iterator[tuple[str, Any]]:
+def fwd_hook(
+    site: Site, edit: Edit, position: Position = None, *, may_change_nothing: bool = False
+) -> Iterator[tuple[str, Any]]:
     """A TransformerLens hook that applies `edit` at a site: an entry of `fwd_hooks=[…]`.
 
         with fwd_hook(Site(15), lambda x: swap_norm(x, source), position=7) as hook:
@@ -62,7 +68,9 @@ def fwd_hook(site: Site, edit: Edit, position: Position = None, *, may_change_no
         raise EditError(f"the edit at {site.hook_name} changed nothing; if that is meant, pass may_change_nothing=True")
 
 
-def edit_in_trace(model: Any, site: Site, edit: Edit, position: Position = None, *, may_change_nothing: bool = False) -> None:
+def edit_in_trace(
+    model: Any, site: Site, edit: Edit, position: Position = None, *, may_change_nothing: bool = False
+) -> None:
     """Apply `edit` at a site inside an nnsight trace.
 
         with model.trace(tokens):

@@ -35,13 +35,17 @@ class CleanSide:
     def entropy(self) -> Float[Tensor, "row"]:
         return -_dot(self.p, self.log_p)
 
-    def rows(self, index: Int[Tensor, "row"]) -> "CleanSide":
-        """The clean side of several edits: row i of the result is row `index[i]` of this one."""
-        taken = CleanSide(self.logits[index])
-        for name in ("log_p", "p", "top1", "entropy"):
-            if name in self.__dict__:
-                taken.__dict__[name] = self.__dict__[name][index]
-        return taken
+
+class CleanRows:
+    """The clean side of several edits, each of a row of `side`; taken from there when asked for, not before."""
+
+    def __init__(self, side: CleanSide, index: Int[Tensor, "row"] | slice):
+        self.side, self.index = side, index
+
+    def __getattr__(self, name: str) -> Tensor:
+        value = getattr(self.side, name)[self.index]
+        self.__dict__[name] = value
+        return value
 
 
 class Comparison:
@@ -55,8 +59,8 @@ class Comparison:
     Half-precision logits are widened first.
     """
 
-    def __init__(self, clean: CleanSide, intervened: Logits):
-        self.clean, self.intervened = clean, _wide(intervened)
+    def __init__(self, clean: CleanSide | CleanRows, intervened: Logits):
+        self.clean, self.intervened = clean, _wide(intervened)  # one clean row stands for all edits, or one for each
 
     @cached_property
     def d(self) -> Logits:
@@ -88,14 +92,15 @@ class Comparison:
 
     @cached_property
     def top1_changed(self) -> Bool[Tensor, "row"]:
-        return self.intervened.gather(-1, self.clean.top1[:, None]).squeeze(-1) < self.intervened.amax(-1)
+        top = self.clean.top1.expand(len(self.intervened))[:, None]
+        return self.intervened.gather(-1, top).squeeze(-1) < self.intervened.amax(-1)
 
 
 METRICS: dict[str, Callable[[Comparison], Tensor]] = {
     "kl": lambda c: c.kl,
     "js": lambda c: c.js,
     "top1_changed": lambda c: c.top1_changed,
-    "clean_entropy": lambda c: c.clean.entropy,
+    "clean_entropy": lambda c: c.clean.entropy.expand(len(c.intervened)),
 }
 """Metrics by name, each from a `Comparison` to one number a row: `kl` and `js` in nats, `top1_changed` a truth value (the
 clean top-1 token is no longer the largest), `clean_entropy` in nats (the same for every edit of a token)."""
@@ -112,7 +117,7 @@ def _growth(d: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
+    return (a * b).sum(-1)
 
 
 def kl_divergence(clean: Logits, intervened: Logits) -> Float[Tensor, "row"]:

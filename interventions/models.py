@@ -179,7 +179,9 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
         raise ModelError("the model's weights are not loaded; load them first (nnsight: dispatch=True)")
     attention = getattr(hf.config, "_attn_implementation", None)
     if attention not in ("eager", "sdpa", None):
-        raise ModelError(f"attention {attention!r} takes no 4-D mask; load the model with attn_implementation='sdpa' or 'eager'")
+        raise ModelError(
+            f"attention {attention!r} takes no 4-D mask; load the model with attn_implementation='sdpa' or 'eager'"
+        )
     hf.eval()
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     return CausalModel(hf, model, wrapper, name or hf.config._name_or_path or type(hf).__name__, tokenizer, note)
@@ -202,7 +204,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         raise ModelError(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from None
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"device {device} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        raise ModelError(
+            f"device {device} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
     return resolved
 
 
@@ -222,7 +226,9 @@ def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any
     if where == DEFAULT_MODEL:
         where, note = str(packaged_model_folder()), "SmolLM2-135M-Instruct, dequantised from Q4_1"
     elif not Path(where).exists() and where.startswith((".", "/", "~")):
-        raise ModelError(f"no model folder {where!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id")
+        raise ModelError(
+            f"no model folder {where!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
+        )
     try:
         config = AutoConfig.from_pretrained(where)
         soft_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)

@@ -57,7 +57,9 @@ class Recording:
     def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row d_model"]:
         """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
         if site not in self.activations:
-            raise SiteError(f"site {site} was not recorded; recorded: {', '.join(map(str, self.activations)) or 'none'}")
+            raise SiteError(
+                f"site {site} was not recorded; recorded: {', '.join(map(str, self.activations)) or 'none'}"
+            )
         self.check_rows(prompt, position)
         values = self.activations[site]
         return values[prompt.to(values.device), position.to(values.device)]
@@ -89,7 +91,9 @@ def record(
         row[: len(prompt)] = prompt
     n_embed = model.hf.get_input_embeddings().weight.shape[0]
     if int(ids.min()) < 0 or int(ids.max()) >= n_embed:
-        raise TextError(f"token id {int(ids.min()) if int(ids.min()) < 0 else int(ids.max())} is outside the vocabulary of {n_embed}")
+        raise TextError(
+            f"token id {int(ids.min()) if int(ids.min()) < 0 else int(ids.max())} is outside the vocabulary of {n_embed}"
+        )
     ids = ids.to(model.device)
     recording = Recording(model, ids, length, {}, ids.new_empty(0), None, None)
     for start in range(0, len(prompts), batch_prompts):
@@ -132,11 +136,15 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
                 )
             else:
                 handle = block.register_forward_pre_hook(
-                    lambda _, args, kwargs, site=site: seen.__setitem__(site, args[0] if args else kwargs["hidden_states"]),
+                    lambda _, args, kwargs, site=site: seen.__setitem__(
+                        site, args[0] if args else kwargs["hidden_states"]
+                    ),
                     with_kwargs=True,
                 )
             stack.callback(handle.remove)
-        cache = DynamicCache() if keep_cache else None  # no config: full-length layers, also where the model would slide
+        cache = (
+            DynamicCache() if keep_cache else None
+        )  # no config: full-length layers, also where the model would slide
         output = model.base(input_ids=ids, past_key_values=cache, use_cache=keep_cache)
     missing = [str(site) for site in sites if site not in seen]
     if missing:
@@ -144,7 +152,9 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
     return seen, output, cache, tuples[0]
 
 
-def _store(recording: Recording, batch: slice, width: int, seen: dict[Site, Tensor], output: Any, cache: Any, as_tuple: bool) -> None:
+def _store(
+    recording: Recording, batch: slice, width: int, seen: dict[Site, Tensor], output: Any, cache: Any, as_tuple: bool
+) -> None:
     recording.blocks_return_tuple, recording.output_type = as_tuple, type(output)
     final = output.last_hidden_state
     shape = recording.tokens.shape

@@ -37,7 +37,9 @@ class _CleanKeys(DynamicCache):
         super().__init__()
         self.recording, self.n_clean, self.group_prompt = recording, n_clean, group_prompt
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         clean = (self.recording.keys, self.recording.values)
         own = (key_states, value_states)
         keys, values = (
@@ -61,7 +63,9 @@ def row_mask(
         hidden |= key <= position[:, :, None] - window
     others = ~torch.eye(n_slot, dtype=torch.bool, device=position.device).expand(len(position), -1, -1)
     hidden = torch.cat([hidden, others], dim=2)
-    return torch.zeros(hidden.shape, dtype=dtype, device=position.device).masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=position.device).masked_fill_(hidden, torch.finfo(dtype).min)[
+        :, None
+    ]
 
 
 def _masks(model: CausalModel, position: Tensor, n_clean: int) -> Any:

@@ -48,7 +48,9 @@ class Site:
     def check(self, n_layers: int) -> None:
         """Raise `SiteError` when the model has no such block."""
         if self.layer >= n_layers:
-            raise SiteError(f"no block {self.layer} in a model of {n_layers} blocks; layers run from 0 to {n_layers - 1}")
+            raise SiteError(
+                f"no block {self.layer} in a model of {n_layers} blocks; layers run from 0 to {n_layers - 1}"
+            )
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.point}"

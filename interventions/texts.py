@@ -49,6 +49,8 @@ class Prompts:
     """the paragraph of each prompt, uncut"""
     dropped: dict[str, int] = field(default_factory=dict)
     """how many paragraphs were passed over on the way to these prompts, by reason"""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """text's name, hash and licence, and how it became prompts"""
 
 
 def load_texts(where: str = "boolq", n: int | None = None, min_chars: int = 1) -> Texts:
@@ -151,7 +153,7 @@ def _field(row: Any, names: Sequence[str], place: str) -> str:
 
 
 def tokenize(
-    texts: Sequence[str],
+    texts: Texts | Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -169,6 +171,10 @@ def tokenize(
     """
     if max_length < 2:
         raise TextError(f"max_length {max_length}; a prompt needs at least 2 tokens, one to edit and one before it")
+    origin: dict[str, Any] = {}
+    if isinstance(texts, Texts):
+        origin = {"name": texts.name, "source": texts.source, "licence": texts.licence, "texts_dropped": texts.dropped}
+        texts = texts.texts
     reserved = set(tokenizer.all_special_ids)
     kept: list[tuple[list[int], list[bool], str]] = []
     dropped: Counter[str] = Counter()
@@ -189,9 +195,46 @@ def tokenize(
             f"{len(kept)} prompts left of {len(texts)} texts, expected {n_prompts or 1}; dropped: {dict(dropped)}; "
             "give more text or ask for fewer"
         )
-    return Prompts(
-        [ids for ids, _, _ in kept], [flags for _, flags, _ in kept], [text for *_, text in kept], dict(dropped)
-    )
+    origin |= {"max_length": max_length, "chat_template": chat_template, "prompts_dropped": dict(dropped)}
+    return _prompts([ids for ids, _, _ in kept], [f for _, f, _ in kept], [t for *_, t in kept], dict(dropped), origin)
+
+
+def _prompts(
+    tokens: list[list[int]],
+    special: list[list[bool]],
+    texts: list[str],
+    dropped: dict[str, int],
+    origin: dict[str, Any],
+) -> Prompts:
+    digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+    return Prompts(tokens, special, texts, dropped, {"name": "given", **origin, "tokens_sha256": digest})
+
+
+def as_prompts(
+    prompts: Prompts | Sequence[Sequence[int]] | Sequence[str], tokenizer: PreTrainedTokenizerBase | None
+) -> Prompts:
+    """`Prompts` as they are; texts through the tokenizer, uncut and in order; token ids as given, special ones marked.
+
+    Raises `TextError` for no prompts, an empty one, or texts without a tokenizer.
+    """
+    if isinstance(prompts, Prompts):
+        return prompts
+    if isinstance(prompts, str) or not len(prompts):
+        raise TextError(
+            f"prompts are {type(prompts).__name__} of length {len(prompts)}; expected a list of texts or of token ids"
+        )
+    texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
+    if any(isinstance(prompt, str) for prompt in prompts):
+        if tokenizer is None:
+            raise TextError("texts were given, but the model has no tokenizer; give token ids")
+        tokens = [_plain(text, tokenizer)[0] for text in texts]
+    else:
+        tokens = [[int(token) for token in prompt] for prompt in prompts]
+    if not all(tokens):
+        raise TextError(f"prompt {[len(t) for t in tokens].index(0)} has no tokens; leave empty prompts out")
+    reserved = set() if tokenizer is None else set(tokenizer.all_special_ids)
+    special = [[token in reserved for token in ids] for ids in tokens]
+    return _prompts(tokens, special, texts, {}, {})
 
 
 def _rank(seed: int, index: int, text: str) -> bytes:

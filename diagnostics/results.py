@@ -1,0 +1,111 @@
+"""Results on disk: a tidy table in Parquet beside its provenance in JSON, each file whole or not there."""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interventions.errors import ResultError
+from interventions.models import CausalModel
+
+_PACKAGES = ("mechdiag", "torch", "transformers", "transformer-lens", "nnsight", "numpy", "pandas", "pyarrow")
+
+
+def claim_folder(folder: str | Path, names: Iterable[str], overwrite: bool) -> Path:
+    """The folder, made if need be, ready to take files of these names.
+
+    Raises `ResultError` when one of them is there already and `overwrite` is not given, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise ResultError(f"{folder} holds another run ({there[0]}); name another folder or pass --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResultError(f"cannot write to {folder}: {error.strerror}; name another folder") from error
+    return folder
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, then put it in its place at once; a failure leaves what stood there."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """A table in Parquet: the same bytes for the same table and version of pyarrow."""
+    write_whole(path, lambda p: frame.to_parquet(p, index=False))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON in the order given; what is not finite becomes null."""
+    text = json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def jsonable(value: Any) -> Any:
+    """Numbers, strings, lists and dictionaries only; what is not finite becomes None."""
+    if hasattr(value, "as_dict"):
+        return jsonable(value.as_dict())
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return str(value)
+
+
+def save_tokens(path: Path, tokens: list[list[int]]) -> None:
+    """Token ids `[prompt, pos]`, right-padded with −1, as .npy."""
+    table = np.full((len(tokens), max(map(len, tokens))), -1, dtype=np.int32)
+    for row, prompt in zip(table, tokens, strict=True):
+        row[: len(prompt)] = prompt
+    write_whole(path, lambda p: np.save(p, table))
+
+
+def model_provenance(model: CausalModel) -> dict[str, Any]:
+    """What a reader must know of the model and the machine to make the numbers again."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "model": model.name,
+        "model_note": model.note,
+        "wrapper": model.wrapper,
+        "weights_sha256": model.weights_hash,
+        "norm": model.norm_kind,
+        "n_layers": model.n_layers,
+        "d_model": model.d_model,
+        "vocab": model.vocab_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }

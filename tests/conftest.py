@@ -1,0 +1,28 @@
+"""What every test shares: shapes and types checked at run time, and a device to run on."""
+
+import beartype  # noqa: F401  (before nnsight, which patches types in a way that beartype cannot be imported after)
+import hypothesis
+import jaxtyping
+import pytest
+
+# Before anything of the package is imported: from here on every annotated function checks its tensors' shapes.
+jaxtyping.install_import_hook("interventions", "beartype.beartype")
+
+# Timing decides no test, and a test that passed once passes again.
+hypothesis.settings.register_profile("mechdiag", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("mechdiag")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests put tensors and models: cpu (default), cuda, cuda:1")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of this run; the test is skipped where it asks for a GPU and there is none."""
+    import torch
+
+    name = str(request.config.getoption("--device"))
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip(f"--device {name}: this torch sees no GPU")
+    return name

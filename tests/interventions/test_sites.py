@@ -1,0 +1,62 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interventions.errors import SiteError
+from interventions.sites import POINTS, Site
+
+sites = st.builds(Site, st.integers(0, 200), st.sampled_from(POINTS))
+
+
+@given(sites)
+def test_both_names_lead_back_to_the_site(site):
+    assert Site.parse(site.hook_name) == site
+    assert Site.parse(str(site)) == site
+
+
+@given(sites, sites)
+def test_names_differ_where_sites_do(a, b):
+    assert (a.hook_name == b.hook_name) == (a == b) == (str(a) == str(b))
+
+
+def test_names_are_transformer_lens_names():
+    assert Site(15).hook_name == "blocks.15.hook_resid_post"
+    assert Site(0, "resid_pre").hook_name == "blocks.0.hook_resid_pre"
+
+
+def test_an_edit_is_first_read_by_the_same_block_or_the_next():
+    assert Site(7, "resid_pre").first_block == 7
+    assert Site(7, "resid_post").first_block == 8
+    assert Site(7, "resid_post").first_block == Site(8, "resid_pre").first_block
+
+
+def test_sites_are_values_in_the_order_of_layers():
+    assert len({Site(1), Site(1, "resid_post"), Site(1, "resid_pre")}) == 2
+    assert sorted([Site(10), Site(9), Site(10, "resid_pre")]) == [
+        Site(9),
+        Site(10, "resid_post"),
+        Site(10, "resid_pre"),
+    ]
+
+
+def test_an_unknown_point_is_answered_with_the_known_ones():
+    with pytest.raises(SiteError, match=r"'resid_psot' in block 12; known: resid_pre, resid_post"):
+        Site(12, "resid_psot")
+    with pytest.raises(SiteError, match=r"'attn_z'"):
+        Site.parse("blocks.3.hook_attn_z")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "resid_post", "blocks.x.hook_resid_post", "blocks.3.hook_resid_post.extra", "-1.resid_pre"]
+)
+def test_what_is_no_site_name_is_refused(name):
+    with pytest.raises(SiteError, match=r"expected a name such as"):
+        Site.parse(name)
+
+
+def test_layers_run_from_zero_to_the_last_block():
+    with pytest.raises(SiteError, match="negative"):
+        Site(-1)
+    Site(29).check(30)
+    with pytest.raises(SiteError, match="no block 30 in a model of 30 blocks; layers run from 0 to 29"):
+        Site(30).check(30)
