@@ -3,6 +3,7 @@
 Source of the patches: arXiv:2606.15054. In-context patching, doses, matched placebos and the statistics are ours.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,14 +86,19 @@ class DirectionNorm:
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
-        """Statistics of each layer × context × pair set, with delete-one-prompt jackknife intervals."""
+        """Statistics of each layer × context × pair set, with delete-one-prompt jackknife intervals.
+
+        Intervals from fewer than 20 prompts are too narrow; `n_prompts` says how many stand behind each.
+        """
         keys = ["layer", "context", "pair_set"]
         floors = self.frame[self.frame.edit == "self"].groupby(["layer", "context"])["kl"].agg(statistics.noise_floor)
         log_vocab = float(np.log(self.provenance["vocab"]))
-        return [
-            {**dict(zip(keys, key, strict=True)), **_statistics(rows, float(floors.get(key[:2], 0.0)), log_vocab)}
-            for key, rows in self.frame.groupby(keys, sort=False)
-        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # few prompts: the table says so once
+            return [
+                {**dict(zip(keys, key, strict=True)), **_statistics(rows, float(floors.get(key[:2], 0.0)), log_vocab)}
+                for key, rows in self.frame.groupby(keys, sort=False)
+            ]
 
     def summary(self, pair_set: str = "random") -> pd.DataFrame:
         """One row per layer and context: mean KL (nats) and dose ‖Δx‖/‖x‖ of the patches, ratios, each with its interval."""
@@ -486,7 +492,7 @@ def _statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict[str,
         values = some.kl.to_numpy(float)
         edits[edit] = {
             "n": len(some),
-            "mean_kl": statistics.mean(values, own),
+            "mean_kl": statistics.mean(values, own, transform="log" if values.mean() > 0 else None),
             "median_kl": statistics.median(values, own),
             "mean_js": statistics.mean(some.js.to_numpy(float), own),
             "top1_changed": statistics.share(some.top1_changed.to_numpy(bool), own),
@@ -539,8 +545,9 @@ def _put(row: dict[str, Any], name: str, estimate: Estimate) -> None:
 
 
 def _short(value: Estimate | CensoredMedian) -> str:
+    """Three digits. A lower bound beyond 10⁶ says no more than that the denominator is nothing but rounding."""
     estimate = value.estimate if isinstance(value, CensoredMedian) else value
-    return ("≥ " if estimate.bound else "") + f"{estimate.value:.3g}"
+    return f"≥ {min(estimate.value, 1e6):.3g}" if estimate.bound else f"{estimate.value:.3g}"
 
 
 def _table(groups: list[dict[str, Any]]) -> str:
@@ -554,6 +561,7 @@ def _table(groups: list[dict[str, Any]]) -> str:
                 "layer": g["layer"],
                 "context": g["context"].replace("_", "-"),
                 "pairs": g["n_pairs"],
+                "prompts": g["n_prompts"],
                 "KL direction": _short(edits["direction"]["mean_kl"]),
                 "KL norm": _short(edits["norm"]["mean_kl"]),
                 "dose dir.": _short(edits["direction"]["mean_dose"]),

@@ -14,7 +14,7 @@ from interventions.errors import EditError, MechdiagError, ReplayError
 from interventions.hooks import reference_logits
 from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison
 from interventions.recording import Recording
-from interventions.replay import final_hidden, unembed, unsupported
+from interventions.replay import ATTENTIONS, final_hidden, unembed, unsupported
 from interventions.sites import Site
 
 Vectors = Float[Tensor, "row d_model"] | Callable[[Int[Tensor, "some_row"]], Float[Tensor, "some_row d_model"]]
@@ -110,7 +110,7 @@ def measure(
     back = torch.from_numpy(np.argsort(rows.order, kind="stable"))
     values = {name: torch.cat([part[name] for part in found]).cpu()[back] for name in metrics}
     bad = torch.stack([~v.isfinite() for v in values.values()]).any(0) if values else torch.zeros(len(prompt))
-    compared = bool(model.replay_reach) or model.replay_delta > 0
+    compared = bool(model.replay_reach)
     return Effects(
         values,
         "replay" if replaying else "hooks",
@@ -171,7 +171,8 @@ class _Rows:
 
     def clean_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One row for each clean side among `rows`, in their order, and which of these each row belongs to."""
-        new = np.r_[True, self.clean_key[rows[1:]] != self.clean_key[rows[:-1]]]
+        place = np.stack([self.prompt[rows], self.position[rows], self.clean_key[rows]])
+        new = np.r_[True, (place[:, 1:] != place[:, :-1]).any(axis=0)]
         return rows[new], np.cumsum(new) - 1
 
     def reference_vectors(self, rows: np.ndarray) -> Tensor:
@@ -180,40 +181,29 @@ class _Rows:
         index = self.reference.index[torch.from_numpy(rows)]
         return self.reference.vectors[index.to(self.reference.vectors.device)].to(model.device, model.dtype)
 
+    def final(self, rows: np.ndarray, vectors: Tensor) -> Tensor:
+        """Replayed final hidden states with `vectors` at the site, rows in any order."""
+        attention = self.recording.model.replay_attention
+        assert attention is not None
+        order = np.argsort(self.prompt[rows], kind="stable")
+        rows, back = rows[order], torch.from_numpy(order).to(vectors.device)
+        first = self.site.first_block
+        hidden = final_hidden(self.recording, first, self.prompt[rows], self.position[rows], vectors[back], attention)
+        return torch.empty_like(hidden).index_copy(0, back, hidden)
+
     def hidden(self, rows: np.ndarray, clean_rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Final hidden states of `clean_rows`' clean sides and of the edited `rows`."""
         vectors = self.edited(rows)
-        first = self.site.first_block
         if self.reference is None:
-            hidden = final_hidden(self.recording, first, self.prompt[rows], self.position[rows], vectors)
-            device = hidden.device
-            at = (
-                torch.from_numpy(self.prompt[clean_rows]).to(device),
-                torch.from_numpy(self.position[clean_rows]).to(device),
-            )
-            return self.recording.final_hidden[at], hidden
-        both = np.concatenate([clean_rows, rows])
-        order = np.argsort(self.prompt[both], kind="stable")
-        vectors = torch.cat([self.reference_vectors(clean_rows), vectors])
-        to_device = torch.from_numpy(order).to(vectors.device)
-        hidden = final_hidden(
-            self.recording, first, self.prompt[both][order], self.position[both][order], vectors[to_device]
-        )
-        hidden = torch.empty_like(hidden).index_copy(0, to_device, hidden)
+            device = vectors.device
+            prompt, position = (torch.from_numpy(x[clean_rows]).to(device) for x in (self.prompt, self.position))
+            return self.recording.final_hidden[prompt, position], self.final(rows, vectors)
+        both = torch.cat([self.reference_vectors(clean_rows), vectors])
+        hidden = self.final(np.concatenate([clean_rows, rows]), both)
         return hidden[: len(clean_rows)], hidden[len(clean_rows) :]
 
     def replayed_logits(self, rows: np.ndarray) -> Tensor:
-        order = np.argsort(self.prompt[rows], kind="stable")
-        sorted_rows = rows[order]
-        hidden = final_hidden(
-            self.recording,
-            self.site.first_block,
-            self.prompt[sorted_rows],
-            self.position[sorted_rows],
-            self.edited(sorted_rows),
-        )
-        logits = unembed(self.recording, hidden)
-        return torch.empty_like(logits).index_copy(0, torch.from_numpy(order).to(logits.device), logits)
+        return unembed(self.recording, self.final(rows, self.edited(rows)))
 
     def hooked_logits(self, rows: np.ndarray, clean: bool = False) -> Tensor:
         """Full forward passes: of the edited rows, or of their clean sides."""
@@ -306,34 +296,44 @@ def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
 def _why_not_replay(rows: _Rows) -> str | None:
     """Check replay against full forward passes at the longest positions asked for, unless that was done already."""
     model, first = rows.recording.model, rows.site.first_block
-    reason = model.replay_refused or unsupported(rows.recording)
-    longest = int(rows.position.max())
-    checked = max((reach for block, reach in model.replay_reach.items() if block <= first), default=-1)
-    if reason or longest <= checked:
+    if reason := model.replay_refused or unsupported(rows.recording):
         return reason
+    longest = int(rows.position.max())
+    if longest <= max((reach for block, reach in model.replay_reach.items() if block <= first), default=-1):
+        return None
     trial = _trial(rows)
+    slow = _full_forwards(rows.recording, rows.site, *trial).float()
+    if not bool(slow.isfinite().all()):
+        return None  # says nothing about replay: the rows are counted as not finite, and the next call asks again
+    allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
+    attention, reason = model.replay_attention, None
+    for way in ATTENTIONS[ATTENTIONS.index(attention or "") :]:
+        reason = _trial_fails(rows.recording, first, trial, way, slow, allowed)
+        if reason is None:
+            model.replay_attention, model.replay_reach[first] = way, longest
+            return None
+    model.replay_refused, model.replay_attention = f"{reason} (longest position {longest})", None
+    warnings.warn(
+        f"replay does not serve this model: {model.replay_refused}; full forward passes are used instead", stacklevel=3
+    )
+    return model.replay_refused
+
+
+def _trial_fails(
+    recording: Recording, first: int, trial: "_Trial", attention: str, slow: Tensor, allowed: float
+) -> str | None:
     try:
-        fast = unembed(rows.recording, final_hidden(rows.recording, first, *trial, group_size=_TRIAL_SLOTS)).float()
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        hidden = final_hidden(recording, first, *trial, attention=attention, group_size=_TRIAL_SLOTS)
+        fast = unembed(recording, hidden).float()
+    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         if isinstance(error, MechdiagError) or _is_out_of_memory(error):
             raise
-        reason = f"its forward pass does not take rows ({type(error).__name__}: {str(error).splitlines()[0]})"
-    else:
-        slow = _full_forwards(rows.recording, rows.site, *trial).float()
-        finite = bool(fast.isfinite().all() and slow.isfinite().all())
-        delta = float((fast - slow).abs().max())
-        allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
-        if finite:
-            model.replay_delta = max(model.replay_delta, delta)
-        if not finite or delta <= allowed:  # what is not finite on either path says nothing about replay
-            model.replay_reach[first] = longest
-            return None
-        reason = (
-            f"logits differ by {delta:.1e} from full forward passes (allowed {allowed:.1e}, longest position {longest})"
-        )
-    model.replay_refused = reason
-    warnings.warn(f"replay does not serve this model: {reason}; full forward passes are used instead", stacklevel=3)
-    return reason
+        return f"its forward pass does not take rows: {type(error).__name__}: {str(error).splitlines()[0]}"
+    delta = float((fast - slow).abs().max())
+    if not delta <= allowed:
+        return f"logits differ by {delta:.1e} from full forward passes, allowed {allowed:.1e}"
+    recording.model.replay_delta = max(recording.model.replay_delta, delta)
+    return None
 
 
 _TRIAL_SLOTS = 4
@@ -346,17 +346,20 @@ class _Trial(NamedTuple):
 
 
 def _trial(rows: _Rows) -> _Trial:
-    """The run's two longest rows, each at four positions of its prompt side by side.
+    """The run's two longest rows, each at four positions of its prompt side by side, with noise that tells them apart.
 
-    A model that ignores the mask is right on a row that stands alone at the last position: it must be asked about rows
-    of several positions in one group.
+    A model that ignores the mask is right on a row that stands alone at the last position, or beside its like: it must
+    be asked about different rows at several positions in one group.
     """
     longest = np.argsort(-rows.position, kind="stable")[:2]
     longest = longest[np.argsort(rows.prompt[longest], kind="stable")]
     prompt = np.repeat(rows.prompt[longest], _TRIAL_SLOTS)
     p = rows.position[longest]
     position = np.stack([p // 8, p // 2, np.maximum(p - 1, 0), p], axis=1).reshape(-1)
-    return _Trial(prompt, position, rows.edited(longest).repeat_interleave(_TRIAL_SLOTS, dim=0))
+    vectors = rows.edited(longest).repeat_interleave(_TRIAL_SLOTS, dim=0)
+    noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
+    scale = vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt().to(vectors)
+    return _Trial(prompt, position, vectors + 0.3 * scale * noise)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

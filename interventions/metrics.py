@@ -11,6 +11,7 @@ from torch import Tensor
 Logits = Float[Tensor, "row vocab"]
 
 _LARGE = 60.0  # exp(60) is far from float32's largest number
+_SMALL_KL = 1e-4  # above, what cancels in exp(d) − 1 − d for |d| < 0.01 is less than 1e-5 of the whole
 
 
 class CleanSide:
@@ -70,8 +71,14 @@ class Comparison:
     @cached_property
     def kl(self) -> Float[Tensor, "row"]:
         d, p = self.d, self.clean.p
-        if d.device.type == "cpu" and bool(d.amax() <= _LARGE):  # elsewhere the question would cost a synchronisation
-            return torch.log1p(_dot(p, _growth(d)))
+        if d.device.type == "cpu" and bool(
+            d.amax() <= _LARGE
+        ):  # elsewhere these questions would cost a synchronisation
+            kl = torch.log1p(_dot(p, torch.expm1(d).sub_(d)))
+            small = (kl < _SMALL_KL).nonzero()[:, 0]
+            if len(small):  # only there does the difference above cancel
+                kl[small] = torch.log1p(_dot(p if len(p) == 1 else p[small], _growth(d[small])))
+            return kl
         # Where d is large p may have underflowed, but q = p·exp(d) need not have.
         grown = torch.exp((self.clean.log_p + d).clamp_(max=_LARGE)) - p - p * d
         near = p * _growth(d.clamp(max=_LARGE))
@@ -117,7 +124,8 @@ def _growth(d: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1)
+    """Row by row; `a` may be one row for all."""
+    return b @ a[0] if len(a) == 1 else (a * b).sum(-1)
 
 
 def kl_divergence(clean: Logits, intervened: Logits) -> Float[Tensor, "row"]:

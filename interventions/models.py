@@ -49,6 +49,8 @@ class CausalModel:
     """replay found exact: first block run -> longest position checked"""
     replay_delta: float = 0.0
     """largest logit difference seen between replay and full forwards"""
+    replay_attention: str | None = "grouped"
+    """how replayed rows attend (see `replay`): the first way found exact; None: no way is"""
     replay_refused: str | None = None
     """why replay does not serve this model, once a check has failed"""
 

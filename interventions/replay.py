@@ -1,11 +1,15 @@
 """The fast path: edited vectors in, final hidden states out, at the cost of one token a row through the blocks above.
 
-An edit at position p after block l changes nothing before p and nothing up to block l. So a row is one query token that
-starts at the block above, attends to its prompt's clean keys before p and to itself. Rows of a prompt stand side by side
-in one call of the model's own forward, under a 4-D mask; hooks of TransformerLens and nnsight on those blocks still fire.
+An edit at position p after block l changes nothing before p and nothing up to block l. So a row is one token that starts
+at the block above and attends to its prompt's clean keys before p and to itself. Hundreds of rows make one call of the
+model's own forward; hooks of TransformerLens and nnsight on those blocks still fire. Two ways to attend, both exact:
+
+grouped   our attention function (see `attention`), for models that let theirs be chosen; no key is copied for a row
+masked    the model's own attention under a 4-D mask, the rows of a prompt standing side by side as extra queries
 """
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from interventions.attention import RowAttention, attending
 from interventions.models import CausalModel, forward_replaced
 from interventions.recording import Recording
 
+ATTENTIONS = ("grouped", "masked")
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -30,59 +36,111 @@ def unsupported(recording: Recording) -> str | None:
     return None
 
 
-class _CleanKeys(DynamicCache):
-    """Clean keys and values of each group's prompt, cut to the first `n_clean` positions; joined to the rows' own, stored nowhere."""
+@dataclass
+class Layout:
+    """Rows laid out as groups of equal size, each of one prompt."""
 
-    def __init__(self, recording: Recording, group_prompt: Tensor, n_clean: int):
+    slot: Int[Tensor, "row"]
+    """place of each row, group · size + slot"""
+    group_prompt: Int[Tensor, "group"]
+    position: Int[Tensor, "group slot"]
+    """0 in padding slots"""
+    n_clean: int
+    """clean keys a group may attend to: the largest position"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.position.shape[0], self.position.shape[1]
+
+
+def layout(
+    prompt: np.ndarray, position: np.ndarray, device: torch.device, cost_of_slot: float, size: int | None = None
+) -> Layout:
+    """Rows sorted by prompt, `[row]`, laid out in groups of `size`, or of the size that costs least.
+
+    cost_of_slot: multiply-adds of a padding slot, beside attention, in units of d_model.
+    """
+    n_clean = int(position.max())
+    counts = np.diff(np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1], True]))
+    sizes = np.unique(np.minimum(2 ** np.arange(8), counts.max())) if size is None else np.array([size])
+    groups = np.array([np.ceil(counts / s).sum() for s in sizes])
+    cost = groups * (sizes * (cost_of_slot + 4 * (n_clean + sizes)) + 24 * n_clean)  # 24: copying a key, by experiment
+    size = int(sizes[np.argmin(cost)])
+    within = np.arange(len(prompt)) - np.repeat(np.cumsum(counts) - counts, counts)
+    new = within % size == 0
+    slot = torch.from_numpy((np.cumsum(new) - 1) * size + within % size).to(device)
+    padded = torch.zeros(int(new.sum()) * size, dtype=torch.long, device=device)
+    padded.index_copy_(0, slot, torch.from_numpy(position).to(device))
+    return Layout(slot, torch.from_numpy(prompt[new]).to(device), padded.view(-1, size), n_clean)
+
+
+class _JoinedKeys(DynamicCache):
+    """For masked attention: the clean keys and values of each group's prompt, joined to the rows' own; nothing is stored."""
+
+    def __init__(self, recording: Recording, rows: Layout):
         super().__init__()
-        self.recording, self.n_clean, self.group_prompt = recording, n_clean, group_prompt
+        self.recording, self.rows = recording, rows
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         clean = (self.recording.keys, self.recording.values)
-        own = (key_states, value_states)
-        keys, values = (
-            torch.cat([kept[layer_idx][:, :, : self.n_clean].index_select(0, self.group_prompt), new], dim=2)
-            for kept, new in zip(clean, own, strict=True)
+        return tuple(
+            torch.cat([kept[layer_idx][:, :, : self.rows.n_clean].index_select(0, self.rows.group_prompt), new], dim=2)
+            for kept, new in zip(clean, (key_states, value_states), strict=True)
         )
-        return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.n_clean
+        return self.rows.n_clean
 
 
-def row_mask(
-    position: Int[Tensor, "group slot"], n_clean: int, dtype: torch.dtype, window: int | None = None
-) -> Float[Tensor, "group 1 slot key"]:
+class _OwnKeys(DynamicCache):
+    """For grouped attention: the rows' own keys and values; it tells the attention function which block is running."""
+
+    def __init__(self, rows: RowAttention):
+        super().__init__()
+        self.rows = rows
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        self.rows.layer = layer_idx
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.rows.n_clean
+
+
+def row_mask(rows: Layout, dtype: torch.dtype, window: int | None = None) -> Float[Tensor, "group 1 slot key"]:
     """Additive mask: a slot sees its prompt's clean keys before its position (within the window), and itself."""
-    n_slot = position.shape[1]
-    key = torch.arange(n_clean, device=position.device)
+    (n_group, n_slot), position = rows.shape, rows.position
+    key = torch.arange(rows.n_clean, device=position.device)
     hidden = key >= position[:, :, None]
     if window is not None:
         hidden |= key <= position[:, :, None] - window
-    others = ~torch.eye(n_slot, dtype=torch.bool, device=position.device).expand(len(position), -1, -1)
+    others = ~torch.eye(n_slot, dtype=torch.bool, device=position.device).expand(n_group, -1, -1)
     hidden = torch.cat([hidden, others], dim=2)
     return torch.zeros(hidden.shape, dtype=dtype, device=position.device).masked_fill_(hidden, torch.finfo(dtype).min)[
         :, None
     ]
 
 
-def _masks(model: CausalModel, position: Tensor, n_clean: int) -> Any:
+def windows(model: CausalModel) -> list[int | None]:
+    """Sliding window of each block, None where it sees everything before."""
     window = getattr(model.config, "sliding_window", None)
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds is None:
+        return [window] * model.n_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _for_each_kind(model: CausalModel, mask: Any) -> Any:
+    """The mask as the model takes it: one for each kind of block where it has several kinds, else one for all."""
     if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
-        return {
-            "full_attention": row_mask(position, n_clean, model.dtype),
-            "sliding_attention": row_mask(position, n_clean, model.dtype, window),
-        }
-    if getattr(model.config, "layer_types", None):
-        window = None
-    return row_mask(position, n_clean, model.dtype, window)
+        return {"full_attention": mask(None), "sliding_attention": mask(model.config.sliding_window)}
+    return mask(windows(model)[0])
 
 
 @contextmanager
-def _entering_at(model: CausalModel, first_block: int, value: Tensor, as_tuple: bool):
-    """Blocks below `first_block` compute nothing; `value` is what it reads (or, above the last block, what the final norm reads)."""
+def entering_at(recording: Recording, first_block: int, value: Tensor):
+    """Blocks below `first_block` compute nothing; it reads `value` (above the last block: the final norm does)."""
+    model, as_tuple = recording.model, recording.blocks_return_tuple
     with ExitStack() as stack:
         for block in model.blocks[:first_block]:
             stack.enter_context(forward_replaced(block, lambda *_, **__: (value,) if as_tuple else value))
@@ -95,67 +153,51 @@ def _entering_at(model: CausalModel, first_block: int, value: Tensor, as_tuple: 
         yield
 
 
-def layout(
-    prompt: np.ndarray, n_clean: int, d_model: int, size: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows (sorted by prompt) laid out as groups of equal size, each of one prompt: group and slot of each row, prompt of each group.
-
-    A group holds so many rows (`size`, when given) that padding slots, copies of clean keys and rows hidden from each
-    other cost least.
-    """
-    counts = np.diff(np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1], True]))
-    sizes = np.unique(np.minimum(2 ** np.arange(8), counts.max())) if size is None else np.array([size])
-    n_groups = np.array([np.ceil(counts / size).sum() for size in sizes])
-    keys = n_clean + sizes
-    cost = n_groups * (sizes * (12 * d_model + 4 * keys) + 24 * keys * (n_clean > 0))
-    size = sizes[np.argmin(cost)]
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    within = np.arange(len(prompt)) - first
-    new_group = within % size == 0
-    return np.cumsum(new_group) - 1, within % size, prompt[new_group]
-
-
 def final_hidden(
     recording: Recording,
     first_block: int,
     prompt: np.ndarray,
     position: np.ndarray,
     vectors: Float[Tensor, "row d_model"],
+    attention: str = "grouped",
     group_size: int | None = None,
 ) -> Float[Tensor, "row d_model"]:
     """Hidden states after the final norm, of rows sorted by prompt, with `vectors` as what block `first_block` reads.
 
-    prompt, position: `[row]` on the CPU. One call of the model's own forward; gradients flow where they are enabled.
-    group_size: rows side by side (default: what costs least).
+    prompt, position: `[row]` on the CPU. attention: one of `ATTENTIONS`. group_size: rows of a prompt side by side
+    (default: what costs least). One call of the model's own forward; gradients flow where they are enabled.
     """
-    model = recording.model
-    device = model.device
-    if first_block == model.n_layers:  # nothing attends any more: any layout, no keys
-        group, slot, group_prompt, n_clean = np.zeros_like(prompt), np.arange(len(prompt)), prompt[:1], 0
-    else:
-        n_clean = int(position.max())
-        group, slot, group_prompt = layout(prompt, n_clean, model.d_model, group_size)
-    n_group, n_slot = len(group_prompt), int(slot.max()) + 1
-    where = torch.from_numpy(group * n_slot + slot).to(device)
-    slots = torch.zeros(n_group * n_slot, dtype=torch.long, device=device)
-    slot_position = slots.index_copy(0, where, torch.from_numpy(position).to(device)).view(n_group, n_slot)
-    value = vectors.new_zeros(n_group * n_slot, model.d_model).index_copy(0, where, vectors).view(n_group, n_slot, -1)
-    if first_block == model.n_layers:
-        mask: Any = torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=device)
-        if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
-            mask = {"full_attention": mask, "sliding_attention": mask}
-    else:
-        mask = _masks(model, slot_position, n_clean)
-    cache = _CleanKeys(recording, torch.from_numpy(group_prompt).to(device), n_clean)
-    with _entering_at(model, first_block, value, recording.blocks_return_tuple):
+    model, device = recording.model, recording.model.device
+    flat = attention == "grouped" or first_block == model.n_layers  # above the last block nothing attends
+    rows = layout(prompt, position, device, 0 if flat else 12 * model.d_model, group_size)
+    with ExitStack() as stack:
+        if flat:
+            shape = (1, len(prompt))
+            value, slot_position = vectors[None], torch.from_numpy(position).to(device)[None]
+            unused = torch.zeros(
+                1, 1, 1, 1, dtype=model.dtype, device=device
+            )  # 4-D: the model makes no mask of its own
+            mask = _for_each_kind(model, lambda _: unused)
+            own = RowAttention(recording, rows.slot, rows.group_prompt, rows.position, rows.n_clean, windows(model))
+            cache: DynamicCache = _OwnKeys(own)
+            stack.enter_context(attending(own))
+        else:
+            shape = rows.shape
+            value = (
+                vectors.new_zeros(shape[0] * shape[1], model.d_model).index_copy(0, rows.slot, vectors).view(*shape, -1)
+            )
+            slot_position = rows.position
+            mask = _for_each_kind(model, lambda window: row_mask(rows, model.dtype, window))
+            cache = _JoinedKeys(recording, rows)
+        stack.enter_context(entering_at(recording, first_block, value))
         hidden = model.base(
-            input_ids=slots.view(n_group, n_slot),
+            input_ids=torch.zeros(shape, dtype=torch.long, device=device),  # embedded, then left behind
             attention_mask=mask,
             position_ids=slot_position,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-    return hidden.reshape(n_group * n_slot, -1).index_select(0, where)
+    return hidden[0] if flat else hidden.flatten(0, 1).index_select(0, rows.slot)
 
 
 def unembed(recording: Recording, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:

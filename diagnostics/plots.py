@@ -1,0 +1,212 @@
+"""Figures: a function each, from results to a matplotlib Figure."""
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from diagnostics.statistics import Estimate
+
+if TYPE_CHECKING:
+    from diagnostics.direction_patching import DirectionNorm
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in print.
+COLOURS = {
+    "direction": "#0072B2",
+    "norm": "#D55E00",
+    "placebo_direction": "#56B4E9",
+    "placebo_token": "#009E73",
+    "placebo_norm": "#E69F00",
+    "in_place": "#000000",
+    "single_token": "#CC79A7",
+}
+LABELS = {
+    "direction": "direction patch",
+    "norm": "norm patch",
+    "placebo_direction": "   its placebo, isotropic tangent",
+    "placebo_token": "   its placebo, tangent between tokens",
+    "placebo_norm": "   its placebo: rotation by the same distance",
+    "in_place": "in context",
+    "single_token": "as the only token",
+}
+MARKERS = {"direction": "o", "norm": "s", "placebo_direction": "^", "placebo_token": "v", "placebo_norm": "D"}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "mechdiag",  # the same figure gives the same file
+    "svg.fonttype": "none",
+}
+CAP = 1e6
+"""Ratios beyond are drawn at the top as lower bounds: their denominator is nothing but rounding."""
+
+
+def _points(
+    ax: Axes, x: np.ndarray, estimates: list[Estimate], colour: str, label: str, marker: str, shift: float = 0.0
+) -> None:
+    """A line with intervals on a log axis; a lower bound is an open marker with an arrow up."""
+    value = np.array([min(e.value, CAP) for e in estimates])
+    low = np.array([min(e.low, CAP) for e in estimates])
+    high = np.array([min(e.high, CAP) for e in estimates])
+    bound = np.array([e.bound or e.value > CAP for e in estimates], dtype=bool)
+    shown = np.isfinite(value) & (value > 0)
+    below = np.where(np.isfinite(low), value - low, 0)
+    above = np.where(np.isfinite(high), high - value, 0)
+    bars = np.vstack([below, above]).clip(min=0)
+    solid, x = shown & ~bound, x + shift
+    ax.plot(x[shown], value[shown], color=colour, lw=1, alpha=0.6)
+    ax.errorbar(x[solid], value[solid], bars[:, solid], color=colour, marker=marker, ms=4, lw=0, elinewidth=1.2,
+                capsize=2, label=label)  # fmt: skip
+    ax.plot(x[shown & bound], value[shown & bound], color=colour, marker=marker, ms=5, mfc="white", lw=0)
+    for xi, yi in zip(x[shown & bound], value[shown & bound], strict=True):
+        ax.annotate("", (xi, yi * 9), (xi, yi * 1.5), arrowprops={"arrowstyle": "->", "color": colour})
+
+
+class _Depth:
+    """Where a layer stands on the x axis: to scale, or in order where two would overlap."""
+
+    def __init__(self, layers: list[int]):
+        gaps = np.diff(layers)
+        self.layers = layers
+        self.to_scale = not len(gaps) or gaps.min() >= 0.06 * gaps.sum()
+        self.place = {layer: float(layer if self.to_scale else i) for i, layer in enumerate(layers)}
+        self.step = 0.015 * max(np.ptp(list(self.place.values())), 1)
+
+    def at(self, groups: list[dict[str, Any]]) -> np.ndarray:
+        return np.array([self.place[g["layer"]] for g in groups])
+
+    def label(self, ax: Axes) -> None:
+        ax.set_xticks([self.place[layer] for layer in self.layers], [str(layer) for layer in self.layers])
+        ax.set_xlabel("block whose output is patched" + ("" if self.to_scale else " (not to scale)"))
+
+
+def plot_direction_norm(result: "DirectionNorm") -> Figure:
+    """KL of the patches and their placebos by depth (above, a column a context), direction ÷ norm and ÷ placebo (below).
+
+    Random pairs. Points are means over pairs (direction ÷ norm: medians), bars 95 % delete-one-prompt jackknife
+    intervals. The strip under the KL panels holds the noise floor, many decades lower.
+    """
+    groups = [g for g in result.groups if g["pair_set"] == "random"]
+    contexts = list(dict.fromkeys(g["context"] for g in groups))
+    depth = _Depth(sorted({g["layer"] for g in groups}))
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(9.6, 9.2), layout="constrained")
+        grid = figure.add_gridspec(3, 2, height_ratios=[4, 1.1, 4.2])
+        tops = [figure.add_subplot(grid[0, column]) for column in range(len(contexts))]
+        for column, (ax, context) in enumerate(zip(tops, contexts, strict=True)):
+            strip = figure.add_subplot(grid[1, column])
+            _kl_panel(ax, strip, [g for g in groups if g["context"] == context], depth, context)
+            if column:
+                ax.set_ylabel("")
+                strip.set_ylabel("")
+        ends = np.array([ax.get_ylim() for ax in tops])
+        for ax in tops:
+            ax.set_ylim(ends[:, 0].min(), ends[:, 1].max())
+        handles, labels = tops[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        left, right = (figure.add_subplot(grid[2, column]) for column in range(2))
+        _ratio_panel(left, groups, contexts, depth)
+        _placebo_panel(right, groups, contexts, depth)
+        figure.supxlabel(caption(result.provenance), fontsize=7.5, x=0.01, ha="left")
+    return figure
+
+
+def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: _Depth, context: str) -> None:
+    x, floor = depth.at(groups), np.array([g["noise_floor"] for g in groups])
+    lowest = floor.copy()
+    for i, name in enumerate(("direction", "placebo_token", "placebo_direction", "norm", "placebo_norm")):
+        estimates = [g["edits"][name]["mean_kl"] for g in groups]
+        value = np.array([e.value for e in estimates])
+        effect = value > 10 * floor
+        some = [e for e, keep in zip(estimates, effect, strict=True) if keep]
+        _points(ax, x[effect], some, COLOURS[name], LABELS[name], MARKERS[name], (i - 2) * depth.step)
+        noise = ~effect & (value > 0)
+        strip.plot(x[noise], value[noise], color=COLOURS[name], marker=MARKERS[name], ms=4, lw=0)
+        lowest = np.minimum(lowest, np.where(noise, value, lowest))
+    strip.plot(x, np.where(floor > 0, floor, np.nan), color="0.4", lw=1, ls="--")
+    strip.text(
+        0.01,
+        0.93,
+        "noise floor: 99th percentile of self-swaps",
+        transform=strip.transAxes,
+        fontsize=7,
+        color="0.4",
+        va="top",
+    )
+    for panel in (ax, strip):
+        panel.set_yscale("log")
+    positive = lowest[lowest > 0]
+    if len(positive):
+        strip.set_ylim(positive.min() / 4, floor.max() * 40)
+    strip.yaxis.set_major_locator(LogLocator(numticks=4))
+    strip.minorticks_off()
+    ax.tick_params(labelbottom=False)
+    ax.set_xticks([depth.place[layer] for layer in depth.layers])
+    ax.set_xlim(strip.get_xlim())
+    ax.set_ylabel("KL(clean ‖ intervened), nats")
+    strip.set_ylabel("nats")
+    ax.set_title(f"{LABELS[context]}: mean KL over pairs")
+    depth.label(strip)
+
+
+def _ratio_panel(ax: Axes, groups: list[dict[str, Any]], contexts: list[str], depth: _Depth) -> None:
+    for i, context in enumerate(contexts):
+        some = [g for g in groups if g["context"] == context]
+        estimates = [g["ratios"]["direction ÷ norm"]["median"].estimate for g in some]
+        _points(ax, depth.at(some), estimates, COLOURS[context], LABELS[context], "o", (i - 0.5) * depth.step)
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 0.7), high * 20 if high >= CAP else high * 3)
+    ax.axhline(1, color="0.6", lw=0.8)
+    ax.set_ylabel("direction patch ÷ norm patch")
+    ax.set_title("unequal doses: ratio of KLs, median over pairs")
+    ax.legend(loc="upper left")
+    depth.label(ax)
+
+
+def _placebo_panel(ax: Axes, groups: list[dict[str, Any]], contexts: list[str], depth: _Depth) -> None:
+    faint = {"in_place": "0.6", "single_token": "#E8B9D5"}
+    shift = 0
+    for context in contexts:
+        some = [g for g in groups if g["context"] == context]
+        for name, label in (("placebo_token", "tangent between tokens"), ("placebo_direction", "isotropic tangent")):
+            estimates = [g["ratios"][f"direction ÷ {name}"]["of_means"] for g in some]
+            colour = COLOURS[context] if name == "placebo_token" else faint[context]
+            _points(ax, depth.at(some), estimates, colour, f"{LABELS[context]}, {label}", MARKERS[name],
+                    (shift - 1.5) * depth.step)  # fmt: skip
+            shift += 1
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 0.9), max(high, 1.1) * 1.7)
+    ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low * 0.9 <= t <= high * 1.2]
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
+    ax.axhline(1, color="0.6", lw=0.8)
+    ax.set_ylabel("direction patch ÷ its placebo")
+    ax.set_title("equal doses: ratio of mean KLs")
+    ax.legend(loc="upper left")
+    depth.label(ax)
+
+
+def caption(provenance: dict[str, Any]) -> str:
+    """What a reader of the figure must know, from how it was made."""
+    p, text = provenance, provenance["text"]
+    paths = sorted(set("+".join(p["path"].values()).split("+")))
+    delta = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
+    sink = f"‖x‖ > {p['sink_filter']:g} × median dropped" if p["sink_filter"] else "no sink filter"
+    used = max((v["used"] for v in p["pair_sets"].get("random", {}).values()), default=0)
+    sentence = (
+        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {used} random cross-prompt token pairs of {p['prompts']} prompts "
+        f"({text.get('name', 'given')}{', chat template' if text.get('chat_template') else ''}), seed {p['seed']}, sink filter: {sink}. "
+        f"Bars: 95 % delete-one-prompt jackknife intervals. Open marker with arrow: lower bound, the denominator lies within the "
+        f"noise floor. Measured by {' and '.join(paths)}{delta}."
+    )
+    return textwrap.fill(sentence, 180)

@@ -1,0 +1,304 @@
+#!/usr/bin/env python
+"""Interventions a second, side by side in one run on the same rows: replay, TransformerBridge hooks, nnsight, the dense limit."""
+
+import gc
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import tyro
+
+from diagnostics import command
+from diagnostics.results import claim_folder, model_provenance, write_json
+from interventions.effects import measure
+from interventions.errors import MechdiagError
+from interventions.hooks import hooked_logits
+from interventions.models import CausalModel, load_model, resolve_device, wrap
+from interventions.recording import Recording, record
+from interventions.replay import entering_at, unembed
+from interventions.sites import Site
+from interventions.texts import load_texts, tokenize
+
+BATCH = 16  # prompts in one forward pass of the other tools
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Interventions a second: replay against what users do today and against what the hardware allows.
+
+    Ways: replay with KL (one edit a position, five edits a position), TransformerBridge run_with_hooks and an nnsight trace
+    in batches of 16 (logits only: forming KL is left out of their time), one-token contexts one at a time (as published),
+    and the dense limit: as many tokens through the same blocks and the unembedding, attending to nothing.
+
+    Example: scripts/bench_replay.py --lengths 128 --layers 15 --out results/bench
+    """
+
+    out: Path
+    """folder for bench_replay.json"""
+    model: str = "smollm2-135m"
+    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
+    layers: tuple[int, ...] = ()
+    """blocks whose output is edited, 0-based (default: one quarter, half and nine tenths of the way up)"""
+    lengths: tuple[int, ...] = (128, 512)
+    """tokens of the prompts"""
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    """float32, bfloat16, float16"""
+    rows: int = 2560
+    """interventions timed for replay (a quarter of them where a dtype runs slower than float32)"""
+    repeats: int = 3
+    """the fastest of so many runs counts"""
+    device: str | None = None
+    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the results of another run in --out"""
+
+
+def main(settings: Settings) -> None:
+    """One table a dtype; every ratio is of numbers from this run."""
+    out = claim_folder(settings.out, ["bench_replay.json"], settings.overwrite)
+    device = resolve_device(settings.device)
+    found, provenance = [], {}
+    for dtype in settings.dtypes:
+        model = load_model(settings.model, dtype=dtype, device=device)
+        provenance = model_provenance(model)
+        others = {
+            "TransformerBridge hooks": _bridge(settings.model, dtype, device),
+            "nnsight trace": _nnsight(settings.model, dtype, device),
+        }
+        for length in settings.lengths:
+            prompts = _prompts(model, length)
+            layers = settings.layers or sorted({model.n_layers // 4, model.n_layers // 2, 9 * model.n_layers // 10})
+            for layer in layers:
+                found += _compare(model, others, prompts, Site(layer), dtype, settings)
+                print(_table(pd.DataFrame(found[-7:])), flush=True)
+        del model, others
+        gc.collect()
+    matmul = {dtype: _matmul_rate(dtype, device) for dtype in settings.dtypes}
+    frame = pd.DataFrame(found)
+    write_json(
+        out / "bench_replay.json",
+        {
+            "rows": frame.to_dict("records"),
+            "matmul_gflops": matmul,
+            "machine": _machine(),
+            "provenance": {**provenance, "dtype": None},
+        },
+    )
+    print("matrix products alone, GFLOP/s: " + ", ".join(f"{k} {v:.0f}" for k, v in matmul.items()))
+    for line in _ratios(frame):
+        print(line)
+    print(f"wrote bench_replay.json into {out}")
+
+
+def _prompts(model: CausalModel, length: int) -> list[list[int]]:
+    """16 prompts of exactly `length` tokens, packed from the packaged text."""
+    texts = load_texts("boolq", n=3000).texts
+    if model.tokenizer is None:
+        raise MechdiagError("the model has no tokenizer, so it cannot read text; name another")
+    stream = [
+        token for prompt in tokenize(texts, model.tokenizer, max_length=10**6, n_prompts=200).tokens for token in prompt
+    ]
+    if len(stream) < BATCH * length:
+        raise MechdiagError(f"{len(stream)} tokens of text for {BATCH} prompts of {length}; ask for shorter prompts")
+    return [stream[i * length : (i + 1) * length] for i in range(BATCH)]
+
+
+def _bridge(name: str, dtype: str, device: torch.device) -> CausalModel:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    plain = load_model(name, dtype=dtype, device=device)  # a copy of its own: a bridge changes the model it wraps
+    architecture = "HuggingFaceTB/SmolLM2-135M-Instruct" if name == "smollm2-135m" else name
+    return wrap(TransformerBridge.boot_transformers(architecture, hf_model=plain.hf, tokenizer=plain.tokenizer))
+
+
+def _nnsight(name: str, dtype: str, device: torch.device) -> CausalModel:
+    from nnsight import LanguageModel
+
+    plain = load_model(name, dtype=dtype, device=device)
+    return wrap(LanguageModel(plain.hf, tokenizer=plain.tokenizer))
+
+
+def _compare(
+    model: CausalModel,
+    others: dict[str, CausalModel],
+    prompts: list[list[int]],
+    site: Site,
+    dtype: str,
+    settings: Settings,
+) -> list[dict[str, Any]]:
+    length = len(prompts[0])
+    recording = record(model, prompts, [site])
+    n_rows = settings.rows if dtype == "float32" or model.device.type == "cuda" else settings.rows // 4
+    generator = torch.Generator().manual_seed(0)
+    found = []
+
+    def add(way: str, n: int, run: Callable[[], object], repeats: int = settings.repeats) -> float:
+        seconds, peak = _time(run, repeats, model.device)
+        found.append(
+            {
+                "dtype": dtype,
+                "tokens": length,
+                "layer": site.layer,
+                "way": way,
+                "rows_per_s": n / seconds,
+                "rows_timed": n,
+                "extra_memory_MiB": peak,
+            }
+        )
+        return n / seconds
+
+    for edits in (5, 1):
+        n = n_rows // edits * edits
+        token = torch.randperm(BATCH * length, generator=generator)[: n // edits].repeat_interleave(edits)
+        prompt, position = token // length, token % length
+        vectors = recording.at(site, prompt, position)
+        vectors = vectors + torch.randn(vectors.shape, generator=generator).to(vectors)
+        if edits == 5:
+            effects = measure(
+                recording, site, prompt[:64], position[:64], vectors[:64]
+            )  # the exactness check, outside the time
+            if effects.path != "replay":
+                raise MechdiagError(
+                    f"replay does not serve this model ({effects.why_hooks}); there is nothing to compare"
+                )
+        add(f"replay with KL, {edits} edit{'s' * (edits > 1)} a position", n,
+            lambda p=prompt, q=position, v=vectors: measure(recording, site, p, q, v, path="replay"))  # fmt: skip
+    limit = {n: _dense(recording, site, n, settings.repeats) for n in (512, 1024)}
+    best = min(limit, key=lambda n: limit[n] / n)
+    found.append(
+        {
+            "dtype": dtype,
+            "tokens": length,
+            "layer": site.layer,
+            "way": "dense limit",
+            "rows_per_s": best / limit[best],
+            "rows_timed": best,
+            "extra_memory_MiB": None,
+        }
+    )
+    tokens = recording.tokens
+    where = torch.randint(length // 2, length, (BATCH,), generator=generator).to(model.device)
+    vector = recording.at(site, torch.arange(BATCH), where.cpu())
+    for way, other in others.items():
+        add(
+            f"{way}, batch {BATCH}",
+            BATCH,
+            lambda o=other: hooked_logits(o, tokens, site, lambda _: vector + 1, where),
+            2,
+        )
+    one = tokens.new_zeros(1, 1)
+    at = torch.zeros(1, dtype=torch.long, device=model.device)
+    bridge = others["TransformerBridge hooks"]
+    add("one-token context, batch 1 (published)", 8,
+        lambda: [hooked_logits(bridge, one, site, lambda _: vector[:1] + 1, at) for _ in range(8)])  # fmt: skip
+    return found
+
+
+@torch.no_grad()
+def _dense(recording: Recording, site: Site, n: int, repeats: int) -> float:
+    """Seconds for n sequences of one token through the blocks above the site and the unembedding."""
+    model = recording.model
+    value = torch.randn(n, 1, model.d_model, device=model.device, dtype=model.dtype)
+    ids = torch.zeros(n, 1, dtype=torch.long, device=model.device)
+
+    def run() -> object:
+        with entering_at(recording, site.first_block, value):
+            hidden = model.base(input_ids=ids, use_cache=False).last_hidden_state
+        return unembed(recording, hidden[:, 0])
+
+    return _time(run, repeats, model.device)[0]
+
+
+def _time(run: Callable[[], object], repeats: int, device: torch.device) -> tuple[float, float | None]:
+    """Fastest run in seconds, and memory beyond what was held before, MiB."""
+    with torch.no_grad():
+        run()
+        before = _reset_peak(device)
+        seconds = []
+        for _ in range(repeats):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    peak = _peak(device)
+    return min(seconds), None if before is None or peak is None else (peak - before) / 2**20
+
+
+def _reset_peak(device: torch.device) -> float | None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    except OSError:
+        return None
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _matmul_rate(dtype: str, device: torch.device) -> float:
+    """GFLOP/s of a product of the size that a block makes, for what bounds everything above."""
+    kind = getattr(torch, dtype)
+    a, b = torch.randn(512, 576, device=device, dtype=kind), torch.randn(1536, 576, device=device, dtype=kind)
+    seconds, _ = _time(lambda: [torch.nn.functional.linear(a, b) for _ in range(50)], 3, device)
+    return 50 * 2 * 512 * 576 * 1536 / seconds / 1e9
+
+
+def _machine() -> dict[str, Any]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
+    name = next(
+        (line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    return {"processor": name, "instructions": [f for f in wanted if f in flags], "threads": torch.get_num_threads()}
+
+
+def _table(frame: pd.DataFrame) -> str:
+    shown = frame.copy()
+    shown["of dense limit"] = shown.rows_per_s / shown.loc[shown.way == "dense limit", "rows_per_s"].iloc[0]
+    bridge = shown.loc[shown.way.str.startswith("TransformerBridge"), "rows_per_s"].iloc[0]
+    shown["× bridge"] = shown.rows_per_s / bridge
+    shown = shown.drop(columns=["rows_timed"])
+    return shown.to_string(index=False, float_format=lambda x: f"{x:.3g}") + "\n"
+
+
+def _ratios(frame: pd.DataFrame) -> list[str]:
+    five = (
+        frame[frame.way == "replay with KL, 5 edits a position"]
+        .set_index(["tokens", "layer", "dtype"])
+        .rows_per_s.unstack()
+    )
+    if not {"float32", "bfloat16"} <= set(five):
+        return []
+    dense = frame[frame.way == "dense limit"].set_index(["tokens", "layer", "dtype"]).rows_per_s.unstack()
+    return [
+        f"T={t} block {layer}: bfloat16 ÷ float32 {row.bfloat16 / row.float32:.2f} (dense limits: {dense.loc[t, layer].bfloat16 / dense.loc[t, layer].float32:.2f})"
+        for (t, layer), row in five.iterrows()
+    ]
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
