@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from diagnostics import statistics
+from diagnostics.direction_summary import NOTE, SCALES, group_statistics, short_frame, summary_frame
 from diagnostics.results import model_provenance
 from diagnostics.sampling import Pairs, TokenFilter, cross_prompt_pairs, generator, matching_pairs, token_filter
-from diagnostics.statistics import CensoredMedian, Estimate
 from interventions.edits import (
     angle_between,
     cosine,
@@ -46,7 +46,6 @@ PATCHES = ("direction", "norm", "full", "placebo_direction", "placebo_token", "p
 """`direction`: A's direction, B's norm. `norm`: B's direction, A's norm. `full`: x_A itself. `placebo_direction`: the direction
 patch's norm and angle, along a random tangent; `placebo_token`: along the difference of two other tokens' activations.
 `placebo_norm`: B turned along a random tangent by the norm patch's distance."""
-SCALES = (0.5, 2.0, 5.0)
 EDITS = {
     "random": (*PATCHES, "self"),
     "same_norm": PATCHES,
@@ -55,18 +54,6 @@ EDITS = {
 }
 """Edits by pair set. `self`: A = B, the noise floor. `scale_s`: s·x. `random_direction`: a random direction of the same norm.
 `rotate_like_s`: x turned along a random tangent by the distance of `scale_s` (for 5 it would pass 2‖x‖: there is none)."""
-
-RATIOS = (
-    ("direction", "norm"),
-    ("direction", "placebo_direction"),
-    ("direction", "placebo_token"),
-    ("norm", "placebo_norm"),
-    ("direction", "full"),
-    ("norm", "full"),
-    *(("random_direction", f"scale_{s:g}") for s in SCALES),
-    ("rotate_like_0.5", "scale_0.5"),
-    ("rotate_like_2", "scale_2"),
-)
 
 
 @dataclass(frozen=True)
@@ -90,38 +77,24 @@ class DirectionNorm:
 
         Intervals from fewer than 20 prompts are too narrow; `n_prompts` says how many stand behind each.
         """
-        keys = ["layer", "context", "pair_set"]
+        keys, found = ["layer", "context", "pair_set"], []
         floors = self.frame[self.frame.edit == "self"].groupby(["layer", "context"])["kl"].agg(statistics.noise_floor)
         log_vocab = float(np.log(self.provenance["vocab"]))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few prompts: the table says so once
-            return [
-                {**dict(zip(keys, key, strict=True)), **_statistics(rows, float(floors.get(key[:2], 0.0)), log_vocab)}
-                for key, rows in self.frame.groupby(keys, sort=False)
-            ]
+            warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+            for key, rows in self.frame.groupby(keys, sort=False):
+                layer, context, pair_set = cast(tuple[int, str, str], key)
+                name = {"layer": layer, "context": context, "pair_set": pair_set}
+                found.append({**name, **group_statistics(rows, float(floors.get((layer, context), 0.0)), log_vocab)})
+        return found
 
     def summary(self, pair_set: str = "random") -> pd.DataFrame:
         """One row per layer and context: mean KL (nats) and dose ‖Δx‖/‖x‖ of the patches, ratios, each with its interval."""
-        rows = []
-        for group in self.groups:
-            if group["pair_set"] != pair_set:
-                continue
-            row: dict[str, Any] = {"layer": group["layer"], "context": group["context"], "pairs": group["n_pairs"]}
-            for edit, values in group["edits"].items():
-                _put(row, f"kl_{edit}", values["mean_kl"])
-                row[f"dose_{edit}"] = values["mean_dose"].value
-            if "share_direction_above_norm" in group:
-                row["direction_above_norm"] = group["share_direction_above_norm"].value
-            for name, ratio in group["ratios"].items():
-                _put(row, f"median {name}", ratio["median"].estimate)
-                _put(row, f"mean {name}", ratio["of_means"])
-            row["noise_floor"] = group["noise_floor"]
-            rows.append(row)
-        return pd.DataFrame(rows)
+        return summary_frame([group for group in self.groups if group["pair_set"] == pair_set])
 
     def table(self) -> str:
         """The summary of the random pairs as text, for a terminal."""
-        return _table(self.groups)
+        return f"{self._short.to_string(index=False)}\n{NOTE}"
 
     def as_dict(self) -> dict[str, Any]:
         """Summary and provenance, as they stand in the JSON file."""
@@ -134,9 +107,11 @@ class DirectionNorm:
         return plot_direction_norm(self)
 
     def _repr_html_(self) -> str:
-        from html import escape
+        return f"{self._short.to_html(index=False)}<p>{NOTE}</p>"
 
-        return f"<pre>{escape(self.table())}</pre>"
+    @property
+    def _short(self) -> pd.DataFrame:
+        return short_frame([group for group in self.groups if group["pair_set"] == "random"])
 
 
 COLUMNS = (
@@ -414,7 +389,9 @@ class _Run:
         """Every row, the vector being the only token; the clean side is the target's own vector there."""
         table, vectors, clean = self._gather(site, None)
         zero = torch.zeros(len(table), dtype=torch.long)
-        index = torch.from_numpy(pd.factorize(pd.MultiIndex.from_frame(table[["target_prompt", "target_position"]]))[0])
+        index = torch.from_numpy(
+            pd.factorize(pd.MultiIndex.from_arrays([table.target_prompt, table.target_position]))[0]
+        )
         first = np.unique(index.numpy(), return_index=True)[1]
         reference = Reference(clean[torch.from_numpy(first).to(clean.device)], index)
         self._store(
@@ -434,7 +411,7 @@ class _Run:
         for edit, n in table.edit[~good].value_counts().items():
             self._drop(f"{edit}: no such vector (a rotation moves x by at most 2‖x‖)", int(n))
         which = torch.from_numpy(np.flatnonzero(good)).to(edited.device)
-        return table[good].reset_index(drop=True), edited[which], x[which]
+        return table.loc[good].reset_index(drop=True), edited[which], x[which]
 
     def _drop(self, reason: str, n: int) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + n
@@ -444,7 +421,7 @@ class _Run:
         good = np.isfinite(table[["kl", "js", "clean_entropy"]].to_numpy()).all(axis=1)
         if not good.all():
             self._drop("effect not finite", int((~good).sum()))
-        self.tables.append(table[good])
+        self.tables.append(table.loc[good])
         self.effects.append((int(table.layer.iloc[0]) if len(table) else -1, effects))
 
     def frame(self, layers: list[int], contexts: Sequence[str]) -> pd.DataFrame:
@@ -479,103 +456,3 @@ class _Run:
             "replay_delta": max((e.delta for _, e in self.effects if np.isfinite(e.delta)), default=None),
             "chunks_halved": sum(e.halvings for _, e in self.effects),
         }
-
-
-def _statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict[str, Any]:
-    """Of one layer, context and pair set."""
-    kl = rows.pivot(index="pair", columns="edit", values="kl").astype(float)
-    pairs = rows.drop_duplicates("pair").set_index("pair").loc[kl.index]
-    clusters = pairs[["target_prompt", "source_prompt"]].to_numpy().astype(int)
-    edits = {}
-    for edit, some in rows.groupby("edit", sort=False):
-        own = some[["target_prompt", "source_prompt"]].to_numpy().astype(int)
-        values = some.kl.to_numpy(float)
-        edits[edit] = {
-            "n": len(some),
-            "mean_kl": statistics.mean(values, own, transform="log" if values.mean() > 0 else None),
-            "median_kl": statistics.median(values, own),
-            "mean_js": statistics.mean(some.js.to_numpy(float), own),
-            "top1_changed": statistics.share(some.top1_changed.to_numpy(bool), own),
-            "mean_dose": statistics.mean((some.delta_norm / some.target_norm).to_numpy(float), own),
-            "error_of_mean_kl": statistics.error_of(max(float(values.mean()), 0.0), floor),
-        }
-    found: dict[str, Any] = {
-        "n_pairs": len(kl),
-        "n_prompts": len(np.unique(clusters[clusters >= 0])),
-        "noise_floor": floor,
-        "n_saturated": int((rows.kl > log_vocab).sum()),
-        "edits": edits,
-        "ratios": {},
-        "correlations": {},
-    }
-    for top, bottom in RATIOS:
-        if top in kl and bottom in kl:
-            both = (kl[top].notna() & kl[bottom].notna()).to_numpy()
-            a, b, own = kl[top].to_numpy()[both], kl[bottom].to_numpy()[both], clusters[both]
-            found["ratios"][f"{top} ÷ {bottom}"] = {
-                "of_means": _ratio_of_means(a, b, floor, own),
-                "median": statistics.censored_median(a, b, floor, own),
-            }
-    if "direction" in kl:
-        found["share_direction_above_norm"] = statistics.share((kl.direction > kl.norm).to_numpy(), clusters)
-        distance = (1 - pairs.cosine).to_numpy(float)
-        growth = np.abs(np.log(pairs.source_norm / pairs.target_norm)).to_numpy(float)
-        for kind in ("pearson", "spearman"):
-            found["correlations"][f"1 − cos, KL of direction ({kind})"] = statistics.correlation(
-                distance, kl.direction.to_numpy(), clusters, kind
-            )
-            found["correlations"][f"|log norm ratio|, KL of norm ({kind})"] = statistics.correlation(
-                growth, kl.norm.to_numpy(), clusters, kind
-            )
-    return found
-
-
-def _ratio_of_means(a: np.ndarray, b: np.ndarray, floor: float, clusters: np.ndarray) -> Estimate:
-    """Of means, bounded below where the denominator is nothing but noise."""
-    if len(b) and b.mean() <= floor:
-        top = statistics.mean(a, clusters)
-        return Estimate(top.value / floor, top.low / floor, np.inf, np.nan, top.n_rows, top.n_prompts, bound=True)
-    return statistics.log_ratio_of_means(a, b, clusters)
-
-
-def _put(row: dict[str, Any], name: str, estimate: Estimate) -> None:
-    row[name], row[f"{name} low"], row[f"{name} high"] = estimate.value, estimate.low, estimate.high
-    if estimate.bound:
-        row[f"{name} is a lower bound"] = True
-
-
-def _short(value: Estimate | CensoredMedian) -> str:
-    """Three digits. A lower bound beyond 10⁶ says no more than that the denominator is nothing but rounding."""
-    estimate = value.estimate if isinstance(value, CensoredMedian) else value
-    return f"≥ {min(estimate.value, 1e6):.3g}" if estimate.bound else f"{estimate.value:.3g}"
-
-
-def _table(groups: list[dict[str, Any]]) -> str:
-    shown = [g for g in groups if g["pair_set"] == "random"]
-    rows = []
-    for g in shown:
-        edits, ratios = g["edits"], g["ratios"]
-        low_high = ratios["direction ÷ placebo_token"]["of_means"]
-        rows.append(
-            {
-                "layer": g["layer"],
-                "context": g["context"].replace("_", "-"),
-                "pairs": g["n_pairs"],
-                "prompts": g["n_prompts"],
-                "KL direction": _short(edits["direction"]["mean_kl"]),
-                "KL norm": _short(edits["norm"]["mean_kl"]),
-                "dose dir.": _short(edits["direction"]["mean_dose"]),
-                "dose norm": _short(edits["norm"]["mean_dose"]),
-                "dir>norm": f"{g['share_direction_above_norm'].value:.1%}",
-                "median dir÷norm": _short(ratios["direction ÷ norm"]["median"]),
-                "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["of_means"]),
-                "dir÷token placebo": str(low_high),
-                "noise floor": f"{g['noise_floor']:.1e}",
-            }
-        )
-    note = (
-        "KL in nats, means over pairs; dose = mean ‖Δx‖/‖x‖; ÷ placebo: ratio of mean KLs, direction patch over a random "
-        "edit of the same norm and angle\n(isotropic tangent; tangent between two other tokens, with its 95 % jackknife "
-        "interval); ≥: the denominator lies within the noise floor."
-    )
-    return pd.DataFrame(rows).to_string(index=False) + "\n" + note

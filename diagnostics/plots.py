@@ -34,7 +34,7 @@ LABELS = {
     "single_token": "as the only token",
 }
 MARKERS = {"direction": "o", "norm": "s", "placebo_direction": "^", "placebo_token": "v", "placebo_norm": "D"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",

@@ -96,8 +96,8 @@ def _forward(
 ) -> tuple[Tensor, None]:
     if s_aux is not None or position_bias is not None:
         raise TypeError("attention with sinks or position biases")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _ACTIVE.get().attend(query[0], key[0], value[0], scaling, softcap)[None], None
+    scale = float(query.shape[-1] ** -0.5) if scaling is None else scaling
+    return _ACTIVE.get().attend(query[0], key[0], value[0], scale, softcap)[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _forward)

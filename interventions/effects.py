@@ -161,10 +161,7 @@ class _Rows:
     def edited(self, rows: np.ndarray) -> Tensor:
         model = self.recording.model
         index = torch.from_numpy(rows)
-        if callable(self.vectors):
-            value = self.vectors(index)
-        else:
-            value = self.vectors[index.to(self.vectors.device)]
+        value = self.vectors(index) if callable(self.vectors) else self.vectors[index.to(self.vectors.device)]
         if value.shape != (len(rows), model.d_model):
             raise EditError(f"edited vectors of shape {tuple(value.shape)}; expected {(len(rows), model.d_model)}")
         return value.to(model.device, model.dtype)
@@ -207,10 +204,8 @@ class _Rows:
 
     def hooked_logits(self, rows: np.ndarray, clean: bool = False) -> Tensor:
         """Full forward passes: of the edited rows, or of their clean sides."""
-        if not clean:
-            vectors = self.edited(rows)
-        else:
-            vectors = None if self.reference is None else self.reference_vectors(rows)
+        stands = self.reference_vectors if clean and self.reference is not None else self.edited
+        vectors = None if clean and self.reference is None else stands(rows)
         return _full_forwards(self.recording, self.site, self.prompt[rows], self.position[rows], vectors)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.errors import EditError, HookError
-from interventions.models import CausalModel, wrap
+from interventions.models import CausalModel, at_site, wrap
 from interventions.recording import Recording
 from interventions.sites import Site
 
@@ -105,30 +105,14 @@ def _envoy(handle: Any, site: Site) -> Any:
 @contextmanager
 def torch_hook(model: CausalModel, site: Site, edit: Edit, position: Position = None) -> Iterator[None]:
     """Apply `edit` at a site of the plain module, whoever calls it. Raises `HookError` on leaving when it did not fire."""
-    model.check_site(site)
     fired: list[bool] = []
 
-    def after(_: Any, __: Any, output: Any) -> Any:
+    def apply(hidden: Tensor) -> Tensor:
         fired.append(True)
-        if isinstance(output, tuple):
-            return (edit_at(output[0], edit, position), *output[1:])
-        return edit_at(output, edit, position)
+        return edit_at(hidden, edit, position)
 
-    def before(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        fired.append(True)
-        if args:
-            return (edit_at(args[0], edit, position), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": edit_at(kwargs["hidden_states"], edit, position)}
-
-    block = model.blocks[site.layer]
-    if site.point == "resid_post":
-        handle = block.register_forward_hook(after)
-    else:
-        handle = block.register_forward_pre_hook(before, with_kwargs=True)
-    try:
+    with at_site(model, site, apply):
         yield
-    finally:
-        handle.remove()
     if not fired:
         raise HookError(f"the hook at {site} did not fire; check that the run reaches block {site.layer}")
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from interventions.errors import ModelError
 from interventions.sites import Site
@@ -33,7 +34,7 @@ class CausalModel:
     TransformerBridge or nnsight model keeps its hooks, and they fire during replay too.
     """
 
-    hf: nn.Module
+    hf: Any
     """the Hugging Face module that computes; inside a bridge its blocks are the bridge's"""
     handle: Any
     """what the user gave: the module itself, a TransformerBridge or an nnsight model"""
@@ -156,6 +157,33 @@ def forward_replaced(module: nn.Module, forward: Any):
             object.__setattr__(module, "forward", own)
 
 
+@contextmanager
+def at_site(model: CausalModel, site: Site, see: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """Call `see` with the stream `[prompt, pos, d_model]` at a site in every forward pass; what it returns, if anything, takes its place."""
+    model.check_site(site)
+
+    def after(_: Any, __: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        new = see(hidden)
+        return None if new is None else (new, *output[1:]) if isinstance(output, tuple) else new
+
+    def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        new = see(args[0] if args else kwargs["hidden_states"])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    block = model.blocks[site.layer]
+    if site.point == "resid_post":
+        handle = block.register_forward_hook(after)
+    else:
+        handle = block.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str | None = None) -> CausalModel:
     """A `CausalModel` around a Hugging Face model, a `TransformerBridge`, an nnsight model, or a `CausalModel` (returned).
 
@@ -171,7 +199,7 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
         wrapper, hf = "transformer_lens", getattr(model, "original_model", None)
     else:
         wrapper, hf = "huggingface", model
-    if not isinstance(hf, nn.Module) or not hasattr(hf, "base_model") or not hasattr(hf, "config"):
+    if not isinstance(hf, PreTrainedModel):
         raise ModelError(
             f"cannot use a {type(model).__name__}; expected a Hugging Face causal LM, a TransformerBridge or an nnsight model"
         )
@@ -286,8 +314,9 @@ def _convert_gguf(source: Path, gguf: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
-    model.hf_quantizer, model.is_quantized = None, False  # save_pretrained refuses GGUF otherwise
+    for name, value in (("hf_quantizer", None), ("is_quantized", False)):  # save_pretrained refuses GGUF otherwise
+        setattr(model, name, value)
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=gguf).save_pretrained(folder)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from interventions.errors import SiteError, TextError
-from interventions.models import CausalModel, wrap
+from interventions.models import CausalModel, at_site, wrap
 from interventions.sites import Site
 
 
@@ -129,22 +129,13 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
         last = model.blocks[-1].register_forward_hook(lambda _, __, out: tuples.append(isinstance(out, tuple)))
         stack.callback(last.remove)
         for site in sites:
-            block = model.blocks[site.layer]
-            if site.point == "resid_post":
-                handle = block.register_forward_hook(
-                    lambda _, __, out, site=site: seen.__setitem__(site, out[0] if isinstance(out, tuple) else out)
-                )
-            else:
-                handle = block.register_forward_pre_hook(
-                    lambda _, args, kwargs, site=site: seen.__setitem__(
-                        site, args[0] if args else kwargs["hidden_states"]
-                    ),
-                    with_kwargs=True,
-                )
-            stack.callback(handle.remove)
-        cache = (
-            DynamicCache() if keep_cache else None
-        )  # no config: full-length layers, also where the model would slide
+
+            def keep(hidden: Tensor, site: Site = site) -> None:
+                seen[site] = hidden
+
+            stack.enter_context(at_site(model, site, keep))
+        # No config: layers of full length, also where the model would slide.
+        cache = DynamicCache() if keep_cache else None
         output = model.base(input_ids=ids, past_key_values=cache, use_cache=keep_cache)
     missing = [str(site) for site in sites if site not in seen]
     if missing:

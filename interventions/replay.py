@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from interventions.attention import RowAttention, attending
-from interventions.models import CausalModel, forward_replaced
+from interventions.models import CausalModel, at_site, forward_replaced
 from interventions.recording import Recording
+from interventions.sites import Site
 
 ATTENTIONS = ("grouped", "masked")
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -82,6 +83,7 @@ class _JoinedKeys(DynamicCache):
         self.recording, self.rows = recording, rows
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        assert self.recording.keys is not None and self.recording.values is not None
         clean = (self.recording.keys, self.recording.values)
         return tuple(
             torch.cat([kept[layer_idx][:, :, : self.rows.n_clean].index_select(0, self.rows.group_prompt), new], dim=2)
@@ -145,11 +147,7 @@ def entering_at(recording: Recording, first_block: int, value: Tensor):
         for block in model.blocks[:first_block]:
             stack.enter_context(forward_replaced(block, lambda *_, **__: (value,) if as_tuple else value))
         if first_block == 0:
-
-            def enter(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-                return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": value})
-
-            stack.callback(model.blocks[0].register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.enter_context(at_site(model, Site(0, "resid_pre"), lambda _: value))
         yield
 
 

@@ -1,0 +1,147 @@
+"""What the rows of a direction-norm run say: statistics of each layer and context, and tables of them."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diagnostics import statistics
+from diagnostics.statistics import CensoredMedian, Estimate
+
+SCALES = (0.5, 2.0, 5.0)
+RATIOS = (
+    ("direction", "norm"),
+    ("direction", "placebo_direction"),
+    ("direction", "placebo_token"),
+    ("norm", "placebo_norm"),
+    ("direction", "full"),
+    ("norm", "full"),
+    *(("random_direction", f"scale_{s:g}") for s in SCALES),
+    ("rotate_like_0.5", "scale_0.5"),
+    ("rotate_like_2", "scale_2"),
+)
+
+
+def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict[str, Any]:
+    """Of the rows of one layer, context and pair set, with delete-one-prompt jackknife intervals.
+
+    Of each edit: KL (mean, its error at this noise floor, median), JS, share of top-1 changes, dose ‖Δx‖/‖x‖. Ratios of
+    `RATIOS` between the KLs of two edits of a pair: of their means, and the median over pairs, a denominator at or
+    below the noise floor (nats) making it a lower bound. `n_saturated`: rows whose KL exceeds log_vocab.
+    """
+    kl = rows.pivot(index="pair", columns="edit", values="kl").astype(float)
+    pairs = rows.drop_duplicates("pair").set_index("pair").loc[kl.index]
+    clusters = pairs[["target_prompt", "source_prompt"]].to_numpy().astype(int)
+    edits = {}
+    for edit, some in rows.groupby("edit", sort=False):
+        own = some[["target_prompt", "source_prompt"]].to_numpy().astype(int)
+        values = some.kl.to_numpy(float)
+        edits[edit] = {
+            "n": len(some),
+            "mean_kl": statistics.mean(values, own, transform="log" if values.mean() > 0 else None),
+            "median_kl": statistics.median(values, own),
+            "mean_js": statistics.mean(some.js.to_numpy(float), own),
+            "top1_changed": statistics.share(some.top1_changed.to_numpy(bool), own),
+            "mean_dose": statistics.mean((some.delta_norm / some.target_norm).to_numpy(float), own),
+            "error_of_mean_kl": statistics.error_of(max(float(values.mean()), 0.0), floor),
+        }
+    found: dict[str, Any] = {
+        "n_pairs": len(kl),
+        "n_prompts": len(np.unique(clusters[clusters >= 0])),
+        "noise_floor": floor,
+        "n_saturated": int((rows.kl > log_vocab).sum()),
+        "edits": edits,
+        "ratios": {},
+        "correlations": {},
+    }
+    for top, bottom in RATIOS:
+        if top in kl and bottom in kl:
+            both = (kl[top].notna() & kl[bottom].notna()).to_numpy()
+            a, b, own = kl[top].to_numpy()[both], kl[bottom].to_numpy()[both], clusters[both]
+            found["ratios"][f"{top} ÷ {bottom}"] = {
+                "of_means": _ratio_of_means(a, b, floor, own),
+                "median": statistics.censored_median(a, b, floor, own),
+            }
+    if "direction" in kl:
+        found["share_direction_above_norm"] = statistics.share((kl.direction > kl.norm).to_numpy(), clusters)
+        distance = (1 - pairs.cosine).to_numpy(float)
+        growth = np.abs(np.log(pairs.source_norm / pairs.target_norm)).to_numpy(float)
+        for kind in ("pearson", "spearman"):
+            found["correlations"][f"1 − cos, KL of direction ({kind})"] = statistics.correlation(
+                distance, kl.direction.to_numpy(), clusters, kind
+            )
+            found["correlations"][f"|log norm ratio|, KL of norm ({kind})"] = statistics.correlation(
+                growth, kl.norm.to_numpy(), clusters, kind
+            )
+    return found
+
+
+def _ratio_of_means(a: np.ndarray, b: np.ndarray, floor: float, clusters: np.ndarray) -> Estimate:
+    """Of means, bounded below where the denominator is nothing but noise."""
+    if len(b) and b.mean() <= floor:
+        top = statistics.mean(a, clusters)
+        return Estimate(top.value / floor, top.low / floor, np.inf, np.nan, top.n_rows, top.n_prompts, bound=True)
+    return statistics.log_ratio_of_means(a, b, clusters)
+
+
+def _put(row: dict[str, Any], name: str, estimate: Estimate) -> None:
+    row[name], row[f"{name} low"], row[f"{name} high"] = estimate.value, estimate.low, estimate.high
+    if estimate.bound:
+        row[f"{name} is a lower bound"] = True
+
+
+def _short(value: Estimate | CensoredMedian) -> str:
+    """Three digits. A lower bound beyond 10⁶ says no more than that the denominator is nothing but rounding."""
+    estimate = value.estimate if isinstance(value, CensoredMedian) else value
+    return f"≥ {min(estimate.value, 1e6):.3g}" if estimate.bound else f"{estimate.value:.3g}"
+
+
+def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a group: mean KL (nats) and dose of each edit, ratios, each with the ends of its interval."""
+    rows = []
+    for group in groups:
+        row: dict[str, Any] = {"layer": group["layer"], "context": group["context"], "pairs": group["n_pairs"]}
+        for edit, values in group["edits"].items():
+            _put(row, f"kl_{edit}", values["mean_kl"])
+            row[f"dose_{edit}"] = values["mean_dose"].value
+        if "share_direction_above_norm" in group:
+            row["direction_above_norm"] = group["share_direction_above_norm"].value
+        for name, ratio in group["ratios"].items():
+            _put(row, f"median {name}", ratio["median"].estimate)
+            _put(row, f"mean {name}", ratio["of_means"])
+        row["noise_floor"] = group["noise_floor"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """The groups of one pair set as a reader wants them first; `NOTE` says what the columns mean."""
+    rows = []
+    for g in groups:
+        edits, ratios = g["edits"], g["ratios"]
+        low_high = ratios["direction ÷ placebo_token"]["of_means"]
+        rows.append(
+            {
+                "layer": g["layer"],
+                "context": g["context"].replace("_", "-"),
+                "pairs": g["n_pairs"],
+                "prompts": g["n_prompts"],
+                "KL direction": _short(edits["direction"]["mean_kl"]),
+                "KL norm": _short(edits["norm"]["mean_kl"]),
+                "dose dir.": _short(edits["direction"]["mean_dose"]),
+                "dose norm": _short(edits["norm"]["mean_dose"]),
+                "dir>norm": f"{g['share_direction_above_norm'].value:.1%}",
+                "median dir÷norm": _short(ratios["direction ÷ norm"]["median"]),
+                "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["of_means"]),
+                "dir÷token placebo": str(low_high),
+                "noise floor": f"{g['noise_floor']:.1e}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+NOTE = (
+    "KL in nats, means over pairs; dose = mean ‖Δx‖/‖x‖; ÷ placebo: ratio of mean KLs, direction patch over a random "
+    "edit of the same norm and angle\n(isotropic tangent; tangent between two other tokens, with its 95 % jackknife "
+    "interval); ≥: the denominator lies within the noise floor."
+)
