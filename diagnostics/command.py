@@ -1,5 +1,9 @@
 """What every command shares: errors on one line and exit 2, interruption and exit 130, a progress bar."""
 
+import contextlib
+import inspect
+import io
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,9 +23,9 @@ def run(settings: type[Settings], main: Callable[[Settings], object]) -> None:
 
     Exit 0 when done, 2 for input that does not serve (one line on stderr, no traceback), 130 when interrupted.
     """
-    given = tyro.cli(settings, description=settings.__doc__)
-    warnings.showwarning = _warning_line
     try:
+        given = _parsed(settings)
+        warnings.showwarning = _warning_line
         main(given)
     except MechdiagError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -29,6 +33,19 @@ def run(settings: type[Settings], main: Callable[[Settings], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _parsed(settings: type[Settings]) -> Settings:
+    """The command line as settings; what the parser says in a box over several lines becomes one."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(settings, description=inspect.getdoc(settings))
+    except SystemExit as ended:
+        if ended.code != 2:
+            raise
+        words = re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]+", " ", said.getvalue()).split()
+        raise MechdiagError(" ".join(words)) from None
 
 
 def _warning_line(message: Warning | str, category: type[Warning], *_: object) -> None:

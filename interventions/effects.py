@@ -284,7 +284,7 @@ def _hooks_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> list
 
 def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
     """Largest logit difference between two ways of computing the same row that rounding explains (checked by experiment)."""
-    per_unit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    per_unit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
     return per_unit * max(1.0, largest_logit)
 
 

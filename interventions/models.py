@@ -250,6 +250,7 @@ def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any
     if not isinstance(name, (str, Path)):
         return wrap(name)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as quiet
 
     dtype, device = resolve_dtype(dtype), resolve_device(device)
     note, where = None, str(name)
@@ -259,6 +260,8 @@ def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any
         raise ModelError(
             f"no model folder {where!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
         )
+    if note:
+        quiet.disable_progress_bar()  # two seconds from the cache need no bar
     try:
         config = AutoConfig.from_pretrained(where)
         soft_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
@@ -270,6 +273,8 @@ def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any
         raise ModelError(
             f"cannot load model {str(name)!r} ({reason}); expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
         ) from error
+    finally:
+        quiet.enable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:

@@ -117,10 +117,10 @@ def _bridge(name: str, dtype: str, device: torch.device) -> CausalModel:
 
 
 def _nnsight(name: str, dtype: str, device: torch.device) -> CausalModel:
-    from nnsight import LanguageModel
+    from nnsight import TransformersModel
 
     plain = load_model(name, dtype=dtype, device=device)
-    return wrap(LanguageModel(plain.hf, tokenizer=plain.tokenizer))
+    return wrap(TransformersModel(plain.hf, task="text-generation", tokenizer=plain.tokenizer))
 
 
 def _compare(
