@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.errors import EditError, MechdiagError, ReplayError
-from interventions.hooks import reference_logits
+from interventions.hooks import full_forwards
 from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison
 from interventions.recording import Recording
-from interventions.replay import ATTENTIONS, final_hidden, unembed, unsupported
+from interventions.replay import final_hidden, unembed
 from interventions.sites import Site
+from interventions.trust import is_out_of_memory, why_not_replay
 
 Vectors = Float[Tensor, "row d_model"] | Callable[[Int[Tensor, "some_row"]], Float[Tensor, "some_row d_model"]]
 """Edited vectors of all rows, or a function that forms those of the rows asked for (indices on the CPU)."""
@@ -84,7 +84,7 @@ def measure(
     if unknown:
         raise MechdiagError(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
     rows = _Rows(recording, site, prompt, position, vectors, reference)
-    why = None if path == "hooks" else _why_not_replay(rows)
+    why = None if path == "hooks" else why_not_replay(recording, site, rows.prompt, rows.position, rows.edited)
     if path == "replay" and why:
         raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
     replaying = path != "hooks" and why is None
@@ -96,7 +96,7 @@ def measure(
         try:
             found.extend(_replay_chunk(rows, chunk, metrics) if replaying else _hooks_chunk(rows, chunk, metrics))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or size == 1:
+            if not is_out_of_memory(error) or size == 1:
                 raise
             size, halvings = max(1, size // 2), halvings + 1
             if model.device.type == "cuda":
@@ -130,7 +130,7 @@ def intervened_logits(
     recording.model.check_site(site)
     recording.check_rows(prompt, position)
     rows = _Rows(recording, site, prompt, position, vectors, None)
-    why = None if path == "hooks" else _why_not_replay(rows)
+    why = None if path == "hooks" else why_not_replay(recording, site, rows.prompt, rows.position, rows.edited)
     if path == "replay" and why:
         raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
     everything = np.arange(len(prompt))
@@ -206,20 +206,7 @@ class _Rows:
         """Full forward passes: of the edited rows, or of their clean sides."""
         stands = self.reference_vectors if clean and self.reference is not None else self.edited
         vectors = None if clean and self.reference is None else stands(rows)
-        return _full_forwards(self.recording, self.site, self.prompt[rows], self.position[rows], vectors)
-
-
-def _full_forwards(
-    recording: Recording, site: Site, prompt: np.ndarray, position: np.ndarray, vectors: Tensor | None
-) -> Tensor:
-    """`reference_logits`, 16 prompts at a time or fewer, so that the logits of every position stay below 2^28 numbers."""
-    batch = int(max(1, min(16, 2**28 // ((int(position.max()) + 1) * recording.model.vocab_size))))
-    found = []
-    for start in range(0, len(prompt), batch):
-        part = slice(start, start + batch)
-        at = torch.from_numpy(prompt[part]), torch.from_numpy(position[part])
-        found.append(reference_logits(recording, site, *at, None if vectors is None else vectors[part]))
-    return torch.cat(found)
+        return full_forwards(self.recording, self.site, self.prompt[rows], self.position[rows], vectors)
 
 
 def _compare(clean: CleanSide, index: np.ndarray, logits: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
@@ -280,83 +267,3 @@ def _hooks_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> list
         clean = _clean_side(rows.hooked_logits(clean_rows, clean=True), metrics)
         found.append(_compare(clean, clean_index, rows.hooked_logits(part), metrics))
     return found
-
-
-def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
-    """Largest logit difference between two ways of computing the same row that rounding explains (checked by experiment)."""
-    per_unit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
-    return per_unit * max(1.0, largest_logit)
-
-
-def _why_not_replay(rows: _Rows) -> str | None:
-    """Check replay against full forward passes at the longest positions asked for, unless that was done already."""
-    model, first = rows.recording.model, rows.site.first_block
-    if reason := model.replay_refused or unsupported(rows.recording):
-        return reason
-    longest = int(rows.position.max())
-    if longest <= max((reach for block, reach in model.replay_reach.items() if block <= first), default=-1):
-        return None
-    trial = _trial(rows)
-    slow = _full_forwards(rows.recording, rows.site, *trial).float()
-    if not bool(slow.isfinite().all()):
-        return None  # says nothing about replay: the rows are counted as not finite, and the next call asks again
-    allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
-    attention, reason = model.replay_attention, None
-    for way in ATTENTIONS[ATTENTIONS.index(attention or "") :]:
-        reason = _trial_fails(rows.recording, first, trial, way, slow, allowed)
-        if reason is None:
-            model.replay_attention, model.replay_reach[first] = way, longest
-            return None
-    model.replay_refused, model.replay_attention = f"{reason} (longest position {longest})", None
-    warnings.warn(
-        f"replay does not serve this model: {model.replay_refused}; full forward passes are used instead", stacklevel=3
-    )
-    return model.replay_refused
-
-
-def _trial_fails(
-    recording: Recording, first: int, trial: "_Trial", attention: str, slow: Tensor, allowed: float
-) -> str | None:
-    try:
-        hidden = final_hidden(recording, first, *trial, attention=attention, group_size=_TRIAL_SLOTS)
-        fast = unembed(recording, hidden).float()
-    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-        if isinstance(error, MechdiagError) or _is_out_of_memory(error):
-            raise
-        return f"its forward pass does not take rows: {type(error).__name__}: {str(error).splitlines()[0]}"
-    delta = float((fast - slow).abs().max())
-    if not delta <= allowed:
-        return f"logits differ by {delta:.1e} from full forward passes, allowed {allowed:.1e}"
-    recording.model.replay_delta = max(recording.model.replay_delta, delta)
-    return None
-
-
-_TRIAL_SLOTS = 4
-
-
-class _Trial(NamedTuple):
-    prompt: np.ndarray
-    position: np.ndarray
-    vectors: Tensor
-
-
-def _trial(rows: _Rows) -> _Trial:
-    """The run's two longest rows, each at four positions of its prompt side by side, with noise that tells them apart.
-
-    A model that ignores the mask is right on a row that stands alone at the last position, or beside its like: it must
-    be asked about different rows at several positions in one group.
-    """
-    longest = np.argsort(-rows.position, kind="stable")[:2]
-    longest = longest[np.argsort(rows.prompt[longest], kind="stable")]
-    prompt = np.repeat(rows.prompt[longest], _TRIAL_SLOTS)
-    p = rows.position[longest]
-    position = np.stack([p // 8, p // 2, np.maximum(p - 1, 0), p], axis=1).reshape(-1)
-    vectors = rows.edited(longest).repeat_interleave(_TRIAL_SLOTS, dim=0)
-    noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
-    scale = vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt().to(vectors)
-    return _Trial(prompt, position, vectors + 0.3 * scale * noise)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error).lower() for word in words)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -155,3 +156,16 @@ def reference_logits(
     edit = None if vectors is None else (lambda _: vectors)
     logits = hooked_logits(model, tokens, site, edit, where)
     return logits[torch.arange(len(where), device=where.device), where]
+
+
+def full_forwards(
+    recording: Recording, site: Site, prompt: np.ndarray, position: np.ndarray, vectors: Tensor | None
+) -> Tensor:
+    """`reference_logits`, 16 prompts at a time or fewer, so that the logits of every position stay below 2^28 numbers."""
+    batch = int(max(1, min(16, 2**28 // ((int(position.max()) + 1) * recording.model.vocab_size))))
+    found = []
+    for start in range(0, len(prompt), batch):
+        part = slice(start, start + batch)
+        at = torch.from_numpy(prompt[part]), torch.from_numpy(position[part])
+        found.append(reference_logits(recording, site, *at, None if vectors is None else vectors[part]))
+    return torch.cat(found)
