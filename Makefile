@@ -1,5 +1,5 @@
 PYTHON ?= python3
-DEMO_ARGS ?=
+DEMO_ARGS ?= --pairs 200 --n-prompts 60
 PYTEST_ARGS ?=
 
 # An installed environment is marked by a file inside it, so that removing the environment removes the mark.

@@ -94,7 +94,7 @@ class DirectionNorm:
 
     def table(self) -> str:
         """The summary of the random pairs as text, for a terminal."""
-        return f"{self._short.to_string(index=False)}\n{NOTE}"
+        return "\n".join([self._short.to_string(index=False), NOTE, *self._left_out()])
 
     def as_dict(self) -> dict[str, Any]:
         """Summary and provenance, as they stand in the JSON file."""
@@ -108,6 +108,19 @@ class DirectionNorm:
 
     def _repr_html_(self) -> str:
         return f"{self._short.to_html(index=False)}<p>{NOTE}</p>"
+
+    def _left_out(self) -> list[str]:
+        """What the reader must know is missing, and what served instead of replay."""
+        p = self.provenance
+        few = [
+            f"{name} {found['used']} of {found['asked']} at block {layer}"
+            for name, by_layer in p["pair_sets"].items()
+            for layer, found in by_layer.items()
+            if found["used"] < found["asked"]
+        ]
+        said = {"fewer pairs than asked": "; ".join(few), "full forward passes": p["why_hooks"]}
+        said |= {"pairs dropped": p["pairs_dropped"], "rows dropped": p["rows_dropped"]}
+        return [f"{what}: {which}" for what, which in said.items() if which]
 
     @property
     def _short(self) -> pd.DataFrame:
