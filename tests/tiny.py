@@ -148,10 +148,12 @@ def tokenizer():
     """A tokenizer of 97 words, which wrappers want to see. (TransformerLens reloads from a folder one that has a BOS token.)"""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
 
-    words = {f"w{i}": i for i in range(VOCAB)}
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")),
+        tokenizer_object=words,
         eos_token="w2",
         pad_token="w0",
         unk_token="w0",
@@ -185,10 +187,17 @@ def rows(pairs=ROWS) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def noise(n: int, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 2) -> torch.Tensor:
-    """Changes to add to activations (whose numbers are of order 1), from slight to violent."""
+    """Vectors from slight to violent."""
     generator = torch.Generator().manual_seed(seed)
     scale = torch.tensor([1.0, 0.01, 0.3, 3.0]).repeat(n)[:n, None]
     return (scale * torch.randn(n, D_MODEL, generator=generator)).to(device, dtype)
+
+
+def edited(recording, site: Site, prompt, position, seed: int = 2) -> torch.Tensor:
+    """Activations with noise of 0.01 to 3 times their own size added."""
+    values = recording.at(site, prompt, position)
+    size = values.float().norm(dim=-1, keepdim=True) / D_MODEL**0.5
+    return (values + size * noise(len(prompt), str(values.device), seed=seed)).to(values.dtype)
 
 
 def blocks(name: str, hf: nn.Module) -> nn.ModuleList:
@@ -253,13 +262,13 @@ def growth(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return torch.where(w.abs() < 1e-3, p * w * w * (1 / 2 + w * (1 / 6 + w * (1 / 24 + w / 120))), q - p - p * w)
 
 
-def assert_same_effect(kl: torch.Tensor, exact: torch.Tensor, delta: float) -> None:
+def assert_same_effect(kl: torch.Tensor, exact: torch.Tensor, delta: float, rounding: float = 1e-5) -> None:
     """A KL formed of float32 logits that are off by `delta` at most.
 
-    |∂KL/∂logit_q| = q − p, so first order is ≤ δ·‖q − p‖₁ ≤ δ·√(2KL) (Pinsker), second order ≤ δ²; 1e-5 of KL is what
-    the float32 sum itself may lose. Where an effect is worth reporting, 1e-4 of it.
+    |∂KL/∂logit_q| = q − p, so first order is ≤ δ·‖q − p‖₁ ≤ δ·√(2KL) (Pinsker), second order ≤ δ²; `rounding` of KL is
+    what the float32 sum itself may lose. Where an effect is worth reporting, 1e-4 of it.
     """
     kl, exact = kl.double().cpu(), exact.double().cpu()
     error = (kl - exact).abs()
-    assert (error <= (2 * exact).sqrt() * delta + delta**2 + 1e-5 * exact).all()
+    assert (error <= (2 * exact).sqrt() * delta + delta**2 + rounding * exact).all()
     assert (error <= 1e-4 * exact)[exact >= 0.05].all()

@@ -3,13 +3,14 @@ import json
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from interventions.errors import TextError
-from interventions.texts import BOOLQ, load_texts, tokenize
+from interventions.texts import BOOLQ, as_prompts, load_texts, tokenize
 
 TEXTS = [f"paragraph {i} says {'one two three ' * (i % 5)}and ends" for i in range(40)]
 TEMPLATE = (
@@ -274,3 +275,79 @@ def test_a_tokenizer_without_a_template_and_one_that_changes_texts_are_refused()
         tokenize(
             TEXTS, word_tokenizer(chat_template="{{ messages[0].content | upper }}"), max_length=9, chat_template=True
         )
+
+
+# Prompts from what a caller has
+
+
+def test_prompts_are_left_as_they_are(tokenizer):
+    prompts = tokenize(TEXTS, tokenizer, max_length=6)
+    assert as_prompts(prompts, tokenizer) is prompts
+    assert as_prompts(prompts, None) is prompts
+
+
+def test_texts_are_tokenized_uncut_and_in_order():
+    tokenizer = word_tokenizer(bos=True)
+    prompts = as_prompts(TEXTS, tokenizer)
+    assert prompts.tokens == [tokenizer(text)["input_ids"] for text in TEXTS]
+    assert prompts.texts == TEXTS
+    assert prompts.special == [[i in tokenizer.all_special_ids for i in ids] for ids in prompts.tokens]
+    assert all(flags[0] for flags in prompts.special)
+    assert prompts.dropped == {}
+
+
+def test_token_ids_are_taken_as_given_and_special_ones_marked(tokenizer):
+    ids = tokenizer(TEXTS[3])["input_ids"]
+    given = [ids, [1, *ids, 0], [3]]
+    prompts = as_prompts(given, tokenizer)
+    assert prompts.tokens == given
+    assert prompts.special == [[False] * len(ids), [True, *[False] * len(ids), True], [True]]
+    assert prompts.texts == [""] * 3
+    assert as_prompts(given, None).special == [[False] * len(p) for p in given]
+    assert as_prompts([torch.tensor(p).tolist() for p in given], None).tokens == given
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("one text", "prompts are str of length 8; expected a list of texts or of token ids"),
+        ([], "prompts are list of length 0"),
+        ([[4, 5], []], "prompt 1 has no tokens"),
+        (["one two", ""], "prompt 1 has no tokens"),
+    ],
+)
+def test_what_is_no_list_of_prompts_is_an_error(tokenizer, wrong, message):
+    with pytest.raises(TextError, match=message):
+        as_prompts(wrong, tokenizer)
+
+
+def test_texts_without_a_tokenizer_are_an_error():
+    with pytest.raises(TextError, match="no tokenizer; give token ids"):
+        as_prompts(["one two"], None)
+
+
+def test_provenance_says_which_text_and_how_it_became_prompts(tmp_path, tokenizer):
+    texts = load_texts(written(tmp_path, "a.txt", "\n\n".join([*TEXTS, TEXTS[0], "ends"])))
+    prompts = tokenize(texts, tokenizer, max_length=6, n_prompts=30)
+    found = prompts.provenance
+    assert (found["name"], found["source"], found["licence"]) == (texts.name, texts.source, texts.licence)
+    assert (found["max_length"], found["chat_template"]) == (6, False)
+    assert found["texts_dropped"] == {"duplicate": 1}
+    assert found["prompts_dropped"] == prompts.dropped
+    assert texts.sha256 in found.values()  # the text's own hash: it tells a changed source from a changed tokenizer
+    assert tokenize(texts, tokenizer, max_length=6, chat_template=True).provenance["chat_template"] is True
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_hash_of_tokens_is_of_nothing_else(tokenizer):
+    prompts = tokenize(TEXTS, tokenizer, max_length=6)
+    digest = prompts.provenance["tokens_sha256"]
+    assert len(digest) == 64
+    assert prompts.provenance["name"] == "given"
+    assert as_prompts(prompts.tokens, None).provenance == {"name": "given", "tokens_sha256": digest}
+    changed = [list(ids) for ids in prompts.tokens]
+    changed[3][2] += 1
+    assert as_prompts(changed, None).provenance["tokens_sha256"] != digest
+    # Where one prompt ends and the next begins counts too.
+    joined = [prompts.tokens[0] + prompts.tokens[1], *prompts.tokens[2:]]
+    assert as_prompts(joined, None).provenance["tokens_sha256"] != digest

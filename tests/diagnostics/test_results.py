@@ -1,0 +1,150 @@
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from diagnostics.results import (
+    claim_folder,
+    jsonable,
+    model_provenance,
+    save_tokens,
+    write_frame,
+    write_json,
+    write_whole,
+)
+from diagnostics.statistics import Estimate
+from interventions import wrap
+from interventions.errors import ResultError
+from tests.tiny import D_MODEL, N_LAYERS, VOCAB, fresh, tiny_model
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_is_made_and_one_with_other_files_is_taken(tmp_path):
+    assert claim_folder(tmp_path / "a" / "b", ["x.json"], overwrite=False) == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "notes.txt").write_text("mine")
+    claim_folder(str(tmp_path), ["x.json"], overwrite=False)
+    assert everything(tmp_path) == {"notes.txt": b"mine"}  # claiming leaves nothing behind
+
+
+def test_a_folder_with_a_result_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"another run")
+    with pytest.raises(ResultError, match=r"holds another run \(x\.parquet\); name another folder or pass --overwrite"):
+        claim_folder(tmp_path, ["x.json", "x.parquet"], overwrite=False)
+    assert everything(tmp_path) == {"x.parquet": b"another run"}
+    claim_folder(tmp_path, ["x.json", "x.parquet"], overwrite=True)
+    assert everything(tmp_path) == {"x.parquet": b"another run"}  # it goes when the new one is there, not before
+
+
+def test_a_folder_that_cannot_be_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ResultError, match="cannot write to .*file"):
+        claim_folder(tmp_path / "file", ["x.json"], overwrite=True)
+
+
+def test_a_writer_that_fails_leaves_what_stood_there_and_nothing_else(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def fails(partial: Path) -> None:
+        assert partial.suffix == ".txt"
+        assert partial.parent == tmp_path
+        partial.write_text("half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, fails)
+    assert everything(tmp_path) == {"x.txt": b"old"}
+    with pytest.raises(ValueError):
+        write_frame(tmp_path / "new.parquet", pd.DataFrame({"a": [object()]}))
+    assert everything(tmp_path) == {"x.txt": b"old"}
+
+
+def test_a_writer_that_succeeds_takes_the_place(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    write_whole(path, lambda p: p.write_text("new"))
+    assert everything(tmp_path) == {"x.txt": b"new"}
+    assert os.stat(path).st_mode & 0o777 == 0o644  # a temporary file is private; a result is not
+
+
+def test_json_holds_what_python_holds_and_null_for_what_is_not_finite(tmp_path):
+    estimate = Estimate(1.5, float("nan"), float("inf"), 0.25, 7, 3, bound=True)
+    value = {
+        3: [math.nan, math.inf, -math.inf, 2.5, 0, True, None, "‖x‖"],
+        "numpy": (np.float32(0.5), np.int64(3), np.bool_(True), np.float64("nan"), np.float32("-inf")),
+        "estimate": {"inner": [estimate]},
+        "path": Path("a/b"),
+        "dtype": torch.float32,
+    }
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read == jsonable(value)
+    assert read["3"] == [None, None, None, 2.5, 0, True, None, "‖x‖"]
+    assert read["numpy"] == [0.5, 3, True, None, None]
+    expected = {"value": 1.5, "low": None, "high": None, "se": 0.25, "n_rows": 7, "n_prompts": 3, "bound": True}
+    assert read["estimate"]["inner"] == [expected]
+    assert (read["path"], read["dtype"]) == ("a/b", "torch.float32")
+    assert "‖x‖" in text
+
+
+def test_a_censored_median_is_a_dictionary_in_json():
+    from diagnostics.statistics import censored_median
+
+    found = jsonable(censored_median(np.ones(20), np.zeros(20), 0.5, np.arange(20)))
+    assert found["estimate"]["value"] == 2
+    assert found["estimate"]["bound"] is True
+    assert found["n_censored"] == 20
+
+
+def test_arrays_are_lists_of_numbers_in_json():
+    assert jsonable({"a": np.array([1.0, np.nan])}) == {"a": [1.0, None]}
+
+
+def test_tokens_are_padded_on_the_right(tmp_path):
+    save_tokens(tmp_path / "tokens.npy", [[5, 6, 7], [0], [8, 9]])
+    table = np.load(tmp_path / "tokens.npy")
+    assert np.issubdtype(table.dtype, np.integer)
+    assert table.tolist() == [[5, 6, 7], [0, -1, -1], [8, 9, -1]]
+    assert list(everything(tmp_path)) == ["tokens.npy"]
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"kl": rng.random(1000), "edit": ["norm", "full"] * 500, "top": rng.random(1000) > 0.5})
+    for name in ("a", "b"):
+        write_frame(tmp_path / f"{name}.parquet", frame)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), frame, check_exact=True)
+
+
+def test_provenance_says_which_model_ran_and_where():
+    found = model_provenance(wrap(tiny_model("llama"), name="mine", note="random"))
+    assert (found["model"], found["model_note"], found["wrapper"]) == ("mine", "random", "huggingface")
+    assert (found["n_layers"], found["d_model"], found["vocab"]) == (N_LAYERS, D_MODEL, VOCAB)
+    assert (found["norm"], found["dtype"], found["device"]) == ("RMSNorm", "float32", "cpu")
+    assert model_provenance(wrap(tiny_model("gpt2")))["norm"] == "LayerNorm"
+    assert found["threads"] == torch.get_num_threads()
+    assert found["versions"]["torch"] == torch.__version__
+    assert {"transformers", "transformer-lens", "nnsight", "numpy", "pandas", "pyarrow"} <= set(found["versions"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_hash_is_of_the_weights_and_of_nothing_else():
+    one = model_provenance(wrap(tiny_model("llama")))["weights_sha256"]
+    assert one == model_provenance(wrap(fresh("llama"), name="other"))["weights_sha256"]
+    assert len(one) == len(hashlib.sha256().hexdigest())
+    changed = fresh("llama")
+    changed.model.layers[2].mlp.up_proj.weight[3, 4] += 1e-4
+    assert model_provenance(wrap(changed))["weights_sha256"] != one
+    assert model_provenance(wrap(fresh("llama", dtype=torch.bfloat16)))["weights_sha256"] != one

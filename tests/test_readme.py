@@ -1,0 +1,46 @@
+"""The README does what it says: its Python runs as written, its commands exist."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore")
+def test_python_blocks_run_in_order():
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 4
+    space: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), space)
+        if "result" in space:
+            result = space.pop("result")
+            assert "KL direction" in result._repr_html_()  # type: ignore[attr-defined]
+            plt.close(result.plot())  # type: ignore[attr-defined]
+            assert {"direction", "norm", "self"} <= set(result.to_frame().edit)  # type: ignore[attr-defined]
+    assert space["effects"].path == "replay"  # type: ignore[attr-defined]
+    assert tuple(space["logits"].shape) == (1, 5, 49152)  # type: ignore[attr-defined]
+
+
+def test_first_notebook_block_has_seven_lines():
+    block = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert block is not None
+    assert len(block[1].strip().splitlines()) == 7
+
+
+def test_commands_and_files_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for path in [*re.findall(r"scripts/\w+\.py", README), *re.findall(r"\]\((docs/[^)]+)\)", README)]:
+        assert (ROOT / path).is_file(), path
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_no_placeholder_is_left():
+    assert not re.search(r"\b[A-Z]+_(TABLE|SECTION)\b", README)
