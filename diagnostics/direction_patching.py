@@ -394,8 +394,8 @@ class _Run:
         among = first + np.arange(len(recording.length))
         table, vectors, _ = self._gather(site, among)
         if len(table):
-            prompt = torch.from_numpy(table.target_prompt.to_numpy() - first)
-            position = torch.from_numpy(table.target_position.to_numpy())
+            prompt = torch.tensor(table.target_prompt.to_numpy() - first)
+            position = torch.tensor(table.target_position.to_numpy())
             self._store(table, "in_place", measure(recording, site, prompt, position, vectors, **self.settings))
 
     def single_token(self, alone: Recording, site: Site) -> None:

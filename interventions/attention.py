@@ -72,7 +72,7 @@ class RowAttention:
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         scores[..., : self.n_clean].masked_fill_(self.hidden(self.windows[self.layer]), float("-inf"))
-        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, query.dtype)).to(query.dtype)
         seen = weights[..., : self.n_clean].reshape(n_group, n_kv, repeats * n_slot, self.n_clean) @ clean_values
         seen = seen.view(n_group, n_kv * repeats, n_slot, -1).permute(0, 2, 1, 3).flatten(0, 1)[self.slot]
         on_self = weights[..., self.n_clean].permute(0, 2, 1).flatten(0, 1)[self.slot]

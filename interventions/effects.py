@@ -21,6 +21,9 @@ Vectors = Float[Tensor, "row d_model"] | Callable[[Int[Tensor, "some_row"]], Flo
 """Edited vectors of all rows, or a function that forms those of the rows asked for (indices on the CPU)."""
 
 
+PATHS = ("auto", "replay", "hooks")
+
+
 @dataclass(frozen=True)
 class Reference:
     """What the clean side of a row is, where it is not the prompt as it stands: another vector at the same place."""
@@ -35,7 +38,7 @@ class Effects:
     """One number a row for each metric, on the CPU, and how they were made."""
 
     values: dict[str, Tensor]
-    """metric -> `[row]`, float32 (or bool)"""
+    """metric -> `[row]`, float32 (float64 for a float64 model; bool for truth values)"""
     path: str
     """`replay` or `hooks` (full forward passes)"""
     delta: float
@@ -78,6 +81,10 @@ def measure(
     """
     model = recording.model
     model.check_site(site)
+    if path not in PATHS or (batch_rows is not None and batch_rows < 1):
+        raise MechdiagError(
+            f"path {path!r}, batch_rows {batch_rows}; expected one of {', '.join(PATHS)}, and 1 row or more"
+        )
     prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
     recording.check_rows(prompt, position)
     unknown = [name for name in metrics if name not in METRICS]
@@ -151,6 +158,10 @@ class _Rows:
         vectors: Vectors,
         reference: Reference | None,
     ):
+        if not callable(vectors) and len(vectors) != len(prompt):
+            raise EditError(f"{len(vectors)} edited vectors for {len(prompt)} rows; give one for each")
+        if reference is not None and len(reference.index) != len(prompt):
+            raise EditError(f"{len(reference.index)} reference indices for {len(prompt)} rows; give one for each")
         self.recording, self.site, self.vectors, self.reference = recording, site, vectors, reference
         self.prompt, self.position = prompt.numpy(), position.numpy()
         self.clean_key = (

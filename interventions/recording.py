@@ -44,6 +44,10 @@ class Recording:
         """Raise `SiteError` when a row lies outside its prompt."""
         if prompt.numel() == 0:
             raise SiteError("no rows; give at least one (prompt, position)")
+        if prompt.shape != position.shape or prompt.ndim != 1:
+            raise SiteError(
+                f"prompts {tuple(prompt.shape)} and positions {tuple(position.shape)}; expected one of each a row"
+            )
         n_prompt = len(self.length)
         if not bool(((prompt >= 0) & (prompt < n_prompt)).all()):
             raise SiteError(f"prompt {int(prompt.max())} does not exist; the recording has {n_prompt} prompts, from 0")
@@ -95,7 +99,7 @@ def record(
             f"token id {int(ids.min()) if int(ids.min()) < 0 else int(ids.max())} is outside the vocabulary of {n_embed}"
         )
     ids = ids.to(model.device)
-    recording = Recording(model, ids, length, {}, ids.new_empty(0), None, None)
+    recording = Recording(model, ids, length, {}, torch.empty(*ids.shape, 0, device=ids.device), None, None)
     for start in range(0, len(prompts), batch_prompts):
         batch = slice(start, start + batch_prompts)
         width = int(length[batch].max())
@@ -158,7 +162,7 @@ def _store(
         whole[batch].narrow(pos_axis, 0, width).copy_(part)
         return whole
 
-    recording.final_hidden = put(recording.final_hidden if recording.final_hidden.ndim == 3 else None, final, 1)
+    recording.final_hidden = put(recording.final_hidden if recording.final_hidden.shape[2] else None, final, 1)
     for site, value in seen.items():
         recording.activations[site] = put(recording.activations.get(site), value, 1)
     layers = [] if cache is None else [(layer.keys, layer.values) for layer in cache.layers]

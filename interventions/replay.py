@@ -55,7 +55,7 @@ class Layout:
 
 
 def layout(
-    prompt: np.ndarray, position: np.ndarray, device: torch.device, cost_of_slot: float, size: int | None = None
+    prompt: np.ndarray, position: np.ndarray, device: torch.device, cost_of_slot: float | int, size: int | None = None
 ) -> Layout:
     """Rows sorted by prompt, `[row]`, laid out in groups of `size`, or of the size that costs least.
 
@@ -166,6 +166,8 @@ def final_hidden(
     (default: what costs least). One call of the model's own forward; gradients flow where they are enabled.
     """
     model, device = recording.model, recording.model.device
+    finite = vectors.isfinite().all(dim=-1, keepdim=True)
+    vectors = torch.where(finite, vectors, 0.0)  # else one row could spoil those beside it
     flat = attention == "grouped" or first_block == model.n_layers  # above the last block nothing attends
     rows = layout(prompt, position, device, 0 if flat else 12 * model.d_model, group_size)
     with ExitStack() as stack:
@@ -195,7 +197,8 @@ def final_hidden(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-    return hidden[0] if flat else hidden.flatten(0, 1).index_select(0, rows.slot)
+    hidden = hidden[0] if flat else hidden.flatten(0, 1).index_select(0, rows.slot)
+    return torch.where(finite, hidden, torch.nan)
 
 
 def unembed(recording: Recording, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:

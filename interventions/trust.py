@@ -51,7 +51,7 @@ def why_not_replay(
     trial = _trial(prompt, position, edited)
     slow = full_forwards(recording, site, *trial).float()
     if not bool(slow.isfinite().all()):
-        return None  # the model itself gives no numbers here: they are counted, and the next call asks again
+        return "no row to check it with: the model's own logits are not finite"  # this call; the next one asks again
     allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
     attention, reason = model.replay_attention, None
     for way in ATTENTIONS[ATTENTIONS.index(attention or "") :]:
