@@ -88,8 +88,7 @@ def check_points(drawn: np.ndarray, estimates: list) -> None:
 CASES = [
     ((0, 3, 5), "both"),
     ((0, 3, 5), "in_place"),
-    ((0, 3, 5), "single_token"),
-    ((3,), "both"),
+    ((3,), "single_token"),
     ((4, 5), "in_place"),
 ]
 

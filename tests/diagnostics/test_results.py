@@ -47,7 +47,7 @@ def test_a_folder_with_a_result_is_refused_and_left_as_it_was(tmp_path):
 
 def test_a_folder_that_cannot_be_is_an_error(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ResultError, match="cannot write to .*file"):
+    with pytest.raises(ResultError, match=r"cannot write to .*file"):
         claim_folder(tmp_path / "file", ["x.json"], overwrite=True)
 
 
