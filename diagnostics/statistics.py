@@ -282,7 +282,8 @@ def _order(x: ndarray, p: _Prompts, level: float, geometric: bool, bound: bool =
             low, high = (ordered[skip - 1], ordered[-skip]) if skip > 0 else (0.0 if geometric else -np.inf, np.inf)
             high = np.inf if bound else high
             with np.errstate(all="ignore"):
-                se = (np.log(high / low) if geometric and high != low else high - low) / 2 / _t(p, level)
+                width = np.log(high) - np.log(low) if geometric and high != low else np.subtract(high, low)
+                se = width / 2 / _t(p, level)
     return Estimate(value, float(low), float(high), float(se), len(x), p.n_prompts, bound)
 
 

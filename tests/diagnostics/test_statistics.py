@@ -386,3 +386,11 @@ def test_error_of():
     assert error_of(4.0, 1.0) == 5.0 and error_of(-1e-9, 0.25) == 0.25
     with pytest.raises(ResultError):
         error_of(1.0, -1.0)
+
+
+def test_censored_median_whose_interval_reaches_zero():
+    """A numerator of exactly 0 orders first: the lower end is 0 on a log scale, not an exception."""
+    top = np.r_[np.zeros(60), np.full(60, 2.0)]
+    found = censored_median(top, np.ones(120), 0.01, np.arange(120) % 30)
+    assert found.estimate.low == 0
+    assert found.estimate.se == np.inf
