@@ -3,10 +3,12 @@
 Source of the patches: arXiv:2606.15054. In-context patching, doses, matched placebos and the statistics are ours.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -67,6 +69,20 @@ class DirectionNorm:
     provenance: dict[str, Any]
     """model, text, settings, counts of what was dropped, which path ran and how exact it was"""
 
+    @classmethod
+    def load(cls, folder: str | Path) -> "DirectionNorm":
+        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
+        folder = Path(folder)
+        try:
+            frame = pd.read_parquet(folder / "direction_norm.parquet")
+            provenance = json.loads((folder / "direction_norm.json").read_text(encoding="utf-8"))["provenance"]
+            tokens = [[int(t) for t in row if t >= 0] for row in np.load(folder / "tokens.npy")]
+        except FileNotFoundError as error:
+            raise ResultError(
+                f"{folder} holds no direction-norm result: {Path(error.filename).name} is missing"
+            ) from error
+        return cls(frame, tokens, provenance)
+
     def to_frame(self) -> pd.DataFrame:
         """The tidy table."""
         return self.frame
@@ -116,7 +132,7 @@ class DirectionNorm:
             f"{name} {found['used']} of {found['asked']} at block {layer}"
             for name, by_layer in p["pair_sets"].items()
             for layer, found in by_layer.items()
-            if found["used"] < found["asked"]
+            if "exist" in found and found["used"] < found["asked"]
         ]
         said = {"fewer pairs than asked": "; ".join(few), "full forward passes": p["why_hooks"]}
         said |= {"pairs dropped": p["pairs_dropped"], "rows dropped": p["rows_dropped"]}

@@ -111,7 +111,7 @@ def plot_direction_norm(result: "DirectionNorm") -> Figure:
         for ax in tops:
             ax.set_ylim(ends[:, 0].min(), ends[:, 1].max())
         handles, labels = tops[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        figure.legend(handles, labels, loc="outside upper left", ncols=2)
         left, right = (figure.add_subplot(grid[2, column]) for column in range(2))
         _ratio_panel(left, groups, contexts, depth)
         _placebo_panel(right, groups, contexts, depth)
@@ -209,4 +209,4 @@ def caption(provenance: dict[str, Any]) -> str:
         f"Bars: 95 % delete-one-prompt jackknife intervals. Open marker with arrow: lower bound, the denominator lies within the "
         f"noise floor. Measured by {' and '.join(paths)}{delta}."
     )
-    return textwrap.fill(sentence, 180)
+    return textwrap.fill(sentence, 155)

@@ -8,7 +8,7 @@ attention function, so that everything else is the model's own code.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,14 +35,18 @@ class RowAttention:
     """sliding window of each block, None: it sees all"""
     layer: int = -1
     """the block that is running: set by the cache as it takes the rows' keys"""
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    """`hidden` of each window, formed once"""
 
     def hidden(self, window: int | None) -> Tensor:
         """Which clean keys a slot must not see, `[group, 1, slot, key]`."""
-        key = torch.arange(self.n_clean, device=self.position.device)
-        outside = key >= self.position[:, :, None]
-        if window is not None:
-            outside |= key <= self.position[:, :, None] - window
-        return outside[:, None]
+        if window not in self.masks:
+            key = torch.arange(self.n_clean, device=self.position.device)
+            outside = key >= self.position[:, :, None]
+            if window is not None:
+                outside |= key <= self.position[:, :, None] - window
+            self.masks[window] = outside[:, None]
+        return self.masks[window]
 
     def attend(
         self,
@@ -65,10 +69,11 @@ class RowAttention:
             kept[self.layer][:, :, : self.n_clean].index_select(0, self.group_prompt)
             for kept in (self.recording.keys, self.recording.values)
         )
+        query = query * scaling  # here and not on the scores, of which there are more
         q = grouped(query).reshape(n_group, n_kv, repeats * n_slot, -1)
         scores = (q @ clean_keys.transpose(-1, -2)).view(n_group, n_kv * repeats, n_slot, self.n_clean)
         own = (query.view(n_kv, repeats, *query.shape[1:]) * key[:, None]).sum(-1).flatten(0, 1)
-        scores = torch.cat([scores, grouped(own[..., None])], dim=-1) * scaling
+        scores = torch.cat([scores, grouped(own[..., None])], dim=-1)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         scores[..., : self.n_clean].masked_fill_(self.hidden(self.windows[self.layer]), float("-inf"))

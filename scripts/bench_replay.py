@@ -24,6 +24,7 @@ from interventions.replay import entering_at, unembed
 from interventions.sites import Site
 from interventions.texts import load_texts, tokenize
 
+WAYS = 6
 BATCH = 16  # prompts in one forward pass of the other tools
 
 
@@ -75,7 +76,7 @@ def main(settings: Settings) -> None:
             layers = settings.layers or sorted({model.n_layers // 4, model.n_layers // 2, 9 * model.n_layers // 10})
             for layer in layers:
                 found += _compare(model, others, prompts, Site(layer), dtype, settings)
-                print(_table(pd.DataFrame(found[-7:])), flush=True)
+                print(_table(pd.DataFrame(found[-WAYS:])), flush=True)
         del model, others
         gc.collect()
     matmul = {dtype: _matmul_rate(dtype, device) for dtype in settings.dtypes}

@@ -777,3 +777,18 @@ def test_provenance_says_how_the_numbers_were_made():
     other = direction_norm(tiny_model("llama"), PROMPTS[1:], layers=[1], pairs=4).provenance
     assert other["weights_sha256"] == p["weights_sha256"]
     assert other["text"]["tokens_sha256"] != p["text"]["tokens_sha256"]
+
+
+def test_a_result_comes_back_from_its_folder(tmp_path):
+    from diagnostics.results import save_tokens, write_frame, write_json
+
+    frame = pd.DataFrame({"layer": [1], "kl": [0.5]})
+    saved = DirectionNorm(frame, [[3, 4, 5], [6]], {"vocab": 9})
+    write_frame(tmp_path / "direction_norm.parquet", frame)
+    save_tokens(tmp_path / "tokens.npy", saved.tokens)
+    with pytest.raises(ResultError, match=r"direction_norm\.json is missing"):
+        DirectionNorm.load(tmp_path)
+    write_json(tmp_path / "direction_norm.json", {"summary": [], "provenance": saved.provenance})
+    loaded = DirectionNorm.load(tmp_path)
+    assert loaded.tokens == saved.tokens and loaded.provenance == saved.provenance
+    pd.testing.assert_frame_equal(loaded.frame, frame)
