@@ -192,6 +192,8 @@ def direction_norm(
     for given, known in ((contexts, CONTEXTS), (pair_sets, PAIR_SETS)):
         if wrong := [x for x in given if x not in known]:
             raise ResultError(f"no {wrong[0]!r}; known: {', '.join(known)}" + (", both" if known is CONTEXTS else ""))
+    if not layers or not pair_sets:
+        raise ResultError(f"layers {list(layers)}, pair sets {list(pair_sets)}; give at least one of each")
     if pairs < 1:
         raise ResultError(f"{pairs} pairs asked for; ask for at least one")
     prompts = as_prompts(prompts, model.tokenizer)
@@ -361,7 +363,9 @@ class _Plan:
         stream = generator(self.seed, "direction_norm", name, site)
         shape = torch.empty(n_pairs, self.model.d_model)
         isotropic, second = random_like(shape, stream), random_like(shape, stream)
-        two = torch.randint(len(self.tokens[0]), (2, n_pairs), generator=stream).numpy()[:, chosen]
+        two = torch.randint(len(self.tokens[0]), (2, n_pairs), generator=stream).numpy()
+        two[1] = np.where(two[0] == two[1], (two[1] + 1) % len(self.tokens[0]), two[1])  # another token
+        two = two[:, chosen]
         one, other = (self.at(site, self.tokens[0][i], self.tokens[1][i]).float() for i in two)
         device = one.device
         which = torch.from_numpy(chosen)
@@ -417,6 +421,8 @@ class _Run:
     def single_token(self, alone: Recording, site: Site) -> None:
         """Every row, the vector being the only token; the clean side is the target's own vector there."""
         table, vectors, clean = self._gather(site, None)
+        if table.empty:
+            return
         zero = torch.zeros(len(table), dtype=torch.long)
         index = torch.from_numpy(
             pd.factorize(pd.MultiIndex.from_arrays([table.target_prompt, table.target_position]))[0]
@@ -455,6 +461,8 @@ class _Run:
 
     def frame(self, layers: list[int], contexts: Sequence[str]) -> pd.DataFrame:
         """All rows in the order layer, context, pair set, pair, edit."""
+        if not any(len(table) for table in self.tables):
+            raise ResultError(f"no row is left; dropped: {self.dropped}, pairs found: {self.plan.found}")
         frame = pd.concat(self.tables, ignore_index=True)
         order = {
             "layer": layers,
@@ -469,8 +477,6 @@ class _Run:
         small = ("target_prompt", "target_position", "source_prompt", "source_position", "pair", "layer")
         frame = frame.astype({name: "int32" for name in small})
         frame = frame.astype({name: "float32" for name in ("target_norm", "source_norm", "cosine")})
-        if frame.empty:
-            raise ResultError(f"no row is left, dropped: {self.dropped}")
         return frame[[*COLUMNS, *(["norm_read"] if "norm_read" in frame else [])]]
 
     def paths(self) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
                 "median": statistics.censored_median(a, b, floor, own),
             }
     if "direction" in kl:
+        both = (kl.direction.notna() & kl.norm.notna()).to_numpy()
+        kl, pairs, clusters = kl[both], pairs[both], clusters[both]
         found["share_direction_above_norm"] = statistics.share((kl.direction > kl.norm).to_numpy(), clusters)
         distance = (1 - pairs.cosine).to_numpy(float)
         growth = np.abs(np.log(pairs.source_norm / pairs.target_norm)).to_numpy(float)
@@ -80,7 +82,9 @@ def _ratio_of_means(a: np.ndarray, b: np.ndarray, floor: float, clusters: np.nda
     """Of means, bounded below where the denominator is nothing but noise."""
     if len(b) and b.mean() <= floor:
         top = statistics.mean(a, clusters)
-        return Estimate(top.value / floor, top.low / floor, np.inf, np.nan, top.n_rows, top.n_prompts, bound=True)
+        with np.errstate(all="ignore"):
+            value, low = np.divide(top.value, floor), np.divide(top.low, floor)
+        return Estimate(float(value), float(low), np.inf, np.nan, top.n_rows, top.n_prompts, bound=True)
     return statistics.log_ratio_of_means(a, b, clusters)
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from diagnostics.statistics import Estimate
+from interventions.errors import ResultError
 
 if TYPE_CHECKING:
     from diagnostics.direction_patching import DirectionNorm
@@ -42,9 +43,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "svg.hashsalt": "mechdiag",  # the same figure gives the same file
-    "svg.fonttype": "none",
 }
+plt.rcParams["svg.hashsalt"] = "mechdiag"  # read when a figure is saved: the same figure gives the same file
 CAP = 1e6
 """Ratios beyond are drawn at the top as lower bounds: their denominator is nothing but rounding."""
 
@@ -95,6 +95,10 @@ def plot_direction_norm(result: "DirectionNorm") -> Figure:
     intervals. The strip under the KL panels holds the noise floor, many decades lower.
     """
     groups = [g for g in result.groups if g["pair_set"] == "random"]
+    if not groups:
+        raise ResultError(
+            "no random pairs in this result, which the figure shows; run with pair_sets that hold 'random'"
+        )
     contexts = list(dict.fromkeys(g["context"] for g in groups))
     depth = _Depth(sorted({g["layer"] for g in groups}))
     with plt.rc_context(STYLE):

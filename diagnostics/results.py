@@ -71,6 +71,8 @@ def jsonable(value: Any) -> Any:
         return [jsonable(v) for v in value]
     if isinstance(value, np.generic):
         return jsonable(value.item())
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     if value is None or isinstance(value, (str, int, float)):

@@ -9,7 +9,7 @@ function here raises `ResultError` for rows or clusters that do not fit each oth
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
@@ -67,6 +67,11 @@ class CensoredMedian:
     """rows whose numerator and denominator both are (0/0): left out"""
     n_rows: int
     """all rows, those left out too"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        counts = {"n_censored": self.n_censored, "n_undefined": self.n_undefined, "n_rows": self.n_rows}
+        return {"estimate": self.estimate.as_dict(), **counts}
 
 
 class _Prompts(NamedTuple):

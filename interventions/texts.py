@@ -173,7 +173,13 @@ def tokenize(
         raise TextError(f"max_length {max_length}; a prompt needs at least 2 tokens, one to edit and one before it")
     origin: dict[str, Any] = {}
     if isinstance(texts, Texts):
-        origin = {"name": texts.name, "source": texts.source, "licence": texts.licence, "texts_dropped": texts.dropped}
+        origin = {
+            "name": texts.name,
+            "sha256": texts.sha256,
+            "source": texts.source,
+            "licence": texts.licence,
+            "texts_dropped": texts.dropped,
+        }
         texts = texts.texts
     reserved = set(tokenizer.all_special_ids)
     kept: list[tuple[list[int], list[bool], str]] = []

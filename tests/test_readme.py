@@ -1,6 +1,7 @@
 """The README does what it says: its Python runs as written, its commands exist."""
 
 import re
+import runpy
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,19 +13,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore")
-def test_python_blocks_run_in_order():
+def test_python_blocks_run_in_order(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) == 4
-    space: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), space)
-        if "result" in space:
-            result = space.pop("result")
-            assert "KL direction" in result._repr_html_()  # type: ignore[attr-defined]
-            plt.close(result.plot())  # type: ignore[attr-defined]
-            assert {"direction", "norm", "self"} <= set(result.to_frame().edit)  # type: ignore[attr-defined]
-    assert space["effects"].path == "replay"  # type: ignore[attr-defined]
-    assert tuple(space["logits"].shape) == (1, 5, 49152)  # type: ignore[attr-defined]
+    script = tmp_path / "readme.py"  # a file: nnsight reads the source of the code around a trace
+    script.write_text("\n".join(blocks), encoding="utf-8")
+    space = runpy.run_path(str(script))
+    result = space["result"]
+    assert "KL direction" in result._repr_html_()
+    plt.close(result.plot())
+    assert {"direction", "norm", "self"} <= set(result.to_frame().edit)
+    assert space["effects"].path == "replay"
+    assert tuple(space["logits"].shape) == (1, 5, 49152)
 
 
 def test_first_notebook_block_has_seven_lines():

@@ -740,12 +740,12 @@ def test_the_table_is_text_with_a_line_a_layer_and_context():
     assert "<table" in two_contexts()._repr_html_()
     less = replace(two_contexts(), provenance={
         "vocab": VOCAB,
-        "pair_sets": {"random": {3: {"asked": 9, "used": 8}, 5: {"asked": 9, "used": 9}}},
+        "pair_sets": {"same_norm": {3: {"asked": 9, "exist": 8, "used": 8}, 5: {"asked": 9, "exist": 9, "used": 9}}},
         "why_hooks": ["no keys"],
         "pairs_dropped": {"sink": 1},
         "rows_dropped": {"no such vector": 2},
     }).table()  # fmt: skip
-    for words in ("random 8 of 9 at block 3", "no keys", "'sink': 1", "'no such vector': 2"):
+    for words in ("same_norm 8 of 9 at block 3", "no keys", "'sink': 1", "'no such vector': 2"):
         assert words in less
         assert words not in text
     assert "at block 5" not in less

@@ -27,10 +27,10 @@ WAYS = {
 def test_every_way_is_timed(tmp_path):
     """That the comparison runs and says what it compared; how fast decides no test."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    few = ["--lengths", "32", "--layers", "27", "28", "--rows", "40", "--repeats", "1", "--dtypes", "float32"]
+    few = ["--lengths", "8", "--layers", "28", "29", "--rows", "40", "--repeats", "1", "--dtypes", "float32"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "bench_replay.py"), "--out", str(tmp_path), "--device", "cpu", *few],
-        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -46,7 +46,7 @@ def test_every_way_is_timed(tmp_path):
             assert row["rows_timed"] > 0
             assert (row["dtype"], row["tokens"]) == ("float32", 8)
     assert read["matmul_gflops"]["float32"] > 0
-    assert read["machine"]["threads"] >= 1
+    assert read["machine"]["threads"] == 1
     assert read["provenance"]["model"] == "smollm2-135m"
     assert len(read["provenance"]["weights_sha256"]) == 64
     tables = done.stdout.split("\n\n")
