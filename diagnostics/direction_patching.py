@@ -20,6 +20,7 @@ from diagnostics import statistics
 from diagnostics.direction_summary import NOTE, SCALES, group_statistics, short_frame, summary_frame
 from diagnostics.results import model_provenance
 from diagnostics.sampling import Pairs, TokenFilter, cross_prompt_pairs, generator, matching_pairs, token_filter
+from interventions.anatomy import check_site
 from interventions.edits import (
     angle_between,
     cosine,
@@ -32,10 +33,11 @@ from interventions.edits import (
     swap_direction,
     swap_norm,
 )
-from interventions.effects import Effects, Reference, measure
+from interventions.effects import Effects, measure
 from interventions.errors import ResultError
 from interventions.models import CausalModel, wrap
 from interventions.recording import Recording, record
+from interventions.rows import Reference
 from interventions.sites import Site
 from interventions.texts import Prompts, as_prompts
 
@@ -187,7 +189,7 @@ def direction_norm(
     layers = _default_layers(model.n_layers) if layers is None else list(dict.fromkeys(layers))
     sites = [Site(layer) for layer in layers]
     for site in sites:
-        model.check_site(site)
+        check_site(model, site)
     contexts = CONTEXTS if context == "both" else (context,)
     for given, known in ((contexts, CONTEXTS), (pair_sets, PAIR_SETS)):
         if wrong := [x for x in given if x not in known]:

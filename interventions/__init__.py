@@ -1,6 +1,7 @@
 """Change one activation of a language model and measure exactly what the model does, thousands of times a second."""
 
-from interventions.effects import Effects, Reference, intervened_logits, measure
+from interventions.anatomy import check_site
+from interventions.effects import Effects, intervened_logits, measure
 from interventions.errors import (
     EditError,
     HookError,
@@ -11,9 +12,10 @@ from interventions.errors import (
     SiteError,
     TextError,
 )
-from interventions.hooks import edit_in_trace, fwd_hook
+from interventions.hooks import edit_in_trace, fwd_hooks
 from interventions.models import CausalModel, load_model, wrap
 from interventions.recording import Recording, record
+from interventions.rows import Reference
 from interventions.sites import Site
 
 __all__ = [
@@ -30,8 +32,9 @@ __all__ = [
     "Site",
     "SiteError",
     "TextError",
+    "check_site",
     "edit_in_trace",
-    "fwd_hook",
+    "fwd_hooks",
     "intervened_logits",
     "load_model",
     "measure",

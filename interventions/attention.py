@@ -1,7 +1,7 @@
 """Attention of replayed rows to their prompts' clean keys, without copying these keys for every row.
 
-Tokens of the forward pass are the rows, side by side, `[1, row]`. Each attends to the clean keys of its own prompt before
-its own position, and to itself; nothing attends to another row. Installed for the time of one forward pass as the model's
+Tokens of the forward pass are those of all branches, end to end, `[1, token]`. Each attends to the clean keys of its own
+prompt before its branch, and to its branch up to itself; nothing attends to another branch. Installed for the time of one forward pass as the model's
 attention function, so that everything else is the model's own code.
 """
 
@@ -23,13 +23,17 @@ _NAME = "mechdiag_rows"
 
 @dataclass
 class RowAttention:
-    """What the rows of one forward pass attend to."""
+    """What the tokens of one forward pass attend to: a branch's own tokens so far, and its prompt's clean keys before it."""
 
     recording: Recording
-    slot: Int[Tensor, "row"]
-    """place of each row in the padded groups, group · size + slot"""
+    slot: Int[Tensor, "token"]
+    """place of each token in the padded groups: (group · size + branch) · width + place in the branch"""
     group_prompt: Int[Tensor, "group"]
+    start: Int[Tensor, "group slot"]
+    """position of the first token of each slot's branch: clean keys end there"""
     position: Int[Tensor, "group slot"]
+    width: int
+    """slots of a branch"""
     n_clean: int
     windows: list[int | None]
     """sliding window of each block, None: it sees all"""
@@ -39,30 +43,39 @@ class RowAttention:
     """`hidden` of each window, formed once"""
 
     def hidden(self, window: int | None) -> Tensor:
-        """Which clean keys a slot must not see, `[group, 1, slot, key]`."""
+        """Which clean keys, then which of its branch, a slot must not see: `[group, 1, slot, key]`."""
         if window not in self.masks:
-            key = torch.arange(self.n_clean, device=self.position.device)
-            outside = key >= self.position[:, :, None]
+            key, place = (torch.arange(n, device=self.position.device) for n in (self.n_clean, self.width))
+            outside = key >= self.start[:, :, None]
+            later = place > place[:, None]
             if window is not None:
                 outside |= key <= self.position[:, :, None] - window
-            self.masks[window] = outside[:, None]
+                later |= place <= place[:, None] - window
+            own = later.repeat(self.position.shape[1] // self.width, 1).expand(len(outside), -1, -1)
+            self.masks[window] = torch.cat([outside, own], dim=2)[:, None]
         return self.masks[window]
 
     def attend(
         self,
-        query: Float[Tensor, "head row d_head"],
-        key: Float[Tensor, "kv_head row d_head"],
-        value: Float[Tensor, "kv_head row d_value"],
+        query: Float[Tensor, "head token d_head"],
+        key: Float[Tensor, "kv_head token d_head"],
+        value: Float[Tensor, "kv_head token d_value"],
         scaling: float,
         softcap: float | None,
-    ) -> Float[Tensor, "row head d_value"]:
-        """softmax over clean keys before the row and its own key, a group of rows of one prompt at a time."""
-        (n_group, n_slot), n_kv = self.position.shape, key.shape[0]
-        repeats = query.shape[0] // n_kv
+    ) -> Float[Tensor, "token head d_value"]:
+        """softmax over clean keys before the branch and its own keys so far, a group of branches of one prompt at a time."""
+        (n_group, n_slot), n_kv, width = self.position.shape, key.shape[0], self.width
+        repeats, n_branch = query.shape[0] // n_kv, n_slot // width
 
         def grouped(x: Tensor) -> Tensor:
             padded = x.new_zeros(x.shape[0], n_group * n_slot, x.shape[2]).index_copy(1, self.slot, x)
             return padded.view(x.shape[0], n_group, n_slot, -1).transpose(0, 1)  # [group, head, slot, d_head]
+
+        def by_branch(x: Tensor) -> Tensor:
+            return grouped(x).reshape(n_group, n_kv, -1, n_branch, width, x.shape[2])
+
+        def ungrouped(x: Tensor) -> Tensor:
+            return x.reshape(n_group, n_kv * repeats, n_slot, -1).permute(0, 2, 1, 3).flatten(0, 1)[self.slot]
 
         assert self.recording.keys is not None and self.recording.values is not None
         clean_keys, clean_values = (
@@ -72,16 +85,22 @@ class RowAttention:
         query = query * scaling  # here and not on the scores, of which there are more
         q = grouped(query).reshape(n_group, n_kv, repeats * n_slot, -1)
         scores = (q @ clean_keys.transpose(-1, -2)).view(n_group, n_kv * repeats, n_slot, self.n_clean)
-        own = (query.view(n_kv, repeats, *query.shape[1:]) * key[:, None]).sum(-1).flatten(0, 1)
-        scores = torch.cat([scores, grouped(own[..., None])], dim=-1)
+        if width == 1:
+            own = (query.view(n_kv, repeats, *query.shape[1:]) * key[:, None]).sum(-1).flatten(0, 1)
+            own = grouped(own[..., None])
+        else:
+            own = by_branch(query) @ by_branch(key).transpose(-1, -2)
+        scores = torch.cat([scores, own.reshape(n_group, n_kv * repeats, n_slot, width)], dim=-1)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        scores[..., : self.n_clean].masked_fill_(self.hidden(self.windows[self.layer]), float("-inf"))
+        scores.masked_fill_(self.hidden(self.windows[self.layer]), float("-inf"))
         weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, query.dtype)).to(query.dtype)
         seen = weights[..., : self.n_clean].reshape(n_group, n_kv, repeats * n_slot, self.n_clean) @ clean_values
-        seen = seen.view(n_group, n_kv * repeats, n_slot, -1).permute(0, 2, 1, 3).flatten(0, 1)[self.slot]
-        on_self = weights[..., self.n_clean].permute(0, 2, 1).flatten(0, 1)[self.slot]
-        return seen + on_self[..., None] * value.repeat_interleave(repeats, dim=0).transpose(0, 1)
+        on_own = weights[..., self.n_clean :]
+        if width == 1:
+            return ungrouped(seen) + ungrouped(on_own) * value.repeat_interleave(repeats, dim=0).transpose(0, 1)
+        on_own = on_own.reshape(n_group, n_kv, repeats, n_branch, width, width)
+        return ungrouped(seen) + ungrouped(on_own @ by_branch(value))
 
 
 _ACTIVE: ContextVar[RowAttention] = ContextVar("rows that are being replayed")

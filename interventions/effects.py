@@ -9,36 +9,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interventions.errors import EditError, MechdiagError, ReplayError
-from interventions.hooks import full_forwards
-from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison
+from interventions.anatomy import check_site
+from interventions.errors import MechdiagError, ReplayError
+from interventions.hooks import Forwarded, full_forwards
+from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison, TokenMetric
 from interventions.recording import Recording
-from interventions.replay import final_hidden, unembed
+from interventions.replay import Branches, Replayed, replayed, unembed
+from interventions.rows import Horizon, Reads, Reference, Rows, Vectors
 from interventions.sites import Site
 from interventions.trust import is_out_of_memory, why_not_replay
 
-Vectors = Float[Tensor, "row d_model"] | Callable[[Int[Tensor, "some_row"]], Float[Tensor, "some_row d_model"]]
-"""Edited vectors of all rows, or a function that forms those of the rows asked for (indices on the CPU)."""
-
-
 PATHS = ("auto", "replay", "hooks")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the clean side of a row is, where it is not the prompt as it stands: another vector at the same place."""
-
-    vectors: Float[Tensor, "ref d_model"]
-    index: Int[Tensor, "row"]
-    """which of `vectors` each row is compared with (CPU)"""
+DIRECT = "kl_direct"
+"""A metric beside `METRICS`: the KL of the change carried straight to the final norm and unembedding, later writes frozen."""
 
 
 @dataclass(frozen=True)
 class Effects:
-    """One number a row for each metric, on the CPU, and how they were made."""
+    """One number for each metric and each place where a row's effect is read, on the CPU, and how they were made."""
 
     values: dict[str, Tensor]
-    """metric -> `[row]`, float32 (float64 for a float64 model; bool for truth values)"""
+    """metric -> `[row]`, with a horizon above 1 `[row, horizon]`: float32 (float64 for a float64 model; bool for truth
+    values), nan (False) beyond the prompt's end"""
+    position: Int[Tensor, "row"] | Int[Tensor, "row horizon"]
+    """where each was read; −1 beyond the prompt's end"""
     path: str
     """`replay` or `hooks` (full forward passes)"""
     delta: float
@@ -48,7 +42,7 @@ class Effects:
     halvings: int
     """how many times a chunk ran out of memory and was halved"""
     n_nonfinite: int
-    """rows with a value that is not finite"""
+    """reads with a value that is not finite"""
 
     def __getitem__(self, metric: str) -> Tensor:
         return self.values[metric]
@@ -59,69 +53,70 @@ def measure(
     recording: Recording,
     site: Site,
     prompt: Int[Tensor, "row"],
-    position: Int[Tensor, "row"],
+    position: Int[Tensor, "row"] | Int[Tensor, "row edit"],
     vectors: Vectors,
     *,
-    metrics: Sequence[str] = ("kl",),
+    metrics: Sequence[str | TokenMetric] = ("kl",),
+    horizon: Horizon = 1,
     reference: Reference | None = None,
     path: str = "auto",
     batch_rows: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Effects:
-    """The effect, read at the intervened position, of putting `vectors[row]` at `site` of token (prompt, position).
+    """The effect of putting `vectors[row]` at `site` of token (prompt, position).
 
     prompt, position: `[row]`, any order, repeats welcome: edits of one token are put side by side and its clean
-    distribution is formed once. metrics: names in `METRICS`. reference: compare with another vector in the same place
-    instead of with the prompt as it stands. path: `auto` (replay, checked against full forward passes on the longest
-    positions; these where it is not exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: rows a
-    chunk (default 512 on the CPU, 4096 elsewhere); a chunk that runs out of memory is halved.
+    distribution is formed once. A row may edit several positions of its prompt at once: position `[row, edit]`, padded
+    with −1, and vectors `[row, edit, d_model]`. horizon: where the effect is read, at the first edited position and the
+    h − 1 after it (values `[row, h]`), or at the prompt's `last` position; an edit that nothing reads is an error.
+    metrics: names in `METRICS`, `kl_direct` (the same change carried straight to the final norm and unembedding; 0 where
+    a position is read that was not edited), or metrics of tokens (`LogitDifference`, `Probability`, `Rank`), which give
+    `name` and `clean_name`. reference: compare with another vector in the same place instead of with the prompt as it
+    stands. path: `auto` (replay, checked against full forward passes on the longest positions; these where it is not
+    exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: tokens that a chunk replays (default 512 on
+    the CPU, 4096 elsewhere): as many rows where each is read at its own position; halved when memory runs out.
 
     Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape, `ReplayError`.
     Last bits depend on which rows share a chunk: equal to tolerance, not to the bit, where `batch_rows` changed.
     """
-    model = recording.model
-    model.check_site(site)
     if path not in PATHS or (batch_rows is not None and batch_rows < 1):
         raise MechdiagError(
             f"path {path!r}, batch_rows {batch_rows}; expected one of {', '.join(PATHS)}, and 1 row or more"
         )
-    prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
-    recording.check_rows(prompt, position)
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise MechdiagError(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
-    rows = _Rows(recording, site, prompt, position, vectors, reference)
-    why = None if path == "hooks" else why_not_replay(recording, site, rows.prompt, rows.position, rows.edited)
-    if path == "replay" and why:
-        raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
-    replaying = path != "hooks" and why is None
-    size = batch_rows or (512 if model.device.type == "cpu" else 4096)
-    found: list[dict[str, Tensor]] = []
+    rows, asked = _rows(recording, site, prompt, position, vectors, reference, horizon), _Asked(metrics, len(prompt))
+    why, replaying = _choose_path(rows, path)
+    size = batch_rows or (512 if recording.model.device.type == "cpu" else 4096)
+    one_chunk = _replay_chunk if replaying else _hooks_chunk
+    reached = np.cumsum((rows.stop - rows.start)[rows.order])
     done, halvings = 0, 0
-    while done < len(prompt):
-        chunk = rows.order[done : done + size]
+    while done < len(rows):
+        before = reached[done - 1] if done else 0
+        stop = max(done + 1, int(np.searchsorted(reached, before + size, side="right")))
+        chunk = rows.order[done:stop]
         try:
-            found.extend(_replay_chunk(rows, chunk, metrics) if replaying else _hooks_chunk(rows, chunk, metrics))
+            found = one_chunk(rows, chunk, asked)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or size == 1:
                 raise
             size, halvings = max(1, size // 2), halvings + 1
-            if model.device.type == "cuda":
+            if recording.model.device.type == "cuda":
                 torch.cuda.empty_cache()
             continue
-        done += len(chunk)
+        asked.store(chunk, *found)
+        done = stop
         if progress is not None:
             progress(len(chunk))
     if halvings:
-        warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} rows", stacklevel=2)
-    back = torch.from_numpy(np.argsort(rows.order, kind="stable"))
-    values = {name: torch.cat([part[name] for part in found]).cpu()[back] for name in metrics}
-    bad = torch.stack([~v.isfinite() for v in values.values()]).any(0) if values else torch.zeros(len(prompt))
-    compared = bool(model.replay_reach)
+        warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=2)
+    values, where = asked.values(rows)
+    read = where >= 0
+    bad = torch.stack([~v.isfinite() & read for v in values.values()]).any(0) if values else torch.zeros(1)
+    compared = bool(recording.model.replay_reach)
     return Effects(
         values,
+        where,
         "replay" if replaying else "hooks",
-        model.replay_delta if compared else float("nan"),
+        recording.model.replay_delta if compared else float("nan"),
         why,
         halvings,
         int(bad.sum()),
@@ -130,100 +125,122 @@ def measure(
 
 @torch.no_grad()
 def intervened_logits(
-    recording: Recording, site: Site, prompt: Tensor, position: Tensor, vectors: Tensor, *, path: str = "auto"
-) -> Float[Tensor, "row vocab"]:
-    """Next-token logits at the intervened positions, for rows few enough to hold (row · vocab numbers). See `measure`."""
+    recording: Recording,
+    site: Site,
+    prompt: Tensor,
+    position: Tensor,
+    vectors: Tensor,
+    *,
+    horizon: Horizon = 1,
+    path: str = "auto",
+) -> Float[Tensor, "row vocab"] | Float[Tensor, "row horizon vocab"]:
+    """Next-token logits where the effects of rows are read, for rows few enough to hold them. See `measure`.
+
+    With a horizon above 1 nan beyond the prompt's end.
+    """
+    rows = _rows(recording, site, prompt, position, vectors, None, horizon)
+    _, replaying = _choose_path(rows, path)
+    everything = rows.order
+    reads = rows.reads(everything)
+    if replaying:
+        branches, found = _replay(rows, everything, rows.edited(everything))
+        logits = unembed(recording, found.hidden[_tokens(branches, reads, found.hidden.device)])
+    else:
+        logits = _hooked(rows, everything, rows.edited(everything)).logits
+    if horizon in (1, "last"):
+        return torch.empty_like(logits).index_copy(0, torch.from_numpy(everything).to(logits.device), logits)
+    whole = logits.new_full((len(rows), int(reads.column.max()) + 1, logits.shape[-1]), torch.nan)
+    row, column = (torch.from_numpy(x).to(logits.device) for x in (everything[reads.row], reads.column))
+    return whole.index_put((row, column), logits)
+
+
+def _rows(
+    recording: Recording,
+    site: Site,
+    prompt: Tensor,
+    position: Tensor,
+    vectors: Vectors,
+    reference: Reference | None,
+    horizon: Horizon,
+) -> Rows:
+    check_site(recording.model, site)
     prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
-    recording.model.check_site(site)
-    recording.check_rows(prompt, position)
-    rows = _Rows(recording, site, prompt, position, vectors, None)
-    why = None if path == "hooks" else why_not_replay(recording, site, rows.prompt, rows.position, rows.edited)
+    return Rows(recording, site, prompt, position, vectors, reference, horizon)
+
+
+def _choose_path(rows: Rows, path: str) -> tuple[str | None, bool]:
+    why = None if path == "hooks" else why_not_replay(rows)
     if path == "replay" and why:
         raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
-    everything = np.arange(len(prompt))
-    if path != "hooks" and why is None:
-        return rows.replayed_logits(everything)
-    return rows.hooked_logits(everything)
+    return why, path != "hooks" and why is None
 
 
-class _Rows:
-    """The rows of one call, sorted so that what shares a clean side stands together."""
+class _Asked:
+    """The metrics asked for, and their values so far."""
 
-    def __init__(
-        self,
-        recording: Recording,
-        site: Site,
-        prompt: Tensor,
-        position: Tensor,
-        vectors: Vectors,
-        reference: Reference | None,
-    ):
-        if not callable(vectors) and len(vectors) != len(prompt):
-            raise EditError(f"{len(vectors)} edited vectors for {len(prompt)} rows; give one for each")
-        if reference is not None and len(reference.index) != len(prompt):
-            raise EditError(f"{len(reference.index)} reference indices for {len(prompt)} rows; give one for each")
-        self.recording, self.site, self.vectors, self.reference = recording, site, vectors, reference
-        self.prompt, self.position = prompt.numpy(), position.numpy()
-        self.clean_key = (
-            prompt * int(recording.length.max()) + position if reference is None else reference.index
-        ).numpy()
-        self.order = np.lexsort((self.clean_key, self.position, self.prompt))
+    def __init__(self, metrics: Sequence[str | TokenMetric], n_rows: int):
+        self.by_name: dict[str, Callable[[Comparison, Tensor], Tensor]] = {}
+        self.names: list[str] = []
+        self.direct = False
+        for metric in metrics:
+            if isinstance(metric, TokenMetric):
+                metric.check(n_rows)
+                self.by_name[metric.name] = lambda c, rows, m=metric: m(c.intervened, rows)
+                self.by_name[f"clean_{metric.name}"] = lambda c, rows, m=metric: m(c.clean.logits, rows)
+                self.names += [metric.name, f"clean_{metric.name}"]
+            elif metric == DIRECT:
+                self.direct = True
+                self.names.append(DIRECT)
+            elif metric in METRICS:
+                self.by_name[metric] = lambda c, _, m=METRICS[metric]: m(c)
+                self.names.append(metric)
+            else:
+                raise MechdiagError(
+                    f"unknown metric {metric!r}; known: {', '.join([*METRICS, DIRECT])}, metrics of tokens"
+                )
+        if twice := [name for i, name in enumerate(self.names) if name in self.names[:i]]:
+            raise MechdiagError(f"two metrics have the name {twice[0]!r}; give one of them another name")
+        self.chunks: list[tuple[np.ndarray, Reads, dict[str, Tensor]]] = []
 
-    def edited(self, rows: np.ndarray) -> Tensor:
-        model = self.recording.model
-        index = torch.from_numpy(rows)
-        value = self.vectors(index) if callable(self.vectors) else self.vectors[index.to(self.vectors.device)]
-        if value.shape != (len(rows), model.d_model):
-            raise EditError(f"edited vectors of shape {tuple(value.shape)}; expected {(len(rows), model.d_model)}")
-        return value.to(model.device, model.dtype)
+    def store(self, chunk: np.ndarray, reads: Reads, values: dict[str, Tensor]) -> None:
+        self.chunks.append((chunk[reads.row], reads, values))
 
-    def clean_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One row for each clean side among `rows`, in their order, and which of these each row belongs to."""
-        place = np.stack([self.prompt[rows], self.position[rows], self.clean_key[rows]])
-        new = np.r_[True, (place[:, 1:] != place[:, :-1]).any(axis=0)]
-        return rows[new], np.cumsum(new) - 1
-
-    def reference_vectors(self, rows: np.ndarray) -> Tensor:
-        assert self.reference is not None
-        model = self.recording.model
-        index = self.reference.index[torch.from_numpy(rows)]
-        return self.reference.vectors[index.to(self.reference.vectors.device)].to(model.device, model.dtype)
-
-    def final(self, rows: np.ndarray, vectors: Tensor) -> Tensor:
-        """Replayed final hidden states with `vectors` at the site, rows in any order."""
-        attention = self.recording.model.replay_attention
-        assert attention is not None
-        order = np.argsort(self.prompt[rows], kind="stable")
-        rows, back = rows[order], torch.from_numpy(order).to(vectors.device)
-        first = self.site.first_block
-        hidden = final_hidden(self.recording, first, self.prompt[rows], self.position[rows], vectors[back], attention)
-        return torch.empty_like(hidden).index_copy(0, back, hidden)
-
-    def hidden(self, rows: np.ndarray, clean_rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Final hidden states of `clean_rows`' clean sides and of the edited `rows`."""
-        vectors = self.edited(rows)
-        if self.reference is None:
-            device = vectors.device
-            prompt, position = (torch.from_numpy(x[clean_rows]).to(device) for x in (self.prompt, self.position))
-            return self.recording.final_hidden[prompt, position], self.final(rows, vectors)
-        both = torch.cat([self.reference_vectors(clean_rows), vectors])
-        hidden = self.final(np.concatenate([clean_rows, rows]), both)
-        return hidden[: len(clean_rows)], hidden[len(clean_rows) :]
-
-    def replayed_logits(self, rows: np.ndarray) -> Tensor:
-        return unembed(self.recording, self.final(rows, self.edited(rows)))
-
-    def hooked_logits(self, rows: np.ndarray, clean: bool = False) -> Tensor:
-        """Full forward passes: of the edited rows, or of their clean sides."""
-        stands = self.reference_vectors if clean and self.reference is not None else self.edited
-        vectors = None if clean and self.reference is None else stands(rows)
-        return full_forwards(self.recording, self.site, self.prompt[rows], self.position[rows], vectors)
+    def values(self, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
+        """Each metric and the positions read, in the order of the rows."""
+        row, column, position = (
+            torch.from_numpy(np.concatenate(parts))
+            for parts in zip(*((row, reads.column, reads.position) for row, reads, _ in self.chunks), strict=True)
+        )
+        flat = rows.horizon in (1, "last")
+        shape = (len(rows),) if flat else (len(rows), int(rows.horizon))
+        at = (row,) if flat else (row, column)
+        values = {}
+        for name in self.names:
+            found = torch.cat([part[name] for _, _, part in self.chunks]).cpu()
+            empty = torch.full(shape, float("nan") if found.is_floating_point() else 0).to(found.dtype)
+            values[name] = empty.index_put(at, found)
+        return values, torch.full(shape, -1).index_put(at, position)
 
 
-def _compare(clean: CleanSide, index: np.ndarray, logits: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
-    """Metrics of some rows; `index`: the clean row of each, ascending.
+def _replay(rows: Rows, which: np.ndarray, vectors: Tensor) -> tuple[Branches, Replayed]:
+    """Rows in ascending order of prompt, with `vectors` at their edited tokens."""
+    attention = rows.recording.model.replay_attention
+    assert attention is not None
+    branches = rows.branches(which)
+    return branches, replayed(rows.recording, rows.site, branches, vectors, attention)
 
-    A few rows at a time on the CPU, where what fits its caches is several times faster; edits of one token share its row.
+
+def _tokens(branches: Branches, reads: Reads, device: torch.device) -> Tensor:
+    """The token at which each effect is read."""
+    return torch.from_numpy(branches.first[reads.row] + reads.position - branches.start[reads.row]).to(device)
+
+
+def _compare(
+    clean: CleanSide, index: np.ndarray, logits: Tensor, rows: Tensor, metrics: dict[str, Callable]
+) -> dict[str, Tensor]:
+    """Metrics of some reads; `index`: the clean row of each, ascending; `rows`: the row of each.
+
+    A few reads at a time on the CPU, where what fits its caches is several times faster; edits of one token share its row.
     """
     some = max(1, (2**18 if logits.device.type == "cpu" else 2**27) // logits.shape[1])
     parts: list[list[Tensor]] = []
@@ -236,45 +253,151 @@ def _compare(clean: CleanSide, index: np.ndarray, logits: Tensor, metrics: Seque
         else:
             which = torch.from_numpy(index[start:stop]).to(logits.device)
         comparison = Comparison(CleanRows(clean, which), logits[start:stop])
-        parts.append([METRICS[name](comparison) for name in metrics])
+        parts.append([metric(comparison, rows[start:stop]) for metric in metrics.values()])
         start = stop
     return {name: torch.cat(column) for name, column in zip(metrics, zip(*parts, strict=True), strict=True)}
 
 
-def _clean_side(logits: Tensor, metrics: Sequence[str]) -> CleanSide:
+def _clean_side(logits: Tensor, metrics: dict[str, Callable]) -> CleanSide:
     """With everything formed that `metrics` will read, a few rows at a time on the CPU."""
     clean = CleanSide(logits)
     some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = [CleanSide(clean.logits[start : start + some]) for start in range(0, len(logits), some)]
-    needed = ["log_p", "p"] + ["top1"] * ("top1_changed" in metrics) + ["entropy"] * ("clean_entropy" in metrics)
+    needed = ["log_p", "p"] if {"kl", "js", "clean_entropy", DIRECT} & set(metrics) else []
+    needed += ["top1"] * ("top1_changed" in metrics) + ["entropy"] * ("clean_entropy" in metrics)
     for name in needed:
         clean.__dict__[name] = torch.cat([getattr(part, name) for part in parts])
     return clean
 
 
-def _replay_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> list[dict[str, Tensor]]:
+_KL = {DIRECT: lambda c, _: c.kl}
+
+
+@dataclass
+class _Sides:
+    """Final hidden states to be compared: clean ones, and of each read and each directly carried change which is its own."""
+
+    clean: Float[Tensor, "clean d_model"]
+    hidden: Float[Tensor, "read d_model"]
+    index: Int[np.ndarray, "read"]
+    """the clean side of each read, ascending"""
+    direct: Float[Tensor, "some_read d_model"] | None
+    direct_of: Int[np.ndarray, "some_read"]
+    """which reads were edited themselves, ascending"""
+
+
+def _replay_chunk(rows: Rows, chunk: np.ndarray, asked: _Asked) -> tuple[Reads, dict[str, Tensor]]:
     model = rows.recording.model
-    clean_rows, clean_index = rows.clean_of(chunk)
-    clean_hidden, hidden = rows.hidden(chunk, clean_rows)
-    most = max(2, (2**25 if model.device.type == "cpu" else 2**28) // model.vocab_size)  # logits held at once
-    found, start = [], 0
-    while start < len(chunk):
-        first = clean_index[start]
-        cost = np.arange(1, len(chunk) - start + 1) + (clean_index[start:] - first + 1)
+    sides, reads = _sides(rows, chunk, asked.direct)
+    row = torch.from_numpy(chunk[reads.row])
+    most = max(3, (2**25 if model.device.type == "cpu" else 2**28) // model.vocab_size)  # logits held at once
+    carried = np.searchsorted(sides.direct_of, np.arange(len(row) + 1))  # direct changes among the reads before
+    every = {**asked.by_name, **(_KL if asked.direct else {})}
+    found: list[dict[str, Tensor]] = []
+    start = 0
+    while start < len(row):
+        first = sides.index[start]
+        cost = (
+            np.arange(1, len(row) - start + 1)
+            + (sides.index[start:] - first + 1)
+            + carried[start + 1 :]
+            - carried[start]
+        )
         stop = start + max(1, int(np.searchsorted(cost, most, side="right")))
-        n_clean = clean_index[stop - 1] - first + 1
-        logits = unembed(rows.recording, torch.cat([clean_hidden[first : first + n_clean], hidden[start:stop]]))
-        clean = _clean_side(logits[:n_clean], metrics)
-        found.append(_compare(clean, clean_index[start:stop] - first, logits[n_clean:], metrics))
+        n_clean = sides.index[stop - 1] - first + 1
+        parts = [sides.clean[first : first + n_clean], sides.hidden[start:stop]]
+        if sides.direct is not None:
+            parts.append(sides.direct[carried[start] : carried[stop]])
+        logits = unembed(rows.recording, torch.cat(parts))
+        clean = _clean_side(logits[:n_clean], every)
+        index, n_read = sides.index[start:stop] - first, stop - start
+        values = _compare(clean, index, logits[n_clean : n_clean + n_read], row[start:stop], asked.by_name)
+        if asked.direct:
+            which = sides.direct_of[carried[start] : carried[stop]] - start
+            values[DIRECT] = _spread(clean, index, logits[n_clean + n_read :], which, n_read)
+        found.append(values)
         start = stop
-    return found
+    return reads, {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
-def _hooks_chunk(rows: _Rows, chunk: np.ndarray, metrics: Sequence[str]) -> list[dict[str, Tensor]]:
-    found = []
+def _spread(clean: CleanSide, index: np.ndarray, logits: Tensor, which: np.ndarray, n_read: int) -> Tensor:
+    """The KL of directly carried changes at the reads `which`, 0 at those that were not edited."""
+    kl = logits.new_zeros(n_read, dtype=clean.logits.dtype)
+    if len(which) == 0:
+        return kl
+    at = torch.from_numpy(which)
+    return kl.index_copy(0, at.to(kl.device), _compare(clean, index[which], logits, at, _KL)[DIRECT])
+
+
+def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
+    """Everything up to the unembedding, by replay; reads in the order of their clean sides."""
+    recording, device = rows.recording, rows.recording.model.device
+    vectors, last = rows.edited(chunk), Site(rows.recording.model.n_layers - 1)
+    branches, found = _replay(rows, chunk, vectors)
+    reads = rows.reads(chunk)
+    if rows.reference is None:
+        key = rows.prompt[chunk][reads.row] * recording.tokens.shape[1] + reads.position
+        order = np.argsort(key, kind="stable")
+        reads = Reads(*(x[order] for x in reads))
+        place, index = np.unique(key[order], return_inverse=True)
+        at = torch.from_numpy(np.stack(np.divmod(place, recording.tokens.shape[1]))).to(device)
+        clean, stream = recording.final_hidden[at[0], at[1]], recording.activations[last][at[0], at[1]]
+    else:
+        distinct, which = rows.distinct_clean(chunk)
+        width = int(reads.column.max()) + 1
+        key = which[reads.row] * width + reads.column
+        order = np.argsort(key, kind="stable")
+        reads = Reads(*(x[order] for x in reads))
+        place, one, index = np.unique(key[order], return_index=True, return_inverse=True)
+        own, made = _replay(rows, distinct, rows.reference_vectors(distinct))
+        at = own.first[place // width] + reads.position[one] - own.start[place // width]
+        clean, stream = (x[torch.from_numpy(at).to(device)] for x in made)
+    token = _tokens(branches, reads, device)
+    carried, direct_of = None, np.zeros(0, dtype=int)
+    if direct:
+        edit, direct_of = _edits_read(branches, token)
+        delta = (vectors - rows.clean_at_site(chunk))[edit]
+        moved = stream[torch.from_numpy(index[direct_of]).to(device)] + delta
+        alone = Branches.single(np.zeros(len(direct_of), dtype=int), np.zeros(len(direct_of), dtype=int))
+        carried = replayed(recording, last, alone, moved).hidden if len(direct_of) else moved
+    return _Sides(clean, found.hidden[token], index, carried, direct_of), reads
+
+
+def _edits_read(branches: Branches, token: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Of the reads at `token` those that were edited themselves: which edit each is, and which read."""
+    read = token.cpu().numpy()
+    edit = np.minimum(np.searchsorted(branches.edited, read), len(branches.edited) - 1)
+    own = np.flatnonzero(branches.edited[edit] == read)
+    return torch.from_numpy(edit[own]).to(token.device), own
+
+
+def _hooked(rows: Rows, which: np.ndarray, vectors: Tensor | None) -> Forwarded:
+    """Full forward passes of rows with `vectors` at their edited tokens (None: clean)."""
+    branches = rows.branches(which)
+    token = _tokens(branches, rows.reads(which), torch.device("cpu")).numpy()
+    return full_forwards(rows.recording, rows.site, branches, vectors, token)
+
+
+def _hooks_chunk(rows: Rows, chunk: np.ndarray, asked: _Asked) -> tuple[Reads, dict[str, Tensor]]:
+    """The reference path, 16 rows at a time."""
+    found, all_reads = [], []
     for start in range(0, len(chunk), 16):
         part = chunk[start : start + 16]
-        clean_rows, clean_index = rows.clean_of(part)
-        clean = _clean_side(rows.hooked_logits(clean_rows, clean=True), metrics)
-        found.append(_compare(clean, clean_index, rows.hooked_logits(part), metrics))
-    return found
+        reads, vectors = rows.reads(part), rows.edited(part)
+        forwarded = _hooked(rows, part, None if rows.reference is None else rows.reference_vectors(part))
+        clean, index = CleanSide(forwarded.logits), np.arange(len(reads.row))
+        row = torch.from_numpy(part[reads.row])
+        values = _compare(clean, index, _hooked(rows, part, vectors).logits, row, asked.by_name)
+        if asked.direct:
+            edit, own = _edits_read(rows.branches(part), _tokens(rows.branches(part), reads, vectors.device))
+            moved = forwarded.stream[torch.from_numpy(own).to(edit.device)] + (vectors - rows.clean_at_site(part))[edit]
+            alone = Branches.single(rows.prompt[part][reads.row[own]], reads.position[own])
+            last = Site(rows.recording.model.n_layers - 1)
+            logits = (
+                full_forwards(rows.recording, last, alone, moved, np.arange(len(own))).logits if len(own) else moved
+            )
+            values[DIRECT] = _spread(clean, index, logits, own, len(index))
+        found.append(values)
+        all_reads.append(Reads(reads.row + start, reads.column, reads.position))
+    reads = Reads(*(np.concatenate(column) for column in zip(*all_reads, strict=True)))
+    return reads, {name: torch.cat([values[name] for values in found]) for name in found[0]}

@@ -1,21 +1,23 @@
 """The reference path: the same rows through full forward passes, with each framework's own hooks.
 
-It checks replay and serves the models that replay cannot. `fwd_hook` and `edit_in_trace` are the one-line helpers that
+It checks replay and serves the models that replay cannot. `fwd_hooks` and `edit_in_trace` are the one-line helpers that
 put any edit into a TransformerLens run or an nnsight trace of the user's own.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from interventions.anatomy import adder, at_site, check_site
 from interventions.errors import EditError, HookError
-from interventions.models import CausalModel, at_site, wrap
+from interventions.models import CausalModel, wrap
 from interventions.recording import Recording
+from interventions.replay import Branches
 from interventions.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
@@ -45,28 +47,45 @@ def edit_at(
 
 
 @contextmanager
-def fwd_hook(
+def fwd_hooks(
     site: Site, edit: Edit, position: Position = None, *, may_change_nothing: bool = False
-) -> Iterator[tuple[str, Any]]:
-    """A TransformerLens hook that applies `edit` at a site: an entry of `fwd_hooks=[…]`.
+) -> Iterator[list[tuple[str, Any]]]:
+    """TransformerLens hooks that apply `edit` at a site, for `run_with_hooks(fwd_hooks=…)`.
 
-        with fwd_hook(Site(15), lambda x: swap_norm(x, source), position=7) as hook:
-            logits = bridge.run_with_hooks(tokens, fwd_hooks=[hook])
+        with fwd_hooks(Site(15), lambda x: swap_norm(x, source), position=7) as hooks:
+            logits = bridge.run_with_hooks(tokens, fwd_hooks=hooks)
 
     Raises on leaving: `HookError` when the hook did not fire, `EditError` when the edit changed nothing.
     """
     changed: list[Tensor] = []
+    entered: list[Tensor] = []
 
-    def apply(hidden: Tensor, hook: Any) -> Tensor:
-        new = edit_at(hidden, edit, position)
-        changed.append((new != hidden).any())
+    def enter(hidden: Tensor, hook: Any) -> None:
+        entered[:] = [hidden]
+
+    def apply(added: Tensor, hook: Any) -> Tensor:
+        before = entered[0] if entered else None
+        new = _edited(site, added, before, edit, position)
+        changed.append((new != added).any())
         return new
 
-    yield site.hook_name, apply
+    if site.point == "resid_mid":
+        yield [(site.entry.hook_name, enter), (Site(site.layer, "attn_out").hook_name, apply)]
+    else:
+        yield [(site.hook_name, apply)]
     if not changed:
         raise HookError(f"the hook at {site.hook_name} did not fire; check that the run reaches block {site.layer}")
     if not may_change_nothing and not bool(torch.stack(changed).any()):
         raise EditError(f"the edit at {site.hook_name} changed nothing; if that is meant, pass may_change_nothing=True")
+
+
+def _edited(site: Site, added: Tensor, entered: Tensor | None, edit: Edit, position: Position) -> Tensor:
+    """What stands at a site after an edit; at `resid_mid`, where only what attention added can be changed: that."""
+    if site.point != "resid_mid":
+        return edit_at(added, edit, position)
+    assert entered is not None
+    stream = entered + added
+    return added + (edit_at(stream, edit, position) - stream)
 
 
 def edit_in_trace(
@@ -80,23 +99,28 @@ def edit_in_trace(
 
     nnsight itself raises when the block does not run, or had already run. Raises `EditError` when the edit changed nothing.
     """
-    block = _envoy(model, site)
-    output = block.output if site.point == "resid_post" else block.input
-    hidden = output[0] if isinstance(output, tuple) else output
-    new = edit_at(hidden, edit, position)
-    if not may_change_nothing and not bool((new != hidden).any()):
-        raise EditError(f"the edit at {site.hook_name} changed nothing; if that is meant, pass may_change_nothing=True")
+    causal = wrap(model)
+    check_site(causal, site, may_run=False)
+    block = _envoy(causal, model, causal.blocks[site.layer])
     if site.point == "resid_pre":
+        hidden = block.input
+        new = edit_at(hidden, edit, position)
         block.input = new
     else:
-        block.output = (new, *output[1:]) if isinstance(output, tuple) else new
+        entered = None if site.point == "resid_post" else block.input
+        module = block if site.point == "resid_post" else _envoy(causal, model, adder(causal, site))
+        output = module.output
+        value = output[0] if isinstance(output, tuple) else output
+        hidden = value if entered is None else value.view(entered.shape)
+        new = _edited(site, hidden, entered, edit, position)
+        whole = new.reshape(value.shape)
+        module.output = (whole, *output[1:]) if isinstance(output, tuple) else whole
+    if not may_change_nothing and not bool((new != hidden).any()):
+        raise EditError(f"the edit at {site.hook_name} changed nothing; if that is meant, pass may_change_nothing=True")
 
 
-def _envoy(handle: Any, site: Site) -> Any:
-    model = wrap(handle)
-    model.check_site(site)
-    block = model.blocks[site.layer]
-    path = next(name for name, module in model.hf.named_modules() if module is block)
+def _envoy(model: CausalModel, handle: Any, module: nn.Module) -> Any:
+    path = next(name for name, found in model.hf.named_modules() if found is module)
     envoy = handle
     for part in path.split("."):
         envoy = envoy[int(part)] if part.isdigit() else getattr(envoy, part)
@@ -119,16 +143,20 @@ def torch_hook(model: CausalModel, site: Site, edit: Edit, position: Position = 
 
 
 def hooked_logits(
-    model: CausalModel, tokens: Int[Tensor, "prompt pos"], site: Site | None, edit: Edit | None, position: Tensor
+    model: CausalModel,
+    tokens: Int[Tensor, "prompt pos"],
+    site: Site | None,
+    edit: Edit | None,
+    position: Position = None,
 ) -> Float[Tensor, "prompt pos vocab"]:
-    """Logits of one full forward pass with `edit` at one position of each prompt, by the wrapper's own hooks (no edit: clean)."""
+    """Logits of one full forward pass with `edit` at a site, by the wrapper's own hooks (no edit: clean)."""
     if site is None or edit is None:
         if model.wrapper == "transformer_lens":
             return model.handle(tokens)
         return model.hf(input_ids=tokens).logits
     if model.wrapper == "transformer_lens":
-        with fwd_hook(site, edit, position, may_change_nothing=True) as hook:
-            return model.handle.run_with_hooks(tokens, fwd_hooks=[hook])
+        with fwd_hooks(site, edit, position, may_change_nothing=True) as hooks:
+            return model.handle.run_with_hooks(tokens, fwd_hooks=hooks)
     if model.wrapper == "nnsight":
         with model.handle.trace(tokens):
             edit_in_trace(model.handle, site, edit, position, may_change_nothing=True)
@@ -138,34 +166,57 @@ def hooked_logits(
         return model.hf(input_ids=tokens).logits
 
 
-def reference_logits(
+class Forwarded(NamedTuple):
+    """What full forward passes gave at the tokens asked for."""
+
+    logits: Float[Tensor, "read vocab"]
+    stream: Float[Tensor, "read d_model"]
+    """after the last block, before the final norm"""
+
+
+def reference_forward(
     recording: Recording,
     site: Site,
-    prompt: Int[Tensor, "row"],
-    position: Int[Tensor, "row"],
-    vectors: Float[Tensor, "row d_model"] | None,
-) -> Float[Tensor, "row vocab"]:
-    """Logits at each row's own position, of full forward passes of its prompt with `vectors` at the site (None: clean).
+    branches: Branches,
+    vectors: Float[Tensor, "edit d_model"] | None,
+    read: Int[np.ndarray, "read"],
+) -> Forwarded:
+    """One full forward pass of each row's prompt with `vectors` at its edited tokens (None: clean), seen at the tokens `read`.
 
-    prompt, position: on the CPU. One pass for all rows given: the caller bounds their number.
+    One pass for all rows given: the caller bounds their number.
     """
     model = recording.model
-    width = int(position.max()) + 1
-    tokens = recording.tokens[prompt.to(model.device), :width]
-    where = position.to(model.device)
-    edit = None if vectors is None else (lambda _: vectors)
-    logits = hooked_logits(model, tokens, site, edit, where)
-    return logits[torch.arange(len(where), device=where.device), where]
+    device, last = model.device, Site(model.n_layers - 1)
+    prompt = torch.from_numpy(branches.prompt).to(device)
+    tokens = recording.tokens[prompt, : int(branches.position[read].max()) + 1]
+
+    def at(which: np.ndarray) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(np.stack([branches.row, branches.position])[:, which]).to(device))
+
+    def put(hidden: Tensor) -> Tensor:
+        assert vectors is not None
+        return hidden.index_put(at(branches.edited), vectors)
+
+    stream: list[Tensor] = []
+    with at_site(model, last, lambda x: stream.append(x)):
+        logits = hooked_logits(model, tokens, site, None if vectors is None else put)
+    return Forwarded(logits[at(read)], stream[-1][at(read)])
 
 
 def full_forwards(
-    recording: Recording, site: Site, prompt: np.ndarray, position: np.ndarray, vectors: Tensor | None
-) -> Tensor:
-    """`reference_logits`, 16 prompts at a time or fewer, so that the logits of every position stay below 2^28 numbers."""
-    batch = int(max(1, min(16, 2**28 // ((int(position.max()) + 1) * recording.model.vocab_size))))
+    recording: Recording, site: Site, branches: Branches, vectors: Tensor | None, read: np.ndarray
+) -> Forwarded:
+    """`reference_forward`, 16 prompts at a time or fewer, so that the logits of every position stay below 2^28 numbers.
+
+    read: tokens in the order of their rows, some of every row.
+    """
+    longest = int(branches.position[read].max()) + 1
+    batch = int(max(1, min(16, 2**28 // (longest * recording.model.vocab_size))))
     found = []
-    for start in range(0, len(prompt), batch):
-        part = slice(start, start + batch)
-        at = torch.from_numpy(prompt[part]), torch.from_numpy(position[part])
-        found.append(reference_logits(recording, site, *at, None if vectors is None else vectors[part]))
-    return torch.cat(found)
+    for start in range(0, len(branches.prompt), batch):
+        rows = np.arange(start, min(start + batch, len(branches.prompt)))
+        among, reads = np.isin(branches.row[branches.edited], rows), read[np.isin(branches.row[read], rows)]
+        part = branches.take(rows)
+        own = None if vectors is None else vectors[torch.from_numpy(among).to(vectors.device)]
+        found.append(reference_forward(recording, site, part, own, reads - branches.first[start]))
+    return Forwarded(*(torch.cat(column) for column in zip(*found, strict=True)))

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from interventions.errors import EditError
 
 Logits = Float[Tensor, "row vocab"]
 
@@ -113,6 +117,86 @@ METRICS: dict[str, Callable[[Comparison], Tensor]] = {
 }
 """Metrics by name, each from a `Comparison` to one number a row: `kl` and `js` in nats, `top1_changed` a truth value (the
 clean top-1 token is no longer the largest), `clean_entropy` in nats (the same for every edit of a token)."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMetric:
+    """A number formed of the logits of some tokens, intervened (`name`) and clean (`clean_name`)."""
+
+    tokens: Any
+    """token ids: one, several, or one list for each row `[row, token]`"""
+    name: str = field(default="", kw_only=True)
+    """of its columns in the result"""
+
+    def __call__(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """Its value for each line of `logits`; `rows`: which row of the call each line is."""
+        raise NotImplementedError
+
+    def _ids(self) -> tuple[Any, ...]:
+        return (self.tokens,)
+
+    def check(self, n_rows: int) -> None:
+        """Raise `EditError` for token lists that do not fit the rows."""
+        for given in self._ids():
+            ids = _as_ids(given)
+            if ids.is_floating_point() or ids.shape[-1] == 0 or ids.ndim > 2 or (ids.ndim == 2 and len(ids) != n_rows):
+                raise EditError(
+                    f"{self.name}: token ids of shape {list(ids.shape)}; expected one or more, the same for all or [{n_rows}, token]"
+                )
+
+    def _at(self, logits: Logits, ids: Any, rows: Int[Tensor, "row"]) -> Float[Tensor, "row token"]:
+        ids = _as_ids(ids)
+        ids = ids.expand(len(logits), -1) if ids.ndim == 1 else ids[rows]
+        if int(ids.min()) < 0 or int(ids.max()) >= logits.shape[-1]:
+            raise EditError(f"{self.name}: a token id lies outside the vocabulary of {logits.shape[-1]}")
+        return logits.expand(len(rows), -1).gather(-1, ids.to(logits.device))
+
+
+def _as_ids(ids: Any) -> Tensor:
+    return torch.atleast_1d(torch.as_tensor(ids)).cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class LogitDifference(TokenMetric):
+    """Mean logit of `tokens` minus mean logit of `against`."""
+
+    against: Any = ()
+    """token ids, as `tokens`"""
+    name: str = field(default="logit_difference", kw_only=True)
+
+    def _ids(self) -> tuple[Any, ...]:
+        return (self.tokens, self.against)
+
+    def __call__(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        logits = _wide(logits)
+        return self._at(logits, self.tokens, rows).mean(-1) - self._at(logits, self.against, rows).mean(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Probability(TokenMetric):
+    """Probability of the next token being one of `tokens`."""
+
+    name: str = field(default="probability", kw_only=True)
+
+    def __call__(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        logits = _wide(logits)
+        return (self._at(logits, self.tokens, rows).logsumexp(-1) - logits.logsumexp(-1)).exp()
+
+
+@dataclass(frozen=True, eq=False)
+class Rank(TokenMetric):
+    """How many tokens have a larger logit than the best of `tokens` (0: it is the most likely)."""
+
+    name: str = field(default="rank", kw_only=True)
+
+    def __call__(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        logits = _wide(logits)
+        return (
+            (logits > self._at(logits, self.tokens, rows).amax(-1, keepdim=True))
+            .sum(-1)
+            .to(logits.dtype)
+            .expand(len(rows))
+        )
 
 
 def _wide(logits: Tensor) -> Tensor:

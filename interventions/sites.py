@@ -5,14 +5,19 @@ from dataclasses import dataclass
 
 from interventions.errors import SiteError
 
-POINTS = ("resid_pre", "resid_post")
-"""`resid_pre`: the residual stream that block `layer` reads; `resid_post`: the stream that it hands on."""
+POINTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""`resid_pre`: the residual stream that block `layer` reads; `resid_post`: the stream that it hands on. `attn_out`, `mlp_out`:
+what attention and MLP add to it (after the post-norms of Gemma and OLMo). `resid_mid`: the stream between the two."""
 
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One point of the residual stream: what block `layer` (0-based) reads (`resid_pre`) or hands on (`resid_post`).
+    """One point of block `layer` (0-based); `POINTS` says which there are. On every path a site means one thing:
 
+        resid_mid = resid_pre + attn_out        resid_post = resid_mid + mlp_out
+
+    An edit of `resid_mid` is the same change made at `attn_out`. (TransformerLens' `hook_resid_mid` is what the MLP's norm
+    reads: an edit there leaves the stream untouched.) Blocks with attention and MLP side by side have no `resid_mid`.
     Raises `SiteError` for an unknown point or a negative layer.
     """
 
@@ -39,6 +44,11 @@ class Site:
     def hook_name(self) -> str:
         """The TransformerLens name, `blocks.15.hook_resid_post`."""
         return f"blocks.{self.layer}.hook_{self.point}"
+
+    @property
+    def entry(self) -> "Site":
+        """Where in the stream a replayed token enters: at the site itself, or where its block begins."""
+        return self if self.point in ("resid_pre", "resid_post") else Site(self.layer, "resid_pre")
 
     @property
     def first_block(self) -> int:

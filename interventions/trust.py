@@ -1,8 +1,6 @@
 """Replay is believed where it was seen to be exact: rows of this very run against full forward passes."""
 
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,17 +8,10 @@ from torch import Tensor
 
 from interventions.errors import MechdiagError
 from interventions.hooks import full_forwards
-from interventions.recording import Recording
-from interventions.replay import ATTENTIONS, final_hidden, unembed, unsupported
-from interventions.sites import Site
+from interventions.replay import ATTENTIONS, Branches, replayed, unembed, unsupported
+from interventions.rows import Rows
 
 _TRIAL_SLOTS = 4
-
-
-class _Trial(NamedTuple):
-    prompt: np.ndarray
-    position: np.ndarray
-    vectors: Tensor
 
 
 def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
@@ -29,48 +20,47 @@ def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
     return per_unit * max(1.0, largest_logit)
 
 
-def why_not_replay(
-    recording: Recording,
-    site: Site,
-    prompt: np.ndarray,
-    position: np.ndarray,
-    edited: Callable[[np.ndarray], Tensor],
-) -> str | None:
+def why_not_replay(rows: Rows) -> str | None:
     """Why replay does not serve these rows, or None where it is exact.
 
-    prompt, position: `[row]`. edited: gives the vectors of the rows asked for. Compares logits with full forward passes
-    at the longest positions (a sliding window bites only there), unless the model was checked that far already; the
-    model remembers the first way to attend that is exact, or why none is.
+    Compares logits with full forward passes at the longest positions (a sliding window bites only there) and in branches
+    as long as the rows', unless the model was checked that far already; the model remembers the first way to attend that
+    is exact, or why none is.
     """
+    recording, site = rows.recording, rows.site
     model, first = recording.model, site.first_block
     if reason := model.replay_refused or unsupported(recording):
         return reason
-    longest = int(position.max())
-    if longest <= max((reach for block, reach in model.replay_reach.items() if block <= first), default=-1):
+    longest, kind = int(rows.furthest.max()), (site.point, 2 ** int(np.ceil(np.log2(rows.width))))
+    known = model.replay_reach.setdefault(kind, {})
+    if longest <= max((reach for block, reach in known.items() if block <= first), default=-1):
         return None
-    trial = _trial(prompt, position, edited)
-    slow = full_forwards(recording, site, *trial).float()
+    branches, vectors = _trial(rows)
+    read = np.arange(branches.n_tokens)
+    slow = full_forwards(recording, site, branches, vectors, read).logits.float()
     if not bool(slow.isfinite().all()):
         return "no row to check it with: the model's own logits are not finite"  # this call; the next one asks again
     allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
-    attention, reason = model.replay_attention, None
-    for way in ATTENTIONS[ATTENTIONS.index(attention or "") :]:
-        reason = _trial_fails(recording, first, trial, way, slow, allowed)
+    reason = None
+    ways = ATTENTIONS if model.replay_attention is None else ATTENTIONS[ATTENTIONS.index(model.replay_attention) :]
+    for way in ways:
+        reason = _trial_fails(rows, branches, vectors, way, slow, allowed)
         if reason is None:
-            model.replay_attention, model.replay_reach[first] = way, longest
+            model.replay_attention, known[first] = way, longest
             return None
     model.replay_refused, model.replay_attention = f"{reason} (longest position {longest})", None
     warnings.warn(
-        f"replay does not serve this model: {model.replay_refused}; full forward passes are used instead", stacklevel=3
+        f"replay does not serve this model: {model.replay_refused}; full forward passes are used instead", stacklevel=5
     )
     return model.replay_refused
 
 
 def _trial_fails(
-    recording: Recording, first: int, trial: _Trial, attention: str, slow: Tensor, allowed: float
+    rows: Rows, branches: Branches, vectors: Tensor, attention: str, slow: Tensor, allowed: float
 ) -> str | None:
+    recording = rows.recording
     try:
-        hidden = final_hidden(recording, first, *trial, attention=attention, group_size=_TRIAL_SLOTS)
+        hidden = replayed(recording, rows.site, branches, vectors, attention, group_size=_TRIAL_SLOTS).hidden
         fast = unembed(recording, hidden).float()
     except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         if isinstance(error, MechdiagError) or is_out_of_memory(error):
@@ -83,22 +73,29 @@ def _trial_fails(
     return None
 
 
-def _trial(prompt: np.ndarray, position: np.ndarray, edited: Callable[[np.ndarray], Tensor]) -> _Trial:
-    """The run's two longest rows, each at four positions of its prompt side by side, with noise that tells them apart.
+def _trial(rows: Rows) -> tuple[Branches, Tensor]:
+    """The run's two longest rows, each from four positions of its prompt side by side, with noise that tells them apart.
 
     A model that ignores the mask is right on a row that stands alone at the last position, or beside its like: it must
-    be asked about different rows at several positions in one group.
+    be asked about different rows at several positions in one group. Where rows are longer than a token, so are these,
+    and they are edited at both ends.
     """
-    longest = np.argsort(-position, kind="stable")[:64]
-    finite = edited(longest).isfinite().all(dim=-1).cpu().numpy()
-    longest = longest[np.argsort(~finite, kind="stable")][:2]
-    longest = longest[np.argsort(prompt[longest], kind="stable")]
-    p = position[longest]
-    positions = np.stack([p // 8, p // 2, np.maximum(p - 1, 0), p], axis=1).reshape(-1)
-    vectors = edited(longest).repeat_interleave(_TRIAL_SLOTS, dim=0)
+    longest = np.argsort(-rows.furthest, kind="stable")[:64]
+    finite = [bool(rows.edited(longest[i : i + 1]).isfinite().all()) for i in range(len(longest))]
+    longest = longest[np.argsort(~np.array(finite), kind="stable")][:2]
+    longest = longest[np.argsort(rows.prompt[longest], kind="stable")]
+    last = np.repeat(rows.furthest[longest], _TRIAL_SLOTS)
+    p = rows.furthest[longest]
+    start = np.stack([p // 8, p // 2, np.maximum(p - 1, 0), p], axis=1).reshape(-1)
+    length = np.minimum(rows.width, last - start + 1)
+    ends = np.cumsum(length)
+    edited = np.unique(np.r_[ends - length, ends - 1])
+    branches = Branches(np.repeat(rows.prompt[longest], _TRIAL_SLOTS), start, length, edited)
+    kinds = torch.cat([rows.edited(longest[i : i + 1])[:1] for i in range(len(longest))])
+    vectors = kinds[torch.from_numpy(branches.row[edited] // _TRIAL_SLOTS).to(kinds.device)]
     noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
     scale = vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt().to(vectors)
-    return _Trial(np.repeat(prompt[longest], _TRIAL_SLOTS), positions, vectors + 0.3 * scale * noise)
+    return branches, vectors + 0.3 * scale * noise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

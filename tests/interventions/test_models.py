@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from interventions import ModelError, Site, SiteError, intervened_logits, load_model, measure, record, wrap
+from interventions.anatomy import check_site
 from interventions.models import cache_folder, resolve_device, resolve_dtype
 from interventions.replay import unembed
 from tests import tiny
@@ -25,9 +26,9 @@ def test_base_and_blocks_are_found(name, device):
     assert model.wrapper == "huggingface" and model.handle is hf and model.hf is hf
     layer_norm = {"gpt2", "gpt_neox", "opt", "phi", "stablelm", "gpt_neo", "bloom", "mpt"}
     assert model.norm_kind == ("LayerNorm" if name in layer_norm else "RMSNorm")
-    model.check_site(Site(N_LAYERS - 1))
+    check_site(model, Site(N_LAYERS - 1))
     with pytest.raises(SiteError, match="no block 6"):
-        model.check_site(Site(N_LAYERS))
+        check_site(model, Site(N_LAYERS))
 
 
 def test_wrap_leaves_a_wrapped_model_and_evaluates_a_live_one(device):
