@@ -114,7 +114,7 @@ class Result:
         write_frame(folder / f"{self.NAME}.parquet", self.frame)
         save_tokens(folder / "tokens.npy", self.tokens)
         write_json(folder / f"{self.NAME}.json", self.as_dict())
-        names = [f"{self.NAME}.parquet", f"{self.NAME}.json", "tokens.npy"]
+        names = list(result_files(type(self)))
         for name, figure in self.figures().items():
             write_whole(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=200))
             write_whole(
@@ -134,6 +134,11 @@ class Result:
     def figures(self) -> dict[str, Any]:
         """matplotlib Figures by file name."""
         raise NotImplementedError
+
+
+def result_files(kind: type[Result]) -> tuple[str, ...]:
+    """The files that every result of a kind has."""
+    return (f"{kind.NAME}.parquet", f"{kind.NAME}.json", "tokens.npy")
 
 
 def save_tokens(path: Path, tokens: list[list[int]]) -> None:

@@ -1,0 +1,118 @@
+"""What every command that patches a model on texts asks for: model, text, where, how."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from diagnostics.results import claim_folder
+from interventions.errors import MechdiagError, SiteError
+from interventions.models import CausalModel, load_model, resolve_device, resolve_dtype
+from interventions.rows import Horizon
+from interventions.sites import POINTS, Site
+from interventions.texts import Prompts, load_texts, tokenize
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Options shared by commands; each adds its own."""
+
+    out: Path
+    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
+    model: str = "smollm2-135m"
+    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
+    layers: tuple[int, ...] = ()
+    """blocks that are patched, 0-based (default: six, from the first to the last)"""
+    sites: tuple[str, ...] = ("resid_post",)
+    """where: resid_pre, attn_out, resid_mid, mlp_out, resid_post of every block in --layers, or single sites such as 15.attn_out"""
+    context: str = "in_place"
+    """in_place (the token's own prompt and position), single_token (the vector as the only token, id 0), or both"""
+    horizon: str = "1"
+    """read the effect at so many positions from the edited one on, or at the prompt's 'last' position"""
+    prompts: str = "boolq"
+    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
+    hf:owner/name[:split:column]"""
+    n_prompts: int = 100
+    """prompts drawn from the text"""
+    max_length: int = 128
+    """tokens a prompt is cut at"""
+    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """put each prompt into the tokenizer's chat template, as a user's turn"""
+    sink_filter: float = 10.0
+    """drop tokens with ||x|| above this many times the site's median (0: keep them)"""
+    null_model: str = "none"
+    """random: also networks of the same configuration with random weights, through the same diagnostic, drawn in grey"""
+    null_seeds: int = 3
+    """how many of them"""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16"""
+    device: str | None = None
+    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    batch_rows: int | None = None
+    """tokens in one forward pass (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
+    path: str = "auto"
+    """auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
+    seed: int = 0
+    """of prompts, rows and placebos"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the results of another run in --out"""
+
+    def check(self, files: tuple[str, ...]) -> None:
+        """What can be wrong without a model: options, device, folder. Raises `MechdiagError`."""
+        if self.path not in ("auto", "replay", "hooks"):
+            raise MechdiagError(f"unknown path {self.path!r}; known: auto, replay, hooks")
+        if self.null_model not in ("none", "random"):
+            raise MechdiagError(f"unknown null model {self.null_model!r}; known: none, random")
+        resolve_dtype(self.dtype)
+        resolve_device(self.device)
+        self.positions()
+        for name in self.sites:
+            if name not in POINTS:
+                Site.parse(name)
+        # A folder with units says itself whose they are; one without may hold somebody's files.
+        claim_folder(self.out, () if (self.out / "run.json").exists() else files, self.overwrite)
+
+    def load(self, prompts: str | None = None) -> tuple[CausalModel, Prompts]:
+        """The model and its prompts (of another text than `self.prompts` where one is named). Raises `MechdiagError`."""
+        texts = load_texts(prompts or self.prompts)
+        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        if model.tokenizer is None:
+            raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
+        return model, tokenize(
+            texts,
+            model.tokenizer,
+            max_length=self.max_length,
+            n_prompts=self.n_prompts,
+            chat_template=self.chat_template,
+            seed=self.seed,
+        )
+
+    def positions(self) -> Horizon:
+        """The horizon as the engine takes it. Raises `SiteError`."""
+        if self.horizon == "last":
+            return "last"
+        if not self.horizon.isdigit() or int(self.horizon) < 1:
+            raise SiteError(f"horizon {self.horizon!r}; expected a number of positions, 1 or more, or 'last'")
+        return int(self.horizon)
+
+    def places(self, default_layers: list[int]) -> list[Site]:
+        """The sites asked for: points of every layer, and single sites."""
+        layers = list(self.layers) or default_layers
+        points = [name for name in self.sites if name in POINTS]
+        single = [Site.parse(name) for name in self.sites if name not in POINTS]
+        return [Site(layer, point) for point in points for layer in layers] + single
+
+    def common(self) -> dict[str, Any]:
+        """Keyword arguments that every diagnostic takes."""
+        return {
+            "context": self.context,
+            "horizon": self.positions(),
+            "sink_filter": self.sink_filter or None,
+            "seed": self.seed,
+            "null_seeds": self.null_seeds if self.null_model == "random" else 0,
+            "batch_rows": self.batch_rows,
+            "path": self.path,
+            "folder": self.out,
+            "overwrite": self.overwrite,
+        }
