@@ -18,7 +18,18 @@ from torch import Tensor
 from diagnostics.direction_summary import NOTE, SCALES, short_frame, summaries, summary_frame
 from diagnostics.results import Result
 from diagnostics.sampling import Pairs, cross_prompt_pairs, generator, matching_pairs
-from diagnostics.study import CONTEXTS, TRAINED, Clean, Rows, Settings, column, dose_columns, left_out, run_study
+from diagnostics.study import (
+    CONTEXTS,
+    TRAINED,
+    Clean,
+    Rows,
+    Settings,
+    column,
+    default_layers,
+    dose_columns,
+    left_out,
+    run_study,
+)
 from interventions.edits import (
     cosine,
     matched_placebo,
@@ -211,11 +222,6 @@ def direction_norm(
         progress=progress,
     )
     return DirectionNorm(study.frame, study.tokens, study.provenance)
-
-
-def default_layers(n: int) -> list[int]:
-    """Six blocks from the first to the last."""
-    return sorted({0, n // 4, n // 2, 3 * n // 4, max(n - 2, 0), n - 1})
 
 
 class _Design:

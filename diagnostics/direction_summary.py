@@ -55,7 +55,7 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
             "n": len(some),
             "mean_kl": statistics.mean(values, own, transform="log" if values.mean() > 0 else None),
             "median_kl": statistics.median(values, own),
-            "direct_over_total": _ratio_of_means(some.kl_direct.to_numpy(float), values, floor, own),
+            "direct_over_total": statistics.ratio_of_means(some.kl_direct.to_numpy(float), values, floor, own),
             "mean_js": statistics.mean(some.js.to_numpy(float), own),
             "top1_changed": statistics.share(some.top1_changed.to_numpy(bool), own),
             "mean_dose": statistics.mean((some.delta_norm / some.target_norm).to_numpy(float), own),
@@ -75,7 +75,7 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
             both = (kl[top].notna() & kl[bottom].notna()).to_numpy()
             a, b, own = kl[top].to_numpy()[both], kl[bottom].to_numpy()[both], clusters[both]
             found["ratios"][f"{top} ÷ {bottom}"] = {
-                "of_means": _ratio_of_means(a, b, floor, own),
+                "of_means": statistics.ratio_of_means(a, b, floor, own),
                 "median": statistics.censored_median(a, b, floor, own),
             }
     if "direction" in kl:
@@ -92,16 +92,6 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
                 growth, kl.norm.to_numpy(), clusters, kind
             )
     return found
-
-
-def _ratio_of_means(a: np.ndarray, b: np.ndarray, floor: float, clusters: np.ndarray) -> Estimate:
-    """Of means, bounded below where the denominator is nothing but noise."""
-    if len(b) and b.mean() <= floor:
-        top = statistics.mean(a, clusters)
-        with np.errstate(all="ignore"):
-            value, low = np.divide(top.value, floor), np.divide(top.low, floor)
-        return Estimate(float(value), float(low), np.inf, np.nan, top.n_rows, top.n_prompts, bound=True)
-    return statistics.log_ratio_of_means(a, b, clusters)
 
 
 def _put(row: dict[str, Any], name: str, estimate: Estimate) -> None:

@@ -50,7 +50,7 @@ CAP = 1e6
 """Ratios beyond are drawn at the top as lower bounds: their denominator is nothing but rounding."""
 
 
-def _points(
+def points(
     ax: Axes, x: np.ndarray, estimates: list[Estimate], colour: str, label: str, marker: str, shift: float = 0.0
 ) -> None:
     """A line with intervals on a log axis; a lower bound is an open marker with an arrow up."""
@@ -71,7 +71,7 @@ def _points(
         ax.annotate("", (xi, yi * 9), (xi, yi * 1.5), arrowprops={"arrowstyle": "->", "color": colour})
 
 
-class _Depth:
+class Depth:
     """Where a layer stands on the x axis: to scale, or in order where two would overlap."""
 
     def __init__(self, layers: list[int], point: str = "resid_post"):
@@ -104,7 +104,7 @@ def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> F
             "no random pairs in this result, which the figure shows; run with pair_sets that hold 'random'"
         )
     contexts = list(dict.fromkeys(g["context"] for g in groups))
-    depth = _Depth(sorted({g["layer"] for g in groups}), point)
+    depth = Depth(sorted({g["layer"] for g in groups}), point)
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(9.6, 9.2), layout="constrained")
         grid = figure.add_gridspec(3, 2, height_ratios=[4, 1.1, 4.2])
@@ -129,7 +129,7 @@ def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> F
     return figure
 
 
-def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: _Depth, context: str) -> None:
+def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: Depth, context: str) -> None:
     x, floor = depth.at(groups), np.array([g["noise_floor"] for g in groups])
     lowest = floor.copy()
     for i, name in enumerate(("direction", "placebo_token", "placebo_direction", "norm", "placebo_norm")):
@@ -137,7 +137,7 @@ def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: _Depth
         value = np.array([e.value for e in estimates])
         effect = value > 10 * floor
         some = [e for e, keep in zip(estimates, effect, strict=True) if keep]
-        _points(ax, x[effect], some, COLOURS[name], LABELS[name], MARKERS[name], (i - 2) * depth.step)
+        points(ax, x[effect], some, COLOURS[name], LABELS[name], MARKERS[name], (i - 2) * depth.step)
         noise = ~effect & (value > 0)
         strip.plot(x[noise], value[noise], color=COLOURS[name], marker=MARKERS[name], ms=4, lw=0)
         lowest = np.minimum(lowest, np.where(noise, value, lowest))
@@ -167,7 +167,7 @@ def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: _Depth
     depth.label(strip)
 
 
-def _grey(ax: Axes, nulls: list[list[dict[str, Any]]], context: str, value: Any, depth: _Depth, label: str) -> None:
+def _grey(ax: Axes, nulls: list[list[dict[str, Any]]], context: str, value: Any, depth: Depth, label: str) -> None:
     """A thin grey line for each untrained network: what it also shows is architecture."""
     for i, groups in enumerate(nulls):
         some = [g for g in groups if g["context"] == context]
@@ -177,12 +177,12 @@ def _grey(ax: Axes, nulls: list[list[dict[str, Any]]], context: str, value: Any,
 
 
 def _ratio_panel(
-    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: _Depth
+    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: Depth
 ) -> None:
     for i, context in enumerate(contexts):
         some = [g for g in groups if g["context"] == context]
         estimates = [g["ratios"]["direction ÷ norm"]["median"].estimate for g in some]
-        _points(ax, depth.at(some), estimates, COLOURS[context], LABELS[context], "o", (i - 0.5) * depth.step)
+        points(ax, depth.at(some), estimates, COLOURS[context], LABELS[context], "o", (i - 0.5) * depth.step)
     for context in contexts:
         ratio = lambda g: g["ratios"]["direction ÷ norm"]["median"].estimate  # noqa: E731
         _grey(ax, nulls, context, ratio, depth, f"untrained networks, {LABELS[context]}")
@@ -197,7 +197,7 @@ def _ratio_panel(
 
 
 def _placebo_panel(
-    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: _Depth
+    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: Depth
 ) -> None:
     faint = {"in_place": "0.6", "single_token": "#E8B9D5"}
     shift = 0
@@ -206,7 +206,7 @@ def _placebo_panel(
         for name, label in (("placebo_token", "tangent between tokens"), ("placebo_direction", "isotropic tangent")):
             estimates = [g["ratios"][f"direction ÷ {name}"]["of_means"] for g in some]
             colour = COLOURS[context] if name == "placebo_token" else faint[context]
-            _points(ax, depth.at(some), estimates, colour, f"{LABELS[context]}, {label}", MARKERS[name],
+            points(ax, depth.at(some), estimates, colour, f"{LABELS[context]}, {label}", MARKERS[name],
                     (shift - 1.5) * depth.step)  # fmt: skip
             shift += 1
     ratio = lambda g: g["ratios"]["direction ÷ placebo_token"]["of_means"]  # noqa: E731

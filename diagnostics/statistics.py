@@ -43,10 +43,12 @@ class Estimate:
     """distinct prompts among them, targets and sources together"""
     bound: bool = False
     """True: `value` is only a lower bound"""
+    df: float = np.nan
+    """degrees of freedom of the t distribution that formed the interval; nan without one, and for medians"""
 
     def as_dict(self) -> dict[str, float | int | bool | None]:
-        """The fields as JSON can hold them: nan and ±inf become None."""
-        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
+        """The fields but `df` as JSON can hold them: nan and ±inf become None."""
+        return {k: v for k, v in _json(self).items() if k != "df"}
 
     def __str__(self) -> str:
         if self.bound:
@@ -72,6 +74,38 @@ class CensoredMedian:
         """The fields as JSON can hold them."""
         counts = {"n_censored": self.n_censored, "n_undefined": self.n_undefined, "n_rows": self.n_rows}
         return {"estimate": self.estimate.as_dict(), **counts}
+
+
+@dataclass(frozen=True)
+class FiellerInterval:
+    """A ratio and the set of ratios that its numerator and denominator do not contradict."""
+
+    value: float
+    """numerator/denominator; nan where the denominator is 0"""
+    low: float
+    """an end of the set, see `kind`; −∞ for "everything" and nan for "none" """
+    high: float
+    """the other end; ∞ for "everything" and nan for "none" """
+    kind: Literal["bounded", "exclusive", "everything", "none"]
+    """the set. "bounded": [low, high]. "exclusive": (−∞, low] and [high, ∞), as the denominator may have either sign.
+    "everything": no ratio is contradicted. "none": there is no set, for there are fewer than 10 prompts, a deletion
+    leaves no row, or the denominator is 0 in every row. Only "bounded" identifies the ratio"""
+    n_rows: int
+    """rows that entered"""
+    n_prompts: int
+    """distinct prompts among them, targets and sources together"""
+
+    def as_dict(self) -> dict[str, float | int | str | None]:
+        """The fields as JSON can hold them: nan and ±inf become None."""
+        return _json(self)
+
+    def __str__(self) -> str:
+        ends = {"bounded": f" [{self.low:.3g}, {self.high:.3g}]", "everything": " (not identified)", "none": ""}
+        return f"{self.value:.3g}" + ends.get(self.kind, f" (−inf, {self.low:.3g}] or [{self.high:.3g}, inf)")
+
+
+def _json(result: Any) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(result).items()}
 
 
 class _Prompts(NamedTuple):
@@ -125,8 +159,12 @@ def _se(by_prompt: ndarray, by_pair: ndarray) -> float:
     return float(np.sqrt(max(v - v_pair, v_pair)))
 
 
+def _df(p: _Prompts) -> float:
+    return float(min(p.n_prompts, p.n_units) - 1)
+
+
 def _t(p: _Prompts, level: float) -> float:
-    return float(stats.t.ppf((1 + level) / 2, min(p.n_prompts, p.n_units) - 1))
+    return float(stats.t.ppf((1 + level) / 2, _df(p)))
 
 
 def _estimate(theta: float, by_prompt: ndarray, by_pair: ndarray, p: _Prompts, level: float,
@@ -145,7 +183,8 @@ def _estimate(theta: float, by_prompt: ndarray, by_pair: ndarray, p: _Prompts, l
                 se = np.inf
                 low, high = (end if (every == end).any() else np.nan for end in (-np.inf, np.inf))
             low, high = (np.exp(low), np.exp(high)) if transform else (low, high)
-    return Estimate(value, float(low), float(high), se, len(p.first), p.n_prompts)
+    df = _df(p) if np.isfinite(se) else np.nan
+    return Estimate(value, float(low), float(high), se, len(p.first), p.n_prompts, df=df)
 
 
 def jackknife(statistic: Callable[[Bool[ndarray, "row"]], float], n_rows: int, clusters: Clusters, *,
@@ -174,6 +213,103 @@ def jackknife(statistic: Callable[[Bool[ndarray, "row"]], float], n_rows: int, c
     by_prompt = [statistic((p.first != g) & (p.second != g)) for g in range(n_prompts)]
     by_pair = [statistic(p.unit != d) for d in range(p.n_pairs if n_prompts and correct_pairs else 0)]
     return _estimate(float(theta), np.array(by_prompt, float), np.array(by_pair, float), p, level, transform)
+
+
+def _covariance(by_prompt: Float[ndarray, "prompt k"], by_pair: Float[ndarray, "pair k"]) -> Float[ndarray, "k k"]:
+    """The covariance from a vector without each prompt and without each pair: see `jackknife_covariance`."""
+    if not (np.isfinite(by_prompt).all() and np.isfinite(by_pair).all()):
+        return np.full((by_prompt.shape[1],) * 2, np.nan)
+
+    def v(t: ndarray) -> ndarray:
+        centred = t - t.mean(axis=0)
+        return centred.T @ centred * ((len(t) - 1) / len(t))
+
+    if not len(by_pair):
+        return v(by_prompt)
+    v_prompt, v_pair = v(by_prompt), v(by_pair)
+    unit = np.sqrt(np.diag(v_prompt + v_pair))
+    scale = np.outer(unit, unit) + (np.outer(unit, unit) == 0)
+    size, axes = np.linalg.eigh((v_prompt + v_pair) / scale)
+    # An eigenvalue of a correlation matrix near 1e-12 is one of 0.
+    size, axes = size[size > 1e-12], axes[:, size > 1e-12]
+    back, whiten = axes * np.sqrt(size), axes / np.sqrt(size)
+    second, turn = np.linalg.eigh(whiten.T @ (v_pair / scale) @ whiten)
+    half = back @ turn * np.sqrt(np.maximum(1 - 2 * second, second))
+    return half @ half.T * np.outer(unit, unit)
+
+
+def jackknife_covariance(
+    statistic: Callable[[Bool[ndarray, "row"]], Float[ndarray, "k"]], n_rows: int, clusters: Clusters
+) -> tuple[Float[ndarray, "k"], Float[ndarray, "k k"], float]:
+    """A vector-valued smooth statistic θ [k], its delete-one-prompt jackknife covariance [k, k], degrees of freedom.
+
+    V = (G−1)/G Σ_g (θ₍g₎ − θ̄)(θ₍g₎ − θ̄)ᵀ and V_pair as in `jackknife`, of which this is the form for k > 1. The
+    maximum of V − V_pair and V_pair is taken along the axes that make both diagonal: the result is no smaller than
+    either for any combination cᵀθ, turns with θ (A·θ has A·cov·Aᵀ), and is `jackknife`'s SE² for k = 1 and wherever
+    V − V_pair is the larger on every axis.
+
+    `statistic(keep)`, keep bool [row], gives θ on the kept rows. Covariance and degrees of freedom are nan below
+    G = 10 and where a deletion gives a value that is not finite; a warning below 20. Raises `ResultError` when θ is no
+    vector or changes its length. Source: ours, after Aronow, Samii & Assenova 2015.
+    """
+    p = _read(clusters, n_rows, 0.95)
+
+    def at(keep: ndarray) -> ndarray:
+        value = np.asarray(statistic(keep), dtype=float)
+        if value.ndim != 1 or not value.size or len(value) != len(theta if len(theta) else value):
+            expected = f"[{len(theta)}], its length on all rows" if len(theta) else "[k], k ≥ 1"
+            raise ResultError(f"the statistic has shape {list(value.shape)}; expected {expected}")
+        return value
+
+    theta = np.zeros(0)
+    theta = at(np.ones(n_rows, dtype=bool))
+    if p.n_prompts < MIN_PROMPTS:
+        return theta, np.full((len(theta),) * 2, np.nan), np.nan
+    by_prompt = [at((p.first != g) & (p.second != g)) for g in range(p.n_prompts)]
+    by_pair = [at(p.unit != d) for d in range(p.n_pairs)]
+    covariance = _covariance(np.array(by_prompt), np.array(by_pair).reshape(-1, len(theta)))
+    return theta, covariance, _df(p) if np.isfinite(covariance).all() else np.nan
+
+
+def p_value(estimate: Estimate, null: float, transform: Transform = None) -> float:
+    """The two-sided p-value of the hypothesis that the true value is `null`: 2·P(T > |value − null|/se).
+
+    T is Student's with the estimate's degrees of freedom, so p < 1 − level exactly where the interval leaves `null`
+    out; far values stay accurate to p near 1e-300. `transform="log"`, for ratios (`log_ratio_of_means`) and estimates
+    formed with it: |log value − log null|/se. `null` has the unit of the value.
+
+    Simulated rejections of a true null at p < .05: 400 log-normal rows, SD 1 (1.5) of the logarithm, correlation .3 of
+    it within a prompt, 20 and 40 prompts of equal and unequal size, 2,000 replications (± .005).
+    These hold: log ratio of means .04–.08 (.05–.08), but .07–.09 for SDs of 1 and .5; mean of the difference of two
+    columns of one distribution .04–.06 (.03–.05); mean of logarithms .04–.07; correlation of logarithms or of ranks
+    .04–.06. These reject too often, for the tail hides their error: mean .07–.10 (.11–.15), with `transform="log"`
+    .06–.08 (.08–.10); difference of means in the ratio 3:1 .06–.09 (.08–.14); Pearson's correlation .07–.10 (.12–.16).
+    Ask for a ratio, logarithms or ranks instead. Pairs of prompts: the same, but .02–.04 where the effects of prompts
+    cancel and leave iid rows. Rows taken for independent reject, in the forms that hold, .21–.31 with 20 prompts and
+    .11–.15 with 40.
+
+    nan where there is no interval, where the value is only a bound, and where se is 0 (no deletion moves the
+    statistic: a share of exactly 0 or 1): that is no measure of its error. Raises `ResultError` for a transform other
+    than the one that formed the interval, a null that is not finite (for "log": not above 0), and for an estimate
+    without degrees of freedom: a median's interval is not t's; test `share(x < null, clusters)` against .5.
+    Source: ours.
+    """
+    if transform not in (None, "log"):
+        raise ResultError(f"no transform {transform!r}; known: None, 'log'")
+    if not np.isfinite(null) or (transform and null <= 0):
+        raise ResultError(f"a null of {null}; expected a finite number{' above 0' if transform else ''}")
+    if estimate.bound or not np.isfinite(estimate.se):
+        return float("nan")
+    if np.isnan(estimate.df):
+        raise ResultError("the estimate has no degrees of freedom; for a median, test share(x < null) against .5")
+    with np.errstate(all="ignore"):
+        ends = [np.log(x) if transform else x for x in (estimate.low, estimate.value, estimate.high, null)]
+    low, value, high, null = (float(x) for x in ends)
+    if not abs(low + high - 2 * value) <= 1e-6 * (high - low) + 1e-12 * abs(value):
+        other = "None" if transform else "'log'"
+        raise ResultError(f"{estimate} is not even about its value for transform={transform!r}; give {other}")
+    far = abs(value - null)
+    return float(2 * stats.t.sf(far / estimate.se, estimate.df)) if estimate.se > 1e-12 * far else float("nan")
 
 
 Deletions = tuple[float, ndarray, ndarray]
@@ -223,6 +359,72 @@ def log_ratio_of_means(numerator: Rows, denominator: Rows, clusters: Clusters, *
     return _estimate(*theta, p, level, "log")
 
 
+def ratio_of_means(numerator: Rows, denominator: Rows, floor: float, clusters: Clusters, *,
+                   level: float = 0.95) -> Estimate:  # fmt: skip
+    """`log_ratio_of_means` of KLs, bounded below where the denominator is nothing but noise.
+
+    Where the mean denominator is at or below the noise floor (nats), the value is numerator/floor, `bound`, high = ∞.
+    """
+    top, bottom = _rows(numerator=numerator, denominator=denominator)
+    if not len(bottom) or bottom.mean() > floor:
+        return log_ratio_of_means(top, bottom, clusters, level=level)
+    over = mean(top, clusters, level=level)
+    with np.errstate(all="ignore"):
+        value, low = np.divide(over.value, floor), np.divide(over.low, floor)
+    return Estimate(float(value), float(low), np.inf, np.nan, over.n_rows, over.n_prompts, bound=True)
+
+
+def fieller_from(a: float, b: float, var_a: float, cov_ab: float, var_b: float, t: float, *, n_rows: int = 0,
+                 n_prompts: int = 0) -> FiellerInterval:  # fmt: skip
+    """Fieller's interval for a/b from two estimates and their known covariance.
+
+    {ρ : (a − ρb)² ≤ t²·(var_a − 2ρ·cov_ab + ρ²·var_b)}, that is Aρ² − 2Bρ + C ≤ 0 with A = b² − t²·var_b,
+    B = ab − t²·cov_ab, C = a² − t²·var_a: "bounded" where b is clear of 0 (A > 0); else "exclusive" where a is clear
+    of being a multiple of b's noise (B² > AC), "everything" where it is not. On the border A = 0 the set is a half
+    line: "exclusive" with one end infinite. The set holds ρ exactly where the test of a − ρb = 0 does not reject.
+
+    `t` is the quantile, say scipy's t.ppf(.975, df); variances in squared units. n_rows and n_prompts are passed on.
+    "none" where a number is not finite. Raises `ResultError` for t ≤ 0, a negative variance, or a covariance that no
+    such variances can have. Source: Fieller 1954.
+    """
+    if not t > 0:
+        raise ResultError(f"t is {t}; expected the positive quantile of a t distribution, such as 2.09")
+    if var_a < 0 or var_b < 0 or abs(cov_ab) > np.sqrt(var_a) * np.sqrt(var_b) * (1 + 1e-9):
+        seen = f"variances {var_a:.3g} and {var_b:.3g} with covariance {cov_ab:.3g}"
+        raise ResultError(f"{seen}; expected variances of 0 or more, and |covariance| ≤ √(var_a·var_b)")
+    value = float(a / b) if b else np.nan
+    if not np.isfinite([a, b, var_a, cov_ab, var_b, t]).all() or b == var_b == 0:
+        return FiellerInterval(value, np.nan, np.nan, "none", n_rows, n_prompts)
+    square, middle, rest = b * b - t * t * var_b, a * b - t * t * cov_ab, a * a - t * t * var_a
+    # (B² − AC)/t² without the cancellation of a²b²; only rounding makes it negative where A > 0.
+    inner = b * b * var_a - 2 * a * b * cov_ab + a * a * var_b - t * t * max(var_a * var_b - cov_ab**2, 0.0)
+    larger = middle + np.copysign(t * np.sqrt(max(inner, 0.0)), middle)
+    if larger == 0 and square > 0:
+        return FiellerInterval(value, 0.0, 0.0, "bounded", n_rows, n_prompts)
+    if square <= 0 and inner <= 0:
+        return FiellerInterval(value, -np.inf, np.inf, "everything", n_rows, n_prompts)
+    low, high = sorted((float(larger / square) if square else float(-np.copysign(np.inf, larger)), rest / larger))
+    return FiellerInterval(value, low, high, "bounded" if square > 0 else "exclusive", n_rows, n_prompts)
+
+
+def fieller(numerator: Rows, denominator: Rows, clusters: Clusters, *, level: float = 0.95) -> FiellerInterval:
+    """Σ numerator / Σ denominator with Fieller's interval: right also where the denominator may be 0.
+
+    `fieller_from` on the two means with their `jackknife_covariance` and t as for `jackknife`. Both [row], of any
+    sign; the result has the unit of their ratio. For two columns that are positive prefer `log_ratio_of_means`.
+    Simulated coverage of 95 % sets, 200 rows with prompt effects (correlation .3), 20 and 40 prompts, a denominator
+    with a mean of 0 to 2 SD of a row: normal rows 93–95, log-normal rows 91–94, pairs of prompts the same.
+    Source: Fieller 1954.
+    """
+    (a, b), p = _rows(numerator=numerator, denominator=denominator), _read(clusters, len(numerator), level)
+    top, bottom = (_from_sums([x], lambda n, s: s / n, p) for x in (a, b))
+    by_prompt, by_pair = (np.column_stack([top[i], bottom[i]]) for i in (1, 2))
+    v = np.full((2, 2), np.nan) if p.n_prompts < MIN_PROMPTS else _covariance(by_prompt, by_pair)
+    t = _t(p, level) if p.n_prompts >= MIN_PROMPTS else 1.0
+    ends = (float(v[0, 0]), float(v[0, 1]), float(v[1, 1]))
+    return fieller_from(top[0], bottom[0], *ends, t, n_rows=len(a), n_prompts=p.n_prompts)
+
+
 def _pearson(n: ndarray, x: ndarray, y: ndarray, xx: ndarray, yy: ndarray, xy: ndarray) -> ndarray:
     """The correlation from sums of standardised columns: a variance near 1e-12 is one of 0."""
     vx, vy = (xx - x * x / n) / n, (yy - y * y / n) / n
@@ -247,7 +449,8 @@ def correlation(x: Rows, y: Rows, clusters: Clusters, kind: Literal["pearson", "
 
     nan when either is constant, also after a deletion (then no interval); the ends may leave [−1, 1]. Coverage as
     simulated for `jackknife`: 93–97 %, but 88–90 % at 12 prompts and 90–93 % for fixed partners when both prompts have
-    effects. Raises `ResultError` for an unknown kind. Source: ours.
+    effects; Pearson's of log-normal rows 90–93 % (84–90 with SD 1.5 of the logarithm): take logarithms or "spearman".
+    Raises `ResultError` for an unknown kind. Source: ours.
     """
     (x, y), p = _rows(x=x, y=y), _read(clusters, len(x), level)
     with np.errstate(all="ignore"):

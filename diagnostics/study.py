@@ -38,6 +38,11 @@ SHARD = 64
 """prompts in a work unit"""
 
 
+def default_layers(n: int) -> list[int]:
+    """Six blocks from the first to the last."""
+    return sorted({0, n // 4, n // 2, 3 * n // 4, max(n - 2, 0), n - 1})
+
+
 @dataclass(frozen=True)
 class Settings:
     """What studies have in common; part of their identity."""

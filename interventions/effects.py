@@ -83,8 +83,9 @@ def measure(
         raise MechdiagError(
             f"path {path!r}, batch_rows {batch_rows}; expected one of {', '.join(PATHS)}, and 1 row or more"
         )
-    rows, asked = _rows(recording, site, prompt, position, vectors, reference, horizon), _Asked(metrics, len(prompt))
-    why, replaying = _choose_path(rows, path)
+    rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
+    asked = _Asked(metrics, len(rows))
+    why, replaying = choose_path(rows, path)
     size = batch_rows or (512 if recording.model.device.type == "cpu" else 4096)
     one_chunk = _replay_chunk if replaying else _hooks_chunk
     reached = np.cumsum((rows.stop - rows.start)[rows.order])
@@ -138,8 +139,8 @@ def intervened_logits(
 
     With a horizon above 1 nan beyond the prompt's end.
     """
-    rows = _rows(recording, site, prompt, position, vectors, None, horizon)
-    _, replaying = _choose_path(rows, path)
+    rows = check_rows(recording, site, prompt, position, vectors, horizon)
+    _, replaying = choose_path(rows, path)
     everything = rows.order
     reads = rows.reads(everything)
     if replaying:
@@ -154,21 +155,23 @@ def intervened_logits(
     return whole.index_put((row, column), logits)
 
 
-def _rows(
+def check_rows(
     recording: Recording,
     site: Site,
     prompt: Tensor,
     position: Tensor,
     vectors: Vectors,
-    reference: Reference | None,
-    horizon: Horizon,
+    horizon: Horizon = 1,
+    reference: Reference | None = None,
 ) -> Rows:
+    """The rows of a call, checked (see `measure`)."""
     check_site(recording.model, site)
     prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
     return Rows(recording, site, prompt, position, vectors, reference, horizon)
 
 
-def _choose_path(rows: Rows, path: str) -> tuple[str | None, bool]:
+def choose_path(rows: Rows, path: str) -> tuple[str | None, bool]:
+    """Why replay does not serve (None: it does, or was not asked), and whether it is to run. Raises `ReplayError`."""
     why = None if path == "hooks" else why_not_replay(rows)
     if path == "replay" and why:
         raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")

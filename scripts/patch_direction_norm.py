@@ -4,9 +4,10 @@
 from dataclasses import dataclass
 
 from diagnostics import command
-from diagnostics.direction_patching import DirectionNorm, default_layers, direction_norm
+from diagnostics.direction_patching import DirectionNorm, direction_norm
 from diagnostics.inputs import Inputs
 from diagnostics.results import result_files
+from diagnostics.study import default_layers
 
 
 @dataclass(frozen=True)

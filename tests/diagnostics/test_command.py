@@ -1,10 +1,15 @@
+import contextlib
+import signal
 import sys
+import time
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from diagnostics import command
+from diagnostics.units import Interrupted
 from interventions.errors import ResultError, SiteError
 
 
@@ -64,11 +69,63 @@ def test_a_mistake_in_the_code_keeps_its_traceback(run):
         run(raises(ZeroDivisionError()), "--out", "x")
 
 
-def test_an_interruption_is_130(run):
-    status, out, err = run(raises(KeyboardInterrupt()), "--out", "x")
-    assert (status, out) == (130, "")
-    assert err.startswith("interrupted")
-    assert err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (
+            Interrupted(12, 36, Path("results/x")),
+            "interrupted: 12 of 36 units are kept in results/x; the same command goes on from there",
+        ),
+        (Interrupted(12, 36, None), "interrupted"),
+    ],
+)
+def test_an_interruption_is_130_and_one_line(run, error, said):
+    assert run(raises(error), "--out", "x") == (130, "", f"{said}\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_command_once_and_the_old_handlers_come_back(run, number, code):
+    reached = []
+
+    def main(settings):
+        try:
+            signal.raise_signal(number)
+            reached.append("past the first")
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("cleaned up")
+
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert run(main, "--out", "x") == (code, "", "interrupted\n")
+    assert reached == ["cleaned up"]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_that_was_swallowed_can_be_given_again(run, monkeypatch):
+    def main(settings):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        now[0] += 1.5
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    assert run(main, "--out", "x") == (130, "", "interrupted\n")
+
+
+def test_a_signal_ignored_from_outside_stays_ignored(run):
+    def main(settings):
+        signal.raise_signal(signal.SIGINT)
+        print("went on")
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run(main, "--out", "x") == (0, "went on\n", "")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +184,18 @@ def test_progress_counts_rows_and_is_silent_without_any(capsys):
     said = capsys.readouterr().err
     assert "patching" in said
     assert "10.0/10.0" in said
+
+
+def test_rows_that_were_there_count_as_done_and_not_towards_the_speed(capsys):
+    with command.Progress("patching") as progress:
+        progress.initial(60, 100)
+        assert (progress.bar.n, progress.bar.total, progress.bar.initial) == (60, 100, 60)
+        progress(10, 100)
+        # Ten rows in ten seconds: thirty seconds are left.
+        facts = {**progress.bar.format_dict, "elapsed": 10.0, "rate": None}
+        said = progress.bar.format_meter(**facts)
+        assert "70.0/100" in said
+        assert "00:10<00:30" in said
+        progress.initial(5, 100)
+        assert (progress.bar.n, progress.bar.initial) == (75, 65)
+    assert "75.0/100" in capsys.readouterr().err

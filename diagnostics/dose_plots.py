@@ -1,0 +1,148 @@
+"""Figures of dose-response results."""
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diagnostics.plots import COLOURS, STYLE, Depth, caption, points
+from interventions.errors import ResultError
+
+if TYPE_CHECKING:
+    from diagnostics.dose_response import DoseResponse
+
+EDIT_COLOURS = {
+    "toward_token": COLOURS["direction"],
+    "between_tokens": COLOURS["placebo_token"],
+    "isotropic": COLOURS["placebo_direction"],
+    "norm_up": COLOURS["norm"],
+    "norm_down": COLOURS["placebo_norm"],
+}
+EDIT_LABELS = {
+    "toward_token": "towards another token",
+    "between_tokens": "towards a difference of two other tokens",
+    "isotropic": "towards a random direction",
+    "norm_up": "norm up",
+    "norm_down": "norm down (dose 1: zero ablation)",
+}
+EDIT_MARKERS = {"toward_token": "o", "between_tokens": "v", "isotropic": "^", "norm_up": "s", "norm_down": "D"}
+GIVEN = ("#CC79A7", "#000000", "#F0E442")
+"""Colours of directions that the user gives."""
+_GREYS = {"toward_token": "-", "norm_up": "--"}
+
+
+def _colour(edit: str, directions: list[str]) -> str:
+    return EDIT_COLOURS.get(edit) or GIVEN[directions.index(edit) % len(GIVEN)]
+
+
+def _label(edit: str) -> str:
+    return EDIT_LABELS.get(edit, f"{edit} (given)")
+
+
+def _some_layers(groups: list[dict[str, Any]], at_most: int = 6) -> list[int]:
+    layers = sorted({g["layer"] for g in groups})
+    which = np.unique(np.linspace(0, len(layers) - 1, min(at_most, len(layers))).round().astype(int))
+    return [layers[i] for i in which]
+
+
+def plot_dose_response(result: "DoseResponse", point: str, context: str) -> Figure:
+    """KL against dose ‖Δx‖/‖x‖, log-log, a panel a layer (six at most): edits of equal length along different directions.
+
+    Points are means over tokens, bars 95 % delete-one-prompt jackknife intervals; grey lines are untrained networks.
+    """
+    groups = result.select(point=point, context=context)
+    if not groups:
+        raise ResultError(f"no rows at {point} {context} in this result, which the figure shows")
+    nulls = [result.select(label, point, context) for label in result.null_models]
+    layers, directions = _some_layers(groups), list(result.provenance["directions"])
+    columns = min(3, len(layers))
+    lines = -(-len(layers) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(3.3 * columns + 0.6, 2.9 * lines + 1.5), sharex=True, sharey=True,
+            layout="constrained", squeeze=False,
+        )  # fmt: skip
+        for ax, layer in zip(axes.flat, layers, strict=False):
+            _dose_panel(ax, [g for g in groups if g["layer"] == layer], nulls, layer, directions)
+        for ax in axes.flat[len(layers) :]:
+            ax.set_visible(False)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("mean KL(clean ‖ intervened), nats")
+        for ax in axes[-1]:
+            ax.set_xlabel("dose ‖Δx‖ / ‖x‖")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3 if columns == 3 else 1)
+        words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
+        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
+    return figure
+
+
+def _dose_panel(
+    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], layer: int, directions: list[str]
+) -> None:
+    dose = np.array([g["dose"] for g in groups])
+    for i, edit in enumerate((*EDIT_LABELS, *directions)):
+        estimates = [g["edits"][edit]["mean_kl"] for g in groups]
+        spread = 1.02 ** (i - 2)  # side by side, so that intervals can be told apart
+        effect = np.array([e.value > 10 * g["noise_floor"] for e, g in zip(estimates, groups, strict=True)])
+        some = [e for e, keep in zip(estimates, effect, strict=True) if keep]
+        points(ax, (dose * spread)[effect], some, _colour(edit, directions), _label(edit), EDIT_MARKERS.get(edit, "P"))
+    for edit, dashes in _GREYS.items():
+        for i, rows in enumerate(nulls):
+            some = [g for g in rows if g["layer"] == layer]
+            kl = np.array([g["edits"][edit]["mean_kl"].value for g in some])
+            kl = np.where(kl > np.array([10 * g["noise_floor"] for g in some]), kl, np.nan)
+            label = f"untrained: {EDIT_LABELS[edit]}" if i == 0 else None
+            ax.plot([g["dose"] for g in some], kl, color="0.65", lw=0.9, ls=dashes, zorder=0, label=label)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(dose, [f"{d:g}" for d in dose])
+    ax.minorticks_off()
+    ax.set_title(f"block {layer}")
+
+
+def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: str) -> Figure:
+    """By depth at one dose. Left: KL of each edit over that of an isotropic rotation. Right: direct over total effect.
+
+    The direct effect is that of the change carried straight to the final norm and unembedding: above 1, later blocks undo
+    it; below, they amplify it. Bars are 95 % delete-one-prompt jackknife intervals; grey lines are untrained networks.
+    """
+    groups = [g for g in result.select(point=point, context=context) if np.isclose(g["dose"], dose)]
+    if not groups:
+        raise ResultError(f"no dose {dose:g} in this result; known: {result.provenance['doses']}")
+    nulls = [
+        [g for g in result.select(label, point, context) if np.isclose(g["dose"], dose)] for label in result.null_models
+    ]
+    depth, directions = Depth(sorted({g["layer"] for g in groups}), point), list(result.provenance["directions"])
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.6), layout="constrained")
+        for i, edit in enumerate(("toward_token", "between_tokens", "norm_up", "norm_down", *directions)):
+            versus = "isotropic" if edit in EDIT_LABELS else f"{edit}_placebo_isotropic"
+            shift = (i - 1.5) * depth.step
+            for ax, value in (
+                (left, lambda g, e=edit, v=versus: g["ratios"][f"{e} ÷ {v}"]),
+                (right, lambda g, e=edit: g["edits"][e]["direct_over_total"]),
+            ):
+                colour, marker = _colour(edit, directions), EDIT_MARKERS.get(edit, "P")
+                points(ax, depth.at(groups), [value(g) for g in groups], colour, _label(edit), marker, shift)
+                if edit not in _GREYS:
+                    continue
+                for j, rows in enumerate(nulls):
+                    y = np.array([np.nan if value(g).bound else value(g).value for g in rows])
+                    label = f"untrained: {EDIT_LABELS[edit]}" if j == 0 else None
+                    ax.plot(depth.at(rows), y, color="0.65", lw=0.9, ls=_GREYS[edit], zorder=0, label=label)
+        left.set_ylabel("KL of the edit ÷ KL of an isotropic rotation")
+        left.set_title(f"equal dose, {dose:g} ‖x‖")
+        right.set_ylabel("direct effect ÷ total effect")
+        right.set_title(f"carried straight to the unembedding, dose {dose:g}")
+        for ax in (left, right):
+            ax.set_yscale("log")
+            ax.axhline(1, color="0.6", lw=0.8)
+            depth.label(ax)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
+        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
+    return figure

@@ -1,0 +1,118 @@
+"""What the rows of a dose-response run say: statistics of each layer, context and dose, and tables of them."""
+
+import warnings
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from diagnostics import statistics
+from diagnostics.statistics import Estimate
+
+RATIOS = (
+    ("toward_token", "between_tokens"),
+    ("toward_token", "isotropic"),
+    ("between_tokens", "isotropic"),
+    ("norm_up", "isotropic"),
+    ("norm_down", "isotropic"),
+    ("norm_up", "between_tokens"),
+    ("norm_down", "between_tokens"),
+)
+_PLACE = ["model", "layer", "point", "context"]
+
+
+def summaries(frame: pd.DataFrame, directions: list[str]) -> list[dict[str, Any]]:
+    """Of each model × layer × point × context × dose, with delete-one-prompt jackknife intervals.
+
+    Of each edit: KL (mean, its error at this noise floor, median), JS, share of top-1 changes, direct effect over total.
+    Ratios of mean KLs of two edits of the same tokens at the same dose: `RATIOS`, and each given direction over its placebos.
+    """
+    found = []
+    floors = frame[frame.edit == "self"].groupby(_PLACE)["kl"].agg(statistics.noise_floor)
+    ratios = [*RATIOS, *((name, f"{name}_{p}") for name in directions for p in ("placebo_token", "placebo_isotropic"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+        for key, rows in frame[frame.edit != "self"].groupby([*_PLACE, "dose"], sort=False):
+            key = cast(tuple[Any, ...], key)
+            floor = float(floors.get(key[:4], 0.0))
+            name = dict(zip([*_PLACE, "dose"], key, strict=True)) | {"noise_floor": floor}
+            name["dose"] = round(float(name["dose"]), 6)
+            found.append(name | _group(cast(pd.DataFrame, rows), floor, ratios))
+    return found
+
+
+def _clusters(rows: pd.DataFrame) -> np.ndarray:
+    return rows[["target_prompt", "source_prompt"]].to_numpy().astype(int)
+
+
+def _group(rows: pd.DataFrame, floor: float, ratios: list[tuple[str, str]]) -> dict[str, Any]:
+    edits = {}
+    for edit, some in rows.groupby("edit", sort=False):
+        own, kl = _clusters(some), some.kl.to_numpy(float)
+        edits[edit] = {
+            "n": len(some),
+            "mean_kl": statistics.mean(kl, own, transform="log" if kl.mean() > 0 else None),
+            "error_of_mean_kl": statistics.error_of(max(float(kl.mean()), 0.0), floor),
+            "median_kl": statistics.median(kl, own),
+            "mean_js": statistics.mean(some.js.to_numpy(float), own),
+            "top1_changed": statistics.share(some.top1_changed.to_numpy(bool), own),
+            "direct_over_total": statistics.ratio_of_means(some.kl_direct.to_numpy(float), kl, floor, own),
+        }
+    kl = rows.pivot(index="pair", columns="edit", values="kl").astype(float)
+    own = _clusters(rows.drop_duplicates("pair").set_index("pair").loc[kl.index])
+    found: dict[str, Any] = {"n_tokens": len(kl), "n_prompts": len(np.unique(own)), "edits": edits, "ratios": {}}
+    for top, bottom in ratios:
+        if top in kl and bottom in kl:
+            both = (kl[top].notna() & kl[bottom].notna()).to_numpy()
+            a, b = kl[top].to_numpy()[both], kl[bottom].to_numpy()[both]
+            found["ratios"][f"{top} ÷ {bottom}"] = statistics.ratio_of_means(a, b, floor, own[both])
+    return found
+
+
+def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row for each model, layer, point, context, dose and edit, estimates with the ends of their intervals."""
+    rows = []
+    for group in groups:
+        for edit, values in group["edits"].items():
+            row = {key: group[key] for key in (*_PLACE, "dose", "noise_floor")} | {"edit": edit, "n": values["n"]}
+            for name, value in values.items():
+                if isinstance(value, Estimate):
+                    row |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+            for name, value in group["ratios"].items():
+                if name.startswith(f"{edit} ÷ "):
+                    row |= {f"÷ {name.split(' ÷ ')[1]}": value.value, f"÷ {name.split(' ÷ ')[1]} low": value.low}
+                    row[f"÷ {name.split(' ÷ ')[1]} high"] = value.high
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], directions: list[str]) -> pd.DataFrame:
+    """A line for each layer and dose, for a terminal; `NOTE` explains the columns."""
+    rows = []
+    for g in groups:
+        kl = {edit: values["mean_kl"] for edit, values in g["edits"].items()}
+        row: dict[str, Any] = {"layer": g["layer"], "dose": f"{g['dose']:g}", "tokens": g["n_tokens"]}
+        row |= {edit.replace("_", " "): f"{kl[edit].value:.3g}" for edit in kl if "_placebo_" not in edit}
+        for top, bottom in (
+            ("toward_token", "between_tokens"),
+            ("norm_up", "isotropic"),
+            *((d, f"{d}_placebo_token") for d in directions),
+        ):
+            ratio = g["ratios"].get(f"{top} ÷ {bottom}")
+            if ratio is not None:
+                label = f"{top}÷{'its placebo' if '_placebo_' in bottom else bottom}".replace("_", " ")
+                row[label] = str(ratio)
+                same = [n for some in nulls for n in some if (n["layer"], n["dose"]) == (g["layer"], g["dose"])]
+                if same:
+                    ends = sorted(n["ratios"][f"{top} ÷ {bottom}"].value for n in same)
+                    row["untrained" + " " * len([c for c in row if c.startswith("untrained")])] = (
+                        f"{ends[0]:.3g} … {ends[-1]:.3g}"
+                    )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+NOTE = (
+    "Mean KL in nats of edits that move x by dose·‖x‖; ratios of mean KLs at equal dose with 95 % jackknife intervals; "
+    "untrained: the range over\nnetworks of the same shape with random weights."
+)

@@ -1,0 +1,350 @@
+"""Sweeps that survive: work cut into units, each stored whole as soon as it is done, so that no unit is computed twice."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+import interventions
+from diagnostics.results import claim_folder, jsonable, write_whole
+from interventions.errors import ResultError
+
+Tick = Callable[[int], None]
+
+_ASIDE, _DIGEST = b"mechdiag", b"mechdiag_sha256"  # in the schema's metadata: what a file holds beside its table
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a sweep: computed in one go, stored in one file."""
+
+    labels: tuple[tuple[str, Any], ...]
+    """what tells it from the others, as JSON can say it: (("context", "in_place"), ("shard", 0))"""
+    rows: int = 1
+    """its cost, for progress and time left; no part of what tells units apart"""
+
+    @classmethod
+    def of(cls, *, rows: int = 1, **labels: Any) -> "Unit":
+        """`Unit.of(rows=512, context="in_place", shard=0)`."""
+        return cls(tuple(labels.items()), rows)
+
+    @property
+    def name(self) -> str:
+        """For people: `context=in_place shard=0`."""
+        return " ".join(f"{label}={value}" for label, value in self.labels)
+
+    def __getitem__(self, label: str) -> Any:
+        labels = dict(self.labels)
+        if label not in labels:
+            raise ResultError(f"unit {self.name} has no label {label!r}; known: {', '.join(labels)}")
+        return labels[label]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit and what came of it, the same whether computed now or read from its file."""
+
+    unit: Unit
+    frame: pd.DataFrame
+    """its rows, numbered from 0"""
+    notes: dict[str, Any]
+    """what JSON keeps of its notes: counts of dropped rows, the path that ran"""
+
+
+Compute = Callable[[Unit, Tick], tuple[pd.DataFrame, dict[str, Any]]]
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption while units ran. Those done are in the folder; without one nothing of them is left."""
+
+    def __init__(self, kept: int, total: int, folder: Path | None):
+        super().__init__(kept, total, folder)
+        self.kept, self.total, self.folder = kept, total, folder
+
+    def __str__(self) -> str:
+        if self.folder is None:
+            return "interrupted"
+        return (
+            f"interrupted: {self.kept} of {self.total} units are kept in {self.folder}; "
+            "the same command goes on from there"
+        )
+
+
+@cache
+def code_version() -> str:
+    """The package's version and a hash of the sources of `interventions` and `diagnostics` as they lie on the disk."""
+    found = hashlib.sha256()
+    for package in (Path(interventions.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py"), key=lambda p: p.relative_to(package).as_posix()):
+            source = path.read_bytes()
+            found.update(f"{package.name}/{path.relative_to(package).as_posix()} {len(source)}\n".encode())
+            found.update(source)
+    try:
+        number = version("mechdiag")
+    except PackageNotFoundError:
+        number = "uninstalled"
+    return f"{number}+{found.hexdigest()[:16]}"
+
+
+class Units:
+    """The units of one folder, or of none: then they are kept in memory, in the same form, until this object goes.
+
+    On entering: one process a folder (a lock that ends with its process); `identity` must be that of the units there,
+    as `run.json` says it. The code's version is part of the identity. `overwrite` removes the units of another
+    identity; those of the same one are what would be computed again, and stay.
+
+    Each unit is `units/<hash of identity and labels>.parquet`, its notes inside, put in place at once: a process may be
+    killed at any moment and loses the unit in progress. Raises `ResultError` on entering when another process is at
+    work, the identity differs or the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path | None, identity: dict[str, Any], overwrite: bool = False):
+        self.folder = None if folder is None else Path(folder)
+        self.identity: dict[str, Any] = jsonable({"code": code_version(), **identity})
+        self.overwrite = overwrite
+        self._memory: dict[str, bytes] = {}
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> "Units":
+        if self.folder is None:
+            return self
+        claim_folder(self.folder, (), overwrite=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ResultError(
+                f"another process is working in {self.folder}; wait for it or name another folder"
+            ) from None
+        try:
+            self._take(self.folder, claim_folder(self.folder / "units", (), overwrite=True))
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def missing(self, units: Sequence[Unit]) -> list[Unit]:
+        """Those of `units` that are not there, in their order. A file that cannot be read is warned of and removed."""
+        return [unit for key, unit in self._keyed(units).items() if self._read(key, unit) is None]
+
+    def run(
+        self, units: Sequence[Unit], fn: Compute, progress: Callable[[int, int], object] | None = None
+    ) -> list[Done]:
+        """`units` in their order; `fn(unit, tick)` gives the table and notes of those that are missing.
+
+        A table has columns of numbers, booleans or strings with unique names and rows without names. Other columns,
+        categories among them, are refused: what came back from the file would depend on what a unit happens to hold.
+        Strings kept as objects come back as pandas' own strings, and every NaN as the same NaN.
+        `fn` may report rows as they come with `tick(n)`; the rest of `unit.rows` counts when the unit is stored.
+        `progress(n, total)` gets rows; what was there already comes first, in one step, to its method `initial` if it
+        has one (see `command.Progress`).
+
+        Raises `ResultError` for units that are not distinct, a table that is refused or a folder that takes no more;
+        `Interrupted` for a KeyboardInterrupt. The units done stay in each case, and when `fn` raises.
+        """
+        keyed = self._keyed(units)
+        total = sum(unit.rows for unit in units)
+        try:
+            done = {key: found for key, unit in keyed.items() if (found := self._read(key, unit)) is not None}
+            already = sum(found.unit.rows for found in done.values())
+            if progress is not None and already:
+                getattr(progress, "initial", progress)(already, total)
+            for key, unit in keyed.items():
+                if key not in done:
+                    done[key] = self._compute(key, unit, fn, lambda n: progress and progress(n, total))
+        except KeyboardInterrupt as error:
+            kept = sum(self._path(key).exists() for key in keyed) if self.folder is not None else 0
+            raise Interrupted(kept, len(keyed), self.folder) from error
+        return [done[key] for key in keyed]
+
+    def _compute(self, key: str, unit: Unit, fn: Compute, report: Callable[[int], object]) -> Done:
+        left = unit.rows
+
+        def tick(n: int) -> None:
+            nonlocal left
+            n = min(int(n), left)
+            left -= n
+            if n > 0:
+                report(n)
+
+        frame, notes = fn(unit, tick)
+        data = _packed(unit, frame, notes)
+        if self.folder is None:
+            self._memory[key] = data
+        else:
+            try:
+                _write_synced(self._path(key), data)
+            except OSError as error:
+                raise ResultError(
+                    f"cannot write unit {unit.name} to {self.folder}: {error.strerror}; "
+                    "the units done are kept: make room, and the same command goes on from there"
+                ) from error
+        tick(left)
+        return _unpacked(unit, data)
+
+    def _read(self, key: str, unit: Unit) -> Done | None:
+        if self.folder is None:
+            data = self._memory.get(key)
+            return None if data is None else _unpacked(unit, data)
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ResultError(f"cannot read {path}: {error.strerror}; name another folder") from error
+        try:
+            return _unpacked(unit, data)
+        except (ValueError, KeyError, TypeError, OSError, NotImplementedError) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(f"{path} is damaged ({why}); unit {unit.name} is computed again", stacklevel=3)
+            path.unlink(missing_ok=True)
+            return None
+
+    def _keyed(self, units: Sequence[Unit]) -> dict[str, Unit]:
+        if self.folder is not None and self._lock is None:
+            raise ResultError(f"{self.folder} is not claimed; use `with Units(...) as units:`")
+        keyed: dict[str, Unit] = {}
+        for unit in units:
+            said = json.dumps([self.identity, jsonable(dict(unit.labels))], sort_keys=True)
+            key = hashlib.sha256(said.encode()).hexdigest()[:16]
+            if key in keyed:
+                raise ResultError(f"two units are the same: {unit.name}; give each a label of its own")
+            keyed[key] = unit
+        return keyed
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / "units" / f"{key}.parquet"
+
+    def _take(self, folder: Path, units: Path) -> None:
+        """Remove what a killed process left, and see to it that `run.json` and the units there are of this identity."""
+        for partial in units.glob(".partial-*"):
+            partial.unlink()
+        stated = folder / "run.json"
+        if stated.exists():
+            differences = _differences(stated, self.identity)
+            if not differences:
+                return
+            if not self.overwrite:
+                raise ResultError(
+                    f"{folder} holds units of another run: {'; '.join(differences)}; "
+                    "name another folder, or pass --overwrite to remove them"
+                )
+            for old in units.glob("*.parquet"):
+                old.unlink()
+        text = json.dumps(self.identity, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        _write_synced(units / "run.json", text.encode())
+        os.replace(units / "run.json", stated)  # by way of units/, where what a killed process leaves is removed
+
+
+def run_units(
+    units: Sequence[Unit],
+    folder: str | Path | None,
+    fn: Compute,
+    *,
+    identity: dict[str, Any],
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[Done]:
+    """`Units(folder, identity, overwrite).run(units, fn, progress)`, the folder claimed for as long."""
+    with Units(folder, identity, overwrite) as claimed:
+        return claimed.run(units, fn, progress)
+
+
+def _packed(unit: Unit, frame: pd.DataFrame, notes: dict[str, Any]) -> bytes:
+    """The unit's file. Whoever asks for a unit gets what this file gives back, so that runs cannot differ by history."""
+    names = list(frame.columns)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ResultError(f"unit {unit.name}: columns {names}; name each by a string of its own")
+    if any(name is not None for name in frame.index.names):
+        raise ResultError(f"unit {unit.name}: the index {frame.index.names} would be lost; make it a column")
+    if len(frame) and not names:
+        raise ResultError(f"unit {unit.name}: {len(frame)} rows without a column")
+    for name, column in frame.items():
+        held = pd.api.types.infer_dtype(column, skipna=True)
+        if column.dtype.kind not in "biuf" and held not in ("string", "empty"):
+            raise ResultError(
+                f"unit {unit.name}: column {name!r} is {column.dtype} of {held}; make it numbers, booleans or strings"
+            )
+    aside = {"labels": jsonable(dict(unit.labels)), "notes": jsonable(notes)}
+    table = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
+    said = json.dumps(aside, ensure_ascii=False, allow_nan=False).encode()
+    table = table.replace_schema_metadata({**table.schema.metadata, _ASIDE: said})
+    table = table.replace_schema_metadata({**table.schema.metadata, _DIGEST: _digest(table)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def _unpacked(unit: Unit, data: bytes) -> Done:
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
+    table = file.read(use_threads=False)
+    if table.schema.metadata[_DIGEST] != _digest(table):
+        raise ValueError("its rows, names or notes have changed")
+    aside = json.loads(table.schema.metadata[_ASIDE])
+    if aside["labels"] != jsonable(dict(unit.labels)):
+        raise ValueError(f"it holds unit {aside['labels']}")
+    return Done(unit, table.to_pandas(use_threads=False), aside["notes"])
+
+
+def _digest(table: pa.Table) -> bytes:
+    """Of what Parquet's checksums of pages leave out."""
+    stated = json.dumps([table.num_rows, table.column_names]).encode()
+    parts = (stated, table.schema.metadata[b"pandas"], table.schema.metadata[_ASIDE])
+    return hashlib.sha256(b"\n".join(parts)).hexdigest().encode()
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    write_whole(path, write)
+
+
+def _differences(stated: Path, identity: dict[str, Any]) -> list[str]:
+    """How the identity in the file `stated` differs, a phrase each."""
+    try:
+        there = _flat(json.loads(stated.read_bytes()))
+    except ValueError:
+        return [f"its {stated.name} cannot be read"]
+    here = _flat(identity)
+    return [
+        f"{'the code has changed since: ' if key == 'code' else ''}{key} was {_short(was)}, is {_short(now)}"
+        for key in {**there, **here}
+        if (was := there.get(key, "(absent)")) != (now := here.get(key, "(absent)"))
+    ]
+
+
+def _flat(value: Any, at: str = "") -> dict[str, str]:
+    """Nested dictionaries as one of JSON texts (1 and true differ), its keys joined with dots."""
+    if not isinstance(value, dict) or (at and not value):
+        return {at: json.dumps(value, ensure_ascii=False, sort_keys=True)}
+    return {key: leaf for k, v in value.items() for key, leaf in _flat(v, f"{at}.{k}" if at else str(k)).items()}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."

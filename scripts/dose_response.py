@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""KL against dose: edits of equal length along directions that differ in meaning, by depth, beside untrained networks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diagnostics import command
+from diagnostics.dose_response import DOSES, DoseResponse, dose_response
+from diagnostics.inputs import Inputs
+from diagnostics.results import result_files
+from diagnostics.study import default_layers
+from interventions.errors import MechdiagError
+
+
+@dataclass(frozen=True)
+class Settings(Inputs):
+    """How much does the model change when an activation moves by so much?
+
+    Moves activations by a share of their own norm: towards another token's activation, towards a difference of two other
+    tokens, towards a random direction, norm up, norm down, and along directions that you give (a steering vector, say);
+    measures KL(clean || intervened) in nats and the direct effect. Writes a table (Parquet), its tokens, a summary with
+    provenance (JSON) and two figures into --out.
+
+    Example: scripts/dose_response.py --layers 7 22 --null-model random --directions steering.npy --out results/mine
+    """
+
+    doses: tuple[float, ...] = DOSES
+    """||dx|| / ||x||, above 0 and up to 2"""
+    tokens: int = 200
+    """edited tokens, the same at every depth"""
+    directions: tuple[Path, ...] = ()
+    """.npy or .pt files, each with one vector [d_model]; named after the file"""
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check(result_files(DoseResponse))
+    directions = {path.stem: _direction(path) for path in settings.directions}
+    model, prompts = settings.load()
+    with command.Progress("dosing") as progress:
+        result = dose_response(
+            model,
+            prompts,
+            sites=settings.places(default_layers(model.n_layers)),
+            doses=settings.doses,
+            tokens=settings.tokens,
+            directions=directions,
+            progress=progress,
+            **settings.common(),
+        )
+    print(result.table())
+    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+
+
+def _direction(path: Path) -> torch.Tensor:
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        if path.suffix == ".pt":
+            found = torch.load(path, weights_only=True, map_location="cpu")
+            if isinstance(found, torch.Tensor):
+                return found
+    except (OSError, ValueError, RuntimeError, EOFError) as error:
+        raise MechdiagError(f"cannot read direction {path}: {str(error).splitlines()[0]}") from error
+    raise MechdiagError(f"no direction in {path}; expected a .npy or .pt file with one vector [d_model]")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
