@@ -11,7 +11,8 @@ from diagnostics.plots import COLOURS, STYLE, Depth, caption, points
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
-    from diagnostics.dose_response import DoseResponse
+    from diagnostics.dosing import DoseResponse
+    from diagnostics.unit_norm import UnitNorm
 
 EDIT_COLOURS = {
     "toward_token": COLOURS["direction"],
@@ -143,6 +144,38 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
             depth.label(ax)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
+        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
+    return figure
+
+
+def plot_unit_norm(result: "UnitNorm") -> Figure:
+    """Mean KL by depth of forcing norm 1, and of a rotation by the same distance: one token alone (left), all tokens (right).
+
+    Bars are 95 % delete-one-prompt jackknife intervals; grey lines are untrained networks.
+    """
+    groups, nulls = result.select(), [result.select(label) for label in result.provenance["null_models"]]
+    depth = Depth(sorted({g["layer"] for g in groups}))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4), layout="constrained", sharey=True)
+        for ax, end, title in zip(axes, ("", "_everywhere"), ("this token alone", "all tokens at once"), strict=True):
+            for i, (edit, label, like) in enumerate(
+                (("unit_norm", "norm forced to 1", "norm_up"), ("rotation", "turned by the same distance", "isotropic"))
+            ):
+                some = [g for g in groups if g[edit + end].value > 10 * g["noise_floor"]]
+                estimates, shift = [g[edit + end] for g in some], (i - 0.5) * depth.step
+                points(ax, depth.at(some), estimates, EDIT_COLOURS[like], label, EDIT_MARKERS[like], shift)
+                for j, rows in enumerate(nulls):
+                    kl = [g[edit + end].value if g[edit + end].value > 10 * g["noise_floor"] else np.nan for g in rows]
+                    dashes = "--" if edit == "unit_norm" else "-"
+                    name = f"untrained: {label}" if j == 0 else None
+                    ax.plot(depth.at(rows), kl, color="0.65", lw=0.9, ls=dashes, zorder=0, label=name)
+            ax.set_yscale("log")
+            ax.set_title(title)
+            depth.label(ax)
+        axes[0].set_ylabel("mean KL(clean ‖ intervened), nats")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2)
         words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
         figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure

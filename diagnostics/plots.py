@@ -124,7 +124,7 @@ def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> F
         _ratio_panel(left, groups, nulls, contexts, depth)
         _placebo_panel(right, groups, nulls, contexts, depth)
         used = max(g["n_pairs"] for g in groups)
-        words = caption(result.provenance, f"{used} random cross-prompt token pairs of")
+        words = caption(result.provenance, f"{used} random cross-prompt token pairs of", bounds=True)
         figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure
 
@@ -224,8 +224,8 @@ def _placebo_panel(
     depth.label(ax)
 
 
-def caption(provenance: dict[str, Any], rows: str = "") -> str:
-    """What a reader of the figure must know, from how it was made. rows: what was drawn, in words."""
+def caption(provenance: dict[str, Any], rows: str, bounds: bool = False) -> str:
+    """What a reader of the figure must know, from how it was made. rows: what was drawn, in words; bounds: lower bounds are."""
     p, text = provenance, provenance["text"]
     paths = sorted(set("+".join(p["path"].values()).split("+")))
     delta = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
@@ -239,6 +239,6 @@ def caption(provenance: dict[str, Any], rows: str = "") -> str:
         f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {rows} {p['prompts']} prompts "
         f"({text.get('name', 'given')}{', chat template' if text.get('chat_template') else ''}), seed {p['seed']}, sink filter: {sink}; "
         f"patched at {', '.join(points)}, read at {read}. Bars: 95 % delete-one-prompt jackknife intervals. {nulls}"
-        f"Open marker with arrow: lower bound, the denominator lies within the noise floor. Effects by {' and '.join(paths)}{delta}."
+        f"{'Open marker with arrow: lower bound, the denominator lies within the noise floor. ' if bounds else ''}Effects by {' and '.join(paths)}{delta}."
     )
     return textwrap.fill(sentence, 155)

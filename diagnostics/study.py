@@ -7,7 +7,7 @@ shape, unit by unit, and keeps what a reader must know.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -190,6 +190,21 @@ class Rows:
     """edited vectors, `[row, d_model]`"""
     clean: Tensor
     """what stands there, `[row, d_model]`"""
+    whole: "Whole | None" = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Edits of all tokens of a prompt at once, in place, read at single tokens."""
+
+    table: pd.DataFrame
+    """one line a read, at token (`target_prompt`, `target_position`)"""
+    run: np.ndarray
+    """which run each line is read from, `[read]`"""
+    prompt: np.ndarray
+    """`[run]`"""
+    vectors: Tensor
+    """`[run, pos, d_model]`, right-padded as activations are"""
 
 
 class Design(Protocol):
@@ -321,6 +336,8 @@ class _Runner:
         notes |= {"path": effects.path, "why_hooks": effects.why_hooks, "chunks_halved": effects.halvings}
         notes["replay_delta"] = effects.delta
         table = self._table(rows.table, effects, unit)
+        if rows.whole is not None:
+            table = pd.concat([table, self._whole(clean, unit, site, rows.whole, notes)], ignore_index=True)
         values = table[[m for m in self.settings.metrics if m != "top1_changed"]].to_numpy(float)
         good = np.isfinite(values).all(axis=1)
         if not good.all():
@@ -342,6 +359,36 @@ class _Runner:
         first_of = np.unique(index.numpy(), return_index=True)[1]
         reference = Reference(rows.clean[torch.from_numpy(first_of).to(rows.clean.device)], index)
         return measure(alone, site, zero, zero, rows.vectors, reference=reference, progress=tick, **how)
+
+    def _whole(self, clean: Clean, unit: Unit, site: Site, whole: Whole, notes: dict[str, Any]) -> pd.DataFrame:
+        first = int(clean.shard(unit["shard"])[0])
+        length = torch.from_numpy(clean.length[whole.prompt])
+        position = torch.arange(int(length.max())).expand(len(length), -1)
+        inside = position < length[:, None]
+        vectors = whole.vectors[:, : position.shape[1]]
+        good = (vectors.isfinite().all(dim=-1).cpu() | ~inside).all(dim=1)
+        if lost := int((~good[whole.run]).sum()):
+            _count(notes["rows_dropped"], "some token of the prompt has no such vector", lost)
+        read = np.flatnonzero(good[whole.run].numpy())
+        table, run = whole.table.iloc[read].reset_index(drop=True), (good.cumsum(0) - 1)[whole.run[read]]
+        if not len(read):
+            return self._table(table, None, unit)
+        position = torch.where(inside, position, -1)[good]
+        effects = measure(
+            clean.recording(unit["shard"]),
+            site,
+            torch.from_numpy(whole.prompt - first)[good],
+            position,
+            vectors[good.to(vectors.device)],
+            metrics=self.settings.metrics,
+            horizon=position.shape[1],
+            batch_rows=self.settings.batch_rows,
+            path=self.settings.path,
+        )
+        notes["replay_delta"] = max(notes["replay_delta"], effects.delta)
+        notes["chunks_halved"] += effects.halvings
+        at = run, torch.tensor(table.target_position.to_numpy())
+        return self._table(table, replace(effects, values={k: v[at] for k, v in effects.values.items()}), unit)
 
     def _table(self, table: pd.DataFrame, effects: Effects | None, unit: Unit) -> pd.DataFrame:
         site = Site.parse(unit["site"])
@@ -372,7 +419,7 @@ def _usable(rows: Rows, clean: Clean, horizon: Horizon) -> tuple[Rows, dict[str,
         _count(dropped, f"prompt ends within the horizon of {horizon}", int((good & (left < horizon)).sum()))
         good &= left >= horizon
     which = torch.from_numpy(np.flatnonzero(good)).to(rows.vectors.device)
-    kept = Rows(rows.table.loc[good].reset_index(drop=True), rows.vectors[which], rows.clean[which])
+    kept = Rows(rows.table.loc[good].reset_index(drop=True), rows.vectors[which], rows.clean[which], rows.whole)
     return kept, {reason: n for reason, n in dropped.items() if n}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diagnostics import command
-from diagnostics.dose_response import DOSES, DoseResponse, dose_response
+from diagnostics.dosing import DOSES, DoseResponse, dose_response
 from diagnostics.inputs import Inputs
 from diagnostics.results import result_files
 from diagnostics.study import default_layers

@@ -1,0 +1,221 @@
+"""Does a claim survive the choices that its authors had to make? The same claim under every combination of them.
+
+A specification curve (Simonsohn, Simmons & Nelson 2020): estimates sorted, the choices behind each below. The claims are those
+of arXiv:2606.15054, section on direction and norm: that direction matters more than norm, and the more so the deeper.
+"""
+
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diagnostics import statistics
+from diagnostics.direction_patching import DirectionNorm
+from diagnostics.results import write_frame, write_json, write_whole
+from diagnostics.study import TRAINED
+from interventions.errors import ResultError
+
+CLAIMS = {
+    "direction": "direction matters more than norm",
+    "deeper": "and the more so the deeper",
+}
+COMPARISONS = {
+    "patch ÷ patch": (("direction",), ("norm",)),
+    "at equal distance": (("placebo_norm",), ("norm",)),
+    "over own placebos": (("direction", "placebo_norm"), ("norm", "placebo_direction")),
+}
+"""What is divided by what. As published: direction patch by norm patch. At equal distance: a random rotation by the norm patch
+that moves x as far. Over own placebos: (direction patch ÷ a random edit of its norm and angle) ÷ (norm patch ÷ a random rotation
+by its distance)."""
+METRICS = {"kl": "KL", "js": "Jensen-Shannon", "top1_changed": "top-1 changed"}
+SINKS = {"10 × median": 10.0, "none": np.inf}
+DEPTHS = ("early", "middle", "late")
+"""Thirds of the blocks; the last block is left out, where the final norm makes every norm patch a no-op."""
+FACTORS = {
+    "direction": ("text", "context", "sink filter", "metric", "comparison", "depth"),
+    "deeper": ("text", "context", "sink filter", "metric", "comparison"),
+}
+
+
+@dataclass(frozen=True)
+class Specifications:
+    """Every claim under every combination of choices."""
+
+    frame: pd.DataFrame
+    """one line for each claim × model × specification: `value` and its interval; a ratio, for `deeper` its factor of growth
+    from the first block to the last; nan where it is undefined (no effect to divide by)"""
+    provenance: dict[str, Any]
+    """of the runs it was formed of, by text"""
+
+    def to_frame(self) -> pd.DataFrame:
+        """The tidy table."""
+        return self.frame
+
+    def summary(self) -> pd.DataFrame:
+        """Of each claim and model: how many specifications, their median, the share whose whole interval lies above 1, and below."""
+        rows = []
+        for (claim, model), some in self.frame.groupby(["claim", "model"], sort=False):  # type: ignore[misc]
+            known = some[some.value.notna()]
+            rows.append(
+                {
+                    "claim": CLAIMS[str(claim)],
+                    "model": model,
+                    "specifications": len(some),
+                    "undefined": len(some) - len(known),
+                    "median": known.value.median(),
+                    "interval above 1": float((known.low > 1).mean()) if len(known) else np.nan,
+                    "interval below 1": float((known.high < 1).mean()) if len(known) else np.nan,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def by_choice(self, claim: str = "direction") -> pd.DataFrame:
+        """Median over the other choices, for each choice of each factor (trained model)."""
+        some = self.frame[(self.frame.claim == claim) & (self.frame.model == TRAINED)]
+        parts = []
+        for factor in FACTORS[claim]:
+            grouped = some.groupby(factor, sort=False)["value"].median()
+            parts += [{"factor": factor, "choice": choice, "median": value} for choice, value in grouped.items()]
+        return pd.DataFrame(parts)
+
+    def table(self) -> str:
+        """Summary and medians by choice, for a terminal."""
+        parts = [self.summary().to_string(index=False, float_format="%.3g")]
+        for claim in CLAIMS:
+            parts += [
+                f"{CLAIMS[claim]}, median by choice:",
+                self.by_choice(claim).to_string(index=False, float_format="%.3g"),
+            ]
+        return "\n".join(parts)
+
+    def plot(self, claim: str = "direction") -> Any:
+        """The curve of one claim. Returns a matplotlib Figure."""
+        from diagnostics.specification_plots import plot_specifications
+
+        return plot_specifications(self, claim)
+
+    def write(self, folder: Path) -> list[str]:
+        """Table, summary with provenance, and a figure a claim; the names of the files."""
+        write_frame(folder / "specification.parquet", self.frame)
+        summary = {"summary": self.summary().to_dict("records"), "provenance": self.provenance}
+        write_json(folder / "specification.json", summary)
+        names = ["specification.parquet", "specification.json"]
+        for claim in CLAIMS:
+            figure = self.plot(claim)
+            write_whole(folder / f"specification_{claim}.png", lambda path, f=figure: f.savefig(path, dpi=200))
+            write_whole(
+                folder / f"specification_{claim}.svg", lambda path, f=figure: f.savefig(path, metadata={"Date": None})
+            )
+            names += [f"specification_{claim}.png", f"specification_{claim}.svg"]
+        return names
+
+    def _repr_html_(self) -> str:
+        return self.summary().to_html(index=False)
+
+
+def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 0.95) -> Specifications:
+    """The claims under every combination of text × context × sink filter × metric × comparison (× depth).
+
+    results: by text, each with its random pairs at three blocks or more, one point, horizon 1; run without a sink filter for
+    both choices of it (a run with one has that choice alone). Untrained networks in the results go through the same.
+
+        direction  mean over the blocks of a third of  log(mean effect of one ÷ mean effect of the other), exponentiated
+        deeper     slope of that log ratio against depth (0 at the first block, 1 at the last), exponentiated
+
+    Intervals: delete-one-prompt jackknife of the logarithm. Raises `ResultError` for results that do not serve.
+    """
+    if not results:
+        raise ResultError("no result; give at least one")
+    rows = []
+    for text, result in results.items():
+        points = result.points
+        if "random" not in result.provenance["pair_sets"] or len(points) != 1 or result.provenance["horizon"] != 1:
+            raise ResultError(
+                f"{text}: points {points}, horizon {result.provenance['horizon']}; expected random pairs, one point, horizon 1"
+            )
+        n_layers = result.provenance["n_layers"]
+        frame = result.frame.loc[(result.frame.pair_set == "random") & (result.frame.layer < n_layers - 1)]
+        if frame.layer.nunique() < 3:
+            raise ResultError(f"{text}: {frame.layer.nunique()} blocks below the last; give three or more")
+        filtered = result.provenance["sink_filter"]
+        sinks = SINKS if filtered is None else {f"{filtered:g} × median": np.inf}
+        for (model, context), some in frame.groupby(["model", "context"], sort=False):  # type: ignore[misc]
+            for (sink, most), (metric, name) in itertools.product(sinks.items(), METRICS.items()):
+                choices = {"text": text, "context": str(context).replace("_", " "), "sink filter": sink, "metric": name}
+                logs = _Logs(some.loc[some.norm_of_median <= most], metric, n_layers)
+                rows += [{"model": model, **choices, **line} for line in logs.lines(level)]
+    table = pd.DataFrame(rows)
+    columns = ["claim", "model", *FACTORS["direction"], "value", "low", "high", "n_pairs", "n_prompts"]
+    provenance = {text: result.provenance for text, result in results.items()}
+    return Specifications(
+        table.loc[:, columns].sort_values(by=["claim", "model"], kind="stable", ignore_index=True), provenance
+    )
+
+
+class _Logs:
+    """Logarithms of ratios of mean effects, by layer, over the pairs kept."""
+
+    def __init__(self, rows: pd.DataFrame, metric: str, n_layers: int):
+        wide = rows.assign(effect=rows[metric].astype(float)).pivot(
+            index="pair", columns=["layer", "edit"], values="effect"
+        )
+        needed = sorted({edit for parts in COMPARISONS.values() for side in parts for edit in side})
+        self.layers = sorted(rows.layer.unique().tolist())
+        wide = wide[[(layer, edit) for layer in self.layers for edit in needed]].dropna()
+        self.effects = wide.to_numpy().reshape(len(wide), len(self.layers), len(needed))
+        self.column = {edit: i for i, edit in enumerate(needed)}
+        first = rows.drop_duplicates("pair").set_index("pair").loc[wide.index]
+        self.clusters = first[["target_prompt", "source_prompt"]].to_numpy(int)
+        self.depth = np.array(self.layers) / (n_layers - 1)
+        floors = (
+            rows[rows.edit == "self"].groupby("layer")[metric].agg(lambda x: np.percentile(np.abs(x.astype(float)), 99))
+        )
+        self.floor = np.array([float(floors.get(layer, 0.0)) for layer in self.layers])
+
+    def lines(self, level: float) -> list[dict[str, Any]]:
+        """An estimate for each comparison and depth, and one of its growth for each comparison."""
+        found = []
+        third = np.minimum((self.depth * 3).astype(int), 2)
+        for comparison, (top, bottom) in COMPARISONS.items():
+            for i, depth in enumerate(DEPTHS):
+                if (third == i).any():
+                    weights = (third == i) / (third == i).sum()
+                    found.append(
+                        {
+                            "claim": "direction",
+                            "comparison": comparison,
+                            "depth": depth,
+                            **self._one(top, bottom, weights, level),
+                        }
+                    )
+            centred = self.depth - self.depth.mean()
+            slope = centred / (centred**2).sum()
+            found.append(
+                {"claim": "deeper", "comparison": comparison, "depth": "", **self._one(top, bottom, slope, level)}
+            )
+        return found
+
+    def _one(self, top: Sequence[str], bottom: Sequence[str], weights: np.ndarray, level: float) -> dict[str, Any]:
+        """exp Σ_layer weight · log(Π means of `top` / Π means of `bottom`); undefined where a mean is within the noise floor."""
+        use = weights != 0
+        sign = np.zeros(len(self.column))
+        for side, s in ((top, 1.0), (bottom, -1.0)):
+            for edit in side:
+                sign[self.column[edit]] += s
+        some = self.effects[:, use][:, :, sign != 0]
+
+        def statistic(keep: np.ndarray) -> float:
+            means = some[keep].mean(axis=0)
+            if (means <= self.floor[use, None]).any():
+                return np.nan
+            return float(np.exp(weights[use] @ (np.log(means) @ sign[sign != 0])))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+            e = statistics.jackknife(statistic, len(some), self.clusters, level=level, transform="log")
+        return {"value": e.value, "low": e.low, "high": e.high, "n_pairs": e.n_rows, "n_prompts": e.n_prompts}

@@ -1,0 +1,80 @@
+"""Figures of specification curves."""
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from diagnostics.plots import COLOURS, STYLE, caption
+from diagnostics.study import TRAINED
+from interventions.errors import ResultError
+
+if TYPE_CHECKING:
+    from diagnostics.specification import Specifications
+
+
+def plot_specifications(curve: "Specifications", claim: str) -> Figure:
+    """Estimates of one claim sorted, with their intervals; below, the choices behind each. Grey: untrained networks, same choices."""
+    from diagnostics.specification import CLAIMS, FACTORS
+
+    if claim not in CLAIMS:
+        raise ResultError(f"no claim {claim!r}; known: {', '.join(CLAIMS)}")
+    frame = curve.frame.loc[curve.frame.claim == claim]
+    factors = list(FACTORS[claim])
+    trained = frame.loc[(frame.model == TRAINED) & frame.value.notna()].sort_values(by="value", kind="stable")
+    x = np.arange(len(trained))
+    with plt.rc_context(STYLE):
+        choices = [(factor, choice) for factor in factors for choice in dict.fromkeys(frame[factor])]
+        figure, (top, bottom) = plt.subplots(
+            2, 1, figsize=(9.6, 4.4 + 0.21 * len(choices)), sharex=True, layout="constrained",
+            height_ratios=[3.4, 0.21 * len(choices)],
+        )  # fmt: skip
+        value, low, high = (trained[name].to_numpy(float) for name in ("value", "low", "high"))
+        above = np.where(low > 1, COLOURS["direction"], np.where(high < 1, COLOURS["norm"], "0.3"))
+        top.vlines(
+            x,
+            np.where(np.isfinite(low), low, value),
+            np.where(np.isfinite(high), high, value),
+            color=above,
+            lw=0.8,
+            alpha=0.6,
+        )
+        top.scatter(x, value, c=above, s=7, zorder=3)
+        place = {tuple(row): i for i, row in enumerate(trained[factors].itertuples(index=False, name=None))}
+        nulls = frame.loc[(frame.model != TRAINED) & frame.value.notna()]
+        at = np.array([place.get(row, -1) for row in nulls[factors].itertuples(index=False, name=None)])
+        top.scatter(at[at >= 0], nulls.value.to_numpy(float)[at >= 0], c="0.6", s=6, marker="_", lw=1, zorder=1)
+        top.axhline(1, color="0.4", lw=0.8)
+        top.set_yscale("log")
+        top.set_ylabel("ratio" if claim == "direction" else "growth of the ratio\nfrom first block to last")
+        share, under = (low > 1).mean(), (high < 1).mean()
+        top.set_title(
+            f"“{CLAIMS[claim]}”: {len(trained)} specifications, median {np.median(value):.3g}; "
+            f"95 % interval above 1 in {share:.0%} (blue), below in {under:.0%} (orange)"
+        )
+        for i, (factor, choice) in enumerate(choices):
+            chosen = (trained[factor] == choice).to_numpy()
+            bottom.scatter(x[chosen], np.full(chosen.sum(), -i), c=above[chosen], s=5, marker="|", lw=0.9)
+        bottom.set_yticks(-np.arange(len(choices)), [f"{choice}" for _, choice in choices], fontsize=7.5)
+        first = [next(i for i, (f, _) in enumerate(choices) if f == factor) for factor in factors]
+        for factor, i in zip(factors, first, strict=True):
+            bottom.annotate(
+                factor, (1.005, -i), xycoords=("axes fraction", "data"), fontsize=7.5, va="center", color="0.35"
+            )
+            if i:
+                bottom.axhline(0.5 - i, color="0.85", lw=0.6)
+        bottom.set_ylim(0.7 - len(choices), 0.7)
+        bottom.set_xlabel("specifications, sorted by their estimate")
+        bottom.tick_params(left=False)
+        provenance = next(iter(curve.provenance.values())) | {"sink_filter": None}
+        texts = " and ".join(curve.provenance)
+        words = caption(
+            provenance | {"text": {"name": texts}},
+            f"{int(trained.n_pairs.max())} random cross-prompt pairs of each text, of",
+        )
+        lost = len(frame[frame.model == TRAINED]) - len(trained)
+        words = words.replace("sink filter: none", "sink filter: as chosen").replace("Bars:", "Lines:")
+        words += f"\n{lost} specifications are undefined (an effect within the noise floor)." if lost else ""
+        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
+    return figure

@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""The claims about direction and norm under every combination of text, context, sink filter, metric, comparison and depth."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diagnostics import command
+from diagnostics.direction_patching import DirectionNorm, direction_norm
+from diagnostics.inputs import Inputs
+from diagnostics.specification import specification_curve
+from diagnostics.study import default_layers
+
+
+@dataclass(frozen=True)
+class Settings(Inputs):
+    """Does "direction matters more than norm, and the more so the deeper" survive the choices behind it?
+
+    Patches direction and norm on every text in --prompts, in both contexts and without a sink filter (kept in --out/TEXT, as
+    patch_direction_norm.py would), then forms both claims under every combination of choices. Or takes results of
+    patch_direction_norm.py that are already there. Writes a table (Parquet), a summary (JSON) and a figure a claim into --out.
+
+    Example: scripts/specification_curve.py --null-model random --out results/curve
+    """
+
+    results: tuple[Path, ...] = ()
+    """folders of patch_direction_norm.py (best run with --sink-filter 0); nothing is patched then"""
+    prompts: str = "boolq,sotu"
+    """texts with a comma between them; each as in patch_direction_norm.py"""
+    context: str = "both"
+    """in_place, single_token, or both"""
+    sink_filter: float = 0.0
+    """0: both choices, with and without; any other value leaves that one alone"""
+    pairs: int = 500
+    """token pairs of each text, the same at every depth"""
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    files = ("specification.parquet", "specification.json")
+    if settings.results:
+        replace(settings, prompts="boolq").check(() if settings.overwrite else files)
+        found = {folder.name: DirectionNorm.load(folder) for folder in settings.results}
+    else:
+        found = _patched(settings)
+    curve = specification_curve(found)
+    print(curve.table())
+    print(f"wrote {', '.join(curve.write(settings.out))} into {settings.out}")
+
+
+def _patched(settings: Settings) -> dict[str, DirectionNorm]:
+    texts = {
+        Path(text).stem if "." in text else text.replace(":", "_").replace("/", "_"): text
+        for text in settings.prompts.split(",")
+    }
+    runs = {name: replace(settings, out=settings.out / name) for name in texts}
+    for run in runs.values():
+        run.check(())
+    found = {}
+    for name, run in runs.items():
+        model, prompts = run.load(texts[name])
+        sites = run.places(default_layers(model.n_layers))
+        with command.Progress(f"patching, {name}") as progress:
+            result = direction_norm(
+                model, prompts, sites=sites, pairs=run.pairs, pair_sets=("random",), progress=progress, **run.common()
+            )
+        result.write(run.out)
+        found[name] = result
+    return found
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)

@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Activations forced to norm 1 after one block, alone or all together, by depth, beside rotations by the same distance."""
+
+from dataclasses import dataclass
+
+from diagnostics import command
+from diagnostics.inputs import Inputs
+from diagnostics.results import result_files
+from diagnostics.unit_norm import UnitNorm, unit_norm_sweep
+from interventions.errors import MechdiagError
+
+
+@dataclass(frozen=True)
+class Settings(Inputs):
+    """What if tokens lost their norm?
+
+    Forces activations to norm 1 after one block (default: after each in turn), a token alone or all tokens of its prompt at
+    once, and measures KL(clean || intervened) at the token, in nats, beside a rotation by the same distance. Writes a table
+    (Parquet), its tokens, a summary with provenance (JSON) and the figure into --out. In place, at resid_post, horizon 1.
+
+    Example: scripts/unit_norm.py --null-model random --out results/mine
+    """
+
+    tokens: int = 500
+    """where the effect is read, the same at every depth"""
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check(result_files(UnitNorm))
+    how = settings.common()
+    if (how.pop("context"), how.pop("horizon"), settings.sites) != ("in_place", 1, ("resid_post",)):
+        raise MechdiagError(
+            "this sweep runs in place, at resid_post, with horizon 1; leave out --context, --horizon, --sites"
+        )
+    model, prompts = settings.load()
+    with command.Progress("forcing norms") as progress:
+        result = unit_norm_sweep(
+            model, prompts, layers=settings.layers or None, tokens=settings.tokens, progress=progress, **how
+        )
+    print(result.table())
+    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
