@@ -181,7 +181,7 @@ def direction_norm(
     once by seeded hash and the same at every depth; a pair with a token at position 0, a special token, a sink (‖x‖ >
     sink_filter·median at any of the sites), a norm of 0 or a non-finite activation is dropped and counted, never redrawn.
     context: `in_place`, `single_token` or `both`. horizon: positions read from B on (see `measure`). null_seeds: untrained
-    networks of the same configuration that go through the same. path: see `measure`. folder: where finished work units are
+    networks of the same configuration, whose random pairs go through the same. path: see `measure`. folder: where finished work units are
     kept, so that an interrupted call goes on from there (None: in memory); overwrite: replace those of other settings.
     progress: called with (rows done, rows in all).
 
@@ -213,7 +213,7 @@ def direction_norm(
         DirectionNorm.NAME,
         model,
         prompts,
-        lambda clean: _Design(clean, pairs, tuple(pair_sets)),
+        lambda clean: _Design(clean, pairs, list(pair_sets) if clean.model is model else _null_sets(list(pair_sets))),
         settings,
         {"pairs_asked": pairs, "pair_sets": list(pair_sets)},
         {"pair_set": PAIR_SETS, "pair": (), "edit": list(dict.fromkeys(e for edits in EDITS.values() for e in edits))},
@@ -224,10 +224,15 @@ def direction_norm(
     return DirectionNorm(study.frame, study.tokens, study.provenance)
 
 
+def _null_sets(pair_sets: list[str]) -> list[str]:
+    """What untrained networks go through: the random pairs, unless others alone were asked for."""
+    return ["random"] if "random" in pair_sets else pair_sets
+
+
 class _Design:
     """Which pairs there are at each site, and their vectors: the same whatever order they are asked for in."""
 
-    def __init__(self, clean: Clean, asked: int, pair_sets: tuple[str, ...]):
+    def __init__(self, clean: Clean, asked: int, pair_sets: list[str]):
         self.clean, self.seed = clean, clean.settings.seed
         drawn = cross_prompt_pairs(clean.length, asked, self.seed)
         keep, dropped = clean.filter.keep(drawn)
@@ -254,9 +259,11 @@ class _Design:
         pairs, _ = self.pairs[site, name]
         return np.arange(len(pairs)) if among is None else np.flatnonzero(np.isin(pairs.target_prompt, among))
 
-    def count(self, site: Site, among: np.ndarray | None) -> int:
-        """How many `rows` there are."""
-        return sum(len(self._chosen(s, name, among)) * len(EDITS[name]) for s, name in self.pairs if s == site)
+    def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
+        """How many `rows` there are, or, about, for an untrained network."""
+        names = [name for s, name in self.pairs if s == site]
+        names = _null_sets(names) if null else names
+        return sum(len(self._chosen(site, name, among)) * len(EDITS[name]) for name in names)
 
     def rows(self, site: Site, among: np.ndarray | None) -> Rows:
         """The rows at a site whose targets are in the prompts `among` (None: all), pair set by pair set, pair by pair."""

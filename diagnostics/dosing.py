@@ -253,7 +253,7 @@ class _Design:
         n = len(self.pairs)
         return np.arange(n) if among is None else np.flatnonzero(np.isin(self.pairs.target_prompt, among))
 
-    def count(self, site: Site, among: np.ndarray | None) -> int:
+    def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
         """How many `rows` there are."""
         return len(self._chosen(among)) * len(self.lines)
 

@@ -217,8 +217,8 @@ class Design(Protocol):
         """The rows whose targets are in the prompts `among` (None: all): the same rows in whatever order they are asked for."""
         ...
 
-    def count(self, site: Site, among: np.ndarray | None) -> int:
-        """How many `rows` there are."""
+    def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
+        """How many `rows` there are, or, about, for an untrained network."""
         ...
 
 
@@ -310,7 +310,7 @@ class _Runner:
                 for shard in range(n_shards) if context == "in_place" else [-1]:
                     for site in self.settings.sites:
                         among = np.arange(shard * SHARD, (shard + 1) * SHARD) if shard >= 0 else None
-                        n = design.count(site, among) if design else 1
+                        n = design.count(site, among, label != TRAINED) if design else 1
                         found.append(Unit.of(rows=n, model=label, context=context, shard=shard, site=str(site)))
         return found
 
@@ -362,32 +362,34 @@ class _Runner:
 
     def _whole(self, clean: Clean, unit: Unit, site: Site, whole: Whole, notes: dict[str, Any]) -> pd.DataFrame:
         first = int(clean.shard(unit["shard"])[0])
-        length = torch.from_numpy(clean.length[whole.prompt])
-        position = torch.arange(int(length.max())).expand(len(length), -1)
-        inside = position < length[:, None]
-        vectors = whole.vectors[:, : position.shape[1]]
+        read = torch.full((len(whole.prompt), len(whole.run)), -1)
+        read[whole.run, torch.arange(len(whole.run))] = torch.tensor(
+            whole.table.target_position.to_numpy(), dtype=torch.long
+        )
+        furthest = read.amax(1)
+        position = torch.arange(int(furthest.max()) + 1).expand(len(read), -1)
+        inside, vectors = position <= furthest[:, None], whole.vectors[:, : position.shape[1]]
         good = (vectors.isfinite().all(dim=-1).cpu() | ~inside).all(dim=1)
-        if lost := int((~good[whole.run]).sum()):
+        lines = np.flatnonzero(good[whole.run].numpy())
+        if lost := len(whole.run) - len(lines):
             _count(notes["rows_dropped"], "some token of the prompt has no such vector", lost)
-        read = np.flatnonzero(good[whole.run].numpy())
-        table, run = whole.table.iloc[read].reset_index(drop=True), (good.cumsum(0) - 1)[whole.run[read]]
-        if not len(read):
+        table, run = whole.table.iloc[lines].reset_index(drop=True), (good.cumsum(0) - 1)[whole.run[lines]]
+        if not len(lines):
             return self._table(table, None, unit)
-        position = torch.where(inside, position, -1)[good]
         effects = measure(
             clean.recording(unit["shard"]),
             site,
             torch.from_numpy(whole.prompt - first)[good],
-            position,
+            torch.where(inside, position, -1)[good],
             vectors[good.to(vectors.device)],
             metrics=self.settings.metrics,
-            horizon=position.shape[1],
+            horizon=read[good],
             batch_rows=self.settings.batch_rows,
             path=self.settings.path,
         )
         notes["replay_delta"] = max(notes["replay_delta"], effects.delta)
         notes["chunks_halved"] += effects.halvings
-        at = run, torch.tensor(table.target_position.to_numpy())
+        at = run, torch.from_numpy(lines)
         return self._table(table, replace(effects, values={k: v[at] for k, v in effects.values.items()}), unit)
 
     def _table(self, table: pd.DataFrame, effects: Effects | None, unit: Unit) -> pd.DataFrame:

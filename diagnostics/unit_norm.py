@@ -179,7 +179,7 @@ class _Design:
     def _chosen(self, among: np.ndarray | None) -> np.ndarray:
         return np.arange(len(self.token)) if among is None else np.flatnonzero(np.isin(self.prompt, among))
 
-    def count(self, site: Site, among: np.ndarray | None) -> int:
+    def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
         """How many `rows` there are that are measured alone."""
         return len(self._chosen(among)) * len(ALONE)
 

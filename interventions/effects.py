@@ -68,7 +68,8 @@ def measure(
     prompt, position: `[row]`, any order, repeats welcome: edits of one token are put side by side and its clean
     distribution is formed once. A row may edit several positions of its prompt at once: position `[row, edit]`, padded
     with −1, and vectors `[row, edit, d_model]`. horizon: where the effect is read, at the first edited position and the
-    h − 1 after it (values `[row, h]`), or at the prompt's `last` position; an edit that nothing reads is an error.
+    h − 1 after it (values `[row, h]`), at the prompt's `last` position, or at given positions `[row, read]`, padded with −1
+    (values `[row, read]`); an edit that nothing reads is an error.
     metrics: names in `METRICS`, `kl_direct` (the same change carried straight to the final norm and unembedding; 0 where
     a position is read that was not edited), or metrics of tokens (`LogitDifference`, `Probability`, `Rank`), which give
     `name` and `clean_name`. reference: compare with another vector in the same place instead of with the prompt as it
@@ -148,9 +149,9 @@ def intervened_logits(
         logits = unembed(recording, found.hidden[_tokens(branches, reads, found.hidden.device)])
     else:
         logits = _hooked(rows, everything, rows.edited(everything)).logits
-    if horizon in (1, "last"):
+    if rows.one_read:
         return torch.empty_like(logits).index_copy(0, torch.from_numpy(everything).to(logits.device), logits)
-    whole = logits.new_full((len(rows), int(reads.column.max()) + 1, logits.shape[-1]), torch.nan)
+    whole = logits.new_full((len(rows), rows.n_columns, logits.shape[-1]), torch.nan)
     row, column = (torch.from_numpy(x).to(logits.device) for x in (everything[reads.row], reads.column))
     return whole.index_put((row, column), logits)
 
@@ -214,9 +215,8 @@ class _Asked:
             torch.from_numpy(np.concatenate(parts))
             for parts in zip(*((row, reads.column, reads.position) for row, reads, _ in self.chunks), strict=True)
         )
-        flat = rows.horizon in (1, "last")
-        shape = (len(rows),) if flat else (len(rows), int(rows.horizon))
-        at = (row,) if flat else (row, column)
+        shape = (len(rows),) if rows.one_read else (len(rows), rows.n_columns)
+        at = (row,) if rows.one_read else (row, column)
         values = {}
         for name in self.names:
             found = torch.cat([part[name] for _, _, part in self.chunks]).cpu()

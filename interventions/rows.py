@@ -20,8 +20,9 @@ Vectors = (
     | Callable[[Int[Tensor, "some_row"]], Float[Tensor, "some_row d_model"] | Float[Tensor, "some_row edit d_model"]]
 )
 """Edited vectors of all rows, or a function that forms those of the rows asked for (indices on the CPU)."""
-Horizon = int | Literal["last"]
-"""Where an effect is read: at the first edited position and the h − 1 after it, or at the prompt's last position."""
+Horizon = int | Literal["last"] | Int[Tensor, "row read"]
+"""Where an effect is read: at the first edited position and the h − 1 after it, at the prompt's last position, or at the
+positions given for each row (padded with −1; none before its first edit)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Rows:
         reference: Reference | None = None,
         horizon: Horizon = 1,
     ):
-        if not (horizon == "last" or (isinstance(horizon, int) and horizon >= 1)):
+        given = horizon.cpu().numpy() if isinstance(horizon, Tensor) else None
+        if given is None and not (horizon == "last" or (isinstance(horizon, int) and horizon >= 1)):
             raise SiteError(f"horizon {horizon!r}; expected a number of positions, 1 or more, or 'last'")
         self.several = position.ndim == 2
         positions = position if self.several else position[:, None]
@@ -80,7 +82,7 @@ class Rows:
                 "and one edited position a row"
             )
         self.recording, self.site, self.vectors, self.reference = recording, site, vectors, reference
-        self.prompt, self.horizon = prompt.numpy(), horizon
+        self.prompt, self.given = prompt.numpy(), given
         n_pos = int(recording.length.max())
         place = torch.where(used, positions, n_pos).numpy()
         self.columns = np.argsort(place, axis=1, kind="stable")
@@ -88,10 +90,28 @@ class Rows:
         self.n_edits = used.sum(1).numpy()
         self.start = self.positions[:, 0]
         length = recording.length.numpy()[self.prompt]
-        self.stop = length if horizon == "last" else np.minimum(self.start + horizon, length)
+        self.last_only = given is None and horizon == "last"
+        self.n_columns = given.shape[1] if given is not None else 1 if horizon == "last" else int(horizon)
+        self.one_read = given is None and self.n_columns == 1
+        if given is not None:
+            self._check_reads(given, length)
+            self.stop = given.max(axis=1) + 1
+        else:
+            self.stop = length if horizon == "last" else np.minimum(self.start + int(horizon), length)
         self._check_edits()
         self.clean_key = self.prompt * n_pos + self.start if reference is None else reference.index.numpy()
         self.order = np.lexsort((self.clean_key, self.start, self.prompt))
+
+    def _check_reads(self, given: np.ndarray, length: np.ndarray) -> None:
+        if given.ndim != 2 or len(given) != len(self.prompt):
+            raise SiteError(f"read positions of shape {list(given.shape)}; expected [{len(self.prompt)}, read]")
+        outside = (given >= 0) & ((given < self.start[:, None]) | (given >= length[:, None])) | (given < -1)
+        if (bad := np.flatnonzero(outside.any(1) | (given < 0).all(1))).size:
+            row = int(bad[0])
+            raise SiteError(
+                f"row {row} reads positions {given[row][given[row] >= 0].tolist()}; expected some from its first edit, "
+                f"{int(self.start[row])}, to its prompt's end, {int(length[row]) - 1}, padded with −1"
+            )
 
     def _check_edits(self) -> None:
         here, after = self.positions[:, :-1], self.positions[:, 1:]
@@ -162,7 +182,10 @@ class Rows:
 
     def reads(self, rows: np.ndarray) -> Reads:
         """Where the effects of these rows are read, row by row."""
-        if self.horizon == "last":
+        if self.given is not None:
+            row, column = np.nonzero(self.given[rows] >= 0)
+            return Reads(row, column, self.given[rows][row, column])
+        if self.last_only:
             return Reads(np.arange(len(rows)), np.zeros(len(rows), dtype=int), self.stop[rows] - 1)
         length = (self.stop - self.start)[rows]
         row = np.repeat(np.arange(len(rows)), length)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from diagnostics import command
-from diagnostics.direction_patching import DirectionNorm, direction_norm
+from diagnostics.direction_patching import PAIR_SETS, DirectionNorm, direction_norm
 from diagnostics.inputs import Inputs
 from diagnostics.results import result_files
 from diagnostics.study import default_layers
@@ -26,6 +26,8 @@ class Settings(Inputs):
     """in_place (B's own prompt and position), single_token (the vector as the only token, id 0), or both"""
     pairs: int = 500
     """token pairs of each pair set, the same at every depth"""
+    pair_sets: tuple[str, ...] = PAIR_SETS
+    """random, same_norm, high_cosine, scale_rotate"""
 
 
 def main(settings: Settings) -> None:
@@ -35,7 +37,13 @@ def main(settings: Settings) -> None:
     sites = settings.places(default_layers(model.n_layers))
     with command.Progress("patching") as progress:
         result = direction_norm(
-            model, prompts, sites=sites, pairs=settings.pairs, progress=progress, **settings.common()
+            model,
+            prompts,
+            sites=sites,
+            pairs=settings.pairs,
+            pair_sets=settings.pair_sets,
+            progress=progress,
+            **settings.common(),
         )
     print(result.table())
     print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
