@@ -32,6 +32,8 @@ EDIT_MARKERS = {"toward_token": "o", "between_tokens": "v", "isotropic": "^", "n
 GIVEN = ("#CC79A7", "#000000", "#F0E442")
 """Colours of directions that the user gives."""
 _GREYS = {"toward_token": "-", "norm_up": "--"}
+_LOWEST_KL, _LOWEST_RATIO = 1e-7, 1e-3
+"""Below, an effect is said in words: an axis that holds it would show nothing else."""
 
 
 def _colour(edit: str, directions: list[str]) -> str:
@@ -40,6 +42,27 @@ def _colour(edit: str, directions: list[str]) -> str:
 
 def _label(edit: str) -> str:
     return EDIT_LABELS.get(edit, f"{edit} (given)")
+
+
+def _legend(figure: Figure, ax: Axes, columns: int) -> None:
+    """What is measured first, the untrained networks last."""
+    pairs = list(zip(*ax.get_legend_handles_labels(), strict=True))
+    pairs.sort(key=lambda pair: pair[1].startswith("untrained"))
+    figure.legend(*zip(*pairs, strict=True), loc="outside upper left", ncols=columns)
+
+
+def _without_effect(ax: Axes, what: list[str], end: str = "") -> None:
+    """Says which edits are too small to be drawn."""
+    if what:
+        ax.text(
+            0.98,
+            0.02,
+            f"{' and '.join(what)}: no effect",
+            transform=ax.transAxes,
+            ha="right",
+            fontsize=7.5,
+            color="0.35",
+        )
 
 
 def _some_layers(groups: list[dict[str, Any]], at_most: int = 6) -> list[int]:
@@ -73,8 +96,9 @@ def plot_dose_response(result: "DoseResponse", point: str, context: str) -> Figu
             ax.set_ylabel("mean KL(clean ‖ intervened), nats")
         for ax in axes[-1]:
             ax.set_xlabel("dose ‖Δx‖ / ‖x‖")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=3 if columns == 3 else 1)
+        lowest = [y for ax in axes.flat for line in ax.lines for y in np.atleast_1d(line.get_ydata()) if y > _LOWEST_KL]
+        axes.flat[0].set_ylim(bottom=min(lowest, default=_LOWEST_KL) / 2)
+        _legend(figure, axes.flat[0], 3 if columns == 3 else 1)
         words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
         figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure
@@ -84,6 +108,10 @@ def _dose_panel(
     ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], layer: int, directions: list[str]
 ) -> None:
     dose = np.array([g["dose"] for g in groups])
+    silent = [
+        e for e in EDIT_LABELS if all(g["edits"][e]["mean_kl"].value < 10 * g["noise_floor"] for g in groups[:-1])
+    ]
+    _without_effect(ax, [e.replace("_", " ") for e in silent], " below the largest dose")
     for i, edit in enumerate((*EDIT_LABELS, *directions)):
         estimates = [g["edits"][edit]["mean_kl"] for g in groups]
         spread = 1.02 ** (i - 2)  # side by side, so that intervals can be told apart
@@ -127,13 +155,24 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
                 (right, lambda g, e=edit: g["edits"][e]["direct_over_total"]),
             ):
                 colour, marker = _colour(edit, directions), EDIT_MARKERS.get(edit, "P")
-                points(ax, depth.at(groups), [value(g) for g in groups], colour, _label(edit), marker, shift)
+                some = [g for g in groups if g["edits"][edit]["mean_kl"].value > 10 * g["noise_floor"]]
+                points(ax, depth.at(some), [value(g) for g in some], colour, _label(edit), marker, shift)
                 if edit not in _GREYS:
                     continue
                 for j, rows in enumerate(nulls):
-                    y = np.array([np.nan if value(g).bound else value(g).value for g in rows])
+                    seen = [g["edits"][edit]["mean_kl"].value > 10 * g["noise_floor"] for g in rows]
+                    y = np.array([value(g).value if s else np.nan for g, s in zip(rows, seen, strict=True)])
+                    y[y < _LOWEST_RATIO] = np.nan
                     label = f"untrained: {EDIT_LABELS[edit]}" if j == 0 else None
                     ax.plot(depth.at(rows), y, color="0.65", lw=0.9, ls=_GREYS[edit], zorder=0, label=label)
+        top = max(depth.layers)
+        silent = [
+            g["edits"][e]["mean_kl"].value <= 10 * g["noise_floor"]
+            for g in groups
+            if g["layer"] == top
+            for e in ("norm_up", "norm_down")
+        ]
+        _without_effect(left, [f"norm edits at block {top}"] if any(silent) else [])
         left.set_ylabel("KL of the edit ÷ KL of an isotropic rotation")
         left.set_title(f"equal dose, {dose:g} ‖x‖")
         right.set_ylabel("direct effect ÷ total effect")
@@ -142,8 +181,7 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
             ax.set_yscale("log")
             ax.axhline(1, color="0.6", lw=0.8)
             depth.label(ax)
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        _legend(figure, left, 3)
         words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
         figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure
@@ -174,8 +212,7 @@ def plot_unit_norm(result: "UnitNorm") -> Figure:
             ax.set_title(title)
             depth.label(ax)
         axes[0].set_ylabel("mean KL(clean ‖ intervened), nats")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        _legend(figure, axes[0], 2)
         words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
         figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure

@@ -233,7 +233,7 @@ def caption(provenance: dict[str, Any], rows: str, bounds: bool = False) -> str:
     points = list(dict.fromkeys(site.split(".")[1] for site in p["sites"]))
     read = {1: "the edited position", "last": "the last position"}.get(p["horizon"], f"{p['horizon']} positions (sums)")
     nulls = (
-        f"Grey: {len(p['null_models'])} networks of the same shape with random weights. " if p["null_models"] else ""
+        f"Grey: networks of the same shape with random weights ({len(p['null_models'])}). " if p["null_models"] else ""
     )
     sentence = (
         f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {rows} {p['prompts']} prompts "

@@ -24,7 +24,7 @@ from interventions.replay import entering_at, unembed
 from interventions.sites import Site
 from interventions.texts import load_texts, tokenize
 
-WAYS = 6
+HORIZON = 8
 BATCH = 16  # prompts in one forward pass of the other tools
 
 
@@ -32,9 +32,11 @@ BATCH = 16  # prompts in one forward pass of the other tools
 class Settings:
     """Interventions a second: replay against what users do today and against what the hardware allows.
 
-    Ways: replay with KL (one edit a position, five edits a position), TransformerBridge run_with_hooks and an nnsight trace
+    Ways: replay with KL (one edit a position, five edits a position; with the direct effect; read at 8 positions; at
+    attn_out), TransformerBridge run_with_hooks and an nnsight trace
     in batches of 16 (logits only: forming KL is left out of their time), one-token contexts one at a time (as published),
-    and the dense limit: as many tokens through the same blocks and the unembedding, attending to nothing.
+    and the dense limit: as many tokens through the same blocks and the unembedding, attending to nothing. A hooked forward
+    pass gives the logits of all later positions at once, so its rate is the one to compare every replay with.
 
     Example: scripts/bench_replay.py --lengths 128 --layers 15 --out results/bench
     """
@@ -75,8 +77,9 @@ def main(settings: Settings) -> None:
             prompts = _prompts(model, length)
             layers = settings.layers or sorted({model.n_layers // 4, model.n_layers // 2, 9 * model.n_layers // 10})
             for layer in layers:
-                found += _compare(model, others, prompts, Site(layer), dtype, settings)
-                print(_table(pd.DataFrame(found[-WAYS:])), flush=True)
+                ways = _compare(model, others, prompts, Site(layer), dtype, settings)
+                print(_table(pd.DataFrame(ways)), flush=True)
+                found += ways
         del model, others
         gc.collect()
     matmul = {dtype: _matmul_rate(dtype, device) for dtype in settings.dtypes}
@@ -133,7 +136,8 @@ def _compare(
     settings: Settings,
 ) -> list[dict[str, Any]]:
     length = len(prompts[0])
-    recording = record(model, prompts, [site])
+    inside = Site(site.layer, "attn_out")
+    recording = record(model, prompts, [site, inside])
     n_rows = settings.rows if dtype == "float32" or model.device.type == "cuda" else settings.rows // 4
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -169,6 +173,20 @@ def _compare(
                 )
         add(f"replay with KL, {edits} edit{'s' * (edits > 1)} a position", n,
             lambda p=prompt, q=position, v=vectors: measure(recording, site, p, q, v, path="replay"))  # fmt: skip
+    more: tuple[tuple[str, Site, int, dict[str, Any]], ...] = (
+        ("replay with KL and direct effect, 1 edit a position", site, n_rows, {"metrics": ("kl", "kl_direct")}),
+        (f"replay with KL at {HORIZON} positions", site, n_rows // HORIZON, {"horizon": HORIZON}),
+        ("replay with KL, attn_out", inside, n_rows, {}),
+    )
+    for way, where, n, options in more:
+        token = torch.randperm(BATCH * (length - HORIZON), generator=generator)[:n]
+        prompt, position = token // (length - HORIZON), token % (length - HORIZON)
+        vectors = recording.at(where, prompt, position)
+        vectors = vectors + torch.randn(vectors.shape, generator=generator).to(vectors)
+        measure(
+            recording, where, prompt[:64], position[:64], vectors[:64], path="replay", **options
+        )  # its exactness check
+        add(way, n, lambda p=prompt, q=position, v=vectors, w=where, o=options: measure(recording, w, p, q, v, path="replay", **o))  # fmt: skip
     limit = {n: _dense(recording, site, n, settings.repeats) for n in (512, 1024)}
     best = min(limit, key=lambda n: limit[n] / n)
     found.append(
@@ -192,9 +210,16 @@ def _compare(
             lambda o=other: hooked_logits(o, tokens, site, lambda _: vector + 1, where),
             2,
         )
+    added = recording.at(inside, torch.arange(BATCH), where.cpu())
+    bridge = others["TransformerBridge hooks"]
+    add(
+        f"TransformerBridge hooks, attn_out, batch {BATCH}",
+        BATCH,
+        lambda: hooked_logits(bridge, tokens, inside, lambda _: added + 1, where),
+        2,
+    )
     one = tokens.new_zeros(1, 1)
     at = torch.zeros(1, dtype=torch.long, device=model.device)
-    bridge = others["TransformerBridge hooks"]
     add("one-token context, batch 1 (published)", 8,
         lambda: [hooked_logits(bridge, one, site, lambda _: vector[:1] + 1, at) for _ in range(8)])  # fmt: skip
     return found

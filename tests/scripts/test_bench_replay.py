@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[2]
 WAYS = {
     "replay with KL, 5 edits a position",
     "replay with KL, 1 edit a position",
+    "replay with KL and direct effect, 1 edit a position",
+    "replay with KL at 8 positions",
+    "replay with KL, attn_out",
     "dense limit",
+    "TransformerBridge hooks, attn_out, batch 16",
     "TransformerBridge hooks, batch 16",
     "nnsight trace, batch 16",
     "one-token context, batch 1 (published)",
@@ -27,7 +31,7 @@ WAYS = {
 def test_every_way_is_timed(tmp_path):
     """That the comparison runs and says what it compared; how fast decides no test."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    few = ["--lengths", "8", "--layers", "28", "29", "--rows", "40", "--repeats", "1", "--dtypes", "float32"]
+    few = ["--lengths", "12", "--layers", "28", "29", "--rows", "40", "--repeats", "1", "--dtypes", "float32"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "bench_replay.py"), "--out", str(tmp_path), "--device", "cpu", *few],
         env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
@@ -44,7 +48,7 @@ def test_every_way_is_timed(tmp_path):
         for row in rows:
             assert row["rows_per_s"] > 0
             assert row["rows_timed"] > 0
-            assert (row["dtype"], row["tokens"]) == ("float32", 8)
+            assert (row["dtype"], row["tokens"]) == ("float32", 12)
     assert read["matmul_gflops"]["float32"] > 0
     assert read["machine"]["threads"] == 1
     assert read["provenance"]["model"] == "smollm2-135m"
