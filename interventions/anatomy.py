@@ -91,10 +91,13 @@ def _block_kind(model: CausalModel, layer: int) -> str:
         model.base(input_ids=tokens, use_cache=False)
     if missing := [point for point in _ADDS if point not in seen]:
         return f"the module taken for {missing[0]} was not called"
-    total = seen["resid_pre"] + seen["attn_out"] + seen["mlp_out"]
-    off = (total - seen["resid_post"]).abs().amax() / seen["resid_post"].abs().amax()
-    if not float(off) <= 16 * torch.finfo(model.dtype).eps:
-        return f"what attention and MLP give does not add up to what the block hands on (off by {float(off):.1e} of it)"
+    terms = [seen[point].to(torch.promote_types(model.dtype, torch.float32)) for point in ("resid_pre", *_ADDS)]
+    off = (terms[0] + terms[1] + terms[2] - seen["resid_post"]).abs()
+    allowed = 2 * torch.finfo(model.dtype).eps * sum(term.abs() for term in terms)  # twice the two roundings of a sum
+    if not bool((off <= allowed).all()):
+        return (
+            f"what attention and MLP give does not add up to what the block hands on (off by {float(off.amax()):.1e})"
+        )
     mlp = seen["mlp_out"]
     with look("attn_out", torch.ones_like(mlp) * mlp.abs().amax() + seen["attn_out"].flip(-1)), look("mlp_out"):
         model.base(input_ids=tokens, use_cache=False)

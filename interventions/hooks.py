@@ -200,7 +200,10 @@ def reference_forward(
     stream: list[Tensor] = []
     with at_site(model, last, lambda x: stream.append(x)):
         logits = hooked_logits(model, tokens, site, None if vectors is None else put)
-    return Forwarded(logits[at(read)], stream[-1][at(read)])
+    after = (
+        put(stream[-1]) if site == last and vectors is not None else stream[-1]
+    )  # an edit there may come after `append`
+    return Forwarded(logits[at(read)], after[at(read)])
 
 
 def full_forwards(

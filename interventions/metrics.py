@@ -128,8 +128,11 @@ class TokenMetric:
     name: str = field(default="", kw_only=True)
     """of its columns in the result"""
 
-    def __call__(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        """Its value for each line of `logits`; `rows`: which row of the call each line is."""
+    def __call__(self, logits: Float[Tensor, "line vocab"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """Its value for each of `rows`, indices of rows of the call: `logits` has a line for each, or one for all."""
+        return self._of(_wide(logits).expand(len(rows), -1), rows)
+
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         raise NotImplementedError
 
     def _ids(self) -> tuple[Any, ...]:
@@ -149,7 +152,7 @@ class TokenMetric:
         ids = ids.expand(len(logits), -1) if ids.ndim == 1 else ids[rows]
         if int(ids.min()) < 0 or int(ids.max()) >= logits.shape[-1]:
             raise EditError(f"{self.name}: a token id lies outside the vocabulary of {logits.shape[-1]}")
-        return logits.expand(len(rows), -1).gather(-1, ids.to(logits.device))
+        return logits.gather(-1, ids.to(logits.device))
 
 
 def _as_ids(ids: Any) -> Tensor:
@@ -167,8 +170,7 @@ class LogitDifference(TokenMetric):
     def _ids(self) -> tuple[Any, ...]:
         return (self.tokens, self.against)
 
-    def __call__(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        logits = _wide(logits)
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         return self._at(logits, self.tokens, rows).mean(-1) - self._at(logits, self.against, rows).mean(-1)
 
 
@@ -178,8 +180,7 @@ class Probability(TokenMetric):
 
     name: str = field(default="probability", kw_only=True)
 
-    def __call__(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        logits = _wide(logits)
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         return (self._at(logits, self.tokens, rows).logsumexp(-1) - logits.logsumexp(-1)).exp()
 
 
@@ -189,8 +190,7 @@ class Rank(TokenMetric):
 
     name: str = field(default="rank", kw_only=True)
 
-    def __call__(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        logits = _wide(logits)
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         return (
             (logits > self._at(logits, self.tokens, rows).amax(-1, keepdim=True))
             .sum(-1)

@@ -63,6 +63,10 @@ class Rows:
         given = horizon.cpu().numpy() if isinstance(horizon, Tensor) else None
         if given is None and not (horizon == "last" or (isinstance(horizon, int) and horizon >= 1)):
             raise SiteError(f"horizon {horizon!r}; expected a number of positions, 1 or more, or 'last'")
+        if prompt.ndim != 1 or position.ndim not in (1, 2) or prompt.shape != position.shape[:1]:
+            raise SiteError(
+                f"prompts {list(prompt.shape)} and positions {list(position.shape)}; expected one of each a row"
+            )
         self.several = position.ndim == 2
         positions = position if self.several else position[:, None]
         used = positions >= 0 if self.several else torch.ones_like(positions, dtype=torch.bool)
@@ -70,8 +74,6 @@ class Rows:
             raise SiteError("a row edits no position, or a negative one; expected positions, padded with −1")
         which = used.nonzero()
         recording.check_rows(prompt[which[:, 0]] if len(prompt) else prompt, positions[used])
-        if prompt.shape != position.shape[:1]:
-            raise SiteError(f"{len(prompt)} prompts and positions {list(position.shape)}; expected one of each a row")
         if not callable(vectors) and vectors.shape[:-1] != position.shape:
             raise EditError(
                 f"edited vectors of shape {list(vectors.shape)} for positions {list(position.shape)}; give one for each"

@@ -17,7 +17,8 @@ class Site:
         resid_mid = resid_pre + attn_out        resid_post = resid_mid + mlp_out
 
     An edit of `resid_mid` is the same change made at `attn_out`. (TransformerLens' `hook_resid_mid` is what the MLP's norm
-    reads: an edit there leaves the stream untouched.) Blocks with attention and MLP side by side have no `resid_mid`.
+    reads: an edit there leaves the stream untouched.) The block's own sum rounds there: a vector far shorter than the stream it
+    replaces, zero for one, carries that rounding. Blocks with attention and MLP side by side have no `resid_mid`.
     Raises `SiteError` for an unknown point or a negative layer.
     """
 

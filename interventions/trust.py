@@ -94,8 +94,17 @@ def _trial(rows: Rows) -> tuple[Branches, Tensor]:
     kinds = torch.cat([rows.edited(longest[i : i + 1])[:1] for i in range(len(longest))])
     vectors = kinds[torch.from_numpy(branches.row[edited] // _TRIAL_SLOTS).to(kinds.device)]
     noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
-    scale = vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt().to(vectors)
-    return branches, vectors + 0.3 * scale * noise
+    return branches, vectors + 0.3 * _scale(rows, branches, vectors) * noise
+
+
+def _scale(rows: Rows, branches: Branches, vectors: Tensor) -> Tensor:
+    """Root mean square of each vector, or of the clean stream there where that is larger: zeroed rows must differ too."""
+    entry, size = rows.site.entry, vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt()
+    if entry in rows.recording.activations:
+        token = branches.prompt[branches.row], branches.position
+        clean = rows.recording.at(entry, *(torch.from_numpy(x[branches.edited]) for x in token))
+        size = torch.maximum(size, clean.float().pow(2).mean(dim=-1, keepdim=True).sqrt())
+    return size.to(vectors)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -100,7 +100,48 @@ _MODELS = {
         "backbone.layers",
         None,
     ),
+    "granite": ("GraniteConfig", {**_GROUPED, "residual_multiplier": 0.5}, "model.layers", None),
+    "opt_post_norm": (
+        "OPTConfig",
+        {
+            **_SMALL,
+            "ffn_dim": 64,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": D_MODEL,
+            "do_layer_norm_before": False,
+        },
+        "model.decoder.layers",
+        None,
+    ),
+    "gpt_neox_sequential": (
+        "GPTNeoXConfig",
+        {**_SMALL, "intermediate_size": 64, "max_position_embeddings": 64, "use_parallel_residual": False},
+        "gpt_neox.layers",
+        None,
+    ),
+    "stablelm_parallel": ("StableLmConfig", {**_PLAIN, "use_parallel_residual": True}, "model.layers", None),
 }
+
+_ADDED = {
+    "llama": ("self_attn", "mlp"),
+    "qwen3": ("self_attn", "mlp"),
+    "gemma3": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "mistral": ("self_attn", "mlp"),
+    "mistral_window": ("self_attn", "mlp"),
+    "gpt2": ("attn", "mlp"),
+    "gpt_neox": ("attention", "mlp"),
+    "opt": ("self_attn", "fc2"),
+    "phi": ("self_attn", "mlp"),
+    "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "stablelm": ("self_attn", "mlp"),
+    "gpt_neo": ("attn", "mlp"),
+    "gpt_neox_sequential": ("attention", "mlp"),
+    "stablelm_parallel": ("self_attn", "mlp"),
+}
+"""the modules of a block whose outputs are added to the stream, read off each architecture's code; no entry: none are"""
+PARALLEL = ("gpt_neox", "phi", "stablelm_parallel")
+"""attention and MLP read the same stream: nothing stands between the two"""
 REPLAYED = (
     *("llama", "qwen3", "gemma3", "gemma2", "mistral", "mistral_window"),
     *("gpt2", "gpt_neox", "opt", "phi", "olmo2", "stablelm"),
@@ -108,8 +149,11 @@ REPLAYED = (
 """replay must be exact here: RMSNorm and LayerNorm, sequential and parallel blocks, rotary and learned positions, windows, soft caps"""
 HOOKED = ("gpt_neo", "bloom", "mpt", "mamba")
 """replay cannot serve these: masks ignored, shapes not taken, no keys"""
+VARIANTS = ("granite", "opt_post_norm", "gpt_neox_sequential", "stablelm_parallel")
+"""replay must be exact here too: settings that change which sites a block has"""
 BRIDGED = (*REPLAYED, "gpt_neo", "bloom")
-SITES = tuple(Site(layer, point) for layer in (0, 3, N_LAYERS - 1) for point in ("resid_pre", "resid_post"))
+LAYERS = (0, 3, N_LAYERS - 1)
+STREAM = ("resid_pre", "resid_post")
 LENGTHS = (24, 10, 17, 24, 1)
 ROWS = (
     *((0, p) for p in (0, 3, 12, 12, 12, 23, 23)),
@@ -119,6 +163,12 @@ ROWS = (
     *((4, 0), (4, 0)),
 )
 """(prompt, position): first, short of the window, beyond it, last; several edits of one token; a prompt of one token"""
+SEVERAL = (
+    *((0, (3, 5, 4)), (0, (-1, 0, 4)), (0, (4, -1, 3)), (0, (12, -1, 1)), (0, (23, 0, 12)), (0, (23, -1, -1))),
+    *((1, (5, -1, -1)), (1, (9, 8, -1)), (2, (16, -1, 12)), (2, (-1, 7, 15))),
+    *((3, (20, 23, -1)), (3, (3, 4, 5)), (3, (-1, -1, 1)), (4, (0, -1, -1)), (4, (-1, -1, 0))),
+)
+"""(prompt, positions edited at once): in any order, padding anywhere, neighbours, beyond a window, the whole prompt's length"""
 
 
 @functools.cache
@@ -193,61 +243,138 @@ def noise(n: int, device: str = "cpu", dtype: torch.dtype = torch.float32, seed:
     return (scale * torch.randn(n, D_MODEL, generator=generator)).to(device, dtype)
 
 
+def several() -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompt `[row]` and edited positions `[row, edit]` of each row."""
+    prompt, position = zip(*SEVERAL, strict=True)
+    return torch.tensor(prompt), torch.tensor(position)
+
+
+def within(position: torch.Tensor, horizon) -> torch.Tensor:
+    """Which rows are read at every position that they edit."""
+    if horizon == "last" or position.ndim == 1:
+        return torch.ones(len(position), dtype=torch.bool)
+    start = torch.where(position < 0, 10**6, position).amin(1)
+    return position.amax(1) - start < horizon
+
+
 def edited(recording, site: Site, prompt, position, seed: int = 2) -> torch.Tensor:
-    """Activations with noise of 0.01 to 3 times their own size added."""
-    values = recording.at(site, prompt, position)
+    """Activations with noise of 0.01 to 3 times their own size added; `[row, d_model]` or `[row, edit, d_model]`."""
+    at = prompt if position.ndim == 1 else prompt[:, None]
+    values = recording.activations[site][at, position.clamp(min=0)]
     size = values.float().norm(dim=-1, keepdim=True) / D_MODEL**0.5
-    return (values + size * noise(len(prompt), str(values.device), seed=seed)).to(values.dtype)
+    scaled = size * noise(position.numel(), str(values.device), seed=seed).view(values.shape)
+    return (values + scaled).to(values.dtype)
+
+
+def points(name: str) -> tuple[str, ...]:
+    """The points that a block of this architecture has."""
+    if name not in _ADDED:
+        return STREAM
+    between = () if name in PARALLEL else ("resid_mid",)
+    return ("resid_pre", "attn_out", *between, "mlp_out", "resid_post")
+
+
+def sites(name: str, layers: tuple[int, ...] = LAYERS) -> list[Site]:
+    """Every site of these blocks."""
+    return [Site(layer, point) for layer in layers for point in points(name)]
+
+
+def named_points(*names: str) -> list[tuple[str, str]]:
+    """Every architecture with every point that it has."""
+    return [(name, point) for name in names for point in points(name)]
 
 
 def blocks(name: str, hf: nn.Module) -> nn.ModuleList:
     return hf.get_submodule(_MODELS[name][2])
 
 
-@torch.no_grad()
-def alone(name: str, hf: nn.Module, tokens: list[int], site: Site | None, position: int, edit=None) -> torch.Tensor:
-    """Logits `[vocab]` at `position` of one full forward pass of one unpadded prompt, by a torch hook set here.
-
-    edit: a vector, or a function of the vector that stands there. No site: the clean pass.
-    """
-
-    def edited(hidden):
-        hidden = hidden.clone()
-        hidden[0, position] = edit(hidden[0, position]) if callable(edit) else edit
-        return hidden
+def changed_in(name: str, hf: nn.Module, site: Site, change):
+    """A torch hook under which `change` replaces what stands at a site, `[1, pos, d_model]`; for `resid_mid` the same
+    change is made to what attention adds. Returns what removes it."""
+    block, entered = blocks(name, hf)[site.layer], []
 
     def before(_, args, kwargs):
-        return (
-            ((edited(args[0]), *args[1:]), kwargs)
-            if args
-            else (args, {**kwargs, "hidden_states": edited(kwargs["hidden_states"])})
-        )
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if site.point != "resid_pre":
+            entered[:] = [hidden]
+            return None
+        return ((change(hidden), *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": change(hidden)})
 
     def after(_, __, output):
-        return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
+        whole = output[0] if isinstance(output, tuple) else output
+        value = whole.reshape(1, -1, whole.shape[-1])
+        if site.point == "resid_mid":
+            stream = entered[0] + value
+            value = value + (change(stream) - stream)
+        else:
+            value = change(value)
+        value = value.reshape(whole.shape)
+        return (value, *output[1:]) if isinstance(output, tuple) else value
+
+    handles = []
+    if site.point in ("resid_pre", "resid_mid"):
+        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+    if site.point == "resid_post":
+        handles.append(block.register_forward_hook(after))
+    elif site.point != "resid_pre":
+        path = _ADDED[name][site.point == "mlp_out"]
+        handles.append(block.get_submodule(path).register_forward_hook(after))
+    return lambda: [handle.remove() for handle in handles]
+
+
+@torch.no_grad()
+def forward_alone(name: str, hf: nn.Module, tokens: list[int], site: Site | None, edits: dict) -> torch.Tensor:
+    """Logits `[pos, vocab]` of one full forward pass of one unpadded prompt, by torch hooks set here.
+
+    edits: position -> a vector, or a function of the vector that stands there. No site: the clean pass.
+    """
+
+    def change(hidden):
+        hidden = hidden.clone()
+        for position, edit in edits.items():
+            hidden[0, position] = edit(hidden[0, position]) if callable(edit) else edit
+        return hidden
 
     ids = torch.tensor([tokens], device=next(hf.parameters()).device)
-    if site is None:
-        return hf(input_ids=ids).logits[0, position]
-    block = blocks(name, hf)[site.layer]
-    if site.point == "resid_pre":
-        handle = block.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = block.register_forward_hook(after)
+    remove = changed_in(name, hf, site, change) if site is not None else lambda: None
     try:
-        return hf(input_ids=ids).logits[0, position]
+        return hf(input_ids=ids).logits[0]
     finally:
-        handle.remove()
+        remove()
 
 
-def all_alone(name: str, hf: nn.Module, tokens, site, prompt, position, vectors) -> torch.Tensor:
-    """`alone` for each row: `[row, vocab]`; vectors None: clean."""
-    return torch.stack(
-        [
-            alone(name, hf, tokens[p], None if vectors is None else site, q, None if vectors is None else vectors[i])
-            for i, (p, q) in enumerate(zip(prompt.tolist(), position.tolist(), strict=True))
-        ]
-    )
+def alone(name: str, hf: nn.Module, tokens: list[int], site: Site | None, position: int, edit=None) -> torch.Tensor:
+    """`forward_alone` with one edit, `[vocab]` at its position."""
+    return forward_alone(name, hf, tokens, site, {position: edit})[position]
+
+
+def full_logits(name: str, hf: nn.Module, tokens, site, prompt, position, vectors) -> list[torch.Tensor]:
+    """`forward_alone` of each row, `[pos, vocab]`; position `[row]` or `[row, edit]`; vectors None: clean."""
+    found = []
+    for i, p in enumerate(prompt.tolist()):
+        at = position[i].reshape(-1).tolist()
+        edits = {} if vectors is None else {q: vectors[i].view(len(at), -1)[j] for j, q in enumerate(at) if q >= 0}
+        found.append(forward_alone(name, hf, tokens[p], None if vectors is None else site, edits))
+    return found
+
+
+def read(logits: list[torch.Tensor], position: torch.Tensor, horizon) -> torch.Tensor:
+    """`[row, vocab]` at the first edited or the last position, or `[row, horizon, vocab]` from there on, nan beyond the end."""
+    if horizon == "last":
+        return torch.stack([x[-1] for x in logits])
+    rows = position.view(len(position), -1).tolist()
+    start = [min(q for q in row if q >= 0) for row in rows]
+    if horizon == 1:
+        return torch.stack([x[q] for x, q in zip(logits, start, strict=True)])
+    whole = logits[0].new_full((len(logits), horizon, logits[0].shape[-1]), torch.nan)
+    for row, x, q in zip(whole, logits, start, strict=True):
+        row[: len(x[q : q + horizon])] = x[q : q + horizon]
+    return whole
+
+
+def all_alone(name: str, hf: nn.Module, tokens, site, prompt, position, vectors, horizon=1) -> torch.Tensor:
+    """Full forward passes of each row alone, read where `measure` reads; vectors None: clean."""
+    return read(full_logits(name, hf, tokens, site, prompt, position, vectors), position, horizon)
 
 
 def exact_kl(clean: torch.Tensor, intervened: torch.Tensor) -> torch.Tensor:
@@ -269,6 +396,8 @@ def assert_same_effect(kl: torch.Tensor, exact: torch.Tensor, delta: float, roun
     what the float32 sum itself may lose. Where an effect is worth reporting, 1e-4 of it.
     """
     kl, exact = kl.double().cpu(), exact.double().cpu()
+    assert torch.equal(kl.isnan(), exact.isnan())
+    kl, exact = kl[~exact.isnan()], exact[~exact.isnan()]
     error = (kl - exact).abs()
     assert (error <= (2 * exact).sqrt() * delta + delta**2 + rounding * exact).all()
     assert (error <= 1e-4 * exact)[exact >= 0.05].all()

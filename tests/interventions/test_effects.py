@@ -5,6 +5,7 @@ Which rows share a chunk changes the order of sums: float32 logits within 1e-5 o
 """
 
 import warnings
+from dataclasses import replace
 
 import jaxtyping
 import numpy as np
@@ -26,26 +27,36 @@ from interventions import (
 )
 from interventions import edits as edit
 from interventions import effects as module
-from interventions.metrics import METRICS, kl_divergence
+from interventions.metrics import METRICS, LogitDifference, Probability, Rank, kl_divergence
 from interventions.trust import logit_tolerance
 from tests.tiny import (
     D_MODEL,
+    HOOKED,
+    LENGTHS,
     N_LAYERS,
+    REPLAYED,
     TOLERANCE,
+    VOCAB,
     all_alone,
     assert_same_effect,
+    changed_in,
     edited,
     exact_kl,
+    forward_alone,
     fresh,
     noise,
+    points,
     prompts,
     rows,
+    several,
     tiny_model,
+    within,
 )
 
-SITE = Site(2)
+SITE, MIDDLE, LAST = Site(2), Site(2, "resid_mid"), Site(N_LAYERS - 1)
 PATHS = pytest.mark.parametrize("path", ["replay", "hooks"])
 SHUFFLED_CHUNKS = 1e-5
+METRICS_OF_ALL_KINDS = (*METRICS, "kl_direct", LogitDifference([3], [4, 5]), Probability(7), Rank(11))
 
 
 def setting(device, name="llama", site=SITE, pairs=None):
@@ -54,8 +65,30 @@ def setting(device, name="llama", site=SITE, pairs=None):
     return recording, prompt, position, edited(recording, site, prompt, position)
 
 
+def setting_of_several(device, name="llama", site=MIDDLE, horizon="last"):
+    recording = record(tiny_model(name, device), prompts(), [site])
+    prompt, position = several()
+    keep = within(position, horizon)
+    prompt, position = prompt[keep], position[keep]
+    return recording, prompt, position, edited(recording, site, prompt, position)
+
+
 def same(found, expected):
     assert_same_effect(found, expected, SHUFFLED_CHUNKS)
+
+
+def same_values(found, expected, tolerance=SHUFFLED_CHUNKS):
+    """Every metric, of whatever kind, and where it was read; a tie of two tokens may fall either way."""
+    assert list(found.values) == list(expected.values)
+    assert torch.equal(found.position, expected.position)
+    for name, value in found.values.items():
+        if name.startswith("kl") or name == "js":
+            assert_same_effect(value, expected[name], tolerance)
+        elif name in ("top1_changed", "rank", "clean_rank"):
+            assert ((value.float() - expected[name].float()).abs().nan_to_num(0) <= 1).all()
+            assert (value != expected[name]).float().nan_to_num(0).mean() <= value.float().isnan().float().mean() + 0.02
+        else:
+            assert torch.allclose(value, expected[name], atol=10 * tolerance, equal_nan=True)
 
 
 @pytest.fixture
@@ -243,28 +276,425 @@ def test_a_row_compared_with_itself(path, device):
     assert found["kl"].max() <= 1e-9
 
 
+# Several positions at once
+
+
+@PATHS
+def test_positions_in_any_order_with_padding_anywhere(path, device):
+    recording, prompt, position, vectors = setting_of_several(device)
+    options = {"metrics": METRICS_OF_ALL_KINDS, "path": path}
+    expected = measure(recording, MIDDLE, prompt, position, vectors, horizon="last", **options)
+    order = torch.stack([torch.randperm(3, generator=torch.Generator().manual_seed(i)) for i in range(len(prompt))])
+    shuffled = vectors.gather(1, order[..., None].expand(-1, -1, D_MODEL).to(device))
+    found = measure(recording, MIDDLE, prompt, position.gather(1, order), shuffled, horizon="last", **options)
+    assert all(torch.equal(found[name], expected[name]) for name in expected.values)
+    wide = torch.nn.functional.pad(position, (1, 2), value=-1)
+    padded = torch.nn.functional.pad(vectors, (0, 0, 1, 2), value=torch.nan)  # what pads is never read
+    found = measure(recording, MIDDLE, prompt, wide, padded, horizon="last", **options)
+    assert all(torch.equal(found[name], expected[name]) for name in expected.values)
+
+
+@PATHS
+@pytest.mark.parametrize("point", points("llama"))
+def test_a_clean_second_edit_is_none(point, path, device):
+    """An edit at p leaves the same site of every other token as it was: to put that there changes nothing."""
+    site, pairs = Site(2, point), [(0, 3), (0, 12), (1, 4), (3, 20)]
+    recording, prompt, position, vectors = setting(device, site=site, pairs=pairs)
+    expected = measure(recording, site, prompt, position, vectors, horizon="last", path=path)["kl"]
+    assert expected.min() > 0
+    for second in (position - 2, position + 3):
+        clean = recording.at(site, prompt, second)
+        both = torch.stack([clean, vectors], dim=1), torch.stack([second, position], dim=1)
+        found = measure(recording, site, prompt, both[1], both[0], horizon="last", path=path)["kl"]
+        same(found, expected)
+        moved = measure(recording, site, prompt, both[1], 2 * both[0], horizon="last", path=path)["kl"]
+        assert (moved - expected).abs().min() > 1e-5
+
+
+@PATHS
+def test_one_position_in_a_column_is_one_position(path, device):
+    recording, prompt, position, vectors = setting(device, site=MIDDLE)
+    options = {"metrics": METRICS_OF_ALL_KINDS, "path": path, "horizon": 5}
+    expected = measure(recording, MIDDLE, prompt, position, vectors, **options)
+    same_values(measure(recording, MIDDLE, prompt, position[:, None], vectors[:, None], **options), expected)
+
+
+@pytest.mark.parametrize("path", ["grouped", "masked", "hooks"])
+def test_a_vector_that_is_not_finite_spoils_its_own_row_only(path, device):
+    """Of several edits of a row, in branches of many tokens: reads that it reaches are counted."""
+    model = wrap(fresh("llama", device))
+    if path == "masked":
+        model.replay_attention = path
+    recording = record(model, prompts(), [MIDDLE])
+    prompt, position = several()
+    vectors = edited(recording, MIDDLE, prompt, position)
+    options = {"metrics": ("kl", "js", "kl_direct"), "horizon": 24, "path": "hooks" if path == "hooks" else "replay"}
+    expected = measure(recording, MIDDLE, prompt, position, vectors, **options)
+    vectors[1, 2], vectors[10, 0] = torch.nan, torch.inf
+    bad = torch.zeros(len(prompt), dtype=torch.bool).index_fill(0, torch.tensor([1, 10]), True)
+    effects = measure(recording, MIDDLE, prompt, position, vectors, **options)
+    for name in ("kl", "js", "kl_direct"):
+        same(effects[name][~bad], expected[name][~bad])
+    for row, place in ((1, 4), (10, 20)):  # from the broken edit on nothing is left
+        reached = effects.position[row] >= place
+        assert not effects["kl"][row, reached].isfinite().any()
+    assert effects.n_nonfinite == int(((effects.position >= 0) & ~effects["kl"].isfinite()).sum()) > 0
+
+
+# Horizons
+
+
+@PATHS
+@pytest.mark.parametrize("site", [MIDDLE, LAST, Site(0, "mlp_out")], ids=str)
+def test_the_first_and_the_last_column(site, path, device):
+    """Column 0 is what horizon 1 gives; `last` is the last column that there is, and stands at the prompt's last token."""
+    recording, prompt, position, vectors = setting(device, site=site)
+    found = {
+        horizon: measure(
+            *(recording, site, prompt, position, vectors), metrics=METRICS_OF_ALL_KINDS, horizon=horizon, path=path
+        )
+        for horizon in (1, 7, 24, "last")
+    }
+    length = torch.tensor(LENGTHS)[prompt]
+    end = length - 1 - position
+    for horizon in (7, 24):
+        where = position[:, None] + torch.arange(horizon)
+        assert torch.equal(found[horizon].position, torch.where(where < length[:, None], where, -1))
+    assert torch.equal(found[1].position, position) and torch.equal(found["last"].position, length - 1)
+    for name in found[1].values:
+        assert found[7][name].shape == (len(prompt), 7) and found["last"][name].shape == (len(prompt),)
+        beyond = found[7][name][found[7].position < 0]
+        assert beyond.isnan().all() if beyond.is_floating_point() else not beyond.any()
+    same_values(column(found[7], 0), found[1])
+    same_values(column(found[24], end), found["last"])
+    for name in found[7].values:
+        assert torch.allclose(
+            found[24][name][:, :7].float(), found[7][name].float(), atol=1e-4, rtol=1e-4, equal_nan=True
+        )
+    assert (found["last"]["kl"] - found[1]["kl"])[end > 0].abs().min() > 1e-6
+
+
+def column(effects, index):
+    """One read of each row."""
+    at = torch.arange(len(effects.position)), torch.as_tensor(index).expand(len(effects.position))
+    return replace(
+        effects, values={name: value[at] for name, value in effects.values.items()}, position=effects.position[at]
+    )
+
+
+@pytest.mark.parametrize("horizon", [5, 24, "last"])
+def test_after_the_last_block_later_tokens_see_nothing(horizon, device):
+    """Nothing attends any more: the effect is at the edited token alone, and elsewhere rounding."""
+    recording, prompt, position, vectors = setting(device, site=LAST)
+    effects = measure(recording, LAST, prompt, position, vectors, metrics=("kl", "kl_direct"), horizon=horizon)
+    elsewhere = (effects.position >= 0) & (effects.position != position.view(-1, *[1] * (effects.position.ndim - 1)))
+    assert elsewhere.any() and effects["kl"][elsewhere].max() <= 1e-9
+    assert (effects["kl_direct"][elsewhere] == 0).all()
+
+
+@PATHS
+@pytest.mark.parametrize("batch_rows", [2, 9, 40])
+@pytest.mark.parametrize("horizon", [5, "last"])
+def test_the_size_of_chunks_with_horizons(horizon, batch_rows, path, device):
+    """Rounding alone; a chunk holds as many tokens as asked for, or a single longer branch."""
+    if path == "hooks" and batch_rows != 9:
+        pytest.skip("full forward passes are made 16 rows at a time, however many are asked for")
+    recording, prompt, position, vectors = setting_of_several(device, horizon=horizon)
+    order = torch.randperm(len(prompt), generator=torch.Generator().manual_seed(0))
+    prompt, position, vectors = prompt[order], position[order], vectors[order.to(device)]
+    options = {"metrics": METRICS_OF_ALL_KINDS, "horizon": horizon, "path": path}
+    expected = measure(recording, MIDDLE, prompt, position, vectors, **options)
+    seen = []
+    options |= {"batch_rows": batch_rows, "progress": seen.append}
+    same_values(measure(recording, MIDDLE, prompt, position, vectors, **options), expected)
+    assert sum(seen) == len(prompt) and len(seen) > 1
+    found = measure(recording, MIDDLE, prompt, position, lambda rows: vectors[rows.to(device)], **options)
+    same_values(found, expected)
+
+
+@PATHS
+@pytest.mark.parametrize("horizon", [5, "last"])
+def test_a_reference_with_a_horizon(horizon, path, device):
+    """What is compared at later tokens is the reference's own run there, not the prompt as it stands."""
+    recording, prompt, position, vectors = setting(device, site=MIDDLE)
+    index = torch.arange(len(prompt)) // 2
+    other = edited(recording, MIDDLE, prompt[::2], position[::2], seed=9)
+    found = measure(
+        *(recording, MIDDLE, prompt, position, vectors), reference=Reference(other, index), horizon=horizon, path=path
+    )
+    own = other[index.to(device)]
+    hf = recording.model.hf
+    clean, slow = (all_alone("llama", hf, prompts(), MIDDLE, prompt, position, v, horizon) for v in (own, vectors))
+    assert_same_effect(found["kl"], exact_kl(clean, slow), TOLERANCE)
+    plain = measure(recording, MIDDLE, prompt, position, vectors, horizon=horizon, path=path)
+    assert (found["kl"] - plain["kl"]).abs().nan_to_num(0).max() > 0.01
+    itself = Reference(vectors, torch.arange(len(prompt)))
+    nothing = measure(recording, MIDDLE, prompt, position, vectors, reference=itself, horizon=horizon, path=path)
+    assert nothing["kl"].nan_to_num(0).max() <= 1e-9
+
+
+# Direct effects
+
+
+def direct_alone(name, hf, tokens, site, moved, reference=None):
+    """Logits of one prompt with `moved` added to the stream after its last block, by the model's own modules; reference:
+    position and vector of an edit at `site` made first."""
+
+    def put(hidden):
+        hidden = hidden.clone()
+        hidden[0, reference[0]] = reference[1]
+        return hidden
+
+    remove = changed_in(name, hf, site, put) if reference else lambda: None
+    try:
+        return forward_alone(name, hf, tokens, LAST, {q: lambda x, d=d: x + d for q, d in moved.items()})
+    finally:
+        remove()
+
+
+def direct_kl(name, hf, recording, site, prompt, position, vectors, effects):
+    """KL of the change carried straight to the end at each read position that was edited, 0 at others, nan beyond."""
+    where = effects.position.view(len(prompt), -1)
+    expected = torch.full(where.shape, torch.nan, dtype=torch.float64)
+    for i, p in enumerate(prompt.tolist()):
+        at = position[i].reshape(-1).tolist()
+        new = vectors[i].view(len(at), -1)
+        moved = {q: new[j] - recording.activations[site][p, q] for j, q in enumerate(at) if q >= 0}
+        clean = forward_alone(name, hf, prompts()[p], None, {})
+        carried = direct_alone(name, hf, prompts()[p], site, moved)
+        kl = exact_kl(clean, carried)
+        for j, q in enumerate(where[i].tolist()):
+            if q >= 0:
+                expected[i, j] = kl[q] if q in moved else 0.0
+    return expected.view(effects.position.shape)
+
+
+@pytest.mark.parametrize("name", [*REPLAYED, *HOOKED])
+def test_a_direct_effect_is_the_change_at_the_end_of_the_clean_stream(name, device):
+    hf = tiny_model(name, device)
+    for turn, point in enumerate(points(name)):
+        site = Site(3, point)
+        horizon = (1, 12, "last")[turn % 3]
+        recording = record(wrap(hf), prompts(), [site])
+        prompt, position = rows() if horizon == 1 else several()
+        keep = within(position, horizon)
+        prompt, position = prompt[keep][::2], position[keep][::2]
+        vectors = edited(recording, site, prompt, position)
+        for path in ("auto", "hooks")[: 1 + (turn == 1 and name in REPLAYED)]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                effects = measure(
+                    *(recording, site, prompt, position, vectors),
+                    metrics=("kl_direct", "kl"),
+                    horizon=horizon,
+                    path=path,
+                )
+            expected = direct_kl(name, hf, recording, site, prompt, position, vectors, effects)
+            assert_same_effect(effects["kl_direct"], expected, TOLERANCE)
+            assert effects["kl_direct"].nan_to_num(0).max() > 0.03
+
+
+def test_a_direct_effect_by_the_final_norm_and_unembedding(device):
+    for name, norm in (("llama", "model.norm"), ("gpt2", "transformer.ln_f")):
+        hf = tiny_model(name, device)
+        recording, prompt, position, vectors = setting(device, name, MIDDLE)
+        found = measure(recording, MIDDLE, prompt, position, vectors, metrics=("kl_direct",))["kl_direct"]
+        stream = recording.at(LAST, prompt, position)
+        change = vectors - recording.at(MIDDLE, prompt, position)
+        clean, moved = (hf.lm_head(hf.get_submodule(norm)(x)) for x in (stream, stream + change))
+        assert_same_effect(found, exact_kl(clean, moved), TOLERANCE)
+
+
+@PATHS
+@pytest.mark.parametrize("site", [LAST, Site(N_LAYERS - 1, "mlp_out")], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_what_the_last_block_adds_acts_directly(name, site, path, device):
+    """Nothing is left to respond to it: the direct effect is the whole."""
+    recording, prompt, position, vectors = setting(device, name, site)
+    effects = measure(recording, site, prompt, position, vectors, metrics=("kl", "kl_direct"), path=path)
+    assert effects["kl"].max() > 0.1
+    assert_same_effect(effects["kl_direct"], effects["kl"].double(), TOLERANCE)
+    early = Site(2)
+    recording, prompt, position, vectors = setting(device, name, early)
+    effects = measure(recording, early, prompt, position, vectors, metrics=("kl", "kl_direct"), path=path)
+    assert (effects["kl"] - effects["kl_direct"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("site", "path"), [(site, path) for site in (MIDDLE, Site(3), LAST) for path in ("replay", "hooks")], ids=str
+)
+def test_a_direct_effect_beside_a_reference(site, path, device):
+    """The change is from the reference's vector, and is added to the stream of the reference's own run."""
+    recording, prompt, position, vectors = setting(device, site=site)
+    index = torch.arange(len(prompt)) // 2
+    other = edited(recording, site, prompt[::2], position[::2], seed=9)
+    hf, own = recording.model.hf, other[index.to(device)]
+    for horizon in (1, 5):
+        found = measure(
+            *(recording, site, prompt, position, vectors),
+            metrics=("kl_direct",),
+            reference=Reference(other, index),
+            horizon=horizon,
+            path=path,
+        )["kl_direct"]
+        for i, (p, q) in enumerate(zip(prompt.tolist(), position.tolist(), strict=True)):
+            clean = forward_alone("llama", hf, prompts()[p], site, {q: own[i]})[q]
+            moved = direct_alone("llama", hf, prompts()[p], site, {q: vectors[i] - own[i]}, (q, own[i]))[q]
+            first, rest = found[i].view(-1)[:1], found[i].view(-1)[1:]
+            assert_same_effect(first, exact_kl(clean, moved)[None], TOLERANCE)
+            assert (rest.nan_to_num(0) == 0).all()
+
+
+# Metrics of tokens
+
+
+@PATHS
+@pytest.mark.parametrize("horizon", [1, 5, "last"])
+def test_metrics_of_tokens_are_formed_of_the_models_logits(horizon, path, device):
+    """Rows out of order and of several prompts, each with tokens of its own."""
+    recording, prompt, position, vectors = setting(device, site=MIDDLE)
+    order = torch.randperm(len(prompt), generator=torch.Generator().manual_seed(0))
+    prompt, position, vectors = prompt[order], position[order], vectors[order.to(device)]
+    n = len(prompt)
+    own = torch.randint(VOCAB, (n, 2), generator=torch.Generator().manual_seed(1))
+    asked = (
+        LogitDifference(own, [4, 5]),
+        LogitDifference(3, own[:, :1], name="other"),
+        Probability(own),
+        Rank(own.tolist()),
+        Rank([7], name="rank_of_7"),
+    )
+    effects = measure(recording, MIDDLE, prompt, position, vectors, metrics=asked, horizon=horizon, path=path)
+    assert list(effects.values) == [f"{kind}{m.name}" for m in asked for kind in ("", "clean_")]
+    hf = recording.model.hf
+    for kind, given in (("", vectors), ("clean_", None)):
+        x = all_alone("llama", hf, prompts(), MIDDLE, prompt, position, given, horizon).double().cpu()
+        at = own if x.ndim == 2 else own[:, None].expand(-1, x.shape[1], -1)
+        mine, p = x.gather(-1, at), x.softmax(-1)
+        expected = {
+            "logit_difference": mine.mean(-1) - x[..., [4, 5]].mean(-1),
+            "other": x[..., 3] - mine[..., 0],
+            "probability": p.gather(-1, at).sum(-1) if (own[:, 0] != own[:, 1]).all() else None,
+            "rank": (x > mine.amax(-1, keepdim=True)).sum(-1),
+            "rank_of_7": (x > x[..., 7:8]).sum(-1),
+        }
+        there = ~x[..., 0].isnan()
+        for name, value in expected.items():
+            found = effects[f"{kind}{name}"]
+            assert torch.equal(~found.isnan(), there)
+            gap = (found.double() - value)[there].abs()
+            assert (gap <= 1).all() and (gap > 0).float().mean() < 0.1 if "rank" in name else gap.max() <= 2 * TOLERANCE
+
+
+def test_metrics_of_tokens_of_many_edits_of_one_token(device):
+    """Edits of a token share its clean side, of which a number each is wanted; chunks cut between them or not."""
+    vocab = 49152
+    hf, tokens = tiny_model("llama", device, vocab=vocab), prompts(vocab=vocab)
+    recording = record(hf, tokens, [SITE])
+    prompt, position = rows([(0, 12)] * 5 + [(0, 3)] * 5 + [(1, 9)] + [(3, 9)] * 2)
+    vectors = edited(recording, SITE, prompt, position)
+    own = torch.randint(vocab, (len(prompt), 2), generator=torch.Generator().manual_seed(1))
+    for batch_rows in (3, 512):
+        for asked, expected in (
+            (LogitDifference([3], [4, 5]), lambda x: x[:, 3] - x[:, [4, 5]].mean(-1)),
+            (LogitDifference(own, 7), lambda x: x.gather(-1, own).mean(-1) - x[:, 7]),
+            (Probability([7, 8]), lambda x: x.softmax(-1)[:, [7, 8]].sum(-1)),
+        ):
+            effects = measure(recording, SITE, prompt, position, vectors, metrics=(asked,), batch_rows=batch_rows)
+            for kind, given in (("", vectors), ("clean_", None)):
+                x = all_alone("llama", hf, tokens, SITE, prompt, position, given).cpu()
+                assert torch.allclose(effects[kind + asked.name], expected(x), atol=2 * TOLERANCE)
+
+
+def test_the_top_token_has_rank_0(device):
+    recording, prompt, position, vectors = setting(device)
+    clean = all_alone("llama", recording.model.hf, prompts(), SITE, prompt, position, None).cpu()
+    slow = all_alone("llama", recording.model.hf, prompts(), SITE, prompt, position, vectors).cpu()
+    asked = (
+        Rank(clean.argmax(-1, keepdim=True), name="first"),
+        Rank(slow.argmax(-1, keepdim=True), name="now"),
+        Rank(clean.argmin(-1, keepdim=True), name="least"),
+        Rank(torch.stack([clean.argmin(-1), clean.argmax(-1)], 1), name="best"),
+        Probability(list(range(VOCAB)), name="any"),
+    )
+    effects = measure(recording, SITE, prompt, position, vectors, metrics=(*asked, "top1_changed"))
+    assert (effects["clean_first"] == 0).all() and (effects["now"] == 0).all() and (effects["clean_best"] == 0).all()
+    assert (effects["clean_least"] == VOCAB - 1).all()
+    assert torch.allclose(effects["any"], torch.ones(len(prompt)))
+    assert torch.equal(effects["first"] > 0, effects["top1_changed"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ((Rank(3), Rank(4)), MechdiagError, "two metrics have the name 'rank'"),
+        ((Rank(3, name="kl"), "kl"), MechdiagError, "two metrics have the name 'kl'"),
+        ((Rank(3, name="x"), Rank(3, name="clean_x")), MechdiagError, "two metrics have the name 'clean_x'"),
+        (("kl", "kl"), MechdiagError, "two metrics have the name 'kl'"),
+        ((Rank(VOCAB),), EditError, f"rank: a token id lies outside the vocabulary of {VOCAB}"),
+        ((Probability([3, -1]),), EditError, "probability: a token id lies outside"),
+        ((LogitDifference(3),), EditError, "logit_difference: token ids"),
+        ((Rank(1.5),), EditError, "rank: token ids"),
+        ((Rank([[3], [4]]),), EditError, r"rank: token ids of shape \[2, 1\]; expected .* \[19, token\]"),
+        ((Rank([]),), EditError, "rank: token ids"),
+        ((Rank([[[3]]]),), EditError, "rank: token ids"),
+    ],
+    ids=str,
+)
+def test_metrics_of_tokens_that_do_not_fit(asked, error, message, device):
+    recording, prompt, position, vectors = setting(device)
+    with pytest.raises(error, match=message):
+        measure(recording, SITE, prompt, position, vectors, metrics=asked)
+
+
 # Memory
+
+
+def scarce(limit, monkeypatch):
+    """Memory for `limit` tokens at once; the list of how many were tried."""
+    real, asked = module.replayed, []
+
+    def replayed(recording, site, branches, *rest, **options):
+        asked.append(branches.n_tokens)
+        if branches.n_tokens > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(recording, site, branches, *rest, **options)
+
+    monkeypatch.setattr(module, "replayed", replayed)
+    return asked
 
 
 @pytest.mark.parametrize("limit", [1, 5, 9])
 def test_a_chunk_that_runs_out_of_memory_is_halved(limit, monkeypatch, device):
     recording, prompt, position, vectors = setting(device)
     expected = measure(recording, SITE, prompt, position, vectors)["kl"]  # checked once: no trial below
-    real, asked = module.final_hidden, []
-
-    def scarce(recording, first_block, prompt, *rest, **options):
-        asked.append(len(prompt))
-        if len(prompt) > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return real(recording, first_block, prompt, *rest, **options)
-
-    monkeypatch.setattr(module, "final_hidden", scarce)
-    seen = []
+    asked, seen = scarce(limit, monkeypatch), []
     with pytest.warns(UserWarning, match="out of memory: chunks halved"):
         effects = measure(recording, SITE, prompt, position, vectors, batch_rows=16, progress=seen.append)
     assert effects.halvings == {1: 4, 5: 2, 9: 1}[limit] and max(asked) == 16
     assert sum(seen) == len(prompt) and max(seen) <= limit
     same(effects["kl"], expected)
+
+
+@pytest.mark.parametrize("limit", [5, 24])
+def test_chunks_of_long_branches_are_halved_to_a_branch_at_least(limit, monkeypatch, device):
+    recording, prompt, position, vectors = setting(device)
+    expected = measure(recording, SITE, prompt, position, vectors, metrics=METRICS_OF_ALL_KINDS, horizon=5)
+    asked, seen = scarce(limit, monkeypatch), []
+    with pytest.warns(UserWarning, match="out of memory: chunks halved"):
+        effects = measure(
+            *(recording, SITE, prompt, position, vectors),
+            metrics=METRICS_OF_ALL_KINDS,
+            horizon=5,
+            batch_rows=64,
+            progress=seen.append,
+        )
+    assert sum(seen) == len(prompt) and max(asked) > limit >= min(asked) and effects.halvings >= 2
+    same_values(effects, expected)
+    monkeypatch.undo()
+    scarce(4, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):  # a branch of five tokens fits in no chunk
+        measure(recording, SITE, prompt, position, vectors, horizon=5)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +716,7 @@ def test_errors_that_are_not_swallowed(error, kind, monkeypatch, device):
         calls.append(1)
         raise error
 
-    monkeypatch.setattr(module, "final_hidden", fail)
+    monkeypatch.setattr(module, "replayed", fail)
     with pytest.raises(kind):
         measure(recording, SITE, prompt, position, vectors, batch_rows=8)
     assert len(calls) == (4 if kind in (torch.OutOfMemoryError, MemoryError) else 1)
@@ -333,7 +763,8 @@ def test_delta_is_nan_where_nothing_was_compared(device):
 
 def test_metrics_that_are_not_known(device):
     recording, prompt, position, vectors = setting(device)
-    with pytest.raises(MechdiagError, match="unknown metric 'kll'; known: kl, js, top1_changed, clean_entropy"):
+    message = "unknown metric 'kll'; known: kl, js, top1_changed, clean_entropy, kl_direct, metrics of tokens"
+    with pytest.raises(MechdiagError, match=message):
         measure(recording, SITE, prompt, position, vectors, metrics=("kl", "kll"))
 
 
@@ -350,7 +781,7 @@ def test_only_what_was_asked_for_is_given(device):
 def test_vectors_of_the_wrong_shape(shape, path, unchecked_shapes, device):
     recording, prompt, position, _ = setting(device)
     assert len(prompt) == 19
-    with pytest.raises(EditError, match=r"expected \(19, 32\)|vectors"):
+    with pytest.raises(EditError, match=r"edited vectors of shape .*(give one for each|expected \[\d+, 32\])"):
         measure(recording, SITE, prompt, position, torch.zeros(shape, device=device), path=path)
 
 
@@ -407,6 +838,15 @@ def test_a_site_need_not_be_recorded_to_be_edited(device):
     assert effects.path == "replay" and effects["kl"].isfinite().all()
 
 
+def test_what_a_site_inside_a_block_needs_recorded(device):
+    """Where its block begins: replay enters there."""
+    recording, prompt, position, vectors = setting(device)
+    with pytest.raises(SiteError, match=r"site 4.resid_pre was not recorded"):
+        measure(recording, Site(4, "attn_out"), prompt, position, vectors)
+    kept = record(recording.model, prompts(), [Site(4, "mlp_out")])
+    assert measure(kept, Site(4, "attn_out"), prompt, position, vectors).path == "replay"
+
+
 @pytest.mark.parametrize("name", ["replay ", "fast", ""])
 def test_paths_that_are_not_known(name, device):
     recording, prompt, position, vectors = setting(device)
@@ -429,14 +869,14 @@ def test_replay_is_refused_when_it_is_off_by_more_than_rounding(monkeypatch, dev
     """A path that is nearly right is no path: hidden states off by 1e-3 of their size."""
     recording, prompt, position, vectors = setting(device)
     recording = record(wrap(fresh("llama", device)), prompts(), [SITE])
-    real = module.final_hidden
+    real = module.replayed
 
     def nearly(*args, **options):
-        hidden = real(*args, **options)
-        return hidden + 1e-3 * hidden.roll(1, -1)
+        found = real(*args, **options)
+        return found._replace(hidden=found.hidden + 1e-3 * found.hidden.roll(1, -1))
 
     for place in (module, trust):
-        monkeypatch.setattr(place, "final_hidden", nearly)
+        monkeypatch.setattr(place, "replayed", nearly)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         effects = measure(recording, SITE, prompt, position, vectors)

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interventions import metrics
-from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison
+from interventions import EditError, metrics
+from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison, LogitDifference, Probability, Rank
 from tests.tiny import exact_kl, growth
 
 RELATIVE = 1e-4
@@ -331,3 +331,80 @@ def test_arguments_are_left_as_they_were(device):
     for metric in METRICS.values():
         metric(comparison)
     assert torch.equal(clean, before[0]) and torch.equal(intervened, before[1])
+
+
+# Metrics of tokens
+
+
+def test_token_metrics_of_a_row_by_hand(device):
+    logits = torch.tensor([[1.0, 2.0, 4.0, 8.0], [0.0, -1.0, 5.0, 5.0]], device=device)
+    rows = torch.tensor([1, 0])  # the lines are rows 1 and 0 of the call
+    assert LogitDifference([2, 3], 1)(logits, rows).tolist() == [4.0, 6.0]
+    assert LogitDifference([[0], [3]], [[1], [2]])(logits, rows).tolist() == [4.0, 1.0]
+    assert Rank(0)(logits, rows).tolist() == [3.0, 2.0]
+    assert Rank([0, 2])(logits, rows).tolist() == [1.0, 0.0]  # a tie is no larger logit
+    assert Rank([[3], [0]])(logits, rows).tolist() == [3.0, 0.0]
+    p = logits.double().softmax(-1).cpu()
+    assert Probability([0, 2])(logits, rows).tolist() == pytest.approx((p[:, 0] + p[:, 2]).tolist(), rel=1e-6)
+    assert Probability([[1], [3]])(logits, rows).tolist() == pytest.approx([float(p[0, 3]), float(p[1, 1])], rel=1e-6)
+    assert Rank([0]).name == "rank" and Rank(0, name="mine").name == "mine"
+    for metric in (LogitDifference(0, 1), Probability(0), Rank(0)):
+        assert metric(logits.bfloat16(), rows).dtype == torch.float32
+        assert metric(logits.double(), rows).dtype == torch.float64
+
+
+@vocabularies
+def test_probabilities_of_extreme_tokens(vocab, device):
+    """Down to what float32 holds, where a softmax of float32 logits would have lost the digits already."""
+    logits = gaussian(0, 6, vocab, scale=10.0)
+    exact = logits.double().softmax(-1)
+    rows = torch.arange(6)
+    for tokens in (logits.argmin(-1, keepdim=True), logits.argmax(-1, keepdim=True), logits.topk(20).indices):
+        found = Probability(tokens)(logits.to(device), rows)
+        assert relative(found, exact.gather(-1, tokens).sum(-1)) <= RELATIVE
+
+
+@pytest.mark.parametrize("tokens", [3, [3, 5], [[3], [4], [3], [5], [0], [1]]], ids=str)
+@pytest.mark.parametrize(
+    "kind", [lambda ids: LogitDifference(ids, [7, 8]), Probability, Rank], ids=["difference", "p", "rank"]
+)
+def test_token_metrics_of_one_clean_row_for_several_edits(kind, tokens, device):
+    """A number for each edit, as if the clean row were repeated."""
+    clean, rows = gaussian(0, 1, 97, scale=3.0).to(device), torch.tensor([5, 0, 3])
+    found = kind(tokens)(CleanRows(CleanSide(clean), slice(0, 1)).logits, rows)
+    assert found.shape == (3,)
+    assert torch.equal(found, kind(tokens)(clean.expand(3, -1), rows))
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 8))
+def test_token_metrics_against_plain_torch(seed, n, k):
+    logits = gaussian(seed, n, 97, scale=5.0)
+    tokens = torch.randint(97, (7, k), generator=torch.Generator().manual_seed(seed))
+    rows = torch.randint(7, (n,), generator=torch.Generator().manual_seed(seed + 1))
+    mine = logits.gather(-1, tokens[rows])
+    rank = (logits[:, None] > mine[:, :, None]).sum(-1).amin(-1)
+    assert Rank(tokens)(logits, rows).tolist() == rank.tolist()
+    difference = LogitDifference(tokens, tokens.flip(0))(logits, rows)
+    assert torch.allclose(difference, mine.mean(-1) - logits.gather(-1, tokens.flip(0)[rows]).mean(-1), atol=1e-5)
+    assert torch.allclose(LogitDifference(tokens, tokens)(logits, rows), torch.zeros(n))
+    one = Probability(tokens[:, :1])(logits, rows)
+    assert torch.allclose(one, logits.softmax(-1).gather(-1, tokens[rows, :1])[:, 0], rtol=1e-4)
+
+
+def test_token_ids_that_do_not_fit():
+    logits, rows = gaussian(0, 2, 97), torch.tensor([0, 1])
+    for tokens in (97, -1, [3, 100]):
+        with pytest.raises(EditError, match="rank: a token id lies outside the vocabulary of 97"):
+            Rank(tokens)(logits, rows)
+    for metric in (
+        Rank([]),
+        Rank([[1], [2], [3]]),
+        Rank(0.5),
+        LogitDifference(3),
+        LogitDifference([], 3),
+        Rank([[[1]]]),
+    ):
+        with pytest.raises(EditError, match=f"{metric.name}: token ids of shape .*; expected one or more"):
+            metric.check(2)
+    for metric in (Rank(3), Rank([[1], [2]]), LogitDifference(3, [[1, 2], [3, 4]]), Probability(torch.tensor([3, 4]))):
+        metric.check(2)

@@ -5,6 +5,7 @@ Tolerances: `tiny.TOLERANCE` on float32 logits, `tiny.assert_same_effect` on wha
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,29 +13,48 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interventions import ReplayError, Site, intervened_logits, measure, record, wrap
-from interventions.replay import ATTENTIONS, Layout, final_hidden, layout, row_mask, unembed
+from interventions import ReplayError, Site, attention, intervened_logits, measure, record, replay, wrap
+from interventions.hooks import full_forwards
+from interventions.replay import ATTENTIONS, Branches, layout, replayed, row_mask, unembed
+from interventions.sites import POINTS
 from interventions.trust import logit_tolerance
 from tests.tiny import (
     HOOKED,
+    LAYERS,
     N_LAYERS,
     REPLAYED,
-    SITES,
     TOLERANCE,
+    VARIANTS,
     VOCAB,
     WINDOW,
     all_alone,
     assert_same_effect,
+    changed_in,
     edited,
     exact_kl,
     fresh,
-    noise,
+    full_logits,
+    named_points,
+    points,
     prompts,
+    read,
     rows,
+    several,
+    sites,
     tiny_model,
+    within,
 )
 
-sites = pytest.mark.parametrize("site", SITES, ids=str)
+ENTRIES = ("0.resid_pre", "0.mlp_out", "2.attn_out", "2.resid_mid", "2.resid_post", "5.mlp_out", "5.resid_post")
+ENTRIES = tuple(map(Site.parse, ENTRIES))
+"""every point, the first block, one in the middle and the last"""
+
+
+def attending(hf, way):
+    """The model, wrapped anew and replayed in this way: the trial would take the other if this were not exact."""
+    model = wrap(hf)
+    model.replay_attention = way
+    return model
 
 
 def refusal(recording, *args, **options):
@@ -47,32 +67,63 @@ def refusal(recording, *args, **options):
 # Exactness
 
 
-@sites
-@pytest.mark.parametrize("name", REPLAYED)
-def test_replay_equals_full_forwards_of_each_prompt_alone(name, site, device):
-    hf, tokens, (prompt, position) = tiny_model(name, device), prompts(), rows()
-    recording = record(hf, tokens, [site])
-    vectors = edited(recording, site, prompt, position)
-    slow = all_alone(name, hf, tokens, site, prompt, position, vectors)
-    clean = all_alone(name, hf, tokens, site, prompt, position, None)
+@pytest.mark.parametrize(("name", "point"), named_points(*REPLAYED, *VARIANTS))
+def test_replay_equals_full_forwards_of_each_prompt_alone(name, point, device):
+    """Blocks at both ends and in between; one edited position or several; every horizon; both ways to attend.
 
-    fast = intervened_logits(recording, site, prompt, position, vectors, path="replay")
-    fast_clean = unembed(recording, recording.final_hidden[prompt.to(device), position.to(device)])
-    delta = float(torch.maximum((fast - slow).abs().max(), (fast_clean - clean).abs().max()))
-    assert delta <= TOLERANCE
+    By turns, so that each architecture and each point meets each of these; logits are formed by one way to attend where
+    metrics are by the other.
+    """
+    hf, tokens = tiny_model(name, device), prompts()
+    models = [attending(hf, way) for way in ATTENTIONS]
+    slight, violent = np.inf, 0.0
+    recording = record(models[0], tokens, [Site(layer, point) for layer in LAYERS])
+    recordings = [replace(recording, model=model) for model in models]
+    clean = {p: full_logits(name, hf, tokens, None, torch.tensor([p]), torch.tensor([0]), None)[0] for p in range(5)}
+    for turn, layer in enumerate(LAYERS, start=POINTS.index(point) + (*REPLAYED, *VARIANTS).index(name)):
+        site = Site(layer, point)
+        (prompt, position), horizons = TURNS[turn % len(TURNS)]
+        vectors = edited(recordings[0], site, prompt, position)
+        slow = full_logits(name, hf, tokens, site, prompt, position, vectors)
+        both = slow, [clean[p] for p in prompt.tolist()]
+        for horizon in horizons:
+            recordings.reverse()
+            keep = within(position, horizon).nonzero()[:, 0]
+            q, p = (read([logits[i] for i in keep.tolist()], position[keep], horizon) for logits in both)
+            some = (site, prompt[keep], position[keep], vectors[keep.to(device)])
+            fast = intervened_logits(recordings[0], *some, horizon=horizon, path="replay")
+            fast = fast if horizon in (1, "last") else longer(fast, horizon)
+            assert torch.equal(fast.isnan(), q.isnan())
+            assert (fast - q).abs().nan_to_num(0.0).max() <= TOLERANCE
+            assert_effects(measure(recordings[1], *some, metrics=METRICS, horizon=horizon, path="replay"), q, p)
+            exact = exact_kl(p, q)
+            slight, violent = min(slight, np.nanmin(exact)), max(violent, np.nanmax(exact))
+    assert [model.replay_attention for model in models] == list(ATTENTIONS)
+    assert slight < 1e-3 and violent > 0.5
 
-    effects = measure(
-        recording, site, prompt, position, vectors, metrics=("kl", "top1_changed", "clean_entropy"), path="replay"
-    )
-    exact = exact_kl(clean, slow)
-    assert exact.min() < 1e-3 and exact.max() > 0.5  # slight edits and violent ones
-    assert_same_effect(effects["kl"], exact, delta)
-    changed = slow.argmax(-1) != clean.argmax(-1)
-    assert torch.equal(effects["top1_changed"], changed.cpu()) and changed.any() and not changed.all()
-    log_p = clean.double().log_softmax(-1)
-    assert torch.allclose(effects["clean_entropy"].double(), -(log_p.exp() * log_p).sum(-1).cpu(), atol=1e-5)
+
+TURNS = ((rows(), (5, 1, "last")), (several(), ("last", 5)), (rows(), (12, 1)), (several(), (5, 12)))
+METRICS = ("kl", "top1_changed", "clean_entropy")
+
+
+def assert_effects(effects, slow, clean):
+    """What `measure` found by replay is what these logits, nan where nothing is read, say."""
+    assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
+    read_there = ~slow[..., 0].isnan().cpu()
+    assert torch.equal(effects.position >= 0, read_there)
+    ties = (slow.topk(2).values.diff().abs().amin(-1) <= 2 * TOLERANCE).cpu()
+    changed = (slow.argmax(-1) != clean.argmax(-1)).cpu() & read_there
+    assert torch.equal(effects["top1_changed"][~ties], changed[~ties])
+    log_p = clean.double().log_softmax(-1).cpu()
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    assert torch.allclose(effects["clean_entropy"].double(), entropy, atol=1e-5, equal_nan=True)
     assert (effects.path, effects.why_hooks, effects.halvings, effects.n_nonfinite) == ("replay", None, 0, 0)
     assert 0 <= effects.delta <= TOLERANCE
+
+
+def longer(logits, horizon):
+    """As wide as asked for: `intervened_logits` stops at the last position that any row reads."""
+    return torch.nn.functional.pad(logits, (0, 0, 0, horizon - logits.shape[1]), value=torch.nan)
 
 
 @pytest.mark.parametrize("name", REPLAYED)
@@ -96,68 +147,86 @@ def test_padded_tensors_give_what_lists_give(name, device):
         assert torch.equal(kl, expected)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("name", REPLAYED)
-def test_both_ways_to_attend_are_exact(name, attention, device):
-    """Which of them a model takes is for the engine to choose; one that is exact only by luck would be found here."""
-    hf, site, tokens = tiny_model(name, device), Site(0, "resid_pre"), prompts()
-    recording = record(hf, tokens, [site])
-    prompt, position = rows()
-    vectors = edited(recording, site, prompt, position)
-    slow = all_alone(name, hf, tokens, site, prompt, position, vectors)
-    fast = unembed(recording, final_hidden(recording, 0, prompt.numpy(), position.numpy(), vectors, attention))
-    assert (fast - slow).abs().max() <= TOLERANCE
+def side_by_side():
+    """Branches of one prompt, alike and unlike, overlapping and apart, of one token and of many; some edited twice."""
+    start = np.array([3, 3, 12, 23, 0, 21, 12, 0])
+    length = np.array([1, 9, 12, 1, 24, 3, 1, 2])
+    first = np.cumsum(length) - length
+    edited = np.unique(np.r_[first, first[[1, 4, 7]] + [4, 13, 1]])
+    return Branches(np.zeros_like(start), start, length, edited)
+
+
+def noisy(recording, site, branches):
+    """What stands at the edited tokens, and noise."""
+    row = branches.row[branches.edited]
+    prompt, position = torch.from_numpy(branches.prompt[row]), torch.from_numpy(branches.position[branches.edited])
+    return edited(recording, site, prompt, position)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("first_block", [0, 2, N_LAYERS])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
-def test_rows_side_by_side_do_not_see_each_other(name, first_block, attention, device):
-    """One by one, in pairs, or all in one group: the same hidden states."""
-    recording = record(tiny_model(name, device), prompts())
-    position = np.array([3, 3, 12, 23, 0, 23, 12])
-    prompt = np.zeros_like(position)
-    vectors = noise(len(prompt), device)
-    single = torch.cat(
-        [
-            final_hidden(recording, first_block, prompt[:1], position[i : i + 1], vectors[i : i + 1], attention)
-            for i in range(len(prompt))
-        ]
-    )
-    assert not torch.allclose(single[0], single[1], atol=0.1)
-    for size in (None, 1, 2, 7, 16):
-        together = final_hidden(recording, first_block, prompt, position, vectors, attention, size)
-        assert torch.allclose(together, single, atol=TOLERANCE, rtol=0)
+@pytest.mark.parametrize("site", ENTRIES, ids=str)
+@pytest.mark.parametrize("name", ["llama", "opt", "gemma3"])
+def test_branches_side_by_side_do_not_see_each_other(name, site, attention, device):
+    """One by one, in pairs, or all in one group: the same hidden states and the same streams."""
+    recording, branches = record(tiny_model(name, device), prompts(), [site]), side_by_side()
+    vectors = noisy(recording, site, branches)
+    single = []
+    for i in range(len(branches.prompt)):
+        which = torch.from_numpy(branches.row[branches.edited] == i).to(device)
+        single.append(replayed(recording, site, branches.take(np.array([i])), vectors[which], attention))
+    single = [torch.cat(parts) for parts in zip(*single, strict=True)]
+    assert not torch.allclose(single[0][0], single[0][1], atol=0.1)
+    for size in (None, 1, 2, 8, 16):
+        together = replayed(recording, site, branches, vectors, attention, size)
+        for found, expected in zip(together, single, strict=True):
+            assert torch.allclose(found, expected, atol=TOLERANCE, rtol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "olmo2"])
+def test_what_is_replayed_is_the_stream_and_its_norm(name, attention, device):
+    """Against full forward passes: the stream after the last block, and logits of what the final norm makes of it."""
+    branches = side_by_side()
+    for site in [*sites(name, (2,)), *sites(name, (N_LAYERS - 1,))]:
+        recording = record(tiny_model(name, device), prompts(), [site])
+        vectors = noisy(recording, site, branches)
+        found = replayed(recording, site, branches, vectors, attention)
+        slow = full_forwards(recording, site, branches, vectors, np.arange(branches.n_tokens))
+        assert torch.allclose(found.stream, slow.stream, atol=TOLERANCE, rtol=1e-5)
+        assert torch.allclose(unembed(recording, found.hidden), slow.logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_gradients_are_those_of_a_full_forward(name, attention, device):
-    """float64, so that they agree to 1e-9 of their size."""
-    hf, site, tokens = tiny_model(name, device, torch.float64), Site(1), prompts()
+def test_gradients_are_those_of_a_full_forward(name, point, attention, device):
+    """float64, so that they agree to 1e-9 of their size; read three positions on, after two edits."""
+    hf, site, tokens = tiny_model(name, device, torch.float64), Site(1, point), prompts()
     recording = record(hf, tokens, [site])
-    prompt, position = np.array([0, 1]), np.array([12, 9])
-    start = recording.at(site, torch.from_numpy(prompt), torch.from_numpy(position))
+    prompt, first = [0, 1], [12, 5]
+    branches = Branches(np.array(prompt), np.array(first), np.array([4, 4]), np.array([0, 2, 4, 6]))
+    start = torch.stack(
+        [recording.activations[site][p, q] for p, f in zip(prompt, first, strict=True) for q in (f, f + 2)]
+    )
     fast = start.clone().requires_grad_()
-    logits = unembed(recording, final_hidden(recording, site.first_block, prompt, position, fast, attention))
-    logits.log_softmax(-1)[:, 5].sum().backward()
+    logits = unembed(recording, replayed(recording, site, branches, fast, attention).hidden)
+    logits.log_softmax(-1)[[3, 7], 5].sum().backward()
 
     slow = start.clone().requires_grad_()
     total = 0.0
-    block = wrap(hf).blocks[site.layer]
-    for i in range(2):
-        where = int(position[i])
+    for i, (p, f) in enumerate(zip(prompt, first, strict=True)):
 
-        def put(_, __, out, i=i, where=where):
-            row = torch.arange(out.shape[1], device=out.device)[None, :, None] == where
-            return torch.where(row, slow[i], out)
+        def put(hidden, i=i, f=f):
+            where = torch.arange(hidden.shape[1], device=hidden.device)[None, :, None]
+            hidden = torch.where(where == f, slow[2 * i], hidden)
+            return torch.where(where == f + 2, slow[2 * i + 1], hidden)
 
-        handle = block.register_forward_hook(put)
-        ids = torch.tensor([tokens[int(prompt[i])]], device=device)
-        total = total + hf(input_ids=ids).logits[0, where].log_softmax(-1)[5]
-        handle.remove()
+        remove = changed_in(name, hf, site, put)
+        ids = torch.tensor([tokens[p]], device=device)
+        total = total + hf(input_ids=ids).logits[0, f + 3].log_softmax(-1)[5]
+        remove()
     total.backward()
-    assert slow.grad.abs().max() > 1e-3
+    assert slow.grad.abs().amax(-1).min() > 1e-3
     assert torch.allclose(fast.grad, slow.grad, rtol=1e-9, atol=1e-9)
 
 
@@ -168,32 +237,49 @@ def test_gradients_are_those_of_a_full_forward(name, attention, device):
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_other_dtypes_run_on_the_replay_path(name, dtype, device):
     """Within what `logit_tolerance` allows of full forward passes, and much as near as these to the same weights in float64."""
-    site, tokens, (prompt, position) = Site(2), prompts(), rows()
-    hf = tiny_model(name, device, dtype)
-    recording = record(hf, tokens, [site])
-    vectors = edited(recording, site, prompt, position)
-    fast = intervened_logits(recording, site, prompt, position, vectors, path="replay").double()
-    slow = all_alone(name, hf, tokens, site, prompt, position, vectors).double()
-    truth = all_alone(name, copy.deepcopy(hf).double(), tokens, site, prompt, position, vectors.double())
-    allowed = logit_tolerance(dtype, float((truth - truth.mean(-1, keepdim=True)).abs().max()))
-    assert (fast - slow).abs().max() <= allowed
-    assert (fast - truth).abs().max() <= 3 * (slow - truth).abs().max() + 1e-11
-    effects = measure(recording, site, prompt, position, vectors)
-    assert effects.path == "replay" and 0 <= effects.delta <= allowed
-    assert effects["kl"].isfinite().all() and (effects["kl"] >= 0).all()
+    tokens, hf = prompts(), tiny_model(name, device, dtype)
+    wide = copy.deepcopy(hf).double()
+    for site, (prompt, position), horizon in (
+        (Site(2), rows(), 1),
+        (Site(2, "attn_out"), rows(), 5),
+        (Site(2, "mlp_out"), several(), "last"),
+    ):
+        recording = record(hf, tokens, [site])
+        vectors = edited(recording, site, prompt, position)
+        options = {"horizon": horizon, "path": "replay"}
+        fast = intervened_logits(recording, site, prompt, position, vectors, **options).double()
+        slow = all_alone(name, hf, tokens, site, prompt, position, vectors, horizon).double()
+        truth = all_alone(name, wide, tokens, site, prompt, position, vectors.double(), horizon)
+        allowed = logit_tolerance(dtype, float((truth - truth.mean(-1, keepdim=True)).abs().nan_to_num(0).max()))
+        assert (fast - slow).abs().nan_to_num(0).max() <= allowed
+        assert (fast - truth).abs().nan_to_num(0).max() <= 3 * (slow - truth).abs().nan_to_num(0).max() + 1e-11
+        effects = measure(recording, site, prompt, position, vectors, horizon=horizon)
+        assert effects.path == "replay" and 0 <= effects.delta <= allowed
+        read_there = effects.position >= 0
+        assert effects["kl"][read_there].isfinite().all() and (effects["kl"][read_there] >= 0).all()
 
 
 # Identities
 
 
-@pytest.mark.parametrize("site", SITES, ids=str)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt_neox"])
-def test_an_edit_that_changes_nothing_has_no_effect(name, site, device):
+@pytest.mark.parametrize("name", [*REPLAYED, *VARIANTS])
+def test_an_edit_that_changes_nothing_has_no_effect(name, device):
     """Float32: logits within 1e-5, so a KL of (1e-5)² at most; 1e-9 is asked for."""
-    recording = record(tiny_model(name, device), prompts(), [site])
-    prompt, position = rows()
-    effects = measure(recording, site, prompt, position, recording.at(site, prompt, position), metrics=("kl", "js"))
-    assert effects["kl"].max() <= 1e-9 and effects["js"].max() <= 1e-9
+    for i, point in enumerate(points(name)):
+        site = Site(LAYERS[i % 3], point)
+        (prompt, position), horizon = ((rows(), 12), (several(), "last"))[i % 2]
+        recording = record(tiny_model(name, device), prompts(), [site])
+        at = prompt if position.ndim == 1 else prompt[:, None]
+        clean = recording.activations[site][at, position.clamp(min=0)]
+        for path, some in (("replay", slice(None)), ("hooks", slice(0, None, 7))):
+            effects = measure(
+                *(recording, site, prompt[some], position[some], clean[some]),
+                metrics=("kl", "js", "kl_direct"),
+                horizon=horizon,
+                path=path,
+            )
+            for value in effects.values.values():
+                assert value[effects.position >= 0].abs().max() <= 1e-9
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
@@ -231,6 +317,27 @@ def test_what_replay_cannot_serve_goes_through_full_forwards(name, device):
         measure(recording, site, prompt, position, vectors, path="replay")
     with pytest.raises(ReplayError, match="replay is not exact here"):
         intervened_logits(recording, site, prompt, position, vectors, path="replay")
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_what_replay_cannot_serve_goes_through_full_forwards_in_branches_too(name, device):
+    """Whatever is asked first of a model: longer branches, or several positions."""
+    hf, tokens = tiny_model(name, device), prompts()
+    for site in sites(name, (2,)):
+        (prompt, position), horizon = {"attn_out": (rows(), 5), "resid_mid": (several(), 12)}.get(
+            site.point, (several(), "last")
+        )
+        recording = record(wrap(hf), tokens, [site])
+        keep = within(position, horizon)
+        prompt, position = prompt[keep][::2], position[keep][::2]
+        vectors = edited(recording, site, prompt, position)
+        effects, _ = refusal(recording, site, prompt, position, vectors, horizon=horizon)
+        assert effects.path == "hooks" and effects.why_hooks
+        clean = all_alone(name, hf, tokens, site, prompt, position, None, horizon)
+        slow = all_alone(name, hf, tokens, site, prompt, position, vectors, horizon)
+        assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
+        with pytest.raises(ReplayError, match="replay is not exact here"):
+            measure(recording, site, prompt, position, vectors, horizon=horizon, path="replay")
 
 
 def test_a_recording_without_keys_is_not_replayed(device):
@@ -304,26 +411,38 @@ def test_positions_beyond_the_window(name, device):
     assert (wide - slow)[WINDOW:].abs().amax(-1).min() > 100 * TOLERANCE
 
 
-def test_longer_positions_are_checked_again(device):
+def test_longer_positions_and_longer_branches_are_checked_again(device):
+    """What was checked: point, longest branch (rounded up to a power of 2), first block, longest position."""
     model = wrap(fresh("mistral_window", device))
-    site, later = Site(1), Site(3)
-    recording = record(model, prompts(), [site, later])
+    site, later, inside = Site(1), Site(3), Site(3, "attn_out")
+    recording = record(model, prompts(), [site, later, inside])
 
-    def run(where, *pairs):
+    def run(where, *pairs, horizon=1):
         prompt, position = rows(pairs)
-        assert measure(recording, where, prompt, position, edited(recording, where, prompt, position)).path == "replay"
+        vectors = edited(recording, where, prompt, position)
+        assert measure(recording, where, prompt, position, vectors, horizon=horizon).path == "replay"
 
+    single, branch = ("resid_post", 1), ("resid_post", 8)
     assert model.replay_reach == {}
     run(site, (0, 3), (1, 2))
-    assert model.replay_reach == {2: 3}
+    assert model.replay_reach == {single: {2: 3}}
     run(site, (0, 2))
-    assert model.replay_reach == {2: 3}
+    assert model.replay_reach == {single: {2: 3}}
     run(site, (0, 20), (0, 1))
-    assert model.replay_reach == {2: 20}
+    assert model.replay_reach == {single: {2: 20}}
     run(later, (0, 20))  # what is exact from block 2 is exact from block 4
-    assert model.replay_reach == {2: 20}
+    assert model.replay_reach == {single: {2: 20}}
     run(later, (3, 23))
-    assert model.replay_reach == {2: 20, 4: 23}
+    assert model.replay_reach == {single: {2: 20, 4: 23}}
+    run(site, (0, 3), (0, 8), horizon=6)
+    assert model.replay_reach == {single: {2: 20, 4: 23}, branch: {2: 13}}
+    run(site, (0, 3), horizon=8)  # as long after rounding, and no further
+    run(later, (0, 5), horizon=8)
+    assert model.replay_reach == {single: {2: 20, 4: 23}, branch: {2: 13}}
+    run(site, (0, 3), horizon="last")
+    assert model.replay_reach == {single: {2: 20, 4: 23}, branch: {2: 13}, ("resid_post", 32): {2: 23}}
+    run(inside, (0, 3))
+    assert model.replay_reach["attn_out", 1] == {3: 3}
 
 
 def test_a_window_that_replay_does_not_know_is_found_out_when_positions_pass_it(device):
@@ -345,10 +464,47 @@ def test_a_window_that_replay_does_not_know_is_found_out_when_positions_pass_it(
     assert found == [("replay", 0), ("hooks", 1)]
 
 
+@pytest.mark.parametrize("way", ATTENTIONS)
+@pytest.mark.parametrize("wrong", ["none", "as long as the clean keys only"])
+def test_a_window_lost_within_long_branches_is_found_out(wrong, way, monkeypatch, device):
+    """Both ways to attend forget the window among a branch's own keys: tokens and branches up to it are right all the same."""
+    hf, tokens, site = tiny_model("mistral_window", device), prompts(), Site(1)
+    real_hidden, real_mask = attention.RowAttention.hidden, replay.row_mask
+
+    def forgetful(real, *args, window):
+        """What is hidden among the branch's own keys as if there were no window."""
+        if wrong == "none":
+            return real(*args, None)
+        kept, n = real(*args, window), args[0].n_clean
+        return torch.cat([kept[..., :n], real(*args, None)[..., n:]], dim=-1)
+
+    def hidden(self, window):
+        self.masks = {}
+        return forgetful(real_hidden, self, window=window).clone()
+
+    def mask(rows, dtype, window=None):
+        return forgetful(lambda r, w: real_mask(r, dtype, w), rows, window=window)
+
+    monkeypatch.setattr(attention.RowAttention, "hidden", hidden)
+    monkeypatch.setattr(replay, "row_mask", mask)
+    model = attending(hf, way)
+    recording = record(model, tokens, [site])
+    found = []
+    for pairs, horizon in (([(0, 3), (1, 7)], 1), ([(0, 0), (1, 1)], WINDOW), ([(0, 0), (2, 1), (0, 4)], WINDOW + 4)):
+        prompt, position = rows(pairs)
+        vectors = edited(recording, site, prompt, position)
+        effects, warned = refusal(recording, site, prompt, position, vectors, horizon=horizon)
+        clean = all_alone("mistral_window", hf, tokens, site, prompt, position, None, horizon)
+        slow = all_alone("mistral_window", hf, tokens, site, prompt, position, vectors, horizon)
+        assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
+        found.append((effects.path, len(warned)))
+    assert found[0] == ("replay", 0) and found[-1][0] == "hooks" and sum(n for _, n in found) == 1
+
+
 # What is left behind
 
 
-@pytest.mark.parametrize("site", [Site(0, "resid_pre"), Site(2), Site(N_LAYERS - 1)], ids=str)
+@pytest.mark.parametrize("site", ENTRIES, ids=str)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neo", "opt"])
 def test_nothing_is_left_on_the_model(name, site, device):
     hf = fresh(name, device)
@@ -356,12 +512,13 @@ def test_nothing_is_left_on_the_model(name, site, device):
     before = hf(input_ids=ids).logits
     recording = record(hf, prompts(), [site])
     prompt, position = rows()
-    refusal(recording, site, prompt, position, edited(recording, site, prompt, position))
+    for horizon in (1, "last"):
+        refusal(recording, site, prompt, position, edited(recording, site, prompt, position), horizon=horizon)
     assert torch.equal(hf(input_ids=ids).logits, before)
     assert_untouched(hf)
 
 
-@pytest.mark.parametrize("site", [Site(0, "resid_pre"), Site(2)], ids=str)
+@pytest.mark.parametrize("site", [Site(0, "resid_pre"), Site(2), Site(4, "attn_out")], ids=str)
 def test_nothing_is_left_on_a_model_that_raised(site, device):
     """Both paths, with an error in the middle of the model."""
     hf = fresh("llama", device)
@@ -392,55 +549,114 @@ def assert_untouched(hf):
     for module in hf.modules():
         assert "forward" not in module.__dict__
         assert not module._forward_hooks and not module._forward_pre_hooks
+    assert hf.config._attn_implementation in ("eager", "sdpa")
 
 
 # The pieces
 
 
-def laid_out(positions, n_clean):
-    """Groups given by the positions of their slots; which rows they hold does not matter to a mask."""
-    position = torch.tensor(positions)
-    return Layout(torch.arange(position.numel()), torch.arange(len(position)), position, n_clean)
+def branches_of(triples, edited=()):
+    """Branches given as (prompt, start, length)."""
+    prompt, start, length = (np.array(column) for column in zip(*triples, strict=True))
+    return Branches(prompt, start, length, np.array(edited, dtype=int))
+
+
+def seen_by(mask):
+    return (mask[:, 0] == 0).int()
 
 
 def test_row_mask_of_three_slots():
-    """Two prompts' groups: a slot sees clean keys before its position, and of the slots only itself."""
-    mask = row_mask(laid_out([[0, 2, 3], [1, 1, 3]], 3), torch.float32)
-    seen = (mask[:, 0] == 0).int()
+    """Two prompts' groups of single tokens: a slot sees clean keys before its position, and of the slots only itself."""
+    laid = layout(branches_of([(0, 0, 1), (0, 2, 1), (0, 3, 1), (1, 1, 1), (1, 1, 1), (1, 3, 1)]), CPU, 0.0, 3)
+    mask = row_mask(laid, torch.float32)
+    seen = seen_by(mask)
     assert mask.shape == (2, 1, 3, 6)
     assert seen[0].tolist() == [[0, 0, 0, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1]]
     assert seen[1].tolist() == [[1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1]]
     assert (mask[seen[:, None] == 0] == torch.finfo(torch.float32).min).all()
 
 
-@given(st.integers(1, 12), st.lists(st.integers(0, 20), min_size=1, max_size=5))
-def test_row_mask_within_a_window(window, positions):
-    """A token at p sees the `window` last tokens up to itself: p − window < key ≤ p."""
-    n_clean = max(positions)
-    mask = row_mask(laid_out([positions], n_clean), torch.float16, window)[0, 0]
-    for slot, p in enumerate(positions):
-        seen = (mask[slot] == 0).nonzero()[:, 0].tolist()
-        assert seen == [k for k in range(n_clean) if p - window < k < p] + [n_clean + slot]
+def test_row_mask_of_two_branches():
+    """Side by side: each sees the clean keys before its first token, and its own tokens so far."""
+    laid = layout(branches_of([(0, 2, 2), (0, 1, 3)]), CPU, 0.0, 2)
+    seen = seen_by(row_mask(laid, torch.float32))[0]
+    assert (laid.n_clean, laid.width, laid.shape) == (2, 3, (1, 6))
+    assert seen[[0, 1]].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
+    assert seen[[3, 4, 5]].tolist() == [[1, 0, 0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1, 1, 0], [1, 0, 0, 0, 0, 1, 1, 1]]
 
 
-@given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=8),
-    st.integers(0, 200),
-    st.sampled_from([0.0, 384.0]),
-    st.one_of(st.none(), st.integers(1, 9)),
-)
-def test_layout_gives_each_row_a_slot_of_its_prompt(counts, longest, cost, size):
-    prompt = np.repeat(np.arange(len(counts)) * 3, counts)
-    position = np.random.default_rng(0).integers(0, longest + 1, len(prompt))
-    found = layout(prompt, position, torch.device("cpu"), cost, size)
+triples = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20), st.integers(1, 12)), min_size=1, max_size=20)
+CPU = torch.device("cpu")
+
+
+@given(st.one_of(st.none(), st.integers(1, 25)), triples, st.one_of(st.none(), st.integers(1, 5)))
+def test_row_mask_within_a_window(window, given_branches, size):
+    """A token at p sees the `window` last tokens up to itself, p − window < key ≤ p: those before its branch clean, the
+    others of its branch, and every position once."""
+    branches = branches_of(sorted(given_branches))
+    laid = layout(branches, CPU, 0.0, size)
+    mask = row_mask(laid, torch.float16, window)[:, 0]
+    n_slot = laid.shape[1]
+    position = torch.cat([torch.arange(laid.n_clean).expand(len(mask), -1), laid.position], dim=1)
+    for token, slot in enumerate(laid.slot.tolist()):
+        group, p = slot // n_slot, int(branches.position[token])
+        seen = (mask[group, slot % n_slot] == 0).nonzero()[:, 0]
+        lowest = 0 if window is None else max(0, p - window + 1)
+        assert position[group, seen].tolist() == list(range(lowest, p + 1))
+        own = seen[seen >= laid.n_clean] - laid.n_clean + group * n_slot
+        branch = laid.slot[torch.from_numpy(branches.row == branches.row[token])].tolist()
+        assert own.tolist() == branch[max(0, lowest - branches.start[branches.row[token]]) : branches.place[token] + 1]
+
+
+@given(triples)
+def test_branches_stand_end_to_end(given_branches):
+    branches = branches_of(sorted(given_branches))
+    expected = [
+        (row, place, start + place)
+        for row, (_, start, length) in enumerate(sorted(given_branches))
+        for place in range(length)
+    ]
+    columns = (branches.row, branches.place, branches.position)
+    assert [tuple(map(int, token)) for token in zip(*columns, strict=True)] == expected
+    assert branches.n_tokens == len(expected)
+    assert (branches.place[branches.first] == 0).all() and (np.diff(branches.first) == branches.length[:-1]).all()
+
+
+@given(triples, st.data())
+def test_some_branches_are_these_branches(given_branches, data):
+    """Neighbours, with their edits."""
+    whole = branches_of(sorted(given_branches))
+    n = len(whole.prompt)
+    start = data.draw(st.integers(0, n - 1))
+    taken = np.arange(start, data.draw(st.integers(start, n - 1)) + 1)
+    edits = sorted(data.draw(st.sets(st.integers(0, whole.n_tokens - 1), min_size=1)))
+    whole = Branches(whole.prompt, whole.start, whole.length, np.array(edits))
+    part = whole.take(taken)
+    among = np.isin(whole.row, taken)
+    for name in ("place", "position"):
+        assert getattr(part, name).tolist() == getattr(whole, name)[among].tolist()
+    assert part.prompt.tolist() == whole.prompt[taken].tolist()
+    marked = np.isin(np.arange(whole.n_tokens), edits)[among]
+    assert part.edited.tolist() == np.flatnonzero(marked).tolist()
+
+
+@given(triples, st.sampled_from([0.0, 384.0]), st.one_of(st.none(), st.integers(1, 9)))
+def test_layout_gives_each_token_a_slot_of_its_prompt(given_branches, cost, size):
+    branches = branches_of(sorted(given_branches))
+    found = layout(branches, CPU, cost, size)
     n_group, n_slot = found.shape
-    assert len(set(found.slot.tolist())) == len(prompt)
-    assert found.group_prompt[found.slot // n_slot].tolist() == prompt.tolist()
-    assert found.position.flatten()[found.slot].tolist() == position.tolist()
-    assert set((found.slot // n_slot).tolist()) == set(range(n_group))
-    assert found.n_clean == position.max() and size in (None, n_slot)
+    slot = found.slot.numpy()
+    assert len(set(slot.tolist())) == branches.n_tokens
+    assert found.group_prompt[slot // n_slot].tolist() == branches.prompt[branches.row].tolist()
+    assert found.position.flatten()[slot].tolist() == branches.position.tolist()
+    assert found.start.flatten()[slot].tolist() == branches.start[branches.row].tolist()
+    assert set((slot // n_slot).tolist()) == set(range(n_group))
+    assert (slot % found.width == branches.place).all()  # each branch from the first slot of a branch's own
+    assert len(set((slot // found.width).tolist())) == len(branches.prompt)
+    assert found.width == branches.length.max() and n_slot % found.width == 0
+    assert found.n_clean == branches.start.max() and size in (None, n_slot // found.width)
     padding = torch.ones(n_group * n_slot, dtype=torch.bool).index_fill(0, found.slot, False)
-    assert (found.position.flatten()[padding] == 0).all()
+    assert (found.position.flatten()[padding] == 0).all() and (found.start.flatten()[padding] == 0).all()
 
 
 @pytest.mark.parametrize("name", [*REPLAYED, "gpt_neo", "bloom"])

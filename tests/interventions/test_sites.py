@@ -24,10 +24,19 @@ def test_names_are_transformer_lens_names():
     assert Site(0, "resid_pre").hook_name == "blocks.0.hook_resid_pre"
 
 
+@given(sites)
+def test_a_token_enters_where_its_site_or_its_block_begins(site):
+    """In the stream, at the site or before it, and below the first block that computes something new."""
+    assert site.entry.entry == site.entry and site.entry.point in ("resid_pre", "resid_post")
+    assert site.entry.layer == site.layer and site.entry.first_block == site.first_block
+    assert (site.entry == site) == (site.point in ("resid_pre", "resid_post"))
+
+
 def test_an_edit_is_first_read_by_the_same_block_or_the_next():
     assert Site(7, "resid_pre").first_block == 7
     assert Site(7, "resid_post").first_block == 8
     assert Site(7, "resid_post").first_block == Site(8, "resid_pre").first_block
+    assert {Site(7, point).first_block for point in ("attn_out", "resid_mid", "mlp_out")} == {7}
 
 
 def test_sites_are_values_in_the_order_of_layers():
@@ -40,7 +49,7 @@ def test_sites_are_values_in_the_order_of_layers():
 
 
 def test_an_unknown_point_is_answered_with_the_known_ones():
-    with pytest.raises(SiteError, match=r"'resid_psot' in block 12; known: resid_pre, resid_post"):
+    with pytest.raises(SiteError, match=f"'resid_psot' in block 12; known: {', '.join(POINTS)}"):
         Site(12, "resid_psot")
     with pytest.raises(SiteError, match=r"'attn_z'"):
         Site.parse("blocks.3.hook_attn_z")

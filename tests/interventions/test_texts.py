@@ -121,7 +121,7 @@ def test_bytes_that_are_no_utf8_are_an_error(tmp_path):
 
 
 def test_a_file_that_is_not_there_and_a_folder_are_errors(tmp_path):
-    with pytest.raises(TextError, match=r"no file 'boolqq'; expected 'boolq', a \.txt"):
+    with pytest.raises(TextError, match=r"no file 'boolqq'; expected 'boolq', 'sotu', a \.txt"):
         load_texts("boolqq")
     with pytest.raises(TextError, match="no file"):
         load_texts(str(tmp_path))

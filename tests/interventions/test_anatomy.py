@@ -1,0 +1,261 @@
+"""Where attention and MLP write: what is recorded there adds up, and a site that a block does not have is refused.
+
+`tests.tiny` says for each architecture which module's output is added to the stream, read off its code by hand.
+"""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+
+from interventions import Site, SiteError, check_site, measure, record, wrap
+from interventions.anatomy import _kinds, at_site
+from interventions.sites import POINTS
+from tests.tiny import (
+    BRIDGED,
+    HOOKED,
+    N_LAYERS,
+    PARALLEL,
+    REPLAYED,
+    STREAM,
+    VARIANTS,
+    bridge,
+    changed_in,
+    fresh,
+    points,
+    prompts,
+    rows,
+    sites,
+    tiny_model,
+    traced,
+)
+
+ALL = (*REPLAYED, *HOOKED, *VARIANTS)
+INSIDE = tuple(name for name in ALL if points(name) != STREAM)
+UNKNOWN = tuple(name for name in ALL if points(name) == STREAM)
+ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+"""of a sum, relative to its largest term: half a unit in the last place for each of two additions, and as much again"""
+
+
+def wrapped(name, wrapper, device):
+    if wrapper == "plain":
+        return tiny_model(name, device)
+    return bridge(name, fresh(name, device)) if wrapper == "bridge" else traced(fresh(name, device))
+
+
+def adds_up(recording, layer, parallel=False):
+    """resid_pre + attn_out = resid_mid, resid_mid + mlp_out = resid_post, on the prompts' own tokens."""
+    for i, n in enumerate(recording.length.tolist()):
+        pre, attn, mlp, post = (
+            recording.activations[Site(layer, point)][i, :n]
+            for point in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        )
+        mid = pre + attn
+        terms = [x.float() for x in (pre, attn, mlp, post, mid, attn + mlp)]
+        allowed = 2 * ROUNDING[recording.model.dtype] * torch.stack(terms).abs().amax(0)
+        assert ((terms[0] + terms[1] + terms[2] - terms[3]).abs() <= allowed).all()
+        assert min(attn.abs().max(), mlp.abs().max()) > 0.1
+        if not parallel:
+            assert torch.equal(recording.activations[Site(layer, "resid_mid")][i, :n], mid)
+
+
+# What is recorded
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_is_recorded_adds_up_and_is_what_the_modules_give(name, device):
+    hf, tokens = tiny_model(name, device), prompts()
+    here = sites(name, (0, 1, N_LAYERS - 1))
+    recording = record(hf, tokens, here)
+    for layer in (0, 1, N_LAYERS - 1):
+        adds_up(recording, layer, name in PARALLEL)
+    for site in here:
+        seen = []
+        remove = changed_in(name, hf, site, lambda x, seen=seen: seen.append(x.clone()) or x)
+        with torch.no_grad():
+            hf(input_ids=torch.tensor([tokens[0]], device=device))
+        remove()
+        assert torch.allclose(recording.activations[site][0], seen[0][0], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
+@pytest.mark.parametrize("name", [name for name in BRIDGED if name in INSIDE])
+def test_what_is_recorded_of_a_wrapped_model_adds_up(name, wrapper, device):
+    recording = record(wrapped(name, wrapper, device), prompts(), sites(name, (2,)))
+    adds_up(recording, 2, name in PARALLEL)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt_neox"])
+def test_half_precision_adds_up(name, dtype, device):
+    recording = record(tiny_model(name, device, dtype), prompts(), sites(name, (2,)))
+    adds_up(recording, 2, name in PARALLEL)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_what_stands_at_a_site_is_seen_in_every_pass_and_may_be_replaced(point, device):
+    model, site, seen = wrap(tiny_model("opt", device)), Site(2, point), []
+    ids = torch.tensor(prompts((7, 7)), device=device)
+    with torch.no_grad():
+        clean = model.hf(input_ids=ids).logits
+        with at_site(model, site, lambda x: seen.append(x)):
+            assert torch.equal(model.hf(input_ids=ids).logits, clean)
+            model.hf(input_ids=ids[:1])
+        with at_site(model, site, lambda x: x.roll(1, dims=-1)):
+            assert not torch.allclose(model.hf(input_ids=ids).logits, clean, atol=0.01)
+        assert torch.equal(model.hf(input_ids=ids).logits, clean)
+    assert [tuple(x.shape[:2]) for x in seen] == [(2, 7), (1, 7)]
+
+
+# Which sites there are
+
+
+@pytest.mark.parametrize("wrapper", ["plain", pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
+@pytest.mark.parametrize("name", ALL)
+def test_the_sites_of_each_architecture(name, wrapper, device):
+    if wrapper != "plain" and name not in BRIDGED:
+        pytest.skip("not wrapped in these tests")
+    model = wrapped(name, wrapper, device)
+    for layer in (0, N_LAYERS - 1) if wrapper == "plain" else (2,):
+        for point in POINTS:
+            if point in points(name):
+                check_site(model, Site(layer, point))
+                continue
+            with pytest.raises(SiteError, match=f"no {point} in block {layer}: .*known here: resid_pre,.* resid_post"):
+                check_site(model, Site(layer, point))
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_no_resid_mid_where_attention_and_mlp_read_the_same_stream(name, device):
+    hf = tiny_model(name, device)
+    message = f"attention and MLP of {type(hf).__name__} read the same stream, side by side; known here: resid_pre, attn_out, mlp_out, resid_post"
+    with pytest.raises(SiteError, match=message):
+        record(hf, prompts(), [Site(1, "resid_mid")])
+
+
+REASONS = {
+    "granite": r"do not add up|does not add up to what the block hands on \(off by",
+    "opt_post_norm": r"does not add up to what the block hands on \(off by",
+    "bloom": r"does not add up to what the block hands on \(off by",
+    "mpt": r"MptForCausalLM keeps no module of the names known for it",
+    "mamba": r"MambaForCausalLM keeps no module of the names known for it \(self_attn",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_why_a_block_has_no_sites_inside(name, device):
+    """By every function that takes a site."""
+    hf, one = tiny_model(name, device), torch.zeros(1, dtype=torch.long)
+    recording = record(hf, prompts(), [Site(1)])
+    vectors = recording.at(Site(1), one, one)
+    for point in ("attn_out", "resid_mid", "mlp_out"):
+        site = Site(1, point)
+        for call in (
+            lambda site=site: check_site(hf, site),
+            lambda site=site: record(hf, prompts(), [site]),
+            lambda site=site: measure(recording, site, one, one, vectors, path="hooks"),
+            lambda site=site: at_site(wrap(hf), site, lambda x: x).__enter__(),
+        ):
+            with pytest.raises(SiteError, match=f"no {point} in block 1: .*({REASONS[name]})"):
+                call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1, 10, 100])
+def test_a_scaled_residual_is_found_out_beside_a_large_stream(size, dtype, device):
+    """Blocks add half of what their modules give, to a stream many times as large: still off by more than rounding."""
+    hf = fresh("granite", device, dtype)
+    hf.model.embed_tokens.weight.mul_(size)
+    for layer in (0, 3):
+        with pytest.raises(SiteError, match="does not add up"):
+            check_site(hf, Site(layer, "attn_out"))
+
+
+def test_each_block_is_looked_at_for_itself(device):
+    """One whose output is changed on the way out has no sites inside; those beside it do."""
+    hf = fresh("llama", device)
+    hf.model.layers[3].register_forward_hook(lambda _, __, output: output + 0.01)
+    for layer in (2, 4):
+        check_site(hf, Site(layer, "resid_mid"))
+    with pytest.raises(SiteError, match=r"no resid_mid in block 3: .*does not add up"):
+        check_site(hf, Site(3, "resid_mid"))
+    check_site(hf, Site(3))
+
+
+def test_a_module_of_the_right_name_that_is_not_called(device):
+    hf = fresh("llama", device)
+    hf.model.layers[3].mlp.forward = lambda x: x
+    block = hf.model.layers[3]
+    other = copy.deepcopy(block)
+    block.forward = other.forward
+    with pytest.raises(SiteError, match="the module taken for attn_out was not called"):
+        check_site(hf, Site(3, "attn_out"))
+
+
+def test_a_block_is_looked_at_once(device):
+    """And a model that goes is forgotten; the stream's own sites need no look."""
+    hf = fresh("llama", device)
+    passes = []
+    hf.model.norm.register_forward_hook(lambda *_: passes.append(1))
+    for point in STREAM:
+        check_site(hf, Site(2, point))
+    assert passes == []
+    check_site(hf, Site(2, "attn_out"))
+    looked = len(passes)
+    assert looked == 2
+    for point in POINTS:
+        check_site(wrap(hf), Site(2, point))
+    check_site(hf, Site(2, "mlp_out"), may_run=False)
+    assert len(passes) == looked
+    with pytest.raises(SiteError, match="block 3 has not been looked at"):
+        check_site(hf, Site(3, "mlp_out"), may_run=False)
+    check_site(hf, Site(3, "mlp_out"))
+    assert len(passes) == 2 * looked
+    gone = weakref.ref(hf)
+    assert hf in _kinds
+    del hf
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bloom", "phi"])
+def test_a_look_leaves_nothing_on_the_model(name, device):
+    hf = fresh(name, device).requires_grad_(True)
+    ids = torch.tensor([prompts()[0]], device=device)
+    before = hf(input_ids=ids).logits
+    for layer in range(N_LAYERS):
+        try:
+            check_site(hf, Site(layer, "mlp_out"))
+        except SiteError:
+            assert name == "bloom"
+    assert torch.equal(hf(input_ids=ids).logits, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in hf.modules())
+    assert all(p.grad is None for p in hf.parameters())
+
+
+def test_layers_that_are_not_there_at_every_point(device):
+    for point in POINTS:
+        with pytest.raises(SiteError, match="no block 6 in a model of 6 blocks; layers run from 0 to 5"):
+            check_site(tiny_model("llama", device), Site(N_LAYERS, point))
+
+
+# What an edit there does
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "opt"])
+def test_an_edit_between_attention_and_mlp_is_one_of_what_attention_adds(name, device):
+    """The same change made at `attn_out` and at `resid_mid`; at `resid_pre` the block's attention sees it as well."""
+    recording = record(tiny_model(name, device), prompts(), sites(name, (2,)))
+    prompt, position = rows()
+    change = 4 * torch.randn(len(prompt), 32, generator=torch.Generator().manual_seed(5)).to(device)
+    found = {}
+    for point in POINTS:
+        site = Site(2, point)
+        vectors = recording.at(site, prompt, position) + change
+        found[point] = measure(recording, site, prompt, position, vectors, horizon="last")["kl"]
+    assert torch.allclose(found["attn_out"], found["resid_mid"], rtol=1e-3, atol=1e-5)
+    assert torch.allclose(found["mlp_out"], found["resid_post"], rtol=1e-3, atol=1e-5)
+    for a, b in (("resid_pre", "resid_mid"), ("resid_mid", "resid_post")):
+        assert (found[a] - found[b]).abs().max() > 0.05

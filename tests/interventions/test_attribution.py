@@ -1,0 +1,381 @@
+"""Gradients by replay against central differences of `measure` and of full forward passes, and what attributions add up to."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from interventions import EditError, ReplayError, Site, SiteError, intervened_logits, measure, record, wrap
+from interventions.attribution import (
+    Attribution,
+    gradient_times_activation,
+    gradients,
+    gradients_everywhere,
+    integrated_gradients,
+)
+from interventions.metrics import LogitDifference, Probability, Rank
+from tests.tiny import D_MODEL, N_LAYERS, alone, bridge, forward_alone, fresh, points, prompts, rows, tiny_model
+
+OBJECTIVE = LogitDifference([3], [5, 6])
+PROMPT, POSITION = rows(((0, 3), (3, 20), (0, 0), (1, 4), (2, 16), (0, 20), (3, 22)))
+LAYER_NORM = ("gpt2", "phi")
+"""transformers' LayerNorm computes in the model's dtype, float64 here"""
+
+
+@functools.cache
+def recorded(name: str, layers: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float64):
+    """A clean pass over the prompts with every point of some blocks; tests leave it as it is."""
+    sites = [Site(layer, point) for layer in layers for point in points(name)]
+    return record(wrap(tiny_model(name, "cpu", dtype)), prompts(), sites)
+
+
+def plain(logits: torch.Tensor, tokens: tuple = (3, 5, 6)) -> torch.Tensor:
+    """OBJECTIVE written out, `[..., vocab]` to `[...]`."""
+    return logits[..., tokens[0]] - (logits[..., tokens[1]] + logits[..., tokens[2]]) / 2
+
+
+def by_measure(recording, site, x, horizon=1, objective=OBJECTIVE) -> torch.Tensor:
+    """The objective of each row with x in place, summed over what the horizon reads, `[row]`."""
+    value = measure(recording, site, PROMPT, POSITION, x, metrics=(objective,), horizon=horizon)[objective.name]
+    return value.double().nan_to_num(0).reshape(len(PROMPT), -1).sum(1)
+
+
+def difference(f, x: torch.Tensor, along: torch.Tensor, step: float) -> torch.Tensor:
+    """∂f/∂x · along by differences of fourth order, `[row]`."""
+    near, far = ((f(x + s * step * along) - f(x - s * step * along)) / (2 * s * step) for s in (1, 2))
+    return (4 * near - far) / 3
+
+
+def directions(seed: int) -> torch.Tensor:
+    return torch.randn(len(PROMPT), D_MODEL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# Against differences
+
+
+@pytest.mark.parametrize("horizon", [1, 4, "last"])
+@pytest.mark.parametrize(("name", "point"), [(name, point) for name in LAYER_NORM for point in points(name)])
+def test_gradients_are_differences_of_measure(name, point, horizon):
+    """float64 all the way: rounding leaves 1e-15 of logits below 10 over a step of 1e-3, its fourth power as much."""
+    recording, site = recorded(name), Site(2, point)
+    gradient, value = gradients(recording, site, PROMPT, POSITION, OBJECTIVE, horizon=horizon)
+    x = recording.at(site, PROMPT, POSITION)
+    torch.testing.assert_close(value, by_measure(recording, site, x, horizon), rtol=1e-10, atol=1e-10)
+    along = directions(0)
+    expected = difference(lambda y: by_measure(recording, site, y, horizon), x, along, 1e-3)
+    assert (expected.abs() > 0.02).any()
+    torch.testing.assert_close((gradient * along).sum(-1), expected, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "point"),
+    [("llama", "resid_mid"), ("llama", "resid_post"), ("gemma3", "attn_out"), ("olmo2", "mlp_out")],
+)
+def test_gradients_are_differences_of_measure_where_norms_are_float32(name, point):
+    """transformers' RMSNorm computes in float32: 6e-8, some 1e-6 of an objective, over a step of 0.03: 1e-4, twice."""
+    recording, site = recorded(name), Site(2, point)
+    for horizon in (1, 4):
+        gradient, _ = gradients(recording, site, PROMPT, POSITION, OBJECTIVE, horizon=horizon)
+        x, along = recording.at(site, PROMPT, POSITION), directions(0)
+        along = along / along.norm(dim=-1, keepdim=True) * x.norm(dim=-1, keepdim=True)
+        expected = difference(lambda y, h=horizon: by_measure(recording, site, y, h), x, along, 5e-3)
+        assert (expected.abs() > 0.02).any()
+        torch.testing.assert_close((gradient * along).sum(-1), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_gradients_are_taken_where_the_vectors_are():
+    recording, site = recorded("gpt2"), Site(2)
+    x = recording.at(site, PROMPT, POSITION) + directions(4)
+    gradient, value = gradients(recording, site, PROMPT, POSITION, OBJECTIVE, vectors=x)
+    clean, _ = gradients(recording, site, PROMPT, POSITION, OBJECTIVE)
+    along = directions(5)
+    expected = difference(lambda y: by_measure(recording, site, y), x, along, 1e-3)
+    torch.testing.assert_close((gradient * along).sum(-1), expected, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(value, by_measure(recording, site, x), rtol=1e-10, atol=1e-10)
+    assert (gradient - clean).norm() > 0.1 * clean.norm()
+
+
+def test_each_row_has_its_own_objective_and_chunks_change_nothing():
+    """Token lists `[row, token]`: rows are sorted and cut into chunks inside."""
+    recording, site = recorded("gpt2"), Site(2)
+    own = LogitDifference([[7 + i] for i in range(len(PROMPT))], [[60 - i, 40] for i in range(len(PROMPT))])
+    whole, value = gradients(recording, site, PROMPT, POSITION, own, horizon=4)
+    for batch_rows in (1, 3):
+        again, same = gradients(recording, site, PROMPT, POSITION, own, horizon=4, batch_rows=batch_rows)
+        torch.testing.assert_close(again, whole, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(same, value, rtol=1e-10, atol=1e-12)
+    for i in range(len(PROMPT)):
+        one = LogitDifference([7 + i], [60 - i, 40])
+        alone_, _ = gradients(recording, site, PROMPT[i : i + 1], POSITION[i : i + 1], one, horizon=4)
+        torch.testing.assert_close(alone_[0], whole[i], rtol=1e-10, atol=1e-12)
+
+
+def test_a_function_of_logits_is_an_objective_too():
+    """A metric of tokens and the same written out; and the chain rule: ∂log P = ∂P / P."""
+    recording, site = recorded("gpt2"), Site(2)
+    some = recording, site, PROMPT, POSITION
+    by_metric, by_hand = (gradients(*some, o)[0] for o in (OBJECTIVE, lambda logits, _: plain(logits)))
+    torch.testing.assert_close(by_metric, by_hand, rtol=1e-10, atol=1e-12)
+    slope, p = gradients(*some, Probability([3, 8]))
+    log_slope, log_p = gradients(*some, lambda logits, _: logits.log_softmax(-1)[:, [3, 8]].logsumexp(-1))
+    torch.testing.assert_close(p.log(), log_p, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(slope / p[:, None], log_slope, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_are_formed_also_where_none_are_wanted_around():
+    recording, site = recorded("gpt2"), Site(2)
+    expected, _ = gradients(recording, site, PROMPT, POSITION, OBJECTIVE)
+    with torch.no_grad():
+        found, value = gradients(recording, site, PROMPT, POSITION, OBJECTIVE)
+        everywhere = gradients_everywhere(recording, [site], PROMPT, POSITION, OBJECTIVE)[site]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not (found.requires_grad or value.requires_grad or everywhere.requires_grad)
+
+
+# At every position
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "phi"])
+def test_everywhere_agrees_with_replay_to_the_last_position(name):
+    recording = recorded(name, (1, 2))
+    sites = [Site(layer, point) for layer in (1, 2) for point in points(name)]
+    last = recording.length[PROMPT] - 1
+    whole = gradients_everywhere(recording, sites, PROMPT, last, OBJECTIVE)
+    assert list(whole) == sites
+    tolerance = {"rtol": 1e-9, "atol": 1e-11} if name in LAYER_NORM else {"rtol": 1e-4, "atol": 1e-5}
+    for site in sites:
+        assert whole[site].shape == (len(PROMPT), int(recording.length.max()), D_MODEL)
+        one, _ = gradients(recording, site, PROMPT, POSITION, OBJECTIVE, horizon="last")
+        torch.testing.assert_close(whole[site][torch.arange(len(PROMPT)), POSITION], one, **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"), [("gpt_neo", torch.float32), ("mamba", torch.float32), ("gpt2", torch.float64)]
+)
+def test_everywhere_is_the_difference_of_full_forward_passes_at_earlier_positions(name, inside):
+    """Also for models that replay does not serve; nothing after the row's own position matters.
+
+    inside: what attention (gpt_neo) or the norms (mamba) compute in, in a float64 model.
+    """
+    hf, site = tiny_model(name, "cpu", torch.float64), Site(2)
+    recording = record(wrap(hf), prompts(), [site])
+    prompt, position = torch.tensor([0, 1, 3, 3]), torch.tensor([20, 9, 14, 23])
+    found = gradients_everywhere(recording, [site], prompt, position, OBJECTIVE, batch_rows=3)[site]
+    step, tolerance = (1e-3, 1e-7) if inside == torch.float64 else (2e-2, 3e-3)
+    for row, earlier in ((0, 20), (0, 13), (1, 2), (2, 0), (2, 11), (3, 20)):
+        tokens = prompts()[int(prompt[row])]
+        along = directions(row)[0]
+        f = lambda y, t=tokens, q=earlier, p=int(position[row]): plain(forward_alone(name, hf, t, site, {q: y})[p])  # noqa: E731
+        x = recording.activations[site][prompt[row], earlier]
+        expected = difference(f, x, along, step)
+        assert float(found[row, earlier] @ along) == pytest.approx(float(expected), rel=tolerance, abs=tolerance)
+        assert found[row, : position[row] + 1].norm(dim=-1).gt(0).any()
+    for row, p in enumerate(position.tolist()):
+        assert not found[row, p + 1 :].any()
+
+
+def test_everywhere_serves_several_sites_and_rows_with_their_own_objectives_at_once():
+    recording = recorded("gpt2", (1, 2))
+    sites = [Site(1, "attn_out"), Site(2), Site(2, "resid_mid")]
+    own = LogitDifference([[7 + i] for i in range(len(PROMPT))], [40])
+    together = gradients_everywhere(recording, sites, PROMPT, POSITION, own, batch_rows=4)
+    for site in sites:
+        for i in range(len(PROMPT)):
+            one = gradients_everywhere(
+                recording, [site], PROMPT[i : i + 1], POSITION[i : i + 1], LogitDifference([7 + i], [40])
+            )
+            torch.testing.assert_close(together[site][i], one[site][0], rtol=1e-9, atol=1e-12)
+
+
+# Attributions
+
+
+def linear_head():
+    """A llama that unembeds the stream itself: after its last block logits are linear in the activation."""
+    hf = fresh("llama", dtype=torch.float64)
+    hf.model.norm = nn.Identity()
+    return hf, Site(N_LAYERS - 1)
+
+
+@pytest.mark.parametrize("baseline", [0.0, "vectors"])
+def test_attributions_are_exact_where_the_objective_is_linear(baseline):
+    hf, site = linear_head()
+    recording = record(wrap(hf), prompts(), [site])
+    b = directions(3) if baseline == "vectors" else baseline
+    first = gradient_times_activation(recording, site, PROMPT, POSITION, OBJECTIVE, baseline=b)
+    path = integrated_gradients(recording, site, PROMPT, POSITION, OBJECTIVE, baseline=b, steps=1)
+    weight = hf.lm_head.weight.double()
+    w = weight[3] - (weight[5] + weight[6]) / 2
+    x = recording.at(site, PROMPT, POSITION)
+    for found in (first, path):
+        torch.testing.assert_close(found.score, (x - b) @ w, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found.gradient, w.expand_as(x), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found.clean, x @ w, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(path.baseline, ((x * 0) + b) @ w, rtol=1e-10, atol=1e-10)
+    assert path.gap.abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("power", "steps", "exact"), [(2, 1, True), (3, 1, False), (3, 2, True), (5, 2, False), (5, 3, True)]
+)
+def test_n_steps_integrate_polynomials_of_degree_two_n_minus_one(power, steps, exact):
+    """Gauss and Legendre's promise: the path's integrand has degree `power` − 1."""
+    hf, site = linear_head()
+    recording = record(wrap(hf), prompts(), [site])
+    found = integrated_gradients(recording, site, PROMPT, POSITION, lambda y, _: y[:, 3] ** power, steps=steps)
+    error = (found.gap.abs() / found.clean.abs()).max()
+    assert (error < 1e-10) == exact
+    assert exact or error > 1e-3
+
+
+@pytest.mark.parametrize(("name", "horizon"), [("gpt2", 1), ("gpt2", 4), ("llama", 1)])
+def test_integrated_gradients_are_complete(name, horizon):
+    """What is missing falls with the steps, to rounding: scores add up to the effect of putting the baseline in."""
+    recording, site = recorded(name), Site(2)
+    x = recording.at(site, PROMPT, POSITION)
+    baseline = x + 2 * directions(6)
+    runs = [
+        integrated_gradients(recording, site, PROMPT, POSITION, OBJECTIVE, baseline=baseline, steps=n, horizon=horizon)
+        for n in (1, 4, 40)
+    ]
+    gaps = [float(run.gap.abs().max()) for run in runs]
+    effect = by_measure(recording, site, x, horizon) - by_measure(recording, site, baseline, horizon)
+    assert effect.abs().max() > 0.4
+    assert gaps[0] > 10 * gaps[2]
+    assert gaps[2] < 1e-4
+    torch.testing.assert_close(runs[2].score, effect, rtol=0, atol=2e-4)
+    torch.testing.assert_close(runs[2].clean - runs[2].baseline, effect, rtol=1e-6, atol=1e-5)
+
+
+def test_gradient_times_activation_is_right_to_first_order():
+    """Halving the distance to the baseline quarters the error."""
+    recording, site = recorded("gpt2"), Site(2)
+    x, along = recording.at(site, PROMPT, POSITION), directions(7)
+    errors = []
+    for step in (2e-3, 1e-3):
+        found = gradient_times_activation(recording, site, PROMPT, POSITION, OBJECTIVE, baseline=x + step * along)
+        effect = by_measure(recording, site, x) - by_measure(recording, site, x + step * along)
+        errors.append((found.score - effect).abs())
+        assert (errors[-1] < 0.05 * effect.abs()).float().mean() > 0.7
+    torch.testing.assert_close(errors[0] / errors[1], torch.full((len(PROMPT),), 4.0).double(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("horizon", [1, "last"])
+def test_kl_has_no_gradient_at_the_clean_point_but_is_curved_there(horizon):
+    recording, site = recorded("gpt2"), Site(2)
+    x = recording.at(site, PROMPT, POSITION)
+    log_p = intervened_logits(recording, site, PROMPT, POSITION, x, horizon=horizon).log_softmax(-1)
+
+    def kl(logits, row):
+        return (log_p[row].exp() * (log_p[row] - logits.log_softmax(-1))).sum(-1)
+
+    gradient, value = gradients(recording, site, PROMPT, POSITION, kl, horizon=horizon)
+    assert value.abs().max() < 1e-13
+    assert gradient.abs().max() < 1e-12
+    along = directions(8)
+    step = 1e-3
+    moved, there = gradients(recording, site, PROMPT, POSITION, kl, vectors=x + step * along, horizon=horizon)
+    exact = measure(recording, site, PROMPT, POSITION, x + step * along, horizon=horizon)["kl"]
+    torch.testing.assert_close(there, exact.double(), rtol=1e-4, atol=1e-13)
+    curvature = (moved * along).sum(-1) / step
+    assert (curvature > 1e-7).all()
+    torch.testing.assert_close(curvature, 2 * exact.double() / step**2, rtol=2e-2, atol=1e-7)
+
+
+# Errors, and what is left behind
+
+
+@pytest.mark.parametrize("form", [gradients, gradient_times_activation, integrated_gradients])
+def test_a_rank_cannot_be_attributed(form):
+    with pytest.raises(EditError, match=r"cannot be differentiated \(a rank\?\)"):
+        form(recorded("gpt2"), Site(2), PROMPT, POSITION, Rank([3]))
+    with pytest.raises(EditError, match=r"cannot be differentiated \(a rank\?\)"):
+        gradients_everywhere(recorded("gpt2"), [Site(2)], PROMPT, POSITION, Rank([3]))
+
+
+def test_what_does_not_serve_is_an_error_that_says_so():
+    recording, site = recorded("gpt2"), Site(2)
+    some = (PROMPT, POSITION, OBJECTIVE)
+    with pytest.raises(EditError, match="0 steps; expected 1 or more"):
+        integrated_gradients(recording, site, *some, steps=0)
+    with pytest.raises(EditError, match="use integrated_gradients"):
+        _ = gradient_times_activation(recording, site, *some).gap
+    with pytest.raises(SiteError, match="no block 9"):
+        gradients_everywhere(recording, [Site(9)], *some)
+    with pytest.raises(SiteError, match="no resid_mid in block 2"):
+        gradients_everywhere(recorded("phi"), [Site(2, "resid_mid")], *some)
+    with pytest.raises(SiteError, match="was not recorded"):
+        gradients(recording, Site(4), *some)
+    with pytest.raises(SiteError, match="position 24 lies outside prompt 0"):
+        gradients_everywhere(recording, [site], torch.tensor([0]), torch.tensor([24]), OBJECTIVE)
+    without_keys = record(wrap(tiny_model("mamba")), prompts(), [site])
+    with pytest.raises(ReplayError, match="replay is not exact here: no keys"):
+        gradients(without_keys, site, *some)
+
+
+def hooks_of(hf: nn.Module) -> list[int]:
+    return [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + ("forward" in m.__dict__)
+        for m in hf.modules()
+    ]
+
+
+def fails(logits, row):
+    raise ArithmeticError("an objective of one's own")
+
+
+def test_a_model_whose_parameters_ask_for_gradients_serves_too():
+    """As `from_pretrained` gives it."""
+    recording = record(wrap(fresh("llama").requires_grad_(True)), prompts(), [Site(2)])
+    found, value = gradients(recording, Site(2), PROMPT, POSITION, OBJECTIVE)
+    expected, _ = gradients(recorded("llama", dtype=torch.float32), Site(2), PROMPT, POSITION, OBJECTIVE)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not (found.requires_grad or value.requires_grad)
+    assert all(p.grad is None for p in recording.model.hf.parameters())
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVE, Rank([3]), fails])
+def test_nothing_is_left_on_the_model(objective):
+    """No hook, and the model's own forward, also where the objective fails."""
+    hf = fresh("llama")
+    before = hooks_of(hf)
+    assert not any(before)
+    recording = record(wrap(hf), prompts(), [Site(2), Site(3, "attn_out")])
+    for form in (
+        lambda: gradients(recording, Site(2), PROMPT, POSITION, objective, horizon=2),
+        lambda: integrated_gradients(recording, Site(3, "attn_out"), PROMPT, POSITION, objective, steps=2),
+        lambda: gradients_everywhere(recording, [Site(2), Site(3, "attn_out")], PROMPT, POSITION, objective),
+    ):
+        if objective is OBJECTIVE:
+            found = form()
+            assert not isinstance(found, Attribution) or found.gap.isfinite().all()
+        else:
+            with pytest.raises((EditError, ArithmeticError)):
+                form()
+        assert hooks_of(hf) == before
+    clean = alone("llama", hf, prompts()[0], None, 5)
+    torch.testing.assert_close(clean, alone("llama", tiny_model("llama"), prompts()[0], None, 5), rtol=0, atol=0)
+
+
+# However the model is wrapped
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_bridge_gives_the_same_gradients(name):
+    """float32 both ways: 1e-4 of a gradient."""
+    plain_, wrapped = tiny_model(name), bridge(name, fresh(name))
+    sites = [Site(2), Site(3, "attn_out"), Site(3, "mlp_out")]
+    recordings = [record(wrap(m), prompts(), sites) for m in (plain_, wrapped)]
+    for site in sites:
+        for horizon in (1, 4):
+            (one, value), (other, same) = (
+                gradients(r, site, PROMPT, POSITION, OBJECTIVE, horizon=horizon) for r in recordings
+            )
+            scale = one.norm(dim=-1).max()
+            assert (one - other).norm(dim=-1).max() < 1e-4 * scale
+            torch.testing.assert_close(value, same, rtol=1e-4, atol=1e-4)
+    one, other = (gradients_everywhere(r, sites, PROMPT, POSITION, OBJECTIVE) for r in recordings)
+    for site in sites:
+        assert (one[site] - other[site]).norm() < 1e-4 * one[site].norm()
