@@ -146,7 +146,7 @@ COLUMNS = (
 )  # fmt: skip
 """Of the table. model: `trained`, or `random 0` … for untrained networks. pair: index within its pair set, the same pair
 everywhere for `random` and `scale_rotate`; source columns are −1 and empty for `scale_rotate`. Norms and delta_norm = ‖Δx‖
-are L2 norms; norm_of_median: the larger of the two tokens' ‖x‖ over the site's median, the largest over sites, which is what
+are L2 norms; norm_of_median: the larger of the pair's ‖x‖ over the site's median, the largest over sites, which is what
 the sink filter looks at; delta_angle is in radians, kl, js, clean_entropy and kl_direct in nats. With a horizon above 1 these
 are sums over the positions read (top1_changed: at any of them), and `kl_at_0` … hold each position's KL. Models with
 LayerNorm have `norm_read` = ‖x − mean(x)‖ of the target too."""
@@ -277,12 +277,11 @@ class _Design:
         noise = self._tangents(site, name, len(pairs), chosen)
         pairs, numbers, n = pairs.take(chosen), numbers[chosen], len(EDITS[name])
         largest = self.clean.norm_of_median
-        of_median = largest[pairs.target_prompt, pairs.target_position]
+        of_median = np.maximum(
+            largest[pairs.target_prompt, pairs.target_position], largest[pairs.source_prompt, pairs.source_position]
+        )
         x = self.clean.at(site, pairs.target_prompt, pairs.target_position)
-        a = None
-        if name != "scale_rotate":
-            a = self.clean.at(site, pairs.source_prompt, pairs.source_position)
-            of_median = np.maximum(of_median, largest[pairs.source_prompt, pairs.source_position])
+        a = None if name == "scale_rotate" else self.clean.at(site, pairs.source_prompt, pairs.source_position)
         edited = torch.stack([_edit(edit, x, a, *noise) for edit in EDITS[name]], dim=1)
         table = pd.DataFrame(
             {

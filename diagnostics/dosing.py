@@ -181,11 +181,14 @@ def dose_response(
     if sites is None:
         sites = [Site(layer) for layer in (default_layers(model.n_layers) if layers is None else layers)]
     doses = tuple(sorted(dict.fromkeys(float(d) for d in doses)))
-    if not doses or not 0 < doses[0] <= doses[-1] <= 2:
+    if not doses or not all(0 < dose <= 2 for dose in doses):
         raise ResultError(f"doses {list(doses)}; expected numbers above 0 and up to 2, shares of the activation's norm")
     if tokens < 1:
         raise ResultError(f"{tokens} tokens asked for; ask for at least one")
     given = {name: _checked(name, d, model.d_model) for name, d in (directions or {}).items()}
+    names = [SELF, *edit_names(given)]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise EditError(f"two edits have the name {twice[0]!r}; give the direction another name")
     settings = Settings(
         sites=tuple(dict.fromkeys(sites)),
         contexts=CONTEXTS if context == "both" else (context,),
@@ -217,8 +220,6 @@ def _checked(name: str, direction: Tensor, d_model: int) -> Tensor:
             f"direction {name!r} has shape {list(direction.shape)} and norm {float(direction.float().norm()):.3g}; expected "
             f"[{d_model}], finite and not zero"
         )
-    if name in (*EDITS, SELF):
-        raise EditError(f"a direction cannot be named {name!r}, as one of our edits is; give it another name")
     return direction.detach().float().cpu()
 
 

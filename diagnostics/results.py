@@ -100,13 +100,11 @@ class Result:
     def load(cls, folder: str | Path) -> Self:
         """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
         folder = Path(folder)
-        try:
-            frame = pd.read_parquet(folder / f"{cls.NAME}.parquet")
-            provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
-            tokens = [[int(t) for t in row if t >= 0] for row in np.load(folder / "tokens.npy")]
-        except FileNotFoundError as error:
-            missing = Path(error.filename).name
-            raise ResultError(f"{folder} holds no {cls.NAME} result: {missing} is missing") from error
+        if missing := [name for name in result_files(cls) if not (folder / name).is_file()]:
+            raise ResultError(f"{folder} holds no {cls.NAME} result: {missing[0]} is missing")
+        frame = pd.read_parquet(folder / f"{cls.NAME}.parquet")
+        provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
+        tokens = [[int(t) for t in row if t >= 0] for row in np.load(folder / "tokens.npy")]
         return cls(frame, tokens, provenance)
 
     def write(self, folder: Path) -> list[str]:

@@ -1,10 +1,11 @@
 """What if tokens lost their norm? Activations forced to norm 1 after one block, alone or all together, by depth."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -48,24 +49,9 @@ class UnitNorm(Result):
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """Mean KL (nats) of each model × layer × edit, and of unit_norm over rotation, with jackknife intervals."""
-        found = []
-        for key, rows in self.frame.groupby(["model", "layer"], sort=False):
-            model, layer = cast(tuple[str, int], key)
-            floor = statistics.noise_floor(rows.kl[rows.edit == "self"].to_numpy(float))
-            kl = rows.pivot(index="token", columns="edit", values="kl").astype(float)
-            own = rows.drop_duplicates("token").set_index("token").loc[kl.index, "target_prompt"].to_numpy(int)
-            group: dict[str, Any] = {"model": model, "layer": int(layer), "n_tokens": len(kl), "noise_floor": floor}
-            group["mean_dose"] = float((rows.delta_norm / rows.target_norm)[rows.edit == "unit_norm"].mean())
-            for edit in (*ALONE[1:], *TOGETHER):
-                there = kl.get(edit, pd.Series(np.nan, kl.index)).notna().to_numpy()
-                values = kl[edit].to_numpy()[there] if there.any() else np.zeros(0)
-                group[edit] = statistics.mean(values, own[there], transform="log" if values.sum() > 0 else None)
-            for one, other in (ALONE[1:], TOGETHER):
-                both = kl.reindex(columns=[one, other]).notna().all(axis=1).to_numpy()
-                a, b = kl.reindex(columns=[one, other]).to_numpy()[both].T
-                group[f"{one} ÷ {other}"] = statistics.ratio_of_means(a, b, floor, own[both])
-            found.append(group)
-        return found
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # few prompts: n_prompts stands beside each interval
+            return [_group(key, rows) for key, rows in self.frame.groupby(["model", "layer"], sort=False)]
 
     def select(self, model: str = TRAINED) -> list[dict[str, Any]]:
         """The groups of one model."""
@@ -111,6 +97,23 @@ class UnitNorm(Result):
 
     def _repr_html_(self) -> str:
         return self.summary().to_html(index=False)
+
+
+def _group(key: Any, rows: pd.DataFrame) -> dict[str, Any]:
+    floor = statistics.noise_floor(rows.kl[rows.edit == "self"].to_numpy(float))
+    kl = rows.pivot(index="token", columns="edit", values="kl").astype(float)
+    own = rows.drop_duplicates("token").set_index("token").loc[kl.index, "target_prompt"].to_numpy(int)
+    group: dict[str, Any] = {"model": key[0], "layer": int(key[1]), "n_tokens": len(kl), "noise_floor": floor}
+    group["mean_dose"] = float((rows.delta_norm / rows.target_norm)[rows.edit == "unit_norm"].mean())
+    for edit in (*ALONE[1:], *TOGETHER):
+        there = kl.get(edit, pd.Series(np.nan, kl.index)).notna().to_numpy()
+        values = kl[edit].to_numpy()[there] if there.any() else np.zeros(0)
+        group[edit] = statistics.mean(values, own[there], transform="log" if values.sum() > 0 else None)
+    for one, other in (ALONE[1:], TOGETHER):
+        both = kl.reindex(columns=[one, other]).notna().all(axis=1).to_numpy()
+        a, b = kl.reindex(columns=[one, other]).to_numpy()[both].T
+        group[f"{one} ÷ {other}"] = statistics.ratio_of_means(a, b, floor, own[both])
+    return group
 
 
 @torch.no_grad()

@@ -239,14 +239,14 @@ class Units:
 
     def _take(self, folder: Path, units: Path) -> None:
         """Remove what a killed process left, and see to it that `run.json` and the units there are of this identity."""
-        for partial in units.glob(".partial-*"):
+        for partial in (*units.glob(".partial-*"), *folder.glob(".partial-*")):
             partial.unlink()
         stated = folder / "run.json"
         if stated.exists():
             differences = _differences(stated, self.identity)
             if not differences:
                 return
-            if not self.overwrite:
+            if not self.overwrite and any(units.glob("*.parquet")):
                 raise ResultError(
                     f"{folder} holds units of another run: {'; '.join(differences)}; "
                     "name another folder, or pass --overwrite to remove them"

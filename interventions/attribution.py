@@ -81,12 +81,12 @@ def gradients(
 
 
 def _gradient(rows: Rows, chunk: np.ndarray, objective: Objective) -> tuple[Tensor, Tensor]:
-    model, reads = rows.recording.model, rows.reads(chunk)
-    assert model.replay_attention is not None
+    reads = rows.reads(chunk)
+    assert rows.attention is not None
     x = rows.edited(chunk).detach().requires_grad_(True)
     branches = rows.branches(chunk)
     with torch.enable_grad():
-        hidden = replayed(rows.recording, rows.site, branches, x, model.replay_attention).hidden
+        hidden = replayed(rows.recording, rows.site, branches, x, rows.attention).hidden
         token = torch.from_numpy(branches.first[reads.row] + reads.position - branches.start[reads.row]).to(x.device)
         at_read = objective(unembed(rows.recording, hidden[token]), torch.from_numpy(chunk[reads.row]))
         row = torch.from_numpy(reads.row).to(x.device)

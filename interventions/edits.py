@@ -118,12 +118,17 @@ def random_like(x: Vectors, generator: torch.Generator) -> Vectors:
 
 
 def tangent(x: Vectors, towards: Shared) -> Vectors:
-    """The unit tangent at x̂ that points to `towards`: `towards` without its component along x, normalised."""
+    """The unit tangent at x̂ that points to `towards`: `towards` without its component along x, normalised.
+
+    Non-finite where `towards` is parallel to x but for rounding: there is no way to turn.
+    """
     unit = _unit(x).double()
     rest = towards.to(x.device).double()
     for _ in range(2):  # once more for what rounding leaves when `towards` is nearly parallel to x
         rest = rest - (rest * unit).sum(-1, keepdim=True) * unit
-    return (rest / rest.norm(dim=-1, keepdim=True)).to(_wide(x).dtype)
+    size, rounding = rest.norm(dim=-1, keepdim=True), 8 * torch.finfo(_wide(x).dtype).eps
+    known = size > rounding * towards.double().norm(dim=-1, keepdim=True).to(x.device)
+    return torch.where(known, rest / size, torch.nan).to(_wide(x).dtype)
 
 
 def rotate_by_angle(x: Vectors, towards: Shared, angle: float | Tensor) -> Vectors:

@@ -10,18 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.anatomy import check_site
+from interventions.chunks import Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
 from interventions.errors import MechdiagError, ReplayError
-from interventions.hooks import Forwarded, full_forwards
-from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison, TokenMetric
+from interventions.metrics import TokenMetric
 from interventions.recording import Recording
-from interventions.replay import Branches, Replayed, replayed, unembed
-from interventions.rows import Horizon, Reads, Reference, Rows, Vectors
+from interventions.replay import unembed
+from interventions.rows import Horizon, Reference, Rows, Vectors
 from interventions.sites import Site
 from interventions.trust import is_out_of_memory, why_not_replay
 
 PATHS = ("auto", "replay", "hooks")
-DIRECT = "kl_direct"
-"""A metric beside `METRICS`: the KL of the change carried straight to the final norm and unembedding, later writes frozen."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,10 @@ def measure(
             f"path {path!r}, batch_rows {batch_rows}; expected one of {', '.join(PATHS)}, and 1 row or more"
         )
     rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
-    asked = _Asked(metrics, len(rows))
+    asked = Asked(metrics, len(rows))
     why, replaying = choose_path(rows, path)
     size = batch_rows or (512 if recording.model.device.type == "cpu" else 4096)
-    one_chunk = _replay_chunk if replaying else _hooks_chunk
+    one_chunk = replay_chunk if replaying else hooks_chunk
     reached = np.cumsum((rows.stop - rows.start)[rows.order])
     done, halvings = 0, 0
     while done < len(rows):
@@ -113,7 +111,7 @@ def measure(
     values, where = asked.values(rows)
     read = where >= 0
     bad = torch.stack([~v.isfinite() & read for v in values.values()]).any(0) if values else torch.zeros(1)
-    compared = bool(recording.model.replay_reach)
+    compared = any(recording.model.replay_reach.values()) or bool(recording.model.replay_otherwise)
     return Effects(
         values,
         where,
@@ -145,10 +143,10 @@ def intervened_logits(
     everything = rows.order
     reads = rows.reads(everything)
     if replaying:
-        branches, found = _replay(rows, everything, rows.edited(everything))
-        logits = unembed(recording, found.hidden[_tokens(branches, reads, found.hidden.device)])
+        branches, found = replay_rows(rows, everything, rows.edited(everything))
+        logits = unembed(recording, found.hidden[read_tokens(branches, reads, found.hidden.device)])
     else:
-        logits = _hooked(rows, everything, rows.edited(everything)).logits
+        logits = hooked(rows, everything, rows.edited(everything)).logits
     if rows.one_read:
         return torch.empty_like(logits).index_copy(0, torch.from_numpy(everything).to(logits.device), logits)
     whole = logits.new_full((len(rows), rows.n_columns, logits.shape[-1]), torch.nan)
@@ -177,230 +175,3 @@ def choose_path(rows: Rows, path: str) -> tuple[str | None, bool]:
     if path == "replay" and why:
         raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
     return why, path != "hooks" and why is None
-
-
-class _Asked:
-    """The metrics asked for, and their values so far."""
-
-    def __init__(self, metrics: Sequence[str | TokenMetric], n_rows: int):
-        self.by_name: dict[str, Callable[[Comparison, Tensor], Tensor]] = {}
-        self.names: list[str] = []
-        self.direct = False
-        for metric in metrics:
-            if isinstance(metric, TokenMetric):
-                metric.check(n_rows)
-                self.by_name[metric.name] = lambda c, rows, m=metric: m(c.intervened, rows)
-                self.by_name[f"clean_{metric.name}"] = lambda c, rows, m=metric: m(c.clean.logits, rows)
-                self.names += [metric.name, f"clean_{metric.name}"]
-            elif metric == DIRECT:
-                self.direct = True
-                self.names.append(DIRECT)
-            elif metric in METRICS:
-                self.by_name[metric] = lambda c, _, m=METRICS[metric]: m(c)
-                self.names.append(metric)
-            else:
-                raise MechdiagError(
-                    f"unknown metric {metric!r}; known: {', '.join([*METRICS, DIRECT])}, metrics of tokens"
-                )
-        if twice := [name for i, name in enumerate(self.names) if name in self.names[:i]]:
-            raise MechdiagError(f"two metrics have the name {twice[0]!r}; give one of them another name")
-        self.chunks: list[tuple[np.ndarray, Reads, dict[str, Tensor]]] = []
-
-    def store(self, chunk: np.ndarray, reads: Reads, values: dict[str, Tensor]) -> None:
-        self.chunks.append((chunk[reads.row], reads, values))
-
-    def values(self, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
-        """Each metric and the positions read, in the order of the rows."""
-        row, column, position = (
-            torch.from_numpy(np.concatenate(parts))
-            for parts in zip(*((row, reads.column, reads.position) for row, reads, _ in self.chunks), strict=True)
-        )
-        shape = (len(rows),) if rows.one_read else (len(rows), rows.n_columns)
-        at = (row,) if rows.one_read else (row, column)
-        values = {}
-        for name in self.names:
-            found = torch.cat([part[name] for _, _, part in self.chunks]).cpu()
-            empty = torch.full(shape, float("nan") if found.is_floating_point() else 0).to(found.dtype)
-            values[name] = empty.index_put(at, found)
-        return values, torch.full(shape, -1).index_put(at, position)
-
-
-def _replay(rows: Rows, which: np.ndarray, vectors: Tensor) -> tuple[Branches, Replayed]:
-    """Rows in ascending order of prompt, with `vectors` at their edited tokens."""
-    attention = rows.recording.model.replay_attention
-    assert attention is not None
-    branches = rows.branches(which)
-    return branches, replayed(rows.recording, rows.site, branches, vectors, attention)
-
-
-def _tokens(branches: Branches, reads: Reads, device: torch.device) -> Tensor:
-    """The token at which each effect is read."""
-    return torch.from_numpy(branches.first[reads.row] + reads.position - branches.start[reads.row]).to(device)
-
-
-def _compare(
-    clean: CleanSide, index: np.ndarray, logits: Tensor, rows: Tensor, metrics: dict[str, Callable]
-) -> dict[str, Tensor]:
-    """Metrics of some reads; `index`: the clean row of each, ascending; `rows`: the row of each.
-
-    A few reads at a time on the CPU, where what fits its caches is several times faster; edits of one token share its row.
-    """
-    some = max(1, (2**18 if logits.device.type == "cpu" else 2**27) // logits.shape[1])
-    parts: list[list[Tensor]] = []
-    start = 0
-    while start < len(logits):
-        alike = int(np.searchsorted(index, index[start], side="right"))
-        stop = alike if some // 2 <= alike - start <= 2 * some else min(start + some, len(logits))
-        if index[start] == index[stop - 1]:
-            which: Tensor | slice = slice(int(index[start]), int(index[start]) + 1)
-        else:
-            which = torch.from_numpy(index[start:stop]).to(logits.device)
-        comparison = Comparison(CleanRows(clean, which), logits[start:stop])
-        parts.append([metric(comparison, rows[start:stop]) for metric in metrics.values()])
-        start = stop
-    return {name: torch.cat(column) for name, column in zip(metrics, zip(*parts, strict=True), strict=True)}
-
-
-def _clean_side(logits: Tensor, metrics: dict[str, Callable]) -> CleanSide:
-    """With everything formed that `metrics` will read, a few rows at a time on the CPU."""
-    clean = CleanSide(logits)
-    some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    parts = [CleanSide(clean.logits[start : start + some]) for start in range(0, len(logits), some)]
-    needed = ["log_p", "p"] if {"kl", "js", "clean_entropy", DIRECT} & set(metrics) else []
-    needed += ["top1"] * ("top1_changed" in metrics) + ["entropy"] * ("clean_entropy" in metrics)
-    for name in needed:
-        clean.__dict__[name] = torch.cat([getattr(part, name) for part in parts])
-    return clean
-
-
-_KL = {DIRECT: lambda c, _: c.kl}
-
-
-@dataclass
-class _Sides:
-    """Final hidden states to be compared: clean ones, and of each read and each directly carried change which is its own."""
-
-    clean: Float[Tensor, "clean d_model"]
-    hidden: Float[Tensor, "read d_model"]
-    index: Int[np.ndarray, "read"]
-    """the clean side of each read, ascending"""
-    direct: Float[Tensor, "some_read d_model"] | None
-    direct_of: Int[np.ndarray, "some_read"]
-    """which reads were edited themselves, ascending"""
-
-
-def _replay_chunk(rows: Rows, chunk: np.ndarray, asked: _Asked) -> tuple[Reads, dict[str, Tensor]]:
-    model = rows.recording.model
-    sides, reads = _sides(rows, chunk, asked.direct)
-    row = torch.from_numpy(chunk[reads.row])
-    most = max(3, (2**25 if model.device.type == "cpu" else 2**28) // model.vocab_size)  # logits held at once
-    carried = np.searchsorted(sides.direct_of, np.arange(len(row) + 1))  # direct changes among the reads before
-    every = {**asked.by_name, **(_KL if asked.direct else {})}
-    found: list[dict[str, Tensor]] = []
-    start = 0
-    while start < len(row):
-        first = sides.index[start]
-        cost = (
-            np.arange(1, len(row) - start + 1)
-            + (sides.index[start:] - first + 1)
-            + carried[start + 1 :]
-            - carried[start]
-        )
-        stop = start + max(1, int(np.searchsorted(cost, most, side="right")))
-        n_clean = sides.index[stop - 1] - first + 1
-        parts = [sides.clean[first : first + n_clean], sides.hidden[start:stop]]
-        if sides.direct is not None:
-            parts.append(sides.direct[carried[start] : carried[stop]])
-        logits = unembed(rows.recording, torch.cat(parts))
-        clean = _clean_side(logits[:n_clean], every)
-        index, n_read = sides.index[start:stop] - first, stop - start
-        values = _compare(clean, index, logits[n_clean : n_clean + n_read], row[start:stop], asked.by_name)
-        if asked.direct:
-            which = sides.direct_of[carried[start] : carried[stop]] - start
-            values[DIRECT] = _spread(clean, index, logits[n_clean + n_read :], which, n_read)
-        found.append(values)
-        start = stop
-    return reads, {name: torch.cat([part[name] for part in found]) for name in found[0]}
-
-
-def _spread(clean: CleanSide, index: np.ndarray, logits: Tensor, which: np.ndarray, n_read: int) -> Tensor:
-    """The KL of directly carried changes at the reads `which`, 0 at those that were not edited."""
-    kl = logits.new_zeros(n_read, dtype=clean.logits.dtype)
-    if len(which) == 0:
-        return kl
-    at = torch.from_numpy(which)
-    return kl.index_copy(0, at.to(kl.device), _compare(clean, index[which], logits, at, _KL)[DIRECT])
-
-
-def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
-    """Everything up to the unembedding, by replay; reads in the order of their clean sides."""
-    recording, device = rows.recording, rows.recording.model.device
-    vectors, last = rows.edited(chunk), Site(rows.recording.model.n_layers - 1)
-    branches, found = _replay(rows, chunk, vectors)
-    reads = rows.reads(chunk)
-    if rows.reference is None:
-        key = rows.prompt[chunk][reads.row] * recording.tokens.shape[1] + reads.position
-        order = np.argsort(key, kind="stable")
-        reads = Reads(*(x[order] for x in reads))
-        place, index = np.unique(key[order], return_inverse=True)
-        at = torch.from_numpy(np.stack(np.divmod(place, recording.tokens.shape[1]))).to(device)
-        clean, stream = recording.final_hidden[at[0], at[1]], recording.activations[last][at[0], at[1]]
-    else:
-        distinct, which = rows.distinct_clean(chunk)
-        width = int(reads.column.max()) + 1
-        key = which[reads.row] * width + reads.column
-        order = np.argsort(key, kind="stable")
-        reads = Reads(*(x[order] for x in reads))
-        place, one, index = np.unique(key[order], return_index=True, return_inverse=True)
-        own, made = _replay(rows, distinct, rows.reference_vectors(distinct))
-        at = own.first[place // width] + reads.position[one] - own.start[place // width]
-        clean, stream = (x[torch.from_numpy(at).to(device)] for x in made)
-    token = _tokens(branches, reads, device)
-    carried, direct_of = None, np.zeros(0, dtype=int)
-    if direct:
-        edit, direct_of = _edits_read(branches, token)
-        delta = (vectors - rows.clean_at_site(chunk))[edit]
-        moved = stream[torch.from_numpy(index[direct_of]).to(device)] + delta
-        alone = Branches.single(np.zeros(len(direct_of), dtype=int), np.zeros(len(direct_of), dtype=int))
-        carried = replayed(recording, last, alone, moved).hidden if len(direct_of) else moved
-    return _Sides(clean, found.hidden[token], index, carried, direct_of), reads
-
-
-def _edits_read(branches: Branches, token: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Of the reads at `token` those that were edited themselves: which edit each is, and which read."""
-    read = token.cpu().numpy()
-    edit = np.minimum(np.searchsorted(branches.edited, read), len(branches.edited) - 1)
-    own = np.flatnonzero(branches.edited[edit] == read)
-    return torch.from_numpy(edit[own]).to(token.device), own
-
-
-def _hooked(rows: Rows, which: np.ndarray, vectors: Tensor | None) -> Forwarded:
-    """Full forward passes of rows with `vectors` at their edited tokens (None: clean)."""
-    branches = rows.branches(which)
-    token = _tokens(branches, rows.reads(which), torch.device("cpu")).numpy()
-    return full_forwards(rows.recording, rows.site, branches, vectors, token)
-
-
-def _hooks_chunk(rows: Rows, chunk: np.ndarray, asked: _Asked) -> tuple[Reads, dict[str, Tensor]]:
-    """The reference path, 16 rows at a time."""
-    found, all_reads = [], []
-    for start in range(0, len(chunk), 16):
-        part = chunk[start : start + 16]
-        reads, vectors = rows.reads(part), rows.edited(part)
-        forwarded = _hooked(rows, part, None if rows.reference is None else rows.reference_vectors(part))
-        clean, index = CleanSide(forwarded.logits), np.arange(len(reads.row))
-        row = torch.from_numpy(part[reads.row])
-        values = _compare(clean, index, _hooked(rows, part, vectors).logits, row, asked.by_name)
-        if asked.direct:
-            edit, own = _edits_read(rows.branches(part), _tokens(rows.branches(part), reads, vectors.device))
-            moved = forwarded.stream[torch.from_numpy(own).to(edit.device)] + (vectors - rows.clean_at_site(part))[edit]
-            alone = Branches.single(rows.prompt[part][reads.row[own]], reads.position[own])
-            last = Site(rows.recording.model.n_layers - 1)
-            logits = (
-                full_forwards(rows.recording, last, alone, moved, np.arange(len(own))).logits if len(own) else moved
-            )
-            values[DIRECT] = _spread(clean, index, logits, own, len(index))
-        found.append(values)
-        all_reads.append(Reads(reads.row + start, reads.column, reads.position))
-    reads = Reads(*(np.concatenate(column) for column in zip(*all_reads, strict=True)))
-    return reads, {name: torch.cat([values[name] for values in found]) for name in found[0]}

@@ -50,10 +50,11 @@ class CausalModel:
     """replay found exact: (point, longest branch, rounded up to a power of 2) -> first block run -> longest position checked"""
     replay_delta: float = 0.0
     """largest logit difference seen between replay and full forwards"""
-    replay_attention: str | None = "grouped"
-    """how replayed rows attend (see `replay`): the first way found exact; None: no way is"""
-    replay_refused: str | None = None
-    """why replay does not serve this model, once a check has failed"""
+    replay_attention: str = "grouped"
+    """how replayed rows attend (see `replay`): the way that is tried first, which `replay_reach` speaks of"""
+    replay_otherwise: dict[tuple[str, int, int], tuple[int, str | None, str]] = field(default_factory=dict)
+    """where that way is not exact: (point, longest branch, first block run) -> longest position checked, the other way where
+    that is exact, and why the first, or neither, is"""
 
     @cached_property
     def config(self) -> Any:

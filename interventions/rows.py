@@ -101,6 +101,7 @@ class Rows:
         else:
             self.stop = length if horizon == "last" else np.minimum(self.start + int(horizon), length)
         self._check_edits()
+        self.attention: str | None = None  # how replay is to attend, once it was found exact
         self.clean_key = self.prompt * n_pos + self.start if reference is None else reference.index.numpy()
         self.order = np.lexsort((self.clean_key, self.start, self.prompt))
 

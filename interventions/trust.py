@@ -21,38 +21,50 @@ def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
 
 
 def why_not_replay(rows: Rows) -> str | None:
-    """Why replay does not serve these rows, or None where it is exact.
+    """Why replay does not serve these rows, or None where it is exact; then `rows.attention` is how they are to attend.
 
     Compares logits with full forward passes at the longest positions (a sliding window bites only there) and in branches
-    as long as the rows', unless the model was checked that far already; the model remembers the first way to attend that
-    is exact, or why none is.
+    as long as the rows', unless the model was checked that far already. What other rows went through before decides
+    nothing: the same rows go the same way in whatever order a sweep takes them.
     """
     recording, site = rows.recording, rows.site
     model, first = recording.model, site.first_block
-    if reason := model.replay_refused or unsupported(recording):
+    if reason := unsupported(recording):
         return reason
     longest, kind = int(rows.furthest.max()), (site.point, 2 ** int(np.ceil(np.log2(rows.width))))
     known = model.replay_reach.setdefault(kind, {})
     if longest <= max((reach for block, reach in known.items() if block <= first), default=-1):
+        rows.attention = model.replay_attention
         return None
+    if (*kind, first) in model.replay_otherwise:
+        checked, way, reason = model.replay_otherwise[(*kind, first)]
+        if way is None and longest >= checked:
+            return reason
+        if way is not None and longest <= checked:
+            rows.attention = way
+            return None
     branches, vectors = _trial(rows)
     read = np.arange(branches.n_tokens)
     slow = full_forwards(recording, site, branches, vectors, read).logits.float()
     if not bool(slow.isfinite().all()):
         return "no row to check it with: the model's own logits are not finite"  # this call; the next one asks again
     allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
-    reason = None
-    ways = ATTENTIONS if model.replay_attention is None else ATTENTIONS[ATTENTIONS.index(model.replay_attention) :]
-    for way in ways:
-        reason = _trial_fails(rows, branches, vectors, way, slow, allowed)
-        if reason is None:
-            model.replay_attention, known[first] = way, longest
+    reasons = []
+    for way in ATTENTIONS[ATTENTIONS.index(model.replay_attention) :]:
+        failure = _trial_fails(rows, branches, vectors, way, slow, allowed)
+        if failure is None:
+            rows.attention = way
+            if reasons:
+                model.replay_otherwise[(*kind, first)] = longest, way, reasons[0]
+            else:
+                known[first] = longest
             return None
-    model.replay_refused, model.replay_attention = f"{reason} (longest position {longest})", None
-    warnings.warn(
-        f"replay does not serve this model: {model.replay_refused}; full forward passes are used instead", stacklevel=5
-    )
-    return model.replay_refused
+        reasons.append(failure)
+    reason = f"{reasons[-1]} (longest position {longest})"
+    if not any(way is None for _, way, _ in model.replay_otherwise.values()):
+        warnings.warn(f"replay does not serve this model: {reason}; full forward passes are used instead", stacklevel=5)
+    model.replay_otherwise[(*kind, first)] = longest, None, reason
+    return reason
 
 
 def _trial_fails(

@@ -12,6 +12,7 @@ from matplotlib.container import ErrorbarContainer
 
 from diagnostics.direction_patching import DirectionNorm, direction_norm
 from diagnostics.plots import CAP, COLOURS, LABELS, caption
+from interventions import Site
 from interventions.errors import MechdiagError
 from interventions.texts import Prompts
 from tests.tiny import prompts, tiny_model
@@ -196,16 +197,89 @@ def test_few_prompts_have_points_and_no_intervals():
 def test_the_caption_says_what_a_reader_must_know():
     run = result()
     (text,) = [t.get_text() for t in figure(run).texts if "seed" in t.get_text()]
-    assert text == caption(run.provenance)
-    used = run.provenance["pair_sets"]["random"][3]["used"]
+    used = run.provenance["drawn"]["trained"]["pair_sets"]["random"]["3.resid_post"]["used"]
+    assert text == caption(run.provenance, f"{used} random cross-prompt token pairs of", bounds=True)
     flat = " ".join(text.split())
     assert f"{used} random cross-prompt token pairs of 24 prompts (random tokens)" in flat
-    for words in ("LlamaForCausalLM", "float32", "seed 4", "sink filter: ‖x‖ > 10 × median dropped", "95 %", "replay"):
-        assert words in flat, words
+    for words in (
+        "LlamaForCausalLM",
+        "float32",
+        "seed 4",
+        "sink filter: ‖x‖ > 10 × median dropped",
+        "95 %",
+        "replay",
+        "patched at resid_post, read at the edited position",
+        "lower bound",
+    ):
+        assert words in flat, words  # fmt: skip
+    assert "Grey" not in flat
     other = {**run.provenance, "sink_filter": None, "seed": 9, "model_note": "dequantised", "replay_delta": None}
-    other = " ".join(caption(other).split())
-    for words in ("no sink filter", "seed 9", "dequantised"):
-        assert words in other
+    other |= {
+        "sites": ["1.attn_out", "3.attn_out", "1.resid_post"],
+        "horizon": 4,
+        "null_models": ["random 0", "random 1"],
+    }
+    other |= {"path": {"1.attn_out": "hooks+replay", "3.attn_out": "replay", "1.resid_post": "hooks"}}
+    other = " ".join(caption(other, "9 rows of").split())
+    for words in (
+        "9 rows of 24 prompts",
+        "sink filter: none",
+        "seed 9",
+        "dequantised",
+        "patched at attn_out, resid_post",
+        "read at 4 positions (sums)",
+        "Grey: networks of the same shape with random weights (2).",
+        "Effects by hooks and replay.",
+    ):
+        assert words in other, words  # fmt: skip
+    assert "lower bound" not in other and "logits within" not in other
+    last = caption({**run.provenance, "horizon": "last"}, "")
+    assert "read at the last position" in " ".join(last.split())
+
+
+@functools.cache
+def beside_untrained() -> DirectionNorm:
+    tokens = prompts(tuple(20 + (7 * i) % 21 for i in range(24)))
+    sites = [Site(layer, point) for layer in (1, 4) for point in ("attn_out", "resid_post")]
+    settings = {"pairs": 30, "context": "both", "pair_sets": ("random",), "null_seeds": 2}
+    return direction_norm(tiny_model("llama"), tokens, sites=sites, **settings)
+
+
+@pytest.mark.parametrize("point", ["attn_out", "resid_post"])
+def test_untrained_networks_are_grey_lines_at_their_own_values(point):
+    run = beside_untrained()
+    drawn = run.plot(point)
+    drawn.canvas.draw()
+    for name, contexts in (("direction ÷ norm", ("in_place", "single_token")), ("placebo_token", ("in_place",))):
+        y_label, of = PANELS[name]
+        ax = axes(drawn, y_label)
+        grey = [line for line in ax.lines if line.get_color() == "0.65"]
+        expected = [
+            [min(of(g).value, CAP) for g in run.select(model=label, point=point) if g["context"] == context]
+            for context in contexts
+            for label in ("random 0", "random 1")
+        ]
+        np.testing.assert_allclose([line.get_ydata() for line in grey], expected)
+        assert all(list(line.get_xdata()) == [1, 4] for line in grey)
+        named = [line.get_label() for line in grey if not line.get_label().startswith("_")]
+        assert len(named) == len(contexts)  # a line of the legend for each context, not for each seed
+        assert all(
+            "untrained networks" in label and LABELS[c] in label for label, c in zip(named, contexts, strict=True)
+        )
+        solid = [of(g) for g in run.select(point=point) if g["context"] == "in_place"]
+        series = LABELS["in_place"] if name == "direction ÷ norm" else f"{LABELS['in_place']}, tangent between tokens"
+        check_points(bars(ax, series), solid)
+    words = "block whose output is patched" if point == "resid_post" else "block, patched at attn_out"
+    assert {ax.get_xlabel() for ax in drawn.axes if ax.get_xlabel()} == {words}
+
+
+def test_a_figure_for_each_point():
+    run = beside_untrained()
+    figures = run.figures()
+    assert list(figures) == ["direction_norm", "direction_norm_resid_post"]
+    labels = [{ax.get_xlabel() for ax in drawn.axes} - {""} for drawn in figures.values()]
+    assert labels == [{"block, patched at attn_out"}, {"block whose output is patched"}]
+    assert list(result().figures()) == ["direction_norm"]
 
 
 def test_without_random_pairs_there_is_an_error_and_no_empty_figure():
@@ -213,6 +287,7 @@ def test_without_random_pairs_there_is_an_error_and_no_empty_figure():
     run = direction_norm(tiny_model("llama"), tokens, layers=[1], pairs=4, pair_sets=("same_norm",))
     with pytest.raises(MechdiagError, match="random"):
         run.plot()
+    assert run.figures() == {}  # so that the table can be written all the same
 
 
 def test_the_same_result_gives_the_same_file(tmp_path):

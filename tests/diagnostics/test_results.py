@@ -2,7 +2,10 @@ import hashlib
 import json
 import math
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -10,9 +13,11 @@ import pytest
 import torch
 
 from diagnostics.results import (
+    Result,
     claim_folder,
     jsonable,
     model_provenance,
+    result_files,
     save_tokens,
     write_frame,
     write_json,
@@ -148,3 +153,69 @@ def test_the_hash_is_of_the_weights_and_of_nothing_else():
     changed.model.layers[2].mlp.up_proj.weight[3, 4] += 1e-4
     assert model_provenance(wrap(changed))["weights_sha256"] != one
     assert model_provenance(wrap(fresh("llama", dtype=torch.bfloat16)))["weights_sha256"] != one
+
+
+# A diagnostic's result
+
+
+class Drawing:
+    """Stands in for a matplotlib Figure."""
+
+    def savefig(self, path: Path, **how) -> None:
+        path.write_text(f"{path.suffix} {how}")
+
+
+@dataclass(frozen=True)
+class Mine(Result):
+    """A result with two figures."""
+
+    NAME: ClassVar[str] = "mine"
+
+    def as_dict(self):
+        return {"summary": {"mean": math.nan}, "provenance": self.provenance}
+
+    def figures(self):
+        return {"mine": Drawing(), "mine_attn_out": Drawing()}
+
+
+def mine() -> Mine:
+    frame = pd.DataFrame({"layer": np.array([1, 2], dtype="int32"), "kl": np.array([0.5, np.nan], dtype="float32")})
+    return Mine(frame, [[3, 4, 5], [0]], {"vocab": 9, "sites": ["1.resid_post"], "sink_filter": None})
+
+
+def test_a_result_comes_back_as_it_was_written(tmp_path):
+    names = mine().write(tmp_path)
+    figures = ["mine.png", "mine.svg", "mine_attn_out.png", "mine_attn_out.svg"]
+    assert names == [*result_files(Mine), *figures] == ["mine.parquet", "mine.json", "tokens.npy", *figures]
+    assert sorted(everything(tmp_path)) == sorted(names)
+    found = Mine.load(str(tmp_path))
+    assert isinstance(found, Mine)
+    pd.testing.assert_frame_equal(found.to_frame(), mine().frame, check_exact=True)
+    assert (found.tokens, found.provenance) == (mine().tokens, mine().provenance)
+    assert json.loads((tmp_path / "mine.json").read_text())["summary"] == {"mean": None}
+    before = everything(tmp_path)
+    assert found.write(tmp_path) == names  # again: the same bytes, figures without a date
+    assert everything(tmp_path) == before
+    assert "'Date': None" in (tmp_path / "mine.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mine.parquet",
+        "mine.json",
+        "tokens.npy",
+    ],
+)
+def test_a_folder_without_one_of_the_files_is_an_error_that_names_it(tmp_path, name):
+    mine().write(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ResultError, match=f"holds no mine result: {re.escape(name)} is missing"):
+        Mine.load(tmp_path)
+
+
+def test_a_result_without_a_summary_of_its_own_says_so():
+    plain = Result(mine().frame, [[1]], {})
+    for method in (plain.as_dict, plain.figures):
+        with pytest.raises(NotImplementedError):
+            method()

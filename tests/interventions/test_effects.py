@@ -25,8 +25,8 @@ from interventions import (
     trust,
     wrap,
 )
+from interventions import chunks as module
 from interventions import edits as edit
-from interventions import effects as module
 from interventions.metrics import METRICS, LogitDifference, Probability, Rank, kl_divergence
 from interventions.trust import logit_tolerance
 from tests.tiny import (
