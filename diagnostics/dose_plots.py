@@ -57,7 +57,7 @@ def _without_effect(ax: Axes, what: list[str], end: str = "") -> None:
         ax.text(
             0.98,
             0.02,
-            f"{' and '.join(what)}: no effect",
+            f"{' and '.join(what)}: no effect{end}",
             transform=ax.transAxes,
             ha="right",
             fontsize=7.5,
