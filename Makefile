@@ -1,6 +1,6 @@
 PYTHON ?= python3
 DEMO_ARGS ?= --pairs 200 --n-prompts 60
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
 # An installed environment is marked by a file inside it, so that removing the environment removes the mark.
 INSTALLED := .venv/.installed

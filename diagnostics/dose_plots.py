@@ -82,10 +82,10 @@ def plot_dose_response(result: "DoseResponse", point: str, context: str) -> Figu
     nulls = [result.select(label, point, context) for label in result.null_models]
     layers, directions = _some_layers(groups), list(result.provenance["directions"])
     columns = min(3, len(layers))
-    lines = -(-len(layers) // columns)
+    lines, width = -(-len(layers) // columns), max(3.3 * columns + 0.6, 5.5)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            lines, columns, figsize=(3.3 * columns + 0.6, 2.9 * lines + 1.5), sharex=True, sharey=True,
+            lines, columns, figsize=(width, 2.9 * lines + (1.5 if columns == 3 else 2.6)), sharex=True, sharey=True,
             layout="constrained", squeeze=False,
         )  # fmt: skip
         for ax, layer in zip(axes.flat, layers, strict=False):
@@ -99,7 +99,8 @@ def plot_dose_response(result: "DoseResponse", point: str, context: str) -> Figu
         lowest = [y for ax in axes.flat for line in ax.lines for y in np.atleast_1d(line.get_ydata()) if y > _LOWEST_KL]
         axes.flat[0].set_ylim(bottom=min(lowest, default=_LOWEST_KL) / 2)
         _legend(figure, axes.flat[0], 3 if columns == 3 else 1)
-        words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
+        words = f"{max(g['n_tokens'] for g in groups)} tokens of"
+        words = caption(result.provenance, words, point=point, context=context, inches=width)
         figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure
 
@@ -109,7 +110,9 @@ def _dose_panel(
 ) -> None:
     dose = np.array([g["dose"] for g in groups])
     silent = [
-        e for e in EDIT_LABELS if all(g["edits"][e]["mean_kl"].value < 10 * g["noise_floor"] for g in groups[:-1])
+        e
+        for e in EDIT_LABELS
+        if all(g["edits"][e]["mean_kl"].value < 10 * g["noise_floor"] for g in groups[:-1] or groups)
     ]
     _without_effect(ax, [e.replace("_", " ") for e in silent], " below the largest dose")
     for i, edit in enumerate((*EDIT_LABELS, *directions)):
@@ -167,12 +170,12 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
                     ax.plot(depth.at(rows), y, color="0.65", lw=0.9, ls=_GREYS[edit], zorder=0, label=label)
         top = max(depth.layers)
         silent = [
-            g["edits"][e]["mean_kl"].value <= 10 * g["noise_floor"]
+            e.replace("_", " ")
             for g in groups
-            if g["layer"] == top
             for e in ("norm_up", "norm_down")
+            if g["layer"] == top and g["edits"][e]["mean_kl"].value <= 10 * g["noise_floor"]
         ]
-        _without_effect(left, [f"norm edits at block {top}"] if any(silent) else [])
+        _without_effect(left, silent, f" at block {top}")
         left.set_ylabel("KL of the edit ÷ KL of an isotropic rotation")
         left.set_title(f"equal dose, {dose:g} ‖x‖")
         right.set_ylabel("direct effect ÷ total effect")
@@ -182,7 +185,8 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
             ax.axhline(1, color="0.6", lw=0.8)
             depth.label(ax)
         _legend(figure, left, 3)
-        words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
+        words = f"{max(g['n_tokens'] for g in groups)} tokens of"
+        words = caption(result.provenance, words, point=point, context=context)
         figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure
 

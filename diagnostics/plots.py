@@ -124,7 +124,7 @@ def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> F
         _ratio_panel(left, groups, nulls, contexts, depth)
         _placebo_panel(right, groups, nulls, contexts, depth)
         used = max(g["n_pairs"] for g in groups)
-        words = caption(result.provenance, f"{used} random cross-prompt token pairs of", bounds=True)
+        words = caption(result.provenance, f"{used} random cross-prompt token pairs of", bounds=True, point=point)
         figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
     return figure
 
@@ -224,13 +224,26 @@ def _placebo_panel(
     depth.label(ax)
 
 
-def caption(provenance: dict[str, Any], rows: str, bounds: bool = False) -> str:
-    """What a reader of the figure must know, from how it was made. rows: what was drawn, in words; bounds: lower bounds are."""
+def caption(
+    provenance: dict[str, Any],
+    rows: str,
+    bounds: bool = False,
+    *,
+    point: str | None = None,
+    context: str | None = None,
+    inches: float = 9.6,
+) -> str:
+    """What a reader of the figure must know, from how it was made.
+
+    rows: what was drawn, in words; bounds: lower bounds are; point and context: of the one that the figure shows (default:
+    all); inches: width of the figure.
+    """
     p, text = provenance, provenance["text"]
     paths = sorted(set("+".join(p["path"].values()).split("+")))
     delta = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
     sink = f"‖x‖ > {p['sink_filter']:g} × median dropped" if p["sink_filter"] else "none"
-    points = list(dict.fromkeys(site.split(".")[1] for site in p["sites"]))
+    points = [point] if point else list(dict.fromkeys(site.split(".")[1] for site in p["sites"]))
+    shown = f" {LABELS[context]}" if context else ""
     read = {1: "the edited position", "last": "the last position"}.get(p["horizon"], f"{p['horizon']} positions (sums)")
     nulls = (
         f"Grey: networks of the same shape with random weights ({len(p['null_models'])}). " if p["null_models"] else ""
@@ -238,7 +251,7 @@ def caption(provenance: dict[str, Any], rows: str, bounds: bool = False) -> str:
     sentence = (
         f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {rows} {p['prompts']} prompts "
         f"({text.get('name', 'given')}{', chat template' if text.get('chat_template') else ''}), seed {p['seed']}, sink filter: {sink}; "
-        f"patched at {', '.join(points)}, read at {read}. Bars: 95 % delete-one-prompt jackknife intervals. {nulls}"
+        f"patched{shown} at {', '.join(points)}, read at {read}. Bars: 95 % delete-one-prompt jackknife intervals. {nulls}"
         f"{'Open marker with arrow: lower bound, the denominator lies within the noise floor. ' if bounds else ''}Effects by {' and '.join(paths)}{delta}."
     )
-    return textwrap.fill(sentence, 155)
+    return textwrap.fill(sentence, int(16 * inches))

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -118,6 +119,7 @@ class Result:
             write_whole(
                 folder / f"{name}.svg", lambda path, figure=figure: figure.savefig(path, metadata={"Date": None})
             )
+            plt.close(figure)
             names += [f"{name}.png", f"{name}.svg"]
         return names
 

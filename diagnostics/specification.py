@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -111,6 +112,7 @@ class Specifications:
             write_whole(
                 folder / f"specification_{claim}.svg", lambda path, f=figure: f.savefig(path, metadata={"Date": None})
             )
+            plt.close(figure)
             names += [f"specification_{claim}.png", f"specification_{claim}.svg"]
         return names
 
@@ -132,6 +134,9 @@ def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 
     if not results:
         raise ResultError("no result; give at least one")
     rows = []
+    models = {result.provenance.get("weights_sha256") for result in results.values()}
+    if len(models) > 1:
+        raise ResultError(f"results of {len(models)} different models; a curve is of one")
     for text, result in results.items():
         points = result.points
         if "random" not in result.provenance["pair_sets"] or len(points) != 1 or result.provenance["horizon"] != 1:
@@ -166,7 +171,7 @@ class _Logs:
         )
         needed = sorted({edit for parts in COMPARISONS.values() for side in parts for edit in side})
         self.layers = sorted(rows.layer.unique().tolist())
-        wide = wide[[(layer, edit) for layer in self.layers for edit in needed]].dropna()
+        wide = wide.reindex(columns=[(layer, edit) for layer in self.layers for edit in needed]).dropna()
         self.effects = wide.to_numpy().reshape(len(wide), len(self.layers), len(needed))
         self.column = {edit: i for i, edit in enumerate(needed)}
         first = rows.drop_duplicates("pair").set_index("pair").loc[wide.index]
@@ -210,6 +215,8 @@ class _Logs:
         some = self.effects[:, use][:, :, sign != 0]
 
         def statistic(keep: np.ndarray) -> float:
+            if not keep.any():
+                return np.nan
             means = some[keep].mean(axis=0)
             if (means <= self.floor[use, None]).any():
                 return np.nan

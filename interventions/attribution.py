@@ -69,7 +69,8 @@ def gradients(
     if vectors is None:
         vectors = recording.at(site, prompt, position)
     rows = check_rows(recording, site, prompt, position, vectors.detach(), horizon)
-    choose_path(rows, "replay")
+    with torch.no_grad():
+        choose_path(rows, "replay")
     wide = torch.promote_types(vectors.dtype, torch.float32)
     grads, values = torch.empty_like(vectors), vectors.new_empty(len(vectors), dtype=wide)
     for start in range(0, len(rows), batch_rows):

@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """KL against dose: edits of equal length along directions that differ in meaning, by depth, beside untrained networks."""
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def main(settings: Settings) -> None:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check(result_files(DoseResponse))
     directions = {path.stem: _direction(path) for path in settings.directions}
+    names = [path.stem for path in settings.directions]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise MechdiagError(f"two directions have the name {twice[0]!r}, that of their files; rename one")
     model, prompts = settings.load()
     with command.Progress("dosing") as progress:
         result = dose_response(
@@ -56,16 +60,19 @@ def main(settings: Settings) -> None:
 
 
 def _direction(path: Path) -> torch.Tensor:
+    """A vector of real numbers. Raises `MechdiagError` for a file that holds anything else."""
+    found = None
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        if path.suffix == ".pt":
+            found = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.suffix == ".pt":
             found = torch.load(path, weights_only=True, map_location="cpu")
-            if isinstance(found, torch.Tensor):
-                return found
-    except (OSError, ValueError, RuntimeError, EOFError) as error:
-        raise MechdiagError(f"cannot read direction {path}: {str(error).splitlines()[0]}") from error
-    raise MechdiagError(f"no direction in {path}; expected a .npy or .pt file with one vector [d_model]")
+    except (OSError, ValueError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MechdiagError(f"cannot read direction {path}: {why}") from error
+    if not isinstance(found, torch.Tensor) or found.is_complex():
+        raise MechdiagError(f"no direction in {path}; expected a .npy or .pt file with one vector [d_model]")
+    return found.float()
 
 
 if __name__ == "__main__":

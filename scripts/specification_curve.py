@@ -7,8 +7,12 @@ from pathlib import Path
 from diagnostics import command
 from diagnostics.direction_patching import DirectionNorm, direction_norm
 from diagnostics.inputs import Inputs
+from diagnostics.results import claim_folder
 from diagnostics.specification import specification_curve
 from diagnostics.study import default_layers
+from interventions.errors import MechdiagError
+
+FILES = ("specification.parquet", "specification.json")
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class Settings(Inputs):
 
 def main(settings: Settings) -> None:
     """Everything that can be wrong with the input is looked at before the model runs."""
-    files = ("specification.parquet", "specification.json")
     if settings.results:
-        replace(settings, prompts="boolq").check(() if settings.overwrite else files)
+        claim_folder(settings.out, FILES, settings.overwrite)
+        _different([folder.name for folder in settings.results], "results")
         found = {folder.name: DirectionNorm.load(folder) for folder in settings.results}
     else:
         found = _patched(settings)
@@ -47,11 +51,18 @@ def main(settings: Settings) -> None:
     print(f"wrote {', '.join(curve.write(settings.out))} into {settings.out}")
 
 
+def _different(names: list[str], what: str) -> None:
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise MechdiagError(f"two {what} have the name {twice[0]!r}; give each a name of its own")
+
+
 def _patched(settings: Settings) -> dict[str, DirectionNorm]:
-    texts = {
-        Path(text).stem if "." in text else text.replace(":", "_").replace("/", "_"): text
-        for text in settings.prompts.split(",")
-    }
+    given = settings.prompts.split(",")
+    names = [Path(text).stem if "." in text else text.replace(":", "_").replace("/", "_") for text in given]
+    _different(names, "texts")
+    texts = dict(zip(names, given, strict=True))
+    begun = all((settings.out / name / "run.json").exists() for name in names)  # then the runs there say whose they are
+    claim_folder(settings.out, () if begun else FILES, settings.overwrite)
     runs = {name: replace(settings, out=settings.out / name) for name in texts}
     for run in runs.values():
         run.check(())

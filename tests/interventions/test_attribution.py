@@ -54,8 +54,10 @@ def directions(seed: int) -> torch.Tensor:
 # Against differences
 
 
-@pytest.mark.parametrize("horizon", [1, 4, "last"])
-@pytest.mark.parametrize(("name", "point"), [(name, point) for name in LAYER_NORM for point in points(name)])
+@pytest.mark.parametrize(
+    ("name", "point", "horizon"),
+    [("gpt2", point, h) for point in points("gpt2") for h in (1, 4, "last")] + [("phi", p, 4) for p in points("phi")],
+)
 def test_gradients_are_differences_of_measure(name, point, horizon):
     """float64 all the way: rounding leaves 1e-15 of logits below 10 over a step of 1e-3, its fourth power as much."""
     recording, site = recorded(name), Site(2, point)
@@ -237,15 +239,15 @@ def test_integrated_gradients_are_complete(name, horizon):
     baseline = x + 2 * directions(6)
     runs = [
         integrated_gradients(recording, site, PROMPT, POSITION, OBJECTIVE, baseline=baseline, steps=n, horizon=horizon)
-        for n in (1, 4, 40)
+        for n in (1, 24)
     ]
     gaps = [float(run.gap.abs().max()) for run in runs]
     effect = by_measure(recording, site, x, horizon) - by_measure(recording, site, baseline, horizon)
     assert effect.abs().max() > 0.4
-    assert gaps[0] > 10 * gaps[2]
-    assert gaps[2] < 1e-4
-    torch.testing.assert_close(runs[2].score, effect, rtol=0, atol=2e-4)
-    torch.testing.assert_close(runs[2].clean - runs[2].baseline, effect, rtol=1e-6, atol=1e-5)
+    assert gaps[0] > 10 * gaps[1]
+    assert gaps[1] < 1e-4
+    torch.testing.assert_close(runs[1].score, effect, rtol=0, atol=2e-4)
+    torch.testing.assert_close(runs[1].clean - runs[1].baseline, effect, rtol=1e-6, atol=1e-5)
 
 
 def test_gradient_times_activation_is_right_to_first_order():
@@ -325,7 +327,6 @@ def fails(logits, row):
     raise ArithmeticError("an objective of one's own")
 
 
-@pytest.mark.xfail(strict=True, raises=UserWarning, reason="replay is checked with gradients switched on")
 def test_a_model_whose_parameters_ask_for_gradients_serves_too():
     """As `from_pretrained` gives it."""
     recording = record(wrap(fresh("llama").requires_grad_(True)), prompts(), [Site(2)])
