@@ -50,7 +50,7 @@ def plot_specifications(curve: "Specifications", claim: str) -> Figure:
         top.set_ylabel("ratio" if claim == "direction" else "growth of the ratio\nfrom first block to last")
         share, under = (low > 1).mean(), (high < 1).mean()
         top.set_title(
-            f"“{CLAIMS[claim]}”: {len(trained)} specifications, median {np.median(value):.3g}; "
+            f"“{CLAIMS[claim]}”: {len(trained)} specifications, median {np.median(value):.3g};\n"
             f"95 % interval above 1 in {share:.0%} (blue), below in {under:.0%} (orange)"
         )
         for i, (factor, choice) in enumerate(choices):
