@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from diagnostics.results import (
     Result,
@@ -158,8 +159,8 @@ def test_the_hash_is_of_the_weights_and_of_nothing_else():
 # A diagnostic's result
 
 
-class Drawing:
-    """Stands in for a matplotlib Figure."""
+class Drawing(Figure):
+    """A matplotlib Figure that says how it was asked to be saved."""
 
     def savefig(self, path: Path, **how) -> None:
         path.write_text(f"{path.suffix} {how}")

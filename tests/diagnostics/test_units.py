@@ -396,10 +396,18 @@ def test_another_identity_is_refused_with_what_differs(tmp_path):
 
 
 def test_identities_are_compared_as_json(tmp_path):
-    run_units([], tmp_path, Count(), identity={"code": 1, "a": (1, 2), "b": np.float32(0.5), "c": float("nan")})
-    run_units([], tmp_path, Count(), identity={"c": None, "b": 0.5, "a": [1, 2], "code": np.int64(1)})
+    run_units(SHARDS[:1], tmp_path, Count(), identity={"code": 1, "a": (1, 2), "b": np.float32(0.5), "c": float("nan")})
+    run_units(SHARDS[:1], tmp_path, Count(), identity={"c": None, "b": 0.5, "a": [1, 2], "code": np.int64(1)})
     with pytest.raises(ResultError, match="code was 1, is true"):
-        run_units([], tmp_path, Count(), identity={"c": None, "b": 0.5, "a": [1, 2], "code": True})
+        run_units(SHARDS[:1], tmp_path, Count(), identity={"c": None, "b": 0.5, "a": [1, 2], "code": True})
+
+
+def test_a_folder_without_units_is_anybodys(tmp_path):
+    """A run that failed before its first unit leaves nothing that another could spoil."""
+    run_units([], tmp_path, Count(), identity={"seed": 0})
+    run_units(SHARDS, tmp_path, Count(), identity={"seed": 1})
+    with pytest.raises(ResultError, match="seed was 1, is 0"):
+        run_units(SHARDS, tmp_path, Count(), identity={"seed": 0})
 
 
 def test_changed_code_is_another_identity_and_says_so(tmp_path, monkeypatch):
@@ -456,6 +464,7 @@ def test_overwrite_removes_the_units_of_another_identity_and_no_others(tmp_path)
 
 
 def test_a_statement_that_cannot_be_read_is_another_identity(tmp_path):
+    run_units(SHARDS[:1], tmp_path, Count(), identity=IDENTITY)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ResultError, match=r"its run\.json cannot be read; name another folder"):
         run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)
