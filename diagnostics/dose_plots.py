@@ -114,7 +114,8 @@ def _dose_panel(
         for e in EDIT_LABELS
         if all(g["edits"][e]["mean_kl"].value < 10 * g["noise_floor"] for g in groups[:-1] or groups)
     ]
-    _without_effect(ax, [e.replace("_", " ") for e in silent], " below the largest dose")
+    below = f" below dose {dose.max():g}" if len(dose) > 1 else ""
+    _without_effect(ax, [e.replace("_", " ") for e in silent], below)
     for i, edit in enumerate((*EDIT_LABELS, *directions)):
         estimates = [g["edits"][edit]["mean_kl"] for g in groups]
         spread = 1.02 ** (i - 2)  # side by side, so that intervals can be told apart
