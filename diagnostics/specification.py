@@ -49,7 +49,7 @@ class Specifications:
 
     frame: pd.DataFrame
     """one line for each claim × model × specification: `value` and its interval; a ratio, for `deeper` its factor of growth
-    from the first block to the last; nan where it is undefined (no effect to divide by)"""
+    from the first block to the last, by a line fitted without the last; `n_pairs` that the comparison has; nan where it is undefined (no effect to divide by)"""
     provenance: dict[str, Any]
     """of the runs it was formed of, by text"""
 
@@ -171,7 +171,7 @@ class _Logs:
         )
         needed = sorted({edit for parts in COMPARISONS.values() for side in parts for edit in side})
         self.layers = sorted(rows.layer.unique().tolist())
-        wide = wide.reindex(columns=[(layer, edit) for layer in self.layers for edit in needed]).dropna()
+        wide = wide.reindex(columns=[(layer, edit) for layer in self.layers for edit in needed])
         self.effects = wide.to_numpy().reshape(len(wide), len(self.layers), len(needed))
         self.column = {edit: i for i, edit in enumerate(needed)}
         first = rows.drop_duplicates("pair").set_index("pair").loc[wide.index]
@@ -213,6 +213,8 @@ class _Logs:
             for edit in side:
                 sign[self.column[edit]] += s
         some = self.effects[:, use][:, :, sign != 0]
+        there = np.isfinite(some).all(axis=(1, 2))  # a rotation as long as some norm patches does not exist
+        some, clusters = some[there], self.clusters[there]
 
         def statistic(keep: np.ndarray) -> float:
             if not keep.any():
@@ -224,5 +226,5 @@ class _Logs:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
-            e = statistics.jackknife(statistic, len(some), self.clusters, level=level, transform="log")
+            e = statistics.jackknife(statistic, len(some), clusters, level=level, transform="log")
         return {"value": e.value, "low": e.low, "high": e.high, "n_pairs": e.n_rows, "n_prompts": e.n_prompts}

@@ -387,7 +387,10 @@ class _Runner:
             batch_rows=self.settings.batch_rows,
             path=self.settings.path,
         )
-        notes["replay_delta"] = max(notes["replay_delta"], effects.delta)
+        notes["replay_delta"] = float(np.fmax(notes["replay_delta"], effects.delta))
+        if effects.path != notes["path"]:
+            notes["path"] = f"{notes['path']}+{effects.path}"
+        notes["why_hooks"] = notes["why_hooks"] or effects.why_hooks
         notes["chunks_halved"] += effects.halvings
         at = run, torch.from_numpy(lines)
         return self._table(table, replace(effects, values={k: v[at] for k, v in effects.values.items()}), unit)
@@ -455,7 +458,7 @@ def _merged(done: Iterable[Done]) -> dict[str, Any]:
             _count(dropped, reason if unit.unit["model"] == TRAINED else f"{unit.unit['model']}: {reason}", n)
         if notes["path"] is None:
             continue
-        paths.setdefault(unit.unit["site"], set()).add(notes["path"])
+        paths.setdefault(unit.unit["site"], set()).update(notes["path"].split("+"))
         reasons |= {notes["why_hooks"]} - {None}
         halved += notes["chunks_halved"]
         delta += [] if notes["replay_delta"] is None else [notes["replay_delta"]]

@@ -62,13 +62,17 @@ def gradients(
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row"]]:
     """∂objective/∂activation at single tokens, and the objective, by replay: each row costs its branch, forward and back.
 
-    The objective is formed of the logits at the token itself (horizon 1), at its prompt's `last` position, or summed over h
-    positions. vectors: where the gradient is taken (default: the clean activations). Raises `ReplayError` where replay is
+    Gradients `[row, d_model]`, a unit of the objective per unit of activation, and the objective `[row]`, in float32 at
+    least, on the model's device. The objective is formed of the logits at the token itself (horizon 1), at its prompt's
+    `last` position, or summed over h positions, as many of them as the prompt has. A vector that is not finite gives nan. vectors: where the gradient is taken (default: the clean activations). Raises `ReplayError` where replay is
     not exact, `SiteError`, `EditError` for an objective that does not depend on the activation.
     """
     if vectors is None:
         vectors = recording.at(site, prompt, position)
+    vectors = vectors.to(recording.model.device, recording.model.dtype)
     rows = check_rows(recording, site, prompt, position, vectors.detach(), horizon)
+    if isinstance(objective, TokenMetric):
+        objective.check(len(rows))
     with torch.no_grad():
         choose_path(rows, "replay")
     wide = torch.promote_types(vectors.dtype, torch.float32)
@@ -95,7 +99,7 @@ def _gradient(rows: Rows, chunk: np.ndarray, objective: Objective) -> tuple[Tens
         if not value.requires_grad:
             raise EditError("the objective does not depend on the activation, or cannot be differentiated (a rank?)")
         (gradient,) = torch.autograd.grad(value.sum(), x)
-    return gradient, value.detach()
+    return gradient.masked_fill(~x.detach().isfinite().all(-1, keepdim=True), torch.nan), value.detach()
 
 
 def gradient_times_activation(
@@ -111,6 +115,7 @@ def gradient_times_activation(
 ) -> Attribution:
     """(x − baseline)·∂objective/∂x at the clean activation: the first-order estimate of what putting the baseline in takes away."""
     x = recording.at(site, prompt, position)
+    baseline = torch.as_tensor(baseline).to(x)
     gradient, value = gradients(recording, site, prompt, position, objective, horizon=horizon, batch_rows=batch_rows)
     score = ((x - baseline).to(value.dtype) * gradient.to(value.dtype)).sum(-1)
     return Attribution(score, gradient, value, None)
@@ -136,7 +141,7 @@ def integrated_gradients(
     if steps < 1:
         raise EditError(f"{steps} steps; expected 1 or more")
     x = recording.at(site, prompt, position)
-    b = torch.zeros_like(x) + baseline
+    b = torch.zeros_like(x) + torch.as_tensor(baseline).to(x)
     how = {"horizon": horizon, "batch_rows": batch_rows}
     at, weight = _gauss_legendre(steps)
     total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -178,6 +183,8 @@ def gradients_everywhere(
         check_site(model, site)
     prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
     recording.check_rows(prompt, position)
+    if isinstance(objective, TokenMetric):
+        objective.check(len(prompt))
     width = int(recording.length.max())
     found = {
         site: torch.zeros(len(prompt), width, model.d_model, device=model.device, dtype=model.dtype) for site in sites

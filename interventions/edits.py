@@ -173,7 +173,7 @@ def matched_placebo(x: Vectors, edited: Vectors, towards: Shared) -> Vectors:
         ‖y‖·(cos θ·x̂ + sin θ·û),   θ = angle(x, y),   û = tangent(x, towards)
 
     So it lies at the same distance from x as `edited`. With `towards` Gaussian the tangent is isotropic; with the
-    difference of two other tokens' activations it is one that the model's own data take. Ours (docs: fair comparisons).
+    difference of two other tokens' activations it is one that the model's own data take. Ours.
     """
     turned = rotate_by_angle(_wide(x), towards, angle_between(x, edited))
     return rescale(turned, norm(edited) / norm(x)).to(x.dtype)

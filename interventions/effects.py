@@ -93,11 +93,13 @@ def measure(
         before = reached[done - 1] if done else 0
         stop = max(done + 1, int(np.searchsorted(reached, before + size, side="right")))
         chunk = rows.order[done:stop]
+        found = None
         try:
             found = one_chunk(rows, chunk, asked)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or size == 1:
                 raise
+        if found is None:  # here, where the error no longer holds the chunk's tensors
             size, halvings = max(1, size // 2), halvings + 1
             if recording.model.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -51,8 +51,11 @@ class Recording:
                 f"prompts {tuple(prompt.shape)} and positions {tuple(position.shape)}; expected one of each a row"
             )
         n_prompt = len(self.length)
-        if not bool(((prompt >= 0) & (prompt < n_prompt)).all()):
-            raise SiteError(f"prompt {int(prompt.max())} does not exist; the recording has {n_prompt} prompts, from 0")
+        absent = (prompt < 0) | (prompt >= n_prompt)
+        if bool(absent.any()):
+            raise SiteError(
+                f"prompt {int(prompt[absent][0])} does not exist; the recording has {n_prompt} prompts, from 0"
+            )
         outside = (position < 0) | (position >= self.length[prompt])
         if bool(outside.any()):
             i = int(outside.nonzero()[0])
@@ -66,6 +69,7 @@ class Recording:
             raise SiteError(
                 f"site {site} was not recorded; recorded: {', '.join(map(str, self.activations)) or 'none'}"
             )
+        prompt, position = prompt.cpu(), position.cpu()
         self.check_rows(prompt, position)
         values = self.activations[site]
         return values[prompt.to(values.device), position.to(values.device)]

@@ -78,11 +78,18 @@ class Rows:
             raise EditError(
                 f"edited vectors of shape {list(vectors.shape)} for positions {list(position.shape)}; give one for each"
             )
-        if reference is not None and (len(reference.index) != len(prompt) or self.several):
-            raise EditError(
-                f"{len(reference.index)} reference indices for positions {list(position.shape)}; give one for each row, "
-                "and one edited position a row"
-            )
+        if reference is not None:
+            index = reference.index.cpu()
+            if len(index) != len(prompt) or self.several or given is not None:
+                raise EditError(
+                    f"{len(index)} reference indices for positions {list(position.shape)}; give one for each row, and one edited "
+                    "position a row, and no list of positions to read"
+                )
+            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(reference.vectors):
+                raise EditError(
+                    f"reference indices from {int(index.min())} to {int(index.max())} for {len(reference.vectors)} vectors"
+                )
+            reference = Reference(reference.vectors, index)
         self.recording, self.site, self.vectors, self.reference = recording, site, vectors, reference
         self.prompt, self.given = prompt.numpy(), given
         n_pos = int(recording.length.max())

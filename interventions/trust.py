@@ -12,6 +12,7 @@ from interventions.replay import ATTENTIONS, Branches, replayed, unembed, unsupp
 from interventions.rows import Rows
 
 _TRIAL_SLOTS = 4
+_TRIAL_READS = 32  # tokens compared at either end of a branch: logits of more would fill the memory
 
 
 def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
@@ -24,8 +25,8 @@ def why_not_replay(rows: Rows) -> str | None:
     """Why replay does not serve these rows, or None where it is exact; then `rows.attention` is how they are to attend.
 
     Compares logits with full forward passes at the longest positions (a sliding window bites only there) and in branches
-    as long as the rows', unless the model was checked that far already. What other rows went through before decides
-    nothing: the same rows go the same way in whatever order a sweep takes them.
+    as long as the rows', unless the model was checked that far already, at this block or one below. A failure speaks for
+    its own block alone: the rows of a sweep go the same way wherever it was begun.
     """
     recording, site = rows.recording, rows.site
     model, first = recording.model, site.first_block
@@ -33,9 +34,6 @@ def why_not_replay(rows: Rows) -> str | None:
         return reason
     longest, kind = int(rows.furthest.max()), (site.point, 2 ** int(np.ceil(np.log2(rows.width))))
     known = model.replay_reach.setdefault(kind, {})
-    if longest <= max((reach for block, reach in known.items() if block <= first), default=-1):
-        rows.attention = model.replay_attention
-        return None
     if (*kind, first) in model.replay_otherwise:
         checked, way, reason = model.replay_otherwise[(*kind, first)]
         if way is None and longest >= checked:
@@ -43,15 +41,22 @@ def why_not_replay(rows: Rows) -> str | None:
         if way is not None and longest <= checked:
             rows.attention = way
             return None
-    branches, vectors = _trial(rows)
-    read = np.arange(branches.n_tokens)
+    elif longest <= max((reach for block, reach in known.items() if block <= first), default=-1):
+        rows.attention = model.replay_attention
+        return None
+    trial = _trial(rows)
+    if trial is None:
+        return "no row to check it with: the edited vectors are not finite"
+    branches, vectors = trial
+    to_end = branches.length[branches.row] - branches.place
+    read = np.flatnonzero((branches.place < _TRIAL_READS) | (to_end <= _TRIAL_READS))
     slow = full_forwards(recording, site, branches, vectors, read).logits.float()
     if not bool(slow.isfinite().all()):
         return "no row to check it with: the model's own logits are not finite"  # this call; the next one asks again
     allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
     reasons = []
     for way in ATTENTIONS[ATTENTIONS.index(model.replay_attention) :]:
-        failure = _trial_fails(rows, branches, vectors, way, slow, allowed)
+        failure = _trial_fails(rows, branches, vectors, read, way, slow, allowed)
         if failure is None:
             rows.attention = way
             if reasons:
@@ -68,12 +73,12 @@ def why_not_replay(rows: Rows) -> str | None:
 
 
 def _trial_fails(
-    rows: Rows, branches: Branches, vectors: Tensor, attention: str, slow: Tensor, allowed: float
+    rows: Rows, branches: Branches, vectors: Tensor, read: np.ndarray, attention: str, slow: Tensor, allowed: float
 ) -> str | None:
     recording = rows.recording
     try:
         hidden = replayed(recording, rows.site, branches, vectors, attention, group_size=_TRIAL_SLOTS).hidden
-        fast = unembed(recording, hidden).float()
+        fast = unembed(recording, hidden[torch.from_numpy(read).to(hidden.device)]).float()
     except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         if isinstance(error, MechdiagError) or is_out_of_memory(error):
             raise
@@ -85,16 +90,22 @@ def _trial_fails(
     return None
 
 
-def _trial(rows: Rows) -> tuple[Branches, Tensor]:
+def _trial(rows: Rows) -> tuple[Branches, Tensor] | None:
     """The run's two longest rows, each from four positions of its prompt side by side, with noise that tells them apart.
 
     A model that ignores the mask is right on a row that stands alone at the last position, or beside its like: it must
     be asked about different rows at several positions in one group. Where rows are longer than a token, so are these,
-    and they are edited at both ends.
+    and they are edited at both ends. None when no row's vectors are finite.
     """
-    longest = np.argsort(-rows.furthest, kind="stable")[:64]
-    finite = [bool(rows.edited(longest[i : i + 1]).isfinite().all()) for i in range(len(longest))]
-    longest = longest[np.argsort(~np.array(finite), kind="stable")][:2]
+    order, found = np.argsort(-rows.furthest, kind="stable"), []
+    for row in order:
+        if bool(rows.edited(np.array([row])).isfinite().all()):
+            found.append(row)
+        if len(found) == 2:
+            break
+    if not found:
+        return None
+    longest = np.array(found)
     longest = longest[np.argsort(rows.prompt[longest], kind="stable")]
     last = np.repeat(rows.furthest[longest], _TRIAL_SLOTS)
     p = rows.furthest[longest]

@@ -381,3 +381,13 @@ def test_a_bridge_gives_the_same_gradients(name):
     one, other = (gradients_everywhere(r, sites, PROMPT, POSITION, OBJECTIVE) for r in recordings)
     for site in sites:
         assert (one[site] - other[site]).norm() < 1e-4 * one[site].norm()
+
+
+def test_baselines_of_another_dtype_and_lists_of_tokens_that_do_not_fit():
+    recording = record(wrap(fresh("llama", dtype=torch.bfloat16)), prompts(), [Site(2)])
+    baseline = torch.zeros(len(PROMPT), D_MODEL)
+    found = integrated_gradients(recording, Site(2), PROMPT, POSITION, OBJECTIVE, baseline=baseline, steps=2)
+    assert found.gradient.dtype == torch.bfloat16 and found.score.isfinite().all()
+    objective = LogitDifference(torch.zeros(len(PROMPT) + 1, 1, dtype=torch.long), [1])
+    with pytest.raises(EditError, match="token ids of shape"):
+        gradients(recording, Site(2), PROMPT, POSITION, objective)

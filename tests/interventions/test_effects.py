@@ -895,3 +895,14 @@ def test_tolerance_grows_with_logits_and_with_eps():
 
 def test_errors_are_all_of_one_family():
     assert issubclass(ModelError, MechdiagError) and issubclass(MechdiagError, ValueError)
+
+
+def test_rows_that_are_not_finite_do_not_speak_for_the_model(device):
+    """However many of the longest rows are nan, replay is checked with rows that are not."""
+    recording = record(wrap(fresh("llama", device)), prompts(), [SITE])
+    position = torch.cat([torch.full((70,), 23), torch.arange(3, 9)])
+    prompt = torch.zeros_like(position)
+    vectors = recording.at(SITE, prompt, position) + 0.5
+    vectors[:70] = torch.nan
+    effects = measure(recording, SITE, prompt, position, vectors)
+    assert (effects.path, effects.n_nonfinite) == ("replay", 70)

@@ -224,3 +224,26 @@ def test_references_that_do_not_fit():
             EditError, match=r"\d reference indices for positions .*; give one for each row, and one edited"
         ):
             measure(recording(), SITE, prompt, where, vectors, reference=Reference(other, index))
+    for index in ([0, 1], [-1, 0]):
+        with pytest.raises(EditError, match=r"reference indices from .* for 1 vectors"):
+            reference = Reference(other, torch.tensor(index))
+            measure(recording(), SITE, prompt, position, torch.zeros(2, D_MODEL), reference=reference)
+    with pytest.raises(EditError, match="no list of positions to read"):
+        reference, read = Reference(other, torch.tensor([0, 0])), torch.tensor([[4], [5]])
+        measure(recording(), SITE, prompt, position, torch.zeros(2, D_MODEL), reference=reference, horizon=read)
+
+
+def test_effects_at_given_positions_are_those_of_a_long_horizon():
+    """Padded with −1, in any order; none before the first edit."""
+    prompt, position = torch.tensor([0, 3]), torch.tensor([3, 10])
+    vectors = torch.randn(2, D_MODEL, generator=torch.Generator().manual_seed(0))
+    long = measure(recording(), SITE, prompt, position, vectors, horizon=12)["kl"]
+    read = torch.tensor([[7, 3, -1], [21, 10, 12]])
+    found = measure(recording(), SITE, prompt, position, vectors, horizon=read)
+    expected = torch.stack([long[0, [4, 0, 0]], long[1, [11, 0, 2]]])
+    assert torch.equal(found.position, read)
+    assert found["kl"][0, 2].isnan()
+    torch.testing.assert_close(found["kl"][read >= 0], expected[read >= 0], rtol=1e-4, atol=1e-6)
+    for wrong in ([[2], [10]], [[24], [10]], [[-1], [10]], [[-2], [10]]):
+        with pytest.raises(SiteError, match="reads positions"):
+            measure(recording(), SITE, prompt, position, vectors, horizon=torch.tensor(wrong))
