@@ -19,13 +19,14 @@ from diagnostics.direction_summary import NOTE, SCALES, short_frame, summaries, 
 from diagnostics.results import Result
 from diagnostics.sampling import Pairs, cross_prompt_pairs, generator, matching_pairs
 from diagnostics.study import (
-    CONTEXTS,
     TRAINED,
     Clean,
     Rows,
     Settings,
+    among_prompts,
+    chosen_contexts,
+    chosen_sites,
     column,
-    default_layers,
     dose_columns,
     left_out,
     run_study,
@@ -84,16 +85,6 @@ class DirectionNorm(Result):
         point = point or self.points[0]
         return [g for g in self.groups if (g["pair_set"], g["model"], g["point"]) == (pair_set, model, point)]
 
-    @property
-    def points(self) -> list[str]:
-        """Where in their blocks activations were patched."""
-        return list(dict.fromkeys(Site.parse(site).point for site in self.provenance["sites"]))
-
-    @property
-    def null_models(self) -> list[str]:
-        """Labels of the untrained networks."""
-        return self.provenance["null_models"]
-
     def summary(self, pair_set: str = "random") -> pd.DataFrame:
         """One row per model, layer, point and context: mean KL (nats) and dose ‖Δx‖/‖x‖ of the patches, ratios, intervals."""
         return summary_frame([group for group in self.groups if group["pair_set"] == pair_set])
@@ -105,10 +96,6 @@ class DirectionNorm(Result):
             lines += [f"{point}:"] * (len(self.points) > 1)
             lines.append(self._short(point).to_string(index=False))
         return "\n".join([*lines, NOTE, *left_out(self.provenance, self._few())])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Summary and provenance, as they stand in the JSON file."""
-        return {"summary": self.groups, "provenance": self.provenance}
 
     def plot(self, point: str | None = None) -> Any:
         """The figure: KL by depth above, ratios below, of one point (default: the first). Returns a matplotlib Figure."""
@@ -181,18 +168,15 @@ def direction_norm(
     once by seeded hash and the same at every depth; a pair with a token at position 0, a special token, a sink (‖x‖ >
     sink_filter·median at any of the sites), a norm of 0 or a non-finite activation is dropped and counted, never redrawn.
     context: `in_place`, `single_token` or `both`. horizon: positions read from B on (see `measure`). null_seeds: untrained
-    networks of the same configuration, whose random pairs go through the same. path: see `measure`. folder: where finished work units are
-    kept, so that an interrupted call goes on from there (None: in memory); overwrite: replace those of other settings.
-    progress: called with (rows done, rows in all).
+    networks of the same configuration, whose random pairs go through the same. path: see `measure`. folder: where finished
+    work units are kept, so that an interrupted call goes on from there (None: in memory); overwrite: replace those of other
+    settings. progress: called with (rows done, rows in all).
 
     Raises `SiteError` for a site that does not exist, `TextError` for prompts that do not serve, `ResultError` when no
     pair is left. Source: arXiv:2606.15054; in context, placebos, doses, nulls and intervals are ours.
     """
     model = wrap(model)
-    if layers is not None and sites is not None:
-        raise ResultError("layers and sites both given; give one of them")
-    if sites is None:
-        sites = [Site(layer) for layer in (default_layers(model.n_layers) if layers is None else layers)]
+    places = chosen_sites(model, layers, sites)
     if wrong := [x for x in pair_sets if x not in PAIR_SETS]:
         raise ResultError(f"no {wrong[0]!r}; known: {', '.join(PAIR_SETS)}")
     if not pair_sets:
@@ -200,8 +184,8 @@ def direction_norm(
     if pairs < 1:
         raise ResultError(f"{pairs} pairs asked for; ask for at least one")
     settings = Settings(
-        sites=tuple(dict.fromkeys(sites)),
-        contexts=CONTEXTS if context == "both" else (context,),
+        sites=places,
+        contexts=chosen_contexts(context),
         horizon=horizon,
         sink_filter=sink_filter,
         seed=seed,
@@ -257,7 +241,7 @@ class _Design:
 
     def _chosen(self, site: Site, name: str, among: np.ndarray | None) -> np.ndarray:
         pairs, _ = self.pairs[site, name]
-        return np.arange(len(pairs)) if among is None else np.flatnonzero(np.isin(pairs.target_prompt, among))
+        return among_prompts(pairs.target_prompt, among)
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
         """How many `rows` there are, or, about, for an untrained network."""
@@ -276,10 +260,6 @@ class _Design:
         chosen = self._chosen(site, name, among)
         noise = self._tangents(site, name, len(pairs), chosen)
         pairs, numbers, n = pairs.take(chosen), numbers[chosen], len(EDITS[name])
-        largest = self.clean.norm_of_median
-        of_median = np.maximum(
-            largest[pairs.target_prompt, pairs.target_position], largest[pairs.source_prompt, pairs.source_position]
-        )
         x = self.clean.at(site, pairs.target_prompt, pairs.target_position)
         a = None if name == "scale_rotate" else self.clean.at(site, pairs.source_prompt, pairs.source_position)
         edited = torch.stack([_edit(edit, x, a, *noise) for edit in EDITS[name]], dim=1)
@@ -294,7 +274,7 @@ class _Design:
                 "source_position": -1 if a is None else pairs.source_position.repeat(n),
                 "target_norm": column(norm(x).squeeze(-1), n),
                 "source_norm": np.nan if a is None else column(norm(a).squeeze(-1), n),
-                "norm_of_median": of_median.repeat(n),
+                "norm_of_median": self.clean.pair_norm_of_median(pairs).repeat(n),
                 "cosine": np.nan if a is None else column(cosine(x, a), n),
                 **dose_columns(x, edited),
             }

@@ -18,13 +18,14 @@ from diagnostics.dose_summary import NOTE, short_frame, summaries, summary_frame
 from diagnostics.results import Result
 from diagnostics.sampling import cross_prompt_pairs, generator
 from diagnostics.study import (
-    CONTEXTS,
     TRAINED,
     Clean,
     Rows,
     Settings,
+    among_prompts,
+    chosen_contexts,
+    chosen_sites,
     column,
-    default_layers,
     dose_columns,
     left_out,
     run_study,
@@ -77,16 +78,6 @@ class DoseResponse(Result):
         context = context or self.provenance["context"][0]
         return [g for g in self.groups if (g["model"], g["point"], g["context"]) == (model, point, context)]
 
-    @property
-    def points(self) -> list[str]:
-        """Where in their blocks activations were edited."""
-        return list(dict.fromkeys(Site.parse(site).point for site in self.provenance["sites"]))
-
-    @property
-    def null_models(self) -> list[str]:
-        """Labels of the untrained networks."""
-        return self.provenance["null_models"]
-
     def summary(self) -> pd.DataFrame:
         """One row per model, layer, point, context, dose and edit: KL (nats), ratios to the controls, direct ÷ total, intervals."""
         return summary_frame(self.groups)
@@ -98,10 +89,6 @@ class DoseResponse(Result):
             for point in self.points:
                 lines += [f"{context.replace('_', '-')}, {point}:", self._short(point, context).to_string(index=False)]
         return "\n".join([*lines, NOTE, *left_out(self.provenance)])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Summary and provenance, as they stand in the JSON file."""
-        return {"summary": self.groups, "provenance": self.provenance}
 
     def plot(self, point: str | None = None, context: str | None = None) -> Any:
         """KL against dose, a panel a layer. Returns a matplotlib Figure."""
@@ -176,10 +163,7 @@ def dose_response(
     Raises `EditError` for a direction that is no vector of the model or of norm 0, `ResultError` for doses that do not serve.
     """
     model = wrap(model)
-    if layers is not None and sites is not None:
-        raise ResultError("layers and sites both given; give one of them")
-    if sites is None:
-        sites = [Site(layer) for layer in (default_layers(model.n_layers) if layers is None else layers)]
+    places = chosen_sites(model, layers, sites)
     doses = tuple(sorted(dict.fromkeys(float(d) for d in doses)))
     if not doses or not all(0 < dose <= 2 for dose in doses):
         raise ResultError(f"doses {list(doses)}; expected numbers above 0 and up to 2, shares of the activation's norm")
@@ -190,8 +174,8 @@ def dose_response(
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise EditError(f"two edits have the name {twice[0]!r}; give the direction another name")
     settings = Settings(
-        sites=tuple(dict.fromkeys(sites)),
-        contexts=CONTEXTS if context == "both" else (context,),
+        sites=places,
+        contexts=chosen_contexts(context),
         horizon=horizon,
         sink_filter=sink_filter,
         seed=seed,
@@ -251,8 +235,7 @@ class _Design:
         self.lines = [(SELF, 0.0), *((name, dose) for name in names for dose in doses)]
 
     def _chosen(self, among: np.ndarray | None) -> np.ndarray:
-        n = len(self.pairs)
-        return np.arange(n) if among is None else np.flatnonzero(np.isin(self.pairs.target_prompt, among))
+        return among_prompts(self.pairs.target_prompt, among)
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
         """How many `rows` there are."""
@@ -269,10 +252,6 @@ class _Design:
         between = self.clean.between(site, len(self.pairs), stream, chosen)
         towards = {"toward_token": a, "between_tokens": between, "isotropic": isotropic}
         edited = torch.stack([self._edit(name, dose, x, towards) for name, dose in self.lines], dim=1)
-        largest = self.clean.norm_of_median
-        of_median = np.maximum(
-            largest[pairs.target_prompt, pairs.target_position], largest[pairs.source_prompt, pairs.source_position]
-        )
         table = pd.DataFrame(
             {
                 "pair": self.numbers[chosen].repeat(n),
@@ -283,7 +262,7 @@ class _Design:
                 "source_prompt": pairs.source_prompt.repeat(n),
                 "source_position": pairs.source_position.repeat(n),
                 "target_norm": column(norm(x).squeeze(-1), n),
-                "norm_of_median": of_median.repeat(n),
+                "norm_of_median": self.clean.pair_norm_of_median(pairs).repeat(n),
                 "cosine": column(cosine(x, a), n),
                 **dose_columns(x, edited),
             }

@@ -6,6 +6,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from typing_extensions import Self
 
 from interventions.errors import ResultError
 from interventions.models import CausalModel
+from interventions.sites import Site
 
 _PACKAGES = ("mechdiag", "torch", "transformers", "transformer-lens", "nnsight", "numpy", "pandas", "pyarrow")
 
@@ -127,9 +129,24 @@ class Result:
         """The tidy table."""
         return self.frame
 
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """Statistics of the table, group by group."""
+        raise NotImplementedError
+
     def as_dict(self) -> dict[str, Any]:
         """Summary and provenance, as they stand in the JSON file."""
-        raise NotImplementedError
+        return {"summary": self.groups, "provenance": self.provenance}
+
+    @property
+    def points(self) -> list[str]:
+        """Where in their blocks activations were edited."""
+        return list(dict.fromkeys(Site.parse(site).point for site in self.provenance["sites"]))
+
+    @property
+    def null_models(self) -> list[str]:
+        """Labels of the untrained networks."""
+        return self.provenance["null_models"]
 
     def figures(self) -> dict[str, Any]:
         """matplotlib Figures by file name."""

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diagnostics.results import model_provenance
-from diagnostics.sampling import TokenFilter, token_filter
+from diagnostics.sampling import Pairs, TokenFilter, token_filter
 from diagnostics.units import Done, Unit, Units
 from interventions.anatomy import check_site
 from interventions.edits import angle_between, norm
@@ -41,6 +41,25 @@ SHARD = 64
 def default_layers(n: int) -> list[int]:
     """Six blocks from the first to the last."""
     return sorted({0, n // 4, n // 2, 3 * n // 4, max(n - 2, 0), n - 1})
+
+
+def chosen_sites(model: CausalModel, layers: Sequence[int] | None, sites: Sequence[Site] | None) -> tuple[Site, ...]:
+    """The sites given, or `resid_post` of the layers given, or of six blocks; each once. Raises `ResultError` for both."""
+    if layers is not None and sites is not None:
+        raise ResultError("layers and sites both given; give one of them")
+    if sites is None:
+        sites = [Site(layer) for layer in (default_layers(model.n_layers) if layers is None else layers)]
+    return tuple(dict.fromkeys(sites))
+
+
+def chosen_contexts(context: str) -> tuple[str, ...]:
+    """One of `CONTEXTS`, or both."""
+    return CONTEXTS if context == "both" else (context,)
+
+
+def among_prompts(prompt: np.ndarray, among: np.ndarray | None) -> np.ndarray:
+    """Indices of the entries of `prompt` that are in `among` (None: all)."""
+    return np.arange(len(prompt)) if among is None else np.flatnonzero(np.isin(prompt, among))
 
 
 @dataclass(frozen=True)
@@ -130,6 +149,12 @@ class Clean:
         """Clean activations of single tokens, `[row, d_model]`."""
         x = self.activations[site]
         return x[torch.from_numpy(prompt).to(x.device), torch.from_numpy(position).to(x.device)]
+
+    def pair_norm_of_median(self, pairs: Pairs) -> np.ndarray:
+        """The larger `norm_of_median` of each pair's two tokens, `[pair]`."""
+        largest = self.norm_of_median
+        target = largest[pairs.target_prompt, pairs.target_position]
+        return np.maximum(target, largest[pairs.source_prompt, pairs.source_position])
 
     def between(self, site: Site, n: int, stream: torch.Generator, chosen: np.ndarray) -> Tensor:
         """Differences of two random usable tokens' activations: of `n` drawn from the stream those `chosen`, `[chosen, d_model]`."""

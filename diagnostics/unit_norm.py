@@ -20,6 +20,7 @@ from diagnostics.study import (
     Rows,
     Settings,
     Whole,
+    among_prompts,
     column,
     dose_columns,
     left_out,
@@ -80,10 +81,6 @@ class UnitNorm(Result):
         return "\n".join(
             [pd.DataFrame(rows).to_string(index=False, float_format="%.3g"), note, *left_out(self.provenance)]
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Summary and provenance, as they stand in the JSON file."""
-        return {"summary": self.groups, "provenance": self.provenance}
 
     def plot(self) -> Any:
         """KL by depth. Returns a matplotlib Figure."""
@@ -180,7 +177,7 @@ class _Design:
         self.prompt, self.position, self.token = prompt[keep], position[keep], np.flatnonzero(keep)
 
     def _chosen(self, among: np.ndarray | None) -> np.ndarray:
-        return np.arange(len(self.token)) if among is None else np.flatnonzero(np.isin(self.prompt, among))
+        return among_prompts(self.prompt, among)
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
         """How many `rows` there are that are measured alone."""

@@ -243,5 +243,4 @@ def logit_difference(
     logits: Logits, tokens: Int[Tensor, "token"], against: Int[Tensor, "other"]
 ) -> Float[Tensor, "row"]:
     """Mean logit of one set of token ids minus that of another."""
-    logits = _wide(logits)
-    return logits[:, tokens.to(logits.device)].mean(-1) - logits[:, against.to(logits.device)].mean(-1)
+    return LogitDifference(tokens, against)(logits, torch.arange(len(logits)))

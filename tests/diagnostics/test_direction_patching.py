@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.direction_patching import COLUMNS, CONTEXTS, EDITS, PAIR_SETS, DirectionNorm, direction_norm
+from diagnostics.direction_patching import COLUMNS, EDITS, PAIR_SETS, DirectionNorm, direction_norm
 from diagnostics.results import jsonable
 from diagnostics.sampling import cross_prompt_pairs
+from diagnostics.study import CONTEXTS
 from interventions import MechdiagError, ResultError, Site, SiteError, TextError, wrap
 from interventions.texts import Prompts
 from tests.tiny import N_LAYERS, VOCAB, alone, blocks, changed_in, exact_kl, fresh, prompts, tiny_model, tokenizer

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.direction_patching import COLUMNS, CONTEXTS, EDITS, DirectionNorm
+from diagnostics.direction_patching import COLUMNS, EDITS, DirectionNorm
 from diagnostics.direction_summary import NOTE, short_frame
 from diagnostics.results import jsonable
+from diagnostics.study import CONTEXTS
 from tests.tiny import VOCAB
 
 FLOOR = 1e-12

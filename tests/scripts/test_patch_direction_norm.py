@@ -18,7 +18,8 @@ import torch
 
 from diagnostics import command as commands
 from diagnostics import inputs
-from diagnostics.direction_patching import COLUMNS, CONTEXTS, EDITS, PAIR_SETS, DirectionNorm
+from diagnostics.direction_patching import COLUMNS, EDITS, PAIR_SETS, DirectionNorm
+from diagnostics.study import CONTEXTS
 from diagnostics.units import Interrupted
 from interventions.errors import MechdiagError, ModelError, ResultError, SiteError, TextError
 from tests.tiny import VOCAB, tiny_model, tokenizer

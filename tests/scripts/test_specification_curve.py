@@ -15,7 +15,7 @@ from diagnostics.direction_patching import DirectionNorm, direction_norm
 from diagnostics.results import save_tokens, write_frame, write_json
 from diagnostics.specification import Specifications, specification_curve
 from interventions import MechdiagError, ResultError
-from tests.tiny import prompts, tiny_model, tokenizer
+from tests.tiny import prompts, tiny_model
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "specification_curve.py"
@@ -34,19 +34,6 @@ def script():
     sys.modules[spec.name] = module  # where dataclasses look up their own annotations
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    """A folder with a model of random weights, its tokenizer, and a text of 24 paragraphs."""
-    folder = tmp_path_factory.mktemp("given")
-    tiny_model("llama").save_pretrained(folder / "model")
-    tokenizer().save_pretrained(folder / "model")
-    lengths = tuple(14 + (7 * i) % 11 for i in range(24))
-    texts = [" ".join(f"w{i}" for i in ids) for ids in prompts(lengths)]
-    for name, some in (("text", texts), ("other", [" ".join(reversed(t.split())) for t in texts])):
-        (folder / f"{name}.txt").write_text("\n\n".join(some) + "\n")
-    return folder
 
 
 @pytest.fixture

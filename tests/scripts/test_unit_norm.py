@@ -3,17 +3,15 @@
 import importlib.util
 import json
 import sys
-import warnings
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from diagnostics.unit_norm import UnitNorm, unit_norm_sweep
 from interventions import ResultError
-from tests.tiny import N_LAYERS, prompts, tiny_model, tokenizer
+from tests.tiny import N_LAYERS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "unit_norm.py"
@@ -30,39 +28,6 @@ def script():
     sys.modules[spec.name] = module  # where dataclasses look up their own annotations
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    """A folder with a model of random weights, its tokenizer, and a text of 24 paragraphs."""
-    folder = tmp_path_factory.mktemp("given")
-    tiny_model("llama").save_pretrained(folder / "model")
-    tokenizer().save_pretrained(folder / "model")
-    lengths = tuple(14 + (7 * i) % 11 for i in range(24))
-    texts = [" ".join(f"w{i}" for i in ids) for ids in prompts(lengths)]
-    for name, some in (("text", texts), ("other", [" ".join(reversed(t.split())) for t in texts])):
-        (folder / f"{name}.txt").write_text("\n\n".join(some) + "\n")
-    return folder
-
-
-@pytest.fixture
-def run(script, given, monkeypatch, capsys):
-    """The command as a user types it, in this process: (exit status, what it said, what went to stderr)."""
-
-    def command(*words: object, model: bool = True) -> tuple[int, str, str]:
-        some = ["--model", given / "model", "--prompts", given / "text.txt", "--n-prompts", 24, "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, [*words, *(some if model else [])])])
-        status = 0
-        with warnings.catch_warnings():  # a command shows warnings in its own way
-            try:
-                script.command.run(script.Settings, script.main)
-            except SystemExit as ended:
-                status = ended.code
-        plt.close("all")
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
 
 
 def one_line(err: str) -> str:
