@@ -1,0 +1,1 @@
+"""Sparse autoencoders: score → selector → linear decoder; read, trained, put into a model."""

@@ -1,0 +1,167 @@
+"""The SAEs that can be trained here, by name, and how each starts."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_models.errors import SAEError
+from sae_models.normalise import normalisation
+from sae_models.sae import SAE
+from sae_models.scores import Aligned, Cosine, Direction, Inner, Score, Tied, norm_of, starting_scale, unit_rows
+from sae_models.selectors import BatchTopK, ReLU, Selector, TopK
+
+SCORES = ("inner", "cosine", "direction", "aligned", "tied")
+SELECTORS = ("relu", "topk", "batchtopk")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an SAE is, before it has weights."""
+
+    score: str = "inner"
+    """inner (standard), cosine, direction (magnitude bypass), aligned, or tied (the baseline of aligned)"""
+    selector: str = "batchtopk"
+    """relu (with an L1 penalty), topk, batchtopk"""
+    scale: str = "delta"
+    """of cosine: global (one exponent), group (one for each of `groups` slices), feature (one a latent, unconstrained),
+    delta (a base and a delta a latent), pure (exponent 0)"""
+    groups: int = 4
+    """slices of the dictionary that share an exponent, for `group`"""
+    unit_encoder: bool = True
+    """of direction: encoder rows of norm 1 (the first switch of the magnitude bypass)"""
+    unit_decoder: bool = True
+    """decoder rows kept at norm 1; aligned SAEs leave them free"""
+    restore_norm: bool = False
+    """scale the decoded sum to ‖x_c‖ (the third switch of the magnitude bypass)"""
+    normalise: str = "none"
+    """layer_norm: each input is layer-normalised first, as in arXiv:2406.04093"""
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("score", self.score, SCORES),
+            ("selector", self.selector, SELECTORS),
+            ("scale", self.scale, ("global", "group", "feature", "delta", "pure")),
+        ):
+            if given not in known:
+                raise SAEError(f"no {what} {given!r}; known: {', '.join(known)}")
+        if self.groups < 1:
+            raise SAEError(f"{self.groups} groups of latents; expected at least 1")
+
+
+_NAMED = {
+    "standard": Architecture(),
+    "cosine": Architecture("cosine"),
+    "cosine-delta": Architecture("cosine"),
+    "cosine-global": Architecture("cosine", scale="global"),
+    "cosine-feature": Architecture("cosine", scale="feature"),
+    "cosine-pure": Architecture("cosine", scale="pure"),
+    "bypass": Architecture("direction", restore_norm=True),
+    "bypass-free-encoder": Architecture("direction", unit_encoder=False, restore_norm=True),
+    "bypass-free-decoder": Architecture("direction", unit_decoder=False, restore_norm=True),
+    "bypass-free-both": Architecture("direction", unit_encoder=False, unit_decoder=False, restore_norm=True),
+    "bypass-no-restore": Architecture("direction"),
+    "bypass-free-decoder-no-restore": Architecture("direction", unit_decoder=False),
+    "bypass-free-both-no-restore": Architecture("direction", unit_encoder=False, unit_decoder=False),
+    "aligned": Architecture("aligned", unit_decoder=False),
+    "tied": Architecture("tied"),
+}
+NAMES = (*_NAMED, "cosine-group<G>")
+"""Names that `named` knows; `:relu`, `:topk` or `:batchtopk` (the default) behind one picks its selector."""
+
+
+def named(name: str) -> Architecture:
+    """`standard`, `cosine` (base + delta), `cosine-group4`, `aligned:topk`, …; see `NAMES`. Raises `SAEError` for others."""
+    stem, _, selector = name.partition(":")
+    group = re.fullmatch(r"cosine-group(\d+)", stem)
+    if group:
+        found = Architecture("cosine", scale="group", groups=int(group[1]))
+    elif stem in _NAMED:
+        found = _NAMED[stem]
+    else:
+        raise SAEError(f"no SAE {name!r}; known: {', '.join(NAMES)}, each with :relu, :topk or :batchtopk behind it")
+    return replace(found, selector=selector) if selector else found
+
+
+def build(
+    architecture: Architecture,
+    d_sae: int,
+    k: float,
+    sample: Float[Tensor, "row d_model"],
+    generator: torch.Generator,
+    *,
+    model_name: str | None = None,
+    hook_name: str | None = None,
+) -> SAE:
+    """A fresh SAE, on the device of `sample`, in float32 at least.
+
+    Decoder rows are random directions of norm 1, the encoder their copy, b_dec the geometric median of the sample (as the SAE
+    sees it: normalised where it normalises), biases and exponents 0, b of a cosine score by `starting_scale`.
+    generator: on the CPU, so that the draw is the same on every device. Source: arXiv:2606.15054 (recipe).
+    Raises `SAEError` for an empty or non-finite sample, and d_sae below the number of active latents or of groups.
+    """
+    sample = sample if sample.dtype == torch.float64 else sample.float()
+    if len(sample) == 0 or not bool(sample.isfinite().all()):
+        raise SAEError(f"cannot start from a sample of {len(sample)} activations, some of them not finite; give finite ones")
+    if not 0 < k <= d_sae or (architecture.scale == "group" and architecture.groups > d_sae):
+        raise SAEError(f"{d_sae} latents for k = {k} (groups: {architecture.groups}); expected at least as many latents")
+    normalise = normalisation(architecture.normalise)
+    u = normalise(sample).u
+    b_dec = geometric_median(u)
+    W_dec = unit_rows(torch.randn(d_sae, sample.shape[1], generator=generator, dtype=sample.dtype)).to(sample.device)
+    mean_norm = float(norm_of(u - b_dec).mean())
+    score = _MAKE[architecture.score](architecture, W_dec.clone(), mean_norm)
+    return SAE(
+        score.to(sample),
+        _selector(architecture.selector, k),
+        W_dec,
+        b_dec,
+        normalise=normalise,
+        restore_norm=architecture.restore_norm,
+        model_name=model_name,
+        hook_name=hook_name,
+    ).to(sample.device)
+
+
+def _cosine(architecture: Architecture, W: Tensor, mean_norm: float) -> Score:
+    d_sae, scale = len(W), architecture.scale
+    n = {"group": architecture.groups, "feature": d_sae}.get(scale, 1)
+    b = torch.full((d_sae if scale == "delta" else n,), starting_scale(mean_norm, W.shape[1]), dtype=W.dtype)
+    delta = torch.zeros(d_sae, dtype=W.dtype) if scale == "delta" else None
+    return Cosine(W, W.new_zeros(d_sae), W.new_zeros(n), b.to(W.device), delta, fixed=scale == "pure")
+
+
+_MAKE: dict[str, Callable[[Architecture, Tensor, float], Score]] = {
+    "inner": lambda _, W, __: Inner(W, W.new_zeros(len(W))),
+    "cosine": _cosine,
+    "direction": lambda architecture, W, _: Direction(W, architecture.unit_encoder),
+    "aligned": lambda _, W, __: Aligned(W, W.new_zeros(len(W))),
+    "tied": lambda _, W, __: Tied(W.new_zeros(len(W))),
+}
+
+
+def _selector(kind: str, k: float) -> Selector:
+    if kind == "topk":
+        if k != round(k):
+            raise SAEError(f"k = {k} for TopK; expected a whole number of latents a token (BatchTopK takes a mean)")
+        return TopK(round(k))
+    return BatchTopK(k) if kind == "batchtopk" else ReLU()
+
+
+@torch.no_grad()
+def geometric_median(
+    sample: Float[Tensor, "row d_model"], iterations: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, "d_model"]:
+    """The point of least total distance to a sample, by Weiszfeld's iteration, until it moves less than `tolerance` of its norm."""
+    median = sample.mean(dim=0)
+    for _ in range(iterations):
+        weight = 1 / (sample - median).norm(dim=1).clamp(min=1e-8)
+        moved = (weight[:, None] * sample).sum(dim=0) / weight.sum()
+        done = (moved - median).norm() <= tolerance * moved.norm()
+        median = moved
+        if done:
+            break
+    return median

@@ -1,0 +1,13 @@
+"""Errors that say what was seen, what was expected and what to do. Commands print them on one line and exit 2."""
+
+
+class SAEError(ValueError):
+    """Base of every error that this package raises on purpose: an SAE that cannot be built, used or trained as asked."""
+
+
+class CheckpointError(SAEError):
+    """A file that is no SAE known here, or one whose keys, shapes or settings are not what its format promises."""
+
+
+class BelongingError(SAEError):
+    """An SAE put where it was not trained: another width, another model, another site."""

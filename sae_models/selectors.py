@@ -1,0 +1,172 @@
+"""Which latents are active: from scores to activations.
+
+`forward` is what is done at inference: each token by itself. `support` is what a training step selects from a batch.
+Everything acts on `strength(s)`, so that latents of either sign need another strength, not another selector.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae_models.errors import SAEError
+
+
+class Support(NamedTuple):
+    """The selected entries of a batch, sorted by row."""
+
+    row: Int[Tensor, "entry"]
+    latent: Int[Tensor, "entry"]
+    score: Float[Tensor, "entry"]
+    n_rows: int
+
+
+Chunks = Callable[[], Iterable[tuple[int, Float[Tensor, "row d_sae"]]]]
+"""Scores of a batch, some rows at a time with the number of the first; may be asked for again."""
+
+
+class Selector(nn.Module):
+    """Base: z = ReLU(s). Dense: a training step keeps every positive score."""
+
+    kind = "relu"
+    sparse = False
+    """whether a training step selects few entries"""
+
+    def strength(self, s: Tensor) -> Tensor:
+        """What is compared, never negative; 0 is inactive. (Of signed latents: |s|.)"""
+        return s.relu()
+
+    def value(self, s: Tensor) -> Tensor:
+        """The activation of a selected entry. (Of signed latents: s.)"""
+        return s.relu()
+
+    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
+        return self.value(s)
+
+    def support(self, chunks: Chunks, times: int = 1) -> Support:
+        """The entries active in a training batch; `times` as many as usual where the selector counts (Multi-TopK)."""
+        return _entries((start, s, self.strength(s) > 0) for start, s in chunks())
+
+    def settings(self) -> dict[str, object]:
+        """What it takes to make this one again with `selector`, tensors apart."""
+        return {"kind": self.kind}
+
+
+ReLU = Selector
+
+
+def _entries(found: Iterable[tuple[int, Tensor, Tensor]]) -> Support:
+    rows, latents, scores, n_rows = [], [], [], 0
+    for start, s, mask in found:
+        row, latent = mask.nonzero(as_tuple=True)
+        rows.append(row + start)
+        latents.append(latent)
+        scores.append(s[row, latent])
+        n_rows = start + len(s)
+    return Support(torch.cat(rows), torch.cat(latents), torch.cat(scores), n_rows)
+
+
+class TopK(Selector):
+    """The k strongest of each token, where positive. Source: arXiv:2406.04093."""
+
+    kind = "topk"
+    sparse = True
+
+    def __init__(self, k: int):
+        super().__init__()
+        if k < 1:
+            raise SAEError(f"k = {k}; expected at least 1 active latent a token")
+        self.k = k
+
+    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
+        strongest = self.strength(s).topk(self._among(s), dim=-1, sorted=False).indices
+        return torch.zeros_like(s).scatter(-1, strongest, self.value(s.gather(-1, strongest)))
+
+    def support(self, chunks: Chunks, times: int = 1) -> Support:
+        rows, latents, scores, n_rows = [], [], [], 0
+        for start, s in chunks():
+            strength, latent = self.strength(s).topk(self._among(s, times), dim=-1, sorted=False)
+            row, place = (strength > 0).nonzero(as_tuple=True)
+            rows.append(row + start)
+            latents.append(latent[row, place])
+            scores.append(s[row, latents[-1]])
+            n_rows = start + len(s)
+        return Support(torch.cat(rows), torch.cat(latents), torch.cat(scores), n_rows)
+
+    def _among(self, s: Tensor, times: int = 1) -> int:
+        return min(times * self.k, s.shape[-1])
+
+    def settings(self) -> dict[str, object]:
+        return {"kind": self.kind, "k": self.k}
+
+
+class BatchTopK(Selector):
+    """Training: the k·rows strongest of a batch. Inference: z = s·1[s > threshold], each token by itself.
+
+    The threshold is learned while training (a moving average of each batch's weakest active strength); before it is known,
+    inference raises `SAEError`. Source: arXiv:2606.15054 (recipe).
+    """
+
+    kind = "batchtopk"
+    sparse = True
+    threshold: Tensor
+
+    def __init__(self, k: float, threshold: float = math.nan):
+        super().__init__()
+        if not k > 0:
+            raise SAEError(f"k = {k}; expected a positive mean number of active latents a token")
+        self.k = k
+        self.register_buffer("threshold", torch.tensor(float(threshold)))
+        self._hint = 0.0  # where the last batch's weakest stood: speeds up the next search, never changes what it finds
+
+    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
+        if bool(self.threshold.isnan()):
+            raise SAEError("this BatchTopK SAE has no threshold yet; train it past threshold_from, or set selector.threshold")
+        return self.value(s) * (self.strength(s) > self.threshold)
+
+    def support(self, chunks: Chunks, times: int = 1) -> Support:
+        least = 0.95 * self._hint if times == 1 else 0.0
+        found = _entries((start, s, self.strength(s) > least) for start, s in chunks())
+        wanted = round(times * self.k * found.n_rows)
+        if len(found.row) < wanted and least > 0:  # the hint was too high
+            found = _entries((start, s, self.strength(s) > 0) for start, s in chunks())
+        strength = self.strength(found.score)
+        if len(strength) > wanted:
+            strongest = strength.topk(wanted, sorted=False).indices.sort().values
+            found = Support(found.row[strongest], found.latent[strongest], found.score[strongest], found.n_rows)
+            strength = strength[strongest]
+        if times == 1 and len(strength):
+            self._hint = float(strength.min())
+        return found
+
+    def settings(self) -> dict[str, object]:
+        return {"kind": self.kind, "k": self.k}
+
+
+class JumpReLU(Selector):
+    """z_i = ReLU(s_i)·1[s_i > θ_i]. Read only: it is what trained BatchTopK SAEs, Gemma Scope and others are at inference."""
+
+    kind = "jumprelu"
+
+    def __init__(self, threshold: Float[Tensor, "d_sae"]):
+        super().__init__()
+        self.threshold = nn.Parameter(threshold)
+
+    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
+        return self.value(s) * (s > self.threshold)
+
+
+class Gate(Selector):
+    """z_i = 1[p_i + b_gate_i > 0]·ReLU(exp(r_i)·p_i + b_mag_i), p the projection without a bias. Read only, for now."""
+
+    kind = "gated"
+
+    def __init__(self, b_gate: Float[Tensor, "d_sae"], r_mag: Float[Tensor, "d_sae"], b_mag: Float[Tensor, "d_sae"]):
+        super().__init__()
+        self.b_gate, self.r_mag, self.b_mag = nn.Parameter(b_gate), nn.Parameter(r_mag), nn.Parameter(b_mag)
+
+    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
+        return (self.r_mag.exp() * s + self.b_mag).relu() * (s + self.b_gate > 0)
