@@ -141,7 +141,8 @@ class SAE(nn.Module):
 def restoring(x_c: Float[Tensor, "*row d_model"], r: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row 1"]:
     """‖x_c‖/‖r‖, and 0 where r is 0: no latent is active there, and nothing can be restored."""
     norm = r.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0, norm_of(x_c) / norm.clamp(min=torch.finfo(r.dtype).tiny), torch.zeros_like(norm))
+    some = norm > 0
+    return torch.where(some, norm_of(x_c) / torch.where(some, norm, 1), 0)
 
 
 def _plain(name: str) -> str:

@@ -21,11 +21,22 @@ class Support(NamedTuple):
     row: Int[Tensor, "entry"]
     latent: Int[Tensor, "entry"]
     score: Float[Tensor, "entry"]
+    product: Float[Tensor, "entry"]
+    """what the score was formed of"""
     n_rows: int
 
 
-Chunks = Callable[[], Iterable[tuple[int, Float[Tensor, "row d_sae"]]]]
-"""Scores of a batch, some rows at a time with the number of the first; may be asked for again."""
+class Scored(NamedTuple):
+    """Scores of some rows of a batch."""
+
+    start: int
+    """number of the first row"""
+    product: Float[Tensor, "row d_sae"]
+    score: Float[Tensor, "row d_sae"]
+
+
+Chunks = Callable[[], Iterable[Scored]]
+"""The scores of a batch, some rows at a time; may be asked for again."""
 
 
 class Selector(nn.Module):
@@ -48,7 +59,7 @@ class Selector(nn.Module):
 
     def support(self, chunks: Chunks, times: int = 1) -> Support:
         """The entries active in a training batch; `times` as many as usual where the selector counts (Multi-TopK)."""
-        return _entries((start, s, self.strength(s) > 0) for start, s in chunks())
+        return _entries(chunks(), lambda s: (self.strength(s) > 0).nonzero(as_tuple=True))
 
     def settings(self) -> dict[str, object]:
         """What it takes to make this one again with `selector`, tensors apart."""
@@ -58,15 +69,15 @@ class Selector(nn.Module):
 ReLU = Selector
 
 
-def _entries(found: Iterable[tuple[int, Tensor, Tensor]]) -> Support:
-    rows, latents, scores, n_rows = [], [], [], 0
-    for start, s, mask in found:
-        row, latent = mask.nonzero(as_tuple=True)
-        rows.append(row + start)
-        latents.append(latent)
-        scores.append(s[row, latent])
-        n_rows = start + len(s)
-    return Support(torch.cat(rows), torch.cat(latents), torch.cat(scores), n_rows)
+def _entries(chunks: Iterable[Scored], chosen: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Support:
+    """The entries (row, latent) that `chosen` picks from the scores of each chunk."""
+    found, n_rows = [], 0
+    for start, product, score in chunks:
+        row, latent = chosen(score)
+        found.append((row + start, latent, score[row, latent], product[row, latent]))
+        n_rows = start + len(score)
+    row, latent, score, product = (torch.cat(column) for column in zip(*found, strict=True))
+    return Support(row, latent, score, product, n_rows)
 
 
 class TopK(Selector):
@@ -86,15 +97,12 @@ class TopK(Selector):
         return torch.zeros_like(s).scatter(-1, strongest, self.value(s.gather(-1, strongest)))
 
     def support(self, chunks: Chunks, times: int = 1) -> Support:
-        rows, latents, scores, n_rows = [], [], [], 0
-        for start, s in chunks():
+        def strongest(s: Tensor) -> tuple[Tensor, Tensor]:
             strength, latent = self.strength(s).topk(self._among(s, times), dim=-1, sorted=False)
             row, place = (strength > 0).nonzero(as_tuple=True)
-            rows.append(row + start)
-            latents.append(latent[row, place])
-            scores.append(s[row, latents[-1]])
-            n_rows = start + len(s)
-        return Support(torch.cat(rows), torch.cat(latents), torch.cat(scores), n_rows)
+            return row, latent[row, place]
+
+        return _entries(chunks(), strongest)
 
     def _among(self, s: Tensor, times: int = 1) -> int:
         return min(times * self.k, s.shape[-1])
@@ -128,15 +136,18 @@ class BatchTopK(Selector):
         return self.value(s) * (self.strength(s) > self.threshold)
 
     def support(self, chunks: Chunks, times: int = 1) -> Support:
+        def above(least: float) -> Support:
+            return _entries(chunks(), lambda s: (self.strength(s) > least).nonzero(as_tuple=True))
+
         least = 0.95 * self._hint if times == 1 else 0.0
-        found = _entries((start, s, self.strength(s) > least) for start, s in chunks())
+        found = above(least)
         wanted = round(times * self.k * found.n_rows)
         if len(found.row) < wanted and least > 0:  # the hint was too high
-            found = _entries((start, s, self.strength(s) > 0) for start, s in chunks())
+            found = above(0.0)
         strength = self.strength(found.score)
         if len(strength) > wanted:
             strongest = strength.topk(wanted, sorted=False).indices.sort().values
-            found = Support(found.row[strongest], found.latent[strongest], found.score[strongest], found.n_rows)
+            found = Support(*(column[strongest] for column in found[:4]), found.n_rows)
             strength = strength[strongest]
         if times == 1 and len(strength):
             self._hint = float(strength.min())

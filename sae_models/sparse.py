@@ -23,16 +23,10 @@ def decoded(
 
 
 def products(
-    u: Float[Tensor, "row d_model"],
-    rows: Float[Tensor, "d_sae d_model"],
-    support: Support,
-    product: Float[Tensor, "entry"] | None = None,
+    u: Float[Tensor, "row d_model"], rows: Float[Tensor, "d_sae d_model"], support: Support
 ) -> Float[Tensor, "entry"]:
-    """<u_row, r_latent> at the entries, with gradients to u and the rows; `product`: where they have been formed before."""
-    if product is None:
-        with torch.no_grad():
-            product = dots(u, rows, support.row, support.latent)
-    return _Products.apply(u, rows, support.row, support.latent, product)
+    """<u_row, r_latent> at the entries, as they were formed before, with gradients to u and the rows."""
+    return _Products.apply(u, rows, support.row, support.latent, support.product)
 
 
 def weighted_sums(
@@ -45,18 +39,6 @@ def weighted_sums(
     """Σ weight·of[item] over the entries of each bag; `bag` is sorted."""
     starts = torch.searchsorted(bag, torch.arange(n_bags + 1, device=bag.device))
     return F.embedding_bag(item, of, starts, mode="sum", per_sample_weights=weight, include_last_offset=True)
-
-
-def dots(
-    a: Float[Tensor, "row d_model"],
-    b: Float[Tensor, "latent d_model"],
-    row: Int[Tensor, "entry"],
-    latent: Int[Tensor, "entry"],
-    chunk: int = 4096,
-) -> Float[Tensor, "entry"]:
-    """<a[row], b[latent]> of each entry; the gathered rows of one chunk stay in cache."""
-    found = [(a[r] * b[l]).sum(-1) for r, l in zip(row.split(chunk), latent.split(chunk), strict=True)]
-    return torch.cat(found) if found else a.new_zeros(0)
 
 
 class _Decoded(torch.autograd.Function):
@@ -80,7 +62,8 @@ class _Decoded(torch.autograd.Function):
 
 
 def _dots(a: Tensor, b: Tensor, row: Tensor, latent: Tensor) -> Tensor:
-    """`dots` as the derivative of a weighted sum by its weights: the library's kernel gathers nothing into memory."""
+    """<a[row], b[latent]> of each entry, as the derivative of weighted sums by their weights: that kernel of the library's
+    gathers nothing into memory."""
     weight = torch.zeros(len(row), device=a.device, dtype=a.dtype, requires_grad=True)
     with torch.enable_grad():
         total = weighted_sums(weight, b.detach(), latent, row, len(a))

@@ -1,0 +1,121 @@
+"""What a training step minimises: one forward pass of an SAE over a batch, dense or at the selected entries alone."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_models.errors import SAEError
+from sae_models.sae import SAE, restoring
+from sae_models.scores import Argument
+from sae_models.selectors import BatchTopK, Chunks, Scored, Support, TopK
+from sae_models.sparse import decoded, products
+
+_SCORES_AT_ONCE = 2**21
+"""scores formed together: a chunk stays in cache until the selector has read it"""
+
+
+class Pass(NamedTuple):
+    """One pass over a batch; everything in the space that the SAE reconstructs in (behind its input normalisation)."""
+
+    target: Float[Tensor, "row d_model"]
+    output: Float[Tensor, "row d_model"]
+    factor: Float[Tensor, "row 1"] | None
+    """what the decoded sum was scaled by, where the norm is restored"""
+    argument: Argument
+    rows: Float[Tensor, "d_sae d_model"]
+    x_c: Float[Tensor, "row d_model"]
+    support: Support | None
+    activation: Float[Tensor, "entry"] | Float[Tensor, "row d_sae"]
+    """at the support's entries; dense where there is none"""
+
+    @property
+    def error(self) -> Float[Tensor, "row d_model"]:
+        """x − x̂."""
+        return self.target - self.output
+
+
+def forward_pass(sae: SAE, x: Float[Tensor, "row d_model"]) -> Pass:
+    """A training pass with gradients, at the entries that the selector picks (all of them for ReLU)."""
+    target = sae.normalise(x.to(sae.W_dec)).u
+    x_c = target - sae.b_dec if sae.subtract_b_dec else target
+    argument, rows = sae.score.argument(x_c), sae.score.rows(sae.W_dec)
+    if not sae.selector.sparse:
+        activation = sae.selector.value(sae.score.finish(argument.u @ rows.T, argument.norm))
+        return _finished(sae, target, argument, rows, x_c, None, activation, activation @ sae.W_dec)
+    return _sparse(sae, target, argument, rows, x_c, sae.selector.support(score_chunks(sae, argument, rows)))
+
+
+def wider(sae: SAE, done: Pass, times: int) -> Float[Tensor, "row d_model"]:
+    """The reconstruction with `times` as many active latents (Multi-TopK). Raises `SAEError` where the selector counts none."""
+    if not isinstance(sae.selector, (TopK, BatchTopK)):
+        raise SAEError(f"Multi-TopK with selector {sae.selector.kind!r}; expected topk or batchtopk")
+    support = sae.selector.support(score_chunks(sae, done.argument, done.rows), times)
+    return _sparse(sae, done.target, done.argument, done.rows, done.x_c, support).output
+
+
+def score_chunks(sae: SAE, argument: Argument, rows: Float[Tensor, "d_sae d_model"]) -> Chunks:
+    """The scores of a batch without gradients, some rows at a time."""
+    u, norm = argument.u.detach(), argument.norm.detach()
+    step = max(1, _SCORES_AT_ONCE // len(rows))
+
+    @torch.no_grad()
+    def formed(start: int) -> Scored:
+        part = slice(start, start + step)
+        product = u[part] @ rows.T
+        return Scored(start, product, sae.score.finish(product, norm[part]))
+
+    return lambda: (formed(start) for start in range(0, len(u), step))
+
+
+def _sparse(
+    sae: SAE, target: Tensor, argument: Argument, rows: Tensor, x_c: Tensor, support: Support
+) -> Pass:
+    product = products(argument.u, rows, support)
+    norm = argument.norm[:, 0].index_select(0, support.row)
+    score = sae.score.finish(product, norm, lambda parameter: parameter.index_select(0, support.latent))
+    activation = sae.selector.value(score)
+    return _finished(sae, target, argument, rows, x_c, support, activation, decoded(activation, sae.W_dec, support))
+
+
+def _finished(
+    sae: SAE,
+    target: Tensor,
+    argument: Argument,
+    rows: Tensor,
+    x_c: Tensor,
+    support: Support | None,
+    activation: Tensor,
+    total: Tensor,
+) -> Pass:
+    factor = restoring(x_c, total) if sae.restore_norm else None
+    total = total if factor is None else total * factor
+    return Pass(target, total + sae.b_dec, factor, argument, rows, x_c, support, activation)
+
+
+def auxiliary_loss(
+    sae: SAE, done: Pass, dead: Int[Tensor, "dead"], k: int
+) -> Float[Tensor, ""]:
+    """How much of the error x − x̂ the dead latents leave unexplained, as a share of it:
+
+        ‖e − ê‖²/‖e‖² over the batch,   ê = (the k strongest of the dead latents' activations) W_dec,   e = x − x̂ held fixed
+
+    Source: arXiv:2406.04093, AuxK; arXiv:2606.15054 (recipe).
+    """
+    error = done.error.detach()
+    product = done.argument.u @ done.rows.index_select(0, dead).T
+    score = sae.score.finish(product, done.argument.norm, lambda parameter: parameter.index_select(0, dead))
+    if k < len(dead):
+        strongest = sae.selector.strength(score.detach()).topk(k, dim=-1, sorted=False).indices
+        score = torch.zeros_like(score).scatter(-1, strongest, score.gather(-1, strongest))
+    guess = sae.selector.value(score) @ sae.W_dec.index_select(0, dead)
+    if done.factor is not None:
+        guess = guess * done.factor.detach()
+    return (error - guess).square().sum() / error.square().sum().clamp(min=torch.finfo(error.dtype).tiny)
+
+
+def token_weights(x_c: Float[Tensor, "row d_model"], power: int) -> Float[Tensor, "row"]:
+    """1/‖x_c‖^power with mean 1 over the batch, held fixed. Source: arXiv:2606.15054, loss reweighting control."""
+    weight = x_c.detach().norm(dim=-1).clamp(min=1e-8) ** -power
+    return weight / weight.mean()
