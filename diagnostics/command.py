@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from diagnostics.units import Interrupted
 from interventions.errors import MechdiagError
+from sae_models.errors import SAEError
 
 Settings = TypeVar("Settings")
 
@@ -34,7 +35,7 @@ def run(settings: type[Settings], main: Callable[[Settings], object]) -> None:
             given = _parsed(settings)
             warnings.showwarning = _warning_line
             main(given)
-        except MechdiagError as error:
+        except (MechdiagError, SAEError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stopped:
@@ -103,6 +104,13 @@ class Progress:
         bar.n += n
         bar.last_print_n += n
         bar.refresh()
+
+    def training(self, n: int, total: int, said: Mapping[str, float]) -> None:
+        """Steps of a training run, with what its metrics say, where they say something."""
+        bar = self._begun(total)
+        if said:
+            bar.set_postfix({name: f"{said[name]:.3g}" for name in ("fve", "l0", "dead") if name in said}, refresh=False)
+        bar.update(n)
 
     def _begun(self, total: int) -> tqdm:
         if self.bar is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_models.errors import CheckpointError, SAEError
@@ -23,7 +23,13 @@ from sae_models.scores import Cosine, Direction, Inner, Score
 from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Selector, TopK
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-_LENS_ARCHITECTURES = {"relu": "standard", "topk": "topk", "batchtopk": "jumprelu", "jumprelu": "jumprelu", "gated": "gated"}
+_LENS_ARCHITECTURES = {
+    "relu": "standard",
+    "topk": "topk",
+    "batchtopk": "jumprelu",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+}
 _LENS_NORMALISATION = {"none": "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
 
 
@@ -37,12 +43,15 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
     folder.mkdir(parents=True, exist_ok=True)
     config, tensors = described(sae)
     config["dtype"] = str(dtype or sae.dtype).removeprefix("torch.")
-    stored = {
-        key: value.detach().to("cpu", dtype if dtype is not None and value.ndim == 2 else value.dtype).contiguous().clone()
+    cpu = {
+        key: value.detach()
+        .to("cpu", dtype if dtype is not None and value.ndim == 2 else value.dtype)
+        .contiguous()
+        .clone()
         for key, value in tensors.items()
     }
     with tempfile.TemporaryDirectory(dir=folder) as partial:
-        save_file(stored, Path(partial) / WEIGHTS)
+        save_file(cpu, Path(partial) / WEIGHTS)
         (Path(partial) / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
         for name in (WEIGHTS, CONFIG):
             os.replace(Path(partial) / name, folder / name)
@@ -53,7 +62,9 @@ def described(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `save_sae` writes: the configuration and the tensors by key."""
     selector = sae.selector
     if isinstance(selector, BatchTopK) and bool(selector.threshold.isnan()):
-        raise SAEError("a BatchTopK SAE without a threshold cannot be used at inference; train it past threshold_from first")
+        raise SAEError(
+            "a BatchTopK SAE without a threshold cannot be used at inference; train it past threshold_from first"
+        )
     plain = sae.score.kind in ("inner", "aligned", "tied")
     lens = plain and not sae.restore_norm and sae.normalise.kind in _LENS_NORMALISATION
     own = {
@@ -71,9 +82,19 @@ def described(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "apply_b_dec_to_input": sae.subtract_b_dec,
         "normalize_activations": _LENS_NORMALISATION.get(sae.normalise.kind, "none") if lens else "none",
         "reshape_activations": "none",
-        "metadata": {"model_name": sae.model_name, "hook_name": sae.hook_name, "mechdiag": own},
+        # without a version SAELens reads the metadata of version 5, which lie elsewhere, and drops these
+        "metadata": {
+            "sae_lens_version": "6.0.0",
+            "model_name": sae.model_name,
+            "hook_name": sae.hook_name,
+            "mechdiag": own,
+        },
     }
-    tensors: dict[str, Tensor] = {"W_enc": sae.encoder_rows() if plain else sae.score.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    tensors: dict[str, Tensor] = {
+        "W_enc": sae.encoder_rows() if plain else sae.score.W_enc,
+        "W_dec": sae.W_dec,
+        "b_dec": sae.b_dec,
+    }
     if sae.score.b_enc is not None and not isinstance(selector, Gate):
         tensors["b_enc"] = sae.score.b_enc
     tensors |= _scales(sae.score) | _selector_tensors(selector)
@@ -84,6 +105,11 @@ def described(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if isinstance(selector, BatchTopK):
             tensors["threshold"] = selector.threshold.expand(sae.d_sae)
     return config, tensors
+
+
+def stored(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors in a folder."""
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8")), load_file(folder / WEIGHTS)
 
 
 def is_own(config: Mapping[str, Any]) -> bool:
@@ -134,7 +160,9 @@ def own_sae(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SAE:
     else:
         selector = ReLU()
     if left:
-        raise CheckpointError(f"tensors {', '.join(left)} are not used by a {kind} SAE with {selector_kind}; expected none left")
+        raise CheckpointError(
+            f"tensors {', '.join(left)} are not used by a {kind} SAE with {selector_kind}; expected none left"
+        )
     metadata = config["metadata"]
     return SAE(
         score,

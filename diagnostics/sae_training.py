@@ -1,0 +1,104 @@
+"""SAEs trained on a model's activations: the stream from `interventions`, the training from `sae_models`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diagnostics.results import model_provenance, write_json
+from interventions.activations import ActivationStream
+from interventions.errors import MechdiagError
+from interventions.models import wrap
+from interventions.sites import Site
+from interventions.texts import Prompts
+from sae_models.architectures import Architecture
+from sae_models.runs import Job, Progress, train
+from sae_models.sae import SAE
+from sae_models.training import Recipe
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An SAE to train."""
+
+    site: Site
+    """where its activations are read"""
+    architecture: Architecture
+    """of any name in `sae_models.architectures.named`"""
+    recipe: Recipe
+    """how"""
+
+
+def train_saes(
+    model: Any,
+    prompts: Prompts,
+    wanted: Mapping[str, Wanted],
+    *,
+    tokens: int = 1_000_000,
+    batch_tokens: int = 2048,
+    buffer_tokens: int = 131_072,
+    sink_filter: float | None = 10.0,
+    autocast: str = "auto",
+    seed: int = 0,
+    folder: str | Path | None = None,
+    log_every: int = 50,
+    checkpoint_every: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, SAE]:
+    """Train SAEs of several sites on one pass over the prompts, which is repeated until `tokens` have been seen.
+
+    wanted: by name, which is also the SAE's folder under `folder`. tokens: rounded down to whole batches. The options of the stream
+    are those of `ActivationStream`. With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
+    what became of the text. Each SAE says where it belongs, with a hash of the weights. Raises what `ActivationStream` and
+    `sae_models.runs.train` raise, and `MechdiagError` for less than a batch of tokens.
+    """
+    model = wrap(model)
+    steps = tokens // batch_tokens
+    if not wanted or steps < 1:
+        raise MechdiagError(f"{len(wanted)} SAEs on {tokens} tokens in batches of {batch_tokens}; expected some of each")
+    stream = ActivationStream(
+        model,
+        prompts,
+        sorted({one.site for one in wanted.values()}),
+        batch_tokens=batch_tokens,
+        buffer_tokens=buffer_tokens,
+        sink_filter=sink_filter,
+        seed=seed,
+        autocast=autocast,
+    )
+    # One epoch more than the tokens need if the filters leave everything: the run stops by itself.
+    stream.epochs = 1 + math.ceil(tokens / (stream.max_batches * batch_tokens))
+    about = {
+        "weights_sha256": model.weights_hash,
+        "model_note": model.note,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "autocast": stream.autocast,
+        "text": prompts.provenance,
+        "tokens": steps * batch_tokens,
+        "batch_tokens": batch_tokens,
+        "buffer_tokens": buffer_tokens,
+        "sink_filter": stream.sink_filter,
+        "seed": seed,
+    }
+    jobs = [
+        Job(name, one.site, one.architecture, one.recipe, model.name, one.site.hook_name) for name, one in wanted.items()
+    ]
+    saes = train(
+        stream,
+        jobs,
+        steps=steps,
+        folder=folder,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        about=about,
+    )
+    if folder is not None and stream.state_dict()["batches"]:
+        manifest = {
+            "stream": stream.provenance(),
+            "model": model_provenance(model),
+            "saes": {name: sae.metadata["training"] for name, sae in saes.items()},
+        }
+        write_json(Path(folder) / "manifest.json", manifest)
+    return saes

@@ -1,0 +1,163 @@
+#!/usr/bin/env python
+"""Tokens a second in SAE training, side by side in one run: ours, SAELens' trainer, and the one dense product that must be formed."""
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from diagnostics import command
+from diagnostics.results import claim_folder, model_provenance, write_json
+from diagnostics.sae_training import Wanted, train_saes
+from interventions.activations import ActivationStream
+from interventions.models import CausalModel, load_model
+from interventions.sites import Site
+from interventions.texts import Prompts, load_texts, tokenize
+from sae_models.architectures import named
+from sae_models.training import Recipe, SAETraining
+
+VARIANTS = ("standard", "cosine", "cosine-global", "cosine-feature", "bypass", "aligned")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How fast SAEs are trained: on cached activations against SAELens, and many from one pass over a text against one pass each.
+
+    On cached activations: a step of a BatchTopK SAE, ours and sae_lens.SAETrainer's (where sae-lens is installed: .venv-tl3), and
+    the limit: the product of the batch with the encoder alone. From text: six variants fed by one pass, and by six passes.
+
+    Example: .venv-tl3/bin/python scripts/bench_sae_training.py --out results/bench_sae
+    """
+
+    out: Path
+    """folder for bench_sae_training.json"""
+    d_model: int = 576
+    """width of the cached activations"""
+    d_sae: int = 4608
+    """latents"""
+    k: int = 32
+    """active latents a token"""
+    batch_tokens: int = 4096
+    """tokens a step, on cached activations"""
+    steps: int = 20
+    """steps timed, in each of --repeats turns"""
+    repeats: int = 3
+    """the fastest turn counts; the ways take turns"""
+    layer: int = 15
+    """block whose output the SAEs from text are trained on"""
+    text_tokens: int = 16_384
+    """tokens from text (0: leave this part out)"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the results of another run in --out"""
+
+
+def main(settings: Settings) -> None:
+    """Two tables; every ratio is of numbers from this run."""
+    out = claim_folder(settings.out, ["bench_sae_training.json"], settings.overwrite)
+    model = load_model("smollm2-135m")
+    cached = on_cached(settings)
+    _print("cached activations", cached, "SAELens SAETrainer")
+    found: dict[str, Any] = {"cached": cached}
+    if settings.text_tokens:
+        found["text"] = from_text(settings, model)
+        _print(f"{len(VARIANTS)} SAEs from text, block {settings.layer}", found["text"], "six passes")
+    write_json(out / "bench_sae_training.json", {"tokens_per_second": found, **model_provenance(model)})
+    print(f"wrote bench_sae_training.json into {out}")
+
+
+def on_cached(settings: Settings) -> dict[str, float]:
+    """Tokens a second of each way; random activations serve, for nothing here depends on their values."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(settings.batch_tokens, settings.d_model, generator=generator) for _ in range(4)]
+    recipe = Recipe(d_sae=settings.d_sae, k=settings.k)
+    ours = {
+        f"ours, {name}": SAETraining(named(name), recipe, batches[0], steps=10**9) for name in ("standard", "cosine")
+    }
+    ways: dict[str, Callable[[torch.Tensor], object]] = {name: training.step for name, training in ours.items()}
+    lens = _sae_lens_step(settings)
+    if lens is not None:
+        ways["SAELens SAETrainer"] = lens
+    W_enc, scores = torch.randn(settings.d_model, settings.d_sae), torch.empty(settings.batch_tokens, settings.d_sae)
+    ways["limit: the encoder's product alone"] = lambda x: torch.mm(x, W_enc, out=scores)
+    best = dict.fromkeys(ways, 0.0)
+    for _ in range(settings.repeats):
+        for name, step in ways.items():
+            step(batches[0])
+            start = time.perf_counter()
+            for i in range(settings.steps):
+                step(batches[i % len(batches)])
+            best[name] = max(best[name], settings.steps * settings.batch_tokens / (time.perf_counter() - start))
+    return best
+
+
+def _sae_lens_step(settings: Settings) -> Callable[[torch.Tensor], object] | None:
+    try:
+        from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+        from sae_lens.config import SAETrainerConfig
+        from sae_lens.training.sae_trainer import SAETrainer
+    except ImportError:
+        print("sae-lens is not installed here, so it is left out; run this in .venv-tl3 (make tl3)")
+        return None
+    sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=settings.d_model, d_sae=settings.d_sae, k=settings.k))
+    many = 10**9 * settings.batch_tokens
+    config = SAETrainerConfig(total_training_samples=many, train_batch_size_samples=settings.batch_tokens, lr=1e-4, lr_end=1e-5)
+    trainer = SAETrainer(config, sae, data_provider=_nothing())
+
+    def step(x: torch.Tensor) -> None:
+        trainer.step(x)
+        trainer.n_training_steps += 1
+
+    return step
+
+
+def _nothing() -> Iterator[torch.Tensor]:
+    yield from ()
+
+
+def from_text(settings: Settings, model: CausalModel) -> dict[str, float]:
+    """Tokens of text a second until all variants have been trained on them, and of the model's pass alone."""
+    prompts = tokenize(load_texts("boolq", 4 * settings.text_tokens // 128), model.tokenizer, max_length=256)
+    site, recipe = Site(settings.layer), Recipe(d_sae=4 * model.d_model, k=settings.k)
+    wanted = {name: Wanted(site, named(name), recipe) for name in VARIANTS}
+
+    def trained(which: dict[str, Wanted]) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train_saes(model, prompts, which, tokens=settings.text_tokens, buffer_tokens=settings.text_tokens)
+
+    def alone() -> None:
+        stream = _stream(model, prompts, site, settings)
+        for _ in range(settings.text_tokens // 2048):
+            next(stream)
+
+    ways: dict[str, Callable[[], None]] = {
+        "one pass": lambda: trained(wanted),
+        "six passes": lambda: [trained({name: one}) for name, one in wanted.items()] and None,
+        "limit: the model's pass alone": alone,
+    }
+    found = {}
+    for name, way in ways.items():
+        start = time.perf_counter()
+        way()
+        found[name] = settings.text_tokens / (time.perf_counter() - start)
+    return found
+
+
+def _stream(model: CausalModel, prompts: Prompts, site: Site, settings: Settings) -> ActivationStream:
+    return ActivationStream(model, prompts, [site], batch_tokens=2048, buffer_tokens=settings.text_tokens)
+
+
+def _print(title: str, found: dict[str, float], reference: str) -> None:
+    base = found.get(reference)
+    print(f"\n{title:40} tokens/s   ratio to {reference}")
+    for name, rate in found.items():
+        print(f"{name:40} {rate:8.0f}" + (f"   {rate / base:5.2f}" if base else ""))
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)

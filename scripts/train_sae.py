@@ -1,0 +1,134 @@
+#!/usr/bin/env python
+"""Sparse autoencoders of several sites, trained on one pass over a text."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from diagnostics import command
+from diagnostics.held_out import split
+from diagnostics.sae_training import Wanted, train_saes
+from interventions.errors import MechdiagError
+from interventions.models import load_model, resolve_device, resolve_dtype
+from interventions.sites import POINTS, Site
+from interventions.texts import load_texts, tokenize
+from sae_models.architectures import named
+from sae_models.training import Recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Trains sparse autoencoders on a model's activations: any number of them, at any sites, from one pass over the text.
+
+    The model's pass stops after the deepest site. Interrupted, the same command goes on where the last checkpoint was, bit for bit.
+    Writes each SAE into OUT/<layer>/<name> (SAELens loads those of standard shape), metrics.jsonl and a manifest beside them.
+
+    Example: scripts/train_sae.py --out results/saes --layers 7 15 22 --saes standard cosine aligned:topk
+    """
+
+    out: Path
+    """folder for the SAEs, their metrics and the checkpoint"""
+    saes: tuple[str, ...] = ("standard",)
+    """standard, cosine (base + delta), cosine-global, cosine-group4, cosine-feature, cosine-pure, bypass, aligned, tied, …, each
+    with :relu, :topk or :batchtopk (the default) behind it"""
+    layers: tuple[int, ...] = (15,)
+    """blocks, 0-based"""
+    sites: tuple[str, ...] = ("resid_post",)
+    """where in each block: resid_pre, attn_out, mlp_out, resid_post; or single sites such as 15.mlp_out"""
+    seeds: tuple[int, ...] = (0,)
+    """of the first weights; an SAE for each"""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe(d_sae=2304)
+    """how each SAE is trained; the seed is one of --seeds"""
+    layer_norm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """layer-normalise each input first, as in arXiv:2406.04093"""
+    tokens: int = 1_000_000
+    """tokens of the run; the text is gone through again when it has fewer"""
+    batch_tokens: int = 2048
+    """tokens a step"""
+    buffer_tokens: int = 131_072
+    """tokens that are shuffled together"""
+    model: str = "smollm2-135m"
+    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
+    prompts: str = "boolq"
+    """boolq (packaged Wikipedia paragraphs), sotu, a .txt, .jsonl or .csv file, or hf:owner/name[:split:column]"""
+    held_out: float = 0.1
+    """share of the paragraphs that is kept for evaluation (0: none)"""
+    max_length: int = 256
+    """tokens a prompt is cut at"""
+    sink_filter: float = 10.0
+    """drop tokens with ||x|| above this many times the median at some site (0: keep them)"""
+    autocast: str = "auto"
+    """bfloat16 in the model's pass: auto (where the hardware multiplies matrices of it), bfloat16, none"""
+    dtype: str = "float32"
+    """of the model: float32, bfloat16 or float16; SAEs are float32"""
+    device: str | None = None
+    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    seed: int = 0
+    """of the order of the text"""
+    log_every: int = 50
+    """steps between lines of metrics"""
+    checkpoint_every: int | None = None
+    """steps between checkpoints (default: a twentieth of the run)"""
+
+    def wanted(self) -> dict[str, Wanted]:
+        """The SAEs asked for, by the folder they go to."""
+        points = [name for name in self.sites if name in POINTS]
+        places = [Site(layer, point) for point in points for layer in self.layers]
+        places += [Site.parse(name) for name in self.sites if name not in POINTS]
+        normalise = "layer_norm" if self.layer_norm else "none"
+        return {
+            folder_of(site, name, seed): Wanted(
+                site, replace(named(name), normalise=normalise), replace(self.recipe, seed=seed)
+            )
+            for site in places
+            for name in self.saes
+            for seed in self.seeds
+        }
+
+
+def folder_of(site: Site, name: str, seed: int = 0) -> str:
+    """`15/standard`, `15.mlp_out/aligned-topk`, `15/standard-seed1`."""
+    where = str(site.layer) if site.point == "resid_post" else str(site)
+    return f"{where}/{name.replace(':', '-')}" + (f"-seed{seed}" if seed else "")
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    resolve_dtype(settings.dtype)
+    resolve_device(settings.device)
+    wanted = settings.wanted()
+    if not 0 <= settings.held_out < 1:
+        raise MechdiagError(f"--held-out {settings.held_out}; expected a share from 0 (none) to below 1")
+    texts = load_texts(settings.prompts)
+    if settings.held_out:
+        texts, _ = split(texts, settings.held_out)
+    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
+    if model.tokenizer is None:
+        raise MechdiagError(f"model {settings.model!r} has no tokenizer, so it cannot read text; name another")
+    prompts = tokenize(texts, model.tokenizer, max_length=settings.max_length, seed=settings.seed)
+    with command.Progress(f"training {len(wanted)} SAEs", unit="step") as progress:
+        saes = train_saes(
+            model,
+            prompts,
+            wanted,
+            tokens=settings.tokens,
+            batch_tokens=settings.batch_tokens,
+            buffer_tokens=settings.buffer_tokens,
+            sink_filter=settings.sink_filter or None,
+            autocast=settings.autocast,
+            seed=settings.seed,
+            folder=settings.out,
+            log_every=settings.log_every,
+            checkpoint_every=settings.checkpoint_every,
+            progress=progress.training,
+        )
+    for name, sae in saes.items():
+        said = sae.metadata["training"]
+        print(f"{name:30} FVE {said['fve']:.3f}   L0 {said['l0']:5.1f}   dead {said['dead']:.1%}")
+    print(f"wrote {len(saes)} SAEs into {settings.out}")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
