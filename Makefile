@@ -55,4 +55,4 @@ tl3: $(TL3)
 
 clean:
 	rm -rf .venv .venv-tl3 build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find interventions diagnostics scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find interventions diagnostics sae_models scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,12 @@
 """SAEs and models joined: where an SAE belongs, and what a model does with a whole stream passed through an edit."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +24,10 @@ from sae_models.errors import BelongingError
 
 PATHS = ("auto", "blocks", "hooks")
 _OTHER_NAMES = {"gpt2-small": "gpt2"}
-"""what TransformerLens calls models that the hub calls otherwise, their owners' names apart"""
+"""TransformerLens' name of a model, under which SAEs of it are known, and the hub's"""
+_TRIAL_TOKENS = 128  # logits of more would fill the memory
+_LOGITS, _LOGITS_GPU = 2**24, 2**26  # formed at once, of each edit; a comparison holds several times as many numbers
+_COMPARED = 2**18  # on the CPU: what fits its caches is several times faster
 
 
 def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
@@ -35,7 +40,9 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
     """
     causal = wrap(model)
     if sae.hook_name is None:
-        raise BelongingError("this SAE does not say where it belongs; set sae.hook_name, e.g. 'blocks.15.hook_resid_post'")
+        raise BelongingError(
+            "this SAE does not say where it belongs; set sae.hook_name, e.g. 'blocks.15.hook_resid_post'"
+        )
     try:
         own = Site.parse(sae.hook_name)
     except SiteError as error:
@@ -57,16 +64,17 @@ def _check_model(sae: Any, model: CausalModel) -> None:
                 "take one trained there, or remove sae.metadata['weights_sha256']"
             )
         return
-    names = [model.name]
-    if Path(model.name).parent == cache_folder() and Path(model.name).name.startswith(DEFAULT_MODEL):
-        names.append(DEFAULT_MODEL)  # wrapped by hand: its configuration knows the folder alone
-    names += [other for other, name in _OTHER_NAMES.items() if name == model.name.rsplit("/", 1)[-1].lower()]
-    for name in names[1:]:
-        try:
-            return sae.check_belongs(model_name=name)
-        except BelongingError:
-            continue
-    sae.check_belongs(model_name=model.name)
+    own = (sae.model_name or "").rsplit("/", 1)[-1].lower()
+    sae.check_belongs(model_name=own if own in _other_names(model) else model.name)
+
+
+def _other_names(model: CausalModel) -> set[str]:
+    """What a model is called beside its name here, without owner and case."""
+    folder, short = Path(model.name), model.name.rsplit("/", 1)[-1].lower()
+    names = {other for other, hub in _OTHER_NAMES.items() if hub == short}
+    if folder.parent == cache_folder() and folder.name.startswith(f"{DEFAULT_MODEL}-"):
+        names.add(DEFAULT_MODEL)  # wrapped by hand: its configuration knows the folder alone
+    return names
 
 
 @dataclass(frozen=True)
@@ -112,31 +120,37 @@ def spliced(
     shape, `ReplayError`.
     """
     if path not in PATHS or (batch_tokens is not None and batch_tokens < 1):
-        raise MechdiagError(f"path {path!r}, batch_tokens {batch_tokens}; expected one of {', '.join(PATHS)}, and 1 token or more")
+        raise MechdiagError(
+            f"path {path!r}, batch_tokens {batch_tokens}; expected one of {', '.join(PATHS)}, and 1 token or more"
+        )
     if not edits:
-        raise EditError("no edits; give at least one by name")
-    check_site(recording.model, site)
+        raise EditError("no edits; give at least one, by name")
+    model = recording.model
+    check_site(model, site)
     passes = _Passes(recording, site, where)
     why, delta = (None, float("nan")) if path == "hooks" else _why_not_blocks(passes)
-    if path == "blocks" and why:
-        raise ReplayError(f"the blocks above {site} alone do not give what a full forward pass gives: {why}; use path='auto' or 'hooks'")
+    if why is not None:
+        message = f"the blocks above {site} alone do not give what full forward passes give: {why}"
+        if path == "blocks":
+            raise ReplayError(f"{message}; use path='auto' or 'hooks'")
+        warnings.warn(f"{message}; these are used instead", stacklevel=2)
     through_blocks = path != "hooks" and why is None
-    values = torch.full((1 + 2 * len(edits), *recording.tokens.shape), torch.nan, dtype=torch.promote_types(recording.model.dtype, torch.float32))
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    values = torch.full((1 + 2 * len(edits), *recording.tokens.shape), torch.nan, dtype=dtype)
     for prompts in passes.batches(batch_tokens, through_blocks, len(edits)):
-        at, found = passes.read(prompts, edits, through_blocks)
-        values[:, at[0], at[1]] = found.cpu()
+        prompt, position, numbers = passes.read(prompts, edits, through_blocks)
+        values[:, prompt.cpu(), position.cpu()] = numbers.cpu()
         if progress is not None:
             progress(len(prompts))
-    clean_loss, kl, loss = values[0], values[1::2], values[2::2]
-    real = torch.arange(recording.tokens.shape[1]) < recording.length[:, None]
+    real = torch.arange(values.shape[2]) < recording.length[:, None]
     return Spliced(
-        dict(zip(edits, kl, strict=True)),
-        dict(zip(edits, loss, strict=True)),
-        clean_loss,
+        dict(zip(edits, values[1::2], strict=True)),
+        dict(zip(edits, values[2::2], strict=True)),
+        values[0],
         "blocks" if through_blocks else "hooks",
         delta,
         why,
-        {name: int((~found.isfinite() & real).sum()) for name, found in zip(edits, kl, strict=True)},
+        {name: int((~kl.isfinite() & real).sum()) for name, kl in zip(edits, values[1::2], strict=True)},
     )
 
 
@@ -145,96 +159,137 @@ class _Passes:
 
     def __init__(self, recording: Recording, site: Site, where: Tensor | None):
         self.recording, self.site, self.model = recording, site, recording.model
-        self.device, self.length = recording.tokens.device, recording.length.to(recording.tokens.device)
-        real = torch.arange(recording.tokens.shape[1], device=self.device) < self.length[:, None]
+        self.tokens, self.device = recording.tokens, recording.tokens.device
+        self.length = recording.length.to(self.device)
+        real = torch.arange(self.tokens.shape[1], device=self.device) < self.length[:, None]
         if where is not None and (where.dtype != torch.bool or where.shape != real.shape):
-            raise EditError(f"where of dtype {where.dtype} and shape {list(where.shape)}; expected truth values {list(real.shape)}")
+            raise EditError(
+                f"where of dtype {where.dtype} and shape {list(where.shape)}; expected truth values {list(real.shape)}"
+            )
         self.edited = real if where is None else real & where.to(self.device)
+        if not bool(self.edited.any()):
+            raise EditError("where leaves no token to edit; give at least one")
 
     def batches(self, tokens: int | None, through_blocks: bool, n_edits: int) -> Iterator[Tensor]:
         """Prompts that go together, the longest first: what is to run out of memory does so at once."""
         cpu = self.device.type == "cpu"
         most = tokens or (1024 if cpu else 8192)
         if not through_blocks:  # all logits of a batch are held
-            most = min(most, (2**27 if cpu else 2**29) // ((n_edits + 1) * self.model.vocab_size))
-        order = self.recording.length.argsort(descending=True, stable=True)
+            most = min(most, 8 * (_LOGITS if cpu else _LOGITS_GPU) // ((n_edits + 1) * self.model.vocab_size))
+        order = self.length.argsort(descending=True, stable=True)
         while len(order):
-            size = max(1, most // int(self.recording.length[order[0]]))
+            size = max(1, most // int(self.length[order[0]]))
             yield order[:size]
             order = order[size:]
 
-    def read(self, prompts: Tensor, edits: Mapping[str, Edit], through_blocks: bool) -> tuple[Tensor, Tensor]:
-        """(prompt, position) of each token of some prompts, and its clean loss, then KL and loss of each edit, `[number, token]`."""
-        width = int(self.recording.length[prompts].max())
-        which = prompts.to(self.device)
-        place = (torch.arange(width, device=self.device) < self.length[which, None]).nonzero().T
-        head: Callable[[Tensor], Tensor] = lambda hidden: unembed(self.recording, hidden)  # noqa: E731
+    def read(self, prompts: Tensor, edits: Mapping[str, Edit], through_blocks: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompt, position and numbers of each token of some prompts: its clean loss, then KL and loss of each edit, `[number, token]`."""
+        width = int(self.length[prompts].max())
+        row, position = (torch.arange(width, device=self.device) < self.length[prompts, None]).nonzero(as_tuple=True)
         if through_blocks:
-            clean = self.recording.final_hidden[which[place[0]], place[1]]
-            spliced = [self.above(which, width, name, edit)[place[0], place[1]] for name, edit in edits.items()]
+            clean = self.recording.final_hidden[prompts[row], position]
+            found = [self.above(prompts, width, name, edit)[row, position] for name, edit in edits.items()]
         else:
-            head = lambda logits: logits  # noqa: E731
-            clean = self.full(which, width)[place[0], place[1]]
-            spliced = [self.full(which, width, name, edit)[place[0], place[1]] for name, edit in edits.items()]
-        target = self.recording.tokens[which[place[0]], (place[1] + 1).clamp(max=self.recording.tokens.shape[1] - 1)]
-        found = _compared(head, clean, spliced, target)
-        found[0::2, place[1] + 1 == self.length[which[place[0]]]] = torch.nan  # nothing follows: no loss
-        return torch.stack([prompts[place[0].cpu()], place[1].cpu()]), found
+            clean = self.full(prompts, width)[row, position]
+            found = [self.full(prompts, width, name, edit)[row, position] for name, edit in edits.items()]
+        prompt, last = prompts[row], position + 1 == self.length[prompts[row]]
+        target = self.tokens[prompt, torch.where(last, position, position + 1)]
+        numbers = self.compared(clean, found, target, hidden=through_blocks)
+        numbers[0::2, last] = torch.nan  # nothing follows: no loss
+        return prompt, position, numbers
 
     def above(self, prompts: Tensor, width: int, name: str, edit: Edit) -> Float[Tensor, "prompt pos d_model"]:
         """Final hidden states of the stream passed through an edit, by the blocks above the site alone."""
         recording, site = self.recording, self.site
         if site.entry not in recording.activations:
-            raise SiteError(f"site {site.entry} was not recorded; recorded: {', '.join(map(str, recording.activations)) or 'none'}")
-        value, change = recording.activations[site.entry][prompts, :width], self.change(prompts, width, name, edit)
+            raise SiteError(
+                f"site {site.entry} was not recorded; recorded: {', '.join(map(str, recording.activations)) or 'none'}"
+            )
+        change = self.change(prompts, width, name, edit)
+        value = recording.activations[site.entry][prompts, :width]
         with ExitStack() as stack:
             if site.entry == site:
                 value = change(value)
             stack.enter_context(entering_at(recording, site.first_block, value))
             if site.entry != site:
                 stack.enter_context(at_site(self.model, site, change))
-            return self.model.base(input_ids=recording.tokens[prompts, :width], use_cache=False).last_hidden_state
+            return self.model.base(input_ids=self.tokens[prompts, :width], use_cache=False).last_hidden_state
 
-    def full(self, prompts: Tensor, width: int, name: str = "", edit: Edit | None = None) -> Float[Tensor, "prompt pos vocab"]:
+    def full(
+        self, prompts: Tensor, width: int, name: str = "", edit: Edit | None = None
+    ) -> Float[Tensor, "prompt pos vocab"]:
         """Logits of full forward passes with an edit at the site (none: clean), by the wrapper's own hooks."""
-        tokens = self.recording.tokens[prompts, :width]
-        return hooked_logits(self.model, tokens, self.site, edit and self.change(prompts, width, name, edit))
+        change = None if edit is None else self.change(prompts, width, name, edit)
+        return hooked_logits(self.model, self.tokens[prompts, :width], self.site, change)
 
     def change(self, prompts: Tensor, width: int, name: str, edit: Edit) -> Edit:
-        """`edit` at the tokens to be edited, padding left out; on whatever stands at the site, `[prompt, pos, d_model]`."""
+        """`edit` at the tokens to be edited, padding left out, of what stands at the site, `[prompt, pos, d_model]`."""
         which = self.edited[prompts, :width].nonzero(as_tuple=True)
 
         def change(value: Tensor) -> Tensor:
             old = value[which]
-            new = edit(old)
+            new = edit(old) if len(old) else old
             if new.shape != old.shape:
-                raise EditError(f"edit {name!r} gave shape {list(new.shape)}; expected {list(old.shape)}, a vector for each token")
+                raise EditError(
+                    f"edit {name!r} gave shape {list(new.shape)}; expected {list(old.shape)}, a vector for each token"
+                )
             return value.index_put(which, new.to(value))
 
         return change
 
+    def compared(
+        self, clean: Tensor, edited: list[Tensor], target: Int[Tensor, "token"], hidden: bool
+    ) -> Float[Tensor, "number token"]:
+        """Clean loss, then KL and loss of each edit, of logits or of final hidden states; the clean side is formed once.
 
-def _compared(
-    head: Callable[[Tensor], Tensor], clean: Tensor, spliced: list[Tensor], target: Int[Tensor, "token"]
-) -> Float[Tensor, "number token"]:
-    """Clean loss, then KL and loss of each edit; the clean side of a token is formed once.
+        With d = log q − log p + c, c such that Σ p·d = 0:  KL = log Σ p·exp(d), and −log q = −log p − d + KL.
+        """
+        cpu, vocab = self.device.type == "cpu", self.model.vocab_size
+        many = max(1, (_LOGITS if cpu else _LOGITS_GPU) // vocab)
+        few = max(1, _COMPARED // vocab) if cpu else many
+        head: Callable[[Tensor], Tensor] = partial(unembed, self.recording) if hidden else lambda logits: logits
+        parts = []
+        for start in range(0, len(clean), many):
+            some = slice(start, start + many)
+            sides = [CleanSide(part) for part in head(clean[some]).split(few)]
+            targets = target[some, None].split(few)
+            loss = torch.cat([-side.log_p.gather(1, next_)[:, 0] for side, next_ in zip(sides, targets, strict=True)])
+            numbers = [loss]
+            for one in edited:
+                kl, change = [], []
+                for side, part, next_ in zip(sides, head(one[some]).split(few), targets, strict=True):
+                    comparison = Comparison(side, part)
+                    kl.append(comparison.kl)
+                    change.append(comparison.d.gather(1, next_)[:, 0])
+                numbers += [torch.cat(kl), loss - torch.cat(change) + torch.cat(kl)]
+            parts.append(torch.stack(numbers))
+        return torch.cat(parts, dim=1)
 
-    With d = log q − log p, but for a constant that makes Σ p·d = 0, KL = log Σ p·exp(d), so −log q = −log p − d + KL.
+
+def _why_not_blocks(passes: _Passes) -> tuple[str | None, float]:
+    """Why the blocks above the site alone do not serve (None: they do), and the largest logit difference from full forwards.
+
+    Asked of the longest prompt (a sliding window bites only there), its whole stream moved by noise of 0.3 times its size: an
+    SAE's own edit would not do, as a latent at its threshold may fall either way by rounding.
     """
-    parts = []
-    cpu = clean.device.type == "cpu"
-    for start in range(0, len(clean), many := max(1, (2**24 if cpu else 2**28) // _vocabulary(head, clean))):
-        some = slice(start, start + many)
-        logits = head(clean[some])
-        few = max(1, 2**18 // logits.shape[1]) if cpu else len(logits)  # what fits the caches is several times faster
-        sides = [CleanSide(part) for part in logits.split(few)]
-        targets = target[some, None].split(few)
-        clean_loss = torch.cat([-side.log_p.gather(1, t)[:, 0] for side, t in zip(sides, targets, strict=True)])
-        numbers = [clean_loss]
-        for hidden in spliced:
-            compared = [Comparison(side, part) for side, part in zip(sides, head(hidden[some]).split(few), strict=True)]
-            kl = torch.cat([c.kl for c in compared])
-            change = torch.cat([c.d.gather(1, t)[:, 0] for c, t in zip(compared, targets, strict=True)])
-            numbers += [kl, clean_loss - change + kl]
-        parts.append(torch.stack(numbers))
-    return torch.cat(parts, dim=1)
+    model, longest = passes.model, passes.length.argmax()[None]
+    width = int(passes.length[longest])
+
+    def noise(x: Tensor) -> Tensor:
+        drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+        return x + 0.3 * x.float().pow(2).mean(-1, keepdim=True).sqrt().to(x) * drawn
+
+    everywhere = _Passes(passes.recording, passes.site, None)
+    slow = everywhere.full(longest, width, "noise", noise)[0, -_TRIAL_TOKENS:].float()
+    if not bool(slow.isfinite().all()):
+        return "the model's own logits are not finite", float("nan")
+    try:
+        hidden = everywhere.above(longest, width, "noise", noise)[0, -_TRIAL_TOKENS:]
+        fast = unembed(passes.recording, hidden).float()
+    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+        if isinstance(error, MechdiagError) or is_out_of_memory(error):
+            raise
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}", float("nan")
+    delta = float((fast - slow).abs().max())
+    allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
+    return (None if delta <= allowed else f"logits differ by {delta:.1e}, allowed {allowed:.1e}"), delta

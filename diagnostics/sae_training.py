@@ -1,6 +1,5 @@
 """SAEs trained on a model's activations: the stream from `interventions`, the training from `sae_models`."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ def train_saes(
     wanted: Mapping[str, Wanted],
     *,
     tokens: int = 1_000_000,
-    batch_tokens: int = 2048,
+    batch_tokens: int = 1024,
     buffer_tokens: int = 131_072,
     sink_filter: float | None = 10.0,
     autocast: str = "auto",
@@ -64,11 +63,10 @@ def train_saes(
         batch_tokens=batch_tokens,
         buffer_tokens=buffer_tokens,
         sink_filter=sink_filter,
+        epochs=None,
         seed=seed,
         autocast=autocast,
     )
-    # One epoch more than the tokens need if the filters leave everything: the run stops by itself.
-    stream.epochs = 1 + math.ceil(tokens / (stream.max_batches * batch_tokens))
     about = {
         "weights_sha256": model.weights_hash,
         "model_note": model.note,

@@ -53,7 +53,7 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         save_file(cpu, Path(partial) / WEIGHTS)
         (Path(partial) / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
-        for name in (WEIGHTS, CONFIG):
+        for name in (CONFIG, WEIGHTS):  # where the weights are, all is there
             os.replace(Path(partial) / name, folder / name)
     return folder
 
@@ -75,7 +75,7 @@ def described(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "metadata": sae.metadata,
     }
     config = {
-        "architecture": _LENS_ARCHITECTURES[selector.kind] if lens else f"mechdiag:{sae.score.kind}",
+        "architecture": _LENS_ARCHITECTURES[selector.kind] if lens else f"mechdiag:{own['score']['kind']}",
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
         "device": "cpu",

@@ -160,11 +160,7 @@ class Cosine(Direction):
         self.scale_a = nn.Parameter(a, requires_grad=not fixed)
         self.scale_b = nn.Parameter(b)
         self.scale_delta = None if delta is None else nn.Parameter(delta)
-
-    @property
-    def fixed(self) -> bool:
-        """Whether the exponent is kept where it is."""
-        return not self.scale_a.requires_grad
+        self.fixed = fixed
 
     def exponents(self) -> Float[Tensor, "d_sae"]:
         """a_i of each latent, with its delta."""

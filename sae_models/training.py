@@ -24,15 +24,15 @@ class Recipe:
         loss = mean_t w_t·‖x − x̂‖²/σ² + l1·mean_t Σ|z_i|‖d_i‖/σ + aux·(AuxK loss) + multi·mean_t w_t·‖x − x̂_4k‖²/σ²
 
     σ² is the variance of the sample that the SAE starts from (summed over d_model), which makes the loss, the clipping of its
-    gradient and l1 free of the activations' scale. Source: arXiv:2606.15054 (recipe) unless a line says otherwise.
+    gradient, l1 and the learning rates free of the activations' scale. Source: arXiv:2606.15054 (recipe) unless a line says otherwise.
     """
 
     d_sae: int
     """number of latents"""
     k: float = 32
     """active latents a token (BatchTopK: on average)"""
-    lr: float = 1e-3
-    """of Adam, for matrices and biases"""
+    lr: float = 2e-3
+    """of Adam, for matrices; for biases, which have the activations' unit, lr·σ/√d_model"""
     lr_scale: float = 1e-2
     """of Adam, for the exponents a and scales b of cosine scores"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -96,7 +96,7 @@ class SAETraining:
         )
         u = self.sae.normalise(sample.to(self.sae.W_dec)).u
         self.variance = u.var(dim=0, unbiased=False).sum()
-        self.optimizer = _optimizer(self.sae, recipe)
+        self.optimizer = _optimizer(self.sae, recipe, float(self.variance.sqrt()) / self.sae.d_model**0.5)
         self.done = 0
         """steps taken"""
         self.tokens = 0
@@ -238,8 +238,17 @@ class SAETraining:
         return dict.fromkeys(("loss", "squared", "variance", "active", "rows", "steps"), zero)
 
 
-def _optimizer(sae: SAE, recipe: Recipe) -> torch.optim.Adam:
-    scales = [p for name, p in sae.named_parameters() if ".scale_" in name and p.requires_grad]
-    others = [p for name, p in sae.named_parameters() if ".scale_" not in name]
-    groups = [{"params": others, "base": recipe.lr}] + ([{"params": scales, "base": recipe.lr_scale}] if scales else [])
-    return torch.optim.Adam(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+def _optimizer(sae: SAE, recipe: Recipe, unit: float) -> torch.optim.Adam:
+    """Adam moves every number by about its learning rate; biases have the unit of the activations, and so has theirs."""
+    rates = {"matrix": recipe.lr, "bias": recipe.lr * unit, "scale": recipe.lr_scale}
+    groups: dict[str, list[Tensor]] = {kind: [] for kind in rates}
+    for name, parameter in sae.named_parameters():
+        kind = "scale" if ".scale_" in name else "matrix" if parameter.ndim == 2 else "bias"
+        if parameter.requires_grad:
+            groups[kind].append(parameter)
+    return torch.optim.Adam(
+        [{"params": found, "base": rates[kind]} for kind, found in groups.items() if found],
+        lr=recipe.lr,
+        betas=recipe.betas,
+        fused=True,
+    )

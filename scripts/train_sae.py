@@ -37,15 +37,15 @@ class Settings:
     """blocks, 0-based"""
     sites: tuple[str, ...] = ("resid_post",)
     """where in each block: resid_pre, attn_out, mlp_out, resid_post; or single sites such as 15.mlp_out"""
-    seeds: tuple[int, ...] = (0,)
-    """of the first weights; an SAE for each"""
+    seeds: tuple[int, ...] = ()
+    """of the first weights, an SAE for each (default: --seed alone)"""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe(d_sae=2304)
-    """how each SAE is trained; the seed is one of --seeds"""
+    """how each SAE is trained"""
     layer_norm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """layer-normalise each input first, as in arXiv:2406.04093"""
     tokens: int = 1_000_000
     """tokens of the run; the text is gone through again when it has fewer"""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     """tokens a step"""
     buffer_tokens: int = 131_072
     """tokens that are shuffled together"""
@@ -65,7 +65,7 @@ class Settings:
     """of the model: float32, bfloat16 or float16; SAEs are float32"""
     device: str | None = None
     """cpu, cuda, cuda:1 (default: cuda where there is one)"""
-    seed: int = 0
+    order_seed: int = 0
     """of the order of the text"""
     log_every: int = 50
     """steps between lines of metrics"""
@@ -84,7 +84,7 @@ class Settings:
             )
             for site in places
             for name in self.saes
-            for seed in self.seeds
+            for seed in self.seeds or (self.recipe.seed,)
         }
 
 
@@ -107,7 +107,7 @@ def main(settings: Settings) -> None:
     model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
     if model.tokenizer is None:
         raise MechdiagError(f"model {settings.model!r} has no tokenizer, so it cannot read text; name another")
-    prompts = tokenize(texts, model.tokenizer, max_length=settings.max_length, seed=settings.seed)
+    prompts = tokenize(texts, model.tokenizer, max_length=settings.max_length, seed=settings.order_seed)
     with command.Progress(f"training {len(wanted)} SAEs", unit="step") as progress:
         saes = train_saes(
             model,
@@ -118,7 +118,7 @@ def main(settings: Settings) -> None:
             buffer_tokens=settings.buffer_tokens,
             sink_filter=settings.sink_filter or None,
             autocast=settings.autocast,
-            seed=settings.seed,
+            seed=settings.order_seed,
             folder=settings.out,
             log_every=settings.log_every,
             checkpoint_every=settings.checkpoint_every,

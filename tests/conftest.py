@@ -6,7 +6,9 @@ import jaxtyping
 import pytest
 
 # Before anything of the package is imported: from here on every annotated function checks its tensors' shapes.
-jaxtyping.install_import_hook("interventions", "beartype.beartype")
+# An int stands for a float, as everywhere in Python's typing.
+_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook(["interventions", "sae_models"], _CHECKER)
 
 # Timing decides no test, and a test that passed once passes again.
 hypothesis.settings.register_profile("mechdiag", deadline=None, derandomize=True, database=None)

@@ -11,6 +11,7 @@ import pytest
 from diagnostics import command
 from diagnostics.units import Interrupted
 from interventions.errors import ResultError, SiteError
+from sae_models.errors import BelongingError
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ def test_settings_reach_main_and_all_is_well(run):
 
 
 @pytest.mark.parametrize(
-    "error", [ResultError("folder holds\n  another run;\tgo"), SiteError("folder holds another run; go")]
+    "error",
+    [
+        ResultError("folder holds\n  another run;\tgo"),
+        SiteError("folder holds another run; go"),
+        BelongingError("folder holds another\nrun; go"),
+    ],
 )
 def test_input_that_does_not_serve_is_one_line_and_exit_2(run, error):
     assert run(raises(error), "--out", "x") == (2, "", "error: folder holds another run; go\n")

@@ -1,0 +1,83 @@
+"""An SAE from a file or folder, from the zoo, or from the hub."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_models.cache import cache_folder
+from sae_models.errors import CheckpointError
+from sae_models.readers import read
+from sae_models.readers.stored import CONFIGS, WEIGHTS, opened
+from sae_models.readers.strict import Options
+from sae_models.sae import SAE
+
+PACKAGED_ZOO = Path(__file__).parent / "zoo"
+_HUB = "hf:"
+
+
+def load_sae(
+    where: str | Path,
+    *,
+    layout: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> SAE:
+    """An SAE, decoding as the original does.
+
+    where: an existing file or folder; else a name in the zoo (`smollm2-135m/15/cosine`), the packaged one before the one in the
+    cache folder; or `hf:owner/name/folder-or-file` of the hub, the only way to the network.
+    layout: one of `sae_models.readers.LAYOUTS`; without it the layout is recognised from file names, settings and keys.
+    options: settings that a file does not carry (`model_name`, `hook_name`, `k`, …); each reader documents its own.
+    Raises `CheckpointError` for what is not there, is of no known layout, or cannot be read exactly; `BelongingError` for SAEs
+    inside attention heads.
+    """
+    given = Options(options)
+    sae = read(opened(_found(where)), given, layout)
+    return sae.to(device=device, dtype=dtype)
+
+
+def zoo_names() -> list[str]:
+    """Names of the SAEs in the packaged zoo and in the cache folder's."""
+    return sorted({file.parent.relative_to(root).as_posix() for root in _zoos() for file in root.rglob(CONFIGS[0])})
+
+
+def _zoos() -> tuple[Path, Path]:
+    return PACKAGED_ZOO, cache_folder() / "zoo"
+
+
+def _found(where: str | Path) -> Path:
+    if Path(where).exists():
+        return Path(where)
+    if str(where).startswith(_HUB):
+        return _downloaded(str(where))
+    for root in _zoos():
+        if (root / where).is_dir():
+            return root / where
+    known = ", ".join(zoo_names()) or "none"
+    raise CheckpointError(
+        f"no SAE {str(where)!r}: no such file or folder, nor a name in the zoo ({', '.join(map(str, _zoos()))} have: {known}); "
+        f"one from the hub is {_HUB}owner/name/folder"
+    )
+
+
+def _downloaded(where: str) -> Path:
+    owner, name, inside = (*where.removeprefix(_HUB).split("/", 2), "", "")[:3]
+    if not owner or not name:
+        raise CheckpointError(f"{where!r} names no repository; expected {_HUB}owner/name/folder-or-file")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    file = Path(inside).suffix in (".safetensors", ".pt", ".pth", ".npz")
+    folder = Path(inside).parent if file else Path(inside)
+    folders = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
+    names = [Path(inside)] if file else [folder / name for name in WEIGHTS]
+    wanted = [path.as_posix() for path in (*names, *(above / name for above in folders for name in CONFIGS))]
+    try:
+        found = Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted)) / inside
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"{where!r} could not be had from the hub: {error}") from error
+    if not found.exists():
+        raise CheckpointError(f"{where!r}: no such file there, or none of {', '.join(WEIGHTS)} in it; name a file")
+    return found

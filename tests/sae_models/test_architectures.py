@@ -1,0 +1,198 @@
+"""Names of SAEs, and how each starts."""
+
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from sae_models.architectures import NAMES, Architecture, build, geometric_median, named
+from sae_models.errors import SAEError
+from sae_models.normalise import normalisation
+from sae_models.scores import Cosine
+from tests.sae_models.built import ALL, D_MODEL, D_SAE, K, SELECTORS, close, drawn, generator, inputs
+
+PARTS = {  # score, scale, groups, unit_encoder, unit_decoder, restore_norm
+    "standard": ("inner", "delta", 4, True, True, False),
+    "cosine": ("cosine", "delta", 4, True, True, False),
+    "cosine-delta": ("cosine", "delta", 4, True, True, False),
+    "cosine-global": ("cosine", "global", 4, True, True, False),
+    "cosine-feature": ("cosine", "feature", 4, True, True, False),
+    "cosine-pure": ("cosine", "pure", 4, True, True, False),
+    "cosine-group7": ("cosine", "group", 7, True, True, False),
+    "bypass": ("direction", "delta", 4, True, True, True),
+    "bypass-free-encoder": ("direction", "delta", 4, False, True, True),
+    "bypass-free-decoder": ("direction", "delta", 4, True, False, True),
+    "bypass-free-both": ("direction", "delta", 4, False, False, True),
+    "bypass-no-restore": ("direction", "delta", 4, True, True, False),
+    "bypass-free-decoder-no-restore": ("direction", "delta", 4, True, False, False),
+    "bypass-free-both-no-restore": ("direction", "delta", 4, False, False, False),
+    "aligned": ("aligned", "delta", 4, True, False, False),
+    "tied": ("tied", "delta", 4, True, True, False),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_names(name):
+    assert {n.replace("7", "<G>") for n in PARTS} == set(NAMES)
+    score, scale, groups, unit_encoder, unit_decoder, restore_norm = PARTS[name]
+    expected = Architecture(score, "batchtopk", scale, groups, unit_encoder, unit_decoder, restore_norm, "none")
+    assert named(name) == expected
+    for selector in SELECTORS:
+        assert named(f"{name}:{selector}") == replace(expected, selector=selector)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("stadnard", "no SAE 'stadnard'; known: standard, cosine, .*cosine-group<G>, each with :relu, :topk or :batchtopk"),
+        ("", "no SAE ''"),
+        ("cosine-group", "no SAE 'cosine-group'"),
+        ("cosine-groupx", "no SAE"),
+        ("cosine-group-4", "no SAE"),
+        ("cosine-group4x", "no SAE"),
+        ("cosine-group0", "0 groups of latents; expected at least 1"),
+        ("standard:jumprelu", "no selector 'jumprelu'; known: relu, topk, batchtopk"),
+        ("standard:topk:relu", "no selector 'topk:relu'"),
+        ("Standard", "no SAE"),
+    ],
+)
+def test_names_that_are_none(name, message):
+    with pytest.raises(SAEError, match=message):
+        named(name)
+
+
+@pytest.mark.parametrize("what", ["score", "selector", "scale"])
+def test_parts_that_are_none(what):
+    assert what in {field.name for field in fields(Architecture)}
+    with pytest.raises(SAEError, match=f"no {what} 'x'; known: "):
+        Architecture(**{what: "x"})
+
+
+# How they start
+
+
+@pytest.mark.parametrize("kind", ["none", "layer_norm"])
+@pytest.mark.parametrize("name", ALL)
+def test_starts(name, kind):
+    x = inputs()
+    sae = build(replace(named(name), normalise=kind), D_SAE, K, x, generator(), model_name="m", hook_name="h")
+    u = normalisation(kind)(x).u
+    assert (sae.d_sae, sae.d_model, sae.model_name, sae.hook_name) == (D_SAE, D_MODEL, "m", "h")
+    assert sae.normalise.kind == kind and sae.restore_norm == named(name).restore_norm and sae.subtract_b_dec
+    close(sae.W_dec.norm(dim=1), torch.ones(D_SAE, dtype=x.dtype))
+    close(sae.encoder_rows(), sae.W_dec)
+    close(sae.alignment(), torch.ones(D_SAE, dtype=x.dtype))
+    close(sae.b_dec, geometric_median(u))
+    assert not torch.allclose(sae.b_dec, u.mean(0), atol=1e-3)
+    assert sae.score.b_enc is None or not sae.score.b_enc.any()
+    if named(name).score != "tied":
+        assert sae.score.W_enc.data_ptr() != sae.W_dec.data_ptr()  # a copy, not the same weight
+    if isinstance(sae.score, Cosine):
+        size = float((u - sae.b_dec.detach()).norm(dim=1).mean())
+        root = D_MODEL**0.5
+        start = math.log(root if root / 2 <= size <= 2 * root else size)
+        close(sae.score.scale_b, torch.full_like(sae.score.scale_b, start))
+        assert not sae.score.exponents().any()
+        assert sae.score.fixed == (name == "cosine-pure")
+
+
+@pytest.mark.parametrize(
+    ("name", "a", "b", "delta"),
+    [
+        ("cosine", 1, D_SAE, True),
+        ("cosine-global", 1, 1, False),
+        ("cosine-group3", 3, 3, False),
+        ("cosine-feature", D_SAE, D_SAE, False),
+        ("cosine-pure", 1, 1, False),
+    ],
+)
+def test_numbers_of_scales(name, a, b, delta):
+    score = build(named(name), D_SAE, K, inputs(), generator()).score
+    assert (len(score.scale_a), len(score.scale_b), score.scale_delta is not None) == (a, b, delta)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_small_and_large_activations_start_from_their_own_size(size):
+    x = size * drawn(200, 64)
+    sae = build(named("cosine-global"), 70, 4, x, generator())
+    mean = float((x - sae.b_dec.detach()).norm(dim=1).mean())
+    assert mean == pytest.approx(8 * size, rel=0.1)
+    assert math.exp(sae.score.scale_b.item()) == pytest.approx(8 if size == 1 else mean, rel=1e-6)
+
+
+def test_the_draw_is_the_generators():
+    one, same, other = (build(named("standard"), D_SAE, K, inputs(), generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one.W_dec, same.W_dec)
+    assert not torch.allclose(one.W_dec, other.W_dec, atol=0.1)
+    assert torch.equal(one.b_dec, other.b_dec)
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.float16, torch.float32)],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["cosine", "aligned", "bypass"])
+def test_in_float32_at_least(name, given, made):
+    sae = build(named(name), D_SAE, K, inputs().to(given), generator())
+    assert {parameter.dtype for parameter in sae.parameters()} == {made}
+
+
+@pytest.mark.parametrize(
+    ("name", "d_sae", "k", "sample", "message"),
+    [
+        ("standard", 40, 5, torch.empty(0, 12), "cannot start from a sample of 0 activations"),
+        ("standard", 40, 5, torch.full((3, 12), torch.nan), "a sample of 3 activations, some of them not finite"),
+        ("standard", 40, 5, torch.full((3, 12), torch.inf), "not finite; give finite ones"),
+        ("standard", 40, 41, torch.ones(3, 12), r"40 latents for k = 41 \(groups: 4\); expected at least as many latents"),
+        ("standard", 40, 0, torch.ones(3, 12), "40 latents for k = 0"),
+        ("cosine-group41", 40, 5, torch.ones(3, 12), r"\(groups: 41\)"),
+        ("standard:topk", 40, 2.5, torch.ones(3, 12), "k = 2.5 for TopK; expected a whole number"),
+    ],
+)
+def test_starts_that_cannot_be(name, d_sae, k, sample, message):
+    with pytest.raises(SAEError, match=message):
+        build(named(name), d_sae, k, sample, generator())
+
+
+def test_batchtopk_takes_a_fraction():
+    assert build(named("standard"), D_SAE, 2.5, inputs(), generator()).selector.k == 2.5
+    assert build(named("standard:topk"), D_SAE, 2.0, inputs(), generator()).selector.k == 2
+
+
+# The geometric median
+
+
+def total_distance(point, sample):
+    return float((sample - torch.as_tensor(point)).norm(dim=1).sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("d_model", [1, 3, 12])
+def test_no_point_is_nearer_than_the_geometric_median(d_model, seed):
+    """The iteration stops at steps of 1e-6 of the median's norm and contracts by ½ or so; distances are flat at their minimum."""
+    sample = drawn(41, d_model, seed=seed) * torch.linspace(0.1, 5, 41)[:, None] + 2
+    sample[:5] += 50
+    found = geometric_median(sample)
+    best = minimize(total_distance, sample.median(0).values.numpy(), args=(sample,), method="Powell", options={"xtol": 1e-9})
+    assert total_distance(found, sample) <= best.fun * (1 + 1e-6)
+    assert total_distance(sample.mean(0), sample) > best.fun * 1.01
+    np.testing.assert_allclose(found, best.x, atol=5e-3)
+
+
+@given(st.floats(0.1, 100), st.integers(0, 100))
+def test_the_geometric_median_moves_with_its_sample(factor, seed):
+    sample, shift = drawn(20, 3, seed=seed) + 3, drawn(3, seed=seed + 1)
+    close(geometric_median(factor * sample), factor * geometric_median(sample), rtol=1e-4)
+    close(geometric_median(sample + shift), geometric_median(sample) + shift, rtol=1e-4, atol=1e-4)
+
+
+def test_a_minority_however_far_away_does_not_carry_it_off():
+    sample = drawn(21, 3)
+    sample[:6] = 1e6
+    assert geometric_median(sample).norm() < 5 < sample.mean(0).norm()

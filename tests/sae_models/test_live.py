@@ -1,0 +1,170 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from sae_models import SAEError, as_sae, save_sae
+from sae_models.sae import SAE
+from sae_models.scores import Inner
+from sae_models.selectors import ReLU
+from tests.sae_models.written import D_MODEL, D_SAE, K, assert_same, drawn, inputs, strongest
+
+
+class Plain(nn.Module):
+    """An SAE as many write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.W_enc = nn.Parameter(drawn(D_MODEL, D_SAE))
+        self.W_dec = nn.Parameter(drawn(D_SAE, D_MODEL, seed=1))
+        self.bias = nn.Parameter(drawn(D_MODEL, seed=2))
+
+    def encode(self, x):
+        return strongest(torch.relu((x - self.bias) @ self.W_enc), K)
+
+    def decode(self, z):
+        return z @ self.W_dec + self.bias
+
+
+class Layers(nn.Module):
+    """As dictionary_learning keeps its weights, for two dimensions only."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(D_MODEL, D_SAE), nn.Linear(D_SAE, D_MODEL)
+
+    def encode(self, x):
+        assert x.ndim == 2
+        return torch.relu(self.encoder(x))
+
+    def decode(self, z):
+        return self.decoder(z)
+
+
+def test_ours_stays_as_it_is():
+    sae = SAE(Inner(drawn(D_SAE, D_MODEL), drawn(D_SAE)), ReLU(), drawn(D_SAE, D_MODEL), drawn(D_MODEL))
+    assert as_sae(sae) is sae
+
+
+@pytest.mark.parametrize("kind", [Plain, Layers])
+def test_an_object_with_encode_and_a_linear_decode(kind):
+    thing = kind()
+    sae = as_sae(thing, hook_name="blocks.1.hook_resid_post")
+    flat = inputs().reshape(-1, D_MODEL)
+    with torch.no_grad():
+        z = thing.encode(flat)
+        assert_same(sae.encode(inputs()).reshape(-1, D_SAE), z)
+        assert_same(sae(inputs()).reshape(-1, D_MODEL), thing.decode(z))
+        assert_same(sae.encode(inputs()) @ sae.W_dec + sae.offset(inputs()), sae(inputs()))
+        assert_same(sae.decode(sae.encode(inputs())), sae(inputs()))
+    assert (sae.d_model, sae.d_sae, sae.hook_name) == (D_MODEL, D_SAE, "blocks.1.hook_resid_post")
+
+
+@pytest.mark.parametrize("kind", [Plain, Layers])
+def test_neither_sees_what_happens_to_the_other(kind):
+    thing = kind()
+    before = copy.deepcopy(thing.state_dict())
+    sae = as_sae(thing)
+    expected = sae(inputs())
+    with torch.no_grad():
+        for parameter in thing.parameters():
+            parameter.mul_(2)
+    assert torch.equal(sae(inputs()), expected)
+    thing.load_state_dict(before)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.mul_(2)
+    assert all(torch.equal(value, before[key]) for key, value in thing.state_dict().items())
+
+
+def test_it_moves_with_its_encoder(device):
+    sae = as_sae(Plain()).to(device=device, dtype=torch.float64)
+    assert sae(inputs().to(device)).dtype == torch.float64
+    torch.testing.assert_close(
+        sae(inputs().to(device)).cpu(), as_sae(Plain().double())(inputs()), rtol=1e-12, atol=1e-10
+    )
+
+
+class Stateful(Plain):
+    def encode(self, x):
+        self.norm = x.norm(dim=-1, keepdim=True)
+        return super().encode(x / self.norm)
+
+    def decode(self, z):
+        return super().decode(z) * self.norm
+
+
+class Squared(Plain):
+    def decode(self, z):
+        return super().decode(z.square())
+
+
+class OtherDecoder(Plain):
+    def decode(self, z):
+        return z @ self.W_dec.flip(0) + self.bias
+
+
+class Batch(Plain):
+    def encode(self, x):
+        s = torch.relu((x - self.bias) @ self.W_enc)
+        return s * (s >= s.flatten().topk(K * len(x)).values[-1])
+
+
+class Tuples(Plain):
+    def encode(self, x):
+        return super().encode(x), {}
+
+
+class NoDecoder(nn.Module):
+    def encode(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (Stateful, "decoding of a Stateful is not z @ W_dec"),
+        (Squared, "decoding of a Squared is not z @ W_dec"),
+        (OtherDecoder, "decoding of a OtherDecoder is not z @ W_dec"),
+        (Batch, "latents of a Batch depend on what else is in the batch"),
+        (Tuples, r"encode of a Tuples gives a tuple; expected latents \(16, 40\)"),
+        (NoDecoder, r"a NoDecoder has no encode, decode and W_dec \[d_sae, d_model\]; save it and use load_sae"),
+    ],
+)
+def test_what_is_refused(kind, says):
+    with pytest.raises(SAEError, match=says):
+        as_sae(kind())
+
+
+def test_options_without_use_are_refused():
+    with pytest.raises(SAEError, match="option k has no use for a live object"):
+        as_sae(Plain(), k=3)
+
+
+def test_its_encoder_has_no_rows_to_show_or_to_save(tmp_path):
+    sae = as_sae(Plain())
+    with pytest.raises(SAEError, match="the encoder of a Plain is known as a function only"):
+        sae.alignment()
+    with pytest.raises(SAEError, match="known as a function only"):
+        save_sae(sae, tmp_path / "wrapped")
+
+
+@pytest.mark.bridge
+def test_an_sae_of_saelens_is_copied_on_its_device_in_its_dtype(device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations of its dependencies, as it is imported
+        lens = pytest.importorskip("sae_lens")
+    cfg = lens.StandardSAEConfig(d_in=D_MODEL, d_sae=D_SAE, dtype="float64", device=device)
+    theirs = lens.StandardSAE(cfg)
+    sae = as_sae(theirs, model_name="gpt2")
+    assert sae.dtype == torch.float64 and sae.device.type == torch.device(device).type and sae.model_name == "gpt2"
+    x = inputs().double().to(device)
+    expected = sae(x)
+    assert_same(expected, theirs(x))
+    with torch.no_grad():
+        theirs.W_dec.mul_(2)
+        theirs.b_dec.add_(1)
+    cfg.metadata.model_name = "other"
+    assert torch.equal(sae(x), expected) and sae.model_name == "gpt2"

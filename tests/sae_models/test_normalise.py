@@ -1,0 +1,76 @@
+"""What an SAE does to its input first, and the way back."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_models.errors import SAEError
+from sae_models.normalise import normalisation
+from tests.sae_models.built import D_MODEL, NORMALISATIONS, close, drawn, inputs
+
+
+@pytest.mark.parametrize("shape", [(D_MODEL,), (7, D_MODEL), (2, 3, D_MODEL)], ids=str)
+@pytest.mark.parametrize("kind", ["constant_norm", "factor"])
+def test_the_way_back_leads_back(kind, shape):
+    x = drawn(*shape) + 1
+    u, scale, shift = normalisation(**NORMALISATIONS[kind])(x)
+    assert scale.shape == (*shape[:-1], 1) and shift is None
+    close(scale * u, x)
+    assert not torch.allclose(u, x)
+
+
+def test_nothing_is_done_by_default():
+    x = inputs()
+    u, scale, shift = normalisation()(x)
+    assert u is x and scale is None and shift is None
+
+
+@pytest.mark.parametrize("shape", [(D_MODEL,), (7, D_MODEL), (2, 3, D_MODEL)], ids=str)
+def test_layer_norm_has_mean_0_and_nearly_std_1_and_comes_back_as_nearly(shape):
+    """The way back multiplies by std alone, so x − mean returns smaller by std/(std + 1e-5)."""
+    x = 3 * drawn(*shape) + 2
+    u, scale, shift = normalisation("layer_norm")(x)
+    mean, std = x.mean(-1, keepdim=True), x.std(-1, unbiased=True, keepdim=True)
+    close(u.mean(-1), torch.zeros(shape[:-1], dtype=x.dtype))
+    close(u.std(-1, keepdim=True), std / (std + 1e-5))
+    close(scale * u + shift, mean + (x - mean) * std / (std + 1e-5))
+    assert (scale * u + shift - x).abs().max() > 1e-6  # which is not nothing
+
+
+@given(st.floats(0.1, 100), st.floats(-50, 50), st.integers(0, 100))
+def test_what_each_does_not_see(factor, shift, seed):
+    x = drawn(4, D_MODEL, seed=seed) + 0.1
+    moved = normalisation("layer_norm")(factor * x + shift).u
+    eps = 1e-5 * (1 + 1 / (factor * float(x.std(-1).min())))  # what the 1e-5 beside std can still tell apart
+    torch.testing.assert_close(moved, normalisation("layer_norm")(x).u, rtol=2 * eps, atol=2 * eps)
+    u, scale, _ = normalisation("constant_norm")(factor * x)
+    close(u, normalisation("constant_norm")(x).u)
+    close(u.norm(dim=-1), torch.full((4,), D_MODEL**0.5, dtype=x.dtype))
+    close(scale, factor * normalisation("constant_norm")(x).scale)
+
+
+def test_a_factor_is_one_number_for_all_inputs():
+    x = inputs()
+    u, scale, _ = normalisation("factor", factor=0.25)(x)
+    assert torch.equal(u, x / 4) and torch.equal(scale, torch.full((len(x), 1), 4.0))
+    assert not normalisation("factor", factor=0.25).state_dict()  # it is a setting, not a weight
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_settings_make_it_again(kind):
+    one = normalisation(**NORMALISATIONS[kind])
+    again = normalisation(**one.settings())
+    assert again.kind == kind == one.settings()["kind"]
+    assert torch.equal(again(inputs()).u, one(inputs()).u)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan")])
+def test_factors_that_cannot_be(factor):
+    with pytest.raises(SAEError, match=f"inputs scaled by {factor}; expected a positive number"):
+        normalisation("factor", factor=factor)
+
+
+def test_an_unknown_name():
+    with pytest.raises(SAEError, match="no input normalisation 'batch_norm'; known: none, layer_norm, constant_norm, factor"):
+        normalisation("batch_norm")

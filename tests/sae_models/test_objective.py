@@ -1,0 +1,235 @@
+"""The pass of a training step against plain dense autograd with the same mask, in float64."""
+
+import itertools
+
+import pytest
+import torch
+
+from sae_models.errors import SAEError
+from sae_models.objective import auxiliary_loss, forward_pass, token_weights, wider
+from tests.sae_models.built import (
+    ALL,
+    D_SAE,
+    NORMALISATIONS,
+    SELECTORS,
+    AbsBatchTopK,
+    AbsTopK,
+    auxiliary,
+    close,
+    decoded,
+    drawn,
+    inputs,
+    mask_of,
+    normalised,
+    random_sae,
+    scores,
+    with_selector,
+)
+
+SIGNED = {"abstopk": AbsTopK, "absbatchtopk": AbsBatchTopK}
+
+
+def made(name, selector, kind="none"):
+    if selector in SIGNED:
+        return with_selector(random_sae(name, kind=kind), SIGNED[selector](5))
+    return random_sae(name, selector, kind)
+
+
+def dense(sae, x, times=1):
+    """Activations and reconstruction of a training pass, without anything sparse."""
+    s = scores(sae, x)
+    f = sae.selector.value(s) * mask_of(sae, s, times)
+    return f, decoded(sae, x, f)[0]
+
+
+def activations_of(done):
+    """`[row, d_sae]`, dense."""
+    if done.support is None:
+        return done.activation
+    whole = torch.zeros(len(done.target), D_SAE, dtype=done.target.dtype)
+    return whole.index_put((done.support.row, done.support.latent), done.activation)
+
+
+def gradients(sae, value):
+    """Of every parameter, by name; 0 where it has none."""
+    named = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
+    found = torch.autograd.grad(value, [p for _, p in named], allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named, found, strict=True)}
+
+
+def objective(target, output, f):
+    """Something that every part of a pass matters for, and no two of them alike."""
+    back = drawn(*target.shape, seed=7)
+    return ((target - output).square() * back.abs()).sum() + (output * back).sum() + (f**2 * torch.arange(D_SAE)).sum()
+
+
+def assert_same_gradients(sae, one, other):
+    found, expected = gradients(sae, one), gradients(sae, other)
+    for name, gradient in expected.items():
+        close(found[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
+        assert gradient.any(), name
+
+
+@pytest.mark.parametrize("kind", ["none", "layer_norm"])
+@pytest.mark.parametrize("selector", [*SELECTORS, *SIGNED])
+@pytest.mark.parametrize("name", ALL)
+def test_a_training_pass_is_plain_autograd(name, selector, kind):
+    sae, x = made(name, selector, kind), inputs()
+    done = forward_pass(sae, x)
+    f, output = dense(sae, x)
+    assert (done.support is None) == (selector == "relu")
+    close(activations_of(done), f)
+    close(done.output, output)
+    close(done.target, normalised(sae, x)[0])
+    close(done.error, normalised(sae, x)[0] - output)
+    target = normalised(sae, x)[0]
+    assert_same_gradients(sae, objective(done.target, done.output, activations_of(done)), objective(target, output, f))
+
+
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+@pytest.mark.parametrize("selector", ["relu", "topk"])
+@pytest.mark.parametrize("name", ["standard", "cosine", "bypass", "tied"])
+def test_where_batches_do_not_matter_training_and_inference_agree(name, selector, kind):
+    sae, x = random_sae(name, selector, kind), inputs()
+    _, scale, shift = normalised(sae, x)
+    close(scale * forward_pass(sae, x).output + shift, sae(x))
+
+
+def test_a_pass_without_subtracting_b_dec():
+    sae, x = random_sae("standard"), inputs()
+    sae.subtract_b_dec = False
+    s = x @ sae.score.W_enc.T + sae.score.b_enc
+    f = s.relu() * mask_of(sae, s)
+    done = forward_pass(sae, x)
+    output = f @ sae.W_dec + sae.b_dec
+    close(done.output, output)
+    assert_same_gradients(sae, objective(x, done.output, activations_of(done)), objective(x, output, f))
+
+
+@pytest.mark.parametrize("selector", ["topk", "batchtopk"])
+def test_a_batch_of_many_chunks(selector):
+    """More scores than are formed together."""
+    sae = random_sae("standard", selector)
+    x = drawn(2**21 // D_SAE * 2 + 7, sae.d_model, seed=1)
+    with torch.no_grad():
+        done = forward_pass(sae, x)
+        s = scores(sae, x)
+    assert done.support.n_rows == len(x)
+    whole = torch.zeros(s.shape, dtype=torch.bool)
+    whole[done.support.row, done.support.latent] = True
+    assert torch.equal(whole, mask_of(sae, s))
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("name", [name for name in ALL if name.startswith("bypass")])
+def test_rows_without_an_active_latent_give_b_dec_and_finite_gradients(name, selector):
+    sae, x = random_sae(name, selector), inputs()
+    sae.score.W_enc.data[:, 0] = -10
+    x[:4, 0] += 200
+    done = forward_pass(sae, x)
+    assert not activations_of(done)[:4].any() and activations_of(done)[4:].any()
+    close(done.output[:4], sae.b_dec.expand(4, -1))
+    f, output = dense(sae, x)
+    found = gradients(sae, objective(done.target, done.output, activations_of(done)))
+    expected = gradients(sae, objective(x, output, f))
+    for key, gradient in found.items():
+        assert gradient.isfinite().all()
+        close(gradient, expected[key])
+
+
+@pytest.mark.parametrize("name", ["standard", "cosine", "bypass"])
+@pytest.mark.parametrize("selector", ["topk", "batchtopk"])
+def test_a_batch_without_any_active_latent(name, selector):
+    sae, x = random_sae(name, selector), inputs()
+    sae.score.W_enc.data[:, 0] = -10
+    if sae.score.b_enc is not None:
+        sae.score.b_enc.data.fill_(-1)
+    x[:, 0] += 200
+    done = forward_pass(sae, x)
+    assert len(done.activation) == 0
+    close(done.output, sae.b_dec.expand(x.shape))
+    found = gradients(sae, done.error.square().sum())
+    assert found.pop("b_dec").any() and not any(gradient.any() for gradient in found.values())
+
+
+# Multi-TopK
+
+
+@pytest.mark.parametrize("times", [2, 4, 20])
+@pytest.mark.parametrize("selector", ["topk", "batchtopk", *SIGNED])
+@pytest.mark.parametrize("name", ["standard", "cosine", "bypass", "aligned"])
+def test_more_active_latents(name, selector, times):
+    sae, x = made(name, selector), inputs()
+    done = forward_pass(sae, x)
+    found, (_, output) = wider(sae, done, times), dense(sae, x, times)
+    close(found, output)
+    assert not torch.allclose(found, done.output)
+    back = drawn(*x.shape, seed=7)
+    assert_same_gradients(sae, (found * back).sum(), (output * back).sum())
+    again = forward_pass(sae, x)  # the wider search leaves no trace
+    assert torch.equal(again.output, done.output)
+
+
+def test_relu_has_no_number_to_widen():
+    sae = random_sae("standard", "relu")
+    with pytest.raises(SAEError, match="Multi-TopK with selector 'relu'; expected topk or batchtopk"):
+        wider(sae, forward_pass(sae, inputs()), 4)
+
+
+# Dead latents
+
+
+@pytest.mark.parametrize("k", [1, 3, 6, 50])
+@pytest.mark.parametrize("selector", ["topk", "batchtopk", "abstopk"])
+@pytest.mark.parametrize("name", ["standard", "cosine", "cosine-group3", "bypass", "aligned", "tied"])
+def test_the_auxiliary_loss(name, selector, k):
+    sae, x, dead = made(name, selector), inputs(), [1, 2, 12, 14, 27, 39]
+    done = forward_pass(sae, x)
+    factor = torch.ones(len(x)) if done.factor is None else done.factor[:, 0].detach()
+    found = auxiliary_loss(sae, done, torch.tensor(dead), k)
+    expected = auxiliary(sae, x, dead, k, done.error.detach(), factor)
+    close(found, expected)
+    assert_same_gradients_where_used(sae, found, expected, dead)
+
+
+def assert_same_gradients_where_used(sae, one, other, dead):
+    found, expected = gradients(sae, one), gradients(sae, other)
+    for name, gradient in expected.items():
+        close(found[name], gradient)
+    alive = torch.ones(D_SAE, dtype=torch.bool)
+    alive[dead] = False
+    assert found["W_dec"].any() and not found["W_dec"][alive].any()
+
+
+def test_the_auxiliary_loss_is_1_for_latents_that_say_nothing_and_0_for_those_that_say_all():
+    sae, x = random_sae("standard"), inputs()
+    done = forward_pass(sae, x)
+    sae.W_dec.data[[3, 4]] = 0
+    close(auxiliary_loss(sae, done, torch.tensor([3, 4]), 2), torch.tensor(1.0, dtype=x.dtype))
+    x = x[:1]
+    done = forward_pass(sae, x)
+    latent = int(scores(sae, x)[0].argmin())
+    sae.score.b_enc.data[latent] += 1 - scores(sae, x)[0, latent]  # its activation: 1
+    sae.W_dec.data[latent] = done.error[0]
+    close(auxiliary_loss(sae, done, torch.tensor([latent]), 1), torch.tensor(0.0, dtype=x.dtype))
+
+
+# Reweighting
+
+
+def test_token_weights():
+    x_c = drawn(20, 6).requires_grad_()
+    for power in (1, 2):
+        found = token_weights(x_c, power)
+        assert not found.requires_grad
+        close(found.mean(), torch.tensor(1.0, dtype=found.dtype))
+        close(found * x_c.norm(dim=1) ** power, (found * x_c.norm(dim=1) ** power)[:1].expand(20))
+    assert token_weights(torch.zeros(3, 6), 2).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_what_a_pass_saw_before_does_not_matter():
+    for name, selector in itertools.product(("standard", "bypass"), ("batchtopk", "absbatchtopk")):
+        x, one, other = inputs(), made(name, selector), made(name, selector)
+        for size in (1e-3, 1e3):
+            forward_pass(other, size * inputs(seed=3))
+            assert torch.equal(forward_pass(other, x).output, forward_pass(one, x).output)

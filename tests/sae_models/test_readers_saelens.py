@@ -1,0 +1,310 @@
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sae_models import BelongingError, CheckpointError, SAEError, as_sae, load_sae, save_sae
+from sae_models.normalise import normalisation
+from sae_models.sae import SAE
+from sae_models.scores import Aligned, Cosine, Inner, Tied, unit_rows
+from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, TopK
+from tests.sae_models.written import D_MODEL, D_SAE, K, assert_same, drawn, inputs
+
+HOOK = "blocks.3.hook_resid_post"
+ALL_NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+
+
+def tensors(architecture="standard"):
+    found = {"W_enc": drawn(D_MODEL, D_SAE), "W_dec": drawn(D_SAE, D_MODEL, seed=1), "b_dec": drawn(D_MODEL, seed=2)}
+    vectors = {"gated": ("b_gate", "r_mag", "b_mag"), "jumprelu": ("b_enc", "threshold")}.get(architecture, ("b_enc",))
+    return found | {key: 0.3 * drawn(D_SAE, seed=seed) for seed, key in enumerate(vectors, 3)}
+
+
+def config(architecture="standard", **changes):
+    metadata = {"sae_lens_version": "6.54.0", "model_name": "gpt2", "hook_name": HOOK}
+    plain = {"architecture": architecture, "d_in": D_MODEL, "d_sae": D_SAE, "apply_b_dec_to_input": True}
+    return plain | {"metadata": metadata} | ({"k": K} if architecture == "topk" else {}) | changes
+
+
+def folder(path, config, tensors):
+    path.mkdir(exist_ok=True, parents=True)
+    (path / "cfg.json").write_text(json.dumps(config))
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path / "sae_weights.safetensors")
+    return path
+
+
+# ---- what the format says, without the library ----
+
+
+def test_a_folder_of_version_6(tmp_path):
+    found = tensors()
+    sae = load_sae(folder(tmp_path, config(), found))
+    x = inputs()
+    z = torch.relu((x - found["b_dec"]) @ found["W_enc"] + found["b_enc"])
+    assert_same(sae.encode(x), z)
+    assert_same(sae(x), z @ found["W_dec"] + found["b_dec"])
+    assert (sae.model_name, sae.hook_name) == ("gpt2", HOOK)
+    assert sae.metadata["sae_lens_version"] == "6.54.0"
+
+
+def test_the_settings_of_version_5_lie_flat_under_other_names(tmp_path):
+    old = {"d_in": D_MODEL, "d_sae": D_SAE, "model_name": "gpt2-small", "hook_point": HOOK, "hook_layer": 3}
+    old |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": False}
+    old |= {"context_size": 128, "hook_point_head_index": None, "finetuning_scaling_factor": False}
+    found = tensors()
+    new = load_sae(folder(tmp_path / "new", config("topk"), found))
+    with_ones = found | {"scaling_factor": torch.ones(D_SAE)}
+    sae = load_sae(folder(tmp_path / "old", old, with_ones))
+    assert isinstance(sae.selector, TopK) and torch.equal(sae(inputs()), new(inputs()))
+    assert (sae.model_name, sae.hook_name) == ("gpt2-small", HOOK)
+    assert sae.metadata["context_size"] == 128
+
+
+def test_without_subtracting_b_dec(tmp_path):
+    found = tensors()
+    sae = load_sae(folder(tmp_path, config(apply_b_dec_to_input=False), found))
+    assert_same(sae.encode(inputs()), torch.relu(inputs() @ found["W_enc"] + found["b_enc"]))
+
+
+def test_a_setting_of_another_architecture_is_ignored(tmp_path):
+    found = tensors("jumprelu")
+    plain = load_sae(folder(tmp_path / "a", config("jumprelu"), found))
+    stale = load_sae(folder(tmp_path / "b", config("jumprelu", rescale_acts_by_decoder_norm=True), found))
+    assert torch.equal(plain.encode(inputs()), stale.encode(inputs()))
+
+
+def test_a_scale_of_the_inputs_is_folded_in_where_it_is_given(tmp_path):
+    found = tensors()
+    path = folder(tmp_path, config(normalize_activations="expected_average_only_in"), found)
+    with pytest.raises(CheckpointError, match=r"expected_average_only_in.*give norm_scaling_factor="):
+        load_sae(path)
+    sae = load_sae(path, norm_scaling_factor=0.25)
+    z = torch.relu((0.25 * inputs() - found["b_dec"]) @ found["W_enc"] + found["b_enc"])
+    assert_same(sae.encode(inputs()), z)
+    assert_same(sae(inputs()), 4 * (z @ found["W_dec"] + found["b_dec"]))
+
+
+def test_early_jumprelu_checkpoints_keep_the_logarithm_of_the_threshold(tmp_path):
+    found = tensors("jumprelu")
+    logarithm = {key: value for key, value in found.items() if key != "threshold"} | {
+        "log_threshold": found["threshold"]
+    }
+    found["threshold"] = found["threshold"].exp()
+    a = load_sae(folder(tmp_path / "a", config("jumprelu"), found))
+    b = load_sae(folder(tmp_path / "b", config("jumprelu"), logarithm))
+    assert torch.equal(a(inputs()), b(inputs()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"architecture": "temporal"}, CheckpointError, "architecture 'temporal'; expected one of standard"),
+        ({"architecture": "matching_pursuit"}, CheckpointError, "architecture 'matching_pursuit'"),
+        ({"architecture": "abstopk"}, CheckpointError, "architecture 'abstopk'"),
+        ({"architecture": "jumprelu_skip_transcoder"}, CheckpointError, "a transcoder"),
+        ({"d_out": D_MODEL}, CheckpointError, "a transcoder"),
+        ({"normalize_activations": "covariance_whitening"}, CheckpointError, "'covariance_whitening'; expected none"),
+        ({"reshape_activations": "hook_z"}, BelongingError, r"inside attention heads \(hook_z\)"),
+        ({"metadata": {"hook_name": "blocks.1.attn.hook_z"}}, BelongingError, "inside attention heads"),
+        ({"metadata": {"hook_name": HOOK, "hook_head_index": 2}}, BelongingError, r"\(head 2\)"),
+        ({"metadata": {"hook_name": HOOK, "hook_name_out": "blocks.3.hook_mlp_out"}}, CheckpointError, "a transcoder"),
+        ({"activation_fn": "tanh-relu"}, CheckpointError, "activation_fn 'tanh-relu'"),
+        ({"activation_fn": "topk", "activation_fn_kwargs": {"k": 2, "signed": True}}, CheckpointError, "signed"),
+        ({"architecture": "topk"}, CheckpointError, "does not say its k"),
+        ({"d_sae": D_SAE + 1}, CheckpointError, r"expected \(41, 12\) from cfg.json"),
+    ],
+)
+def test_what_cannot_be_read_exactly_is_refused_by_name(tmp_path, changes, error, says):
+    with pytest.raises(error, match=says):
+        load_sae(folder(tmp_path, config() | changes, tensors()))
+
+
+def test_keys_are_checked(tmp_path):
+    found = tensors()
+    with pytest.raises(CheckpointError, match="no tensor 'b_enc' among W_dec, W_enc, b_dec"):
+        load_sae(folder(tmp_path, config(), {key: value for key, value in found.items() if key != "b_enc"}))
+    with pytest.raises(CheckpointError, match="threshold: not used by architecture standard"):
+        load_sae(folder(tmp_path, config(), found | {"threshold": torch.zeros(D_SAE)}))
+    with pytest.raises(CheckpointError, match=r"b_enc has shape \(3,\); expected \(40,\)"):
+        load_sae(folder(tmp_path, config(), found | {"b_enc": torch.zeros(3)}))
+    with pytest.raises(CheckpointError, match="multiplied by scaling_factor before decoding"):
+        load_sae(folder(tmp_path, config(), found | {"scaling_factor": torch.full((D_SAE,), 2.0)}))
+
+
+# ---- against the library ----
+
+
+@pytest.fixture
+def lens():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations of its dependencies, as it is imported
+        return pytest.importorskip("sae_lens")
+
+
+def original(lens, architecture, **settings):
+    """A live SAE of SAELens with weights in which nothing is zero or one."""
+    cls, cfg = {
+        "standard": (lens.StandardSAE, lens.StandardSAEConfig),
+        "topk": (lens.TopKSAE, lens.TopKSAEConfig),
+        "jumprelu": (lens.JumpReLUSAE, lens.JumpReLUSAEConfig),
+        "gated": (lens.GatedSAE, lens.GatedSAEConfig),
+    }[architecture]
+    metadata = lens.saes.sae.SAEMetadata(model_name="gpt2", hook_name=HOOK, context_size=64)
+    sae = cls(
+        cfg(d_in=D_MODEL, d_sae=D_SAE, metadata=metadata, **({"k": K} if architecture == "topk" else {}), **settings)
+    )
+    sae.load_state_dict(tensors(architecture))
+    return sae
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("normalise", ALL_NORMALISATIONS)
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+def test_what_saelens_saved(lens, tmp_path, architecture, normalise):
+    theirs = original(lens, architecture, normalize_activations=normalise, apply_b_dec_to_input=architecture != "topk")
+    theirs.save_model(tmp_path)
+    for ours in (load_sae(tmp_path), as_sae(theirs)):
+        x = inputs()
+        z = theirs.encode(x)
+        expected = theirs.decode(z)
+        assert_same(ours(x), expected)
+        assert torch.equal(ours.encode(x) > 0, z > 0)
+        if normalise == "none":
+            assert_same(ours.encode(x), z)
+        assert (ours.model_name, ours.hook_name, ours.metadata["context_size"]) == ("gpt2", HOOK, 64)
+
+
+@pytest.mark.bridge
+def test_activations_scaled_by_decoder_norms(lens, tmp_path):
+    theirs = original(lens, "topk", rescale_acts_by_decoder_norm=True)
+    theirs.save_model(tmp_path)
+    assert_same(load_sae(tmp_path)(inputs()), theirs(inputs()))
+    assert_same(load_sae(tmp_path).encode(inputs()), theirs.encode(inputs()))
+
+
+@pytest.mark.bridge
+def test_a_folded_scale_is_what_saelens_folds(lens, tmp_path):
+    theirs = original(lens, "topk", normalize_activations="expected_average_only_in", rescale_acts_by_decoder_norm=True)
+    theirs.save_model(tmp_path)
+    theirs.fold_activation_norm_scaling_factor(0.3)
+    ours = load_sae(tmp_path, norm_scaling_factor=0.3)
+    assert_same(ours(inputs()), theirs(inputs()))
+    assert_same(ours.encode(inputs()), theirs.encode(inputs()))
+
+
+def in_training(lens, architecture, **settings):
+    cls, cfg = {
+        "standard": (lens.StandardTrainingSAE, lens.StandardTrainingSAEConfig),
+        "topk": (lens.TopKTrainingSAE, lens.TopKTrainingSAEConfig),
+        "jumprelu": (lens.JumpReLUTrainingSAE, lens.JumpReLUTrainingSAEConfig),
+        "gated": (lens.GatedTrainingSAE, lens.GatedTrainingSAEConfig),
+        "batchtopk": (lens.BatchTopKTrainingSAE, lens.BatchTopKTrainingSAEConfig),
+        "matryoshka_batchtopk": (lens.MatryoshkaBatchTopKTrainingSAE, lens.MatryoshkaBatchTopKTrainingSAEConfig),
+    }[architecture]
+    if "topk" in architecture:
+        settings["k"] = K
+    if architecture.startswith("matryoshka"):
+        settings["matryoshka_widths"] = [10, D_SAE]
+    sae = cls(cfg(d_in=D_MODEL, d_sae=D_SAE, **settings))
+    weights = tensors("jumprelu" if architecture == "jumprelu" else architecture)
+    weights |= {"topk_threshold": torch.tensor(1.5)} if "batchtopk" in architecture else {}
+    weights |= {"threshold": weights["threshold"].abs()} if architecture == "jumprelu" else {}
+    sae.load_state_dict(weights)
+    return sae
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [(name, {}) for name in ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")]
+    + [(name, {"rescale_acts_by_decoder_norm": False}) for name in ("topk", "batchtopk", "matryoshka_batchtopk")],
+)
+def test_an_sae_in_training_is_what_it_is_saved_as(lens, tmp_path, architecture, settings):
+    theirs = in_training(lens, architecture, **settings)
+    theirs.save_inference_model(tmp_path / "inference")
+    theirs.save_model(tmp_path / "training")
+    final = lens.SAE.load_from_disk(tmp_path / "inference")
+    for ours in (load_sae(tmp_path / "inference"), load_sae(tmp_path / "training"), as_sae(theirs)):
+        assert_same(ours(inputs()), final(inputs()))
+        assert_same(ours.encode(inputs()), final.encode(inputs()))
+    assert isinstance(as_sae(theirs).selector, BatchTopK) == ("batchtopk" in architecture)
+
+
+@pytest.mark.bridge
+def test_a_transcoder_of_saelens_is_refused(lens, tmp_path):
+    transcoder = lens.Transcoder(lens.TranscoderConfig(d_in=D_MODEL, d_sae=D_SAE, apply_b_dec_to_input=False))
+    transcoder.save_model(tmp_path)
+    for way in (lambda: load_sae(tmp_path), lambda: as_sae(transcoder)):
+        with pytest.raises(CheckpointError, match="a transcoder"):
+            way()
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("architecture", ["TemporalSAE", "MatchingPursuitSAE", "AbsTopKSAE"])
+def test_other_architectures_of_saelens_are_refused(lens, architecture):
+    from sae_lens.saes import abstopk_sae, matching_pursuit_sae, temporal_sae
+
+    home = next(module for module in (abstopk_sae, matching_pursuit_sae, temporal_sae) if hasattr(module, architecture))
+    cfg = getattr(home, architecture + "Config")(d_in=D_MODEL, d_sae=512)
+    with pytest.raises(CheckpointError, match=f"architecture '{cfg.architecture()}'"):
+        as_sae(getattr(home, architecture)(cfg))
+
+
+OURS = {
+    "relu": lambda: ReLU(),
+    "topk": lambda: TopK(K),
+    "batchtopk": lambda: BatchTopK(K, 1.5),
+    "jumprelu": lambda: JumpReLU(drawn(D_SAE, seed=7).abs()),
+    "gated": lambda: Gate(*(0.3 * drawn(D_SAE, seed=seed) for seed in (7, 8, 9))),
+}
+
+
+def ours_of(selector, score="inner", **settings):
+    W_enc, b_enc = drawn(D_SAE, D_MODEL), 0.3 * drawn(D_SAE, seed=1)
+    scores = {
+        "inner": lambda: Inner(W_enc, None if selector == "gated" else b_enc),
+        "aligned": lambda: Aligned(W_enc, b_enc),
+        "tied": lambda: Tied(b_enc),
+        "cosine": lambda: Cosine(W_enc, b_enc, torch.ones(1), torch.zeros(1)),
+    }
+    W_dec, b_dec = drawn(D_SAE, D_MODEL, seed=2), drawn(D_MODEL, seed=3)
+    belongs = {"model_name": "owner/gpt2", "hook_name": HOOK, "metadata": {"seed": 1}}
+    return SAE(scores[score](), OURS[selector](), unit_rows(W_dec), b_dec, **belongs, **settings)
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("subtract_b_dec", [True, False])
+@pytest.mark.parametrize("normalise", ["none", "layer_norm", "constant_norm"])
+@pytest.mark.parametrize(
+    ("selector", "score"), [*((name, "inner") for name in OURS), ("batchtopk", "aligned"), ("topk", "tied")]
+)
+def test_saelens_loads_what_we_save(lens, tmp_path, selector, score, normalise, subtract_b_dec):
+    ours = ours_of(selector, score, normalise=normalisation(normalise), subtract_b_dec=subtract_b_dec)
+    save_sae(ours, tmp_path)
+    theirs = lens.SAE.load_from_disk(tmp_path)
+    assert_same(theirs(inputs()), ours(inputs()))
+    assert torch.equal(theirs.encode(inputs()) > 0, ours.encode(inputs()) > 0)
+    assert (theirs.cfg.metadata.model_name, theirs.cfg.metadata.hook_name) == ("owner/gpt2", HOOK)
+    assert torch.equal(load_sae(tmp_path)(inputs()), ours(inputs()))
+
+
+@pytest.mark.bridge
+def test_saelens_refuses_what_it_does_not_know_by_name(lens, tmp_path):
+    save_sae(ours_of("topk", "cosine"), tmp_path)
+    with pytest.raises(KeyError, match="mechdiag:cosine"):
+        lens.SAE.load_from_disk(tmp_path)
+
+
+@pytest.mark.bridge
+def test_our_folder_saved_again_by_saelens(lens, tmp_path):
+    ours = ours_of("batchtopk")
+    theirs = lens.SAE.load_from_disk(save_sae(ours, tmp_path / "a"))
+    theirs.save_model(tmp_path / "b")
+    assert torch.equal(load_sae(tmp_path / "b")(inputs()), ours(inputs()))
+    theirs.W_dec.data *= torch.linspace(0.5, 2, D_SAE)[:, None]
+    theirs.fold_W_dec_norm()
+    theirs.save_model(tmp_path / "c")
+    with pytest.raises(SAEError, match="thresholds that differ"):
+        load_sae(tmp_path / "c")
