@@ -10,11 +10,15 @@ REQUIREMENTS := pyproject.toml constraints.txt requirements-data.txt
 
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
-.PHONY: demo test install lint types unit tl3 clean
+.PHONY: demo zoo test install lint types unit tl3 clean
 .DELETE_ON_ERROR:
 
 demo: install
 	@HF_HUB_OFFLINE=1 .venv/bin/python scripts/patch_direction_norm.py --out results/demo --overwrite $(DEMO_ARGS)
+
+# Resumable; ONLY="standard 15/aligned" for a part.
+zoo: install
+	@HF_HUB_OFFLINE=1 .venv/bin/python scripts/train_zoo.py $(if $(ONLY),--only $(ONLY))
 
 test: lint types unit tl3
 

@@ -48,6 +48,7 @@ class SAEEvaluation(Result):
 
     NAME: ClassVar[str] = "sae_evaluation"
     LATENTS: ClassVar[str] = "sae_latents.parquet"
+    _EXPONENTS: ClassVar[str] = "sae_exponents"
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
@@ -65,6 +66,8 @@ class SAEEvaluation(Result):
     def write(self, folder: Path) -> list[str]:
         """Both tables, tokens, summary with provenance, and figures, into a folder; the names of the files."""
         write_frame(folder / self.LATENTS, self.latents)
+        for end in ("png", "svg"):  # of another run, which had exponents
+            (folder / f"{self._EXPONENTS}.{end}").unlink(missing_ok=True)
         return [self.LATENTS, *super().write(folder)]
 
     @property
@@ -138,7 +141,7 @@ class SAEEvaluation(Result):
 
         found = {self.NAME: self.plot(), "sae_alignment": plot_alignment(self)}
         if self.latents.exponent.notna().any():
-            found["sae_exponents"] = plot_exponents(self)
+            found[self._EXPONENTS] = plot_exponents(self)
         return found
 
     def _repr_html_(self) -> str:

@@ -146,7 +146,7 @@ def plot_alignment(result: "SAEEvaluation") -> Figure:
             ax.hist(some["cosine"], bins, histtype="step", color="black", lw=1)
         two = facts["alignment bimodality"]
         lines = [f"below 0.5: {facts['alignment < 0.5']:.1%}"] + ([f"bimodality {two:.2f}"] if np.isfinite(two) else [])
-        _corner(ax, lines)
+        _corner(ax, facts, lines)
 
     words = (
         "Colour: latents that fire on the evaluated tokens; grey: those that do not; black line, where norms are free: cosine of w "
@@ -168,7 +168,8 @@ def plot_exponents(result: "SAEEvaluation") -> Figure:
         ax.hist(both, np.linspace(ends[0], ends[1], 57).tolist(), stacked=True, color=[colour, DEAD])
         for end in (0, 1):
             ax.axvline(end, color="0.6", lw=0.8)
-        _corner(ax, [f"mean {facts['exponent']:.3f}", f"SD {facts['exponent sd']:.3f}"])
+        mean, sd = (f"{facts[name]:.3f}".replace("-", "−") for name in ("exponent", "exponent sd"))
+        _corner(ax, facts, [f"mean {mean}", f"SD {sd}"], 0.4)
 
     words = (
         "Lines: 0, the cosine alone, and 1, the inner product. Colour: latents that fire on the evaluated tokens; grey: those that "
@@ -197,7 +198,7 @@ def _histograms(result: "SAEEvaluation", names: list[str], draw: Draw, label: st
             dead = rows.loc[~rows["latent"].isin(some["latent"])].drop_duplicates(["latent"])
             facts = next(g for g in result.alignments if g["sae"] == name)
             draw(ax, some, dead, style[name][0], facts)
-            ax.set_title(f"{name} ({site[name]}): {len(some):,} of {len(some) + len(dead):,} live", fontsize=9)
+            ax.set_title(f"{name} ({site[name]})", fontsize=9)
         for ax in axes.flat[len(names) :]:
             ax.set_visible(False)
         for i, ax in enumerate(axes.flat[: len(names)]):
@@ -217,10 +218,11 @@ def _bins(x: np.ndarray) -> list[float]:
     return np.linspace(low - edge, high + edge, 61).tolist()
 
 
-def _corner(ax: Axes, lines: list[str]) -> None:
+def _corner(ax: Axes, facts: dict[str, Any], lines: list[str], x: float = 0.03) -> None:
     """Facts above the bars."""
-    ax.set_ylim(top=1.25 * ax.get_ylim()[1])
-    ax.text(0.03, 0.97, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7.5, color="0.25")
+    ax.set_ylim(top=1.3 * ax.get_ylim()[1])
+    lines = [f"{facts['live']:,} of {facts['latents']:,} live", *lines]
+    ax.text(x, 0.98, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7.5, color="0.25")
 
 
 def caption(result: "SAEEvaluation", words: str, inches: float) -> str:

@@ -53,9 +53,11 @@ def train_saes(
     `sae_models.runs.train` raise, and `MechdiagError` for less than a batch of tokens.
     """
     model = wrap(model)
-    steps = tokens // batch_tokens
+    steps = tokens // batch_tokens if batch_tokens > 0 else 0
     if not wanted or steps < 1:
-        raise MechdiagError(f"{len(wanted)} SAEs on {tokens} tokens in batches of {batch_tokens}; expected some of each")
+        raise MechdiagError(
+            f"{len(wanted)} SAEs on {tokens} tokens in batches of {batch_tokens}; expected some of each"
+        )
     stream = ActivationStream(
         model,
         prompts,
@@ -80,7 +82,8 @@ def train_saes(
         "seed": seed,
     }
     jobs = [
-        Job(name, one.site, one.architecture, one.recipe, model.name, one.site.hook_name) for name, one in wanted.items()
+        Job(name, one.site, one.architecture, one.recipe, model.name, one.site.hook_name)
+        for name, one in wanted.items()
     ]
     saes = train(
         stream,

@@ -105,9 +105,13 @@ def build(
     """
     sample = sample if sample.dtype == torch.float64 else sample.float()
     if len(sample) == 0 or not bool(sample.isfinite().all()):
-        raise SAEError(f"cannot start from a sample of {len(sample)} activations, some of them not finite; give finite ones")
+        raise SAEError(
+            f"cannot start from a sample of {len(sample)} activations, some of them not finite; give finite ones"
+        )
     if not 0 < k <= d_sae or (architecture.scale == "group" and architecture.groups > d_sae):
-        raise SAEError(f"{d_sae} latents for k = {k} (groups: {architecture.groups}); expected at least as many latents")
+        raise SAEError(
+            f"{d_sae} latents for k = {k} (groups: {architecture.groups}); expected at least as many latents"
+        )
     normalise = normalisation(architecture.normalise)
     u = normalise(sample).u
     b_dec = geometric_median(u)

@@ -69,9 +69,7 @@ def score_chunks(sae: SAE, argument: Argument, rows: Float[Tensor, "d_sae d_mode
     return lambda: (formed(start) for start in range(0, len(u), step))
 
 
-def _sparse(
-    sae: SAE, target: Tensor, argument: Argument, rows: Tensor, x_c: Tensor, support: Support
-) -> Pass:
+def _sparse(sae: SAE, target: Tensor, argument: Argument, rows: Tensor, x_c: Tensor, support: Support) -> Pass:
     product = products(argument.u, rows, support)
     norm = argument.norm[:, 0].index_select(0, support.row)
     score = sae.score.finish(product, norm, lambda parameter: parameter.index_select(0, support.latent))
@@ -94,9 +92,7 @@ def _finished(
     return Pass(target, total + sae.b_dec, factor, argument, rows, x_c, support, activation)
 
 
-def auxiliary_loss(
-    sae: SAE, done: Pass, dead: Int[Tensor, "dead"], k: int
-) -> Float[Tensor, ""]:
+def auxiliary_loss(sae: SAE, done: Pass, dead: Int[Tensor, "dead"], k: int) -> Float[Tensor, ""]:
     """How much of the error x − x̂ the dead latents leave unexplained, as a share of it:
 
         ‖e − ê‖²/‖e‖² over the batch,   ê = (the k strongest of the dead latents' activations) W_dec,   e = x − x̂ held fixed

@@ -82,6 +82,8 @@ def train(
         raise SAEError(
             f"jobs named {', '.join(job.name for job in jobs) or 'nothing'}; expected some, each of another name"
         )
+    if steps < 1 or log_every < 1:
+        raise SAEError(f"a run of {steps} steps, logged every {log_every}; expected at least 1 of each")
     run = _Run(jobs, steps, log_every, dict(about or {}))
     if folder is None:
         return run.go(iter(batches), batches, None, steps, progress)
@@ -90,7 +92,7 @@ def train(
     try:
         with FileLock(folder / "lock", timeout=0):
             if run.claim(folder):
-                return {job.name: own_sae(*stored(folder / job.name)) for job in jobs}
+                return {job.name: own_sae(*stored(folder / job.name)).requires_grad_(False) for job in jobs}
             return run.go(iter(batches), batches, folder, checkpoint_every or max(1, steps // 20), progress)
     except Timeout:
         raise SAEError(f"{folder} is being written by another run; wait for it or give another folder") from None

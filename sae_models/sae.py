@@ -116,7 +116,9 @@ class SAE(nn.Module):
         Names of models are compared without their owner and case; what the SAE does not say of itself is not compared.
         """
         if d_model is not None and d_model != self.d_model:
-            raise BelongingError(f"an SAE of width {self.d_model} for activations of width {d_model}; take one of that width")
+            raise BelongingError(
+                f"an SAE of width {self.d_model} for activations of width {d_model}; take one of that width"
+            )
         for what, own, given in (("model", self.model_name, model_name), ("site", self.hook_name, hook_name)):
             if own is not None and given is not None and _plain(own) != _plain(given):
                 raise BelongingError(
@@ -127,7 +129,9 @@ class SAE(nn.Module):
 
     def _input(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_model:
-            raise BelongingError(f"activations of width {x.shape[-1]} for an SAE of width {self.d_model}; take one of that width")
+            raise BelongingError(
+                f"activations of width {x.shape[-1]} for an SAE of width {self.d_model}; take one of that width"
+            )
         return x.to(self.W_dec)
 
     def _centred(self, u: Tensor) -> Tensor:

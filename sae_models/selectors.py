@@ -59,7 +59,7 @@ class Selector(nn.Module):
 
     def support(self, chunks: Chunks, times: int = 1) -> Support:
         """The entries active in a training batch; `times` as many as usual where the selector counts (Multi-TopK)."""
-        return _entries(chunks(), lambda s: (self.strength(s) > 0).nonzero(as_tuple=True))
+        return _entries(chunks(), lambda s: _where(self.strength(s) > 0))
 
     def settings(self) -> dict[str, object]:
         """What it takes to make this one again with `selector`, tensors apart."""
@@ -67,6 +67,11 @@ class Selector(nn.Module):
 
 
 ReLU = Selector
+
+
+def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
+    row, latent = mask.nonzero(as_tuple=True)
+    return row, latent
 
 
 def _entries(chunks: Iterable[Scored], chosen: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Support:
@@ -132,12 +137,14 @@ class BatchTopK(Selector):
 
     def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
         if bool(self.threshold.isnan()):
-            raise SAEError("this BatchTopK SAE has no threshold yet; train it past threshold_from, or set selector.threshold")
+            raise SAEError(
+                "this BatchTopK SAE has no threshold yet; train it past threshold_from, or set selector.threshold"
+            )
         return self.value(s) * (self.strength(s) > self.threshold)
 
     def support(self, chunks: Chunks, times: int = 1) -> Support:
         def above(least: float) -> Support:
-            return _entries(chunks(), lambda s: (self.strength(s) > least).nonzero(as_tuple=True))
+            return _entries(chunks(), lambda s: _where(self.strength(s) > least))
 
         least = 0.95 * self._hint if times == 1 else 0.0
         found = above(least)

@@ -49,10 +49,10 @@ class _Decoded(torch.autograd.Function):
         return weighted_sums(activation, W_dec, latent, row, n_rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor):
+    def backward(ctx: Any, *grad_outputs: Tensor):
         activation, W_dec, row, latent = ctx.saved_tensors
         d_activation = d_W_dec = None
-        gradient = gradient.contiguous()
+        gradient = grad_outputs[0].contiguous()
         if ctx.needs_input_grad[0]:
             d_activation = _dots(gradient, W_dec, row, latent)
         if ctx.needs_input_grad[1]:
@@ -77,10 +77,10 @@ class _Products(torch.autograd.Function):
         return product.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor):
+    def backward(ctx: Any, *grad_outputs: Tensor):
         u, rows, row, latent = ctx.saved_tensors
         d_u = d_rows = None
-        gradient = gradient.contiguous()
+        gradient = grad_outputs[0].contiguous()
         if ctx.needs_input_grad[0]:
             d_u = weighted_sums(gradient, rows, latent, row, len(u))
         if ctx.needs_input_grad[1]:

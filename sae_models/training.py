@@ -171,10 +171,19 @@ class SAETraining:
         self.done += 1
         self.tokens += rows
         selector = self.sae.selector
-        if isinstance(selector, BatchTopK) and self.done >= self.recipe.threshold_from * self.steps and support is not None:
+        if (
+            isinstance(selector, BatchTopK)
+            and self.done >= self.recipe.threshold_from * self.steps
+            and support is not None
+        ):
             self._learn_threshold(selector, selector.strength(support.score))
         variance = (done.target - done.target.mean(dim=0)).square().sum()
-        for name, value in (("loss", loss * rows), ("squared", squared.sum()), ("variance", variance), ("active", n_active)):
+        for name, value in (
+            ("loss", loss * rows),
+            ("squared", squared.sum()),
+            ("variance", variance),
+            ("active", n_active),
+        ):
             self._sums[name] = self._sums[name] + value.double()
         self._sums["rows"] = self._sums["rows"] + rows
         self._sums["steps"] = self._sums["steps"] + 1
@@ -208,7 +217,9 @@ class SAETraining:
             a = self.sae.score.exponents().detach()
             found |= {"a_mean": float(a.mean()), "a_sd": float(a.std(unbiased=False))}
         if not math.isfinite(found["loss"]):
-            raise SAEError(f"the loss is {found['loss']} at step {self.done}; lower lr ({self.recipe.lr}) or look at the activations")
+            raise SAEError(
+                f"the loss is {found['loss']} at step {self.done}; lower lr ({self.recipe.lr}) or look at the activations"
+            )
         return found
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 """Tokens a second in SAE training, side by side in one run: ours, SAELens' trainer, and the one dense product that must be formed."""
 
 import contextlib
+import importlib
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -98,16 +99,20 @@ def on_cached(settings: Settings) -> dict[str, float]:
 
 def _sae_lens_step(settings: Settings) -> Callable[[torch.Tensor], object] | None:
     try:
-        from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-        from sae_lens.config import SAETrainerConfig
-        from sae_lens.training.sae_trainer import SAETrainer
+        lens: Any = importlib.import_module("sae_lens")
+        config_module: Any = importlib.import_module("sae_lens.config")
+        trainer_module: Any = importlib.import_module("sae_lens.training.sae_trainer")
     except ImportError:
         print("sae-lens is not installed here, so it is left out; run this in .venv-tl3 (make tl3)")
         return None
-    sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=settings.d_model, d_sae=settings.d_sae, k=settings.k))
+    sae = lens.BatchTopKTrainingSAE(
+        lens.BatchTopKTrainingSAEConfig(d_in=settings.d_model, d_sae=settings.d_sae, k=settings.k)
+    )
     many = 10**9 * settings.batch_tokens
-    config = SAETrainerConfig(total_training_samples=many, train_batch_size_samples=settings.batch_tokens, lr=1e-4, lr_end=1e-5)
-    trainer = SAETrainer(config, sae, data_provider=_nothing())
+    config = config_module.SAETrainerConfig(
+        total_training_samples=many, train_batch_size_samples=settings.batch_tokens, lr=1e-4, lr_end=1e-5
+    )
+    trainer = trainer_module.SAETrainer(config, sae, data_provider=_nothing())
 
     def step(x: torch.Tensor) -> None:
         trainer.step(x)
@@ -130,6 +135,10 @@ def from_text(settings: Settings, model: CausalModel) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):
             train_saes(model, prompts, which, tokens=settings.text_tokens, buffer_tokens=settings.text_tokens)
 
+    def apart() -> None:
+        for name, one in wanted.items():
+            trained({name: one})
+
     def alone() -> None:
         stream = _stream(model, prompts, site, settings)
         for _ in range(settings.text_tokens // 2048):
@@ -137,7 +146,7 @@ def from_text(settings: Settings, model: CausalModel) -> dict[str, float]:
 
     ways: dict[str, Callable[[], None]] = {
         "one pass": lambda: trained(wanted),
-        "six passes": lambda: [trained({name: one}) for name, one in wanted.items()] and None,
+        "six passes": apart,
         "limit: the model's pass alone": alone,
     }
     found = {}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Sparse autoencoders of several sites, trained on one pass over a text."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +39,7 @@ class Settings:
     """where in each block: resid_pre, attn_out, mlp_out, resid_post; or single sites such as 15.mlp_out"""
     seeds: tuple[int, ...] = ()
     """of the first weights, an SAE for each (default: --seed alone)"""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe(d_sae=2304)
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=lambda: Recipe(d_sae=2304))
     """how each SAE is trained"""
     layer_norm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """layer-normalise each input first, as in arXiv:2406.04093"""
