@@ -619,20 +619,21 @@ def test_the_other_path_gives_the_same():
 def test_a_result_comes_back_from_its_folder(tmp_path):
     with pytest.raises(ResultError, match="holds no sae_evaluation result"):
         SAEEvaluation.load(tmp_path)
-    names = result().write(tmp_path)
+    run = evaluate_saes(model(), TEXTS, {"cosine": SAES["cosine"]}, splice_prompts=2)
+    names = run.write(tmp_path)
     figures = {
         f"{name}.{end}" for name in ("sae_evaluation", "sae_alignment", "sae_exponents") for end in ("png", "svg")
     }
     assert set(names) == {*SAEEvaluation.files(), *figures} == {path.name for path in tmp_path.iterdir()}
     loaded = SAEEvaluation.load(tmp_path)
-    pd.testing.assert_frame_equal(loaded.frame, result().frame, check_exact=True)
-    pd.testing.assert_frame_equal(loaded.latents, result().latents, check_exact=True)
-    assert (loaded.tokens, loaded.names) == (result().tokens, result().names)
-    assert loaded.table() == result().table()
+    pd.testing.assert_frame_equal(loaded.frame, run.frame, check_exact=True)
+    pd.testing.assert_frame_equal(loaded.latents, run.latents, check_exact=True)
+    assert (loaded.tokens, loaded.names) == (run.tokens, run.names)
+    assert loaded.table() == run.table()
     text = json.loads((tmp_path / "sae_evaluation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
     assert set(text) == {"summary", "alignment", "provenance"}
-    assert len(text["summary"]) == len(result().frame)
-    assert text["summary"] == jsonable(result().groups)
+    assert len(text["summary"]) == len(run.frame)
+    assert text["summary"] == jsonable(run.groups)
     (tmp_path / SAEEvaluation.LATENTS).unlink()
     with pytest.raises(ResultError, match=r"sae_latents\.parquet is missing"):
         SAEEvaluation.load(tmp_path)

@@ -149,9 +149,10 @@ def test_histograms_count_every_latent_once():
         colour = looks(run.names)[name][0]
         assert sum(heights[colour]) == 45
         assert sum(heights[to_hex(DEAD).upper()]) == 5
-        assert f"{name} ({SITES[name]}): 45 of 50 live" == ax.get_title(loc="left")
+        assert ax.get_title(loc="left") == f"{name} ({SITES[name]})"
         facts = next(g for g in run.alignments if g["sae"] == name)
         text = ax.texts[0].get_text()
+        assert text.startswith("45 of 50 live\n")
         assert f"below 0.5: {facts['alignment < 0.5']:.1%}" in text
         assert f"bimodality {facts['alignment bimodality']:.2f}" in text
         outlines = [p for p in ax.patches if not hasattr(p, "get_width")]
@@ -161,10 +162,13 @@ def test_histograms_count_every_latent_once():
 def test_exponents_are_those_of_cosine_saes():
     run = result()
     figure = plot_exponents(run)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["cosine (7.resid_post): 45 of 50 live"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["cosine (7.resid_post)"]
     assert sum(p.get_height() for p in figure.axes[0].patches) == 50
     facts = next(g for g in run.alignments if g["sae"] == "cosine")
-    assert figure.axes[0].texts[0].get_text() == f"mean {facts['exponent']:.3f}\nSD {facts['exponent sd']:.3f}"
+    assert (
+        figure.axes[0].texts[0].get_text()
+        == f"45 of 50 live\nmean {facts['exponent']:.3f}\nSD {facts['exponent sd']:.3f}"
+    )
     assert set(run.figures()) == {"sae_evaluation", "sae_alignment", "sae_exponents"}
 
 
@@ -187,7 +191,7 @@ def test_captions_say_how_it_was_made():
 
 
 def test_many_saes_and_one_have_figures():
-    for names in (tuple(f"results/saes/number-{i}" for i in range(11)), ("standard",)):
+    for names in (tuple(f"results/saes/number-{i}" for i in range(9)), ("standard",)):
         run = result(names)
         for figure in run.figures().values():
-            figure.canvas.draw()
+            figure.draw_without_rendering()

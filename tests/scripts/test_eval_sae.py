@@ -101,6 +101,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(evaluate, give
     assert (status, said) == (2, "") and "holds another run" in one_line(err)
     assert evaluate(*words, "--overwrite")[0] == 0
     assert SAEEvaluation.load(out).names == ["1/standard", "4/standard"]
+    assert not list(out.glob("sae_exponents.*"))  # of the run before
 
 
 def test_the_prompts_are_held_out_those_of_training_or_all(evaluate, given, saes, tmp_path):
