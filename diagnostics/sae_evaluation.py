@@ -228,6 +228,7 @@ def evaluate_saes(
     saes: Mapping[str, SAE] | Sequence[SAE],
     *,
     sink_filter: float | None = 10.0,
+    skip_first: int = 1,
     splice_prompts: int | None = 50,
     splice_sinks: bool = False,
     path: str = "auto",
@@ -236,7 +237,8 @@ def evaluate_saes(
     """Evaluate SAEs, each at its own site of one model, on one text or several: `MEASURES`, by quartile of ‖x‖, and latent by latent.
 
     prompts: by the name of their corpus, or those of one. saes: by name; a list is named by what they are. sink_filter: of
-    `no sinks`, times the site's median ‖x‖; None or 0: there is only `all`. splice_prompts: KL and CE are measured on so many of
+    `no sinks`, times the site's median ‖x‖; None or 0: there is only `all`. skip_first: tokens at the beginning of each prompt that
+    `no sinks` leaves out as well: at some depths the first is a sink whose norm does not show it. splice_prompts: KL and CE are measured on so many of
     each corpus' prompts, its first (None: all), for each SAE costs a pass through the blocks above; all else is measured on all.
     splice_sinks: in `no sinks` replace the sinks too, uncounted (default: they stay, for later tokens read them). path: as in
     `spliced`. progress: called with steps done and their total.
@@ -265,7 +267,7 @@ def evaluate_saes(
     for corpus, text in texts.items():
         recording = record(model, text.tokens, tuple(by_site), keep_cache=False)
         for site, names in by_site.items():
-            tokens = sae_measures.Tokens(recording, site, text.special, sink_filter or None)
+            tokens = sae_measures.Tokens(recording, site, text.special, sink_filter or None, skip_first)
             some = {name: named[name] for name in names}
             splices = sae_measures.spliced_stream(tokens, some, splice_prompts, splice_sinks, path, tick)
             notes.add(corpus, tokens, splices, names)
@@ -284,6 +286,7 @@ def evaluate_saes(
             for name, text in texts.items()
         },
         "sink_filter": sink_filter or None,
+        "skip_first": skip_first,
         "splice_prompts": splice_prompts,
         "splice_sinks": splice_sinks,
         **notes.as_dict(),

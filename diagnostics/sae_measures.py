@@ -20,7 +20,7 @@ from sae_models.sae import SAE
 
 ALL, NO_SINKS = "all", "no sinks"
 """Which tokens are counted and replaced. `all`: every one. `no sinks`: not those with ‖x‖ above `sink_filter` times the site's median,
-nor special tokens; in the spliced stream these stay as they are."""
+nor each prompt's first (`skip_first`), nor special tokens; in the spliced stream these stay as they are."""
 QUARTILES = ("all", "Q1", "Q2", "Q3", "Q4")
 """Of ‖x‖ over the tokens counted at a site."""
 MEASURES = {
@@ -55,7 +55,14 @@ _COSINE_FLOOR = 1e-12
 class Tokens:
     """The tokens of a recording at one site, prompt after prompt, and which of them count."""
 
-    def __init__(self, recording: Recording, site: Site, special: list[list[bool]], sink_filter: float | None):
+    def __init__(
+        self,
+        recording: Recording,
+        site: Site,
+        special: list[list[bool]],
+        sink_filter: float | None,
+        skip_first: int = 1,
+    ):
         self.recording, self.site = recording, site
         values = recording.activations[site]
         self.inside = torch.arange(values.shape[1]) < recording.length[:, None]
@@ -70,8 +77,13 @@ class Tokens:
         self.left_out = {"not finite or of norm 0": int((~usable).sum())}
         if sink_filter is not None:
             sink = usable & (norm > sink_filter * np.median(norm[usable]))
-            counted[NO_SINKS] = usable & ~sink & ~marked
-            self.left_out |= {"sinks": int(sink.sum()), "special tokens": int((usable & ~sink & marked).sum())}
+            first = np.concatenate([np.arange(n) < skip_first for n in recording.length.tolist()])
+            counted[NO_SINKS] = usable & ~sink & ~marked & ~first
+            self.left_out |= {
+                "sinks": int(sink.sum()),
+                "special tokens": int((usable & ~sink & marked).sum()),
+                f"first {skip_first} of a prompt": int((usable & ~sink & ~marked & first).sum()),
+            }
             if not counted[NO_SINKS].any():
                 raise ResultError(
                     f"no token is left at {site}: {self.left_out} of {len(norm)}; take another text or sink filter"

@@ -1,6 +1,6 @@
 """SAEs trained on a model's activations: the stream from `interventions`, the training from `sae_models`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ def train_saes(
     batch_tokens: int = 1024,
     buffer_tokens: int = 131_072,
     sink_filter: float | None = 10.0,
+    skip_first: int = 1,
+    also_sites: Sequence[Site] = (),
     autocast: str = "auto",
     seed: int = 0,
     folder: str | Path | None = None,
@@ -48,7 +50,9 @@ def train_saes(
     """Train SAEs of several sites on one pass over the prompts, which is repeated until `tokens` have been seen.
 
     wanted: by name, which is also the SAE's folder under `folder`. tokens: rounded down to whole batches. The options of the stream
-    are those of `ActivationStream`. With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
+    are those of `ActivationStream`; skip_first leaves out each prompt's first tokens, where sinks sit that the filter on norms does
+    not see at every depth. also_sites: sites that no SAE reads, but whose sinks are left out too, so that a part of a run sees the
+    same batches as the whole. With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
     what became of the text. Each SAE says where it belongs, with a hash of the weights. Raises what `ActivationStream` and
     `sae_models.runs.train` raise, and `MechdiagError` for less than a batch of tokens.
     """
@@ -61,10 +65,11 @@ def train_saes(
     stream = ActivationStream(
         model,
         prompts,
-        sorted({one.site for one in wanted.values()}),
+        sorted({one.site for one in wanted.values()} | set(also_sites)),
         batch_tokens=batch_tokens,
         buffer_tokens=buffer_tokens,
         sink_filter=sink_filter,
+        skip_first=skip_first,
         epochs=None,
         seed=seed,
         autocast=autocast,
@@ -79,6 +84,7 @@ def train_saes(
         "batch_tokens": batch_tokens,
         "buffer_tokens": buffer_tokens,
         "sink_filter": stream.sink_filter,
+        "skip_first": skip_first,
         "seed": seed,
     }
     jobs = [

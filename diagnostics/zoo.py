@@ -54,7 +54,7 @@ def train_zoo(
 ) -> list[str]:
     """Train those of the zoo that are not there yet, from one pass over the text, and return the names of all asked for.
 
-    Interrupted, the same call goes on. What is there with other settings is trained again and replaced once that is done.
+    An SAE sees the same batches whichever others are trained with it. Interrupted, the same call goes on. What is there with other settings is trained again and replaced once that is done.
     """
     names = chosen(only)
     text, _ = split(load_texts("boolq"), HELD_OUT)
@@ -72,6 +72,8 @@ def train_zoo(
             {name: _wanted(name) for name in missing},
             tokens=tokens,
             batch_tokens=BATCH,
+            skip_first=0,  # position 0 is a sink at blocks 15 and 22, which the filter leaves out at all sites
+            also_sites=[Site(layer) for layer in LAYERS],
             folder=run,
             progress=progress,
         )

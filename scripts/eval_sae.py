@@ -55,6 +55,8 @@ class Settings:
     """put each prompt into the tokenizer's chat template, as a user's turn"""
     sink_filter: float = 10.0
     """tokens with ||x|| above this many times the site's median are sinks: all is measured with and without them (0: with them)"""
+    skip_first: int = 1
+    """first tokens of each prompt that are left out with the sinks"""
     splice_sinks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """without sinks: let the SAE's output replace them too, uncounted (they stay as they are otherwise)"""
     dtype: str = "float32"
@@ -133,6 +135,7 @@ def main(settings: Settings) -> None:
             prompts,
             saes,
             sink_filter=settings.sink_filter or None,
+            skip_first=settings.skip_first,
             splice_prompts=settings.splice_prompts or None,
             splice_sinks=settings.splice_sinks,
             path=settings.path,

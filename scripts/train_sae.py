@@ -59,6 +59,8 @@ class Settings:
     """tokens a prompt is cut at"""
     sink_filter: float = 10.0
     """drop tokens with ||x|| above this many times the median at some site (0: keep them)"""
+    skip_first: int = 1
+    """leave out so many first tokens of each prompt: attention sinks sit there"""
     autocast: str = "auto"
     """bfloat16 in the model's pass: auto (where the hardware multiplies matrices of it), bfloat16, none"""
     dtype: str = "float32"
@@ -117,6 +119,7 @@ def main(settings: Settings) -> None:
             batch_tokens=settings.batch_tokens,
             buffer_tokens=settings.buffer_tokens,
             sink_filter=settings.sink_filter or None,
+            skip_first=settings.skip_first,
             autocast=settings.autocast,
             seed=settings.order_seed,
             folder=settings.out,

@@ -152,7 +152,7 @@ def by_hand(name: str, corpus: str, tokens: str, n_spliced: int = 14) -> dict[st
     recorded = [standing_at(site, ids) for ids in text.tokens]
     norms = [x.double().norm(dim=1).numpy() for x in recorded]
     strict = [
-        (some <= 10 * np.median(np.concatenate(norms))) & ~np.array(special)
+        (some <= 10 * np.median(np.concatenate(norms))) & ~np.array(special) & (np.arange(len(some)) >= 1)
         for some, special in zip(norms, text.special, strict=True)
     ]
     mean = torch.cat([x.double()[torch.from_numpy(k)] for x, k in zip(recorded, strict, strict=True)]).mean(0)
@@ -319,7 +319,7 @@ def test_an_sae_of_the_mean_is_mean_ablation():
         if token != SPECIAL and v.norm() <= 10 * torch.cat(stream()).norm(dim=1).median()
     ]
     mean = torch.stack(kept).double().mean(0).float()
-    found = evaluated(plain(torch.eye(D_MODEL), torch.zeros(D_MODEL, D_MODEL), mean))
+    found = evaluated(plain(torch.eye(D_MODEL), torch.zeros(D_MODEL, D_MODEL), mean), skip_first=0)
     row = line(found, tokens=NO_SINKS, quartile="all")
     assert row.fve == pytest.approx(0, abs=1e-6)
     for quartile in QUARTILES[1:]:
@@ -344,13 +344,22 @@ def test_dead_latents_are_counted():
 
 
 def test_sinks_and_special_tokens_are_left_out_counted_and_said():
-    found, flat = evaluated(scaled(1.0)), [t for tokens in PROMPTS for t in tokens]
+    found, flat = evaluated(scaled(1.0), skip_first=0), [t for tokens in PROMPTS for t in tokens]
     counts = found.provenance["left_out"]["first"][str(SITE)]
     assert counts["sinks"] == flat.count(SINK) > 3
     assert counts["special tokens"] == flat.count(SPECIAL) > 0
     assert line(found, tokens=ALL, quartile="all").n_tokens == len(flat)
     assert line(found, tokens=NO_SINKS, quartile="all").n_tokens == len(flat) - flat.count(SINK) - flat.count(SPECIAL)
     assert f"{flat.count(SINK)} sinks" in found.table()
+
+
+def test_the_first_tokens_of_each_prompt_are_left_out_and_counted_with_the_sinks():
+    found = evaluated(scaled(1.0), skip_first=2)
+    counts = found.provenance["left_out"]["first"][str(SITE)]
+    plain = sum(t not in (SINK, SPECIAL) for tokens in PROMPTS for t in tokens[:2])
+    assert counts["first 2 of a prompt"] == plain > 0
+    kept = sum(t not in (SINK, SPECIAL) for tokens in PROMPTS for t in tokens[2:])
+    assert line(found, tokens=NO_SINKS, quartile="all").n_tokens == kept
 
 
 def test_sinks_dominate_what_they_are_counted_in():
@@ -375,7 +384,7 @@ def test_without_a_sink_filter_every_token_counts():
 
 def test_sinks_can_be_replaced_too_without_being_counted():
     sae = SAES["standard"]
-    found, usual = (evaluated(sae, splice_sinks=s) for s in (True, False))
+    found, usual = (evaluated(sae, splice_sinks=s, skip_first=0) for s in (True, False))
     one, other = (line(f, tokens=NO_SINKS, quartile="all") for f in (found, usual))
     assert one.n_kl_tokens == other.n_kl_tokens
     assert abs(one.kl - other.kl) > 1e-3
@@ -392,7 +401,12 @@ def test_where_there_are_no_sinks_one_pass_serves_both(monkeypatch):
     seen = []
     quiet = [[t for t in tokens if t not in (SINK, SPECIAL)] for tokens in PROMPTS]
     found = evaluate_saes(
-        tiny_model("llama"), quiet, [scaled(0.7)], splice_prompts=5, progress=lambda *a: seen.append(a)
+        tiny_model("llama"),
+        quiet,
+        [scaled(0.7)],
+        skip_first=0,
+        splice_prompts=5,
+        progress=lambda *a: seen.append(a),
     )
     assert len(calls) == 1
     one, other = (found.frame[found.frame.tokens == t].drop(columns="tokens") for t in (ALL, NO_SINKS))

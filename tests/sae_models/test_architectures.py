@@ -14,7 +14,7 @@ from sae_models.architectures import NAMES, Architecture, build, geometric_media
 from sae_models.errors import SAEError
 from sae_models.normalise import normalisation
 from sae_models.scores import Cosine
-from tests.sae_models.built import ALL, D_MODEL, D_SAE, K, SELECTORS, close, drawn, generator, inputs
+from tests.sae_models.built import ALL, D_MODEL, D_SAE, SELECTORS, K, close, drawn, generator, inputs
 
 PARTS = {  # score, scale, groups, unit_encoder, unit_decoder, restore_norm
     "standard": ("inner", "delta", 4, True, True, False),
@@ -49,7 +49,10 @@ def test_names(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("stadnard", "no SAE 'stadnard'; known: standard, cosine, .*cosine-group<G>, each with :relu, :topk or :batchtopk"),
+        (
+            "stadnard",
+            "no SAE 'stadnard'; known: standard, cosine, .*cosine-group<G>, each with :relu, :topk or :batchtopk",
+        ),
         ("", "no SAE ''"),
         ("cosine-group", "no SAE 'cosine-group'"),
         ("cosine-groupx", "no SAE"),
@@ -149,7 +152,13 @@ def test_in_float32_at_least(name, given, made):
         ("standard", 40, 5, torch.empty(0, 12), "cannot start from a sample of 0 activations"),
         ("standard", 40, 5, torch.full((3, 12), torch.nan), "a sample of 3 activations, some of them not finite"),
         ("standard", 40, 5, torch.full((3, 12), torch.inf), "not finite; give finite ones"),
-        ("standard", 40, 41, torch.ones(3, 12), r"40 latents for k = 41 \(groups: 4\); expected at least as many latents"),
+        (
+            "standard",
+            40,
+            41,
+            torch.ones(3, 12),
+            r"40 latents for k = 41 \(groups: 4\); expected at least as many latents",
+        ),
         ("standard", 40, 0, torch.ones(3, 12), "40 latents for k = 0"),
         ("cosine-group41", 40, 5, torch.ones(3, 12), r"\(groups: 41\)"),
         ("standard:topk", 40, 2.5, torch.ones(3, 12), "k = 2.5 for TopK; expected a whole number"),
@@ -179,7 +188,9 @@ def test_no_point_is_nearer_than_the_geometric_median(d_model, seed):
     sample = drawn(41, d_model, seed=seed) * torch.linspace(0.1, 5, 41)[:, None] + 2
     sample[:5] += 50
     found = geometric_median(sample)
-    best = minimize(total_distance, sample.median(0).values.numpy(), args=(sample,), method="Powell", options={"xtol": 1e-9})
+    best = minimize(
+        total_distance, sample.median(0).values.numpy(), args=(sample,), method="Powell", options={"xtol": 1e-9}
+    )
     assert total_distance(found, sample) <= best.fun * (1 + 1e-6)
     assert total_distance(sample.mean(0), sample) > best.fun * 1.01
     np.testing.assert_allclose(found, best.x, atol=5e-3)

@@ -72,5 +72,7 @@ def test_factors_that_cannot_be(factor):
 
 
 def test_an_unknown_name():
-    with pytest.raises(SAEError, match="no input normalisation 'batch_norm'; known: none, layer_norm, constant_norm, factor"):
+    with pytest.raises(
+        SAEError, match="no input normalisation 'batch_norm'; known: none, layer_norm, constant_norm, factor"
+    ):
         normalisation("batch_norm")

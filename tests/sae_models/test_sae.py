@@ -176,7 +176,9 @@ def test_decode_is_refused_where_the_offset_depends_on_the_input(kind):
     if kind == "none":
         close(sae.decode(sae.encode(x)), sae(x))
     else:
-        with pytest.raises(SAEError, match=re.escape(f"normalises its input ({kind}); use z @ sae.W_dec + sae.offset(x)")):
+        with pytest.raises(
+            SAEError, match=re.escape(f"normalises its input ({kind}); use z @ sae.W_dec + sae.offset(x)")
+        ):
             sae.decode(sae.encode(x))
 
 
@@ -199,7 +201,9 @@ def test_another_model_or_site_is_refused_and_what_is_not_known_is_not_compared(
     sae.model_name, sae.hook_name = "EleutherAI/Pythia-70m", "blocks.3.hook_resid_post"
     sae.check_belongs()
     sae.check_belongs(model_name="pythia-70M", hook_name="blocks.3.hook_resid_post")
-    with pytest.raises(BelongingError, match=r"of model 'EleutherAI/Pythia-70m' put to model 'gpt2'; .* clear sae\.model_name"):
+    with pytest.raises(
+        BelongingError, match=r"of model 'EleutherAI/Pythia-70m' put to model 'gpt2'; .* clear sae\.model_name"
+    ):
         sae.check_belongs(model_name="gpt2")
     with pytest.raises(BelongingError, match=r"put to site 'blocks\.4\.hook_resid_post'; .* clear sae\.hook_name"):
         sae.check_belongs(hook_name="blocks.4.hook_resid_post")

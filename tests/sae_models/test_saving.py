@@ -133,7 +133,9 @@ def test_aligned_is_saved_plain(selector, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["none", "layer_norm", "constant_norm"])
-@pytest.mark.parametrize(("selector", "architecture"), [("relu", "standard"), ("topk", "topk"), ("batchtopk", "jumprelu")])
+@pytest.mark.parametrize(
+    ("selector", "architecture"), [("relu", "standard"), ("topk", "topk"), ("batchtopk", "jumprelu")]
+)
 @pytest.mark.parametrize("name", FLAT)
 def test_the_shape_of_saelens(name, selector, architecture, kind, tmp_path):
     sae = single(name, selector, kind)
@@ -174,7 +176,9 @@ def test_the_shape_of_a_gated_sae(tmp_path):
         ("standard", "factor", {"b_enc": D_SAE}),
     ],
 )
-def test_other_saes_are_no_saelens_architecture_and_have_the_keys_of_the_papers_checkpoints(name, kind, extra, tmp_path):
+def test_other_saes_are_no_saelens_architecture_and_have_the_keys_of_the_papers_checkpoints(
+    name, kind, extra, tmp_path
+):
     config, tensors = stored(save_sae(single(name, "batchtopk", kind), tmp_path))
     assert config["architecture"] == f"mechdiag:{single(name).score.kind}"
     shapes = {"W_enc": [D_SAE, D_MODEL], "W_dec": [D_SAE, D_MODEL], "b_dec": [D_MODEL], "threshold": []}
@@ -218,19 +222,35 @@ def test_another_sae_takes_the_place_of_the_first(tmp_path):
 
 def tampered(name, change, selector="batchtopk"):
     config, tensors = described(single(name, selector))
-    return own_sae, json.loads(json.dumps(config)), change({key: value.detach().clone() for key, value in tensors.items()})
+    return (
+        own_sae,
+        json.loads(json.dumps(config)),
+        change({key: value.detach().clone() for key, value in tensors.items()}),
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("standard", lambda t: {k: v for k, v in t.items() if k != "b_enc"}, "no tensor 'b_enc' among W_enc, W_dec, b_dec"),
+        (
+            "standard",
+            lambda t: {k: v for k, v in t.items() if k != "b_enc"},
+            "no tensor 'b_enc' among W_enc, W_dec, b_dec",
+        ),
         ("cosine", lambda t: {k: v for k, v in t.items() if k != "scale_b"}, "no tensor 'scale_b'"),
         ("standard", lambda t: {k: v for k, v in t.items() if k != "threshold"}, "no tensor 'threshold'"),
         ("standard", lambda t: t | {"W_enc": t["W_enc"].T}, r"W_enc has shape \(40, 12\); expected \(12, 40\)"),
         ("cosine", lambda t: t | {"W_enc": t["W_enc"].T}, r"W_enc has shape \(12, 40\); expected \(40, 12\)"),
-        ("cosine", lambda t: t | {"scale_a_delta": torch.zeros(1)}, r"scale_a_delta has shape \(1,\); expected \(40,\)"),
-        ("bypass", lambda t: t | {"b_enc": torch.zeros(40)}, "tensors b_enc are not used by a direction SAE with batchtopk"),
+        (
+            "cosine",
+            lambda t: t | {"scale_a_delta": torch.zeros(1)},
+            r"scale_a_delta has shape \(1,\); expected \(40,\)",
+        ),
+        (
+            "bypass",
+            lambda t: t | {"b_enc": torch.zeros(40)},
+            "tensors b_enc are not used by a direction SAE with batchtopk",
+        ),
         ("standard", lambda t: t | {"scale_a": torch.zeros(1)}, "tensors scale_a are not used by a inner SAE"),
     ],
 )

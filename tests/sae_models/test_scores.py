@@ -56,7 +56,9 @@ def test_a_pure_cosine_is_the_cosine():
     x = inputs()
     expected = F.cosine_similarity(x[:, None], W[None], dim=-1)
     close(cosine(numbers(0), numbers(0), bias=NO_BIAS)(x, W_DEC), expected)
-    close(cosine(numbers(0), numbers(0.7))(x, W_DEC), math.exp(0.7) * expected + BIAS)  # the bias stands outside the scale
+    close(
+        cosine(numbers(0), numbers(0.7))(x, W_DEC), math.exp(0.7) * expected + BIAS
+    )  # the bias stands outside the scale
 
 
 @given(st.floats(-2, 2), st.floats(-3, 3), st.floats(0.01, 100), st.integers(0, 50))

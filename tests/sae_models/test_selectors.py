@@ -76,11 +76,17 @@ def test_jumprelu_is_strictly_above_each_latents_own_threshold():
 
 
 def test_a_gate_selects_with_one_bias_and_measures_with_another():
-    gate, r, bias = torch.tensor([0.0, 1.0, -1.0, 1.0]), torch.tensor([0.0, 0.5, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, -5.0])
+    gate, r, bias = (
+        torch.tensor([0.0, 1.0, -1.0, 1.0]),
+        torch.tensor([0.0, 0.5, 0.0, 0.0]),
+        torch.tensor([1.0, 0.0, 0.0, -5.0]),
+    )
     p = torch.tensor([0.5, -0.5, 0.9, 2.0])
     # open: +1; open, but the magnitude is negative; shut; open, but the magnitude is negative
     assert Gate(gate, r, bias)(p).tolist() == [1.5, 0.0, 0.0, 0.0]
-    torch.testing.assert_close(Gate(gate, r, bias)(torch.full((4,), 6.0)), torch.tensor([7.0, 6 * math.exp(0.5), 6.0, 1.0]))
+    torch.testing.assert_close(
+        Gate(gate, r, bias)(torch.full((4,), 6.0)), torch.tensor([7.0, 6 * math.exp(0.5), 6.0, 1.0])
+    )
 
 
 # Over a batch
@@ -122,7 +128,9 @@ def test_a_batch_of_nothing_positive_has_no_entries():
         assert len(selector.support(chunks(-s)).row) > 0  # and it is none the worse for it
 
 
-@pytest.mark.parametrize("make", [ReLU, lambda: TopK(4), lambda: BatchTopK(4), lambda: AbsTopK(4), lambda: AbsBatchTopK(4)])
+@pytest.mark.parametrize(
+    "make", [ReLU, lambda: TopK(4), lambda: BatchTopK(4), lambda: AbsTopK(4), lambda: AbsBatchTopK(4)]
+)
 @pytest.mark.parametrize("size", [1, 3, 10])
 def test_chunks_do_not_matter(make, size):
     s = drawn(11, D_SAE)
@@ -131,7 +139,7 @@ def test_chunks_do_not_matter(make, size):
 
 
 def test_batchtopk_without_a_threshold_is_not_ready():
-    with pytest.raises(SAEError, match="no threshold yet; train it past threshold_from, or set selector.threshold"):
+    with pytest.raises(SAEError, match=r"no threshold yet; train it past threshold_from, or set selector\.threshold"):
         BatchTopK(3)(drawn(2, D_SAE))
 
 

@@ -69,7 +69,9 @@ def test_any_support_is_the_dense_product(data):
     z = torch.zeros(ROWS, LATENTS, dtype=torch.float64).index_put((chosen.row, chosen.latent), activation)
     found, dense = decoded(activation, W, chosen), z @ W
     close(found, dense)
-    for one, other in zip(*(torch.autograd.grad((y * back).sum(), (activation, W)) for y in (found, dense)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad((y * back).sum(), (activation, W)) for y in (found, dense)), strict=True
+    ):
         close(one, other)
 
 

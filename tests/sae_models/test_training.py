@@ -85,7 +85,9 @@ class ByHand:
             self.ever_dead += len(dead)
             if dead and recipe.aux:
                 r, total = f @ d, output - sae.b_dec
-                factor = (total.norm(dim=1) / r.norm(dim=1)).detach() if sae.restore_norm else torch.ones(len(x))
+                some = r.detach().any(1)  # rows without an active latent: 0
+                factor = torch.where(some, total.norm(dim=1) / r.norm(dim=1), 0).detach()
+                factor = factor if sae.restore_norm else torch.ones(len(x))
                 k = recipe.aux_k or D_MODEL // 2
                 loss = loss + recipe.aux * auxiliary(sae, x, dead, k, (u - output).detach(), factor)
         else:
@@ -173,7 +175,9 @@ def test_steps_are_those_of_the_recipe_by_hand(name, recipe, kind):
         assert hand.ever_dead > 0
     if isinstance(ours.sae.score, Cosine):
         a = hand.sae.score.exponents().detach()
-        assert (said["a_mean"], said["a_sd"]) == pytest.approx((float(a.mean()), float(a.std(unbiased=False))), rel=1e-5)
+        assert (said["a_mean"], said["a_sd"]) == pytest.approx(
+            (float(a.mean()), float(a.std(unbiased=False))), rel=1e-5
+        )
         assert a.any() == (name != "cosine-pure")
 
 
@@ -207,7 +211,7 @@ def test_the_shortest_runs_learn_too(steps):
     assert training.sae.selector.threshold.isfinite()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["standard", "cosine:topk", "aligned", "tied", "bypass", "bypass-free-decoder"])
 def test_decoder_rows_stay_at_norm_1_after_each_step_where_they_should(name):
     training, off = begun(name), []
     for x in batches():
@@ -297,8 +301,10 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("at", [0, 1, 4, 9])
-@pytest.mark.parametrize("name", ["standard", "standard:topk", "standard:relu", "cosine", "cosine-pure", "bypass", "aligned", "tied"])
+@pytest.mark.parametrize("at", [1, 9])
+@pytest.mark.parametrize(
+    "name", ["standard", "standard:topk", "standard:relu", "cosine", "cosine-pure", "bypass", "aligned", "tied"]
+)
 def test_a_resumed_training_is_bit_for_bit_the_undisturbed_one(name, at):
     recipe = replace(SHORT, dead_window=0.1)
     training = begun(name, recipe, dtype=torch.float32)
@@ -372,11 +378,11 @@ def recovered(sae) -> float:
 @pytest.mark.parametrize(
     ("name", "steps", "least"),
     [
-        ("standard:topk", 350, 0.95),
+        ("standard:topk", 300, 0.95),
         ("standard", 350, 0.95),
-        ("cosine:topk", 350, 0.95),
+        ("cosine:topk", 300, 0.95),
         ("cosine", 350, 0.95),
-        ("standard:relu", 400, 0.85),
+        ("standard:relu", 350, 0.85),
     ],
 )
 def test_a_planted_dictionary_is_found(name, steps, least):
@@ -395,11 +401,11 @@ def test_a_planted_dictionary_is_found(name, steps, least):
         assert active == pytest.approx(ACTIVE, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["cosine-global", "cosine-group3", "cosine-pure", "tied", "bypass-free-both", "bypass-no-restore"])
+@pytest.mark.parametrize("name", ["aligned", "cosine-group3", "tied", "bypass-free-both"])
 def test_the_threshold_lets_through_as_many_as_the_batch_did(name):
     """Whatever is learned, here in a short run."""
     draw = generator(5)
-    training = SAETraining(named(name), PLANTED, samples(256, draw), steps=60)
+    training = SAETraining(named(name), replace(PLANTED, lr=5e-3), samples(256, draw), steps=60)
     for _ in range(60):
         training.step(samples(256, draw))
     active = (training.sae.encode(samples(4096, draw)) != 0).sum(1).double().mean()

@@ -1,0 +1,353 @@
+"""Runs: what is kept in a folder, and that a run killed anywhere goes on to the same bytes."""
+
+import contextlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from sae_models import load_sae, saving
+from sae_models.architectures import named
+from sae_models.errors import SAEError
+from sae_models.runs import Job, train
+from sae_models.training import Recipe, SAETraining
+from tests.sae_models.built import inputs
+
+STEPS, EVERY, LOG = 7, 2, 3
+SHORT = Recipe(d_sae=20, k=3, lr=0.01, dead_window=0.1)
+JOBS = [
+    Job("15/standard", "late", named("standard"), SHORT, "m", "blocks.15.hook_resid_post"),
+    Job("15/cosine", "late", named("cosine"), SHORT),
+    Job("7/topk", "early", named("aligned:topk"), replace(SHORT, seed=1)),
+]
+SETTINGS = {"steps": STEPS, "log_every": LOG, "checkpoint_every": EVERY, "about": {"text": "ours", "tokens": 7}}
+
+
+class Stop(BaseException):
+    """As a signal would."""
+
+
+def batch(n):
+    """Number n of the stream, from any number of sources."""
+    return {name: inputs(16, seed=1000 * i + n, dtype=torch.float32) for i, name in enumerate(("early", "late"))}
+
+
+def plain(n=STEPS, stop_at=None):
+    """No more than an iterator."""
+    for i in range(n):
+        if i == stop_at:
+            raise Stop
+        yield batch(i)
+
+
+class Resuming:
+    """A stream that says where it stands."""
+
+    def __init__(self, stop_at=None, n=STEPS):
+        self.at, self.stop_at, self.n, self.drawn = 0, stop_at, n, []
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.at == self.stop_at:
+            raise Stop
+        if self.at == self.n:
+            raise StopIteration
+        self.drawn.append(self.at)
+        self.at += 1
+        return batch(self.at - 1)
+
+    def state_dict(self):
+        return {"at": self.at, "noise": torch.ones(2)}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+class Starting(Resuming):
+    """The same as an iterable whose iterator is another object."""
+
+    def __iter__(self):
+        while self.at < self.n:
+            yield self.__next__()
+
+
+STREAMS = {"plain": lambda stop_at=None: plain(stop_at=stop_at), "resumable": Resuming, "iterable": Starting}
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """What a finished run leaves, but for its lock."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files.pop("lock", None)
+    return files
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return kept(folder), train(plain(), JOBS, folder=folder, **SETTINGS)
+
+
+def assert_finished_alike(folder, saes, undisturbed):
+    expected, theirs = undisturbed
+    found = kept(folder)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name] == expected[name], name
+    for name, sae in saes.items():
+        x = inputs(dtype=torch.float32)
+        assert torch.equal(sae(x), theirs[name](x))
+
+
+@pytest.fixture(scope="module")
+def files(undisturbed, tmp_path_factory):
+    """Written again, after the run has ended."""
+    folder = tmp_path_factory.mktemp("files")
+    train(plain(), JOBS, folder=folder, **SETTINGS)
+    return kept(folder), undisturbed[1]
+
+
+# What a run is
+
+
+def test_every_job_sees_the_same_batches_of_its_source(undisturbed):
+    _, saes = undisturbed
+    assert list(saes) == [job.name for job in JOBS]
+    for job in JOBS:
+        alone = SAETraining(job.architecture, job.recipe, batch(0)[job.source], steps=STEPS)
+        for n in range(STEPS):
+            alone.step(batch(n)[job.source])
+        x = inputs(dtype=torch.float32)
+        assert torch.equal(saes[job.name](x), alone.sae(x)) and saes[job.name].encode(x).any()
+
+
+def test_a_folder_changes_nothing(undisturbed):
+    without = train(plain(), JOBS, **SETTINGS)
+    for name, sae in undisturbed[1].items():
+        assert all(torch.equal(a, b) for a, b in zip(sae.parameters(), without[name].parameters(), strict=True))
+        assert sae.metadata == without[name].metadata
+
+
+def test_what_a_finished_run_leaves(files):
+    found, saes = files
+    weights = {f"{job.name}/{name}" for job in JOBS for name in (saving.CONFIG, saving.WEIGHTS)}
+    assert found.keys() == {"run.json", "metrics.jsonl", *weights}
+    lines = [json.loads(line) for line in found["metrics.jsonl"].decode().splitlines()]
+    assert [(line["sae"], line["step"]) for line in lines] == [(job.name, n) for n in (3, 6, 7) for job in JOBS]
+    assert [line["tokens"] for line in lines[::3]] == [48, 96, 112]
+    assert {"fve", "l0", "dead", "loss", "lr"} <= lines[0].keys()
+    assert len({line["fve"] for line in lines}) == len(lines)
+    about = json.loads(found["run.json"])
+    assert about["about"] == SETTINGS["about"] and about["steps"] == STEPS and set(about["jobs"]) == set(saes)
+
+
+def test_what_the_saes_say_of_themselves(undisturbed, tmp_path):
+    saes = train(plain(), JOBS, folder=tmp_path, **SETTINGS)
+    first = saes["15/standard"]
+    assert (first.model_name, first.hook_name) == ("m", "blocks.15.hook_resid_post")
+    assert saes["7/topk"].model_name is None
+    for job in JOBS:
+        loaded = load_sae(tmp_path / job.name)
+        assert torch.equal(loaded(inputs(dtype=torch.float32)), saes[job.name](inputs(dtype=torch.float32)))
+        for sae in (loaded, saes[job.name]):
+            assert sae.metadata["text"] == "ours" and sae.metadata["steps"] == STEPS
+            assert sae.metadata["recipe"]["seed"] == job.recipe.seed
+            assert sae.metadata["architecture"]["score"] == job.architecture.score
+            assert sae.metadata["training"]["step"] == STEPS
+        assert not any(parameter.requires_grad for parameter in saes[job.name].parameters())
+
+
+def test_progress_counts_every_step_and_says_the_first_metrics(tmp_path):
+    said = []
+    train(
+        plain(), JOBS, folder=tmp_path, progress=lambda n, total, metrics: said.append((n, total, metrics)), **SETTINGS
+    )
+    assert [(n, total) for n, total, _ in said] == [(1, STEPS)] * STEPS
+    assert [bool(metrics) for _, _, metrics in said] == [False, False, True, False, False, True, True]
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert said[2][2] == {key: value for key, value in first.items() if key != "sae"}
+
+
+# Killed and resumed
+
+
+@pytest.mark.parametrize("stop_at", range(STEPS))
+@pytest.mark.parametrize("stream", STREAMS)
+def test_killed_at_any_step_and_resumed_it_ends_in_the_same_bytes(stream, stop_at, files, tmp_path):
+    with pytest.raises(Stop):
+        train(STREAMS[stream](stop_at), JOBS, folder=tmp_path, **SETTINGS)
+    assert (tmp_path / "checkpoint.pt").exists() == (stop_at >= EVERY)
+    taken, said = SAETraining.step, []
+    SAETraining.step = lambda self, x: said.append(self.done) or taken(self, x)
+    try:
+        saes = train(STREAMS[stream](), JOBS, folder=tmp_path, **SETTINGS)
+    finally:
+        SAETraining.step = taken
+    assert min(said) == stop_at // EVERY * EVERY  # it went on where the last checkpoint was
+    assert_finished_alike(tmp_path, saes, files)
+
+
+def test_a_resumable_stream_is_put_back_and_not_gone_through_again(tmp_path):
+    with pytest.raises(Stop):
+        train(Resuming(5), JOBS, folder=tmp_path, **SETTINGS)
+    stream = Resuming()
+    train(stream, JOBS, folder=tmp_path, **SETTINGS)
+    assert stream.drawn == [4, 5, 6]
+
+
+def test_killed_again_and_again(files, tmp_path):
+    for stop_at in (3, 4, 4, 5, 6):
+        with pytest.raises(Stop):
+            train(plain(stop_at=stop_at), JOBS, folder=tmp_path, **SETTINGS)
+    said = []
+    saes = train(plain(), JOBS, folder=tmp_path, progress=lambda *now: said.append(now), **SETTINGS)
+    assert said[0] == (6, STEPS, {}) and [n for n, _, _ in said] == [6, 1]  # what was there before counts as done
+    assert_finished_alike(tmp_path, saes, files)
+
+
+@pytest.mark.parametrize("checkpoint_every", [3, 5])
+def test_killed_while_it_writes_it_ends_in_the_same_bytes(checkpoint_every, tmp_path, monkeypatch):
+    """Before and after each file takes its place, with a checkpoint and without any."""
+    jobs, settings = JOBS[:2], {"steps": 4, "log_every": 2, "checkpoint_every": checkpoint_every}
+    saes = train(plain(), jobs, folder=tmp_path / "undisturbed", **settings)
+    undisturbed = kept(tmp_path / "undisturbed"), saes
+    n, finished = 0, False
+    while not finished:
+        folder, calls = tmp_path / str(n), []
+
+        def interrupted(does, *args, calls=calls, die=n, **options):
+            calls.append(args)
+            if len(calls) == die // 2 + 1 and die % 2 == 0:
+                raise Stop
+            does(*args, **options)
+            if len(calls) == die // 2 + 1:
+                raise Stop
+
+        replaces, saves = os.replace, torch.save
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", lambda *args, f=interrupted, does=replaces: f(does, *args))
+            patched.setattr(torch, "save", lambda *args, f=interrupted, does=saves: f(does, *args))
+            try:
+                train(plain(), jobs, folder=folder, **settings)
+                finished = True
+            except Stop:
+                pass
+        saes = train(plain(), jobs, folder=folder, **settings)
+        assert_finished_alike(folder, saes, undisturbed)
+        n += 1
+    assert n > 10
+
+
+def test_a_finished_run_gives_what_it_saved_without_training(files, tmp_path):
+    train(plain(), JOBS, folder=tmp_path, **SETTINGS)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"}
+    stream = Resuming(stop_at=0)  # is not asked for anything
+    saes = train(stream, JOBS, folder=tmp_path, **SETTINGS)
+    assert stream.drawn == []
+    assert_finished_alike(tmp_path, saes, files)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"}
+    for name, sae in saes.items():
+        theirs = files[1][name]
+        assert sae.metadata == json.loads(json.dumps(theirs.metadata))
+        assert (sae.model_name, sae.hook_name) == (theirs.model_name, theirs.hook_name)
+        assert not any(parameter.requires_grad for parameter in sae.parameters())
+
+
+# What goes wrong
+
+
+def changed(what):
+    if what == "steps":
+        return JOBS, SETTINGS | {"steps": STEPS - 1}
+    if what == "log_every":
+        return JOBS, SETTINGS | {"log_every": 1}
+    if what == "about":
+        return JOBS, SETTINGS | {"about": {"text": "another"}}
+    other = {
+        "recipe": replace(JOBS[0], recipe=replace(SHORT, lr=0.02)),
+        "architecture": replace(JOBS[0], architecture=named("tied")),
+        "source": replace(JOBS[0], source="early"),
+        "name": replace(JOBS[0], name="other"),
+    }
+    return [other[what], *JOBS[1:]], SETTINGS
+
+
+@pytest.mark.parametrize("what", ["steps", "log_every", "about", "recipe", "architecture", "source", "name"])
+@pytest.mark.parametrize("stop_at", [3, None])
+def test_the_folder_of_another_run_is_refused_and_left_as_it_was(what, stop_at, tmp_path):
+    with contextlib.suppress(Stop):
+        train(plain(stop_at=stop_at), JOBS, folder=tmp_path, **SETTINGS)
+    before = kept(tmp_path)
+    jobs, settings = changed(what)
+    named_there = what if what in settings else "jobs"
+    with pytest.raises(
+        SAEError, match=rf"holds another run \(other {named_there}\); give another folder, or remove this one"
+    ):
+        train(plain(), jobs, folder=tmp_path, **settings)
+    assert kept(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("jobs", "message"),
+    [
+        ([JOBS[0], JOBS[0]], "jobs named 15/standard, 15/standard; expected some, each of another name"),
+        ([], "jobs named nothing"),
+    ],
+)
+def test_jobs_need_names_of_their_own(jobs, message, tmp_path):
+    with pytest.raises(SAEError, match=message):
+        train(plain(), jobs, folder=tmp_path / "new", **SETTINGS)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("steps", "log_every"), [(0, 1), (-1, 1), (1, 0)])
+def test_a_run_has_steps(steps, log_every, tmp_path):
+    with pytest.raises(
+        SAEError, match=f"a run of {steps} steps, logged every {log_every}; expected at least 1 of each"
+    ):
+        train(plain(), JOBS, steps=steps, log_every=log_every, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_source_that_the_batches_do_not_hold():
+    with pytest.raises(SAEError, match="no activations of nowhere in the batches, which hold early, late"):
+        train(plain(), [replace(JOBS[0], source="nowhere")], steps=STEPS)
+
+
+@pytest.mark.parametrize("stream", [lambda n: plain(n), lambda n: Resuming(n=n)])
+def test_a_stream_that_ends_can_be_gone_on_with(stream, files, tmp_path):
+    with pytest.raises(SAEError, match="the stream ended after 5 batches of 7; give more text, or fewer steps"):
+        train(stream(5), JOBS, folder=tmp_path, **SETTINGS)
+    assert_finished_alike(tmp_path, train(stream(STEPS), JOBS, folder=tmp_path, **SETTINGS), files)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    wild = [replace(JOBS[2], recipe=replace(SHORT, lr=1e30))]
+    with pytest.raises(SAEError, match=r"the loss is (nan|inf) at step 3; lower lr \(1e\+30\)"):
+        train(plain(), wild, folder=tmp_path, steps=STEPS, log_every=LOG)
+    assert not (tmp_path / "7" / "topk").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    def meanwhile(*_):
+        with pytest.raises(SAEError, match="is being written by another run; wait for it or give another folder"):
+            train(plain(), JOBS, folder=tmp_path, **SETTINGS)
+
+    train(plain(), JOBS, folder=tmp_path, progress=meanwhile, **SETTINGS)
+    with FileLock(tmp_path / "lock", timeout=0):  # given back at the end
+        pass
+    with pytest.raises(Stop):
+        train(plain(stop_at=0), JOBS, folder=tmp_path / "second", **SETTINGS)
+    train(plain(), JOBS, folder=tmp_path / "second", **SETTINGS)  # and when it breaks off
+
+
+def test_one_may_train_without_many_checkpoints(tmp_path):
+    """A twentieth of the run by default: here every step."""
+    with pytest.raises(Stop):
+        train(plain(stop_at=5), JOBS, folder=tmp_path, steps=STEPS)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["done"] == 5
