@@ -109,7 +109,9 @@ class Progress:
         """Steps of a training run, with what its metrics say, where they say something."""
         bar = self._begun(total)
         if said:
-            bar.set_postfix({name: f"{said[name]:.3g}" for name in ("fve", "l0", "dead") if name in said}, refresh=False)
+            bar.set_postfix(
+                {name: f"{said[name]:.3g}" for name in ("fve", "l0", "dead") if name in said}, refresh=False
+            )
         bar.update(n)
 
     def _begun(self, total: int) -> tqdm:

@@ -24,6 +24,7 @@ from interventions.models import wrap
 from interventions.recording import record
 from interventions.sites import Site
 from interventions.texts import Prompts, as_prompts
+from sae_models.live import as_sae
 from sae_models.sae import SAE
 from sae_models.scores import Cosine
 
@@ -225,7 +226,7 @@ def _mean(x: ndarray) -> float:
 def evaluate_saes(
     model: Any,
     prompts: Mapping[str, Prompts] | Prompts | Sequence[Sequence[int]] | Sequence[str],
-    saes: Mapping[str, SAE] | Sequence[SAE],
+    saes: Mapping[str, Any] | Sequence[Any],
     *,
     sink_filter: float | None = 10.0,
     skip_first: int = 1,
@@ -236,7 +237,8 @@ def evaluate_saes(
 ) -> SAEEvaluation:
     """Evaluate SAEs, each at its own site of one model, on one text or several: `MEASURES`, by quartile of ‖x‖, and latent by latent.
 
-    prompts: by the name of their corpus, or those of one. saes: by name; a list is named by what they are. sink_filter: of
+    prompts: by the name of their corpus, or those of one. saes: anything that `as_sae` takes (ours, live SAELens objects), by
+    name; a list is named by what they are. sink_filter: of
     `no sinks`, times the site's median ‖x‖; None or 0: there is only `all`. skip_first: tokens at the beginning of each prompt that
     `no sinks` leaves out as well: at some depths the first is a sink whose norm does not show it. splice_prompts: KL and CE are measured on so many of
     each corpus' prompts, its first (None: all), for each SAE costs a pass through the blocks above; all else is measured on all.
@@ -300,14 +302,14 @@ def evaluate_saes(
     return SAEEvaluation(frame, every, provenance, table)
 
 
-def _named(saes: Mapping[str, SAE] | Sequence[SAE]) -> dict[str, SAE]:
+def _named(saes: Mapping[str, Any] | Sequence[Any]) -> dict[str, SAE]:
     """SAEs by name, each once."""
     if not len(saes):
         raise ResultError("no SAE; give at least one")
     if isinstance(saes, Mapping):
-        return dict(saes)
+        return {name: as_sae(sae) for name, sae in saes.items()}
     found: dict[str, SAE] = {}
-    for sae in saes:
+    for sae in map(as_sae, saes):
         name = f"{sae.score.kind}:{sae.selector.kind} {sae.d_sae} {sae.hook_name}"
         same = sum(other == name or other.startswith(f"{name} #") for other in found)
         found[f"{name} #{same + 1}" if same else name] = sae

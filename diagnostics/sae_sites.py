@@ -21,6 +21,7 @@ from interventions.replay import entering_at, unembed
 from interventions.sites import POINTS
 from interventions.trust import is_out_of_memory, logit_tolerance
 from sae_models.errors import BelongingError
+from sae_models.live import as_sae
 
 PATHS = ("auto", "blocks", "hooks")
 _OTHER_NAMES = {"gpt2-small": "gpt2"}
@@ -31,14 +32,14 @@ _COMPARED = 2**18  # on the CPU: what fits its caches is several times faster
 
 
 def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
-    """Where an SAE belongs in `model` (anything that `wrap` takes), read off its hook name.
+    """Where an SAE (anything that `as_sae` takes) belongs in `model` (anything that `wrap` takes), read off its hook name.
 
     site: where it is about to be put, if that has been chosen. Raises `BelongingError` for an SAE of another width, model or
     site, `SiteError` for a hook name that is no site here (`hook_z`, `ln2.hook_normalized`, …) or that the model has not.
     Models are the same where their weights' hashes are (the SAE's in `metadata["weights_sha256"]`), however they are wrapped;
     where the SAE's is not known names are compared, without owner and case.
     """
-    causal = wrap(model)
+    causal, sae = wrap(model), as_sae(sae)
     if sae.hook_name is None:
         raise BelongingError(
             "this SAE does not say where it belongs; set sae.hook_name, e.g. 'blocks.15.hook_resid_post'"

@@ -85,6 +85,7 @@ def train_saes(
         "buffer_tokens": buffer_tokens,
         "sink_filter": stream.sink_filter,
         "skip_first": skip_first,
+        "sites": [str(site) for site in stream.sites],
         "seed": seed,
     }
     jobs = [

@@ -108,10 +108,7 @@ def build(
         raise SAEError(
             f"cannot start from a sample of {len(sample)} activations, some of them not finite; give finite ones"
         )
-    if not 0 < k <= d_sae or (architecture.scale == "group" and architecture.groups > d_sae):
-        raise SAEError(
-            f"{d_sae} latents for k = {k} (groups: {architecture.groups}); expected at least as many latents"
-        )
+    check_size(architecture, d_sae, k)
     normalise = normalisation(architecture.normalise)
     u = normalise(sample).u
     b_dec = geometric_median(u)
@@ -128,6 +125,16 @@ def build(
         model_name=model_name,
         hook_name=hook_name,
     ).to(sample.device)
+
+
+def check_size(architecture: Architecture, d_sae: int, k: float) -> None:
+    """Raise `SAEError` for fewer latents than are active or share an exponent, and for TopK with a fraction of a latent."""
+    if not 0 < k <= d_sae or (architecture.scale == "group" and architecture.groups > d_sae):
+        raise SAEError(
+            f"{d_sae} latents for k = {k} (groups: {architecture.groups}); expected at least as many latents"
+        )
+    if architecture.selector == "topk" and k != round(k):
+        raise SAEError(f"k = {k} for TopK; expected a whole number of latents a token (BatchTopK takes a mean)")
 
 
 def _cosine(architecture: Architecture, W: Tensor, mean_norm: float) -> Score:
@@ -149,8 +156,6 @@ _MAKE: dict[str, Callable[[Architecture, Tensor, float], Score]] = {
 
 def _selector(kind: str, k: float) -> Selector:
     if kind == "topk":
-        if k != round(k):
-            raise SAEError(f"k = {k} for TopK; expected a whole number of latents a token (BatchTopK takes a mean)")
         return TopK(round(k))
     return BatchTopK(k) if kind == "batchtopk" else ReLU()
 

@@ -8,17 +8,19 @@ latents changed, what the SAE does not explain stays (`keep_error`) or goes:
 The result has the dtype and device of x. Latents may have either sign. A set of latents is a number, a list or tensor of them, a
 truth value for each of d_sae, or one set for each row, `[..., latent]` padded with −1; each latent once, at least one a set.
 A value or factor is one number, one a latent `[latent]`, one a row `[..., 1]` or one for each `[..., latent]`, in the order given.
+A live object of another library (SAELens) is taken as `as_sae` adapts it, at each call: adapt it once where calls are many.
 Raises `SAEError` for latents that do not exist, sets and values of another shape, and activations of another width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_models.errors import BelongingError, SAEError
+from sae_models.live import as_sae
 
 Vectors = Float[Tensor, "*row d_model"]
 Latents = int | Sequence[int] | Int[Tensor, "*set"] | Bool[Tensor, "d_sae"]
@@ -38,28 +40,34 @@ class Dictionary(Protocol):
     def offset(self, x: Vectors) -> Vectors: ...
 
 
-def reconstruct(x: Vectors, sae: Dictionary) -> Vectors:
+def reconstruct(x: Vectors, sae: Dictionary | nn.Module) -> Vectors:
     """x̂ = z W_dec + offset(x)."""
+    sae = _dictionary(sae)
     return (_latents(x, sae) @ sae.W_dec + sae.offset(x)).to(x)
 
 
-def zero_latents(x: Vectors, sae: Dictionary, latents: Latents, *, keep_error: bool = True) -> Vectors:
+def zero_latents(x: Vectors, sae: Dictionary | nn.Module, latents: Latents, *, keep_error: bool = True) -> Vectors:
     """z′ = 0 at the latents given (ablation): x − Σ z_i d_i over them."""
     return _set_latents(x, sae, latents, lambda z: torch.zeros_like(z), keep_error)
 
 
-def clamp_latents(x: Vectors, sae: Dictionary, latents: Latents, value: Value, *, keep_error: bool = True) -> Vectors:
+def clamp_latents(
+    x: Vectors, sae: Dictionary | nn.Module, latents: Latents, value: Value, *, keep_error: bool = True
+) -> Vectors:
     """z′ = value at the latents given, also where they were not active."""
     return _set_latents(x, sae, latents, lambda z: _fitting(value, z, "value").expand_as(z), keep_error)
 
 
-def scale_latents(x: Vectors, sae: Dictionary, latents: Latents, factor: Value, *, keep_error: bool = True) -> Vectors:
+def scale_latents(
+    x: Vectors, sae: Dictionary | nn.Module, latents: Latents, factor: Value, *, keep_error: bool = True
+) -> Vectors:
     """z′ = factor·z at the latents given."""
     return _set_latents(x, sae, latents, lambda z: _fitting(factor, z, "factor") * z, keep_error)
 
 
-def keep_latents(x: Vectors, sae: Dictionary, latents: Latents, *, keep_error: bool = True) -> Vectors:
+def keep_latents(x: Vectors, sae: Dictionary | nn.Module, latents: Latents, *, keep_error: bool = True) -> Vectors:
     """z′ = 0 at all other latents. All of them kept: x itself, or x̂ without the error."""
+    sae = _dictionary(sae)
     index = _chosen(latents, sae, x)
     z = _latents(x, sae)
     if keep_error:
@@ -68,9 +76,10 @@ def keep_latents(x: Vectors, sae: Dictionary, latents: Latents, *, keep_error: b
 
 
 def change_latents(
-    x: Vectors, sae: Dictionary, change: Callable[[Tensor], Tensor], *, keep_error: bool = True
+    x: Vectors, sae: Dictionary | nn.Module, change: Callable[[Tensor], Tensor], *, keep_error: bool = True
 ) -> Vectors:
     """z′ = change(z), any function of all latents `[..., d_sae]`; only those that it changes are decoded."""
+    sae = _dictionary(sae)
     z = _latents(x, sae)
     new = change(z.clone())  # a change in place must not change what it is compared with
     if new.shape != z.shape:
@@ -83,8 +92,9 @@ def change_latents(
 
 
 def _set_latents(
-    x: Tensor, sae: Dictionary, latents: Latents, change: Callable[[Tensor], Tensor], keep_error: bool
+    x: Tensor, sae: Dictionary | nn.Module, latents: Latents, change: Callable[[Tensor], Tensor], keep_error: bool
 ) -> Tensor:
+    sae = _dictionary(sae)
     index = _chosen(latents, sae, x)
     z = _latents(x, sae)
     old = _at(z, index)
@@ -96,6 +106,10 @@ def _set_latents(
     else:  # what stands in the padding lands in one column more
         z = torch.cat([z, z[..., :1]], dim=-1).scatter(-1, index % (z.shape[-1] + 1), new)[..., :-1]
     return (z @ sae.W_dec + sae.offset(x)).to(x)
+
+
+def _dictionary(sae: Any) -> Dictionary:
+    return sae if isinstance(sae, Dictionary) else as_sae(sae)
 
 
 def _latents(x: Tensor, sae: Dictionary) -> Tensor:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_models.architectures import Architecture
+from sae_models.architectures import Architecture, check_size
 from sae_models.errors import SAEError
 from sae_models.sae import SAE
 from sae_models.saving import WEIGHTS, own_sae, save_sae, stored
@@ -84,6 +84,8 @@ def train(
         )
     if steps < 1 or log_every < 1:
         raise SAEError(f"a run of {steps} steps, logged every {log_every}; expected at least 1 of each")
+    for job in jobs:
+        check_size(job.architecture, job.recipe.d_sae, job.recipe.k)
     run = _Run(jobs, steps, log_every, dict(about or {}))
     if folder is None:
         return run.go(iter(batches), batches, None, steps, progress)

@@ -79,6 +79,9 @@ class Settings:
         points = [name for name in self.sites if name in POINTS]
         places = [Site(layer, point) for point in points for layer in self.layers]
         places += [Site.parse(name) for name in self.sites if name not in POINTS]
+        for what, given in (("--saes", self.saes), ("--layers", self.layers), ("--seeds", self.seeds)):
+            if len(set(given)) < len(given):
+                raise MechdiagError(f"{what} {' '.join(map(str, given))} names one twice; name each once")
         normalise = "layer_norm" if self.layer_norm else "none"
         return {
             folder_of(site, name, seed): Wanted(

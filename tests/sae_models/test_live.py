@@ -168,3 +168,59 @@ def test_an_sae_of_saelens_is_copied_on_its_device_in_its_dtype(device):
         theirs.b_dec.add_(1)
     cfg.metadata.model_name = "other"
     assert torch.equal(sae(x), expected) and sae.model_name == "gpt2"
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("kind", ["Standard", "TopK", "JumpReLU", "Gated"])
+def test_an_sae_of_saelens_serves_in_every_consumer(kind, tmp_path):
+    from diagnostics.sae_evaluation import evaluate_saes
+    from diagnostics.sae_sites import sae_site, spliced
+    from interventions import Site, fwd_hooks, intervened_logits, record
+    from sae_models.edits import reconstruct, zero_latents
+    from sae_models.saebench import SAEBenchSAE
+    from sae_models.swap import swap_score
+    from tests.tiny import bridge, tiny_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations of its dependencies, as it is imported
+        lens = pytest.importorskip("sae_lens")
+        hf = tiny_model("llama")
+        d_model, site = hf.config.hidden_size, Site(2)
+        metadata = lens.saes.sae.SAEMetadata(model_name="llama", hook_name=site.hook_name)
+        settings = {"k": 4} if kind == "TopK" else {}
+        config = getattr(lens, f"{kind}SAEConfig")(d_in=d_model, d_sae=24, metadata=metadata, **settings)
+        theirs = getattr(lens, f"{kind}SAE")(config)
+        handle = bridge("llama", tiny_model("llama"))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
+    theirs.requires_grad_(False)
+    tokens = [[5, 3, 8, 1, 9, 4], [7, 2, 6, 6, 1]]
+    recording = record(hf, tokens, [site])
+    theirs.cfg.metadata.model_name = recording.model.name
+    assert sae_site(theirs, hf) == site
+
+    prompt, position = torch.tensor([0, 1]), torch.tensor([3, 2])
+    x = recording.at(site, prompt, position)
+    by_hand = x - theirs.encode(x)[:, [1, 7]] @ theirs.W_dec[[1, 7]]
+    torch.testing.assert_close(zero_latents(x, theirs, [1, 7]), by_hand, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reconstruct(x, theirs), theirs(x), atol=1e-5, rtol=1e-5)
+    replayed = intervened_logits(recording, site, prompt[:1], position[:1], theirs(x)[:1])
+    with fwd_hooks(site, lambda h: reconstruct(h, theirs), position=3) as hooks:
+        hooked = handle.run_with_hooks(torch.tensor(tokens[:1]), fwd_hooks=hooks)
+    torch.testing.assert_close(replayed.flatten(), hooked[0, 3], atol=1e-4, rtol=1e-4)
+
+    whole = spliced(recording, site, {"sae": lambda h: reconstruct(h, theirs)})
+    assert float(whole.kl["sae"].nan_to_num().sum()) > 0
+    found = evaluate_saes(hf, tokens, [theirs], skip_first=0, splice_prompts=None)
+    line = found.summary().iloc[0]
+    every = torch.cat([recording.activations[site][i, : len(ids)] for i, ids in enumerate(tokens)])
+    assert line.l0 == pytest.approx(float((theirs.encode(every) != 0).double().sum(1).mean()))
+    assert line.mse == pytest.approx(float((every - theirs(every)).square().sum(1).mean()), rel=1e-4)
+    ours = as_sae(theirs)
+    save_sae(ours, tmp_path / kind)
+    assert_same(lens.SAE.load_from_disk(tmp_path / kind)(every), theirs(every))
+    bench = SAEBenchSAE(ours)
+    torch.testing.assert_close(bench.decode(bench.encode(every)), theirs(every), atol=1e-4, rtol=1e-4)
+    if kind != "Gated":
+        assert swap_score(ours, every)(every).shape == every.shape
