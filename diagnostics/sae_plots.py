@@ -1,5 +1,6 @@
 """Figures of evaluations of SAEs."""
 
+import re
 import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 """Okabe and Ito's, and a brown in place of their yellow, too light for thin lines."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+FIXED = ("standard", "cosine", "cosine-global", "bypass", "aligned")
+"""Architectures whose colour does not depend on what else is drawn."""
 DEAD = "0.75"
 
 
 def looks(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each SAE, by its place: the same in every figure of a result."""
-    n = len(PALETTE)
-    return {name: (PALETTE[i % n], MARKERS[(i + i // n) % n]) for i, name in enumerate(names)}
+    """Colour and marker of each SAE: those of its architecture, in every figure, at all depths and for all seeds.
+
+    What follows the last `/` of a name tells the architecture, a number of a seed apart: `7/cosine`, `15/cosine-seed1`. Others than
+    those in `FIXED` take what is left, in the order in which they were given.
+    """
+    kinds = {name: re.sub(r"-seed\d+$", "", name.rsplit("/", 1)[-1]) for name in names}
+    places, n = {kind: i for i, kind in enumerate(dict.fromkeys([*FIXED, *kinds.values()]))}, len(PALETTE)
+    return {name: (PALETTE[places[k] % n], MARKERS[(places[k] + places[k] // n) % n]) for name, k in kinds.items()}
 
 
 def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figure:
@@ -39,7 +47,7 @@ def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figur
     if not result.select(tokens=counted):
         raise ResultError(f"no tokens {counted!r} in this result, which the figure shows")
     order = _by_depth(result)
-    style, width = looks(result.names), max(9.6, 1.9 * len(order))
+    style, width = looks(result.names), max(9.6, min(1.9 * len(order), 16))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(result.corpora), 2, figsize=(width, 2.9 * len(result.corpora) + 1.5), sharex=True, sharey="col",
@@ -60,7 +68,9 @@ def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figur
         for column in axes.T:
             _scale(list(column))
         for ax in axes[-1]:
-            ax.set_xticks(range(len(order)), [_wrapped(name) for name in order])
+            crowded = len(order) > 9
+            labels = [name.rsplit("/", 1)[-1] if crowded else _wrapped(name) for name in order]
+            ax.set_xticks(range(len(order)), labels, rotation=60 if crowded else 0, ha="right" if crowded else "center")
         p, names = result.provenance, {True: "sinks left as they are", False: "every token"}
         spliced = max(g["kl"].n_prompts for g in result.groups)
         words = (
