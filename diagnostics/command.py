@@ -107,6 +107,8 @@ class Progress:
 
     def training(self, n: int, total: int, said: Mapping[str, float]) -> None:
         """Steps of a training run, with what its metrics say, where they say something."""
+        if n > 1:  # a run that goes on
+            return self.initial(n, total)
         bar = self._begun(total)
         if said:
             bar.set_postfix(

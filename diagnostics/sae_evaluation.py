@@ -24,7 +24,7 @@ from interventions.models import wrap
 from interventions.recording import record
 from interventions.sites import Site
 from interventions.texts import Prompts, as_prompts
-from sae_models.live import as_sae
+from sae_models.live import Wrapped, as_sae
 from sae_models.sae import SAE
 from sae_models.scores import Cosine
 
@@ -340,8 +340,12 @@ def _latents(
     name: str, corpus: str, sae: SAE, passed: sae_measures.Encoded, tokens: sae_measures.Tokens
 ) -> pd.DataFrame:
     fired = passed.fired[tokens.strict]
-    total, aligned = fired.sum(0), sae.alignment().double()
-    length = sae.encoder_rows().double().norm(dim=-1) * sae.W_dec.double().norm(dim=-1)
+    total = fired.sum(0)
+    if isinstance(sae.score, Wrapped):  # an encoder without rows
+        aligned = length = torch.full((sae.d_sae,), torch.nan, dtype=torch.float64)
+    else:
+        aligned = sae.alignment().double()
+        length = sae.encoder_rows().double().norm(dim=-1) * sae.W_dec.double().norm(dim=-1)
     exponent = sae.score.exponents().double().cpu().numpy() if isinstance(sae.score, Cosine) else np.nan
     with np.errstate(invalid="ignore"):
         table = pd.DataFrame(

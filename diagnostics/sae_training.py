@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diagnostics.results import model_provenance, write_json
+from diagnostics.results import jsonable, model_provenance
 from interventions.activations import ActivationStream
 from interventions.errors import MechdiagError
 from interventions.models import wrap
@@ -92,7 +92,7 @@ def train_saes(
         Job(name, one.site, one.architecture, one.recipe, model.name, one.site.hook_name)
         for name, one in wanted.items()
     ]
-    saes = train(
+    return train(
         stream,
         jobs,
         steps=steps,
@@ -101,12 +101,5 @@ def train_saes(
         checkpoint_every=checkpoint_every,
         progress=progress,
         about=about,
+        manifest=lambda: jsonable({"stream": stream.provenance(), "model": model_provenance(model)}),
     )
-    if folder is not None and stream.state_dict()["batches"]:
-        manifest = {
-            "stream": stream.provenance(),
-            "model": model_provenance(model),
-            "saes": {name: sae.metadata["training"] for name, sae in saes.items()},
-        }
-        write_json(Path(folder) / "manifest.json", manifest)
-    return saes

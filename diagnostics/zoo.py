@@ -17,7 +17,7 @@ from interventions.sites import Site
 from interventions.texts import load_texts, tokenize
 from sae_models.architectures import named
 from sae_models.runs import Progress
-from sae_models.saving import CONFIG, own_sae, save_sae, stored
+from sae_models.saving import own_sae, save_sae, stored
 from sae_models.training import Recipe
 
 LAYERS = (7, 15, 22)
@@ -29,7 +29,8 @@ ZOO = (
     *(f"{layer}/{name}" for name in ("aligned", "bypass", "cosine-global") for layer in LAYERS),
 )
 """Names of all SAEs, in the order of need: layer, architecture (see `named`), and the seed where it is not 0."""
-TOKENS, BATCH, MAX_LENGTH, HELD_OUT = 1_048_576, 1024, 256, 0.1
+TOKENS, BATCH, MAX_LENGTH, HELD_OUT, SINK_FILTER = 1_048_576, 1024, 256, 0.1, 10.0
+LABEL = "zoo.json"
 RECIPE = Recipe(d_sae=4 * 576, k=32)
 
 
@@ -54,40 +55,70 @@ def train_zoo(
 ) -> list[str]:
     """Train those of the zoo that are not there yet, from one pass over the text, and return the names of all asked for.
 
-    An SAE sees the same batches whichever others are trained with it. Interrupted, the same call goes on. What is there with other settings is trained again and replaced once that is done.
+    An SAE sees the same batches whichever others are trained with it. Interrupted, the same call goes on; so does one for a part
+    of what was asked for then. What is there with other settings is trained again and replaced once that is done.
     """
     names = chosen(only)
     text, _ = split(load_texts("boolq"), HELD_OUT)
-    about = {"text": text.sha256, "tokens": tokens // BATCH * BATCH, "recipe": repr(RECIPE)}
-    missing = [name for name in names if _label(zoo_folder() / name) != about]
-    if missing:
-        model = load_model(DEFAULT_MODEL, device=device)
-        assert model.tokenizer is not None
-        prompts = tokenize(text, model.tokenizer, max_length=MAX_LENGTH)
-        digest = hashlib.sha256(json.dumps([missing, about, model.weights_hash]).encode()).hexdigest()[:16]
-        run = cache_folder() / "zoo" / "runs" / digest
-        train_saes(
-            model,
-            prompts,
-            {name: _wanted(name) for name in missing},
-            tokens=tokens,
-            batch_tokens=BATCH,
-            skip_first=0,  # position 0 is a sink at blocks 15 and 22, which the filter leaves out at all sites
-            also_sites=[Site(layer) for layer in LAYERS],
-            folder=run,
-            progress=progress,
-        )
-        for name in missing:
-            (run / name / "zoo.json").write_text(json.dumps(about), encoding="utf-8")
-            _put(run / name, zoo_folder() / name)
-            for file in ("run.json", "manifest.json", "metrics.jsonl"):
-                shutil.copy(run / file, zoo_folder() / name / file)
-        shutil.rmtree(run)
+    label = _label(text.sha256, tokens)
+    missing = [name for name in names if _read(zoo_folder() / name / LABEL) != label]
+    if not missing:
+        return names
+    run, missing = _run_for(missing, label)
+    model = load_model(DEFAULT_MODEL, device=device)
+    assert model.tokenizer is not None
+    train_saes(
+        model,
+        tokenize(text, model.tokenizer, max_length=MAX_LENGTH),
+        {name: _wanted(name) for name in missing},
+        tokens=tokens,
+        batch_tokens=BATCH,
+        sink_filter=SINK_FILTER,
+        skip_first=0,  # position 0 is a sink at blocks 15 and 22, which the filter leaves out at all sites
+        also_sites=[Site(layer) for layer in LAYERS],
+        folder=run,
+        progress=progress,
+    )
+    for name in missing:
+        for file in ("run.json", "manifest.json", "metrics.jsonl"):
+            shutil.copy(run / file, run / name / file)
+        (run / name / LABEL).write_text(json.dumps(label), encoding="utf-8")
+        _put(run / name, zoo_folder() / name)
+    shutil.rmtree(run)
     return names
+
+
+def _label(text_sha256: str, tokens: int) -> dict[str, object]:
+    """What an SAE of the zoo depends on, as JSON gives it back."""
+    return {
+        "text": text_sha256,
+        "tokens": tokens // BATCH * BATCH,
+        "batch": BATCH,
+        "max_length": MAX_LENGTH,
+        "sink_filter": SINK_FILTER,
+        "layers": list(LAYERS),
+        "recipe": repr(RECIPE),
+    }
+
+
+def _run_for(missing: list[str], label: dict[str, object]) -> tuple[Path, list[str]]:
+    """The folder of an interrupted run that trains all of `missing` (and what it trains), or a new one."""
+    runs = cache_folder() / "zoo" / "runs"
+    for other in sorted(runs.glob(f"*/{LABEL}")):
+        found = json.loads(other.read_text(encoding="utf-8"))
+        if found["label"] == label and set(found["names"]) >= set(missing):
+            return other.parent, found["names"]
+    digest = hashlib.sha256(json.dumps([missing, label]).encode()).hexdigest()[:16]
+    run = runs / digest
+    run.mkdir(parents=True, exist_ok=True)
+    (run / LABEL).write_text(json.dumps({"label": label, "names": missing}), encoding="utf-8")
+    return run, missing
 
 
 def package_zoo(folder: Path) -> list[str]:
     """Write the SAEs of `PACKAGED` into `folder`, their matrices in half precision."""
+    if absent := [name for name in PACKAGED if not (zoo_folder() / name / LABEL).exists()]:
+        raise MechdiagError(f"{', '.join(absent)} are not trained yet; run this without --only")
     for name in PACKAGED:
         save_sae(own_sae(*stored(zoo_folder() / name)), folder / DEFAULT_MODEL / name, dtype=torch.float16)
     return list(PACKAGED)
@@ -100,14 +131,14 @@ def _wanted(name: str) -> Wanted:
     return Wanted(Site(int(layer)), named(architecture), recipe)
 
 
-def _label(folder: Path) -> dict[str, object] | None:
-    """What a finished SAE of the zoo was trained with."""
-    path = folder / "zoo.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() and (folder / CONFIG).exists() else None
+def _read(path: Path) -> dict[str, object] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _put(source: Path, target: Path) -> None:
-    """Move a folder into the place of another."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """A copy of a folder in the place of another; the source stays until all are in place."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(source, target)
+    os.replace(partial, target)

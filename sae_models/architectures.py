@@ -38,13 +38,14 @@ class Architecture:
     restore_norm: bool = False
     """scale the decoded sum to ‖x_c‖ (the third switch of the magnitude bypass)"""
     normalise: str = "none"
-    """layer_norm: each input is layer-normalised first, as in arXiv:2406.04093"""
+    """none, layer_norm (each input first, as in arXiv:2406.04093), constant_norm (each input rescaled to norm √d_model)"""
 
     def __post_init__(self) -> None:
         for what, given, known in (
             ("score", self.score, SCORES),
             ("selector", self.selector, SELECTORS),
             ("scale", self.scale, ("global", "group", "feature", "delta", "pure")),
+            ("input normalisation", self.normalise, ("none", "layer_norm", "constant_norm")),
         ):
             if given not in known:
                 raise SAEError(f"no {what} {given!r}; known: {', '.join(known)}")
@@ -129,10 +130,12 @@ def build(
 
 def check_size(architecture: Architecture, d_sae: int, k: float) -> None:
     """Raise `SAEError` for fewer latents than are active or share an exponent, and for TopK with a fraction of a latent."""
-    if not 0 < k <= d_sae or (architecture.scale == "group" and architecture.groups > d_sae):
+    if not 0 < k <= d_sae:
         raise SAEError(
-            f"{d_sae} latents for k = {k} (groups: {architecture.groups}); expected at least as many latents"
+            f"{d_sae} latents for k = {k} active ones a token; expected k from above 0 to the number of latents"
         )
+    if architecture.scale == "group" and architecture.groups > d_sae:
+        raise SAEError(f"{d_sae} latents in {architecture.groups} groups; expected at least as many latents as groups")
     if architecture.selector == "topk" and k != round(k):
         raise SAEError(f"k = {k} for TopK; expected a whole number of latents a token (BatchTopK takes a mean)")
 

@@ -87,7 +87,7 @@ def change_latents(
     if not keep_error:
         return (new @ sae.W_dec + sae.offset(x)).to(x)
     delta = new - z
-    index = (delta != 0).flatten(0, -2).any(dim=0).nonzero()[:, 0]
+    index = (delta != 0).reshape(-1, delta.shape[-1]).any(dim=0).nonzero()[:, 0]
     return _added(x, _products(_at(delta, index), index, sae))
 
 

@@ -35,7 +35,7 @@ def as_sae(thing: Any, **options: Any) -> SAE:
     config = _saelens_config(thing)
     sae = _wrapped(thing, given) if config is None else _read(thing, config, given)
     given.finish("a live object")
-    return sae
+    return sae.requires_grad_(False)
 
 
 def _saelens_config(thing: Any) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ def load_sae(
     """
     given = Options(options)
     sae = read(opened(_found(where)), given, layout)
-    return sae.to(device=device, dtype=dtype)
+    return sae.to(device=device, dtype=dtype).requires_grad_(False)
 
 
 def zoo_names() -> list[str]:

@@ -12,8 +12,8 @@ from sae_models.scores import Argument
 from sae_models.selectors import BatchTopK, Chunks, Scored, Support, TopK
 from sae_models.sparse import decoded, products
 
-_SCORES_AT_ONCE = 2**21
-"""scores formed together: a chunk stays in cache until the selector has read it"""
+_SCORES_AT_ONCE, _ON_A_GPU = 2**21, 2**27
+"""scores formed together: on a CPU a chunk stays in cache until the selector has read it; on a GPU each chunk costs a wait"""
 
 
 class Pass(NamedTuple):
@@ -58,7 +58,7 @@ def wider(sae: SAE, done: Pass, times: int) -> Float[Tensor, "row d_model"]:
 def score_chunks(sae: SAE, argument: Argument, rows: Float[Tensor, "d_sae d_model"]) -> Chunks:
     """The scores of a batch without gradients, some rows at a time."""
     u, norm = argument.u.detach(), argument.norm.detach()
-    step = max(1, _SCORES_AT_ONCE // len(rows))
+    step = max(1, (_SCORES_AT_ONCE if u.device.type == "cpu" else _ON_A_GPU) // len(rows))
 
     @torch.no_grad()
     def formed(start: int) -> Scored:
@@ -95,9 +95,9 @@ def _finished(
 def auxiliary_loss(sae: SAE, done: Pass, dead: Int[Tensor, "dead"], k: int) -> Float[Tensor, ""]:
     """How much of the error x − x̂ the dead latents leave unexplained, as a share of it:
 
-        ‖e − ê‖²/‖e‖² over the batch,   ê = (the k strongest of the dead latents' activations) W_dec,   e = x − x̂ held fixed
+        Σ‖e − ê‖²/Σ‖e − ē‖² over the batch,   ê = (the k strongest of the dead latents' activations) W_dec,   e = x − x̂ held fixed
 
-    Source: arXiv:2406.04093, AuxK; arXiv:2606.15054 (recipe).
+    Source: arXiv:2606.15054 (recipe), after arXiv:2406.04093. Where the norm is restored ê is scaled as x̂ was: ours.
     """
     error = done.error.detach()
     product = done.argument.u @ done.rows.index_select(0, dead).T
@@ -108,7 +108,8 @@ def auxiliary_loss(sae: SAE, done: Pass, dead: Int[Tensor, "dead"], k: int) -> F
     guess = sae.selector.value(score) @ sae.W_dec.index_select(0, dead)
     if done.factor is not None:
         guess = guess * done.factor.detach()
-    return (error - guess).square().sum() / error.square().sum().clamp(min=torch.finfo(error.dtype).tiny)
+    variance = (error - error.mean(dim=0)).square().sum().clamp(min=torch.finfo(error.dtype).tiny)
+    return (error - guess).square().sum() / variance
 
 
 def token_weights(x_c: Float[Tensor, "row d_model"], power: int) -> Float[Tensor, "row"]:

@@ -4,6 +4,7 @@ run.json        what was asked for; another run does not go on here
 metrics.jsonl   a line for each SAE and interval: step, tokens, FVE, L0, dead share, …
 checkpoint.pt   what the next step depends on; gone when the run is done
 <name>/         each SAE, as `save_sae` writes it
+manifest.json   last of all: the final metrics, and what the caller knows of the run at its end
 """
 
 import json
@@ -21,9 +22,10 @@ from torch import Tensor
 from sae_models.architectures import Architecture, check_size
 from sae_models.errors import SAEError
 from sae_models.sae import SAE
-from sae_models.saving import WEIGHTS, own_sae, save_sae, stored
+from sae_models.saving import own_sae, save_sae, stored
 from sae_models.training import Recipe, SAETraining
 
+MANIFEST = "manifest.json"
 Batch = Mapping[Any, Float[Tensor, "row d_model"]]
 """Activations by where they come from."""
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -68,13 +70,14 @@ def train(
     checkpoint_every: int | None = None,
     progress: Progress | None = None,
     about: Mapping[str, Any] | None = None,
+    manifest: Callable[[], Mapping[str, Any]] = dict,
 ) -> dict[str, SAE]:
     """Feed every job the same `steps` batches and return the SAEs by name.
 
     The first batch is also the sample that the SAEs start from. With a folder everything is kept there, and the same call
-    goes on where it was interrupted: bit for bit what an undisturbed run gives, if `batches` does (on the same hardware, with as
-    many threads). checkpoint_every: steps between checkpoints (default: a twentieth of the run). about: plain values that
-    belong to the run (text, model), kept in run.json and in each SAE's metadata, and compared when it goes on.
+    goes on where it was interrupted: on a CPU bit for bit what an undisturbed run gives, if `batches` does (on the same hardware,
+    with as many threads; on a GPU sums of many numbers have no fixed order). checkpoint_every: steps between checkpoints (default: a twentieth of the run). about: plain values that
+    belong to the run (text, model), kept in run.json and in each SAE's metadata, and compared when it goes on. manifest: asked at the end for plain values that go into manifest.json.
     Raises `SAEError` for a folder that holds another run, two jobs of one name, a stream that ends before `steps`, and a loss
     that is not finite.
     """
@@ -86,24 +89,34 @@ def train(
         raise SAEError(f"a run of {steps} steps, logged every {log_every}; expected at least 1 of each")
     for job in jobs:
         check_size(job.architecture, job.recipe.d_sae, job.recipe.k)
+        if job.recipe.multi > 0 and job.architecture.selector == "relu":
+            raise SAEError(
+                f"{job.name}: Multi-TopK with selector 'relu', which counts no latents; expected topk or batchtopk"
+            )
     run = _Run(jobs, steps, log_every, dict(about or {}))
     if folder is None:
-        return run.go(iter(batches), batches, None, steps, progress)
+        return run.go(batches, None, steps, progress, manifest)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
     try:
-        with FileLock(folder / "lock", timeout=0):
-            if run.claim(folder):
-                return {job.name: own_sae(*stored(folder / job.name)).requires_grad_(False) for job in jobs}
-            return run.go(iter(batches), batches, folder, checkpoint_every or max(1, steps // 20), progress)
+        lock.acquire(timeout=0)
     except Timeout:
         raise SAEError(f"{folder} is being written by another run; wait for it or give another folder") from None
+    try:
+        if run.claim(folder):
+            return {job.name: own_sae(*stored(folder / job.name)).requires_grad_(False) for job in jobs}
+        return run.go(batches, folder, checkpoint_every or max(1, steps // 20), progress, manifest)
+    finally:
+        lock.release()
 
 
 class _Run:
     def __init__(self, jobs: Sequence[Job], steps: int, log_every: int, about: dict[str, Any]):
         self.jobs, self.steps, self.log_every, self.about = jobs, steps, log_every, about
         self.training: dict[str, SAETraining] = {}
+        self.saved: dict[str, Any] = {}
+        """states of a checkpoint, until the first batch says on which device they are to live"""
         self.done = 0
 
     @property
@@ -118,28 +131,28 @@ class _Run:
         path = folder / "run.json"
         if path.exists():
             theirs = json.loads(path.read_text(encoding="utf-8"))
-            if differ := [key for key in self.identity if theirs.get(key) != self.identity[key]]:
+            if differ := _differences(theirs, self.identity):
                 raise SAEError(
-                    f"{folder} holds another run (other {', '.join(differ)}); give another folder, or remove this one"
+                    f"{folder} holds another run ({'; '.join(differ[:3])}); give another folder, or remove this one"
                 )
         else:
             _write(path, json.dumps(self.identity, indent=1))
-        return not (folder / "checkpoint.pt").exists() and all(
-            (folder / job.name / WEIGHTS).exists() for job in self.jobs
-        )
+        return (folder / MANIFEST).exists()
 
     def go(
         self,
-        stream: Iterator[Batch],
         batches: Iterable[Batch],
         folder: Path | None,
         every: int,
         progress: Progress | None,
+        manifest: Callable[[], Mapping[str, Any]],
     ) -> dict[str, SAE]:
         if folder is not None and (folder / "checkpoint.pt").exists():
-            self._resume(folder, stream, batches)
-        elif folder is not None:
-            _write(folder / "metrics.jsonl", "")
+            stream = self._resume(folder, batches)
+        else:
+            stream = iter(batches)
+            if folder is not None:
+                _write(folder / "metrics.jsonl", "")
         if progress and self.done:
             progress(self.done, self.steps, {})
         while self.done < self.steps:
@@ -154,11 +167,11 @@ class _Run:
             said = {}
             if self.done % self.log_every == 0 or self.done == self.steps:
                 said = self._log(folder)
-            if folder is not None and self.done % every == 0:
+            if folder is not None and self.done % every == 0 and self.done < self.steps:
                 self._checkpoint(folder, batches)
             if progress:
                 progress(1, self.steps, said)
-        return self._finish(folder)
+        return self._finish(folder, manifest)
 
     def _of(self, job: Job, batch: Batch) -> SAETraining:
         if job.name not in self.training:
@@ -166,7 +179,7 @@ class _Run:
                 raise SAEError(
                     f"no activations of {job.source} in the batches, which hold {', '.join(map(str, batch))}"
                 )
-            self.training[job.name] = SAETraining(
+            self.training[job.name] = training = SAETraining(
                 job.architecture,
                 job.recipe,
                 batch[job.source],
@@ -174,6 +187,8 @@ class _Run:
                 model_name=job.model_name,
                 hook_name=job.hook_name,
             )
+            if job.name in self.saved:
+                training.load_state_dict(self.saved.pop(job.name))
         return self.training[job.name]
 
     def _log(self, folder: Path | None) -> dict[str, float]:
@@ -182,7 +197,7 @@ class _Run:
             self.training[job.name].sae.metadata["training"] = line
         if folder is not None:
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         return {key: value for key, value in lines[0].items() if key != "sae"}
 
     def _checkpoint(self, folder: Path, batches: Iterable[Batch]) -> None:
@@ -196,30 +211,21 @@ class _Run:
         torch.save(state, partial)
         os.replace(partial, folder / "checkpoint.pt")
 
-    def _resume(self, folder: Path, stream: Iterator[Batch], batches: Iterable[Batch]) -> None:
-        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    def _resume(self, folder: Path, batches: Iterable[Batch]) -> Iterator[Batch]:
+        state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        self.saved, self.done = state["training"], state["done"]
         if isinstance(batches, Resumable):
             batches.load_state_dict(state["stream"])
-        first = next(stream, None) if not isinstance(batches, Resumable) else None
-        for _ in range(state["done"] - 1 if first is not None else 0):
-            next(stream, None)
-        for job in self.jobs:
-            found = state["training"][job.name]
-            shape = SAETraining(
-                job.architecture,
-                job.recipe,
-                torch.ones_like(found["sae"]["b_dec"])[None],
-                steps=self.steps,
-                model_name=job.model_name,
-                hook_name=job.hook_name,
-            )
-            shape.load_state_dict(found)
-            self.training[job.name] = shape
-        self.done = state["done"]
+            stream = iter(batches)
+        else:
+            stream = iter(batches)
+            for _ in range(self.done):
+                next(stream, None)
         with (folder / "metrics.jsonl").open("r+b") as file:  # what came after the checkpoint comes again
             file.truncate(state["metrics"])
+        return stream
 
-    def _finish(self, folder: Path | None) -> dict[str, SAE]:
+    def _finish(self, folder: Path | None, manifest: Callable[[], Mapping[str, Any]]) -> dict[str, SAE]:
         saes = {}
         for job in self.jobs:
             sae = self.training[job.name].sae.requires_grad_(False)
@@ -233,8 +239,24 @@ class _Run:
                 save_sae(sae, folder / job.name)
             saes[job.name] = sae
         if folder is not None:
+            metrics = {name: sae.metadata["training"] for name, sae in saes.items()}
+            _write(folder / MANIFEST, json.dumps({**manifest(), "saes": metrics}, indent=1))
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         return saes
+
+
+def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str = "") -> list[str]:
+    """Where two nested settings differ, with both values."""
+    found = []
+    for name in dict.fromkeys([*theirs, *mine]):
+        here = f"{where}{name}"
+        if name not in mine or name not in theirs:
+            found.append(f"{here} only {'there' if name in theirs else 'here'}")
+        elif isinstance(theirs[name], dict) and isinstance(mine[name], dict):
+            found += _differences(theirs[name], mine[name], f"{here}.")
+        elif theirs[name] != mine[name]:
+            found.append(f"{here} {str(theirs[name])[:60]} there, {str(mine[name])[:60]} here")
+    return found
 
 
 def _write(path: Path, content: str) -> None:

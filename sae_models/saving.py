@@ -34,7 +34,7 @@ _LENS_NORMALISATION = {"none": "none", "layer_norm": "layer_norm", "constant_nor
 
 
 def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Write an SAE into a folder, both files or none, and return the folder.
+    """Write an SAE into a folder, each of its two files whole, and return the folder.
 
     dtype: of the two matrices in the file (default: as they are); the small tensors stay as they are. Aligned and tied SAEs are
     written with their encoder materialised, as plain ones. Raises `SAEError` for a BatchTopK SAE that has no threshold yet.

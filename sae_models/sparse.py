@@ -42,6 +42,8 @@ def weighted_sums(
 
 
 class _Decoded(torch.autograd.Function):
+    """x̂_r = Σ z_e·d_i(e) over the entries e of row r; ∂z_e = <∂x̂_r(e), d_i(e)>, ∂d_i = Σ z_e·∂x̂_r(e) over those of latent i."""
+
     @staticmethod
     def forward(ctx: Any, activation: Tensor, W_dec: Tensor, row: Tensor, latent: Tensor, n_rows: int) -> Tensor:
         ctx.save_for_backward(activation, W_dec, row, latent)
@@ -71,6 +73,8 @@ def _dots(a: Tensor, b: Tensor, row: Tensor, latent: Tensor) -> Tensor:
 
 
 class _Products(torch.autograd.Function):
+    """c_e = <u_r(e), w_i(e)>, formed before; ∂u_r = Σ ∂c_e·w_i(e) over the entries of row r, ∂w_i = Σ ∂c_e·u_r(e) of latent i."""
+
     @staticmethod
     def forward(ctx: Any, u: Tensor, rows: Tensor, row: Tensor, latent: Tensor, product: Tensor) -> Tensor:
         ctx.save_for_backward(u, rows, row, latent)

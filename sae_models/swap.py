@@ -24,7 +24,9 @@ def swap_score(sae: SAE, sample: Float[Tensor, "row d_model"]) -> SAE:
     """
     score = sae.score
     if sae.selector.kind == "gated" or score.kind not in ("inner", "tied", "aligned", "cosine", "direction"):
-        raise SAEError(f"no other score for a {score.kind} SAE with {sae.selector.kind}; expected an inner product or a cosine")
+        raise SAEError(
+            f"no other score for a {score.kind} SAE with {sae.selector.kind}; expected an inner product or a cosine"
+        )
     log_c = norm_of(sae.centred(sample)).median().log()
     rows, d_sae = sae.encoder_rows().clone(), sae.d_sae
     one = torch.ones(1).to(rows)

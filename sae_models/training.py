@@ -23,8 +23,9 @@ class Recipe:
 
         loss = mean_t w_t·‖x − x̂‖²/σ² + l1·mean_t Σ|z_i|‖d_i‖/σ + aux·(AuxK loss) + multi·mean_t w_t·‖x − x̂_4k‖²/σ²
 
-    σ² is the variance of the sample that the SAE starts from (summed over d_model), which makes the loss, the clipping of its
-    gradient, l1 and the learning rates free of the activations' scale. Source: arXiv:2606.15054 (recipe) unless a line says otherwise.
+    σ² is the variance of the sample that the SAE starts from (summed over d_model): loss, l1 and learning rates have no unit.
+    (Gradients of biases have one, and share the clipped norm; Adam divides most of that out.) An SAE that normalises its input
+    is trained, and its FVE formed, on the normalised one. Source: arXiv:2606.15054 (recipe) unless a line says otherwise.
     """
 
     d_sae: int
@@ -69,6 +70,11 @@ class Recipe:
         for name in ("d_sae", "lr", "lr_scale", "clip"):
             if not getattr(self, name) > 0:
                 raise SAEError(f"{name} = {getattr(self, name)}; expected a positive number")
+        for name in ("l1", "aux", "multi"):
+            if not getattr(self, name) >= 0:
+                raise SAEError(f"{name} = {getattr(self, name)}; expected 0 or more")
+        if self.aux_k is not None and self.aux_k < 1:
+            raise SAEError(f"aux_k = {self.aux_k}; expected at least 1 latent, or None")
         if self.reweight not in (0, 1, 2):
             raise SAEError(f"reweight = {self.reweight}; expected 0, 1 or 2, the power of 1/‖x_c‖")
 
@@ -106,13 +112,15 @@ class SAETraining:
         self._sums = self._no_sums()
 
     def step(self, x: Float[Tensor, "row d_model"]) -> None:
-        """One step on a batch, which may be of any size."""
+        """One step on a batch of any number of rows but none."""
         sae, recipe = self.sae, self.recipe
+        if len(x) == 0:
+            raise SAEError("a batch without activations; give at least one row")
         done = forward_pass(sae, x)
         loss, squared = self._loss(done)
         dead = self.silent_for > recipe.dead_window * self._tokens_in_all(len(x))
         if recipe.aux > 0 and self.architecture.selector != "relu" and bool(dead.any()):
-            k = recipe.aux_k or max(1, sae.d_model // 2)
+            k = max(1, sae.d_model // 2) if recipe.aux_k is None else recipe.aux_k
             loss = loss + recipe.aux * auxiliary_loss(sae, done, dead.nonzero()[:, 0], k)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -212,7 +220,7 @@ class SAETraining:
             "lr": self.recipe.lr * self._rate() if self.done < self.steps else 0.0,
         }
         if isinstance(self.sae.selector, BatchTopK):
-            found["threshold"] = float(self.sae.selector.threshold)
+            found["threshold"] = float(self.sae.selector.threshold)  # nan until it is learned
         if isinstance(self.sae.score, Cosine):
             a = self.sae.score.exponents().detach()
             found |= {"a_mean": float(a.mean()), "a_sd": float(a.std(unbiased=False))}
@@ -220,7 +228,7 @@ class SAETraining:
             raise SAEError(
                 f"the loss is {found['loss']} at step {self.done}; lower lr ({self.recipe.lr}) or look at the activations"
             )
-        return found
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: tensors and plain values."""
@@ -240,7 +248,8 @@ class SAETraining:
         self.sae.load_state_dict(state["sae"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.variance, self.silent_for = state["variance"].to(self.sae.device), state["silent_for"].to(self.sae.device)
-        self.done, self.tokens, self._sums = state["done"], state["tokens"], dict(state["sums"])
+        self.done, self.tokens = state["done"], state["tokens"]
+        self._sums = {name: value.to(self.sae.device) for name, value in state["sums"].items()}
         if isinstance(self.sae.selector, BatchTopK):
             self.sae.selector._hint = state["hint"]
 

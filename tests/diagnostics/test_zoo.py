@@ -79,6 +79,49 @@ def test_a_part_is_what_the_whole_run_gives(small):
     assert load_sae(f"{DEFAULT_MODEL}/3/cosine-seed1").hook_name == "blocks.3.hook_resid_post"
 
 
+def test_a_part_of_an_interrupted_run_goes_on_with_it(small, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    steps = []
+
+    def stop(n, total, said):
+        steps.append(n)
+        if sum(steps) == 7:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        zoo.train_zoo(tokens=640, progress=stop)
+    steps.clear()
+    assert zoo.train_zoo(["3/cosine"], tokens=640, progress=lambda n, total, said: steps.append(n)) == ["3/cosine"]
+    assert steps[0] == 7 and sum(steps) == 10  # and the others are there with it
+    monkeypatch.setattr(zoo, "train_saes", None)
+    zoo.train_zoo(tokens=640)
+
+
+def test_a_kill_while_results_are_put_in_place_costs_nothing(small, monkeypatch):
+    real, put = zoo._put, []
+
+    def once(source, target):
+        if put:
+            raise OSError("killed")
+        put.append(target)
+        real(source, target)
+
+    monkeypatch.setattr(zoo, "_put", once)
+    with pytest.raises(OSError, match="killed"):
+        zoo.train_zoo(tokens=640)
+    monkeypatch.setattr(zoo, "_put", real)
+    steps = []
+    zoo.train_zoo(tokens=640, progress=lambda n, total, said: steps.append(n))
+    assert steps == [] and all((zoo.zoo_folder() / name / "manifest.json").exists() for name in zoo.ZOO)
+
+
+def test_what_is_not_trained_cannot_be_packaged(small, tmp_path):
+    with pytest.raises(MechdiagError, match="3/cosine are not trained yet"):
+        zoo.package_zoo(tmp_path / "package")
+
+
 def test_what_is_there_is_not_trained_again_unless_its_settings_differ(small, monkeypatch):
     zoo.train_zoo(["cosine"], tokens=640)
     before = weights("3/cosine")

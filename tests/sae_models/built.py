@@ -153,7 +153,7 @@ def auxiliary(sae: SAE, x: Tensor, dead: list[int], k: int, error: Tensor, facto
         for i in sorted(dead, key=lambda i: -strengths[i])[:k]:
             guess = guess + sae.selector.value(s[row, i]) * sae.W_dec[i]
         missed = missed + (error[row] - guess * factor[row]).square().sum()
-    return missed / error.square().sum()
+    return missed / (error - error.mean(dim=0)).square().sum()
 
 
 def with_selector(sae: SAE, selector: Selector) -> SAE:

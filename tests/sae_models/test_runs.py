@@ -136,7 +136,7 @@ def test_a_folder_changes_nothing(undisturbed):
 def test_what_a_finished_run_leaves(files):
     found, saes = files
     weights = {f"{job.name}/{name}" for job in JOBS for name in (saving.CONFIG, saving.WEIGHTS)}
-    assert found.keys() == {"run.json", "metrics.jsonl", *weights}
+    assert found.keys() == {"run.json", "metrics.jsonl", "manifest.json", *weights}
     lines = [json.loads(line) for line in found["metrics.jsonl"].decode().splitlines()]
     assert [(line["sae"], line["step"]) for line in lines] == [(job.name, n) for n in (3, 6, 7) for job in JOBS]
     assert [line["tokens"] for line in lines[::3]] == [48, 96, 112]

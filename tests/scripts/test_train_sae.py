@@ -90,7 +90,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(train, given, 
     assert train(out, *words, "--seeds", 0, 5, "--log-every", 4)[0] == 0
     assert kept(out) == before
     status, said, err = train(out, *words, "--seeds", 0, 6, "--log-every", 4)
-    assert (status, said) == (2, "") and "holds another run (other jobs)" in one_line(err)
+    assert (status, said) == (2, "") and "holds another run (jobs.1/standard-seed5 only there" in one_line(err)
     assert kept(out) == before
 
 
