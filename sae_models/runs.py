@@ -137,7 +137,10 @@ class _Run:
                 )
         else:
             _write(path, json.dumps(self.identity, indent=1))
-        return (folder / MANIFEST).exists()
+        finished = (folder / MANIFEST).exists()
+        if finished:
+            (folder / "checkpoint.pt").unlink(missing_ok=True)  # of a run killed before it could
+        return finished
 
     def go(
         self,

@@ -286,7 +286,7 @@ def test_the_folder_of_another_run_is_refused_and_left_as_it_was(what, stop_at, 
     jobs, settings = changed(what)
     named_there = what if what in settings else "jobs"
     with pytest.raises(
-        SAEError, match=rf"holds another run \(other {named_there}\); give another folder, or remove this one"
+        SAEError, match=rf"holds another run \({named_there}.*\); give another folder, or remove this one"
     ):
         train(plain(), jobs, folder=tmp_path, **settings)
     assert kept(tmp_path) == before
