@@ -239,7 +239,7 @@ def caption(result: "SAEEvaluation", words: str, inches: float) -> str:
     """What a reader of the figure must know, from how it was made."""
     p = result.provenance
     sink = f"‖x‖ > {p['sink_filter']:g} × median left out" if p["sink_filter"] else "none"
-    if p["sink_filter"] and p["skip_first"]:
+    if p["sink_filter"] and p.get("skip_first"):
         sink += f", and the first {p['skip_first']} of each prompt"
     texts = "; ".join(
         f"{name}: {text['tokens']:,} tokens of {text['prompts']} prompts ({text.get('name', 'given')}"

@@ -160,7 +160,13 @@ def test_in_float32_at_least(name, given, made):
             "40 latents for k = 41 active ones a token; expected k from above 0 to the number of latents",
         ),
         ("standard", 40, 0, torch.ones(3, 12), "40 latents for k = 0"),
-        ("cosine-group41", 40, 5, torch.ones(3, 12), "40 latents in 41 groups; expected at least as many latents as groups"),
+        (
+            "cosine-group41",
+            40,
+            5,
+            torch.ones(3, 12),
+            "40 latents in 41 groups; expected at least as many latents as groups",
+        ),
         ("standard:topk", 40, 2.5, torch.ones(3, 12), "k = 2.5 for TopK; expected a whole number"),
     ],
 )
