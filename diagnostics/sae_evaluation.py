@@ -50,6 +50,7 @@ class SAEEvaluation(Result):
     NAME: ClassVar[str] = "sae_evaluation"
     LATENTS: ClassVar[str] = "sae_latents.parquet"
     _EXPONENTS: ClassVar[str] = "sae_exponents"
+    _ALIGNMENT: ClassVar[str] = "sae_alignment"
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
@@ -67,8 +68,9 @@ class SAEEvaluation(Result):
     def write(self, folder: Path) -> list[str]:
         """Both tables, tokens, summary with provenance, and figures, into a folder; the names of the files."""
         write_frame(folder / self.LATENTS, self.latents)
-        for end in ("png", "svg"):  # of another run, which had exponents
-            (folder / f"{self._EXPONENTS}.{end}").unlink(missing_ok=True)
+        for figure in (self._EXPONENTS, self._ALIGNMENT):  # of another run, which had them
+            for end in ("png", "svg"):
+                (folder / f"{figure}.{end}").unlink(missing_ok=True)
         return [self.LATENTS, *super().write(folder)]
 
     @property
@@ -140,7 +142,9 @@ class SAEEvaluation(Result):
         """FVE and KL score; histograms of alignment, and of exponents where an SAE has them."""
         from diagnostics.sae_plots import plot_alignment, plot_exponents
 
-        found = {self.NAME: self.plot(), "sae_alignment": plot_alignment(self)}
+        found = {self.NAME: self.plot()}
+        if self.latents["alignment"].notna().any():
+            found[self._ALIGNMENT] = plot_alignment(self)
         if self.latents.exponent.notna().any():
             found[self._EXPONENTS] = plot_exponents(self)
         return found

@@ -162,7 +162,11 @@ def plot_alignment(result: "SAEEvaluation") -> Figure:
         "Colour: latents that fire on the evaluated tokens; grey: those that do not; black line, where norms are free: cosine of w "
         "and d of the first. Bimodality: Sarle's coefficient, 0.56 for a uniform distribution; values beyond an axis stand in its last bin"
     )
-    return _histograms(result, result.names, draw, "alignment ⟨wᵢ, dᵢ⟩", words)
+    known = set(result.latents.loc[result.latents["alignment"].notna(), "sae"])
+    names = [name for name in result.names if name in known]
+    if not names:
+        raise ResultError("no SAE here has encoder rows, whose alignment the figure shows")
+    return _histograms(result, names, draw, "alignment ⟨wᵢ, dᵢ⟩", words)
 
 
 def plot_exponents(result: "SAEEvaluation") -> Figure:

@@ -651,3 +651,26 @@ def test_a_result_comes_back_from_its_folder(tmp_path):
     (tmp_path / SAEEvaluation.LATENTS).unlink()
     with pytest.raises(ResultError, match=r"sae_latents\.parquet is missing"):
         SAEEvaluation.load(tmp_path)
+
+
+class Foreign(torch.nn.Module):
+    """An SAE of nobody's library, whose encoder is a function only."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.W_dec = torch.nn.Parameter(torch.randn(20, D_MODEL, generator=generator))
+        self.hook_name, self.model_name = f"blocks.{SITE.layer}.hook_resid_post", None
+
+    def encode(self, x):
+        return (x @ self.W_dec.T).relu()
+
+    def decode(self, z):
+        return z @ self.W_dec
+
+
+def test_a_wrapped_object_is_evaluated_without_an_alignment(tmp_path):
+    found = evaluated(Foreign())
+    assert found.latents["alignment"].isna().all() and np.isfinite(line(found, tokens=NO_SINKS, quartile="all").fve)
+    assert "sae" in found.table()
+    assert "sae_evaluation.png" in found.write(tmp_path)

@@ -144,17 +144,19 @@ def test_the_package_takes_half_precision(small, tmp_path):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", zoo.PACKAGED)
-def test_the_packaged_saes_stand_for_held_out_activations(name):
+def test_the_packaged_saes_stand_for_held_out_activations():
     """No number of training is believed: FVE and L0 are formed again, here, on paragraphs that were held out."""
-    sae = load_sae(PACKAGED_ZOO / DEFAULT_MODEL / name)
     model = load_model(DEFAULT_MODEL)
-    site = sae_site(sae, model)
-    assert str(site.layer) == name.split("/")[0] and sae.d_sae == 2304
     assert model.tokenizer is not None
-    prompts = tokenize(split(load_texts("boolq"))[1], model.tokenizer, max_length=64, n_prompts=12)
-    recording = record(model, prompts.tokens, [site], keep_cache=False)
-    x = torch.cat([recording.activations[site][i, 1:n] for i, n in enumerate(recording.length.tolist())])
-    fve = 1 - (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
-    assert float(fve) > 0.6
-    assert 16 < float((sae.encode(x) != 0).double().sum(-1).mean()) < 64
+    _, held_out = split(load_texts("boolq", n=300))
+    prompts = tokenize(held_out, model.tokenizer, max_length=64, n_prompts=12)
+    saes = {name: load_sae(PACKAGED_ZOO / DEFAULT_MODEL / name) for name in zoo.PACKAGED}
+    sites = {name: sae_site(sae, model) for name, sae in saes.items()}
+    recording = record(model, prompts.tokens, list(sites.values()), keep_cache=False)
+    for name, sae in saes.items():
+        assert str(sites[name].layer) == name.split("/")[0] and sae.d_sae == 2304
+        lengths = recording.length.tolist()
+        x = torch.cat([recording.activations[sites[name]][i, 1:n] for i, n in enumerate(lengths)])
+        fve = 1 - (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
+        assert float(fve) > 0.6, name
+        assert 16 < float((sae.encode(x) != 0).double().sum(-1).mean()) < 64, name
