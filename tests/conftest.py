@@ -1,5 +1,7 @@
 """What every test shares: shapes and types checked at run time, and a device to run on."""
 
+import signal
+
 import beartype  # noqa: F401  (before nnsight, which patches types in a way that beartype cannot be imported after)
 import hypothesis
 import jaxtyping
@@ -9,6 +11,10 @@ import pytest
 # An int stands for a float, as everywhere in Python's typing.
 _CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(["interventions", "sae_models"], _CHECKER)
+
+# A job in the background starts with SIGINT ignored, and its children with it; tests of Ctrl-C must not depend on that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timing decides no test, and a test that passed once passes again.
 hypothesis.settings.register_profile("mechdiag", deadline=None, derandomize=True, database=None)
