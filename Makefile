@@ -10,7 +10,7 @@ REQUIREMENTS := pyproject.toml constraints.txt requirements-data.txt
 
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
-.PHONY: demo zoo test environments install lint types unit tl3 clean
+.PHONY: demo zoo test install lint types unit tl3 clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -21,9 +21,6 @@ zoo: install
 	@HF_HUB_OFFLINE=1 .venv/bin/python scripts/train_zoo.py $(if $(ONLY),--only $(ONLY))
 
 test: lint types unit tl3
-
-# What `test` runs in; with -j2 both are made at once.
-environments: $(TESTABLE) $(TL3)
 
 install: $(INSTALLED)
 
