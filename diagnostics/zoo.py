@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -127,8 +128,7 @@ def package_zoo(folder: Path) -> list[str]:
 def _wanted(name: str) -> Wanted:
     layer, what = name.split("/")
     architecture, _, seed = what.partition("-seed")
-    recipe = Recipe(**{**vars(RECIPE), "seed": int(seed or 0)})
-    return Wanted(Site(int(layer)), named(architecture), recipe)
+    return Wanted(Site(int(layer)), named(architecture), replace(RECIPE, seed=int(seed or 0)))
 
 
 def _read(path: Path) -> dict[str, object] | None:

@@ -194,7 +194,6 @@ class SAETraining:
         ):
             self._sums[name] = self._sums[name] + value.double()
         self._sums["rows"] = self._sums["rows"] + rows
-        self._sums["steps"] = self._sums["steps"] + 1
 
     def _learn_threshold(self, selector: BatchTopK, strength: Tensor) -> None:
         if len(strength) == 0:
@@ -255,7 +254,7 @@ class SAETraining:
 
     def _no_sums(self) -> dict[str, Tensor]:
         zero = torch.zeros((), dtype=torch.float64, device=self.sae.device)
-        return dict.fromkeys(("loss", "squared", "variance", "active", "rows", "steps"), zero)
+        return dict.fromkeys(("loss", "squared", "variance", "active", "rows"), zero)
 
 
 def _optimizer(sae: SAE, recipe: Recipe, unit: float) -> torch.optim.Adam:

@@ -22,7 +22,8 @@ from sae_models.training import Recipe
 class Settings:
     """Trains sparse autoencoders on a model's activations: any number of them, at any sites, from one pass over the text.
 
-    The model's pass stops after the deepest site. Interrupted, the same command goes on where the last checkpoint was, bit for bit.
+    The model's pass stops after the deepest site. Interrupted, the same command goes on where the last checkpoint was (on a CPU bit
+    for bit).
     Writes each SAE into OUT/<layer>/<name> (SAELens loads those of standard shape), metrics.jsonl and a manifest beside them.
 
     Example: scripts/train_sae.py --out results/saes --layers 7 15 22 --saes standard cosine aligned:topk
