@@ -271,6 +271,31 @@ def jackknife_covariance(
     return theta, covariance, _df(p) if np.isfinite(covariance).all() else np.nan
 
 
+def from_deletions(theta: float, by_prompt: Float[ndarray, "prompt"], n_rows: int, *, level: float = 0.95,
+                   transform: Transform = None) -> Estimate:  # fmt: skip
+    """`jackknife` for a statistic whose values without each prompt are there already (rows of one prompt each).
+
+    theta: on all `n_rows` rows. by_prompt: without each prompt; an entry that is not finite leaves no interval, as there.
+    """
+    if not 0 < level < 1:
+        raise ResultError(f"level {level}; expected a probability between 0 and 1, such as .95")
+    by_prompt, n = np.asarray(by_prompt, dtype=float), len(by_prompt)
+    if MIN_PROMPTS <= n < FEW_PROMPTS:
+        warnings.warn(f"an interval from {n} prompts; give {FEW_PROMPTS} or more", stacklevel=2)
+    none = np.zeros(n_rows, dtype=int)
+    return _estimate(theta, by_prompt, np.zeros(0), _Prompts(none, none - 1, none, n, 0, n), level, transform)
+
+
+def covariance_from_deletions(by_prompt: Float[ndarray, "prompt k"]) -> tuple[Float[ndarray, "k k"], float]:
+    """The covariance and degrees of freedom of `jackknife_covariance` from the values without each prompt."""
+    by_prompt = np.asarray(by_prompt, dtype=float)
+    n, k = by_prompt.shape
+    if n < MIN_PROMPTS:
+        return np.full((k, k), np.nan), np.nan
+    covariance = _covariance(by_prompt, np.zeros((0, k)))
+    return covariance, float(n - 1) if np.isfinite(covariance).all() else np.nan
+
+
 def p_value(estimate: Estimate, null: float, transform: Transform = None) -> float:
     """The two-sided p-value of the hypothesis that the true value is `null`: 2·P(T > |value − null|/se).
 
