@@ -1,5 +1,6 @@
 """What every command that patches a model on texts asks for: model, text, where, how."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from interventions.errors import MechdiagError, SiteError
 from interventions.models import CausalModel, load_model, resolve_device, resolve_dtype
 from interventions.rows import Horizon
 from interventions.sites import POINTS, Site
-from interventions.texts import Prompts, load_texts, tokenize
+from interventions.texts import Prompts, Texts, load_texts, tokenize
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Inputs:
     out: Path
     """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
     model: str = "smollm2-135m"
-    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
+    """smollm2-135m (packaged), smollm2-135m-layernorm (its weights under LayerNorm, for parity tests alone), a folder, or a
+    Hugging Face hub id"""
     layers: tuple[int, ...] = ()
     """blocks that are patched, 0-based (default: six, from the first to the last)"""
     sites: tuple[str, ...] = ("resid_post",)
@@ -75,7 +77,7 @@ class Inputs:
 
     def load(self, prompts: str | None = None) -> tuple[CausalModel, Prompts]:
         """The model and its prompts (of another text than `self.prompts` where one is named). Raises `MechdiagError`."""
-        texts = load_texts(prompts or self.prompts)
+        texts = self.texts(prompts or self.prompts)
         model = load_model(self.model, dtype=self.dtype, device=self.device)
         if model.tokenizer is None:
             raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
@@ -87,6 +89,10 @@ class Inputs:
             chat_template=self.chat_template,
             seed=self.seed,
         )
+
+    def texts(self, name: str) -> Texts:
+        """The text of a name. Raises `MechdiagError`."""
+        return load_texts(name)
 
     def positions(self) -> Horizon:
         """The horizon as the engine takes it. Raises `SiteError`."""
@@ -116,3 +122,15 @@ class Inputs:
             "folder": self.out,
             "overwrite": self.overwrite,
         }
+
+
+def short_names(paths: tuple[str, ...]) -> list[str]:
+    """The last part of each path, with as many before it as tell them apart. Raises `MechdiagError` for one given twice."""
+    parts = [[part for part in Path(path).parts if part not in ("/", "..")] or [path] for path in paths]
+    if twice := [path for path, n in Counter(map(tuple, parts)).items() if n > 1]:
+        raise MechdiagError(f"{'/'.join(twice[0])} is given twice; name each once")
+    for n in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(some[-n:]) for some in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("paths that differ have names that do")

@@ -216,6 +216,9 @@ class Rows:
     clean: Tensor
     """what stands there, `[row, d_model]`"""
     whole: "Whole | None" = None
+    against: "Rows | None" = None
+    """further rows, in place only: each is compared with the run in which its `clean` stands in the token's place (rows of one
+    token and equal `scale` have the same), not with the prompt as it stands"""
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,8 @@ class Design(Protocol):
     """for the provenance: what was drawn and what was dropped"""
 
     def rows(self, site: Site, among: np.ndarray | None) -> Rows:
-        """The rows whose targets are in the prompts `among` (None: all): the same rows in whatever order they are asked for."""
+        """The rows whose targets are in the prompts `among` (None: those put into a one-token context): the same rows in
+        whatever order they are asked for."""
         ...
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
@@ -363,6 +367,8 @@ class _Runner:
         table = self._table(rows.table, effects, unit)
         if rows.whole is not None:
             table = pd.concat([table, self._whole(clean, unit, site, rows.whole, notes)], ignore_index=True)
+        if rows.against is not None and unit["context"] == "in_place":
+            table = pd.concat([table, self._against(clean, unit, site, rows.against, notes, tick)], ignore_index=True)
         values = table[[m for m in self.settings.metrics if m != "top1_changed"]].to_numpy(float)
         good = np.isfinite(values).all(axis=1)
         if not good.all():
@@ -379,11 +385,32 @@ class _Runner:
             how["horizon"] = self.settings.horizon
             return measure(recording, site, prompt - first, position, rows.vectors, progress=tick, **how)
         alone, zero = record(clean.model, [[0]], [site]), torch.zeros_like(prompt)
-        token = pd.MultiIndex.from_arrays([rows.table.target_prompt, rows.table.target_position])
-        index = torch.from_numpy(pd.factorize(token)[0])
-        first_of = np.unique(index.numpy(), return_index=True)[1]
-        reference = Reference(rows.clean[torch.from_numpy(first_of).to(rows.clean.device)], index)
+        reference = _reference(rows, ["target_prompt", "target_position"])
         return measure(alone, site, zero, zero, rows.vectors, reference=reference, progress=tick, **how)
+
+    def _against(
+        self, clean: Clean, unit: Unit, site: Site, given: Rows, notes: dict[str, Any], tick: Callable[[int], None]
+    ) -> pd.DataFrame:
+        rows, dropped = _usable(given, clean, self.settings.horizon)
+        for reason, n in dropped.items():
+            _count(notes["rows_dropped"], reason, n)
+        if not len(rows.table):
+            return self._table(rows.table, None, unit)
+        effects = measure(
+            clean.recording(unit["shard"]),
+            site,
+            torch.tensor(rows.table.target_prompt.to_numpy() - clean.shard(unit["shard"])[0], dtype=torch.long),
+            torch.tensor(rows.table.target_position.to_numpy(), dtype=torch.long),
+            rows.vectors,
+            reference=_reference(rows, ["target_prompt", "target_position", "scale"]),
+            metrics=self.settings.metrics,
+            horizon=self.settings.horizon,
+            batch_rows=self.settings.batch_rows,
+            path=self.settings.path,
+            progress=tick,
+        )
+        _noted(notes, effects)
+        return self._table(rows.table, effects, unit)
 
     def _whole(self, clean: Clean, unit: Unit, site: Site, whole: Whole, notes: dict[str, Any]) -> pd.DataFrame:
         first = int(clean.shard(unit["shard"])[0])
@@ -412,11 +439,7 @@ class _Runner:
             batch_rows=self.settings.batch_rows,
             path=self.settings.path,
         )
-        notes["replay_delta"] = float(np.fmax(notes["replay_delta"], effects.delta))
-        if effects.path != notes["path"]:
-            notes["path"] = f"{notes['path']}+{effects.path}"
-        notes["why_hooks"] = notes["why_hooks"] or effects.why_hooks
-        notes["chunks_halved"] += effects.halvings
+        _noted(notes, effects)
         at = run, torch.from_numpy(lines)
         return self._table(table, replace(effects, values={k: v[at] for k, v in effects.values.items()}), unit)
 
@@ -438,6 +461,22 @@ class _Runner:
         return _narrowed(table)
 
 
+def _noted(notes: dict[str, Any], effects: Effects) -> None:
+    """How further rows of a unit were measured, added to what is noted of the first."""
+    notes["replay_delta"] = float(np.fmax(notes["replay_delta"], effects.delta))
+    if effects.path != notes["path"]:
+        notes["path"] = f"{notes['path']}+{effects.path}"
+    notes["why_hooks"] = notes["why_hooks"] or effects.why_hooks
+    notes["chunks_halved"] += effects.halvings
+
+
+def _reference(rows: Rows, columns: list[str]) -> Reference:
+    """What each row is compared with, one for all that agree in these columns."""
+    index = torch.tensor(rows.table.groupby(columns, sort=False).ngroup().to_numpy())
+    first_of = np.unique(index.numpy(), return_index=True)[1]
+    return Reference(rows.clean[torch.from_numpy(first_of).to(rows.clean.device)], index)
+
+
 def _usable(rows: Rows, clean: Clean, horizon: Horizon) -> tuple[Rows, dict[str, int]]:
     """Without the rows whose vector does not exist, and those whose prompt ends before the horizon."""
     dropped: dict[str, int] = {}
@@ -449,7 +488,9 @@ def _usable(rows: Rows, clean: Clean, horizon: Horizon) -> tuple[Rows, dict[str,
         _count(dropped, f"prompt ends within the horizon of {horizon}", int((good & (left < horizon)).sum()))
         good &= left >= horizon
     which = torch.from_numpy(np.flatnonzero(good)).to(rows.vectors.device)
-    kept = Rows(rows.table.loc[good].reset_index(drop=True), rows.vectors[which], rows.clean[which], rows.whole)
+    kept = replace(
+        rows, table=rows.table.loc[good].reset_index(drop=True), vectors=rows.vectors[which], clean=rows.clean[which]
+    )
     return kept, {reason: n for reason, n in dropped.items() if n}
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 import interventions
+import sae_models
 from diagnostics.results import claim_folder, jsonable, write_whole
 from interventions.errors import ResultError
 
@@ -84,9 +85,9 @@ class Interrupted(KeyboardInterrupt):
 
 @cache
 def code_version() -> str:
-    """The package's version and a hash of the sources of `interventions` and `diagnostics` as they lie on the disk."""
+    """The package's version and a hash of the sources of the three packages as they lie on the disk."""
     found = hashlib.sha256()
-    for package in (Path(interventions.__file__).parent, Path(__file__).parent):
+    for package in (Path(interventions.__file__).parent, Path(sae_models.__file__).parent, Path(__file__).parent):
         for path in sorted(package.rglob("*.py"), key=lambda p: p.relative_to(package).as_posix()):
             source = path.read_bytes()
             found.update(f"{package.name}/{path.relative_to(package).as_posix()} {len(source)}\n".encode())

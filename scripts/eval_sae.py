@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Sparse autoencoders judged: reconstruction, sparsity, what the model does with them in its stream, alignment."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ import tyro
 
 from diagnostics import command
 from diagnostics.held_out import split
+from diagnostics.inputs import short_names
 from diagnostics.results import claim_folder
 from diagnostics.sae_evaluation import SAEEvaluation, evaluate_saes
 from diagnostics.sae_sites import PATHS
@@ -92,18 +92,6 @@ class Settings:
     def corpora(self) -> list[str]:
         """The texts asked for, each once."""
         return list(dict.fromkeys([self.prompts] + [self.prompts_second] * (self.prompts_second != "none")))
-
-
-def short_names(paths: tuple[str, ...]) -> list[str]:
-    """The last part of each path, with as many before it as tell them apart. Raises `MechdiagError` for one given twice."""
-    parts = [[part for part in Path(path).parts if part not in ("/", "..")] or [path] for path in paths]
-    if twice := [path for path, n in Counter(map(tuple, parts)).items() if n > 1]:
-        raise MechdiagError(f"{'/'.join(twice[0])} is given twice; name each once")
-    for n in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(some[-n:]) for some in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise AssertionError("paths that differ have names that do")
 
 
 def main(settings: Settings) -> None:

@@ -1,0 +1,109 @@
+"""Directions to be asked about, and what reads them: SAEs at the sites they belong to, or plain vectors."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diagnostics.sae_sites import sae_site
+from interventions.errors import EditError, ResultError, SiteError
+from interventions.models import CausalModel
+from interventions.sites import Site
+from sae_models.errors import SAEError
+from sae_models.live import as_sae
+from sae_models.sae import SAE
+from sae_models.scores import Cosine
+
+_TOKENS = 4096  # encoded at once
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Directions at a site, by name."""
+
+    name: str
+    site: Site
+    directions: Float[Tensor, "latent d_model"]
+    """decoder rows, of any length"""
+    rows: Float[Tensor, "latent d_model"] | None = None
+    """encoder rows, where there are any"""
+    sae: SAE | None = None
+
+    @torch.no_grad()
+    def activation(
+        self, x: Float[Tensor, "row d_model"], latent: Tensor
+    ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row d_model"]]:
+        """z of one latent a row, and x_c. For an SAE only."""
+        assert self.sae is not None
+        parts = [
+            (self.sae.encode(some).gather(1, which[:, None])[:, 0], self.sae.centred(some))
+            for some, which in zip(x.split(_TOKENS), latent.split(_TOKENS), strict=True)
+        ]
+        return torch.cat([z for z, _ in parts]), torch.cat([x_c for _, x_c in parts])
+
+    def __len__(self) -> int:
+        return len(self.directions)
+
+    @property
+    def learned(self) -> Float[Tensor, "latent"] | None:
+        """a_i of a cosine-scored SAE."""
+        score = None if self.sae is None else self.sae.score
+        return score.exponents().detach().float().cpu() if isinstance(score, Cosine) else None
+
+    @torch.no_grad()
+    def provenance(self) -> dict[str, Any]:
+        """What tells these directions, and how they are read, from others."""
+        found = hashlib.sha256()
+        parts = {"directions": self.directions}
+        if self.sae is not None:
+            drawn = torch.randn(16, self.directions.shape[1], generator=torch.Generator().manual_seed(0))
+            parts |= {"z": self.sae.encode(10 * drawn.to(self.directions))} | dict(
+                sorted(self.sae.state_dict().items())
+            )
+        for name, value in parts.items():
+            found.update(f"{name} {list(value.shape)}".encode())
+            found.update(value.detach().double().cpu().numpy().tobytes())
+        known = self.learned
+        return {
+            "site": str(self.site),
+            "latents": len(self),
+            "sha256": found.hexdigest()[:16],
+            "sae": None if self.sae is None else f"{self.sae.score.kind} → {self.sae.selector.kind}",
+            "learned_a": None if known is None else {"mean": float(known.mean()), "sd": float(known.std())},
+        }
+
+
+def probes_of(given: Any, model: CausalModel, site: Site | None) -> list[Probe]:
+    """Probes of an SAE, directions, or several by name. Raises what `sae_site` raises; `EditError`, `ResultError`."""
+    named = given if isinstance(given, Mapping) else {_name(given): given}
+    if not named:
+        raise ResultError("no SAE and no directions; give at least one")
+    return [_probe(str(name), thing, model, site) for name, thing in named.items()]
+
+
+def _name(thing: Any) -> str:
+    return "directions" if isinstance(thing, Tensor) else getattr(getattr(thing, "score", None), "kind", "sae")
+
+
+def _probe(name: str, thing: Any, model: CausalModel, site: Site | None) -> Probe:
+    if isinstance(thing, Tensor):
+        if site is None:
+            raise SiteError(f"directions {name!r} do not say where they act; give site=Site(layer)")
+        rows = torch.atleast_2d(thing.detach()).float()
+        if rows.ndim != 2 or rows.shape[1] != model.d_model or not bool((rows.isfinite().all(1) & rows.any(1)).all()):
+            raise EditError(
+                f"directions {name!r} of shape {list(thing.shape)}; expected [n, {model.d_model}], finite and not zero"
+            )
+        return Probe(name, site, rows.to(model.device))
+    sae = as_sae(thing)
+    where = sae_site(sae, model, site)
+    sae = sae.to(model.device)
+    try:
+        rows = sae.encoder_rows().detach()
+    except SAEError:  # an encoder known as a function only
+        rows = None
+    return Probe(name, where, sae.W_dec.detach(), rows, sae)

@@ -1,0 +1,231 @@
+"""The published contest of two scores, replicated with its null, beside what is really there: labels and exponents.
+
+Every number here is formed of the tables of `projection_effects`, of one run or several.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from diagnostics.projection_summary import PLACE, noise_floor
+from diagnostics.projections import ProjectionEffects
+from diagnostics.results import write_frame, write_json, write_whole
+from diagnostics.simpson import Simpson, simpson
+from diagnostics.win_rates import AdversarialGroups, WinRate, WinRates, adversarial_groups, win_rates
+from interventions.errors import ResultError
+
+QUARTILES = ("all", "1", "2", "3", "4")
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """What one group of one run says of cosine against inner product."""
+
+    run: str
+    place: dict[str, Any]
+    """model, layer, point, context, sae"""
+    rates: WinRates
+    groups: AdversarialGroups
+    simpson: Simpson | None
+    """None where nothing can be fitted"""
+    why_no_labels: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON file, the table of latents left to its own file."""
+        rates = {k: v for k, v in self.rates.as_dict().items() if k != "latents"}
+        labels = None if self.simpson is None else self.simpson.as_dict()
+        found = {"run": self.run, **self.place, "win_rates": rates, "adversarial_groups": self.groups.as_dict()}
+        return found | {"simpson": labels, "why_no_labels": self.why_no_labels}
+
+
+@dataclass(frozen=True, eq=False)
+class WinRateReport:
+    """Win rates, overall and by quartile of ‖x‖, with their placebos, their bands and what they are called."""
+
+    contests: list[Contest]
+    runs: dict[str, ProjectionEffects]
+    """the runs that they were formed of, by name"""
+
+    NAME = "win_rate"
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One line for each run × model × layer × point × context × SAE × edit × quartile of ‖x‖ (`all`: all rows)."""
+        lines = []
+        for contest in self.contests:
+            labels = contest.simpson
+            bands = [None] * 5 if labels is None else [labels.overall, *labels.quartiles]
+            edits = [contest.rates.main, *contest.rates.placebos.values()]
+            for rates in edits:
+                difference = contest.rates.differences.get(rates.edit)
+                for i, rate in enumerate((rates.overall, *rates.quartiles)):
+                    line = {
+                        "run": contest.run,
+                        **contest.place,
+                        "edit": rates.edit,
+                        "quartile": QUARTILES[i],
+                        **_ends(rate),
+                    }
+                    band = bands[i] if rates is contest.rates.main else None
+                    line |= {
+                        "band_low": np.nan if band is None else band.low,
+                        "band_high": np.nan if band is None else band.high,
+                    }
+                    versus = None if difference is None else (difference.overall, *difference.quartiles)[i]
+                    line |= {
+                        "main_less_this": np.nan if versus is None else versus.estimate.value,
+                        "main_less_this_p": np.nan if versus is None else versus.p,
+                    }
+                    lines.append(line)
+        return pd.DataFrame(lines)
+
+    @property
+    def latents(self) -> pd.DataFrame:
+        """One line for each latent: its correlations, its margin with an error, tests of it (`_iid`: rows taken as independent)."""
+        return pd.concat([c.rates.latents.assign(run=c.run, **c.place) for c in self.contests], ignore_index=True)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The tidy table of win rates."""
+        return self.frame
+
+    def summary(self) -> pd.DataFrame:
+        """A line for each run and group, for a reader: win rates with intervals, the placebo's, labels, exponents."""
+        lines = []
+        for c in self.contests:
+            line: dict[str, Any] = {
+                "run": c.run,
+                "model": c.place["model"],
+                "context": c.place["context"].replace("_", "-"),
+            }
+            line |= {"block": c.place["layer"], "SAE": c.place["sae"], "latents": c.rates.main.overall.n_latents}
+            line["win rate"] = str(c.rates.main.overall.estimate)
+            for name, rates in c.rates.placebos.items():
+                line[name.replace("_", " ")] = f"{rates.overall.estimate.value:.2g}"
+            line["by quartile"] = " ".join(f"{q.estimate.value:.2f}" for q in c.rates.main.quartiles)
+            token = c.rates.placebos.get("placebo_token")
+            if token is not None:
+                line["placebo's"] = " ".join(f"{q.estimate.value:.2f}" for q in token.quartiles)
+            labels = c.simpson
+            line["true margin > 0"] = str(c.rates.prevalence)
+            for score in ("cosine", "inner", "activation"):
+                paradox = None if labels is None else labels.scores.get(score)
+                line[f"label {score}"] = "" if paradox is None else paradox.label
+            lines.append(line)
+        return pd.DataFrame(lines).fillna("")
+
+    def table(self) -> str:
+        """The summary as text, for a terminal."""
+        return f"{self.summary().to_string(index=False)}\n{NOTE}"
+
+    def plot(self) -> Any:
+        """Win rate by depth, in context beside the one-token context, with the placebos' band. Returns a matplotlib Figure."""
+        from diagnostics.projection_plots import plot_win_rate
+
+        return plot_win_rate(self)
+
+    def plot_paradox(self, run: str | None = None, context: str | None = None) -> Any:
+        """Overall against within quartiles of one run and context (default: the first), with the band that range restriction alone
+        predicts. Returns a matplotlib Figure."""
+        from diagnostics.projection_plots import plot_paradox
+
+        return plot_paradox(self, run, context)
+
+    def figures(self) -> dict[str, Any]:
+        """Win rates by depth; overall against within quartiles, for each run."""
+        found = {self.NAME: self.plot()}
+        for i, run in enumerate(self.runs):
+            found[f"{self.NAME}_paradox" + (f"_{run.replace('/', '_')}" if i else "")] = self.plot_paradox(run)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every group's numbers, and the provenance of every run."""
+        return {
+            "summary": [contest.as_dict() for contest in self.contests],
+            "provenance": {name: run.provenance for name, run in self.runs.items()},
+        }
+
+    def write(self, folder: Path) -> list[str]:
+        """Tables, summary with provenance, and figures, into a folder; the names of the files."""
+        write_frame(folder / f"{self.NAME}.parquet", self.frame)
+        write_frame(folder / f"{self.NAME}_latents.parquet", self.latents)
+        write_json(folder / f"{self.NAME}.json", self.as_dict())
+        names = list(self.files())
+        for name, figure in self.figures().items():
+            write_whole(folder / f"{name}.png", lambda path, f=figure: f.savefig(path, dpi=200))
+            write_whole(folder / f"{name}.svg", lambda path, f=figure: f.savefig(path, metadata={"Date": None}))
+            plt.close(figure)
+            names += [f"{name}.png", f"{name}.svg"]
+        return names
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """The files that every report has."""
+        return (f"{cls.NAME}.parquet", f"{cls.NAME}_latents.parquet", f"{cls.NAME}.json")
+
+    def _repr_html_(self) -> str:
+        return self.summary().to_html(index=False) + f"<p>{NOTE}</p>"
+
+
+def _ends(rate: WinRate) -> dict[str, Any]:
+    low, high = rate.clopper_pearson_iid
+    found = {"win_rate": rate.estimate.value, "low": rate.estimate.low, "high": rate.estimate.high}
+    found |= {"n_latents": rate.n_latents, "n_wins": rate.n_wins, "n_few": rate.n_few, "n_constant": rate.n_constant}
+    return found | {"low_iid": low, "high_iid": high}
+
+
+def win_rate_report(
+    runs: Mapping[str, ProjectionEffects],
+    *,
+    signed: bool = False,
+    absolute: bool | None = None,
+    min_tokens: int = 10,
+    draws: int = 200,
+    progress: Callable[[int, int], object] | None = None,
+) -> WinRateReport:
+    """Win rates of the cosine over the inner product, in every group of runs of `projection_effects`, with what they must be read beside.
+
+    absolute: whether scores enter as |cos| and |inner| (None: where tokens were drawn over all values, as stratified sampling does; as
+    published, signed values over active tokens). signed: a win is r_cos > r_inner, not |r_cos| > |r_inner|. draws: tables simulated
+    from the pooled fit for the band that range restriction alone predicts. progress: called with (1, groups) after each group.
+    Raises `ResultError` for no runs, and runs without placebos. Source: arXiv:2606.15054; nulls, bands, labels and errors are ours.
+    """
+    if not runs:
+        raise ResultError("no run; give at least one")
+    keyed = {name: list(run.frame.groupby(PLACE, sort=False)) for name, run in runs.items()}
+    total, contests = sum(map(len, keyed.values())), []
+    for name, groups in keyed.items():
+        run = runs[name]
+        magnitudes = run.provenance["sampling"] != "active" if absolute is None else absolute
+        for key, rows in groups:
+            place = dict(zip(PLACE, key, strict=True))  # type: ignore[arg-type]
+            floor = noise_floor(run.frame, place)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # few prompts: their number stands beside each interval
+                rates = win_rates(rows, edit=run.main, signed=signed, absolute=magnitudes, min_tokens=min_tokens)
+                groups_ = adversarial_groups(rows, edit=run.main, min_tokens=min_tokens)
+                labels, why = None, None
+                try:
+                    labels = simpson(
+                        rows, floor, edit=run.main, draws=draws, seed=run.provenance["seed"], min_tokens=min_tokens,
+                        absolute=magnitudes,
+                    )  # fmt: skip
+                except ResultError as error:  # too few rows: the rates stand without labels, and the reason beside them
+                    why = str(error)
+            contests.append(Contest(name, place, rates, groups_, labels, why))
+            if progress is not None:
+                progress(1, total)
+    return WinRateReport(contests, dict(runs))
+
+
+NOTE = (
+    "Win rate: share of latents whose KL correlates more with the cosine than with the inner product, each latent counted for as many "
+    "as it stands for;\nit moves with the number of tokens whatever is true, so read it beside the placebos', which have the same "
+    "doses and no meaning. By quartile of ||x||.\nBrackets: 95 % delete-one-prompt jackknife, the latents held fixed. Labels: what "
+    "becomes of a score's slope within deciles of ||x||."
+)

@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Ablate single directions of SAEs at single tokens: effects beside doses, matched placebos and every score said to predict them."""
+
+from dataclasses import dataclass
+
+from diagnostics import command
+from diagnostics.projection_inputs import ProjectionInputs
+from diagnostics.projections import ProjectionEffects, projection_effects
+from diagnostics.results import result_files
+from interventions.models import resolve_device
+
+
+@dataclass(frozen=True)
+class Settings(ProjectionInputs):
+    """What does removing an SAE latent's direction do, and which score of it predicts the effect?
+
+    Removes the projection on a latent's decoder direction at single tokens, beside placebos of the same norm and angle; on a share of
+    them also the projection from the mean, the latent, and a dose that does not depend on the token, and ablations of rescaled
+    activations. Measures KL(clean || intervened) in nats and the direct effect; says whether it goes with the cosine or with the inner
+    product (the norm exponent). Writes a table (Parquet), its tokens, a summary with provenance (JSON) and figures into --out.
+
+    Example: scripts/ablate_projections.py --saes standard cosine --layers 7 15 22 --out results/projections
+    """
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check(result_files(ProjectionEffects))
+    saes = settings.load_saes(resolve_device(settings.device))
+    model, prompts = settings.load()
+    with command.Progress("ablating") as progress:
+        result = projection_effects(model, prompts, saes, progress=progress, **settings.asked())
+    print(result.table())
+    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)

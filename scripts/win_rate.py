@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Does KL go with the cosine or with the inner product? The published win rate, its null, its quartiles, and what they are called."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from diagnostics import command
+from diagnostics.inputs import short_names
+from diagnostics.projection_inputs import ProjectionInputs
+from diagnostics.projections import ProjectionEffects, projection_effects
+from diagnostics.results import claim_folder, result_files
+from diagnostics.win_rate_report import WinRateReport, win_rate_report
+from interventions.errors import MechdiagError
+from interventions.models import resolve_device
+
+
+@dataclass(frozen=True)
+class Settings(ProjectionInputs):
+    """How often does a latent's causal effect correlate more with its cosine than with its inner product?
+
+    Takes the tables of runs of ablate_projections.py (--results), or makes one with the same options, in context and in the one-token
+    context. Overall and by quartile of ||x||, beside the same rate of placebos of equal dose, the band that range restriction alone
+    predicts, and Simpson labels. Writes tables (Parquet), a summary with provenance (JSON) and two figures into --out.
+
+    Example: scripts/win_rate.py --results results/projections results/replication --out results/win_rate
+    """
+
+    results: tuple[Path, ...] = ()
+    """folders of ablate_projections.py; without any the ablations are run first, into --out"""
+    context: str = "both"
+    """in_place (the token's own prompt and position), single_token (the vector as the only token, id 0), or both"""
+    signed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """count r_cos > r_inner as a win, not |r_cos| > |r_inner|"""
+    min_tokens: int = 10
+    """rows that a latent needs, over all and within a quartile"""
+    draws: int = 200
+    """tables simulated for the band that range restriction alone predicts"""
+
+    def loaded(self) -> dict[str, ProjectionEffects]:
+        """The runs in --results, by the names of their folders. Raises `ResultError`."""
+        names = short_names(tuple(map(str, self.results)))
+        return {name: ProjectionEffects.load(path) for name, path in zip(names, self.results, strict=True)}
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    if settings.min_tokens < 3 or settings.draws < 1:
+        raise MechdiagError(
+            f"--min-tokens {settings.min_tokens}, --draws {settings.draws}; expected 3 or more, and 1 or more"
+        )
+    if settings.results:
+        claim_folder(settings.out, WinRateReport.files(), settings.overwrite)
+        runs = settings.loaded()
+    else:
+        settings.check((*WinRateReport.files(), *result_files(ProjectionEffects)))
+        saes = settings.load_saes(resolve_device(settings.device))
+        model, prompts = settings.load()
+        with command.Progress("ablating") as progress:
+            run = projection_effects(model, prompts, saes, progress=progress, **settings.asked())
+        print(f"wrote {', '.join(run.write(settings.out))} into {settings.out}")
+        runs = {settings.out.name: run}
+    with command.Progress("fitting", unit="group") as progress:
+        report = win_rate_report(
+            runs, signed=settings.signed, min_tokens=settings.min_tokens, draws=settings.draws, progress=progress
+        )
+    print(report.table())
+    print(f"wrote {', '.join(report.write(settings.out))} into {settings.out}")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
