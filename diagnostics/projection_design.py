@@ -122,7 +122,7 @@ class Projections:
                 self.median[probe.site] = float(np.median(size))
                 self.edges[probe.site] = np.quantile(size, (0.25, 0.5, 0.75))
             frequency, fve = _read(probe, x)
-            known = latents and latents[probe.name]
+            known = None if latents is None else latents[probe.name]
             self.latents[probe.name] = known or self._draw(probe, frequency, len(prompt))
             self.pairs[probe.name] = self._tokens(probe, x, size)
             said = self.latents[probe.name].said

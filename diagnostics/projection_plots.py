@@ -1,9 +1,10 @@
 """Figures of projection ablations: norm exponents by depth, KL against dose, win rates by depth and by quartile of the norm."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -170,7 +171,8 @@ def plot_dose(
     if latents is None:
         by = rows.drop_duplicates("latent").sort_values(["frequency", "latent"])
         latents = by.latent.to_numpy()[np.unique(np.linspace(0, len(by) - 1, 6).round().astype(int))]
-    shown = rows[rows.latent.isin(np.asarray(latents)) & rows.edit.isin([result.main, "placebo_token"]) & (rows.kl > 0)]
+    drawable = rows.edit.isin([result.main, "placebo_token"]) & (rows.kl > 0)
+    shown = cast(pd.DataFrame, rows.loc[rows.latent.isin(list(latents)) & drawable])
     if shown.empty:
         raise ResultError(
             f"no rows of latents {list(latents)} of {group['sae']}; known: {sorted(set(rows.latent))[:8]} ..."
@@ -184,8 +186,8 @@ def plot_dose(
         )  # fmt: skip
         drawn = None
         for ax, latent in zip(axes.flat, latents, strict=False):
-            own = shown[shown.latent == latent]
-            placebo, main = own[own.edit == "placebo_token"], own[own.edit == result.main]
+            own = shown.loc[shown.latent == latent]
+            placebo, main = (cast(pd.DataFrame, own.loc[own.edit == e]) for e in ("placebo_token", result.main))
             ax.scatter(
                 placebo.delta_norm, placebo.kl, color="0.7", marker="x", s=9, lw=0.7, label="placebo of the same dose"
             )
@@ -296,7 +298,7 @@ def plot_win_rate(report: "WinRateReport") -> Figure:
 def plot_paradox(report: "WinRateReport", run: str | None = None, context: str | None = None) -> Figure:
     """Win rates overall and within each quartile of ‖x‖, a panel for each SAE and depth, with the band that range restriction alone
     predicts and the placebo's rates; above each panel the Simpson labels of the scores."""
-    run = run or next(iter(report.runs))
+    run = run if run is not None else next(iter(report.runs))
     if run not in report.runs:
         raise ResultError(f"no run {run!r} in this report; known: {', '.join(report.runs)}")
     context = context or report.runs[run].provenance["context"][0]

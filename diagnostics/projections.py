@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,8 @@ class ProjectionEffects(Result):
     def rows(self, group: Mapping[str, Any]) -> pd.DataFrame:
         """The table's lines of a group (anything with its model, layer, point, context and sae)."""
         keys = ("model", "layer", "point", "context", "sae")
-        return self.frame.loc[np.logical_and.reduce([self.frame[key] == group[key] for key in keys])]
+        own = np.logical_and.reduce([self.frame[key] == group[key] for key in keys])
+        return cast(pd.DataFrame, self.frame.loc[own])
 
     def summary(self) -> pd.DataFrame:
         """One row per model, layer, point, context and SAE: mean KL of each edit, ratios to placebos, exponents, with intervals."""
@@ -97,10 +98,10 @@ class ProjectionEffects(Result):
 
 
 COLUMNS = (
-    "model", "layer", "point", "context", "sae", "latent", "target_prompt", "target_position", "edit", "scale", "removed",
+    "model", "layer", "point", "context", "sae", "latent", "target_prompt", "target_position", "edit", "scale",
     "frequency", "latent_weight", "token_weight", "learned_a", "norm_quartile", "norm", "norm_centred", "norm_read", "cosine",
     "inner", "cosine_centred", "inner_centred", "cosine_encoder", "inner_encoder", "cosine_encoder_centred",
-    "inner_encoder_centred", "activation", "dose_zero", "dose_mean", "dose_latent", "delta_norm", "delta_angle", "kl", "js",
+    "inner_encoder_centred", "activation", "dose_zero", "dose_mean", "dose_latent", "removed", "delta_norm", "delta_angle", "kl", "js",
     "clean_entropy", "top1_changed", "kl_direct",
 )  # fmt: skip
 """Of the table. edit: one of `EDITS`; scale: s where the edited and the clean run have s·x in place of x, else 1; removed: share of
@@ -217,6 +218,6 @@ class _Maker:
         self.first: Projections | None = None
 
     def __call__(self, clean: Any) -> Projections:
-        design = Projections(clean, self.probes, self.plan, self.first and self.first.latents)
+        design = Projections(clean, self.probes, self.plan, None if self.first is None else self.first.latents)
         self.first = self.first or design
         return design

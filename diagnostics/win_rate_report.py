@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -203,7 +203,7 @@ def win_rate_report(
         run = runs[name]
         magnitudes = run.provenance["sampling"] != "active" if absolute is None else absolute
         for key, rows in groups:
-            place = dict(zip(PLACE, key, strict=True))  # type: ignore[arg-type]
+            place = dict(zip(PLACE, cast(tuple[Any, ...], key), strict=True))
             floor = noise_floor(run.frame, place)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # few prompts: their number stands beside each interval
