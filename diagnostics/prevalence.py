@@ -1,6 +1,7 @@
 """How many units (latents, heads, layers) are of a kind, and which: two questions with two methods.
 
-How many: `share_below`, from a random-effects fit. Counting estimates below a threshold counts their noise too.
+How many: `share_below`, from a random-effects fit. Counting estimates below a threshold counts their noise too. Units
+that were measured on the same prompts err together: give it their `error_in_common`.
 Which: `false_discovery` on p-values (`diagnostics.statistics.p_value`), within one family of tests. Its list is no
 prevalence: units with little data are missing from it.
 """
@@ -14,6 +15,7 @@ from jaxtyping import Float, Num
 from numpy import ndarray
 from scipy import optimize, stats
 
+from diagnostics.statistics import MIN_PROMPTS
 from interventions.errors import ResultError
 
 Units = Num[ndarray, "unit"]
@@ -35,11 +37,13 @@ class Prevalence:
     tau: float
     """standard deviation of the true values; 0 where the errors explain all of the spread"""
     counted: float
-    """for comparison: the share of estimates below the threshold, noise and all"""
+    """for comparison: the (weighted) share of estimates below the threshold, noise and all"""
     normal_p: float
     """p-value of the model's normality (D'Agostino & Pearson 1973); small: do not trust the fit. nan below 20 units"""
     n: int
     """units"""
+    n_effective: float
+    """Kish's effective number of units, (Σw)²/Σw²; n without weights"""
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The fields as JSON can hold them: nan becomes None."""
@@ -50,14 +54,14 @@ class Prevalence:
         return f"{self.share:.3g}{ends} (counted: {self.counted:.3g})"
 
 
-def _profile(x: ndarray, se: ndarray, tau: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+def _profile(x: ndarray, se: ndarray, w: ndarray, tau: ndarray) -> tuple[ndarray, ndarray, ndarray]:
     """For each tau the log likelihood (without constants) at the best mu, that mu, and the precision of it."""
     parts = []
     for some in np.array_split(tau, len(tau) * len(x) // (1 << 21) + 1):
         v = se**2 + some[:, None] ** 2
-        precision = (1 / v).sum(axis=1)
-        mu = (x / v).sum(axis=1) / precision
-        parts.append((-(np.log(v) + (x - mu[:, None]) ** 2 / v).sum(axis=1) / 2, mu, precision))
+        precision = (w / v).sum(axis=1)
+        mu = (w * x / v).sum(axis=1) / precision
+        parts.append((-(w * (np.log(v) + (x - mu[:, None]) ** 2 / v)).sum(axis=1) / 2, mu, precision))
     best, mu, precision = (np.concatenate(column) for column in zip(*parts, strict=True))
     return best, mu, precision
 
@@ -75,7 +79,8 @@ def _highest(f: Callable[[ndarray], ndarray], at: ndarray) -> tuple[float, float
     return (float(found.x), float(-found.fun)) if better else (float(at[i]), float(values[i]))
 
 
-def share_below(estimates: Units, standard_errors: Units, threshold: float, *, level: float = 0.95) -> Prevalence:
+def share_below(estimates: Units, standard_errors: Units, threshold: float, *, level: float = 0.95,
+                weights: Units | None = None, shared_error: float = 0.0) -> Prevalence:  # fmt: skip
     """The share of units whose true value lies below `threshold`, by a normal random-effects model.
 
     estimate_i ~ N(true_i, se_i²), true_i ~ N(mu, tau²), units independent, standard errors known: mu and tau maximise
@@ -94,9 +99,24 @@ def share_below(estimates: Units, standard_errors: Units, threshold: float, *, l
     99 (36) and 41 (22) of 100 samples, so a large one proves little where noise prevails. Below .05, print `counted`
     beside the share and call neither the prevalence.
 
-    Estimates, standard errors [unit] and threshold in one unit. No interval below 10 units. Raises `ResultError` for
-    entries that are not finite, standard errors that are not above 0, a threshold that is not finite, and a level
-    outside (0, 1). Source: the normal-normal model of meta-analysis (Hardy & Thompson 1996); the share is ours.
+    weights [unit]: how many units each stands for, where units of different kinds (bins) were sampled at different
+    rates. Unit i then enters the likelihood to the power ω_i = w_i·Σw/Σw², a pseudo-likelihood; the sum of the ω is
+    `n_effective`, which stands for n in t and in the least number of units; `normal_p` counts each unit once.
+    Simulated coverage, 60 and 200 units in two or three bins, weights 1:3:9 or 1:10, errors of .5 and 1.5 times tau:
+    bins alike 95–96; bin means half a tau (two tau) apart 93–98, the interval being wider than it need be, for the
+    bins' sizes are fixed. Bins that overlap little (means ±1, tau .5, weights 1:3) are a mixture that is not normal:
+    .31 for .26, covered in 98 of 100 samples of 60 units, 83 to 94 of 200; `normal_p` finds 54 and 95 at errors equal
+    to tau, 6 to 8 at errors of three tau. Units with small errors count for more than their weight says: bins half a
+    tau apart whose errors are as .5:1:2 give .24 to .29 for .22 (90–99). Where bins differ so, fit each by itself.
+
+    shared_error: of each standard error the part that all estimates have in common, for units that were measured on the
+    same prompts; see `error_in_common`. It moves mu as a whole, so 1/precision of mu grows by its square, and
+    se_i² is less by as much (at most by three quarters). Without it the interval of such units is too short.
+
+    Estimates, standard errors [unit], shared error and threshold in one unit. No interval below 10 units. Raises
+    `ResultError` for entries that are not finite, standard errors and weights that are not above 0, a threshold or a
+    shared error that is not finite, and a level outside (0, 1). Source: the normal-normal model of meta-analysis (Hardy
+    & Thompson 1996); the share, the weights and the shared error are ours.
     """
     x, se = (np.asarray(v, dtype=float) for v in (estimates, standard_errors))
     if x.ndim != 1 or x.shape != se.shape:
@@ -106,42 +126,81 @@ def share_below(estimates: Units, standard_errors: Units, threshold: float, *, l
         raise ResultError(f"{bad} of {len(x)} units have no usable estimate and standard error; expected {wanted}")
     if not np.isfinite(threshold):
         raise ResultError(f"a threshold of {threshold}; expected a finite number")
+    if not 0 <= shared_error < np.inf:
+        raise ResultError(f"a shared error of {shared_error}; expected a finite number, 0 or more")
     if not 0 < level < 1:
         raise ResultError(f"level {level}; expected a probability between 0 and 1, such as .95")
+    w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=float)
+    if w.shape != x.shape or not (np.isfinite(w) & (w > 0)).all():
+        raise ResultError(f"weights {list(w.shape)} for {len(x)} units; expected a finite one above 0 for each")
     if not len(x):
         nan = float("nan")
-        return Prevalence(nan, nan, nan, nan, nan, nan, nan, 0)
-    counted, n = float((x < threshold).mean()), len(x)
+        return Prevalence(nan, nan, nan, nan, nan, nan, nan, 0, 0.0)
+    if shared_error:
+        se = np.sqrt(np.maximum(se**2 - shared_error**2, se**2 / 4))
+    w = w / w.max()
+    w, n, effective = w * (w.sum() / (w * w).sum()), len(x), float(w.sum() ** 2 / (w * w).sum())
+    counted = float((w * (x < threshold)).sum() / w.sum())
     taus = np.r_[0.0, np.geomspace(1e-3 * se.min(), 10 * (np.ptp(x) + se.max()), 200)]
-    tau, best = _highest(lambda t: _profile(x, se, t)[0], taus)
-    mu = float(_profile(x, se, np.array([tau]))[1][0])
+    tau, best = _highest(lambda t: _profile(x, se, w, t)[0], taus)
+    mu = float(_profile(x, se, w, np.array([tau]))[1][0])
     with np.errstate(all="ignore"):
         share = float(stats.norm.cdf(np.divide(threshold - mu, tau)))
     residual = (x - mu) / np.sqrt(se**2 + tau**2)
     varied = n >= MIN_UNITS_NORMAL and np.ptp(residual) > 1e-6
     normal_p = float(stats.normaltest(residual).pvalue) if varied else np.nan
-    if n < MIN_UNITS:
-        return Prevalence(share, np.nan, np.nan, mu, tau, counted, normal_p, n)
-    drop = stats.t.ppf((1 + level) / 2, n - 1) ** 2 / 2
+    if effective < MIN_UNITS:
+        return Prevalence(share, np.nan, np.nan, mu, tau, counted, normal_p, n, effective)
+    drop = stats.t.ppf((1 + level) / 2, effective - 1) ** 2 / 2
 
     def above(t: float) -> float:
-        return float(_profile(x, se, np.array([t]))[0][0] - best + drop)
+        return float(_profile(x, se, w, np.array([t]))[0][0] - best + drop)
 
-    inside = np.sort(np.append(taus[_profile(x, se, taus)[0] > best - drop], tau))
+    inside = np.sort(np.append(taus[_profile(x, se, w, taus)[0] > best - drop], tau))
     below, beyond = taus[taus < inside[0]], taus[taus > inside[-1]]
     first = optimize.root_scalar(above, bracket=(below[-1], inside[0])).root if len(below) else inside[0]
     last = optimize.root_scalar(above, bracket=(inside[-1], beyond[0])).root if len(beyond) else inside[-1]
 
     def end(sign: float) -> float:
         def z(t: ndarray) -> ndarray:
-            loglik, middle, precision = _profile(x, se, t)
+            loglik, middle, precision = _profile(x, se, w, t)
+            precision = precision / (1 + shared_error**2 * precision)
             half = np.sqrt(2 * np.maximum(loglik - best + drop, 0) / precision)
             return np.nan_to_num(sign * (threshold - middle + sign * half) / t, nan=-np.inf, posinf=np.inf)
 
         with np.errstate(all="ignore"):
             return float(stats.norm.cdf(sign * _highest(z, np.linspace(first, last, 100))[1]))
 
-    return Prevalence(share, end(-1), end(1), mu, tau, counted, normal_p, n)
+    return Prevalence(share, end(-1), end(1), mu, tau, counted, normal_p, n, effective)
+
+
+def error_in_common(deletions: Float[ndarray, "deletion unit"], standard_errors: Units, *,
+                    weights: Units | None = None) -> float:  # fmt: skip
+    """The error that the estimates of units have in common, where all were measured on the same prompts.
+
+    √max(0, Σ_{i≠j} ω_i ω_j cov_ij): by how much the variance of the mean of the units, Σ ω_i·estimate_i with the weights
+    that `share_below` gives it, ω_i ∝ w_i/(se_i² + tau²), is more than that of units whose errors are independent. cov
+    is the delete-one-prompt jackknife's: (G−1)/G Σ_g (θ_i₍g₎ − θ̄_i)(θ_j₍g₎ − θ̄_j).
+    Simulated: slopes of 30 to 200 latents, each on 80 tokens of the same 20, 40, 100 prompts, whose effects on all
+    latents' outcomes are .3 of the variance and vary with the regressor by chance alone: 95 % intervals of the share
+    cover 63–92 without, 94–96 with it; the same with no effects of prompts, 96 and 96. Means over the same 25 and 40
+    prompts, a fifth or half of the error's variance shared, 60 and 200 units: 52–88 without, 94–96 with it.
+
+    deletions: the estimates on all rows (first) and without each prompt, a unit without rows of a prompt unchanged;
+    standard errors [unit], in their unit, as is the result. 0 for fewer than two units or 10 prompts. Raises
+    `ResultError` as `share_below` does, and for entries that are not finite. Source: ours.
+    """
+    values = np.asarray(deletions, dtype=float)
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise ResultError(f"deletions {list(values.shape)}; expected finite numbers [1 + prompt, unit]")
+    fit = share_below(values[0], standard_errors, 0.0, weights=weights)
+    n_prompts, n_units = len(values) - 1, values.shape[1]
+    if n_prompts < MIN_PROMPTS or n_units < 2:
+        return 0.0
+    w = (1.0 if weights is None else np.asarray(weights, dtype=float)) / (np.asarray(standard_errors) ** 2 + fit.tau**2)
+    parts = (values[1:] - values[1:].mean(axis=0)) * (w / w.sum())
+    common = float((parts.sum(axis=1) ** 2).sum() - (parts**2).sum())
+    return float(np.sqrt(max(0.0, common * (n_prompts - 1) / n_prompts)))
 
 
 def false_discovery(p: Float[ndarray, "test"], method: Literal["bh", "by"] = "bh") -> Float[ndarray, "test"]:
