@@ -16,9 +16,9 @@ from diagnostics.study import TRAINED
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
+    from diagnostics.contests import Contest, WinRateReport
     from diagnostics.norm_exponent import Exponent
     from diagnostics.projections import ProjectionEffects
-    from diagnostics.win_rate_report import Contest, WinRateReport
 
 A_LIMITS = (-1.6, 2.6)
 """Of the axis of exponents: what lies beyond is drawn at its edge as an arrow."""
@@ -298,11 +298,11 @@ def plot_win_rate(report: "WinRateReport") -> Figure:
 def plot_paradox(report: "WinRateReport", run: str | None = None, context: str | None = None) -> Figure:
     """Win rates overall and within each quartile of ‖x‖, a panel for each SAE and depth, with the band that range restriction alone
     predicts and the placebo's rates; above each panel the Simpson labels of the scores."""
-    run = run if run is not None else next(iter(report.runs))
-    if run not in report.runs:
-        raise ResultError(f"no run {run!r} in this report; known: {', '.join(report.runs)}")
-    context = context or report.runs[run].provenance["context"][0]
-    own = [c for c in report.contests if (c.run, c.place["context"], c.place["model"]) == (run, context, TRAINED)]
+    shown: str = next(iter(report.runs)) if run is None else run
+    if shown not in report.runs:
+        raise ResultError(f"no run {shown!r} in this report; known: {', '.join(report.runs)}")
+    context = context or report.runs[shown].provenance["context"][0]
+    own = [c for c in report.contests if (c.run, c.place["context"], c.place["model"]) == (shown, context, TRAINED)]
     kinds = list(dict.fromkeys(kind(c.place["sae"]) for c in own))
     layers = sorted({c.place["layer"] for c in own})
     with plt.rc_context(STYLE):
@@ -325,7 +325,7 @@ def plot_paradox(report: "WinRateReport", run: str | None = None, context: str |
             ax.set_xlabel("quartile of ‖x‖")
         figure.legend(*_unique([ax for row in axes for ax in row]), loc="outside upper left", ncols=3)
         words = f"{LABELS[context]}: {max(c.rates.main.overall.n_latents for c in own)} latents of each SAE,"
-        figure.supxlabel(_caption(report.runs[run], words), fontsize=7.5, x=0.01, ha="left")
+        figure.supxlabel(_caption(report.runs[shown], words), fontsize=7.5, x=0.01, ha="left")
     return figure
 
 

@@ -16,7 +16,7 @@ from interventions import CausalModel, EditError, MechdiagError, Recording, Repl
 from interventions.anatomy import at_site, check_site
 from interventions.hooks import Edit, hooked_logits
 from interventions.metrics import CleanSide, Comparison
-from interventions.models import DEFAULT_MODEL, cache_folder
+from interventions.models import COUNTERPART, DEFAULT_MODEL, cache_folder
 from interventions.replay import entering_at, unembed
 from interventions.sites import POINTS
 from interventions.trust import is_out_of_memory, logit_tolerance
@@ -37,7 +37,8 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
     site: where it is about to be put, if that has been chosen. Raises `BelongingError` for an SAE of another width, model or
     site, `SiteError` for a hook name that is no site here (`hook_z`, `ln2.hook_normalized`, …) or that the model has not.
     Models are the same where their weights' hashes are (the SAE's in `metadata["weights_sha256"]`), however they are wrapped;
-    where the SAE's is not known names are compared, without owner and case.
+    where the SAE's is not known names are compared, without owner and case. A `layernorm_counterpart` takes the SAEs of the
+    model that it is made of.
     """
     causal, sae = wrap(model), as_sae(sae)
     if sae.hook_name is None:
@@ -59,7 +60,7 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
 def _check_model(sae: Any, model: CausalModel) -> None:
     known = sae.metadata.get("weights_sha256")
     if known is not None:
-        if known != model.weights_hash:
+        if known not in (model.weights_hash, model.counterpart_of):
             raise BelongingError(
                 f"an SAE of weights {known[:12]}… ({sae.model_name}) put to weights {model.weights_hash[:12]}… ({model.name}); "
                 "take one trained there, or remove sae.metadata['weights_sha256']"
@@ -75,6 +76,8 @@ def _other_names(model: CausalModel) -> set[str]:
     names = {other for other, hub in _OTHER_NAMES.items() if hub == short}
     if folder.parent == cache_folder() and folder.name.startswith(f"{DEFAULT_MODEL}-"):
         names.add(DEFAULT_MODEL)  # wrapped by hand: its configuration knows the folder alone
+    if model.counterpart_of is not None:
+        names.add(short.removesuffix(COUNTERPART))
     return names
 
 

@@ -26,6 +26,23 @@ def norm(x: Vectors) -> Float[Tensor, "*row 1"]:
     return _wide(x).norm(dim=-1, keepdim=True)
 
 
+def centred_norm(x: Vectors) -> Float[Tensor, "*row 1"]:
+    """‖x − mean(x)‖, the mean taken over the last axis; kept, in float32 at least."""
+    x = _wide(x)
+    return (x - x.mean(dim=-1, keepdim=True)).norm(dim=-1, keepdim=True)
+
+
+def norm_read(kind: str, x: Vectors) -> Float[Tensor, "*row 1"]:
+    """What a block's norm layer divides x by, but for √d_model and its ε: ‖x‖ for `RMSNorm`, ‖x − mean(x)‖ for `LayerNorm`.
+
+    kind: a model's `norm_kind`. Raises `EditError` for any other.
+    """
+    known = {"RMSNorm": norm, "LayerNorm": centred_norm}
+    if kind not in known:
+        raise EditError(f"norm kind {kind!r}; known: {', '.join(known)}")
+    return known[kind](x)
+
+
 def _unit(x: Vectors) -> Vectors:
     x = _wide(x)
     return x / x.norm(dim=-1, keepdim=True)
@@ -106,6 +123,22 @@ def project_out(
     basis = basis[:rank].to(_wide(x).dtype)
     offset = reference.to(x.device) if isinstance(reference, Tensor) else reference
     return (_wide(x) - (_wide(x) - offset) @ basis.T @ basis).to(x.dtype)
+
+
+def remove_projection(
+    x: Vectors, direction: Shared, share: float | Tensor = 1.0, reference: Shared | float = 0.0
+) -> Vectors:
+    """x without a share of its component along a direction of its own (of any length), each row another one.
+
+        x' = x − share·<x − reference, d̂>·d̂
+
+    With `share` 1 what `project_out` does with one direction for all rows. Non-finite where the direction is zero.
+    Source: arXiv:2606.15054, projection ablation.
+    """
+    unit = _unit(direction.to(x.device)).to(_wide(x).dtype)
+    rest = _wide(x) - (reference.to(x.device) if isinstance(reference, Tensor) else reference)
+    along = (rest * unit).sum(-1, keepdim=True)
+    return add_direction(_wide(x), along * unit, -share).to(x.dtype)
 
 
 def random_like(x: Vectors, generator: torch.Generator) -> Vectors:

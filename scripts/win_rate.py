@@ -8,11 +8,11 @@ from typing import Annotated
 import tyro
 
 from diagnostics import command
+from diagnostics.contests import WinRateReport, win_rate_report
 from diagnostics.inputs import short_names
 from diagnostics.projection_inputs import ProjectionInputs
 from diagnostics.projections import ProjectionEffects, projection_effects
 from diagnostics.results import claim_folder, result_files
-from diagnostics.win_rate_report import WinRateReport, win_rate_report
 from interventions.errors import MechdiagError
 from interventions.models import resolve_device
 

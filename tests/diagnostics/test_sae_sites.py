@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from diagnostics import sae_sites as module
+from diagnostics.results import model_provenance
 from diagnostics.sae_sites import sae_site, spliced
 from interventions import EditError, MechdiagError, ReplayError, Site, SiteError, record, wrap
 from interventions import edits as edit
-from interventions.models import cache_folder
+from interventions.models import cache_folder, layernorm_counterpart
 from sae_models.architectures import build, named
 from sae_models.edits import reconstruct, zero_latents
 from sae_models.errors import BelongingError
@@ -379,6 +380,25 @@ def test_hashes_of_weights_decide_where_they_are_known():
     with pytest.raises(BelongingError) as caught:
         sae_site(belonging("tiny", weights_sha256=own.weights_hash), other)
     assert own.weights_hash[:12] in str(caught.value) and other.weights_hash[:12] in str(caught.value)
+
+
+def test_a_counterpart_takes_the_saes_of_the_model_that_it_is_made_of():
+    """By hash and by name, and says in every record what it is."""
+    model = named_model()
+    found = layernorm_counterpart(model)
+    for sae in (belonging("any", weights_sha256=model.weights_hash), belonging("owner/Tiny"), belonging(found.name)):
+        assert sae_site(sae, found) == SITE
+    assert sae_site(belonging("any", weights_sha256=found.weights_hash), found) == SITE
+    for sae, other in (
+        (belonging("tiny", weights_sha256="0" * 64), found),
+        (belonging("other"), found),
+        (belonging(found.name), model),
+        (belonging("tiny"), named_model(found.name)),  # no more than a name
+        (belonging("tiny", weights_sha256=found.weights_hash), model),
+    ):
+        with pytest.raises(BelongingError):
+            sae_site(sae, other)
+    assert "not a model trained with LayerNorm" in model_provenance(found)["model_note"]
 
 
 @pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])

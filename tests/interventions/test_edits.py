@@ -154,6 +154,40 @@ def test_norms_are_formed_in_float32_at_least():
     assert edits.norm(x.double()).dtype == torch.float64
 
 
+@given(seeds, scales, st.floats(-100.0, 100.0))
+def test_the_centred_norm_is_that_of_what_is_left_without_the_mean(seed, scale, shift):
+    (x,) = several(seed, 1, scale=scale)
+    found = edits.centred_norm(x)
+    wide = x.double()
+    assert torch.allclose(found.double() ** 2, wide.square().sum(-1, keepdim=True) - D_MODEL * wide.mean(-1, keepdim=True) ** 2, rtol=64 * eps(x.dtype))  # fmt: skip
+    moved = edits.centred_norm(x + scale * shift)  # a shift of all dimensions is gone, but for what it rounds off x
+    assert ((moved - found).abs() <= tolerance(x.dtype) * edits.norm(x + scale * shift)).all()
+    mirror = torch.cat([x, -x], -1)  # no mean: the factor is what the width adds
+    for whole in (edits.centred_norm(mirror), edits.norm(mirror)):
+        assert torch.allclose(whole, math.sqrt(2) * edits.norm(x), rtol=tolerance(x.dtype), atol=0)
+    assert (edits.centred_norm(torch.full((2, D_MODEL), 3.0)) == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["RMSNorm", "LayerNorm"])
+@every_dtype
+def test_what_a_norm_layer_divides_by(kind, dtype, device):
+    """Its output times what it read, over √d, is its input again, without the mean where LayerNorm removes it."""
+    (x,) = several(31, 1, scale=3.0, device=device)
+    x = (x + 2.0).to(dtype)
+    layer = torch.nn.RMSNorm(D_MODEL, eps=0.0) if kind == "RMSNorm" else torch.nn.LayerNorm(D_MODEL, eps=0.0)
+    with torch.no_grad():
+        normed = layer.to(device, torch.float64)(x.double())
+    read = edits.norm_read(kind, x)
+    assert read.shape == (5, 1) and read.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    whole = x.double() - (x.double().mean(-1, keepdim=True) if kind == "LayerNorm" else 0.0)
+    assert_rows_close(normed * read.double() / math.sqrt(D_MODEL), whole, 16 * eps(read.dtype))
+
+
+def test_a_kind_of_norm_that_is_not_known():
+    with pytest.raises(EditError, match="norm kind 'BatchNorm'; known: RMSNorm, LayerNorm"):
+        edits.norm_read("BatchNorm", gaussian(0, 2, D_MODEL))
+
+
 # Rotations
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
 from diagnostics.results import write_frame, write_json, write_whole
-from diagnostics.simpson import Simpson, simpson
+from diagnostics.simpsons_paradox import Simpson, simpson
 from diagnostics.win_rates import AdversarialGroups, WinRate, WinRates, adversarial_groups, win_rates
 from interventions.errors import ResultError
 
