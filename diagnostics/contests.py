@@ -17,7 +17,7 @@ from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
 from diagnostics.results import write_frame, write_json, write_whole
 from diagnostics.simpsons_paradox import Simpson, simpson
-from diagnostics.win_rates import AdversarialGroups, WinRate, WinRates, adversarial_groups, win_rates
+from diagnostics.wins import AdversarialGroups, WinRate, WinRates, adversarial_groups, win_rates
 from interventions.errors import ResultError
 
 QUARTILES = ("all", "1", "2", "3", "4")
@@ -113,6 +113,9 @@ class WinRateReport:
                 line["placebo's"] = " ".join(f"{q.estimate.value:.2f}" for q in token.quartiles)
             labels = c.simpson
             line["true margin > 0"] = str(c.rates.prevalence)
+            line["cos-high ÷ norm-high"] = f"{c.groups.kl_ratio.value:.2g}"
+            if "placebo_token" in c.groups.over_placebos:
+                line["over placebo's"] = str(c.groups.over_placebos["placebo_token"])
             for score in ("cosine", "inner", "activation"):
                 paradox = None if labels is None else labels.scores.get(score)
                 line[f"label {score}"] = "" if paradox is None else paradox.label
@@ -226,6 +229,7 @@ def win_rate_report(
 NOTE = (
     "Win rate: share of latents whose KL correlates more with the cosine than with the inner product, each latent counted for as many "
     "as it stands for;\nit moves with the number of tokens whatever is true, so read it beside the placebos', which have the same "
-    "doses and no meaning. By quartile of ||x||.\nBrackets: 95 % delete-one-prompt jackknife, the latents held fixed. Labels: what "
+    "doses and no meaning. By quartile of ||x||.\ncos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of "
+    "tokens with low |cos| and high norm; the same over the placebo's, which has these doses.\nBrackets: 95 % delete-one-prompt jackknife, the latents held fixed. Labels: what "
     "becomes of a score's slope within deciles of ||x||."
 )

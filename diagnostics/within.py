@@ -116,20 +116,22 @@ class Within:
         group_weight: how often each group counts (default: once a row).
         """
         w = np.ones(len(self.groups)) if group_weight is None else np.asarray(group_weight, dtype=float)
-        return self._solved(np.einsum("g,dgkl->dkl", w, self.products), y, on)
+        return self._solved(np.einsum("g,dgkl->dkl", w, self.products), self.n @ w, y, on)
 
     def slopes_each(self, y: str, on: Sequence[str]) -> Float[ndarray, "deletion group k"]:
         """The same with slopes of each group's own."""
-        return self._solved(self.products, y, on)
+        return self._solved(self.products, self.n, y, on)
 
-    def _solved(self, products: ndarray, y: str, on: Sequence[str]) -> ndarray:
+    def _solved(self, products: ndarray, n: ndarray, y: str, on: Sequence[str]) -> ndarray:
         b, a = self._at(y)[0], self._at(*on)
         square, right = products[..., a, :][..., :, a], products[..., a, b]
-        size = np.sqrt(np.diagonal(square, axis1=-2, axis2=-1))
+        variance = np.diagonal(square, axis1=-2, axis2=-1)
+        constant = variance <= _CONSTANT * n[..., None]
+        size = np.sqrt(np.where(constant, 1.0, variance))
         with np.errstate(all="ignore"):
             unit = square / (size[..., :, None] * size[..., None, :])
             unit = np.where(np.isfinite(unit), unit, 0.0)
-            known = np.linalg.eigvalsh(unit)[..., 0] > 1e-9
+            known = (np.linalg.eigvalsh(unit)[..., 0] > 1e-9) & ~constant.any(axis=-1)
             unit = np.where(known[..., None, None], unit, np.eye(len(a)))
             found = np.linalg.solve(unit, (right / size)[..., None])[..., 0] / size
         found = np.where(known[..., None], found, np.nan)

@@ -11,7 +11,7 @@ from diagnostics.contests import QUARTILES, WinRateReport, win_rate_report
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import projection_effects
 from diagnostics.simpsons_paradox import simpson
-from diagnostics.win_rates import win_rates
+from diagnostics.wins import win_rates
 from interventions import ResultError, Site, record
 from sae_models.architectures import build, named
 from tests.tiny import D_MODEL, prompts, tiny_model

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.projections import ProjectionEffects, projection_effects
 from diagnostics.contests import WinRateReport
+from diagnostics.projections import ProjectionEffects, projection_effects
 from interventions import Site, record
 from sae_models.architectures import build, named
 from sae_models.errors import CheckpointError
