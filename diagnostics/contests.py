@@ -13,11 +13,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from diagnostics.adversarial import AdversarialGroups, adversarial_groups
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
 from diagnostics.results import write_frame, write_json, write_whole
 from diagnostics.simpsons_paradox import Simpson, simpson
-from diagnostics.wins import AdversarialGroups, WinRate, WinRates, adversarial_groups, win_rates
+from diagnostics.wins import WinRate, WinRates, win_rates
 from interventions.errors import ResultError
 
 QUARTILES = ("all", "1", "2", "3", "4")

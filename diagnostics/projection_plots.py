@@ -301,8 +301,8 @@ def plot_paradox(report: "WinRateReport", run: str | None = None, context: str |
     shown: str = next(iter(report.runs)) if run is None else run
     if shown not in report.runs:
         raise ResultError(f"no run {shown!r} in this report; known: {', '.join(report.runs)}")
-    context = context or report.runs[shown].provenance["context"][0]
-    own = [c for c in report.contests if (c.run, c.place["context"], c.place["model"]) == (shown, context, TRAINED)]
+    where: str = context or report.runs[shown].provenance["context"][0]
+    own = [c for c in report.contests if (c.run, c.place["context"], c.place["model"]) == (shown, where, TRAINED)]
     kinds = list(dict.fromkeys(kind(c.place["sae"]) for c in own))
     layers = sorted({c.place["layer"] for c in own})
     with plt.rc_context(STYLE):
@@ -324,7 +324,7 @@ def plot_paradox(report: "WinRateReport", run: str | None = None, context: str |
             ax.set_xticks(range(5), ["all", "1", "2", "3", "4"])
             ax.set_xlabel("quartile of ‖x‖")
         figure.legend(*_unique([ax for row in axes for ax in row]), loc="outside upper left", ncols=3)
-        words = f"{LABELS[context]}: {max(c.rates.main.overall.n_latents for c in own)} latents of each SAE,"
+        words = f"{LABELS[where]}: {max(c.rates.main.overall.n_latents for c in own)} latents of each SAE,"
         figure.supxlabel(_caption(report.runs[shown], words), fontsize=7.5, x=0.01, ha="left")
     return figure
 

@@ -5,8 +5,8 @@ Read it beside the same rate of the placebos; the question itself is `diagnostic
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,37 +15,17 @@ from numpy import ndarray
 from scipy import stats
 
 from diagnostics import statistics
+from diagnostics.edit_rows import EditRows, Json, read
 from diagnostics.iid_tests import meng_rosenthal_rubin, steiger
+from diagnostics.indicators import clopper_pearson, linear, share_of, sign_covariance
 from diagnostics.prevalence import Prevalence, error_in_common, false_discovery, share_below
-from diagnostics.statistics import MIN_PROMPTS, Estimate
+from diagnostics.statistics import Estimate
 from diagnostics.within import Within
 from interventions.errors import ResultError
 
-PLACEBOS = ("placebo_token", "placebo_isotropic")
-_KEY = ["latent", "edit", "target_prompt", "target_position"]
-_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(20)
-
-
-class _Result:
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them: nan and ±inf become None, a table a list of its rows."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # pyright: ignore[reportArgumentType]
-
-
-def _plain(x: Any) -> Any:
-    if is_dataclass(x):
-        return x.as_dict()  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(x, pd.DataFrame):
-        return [_plain(row) for row in x.to_dict("records")]
-    if isinstance(x, Mapping):
-        return {k: _plain(v) for k, v in x.items()}
-    if isinstance(x, tuple | list):
-        return [_plain(v) for v in x]
-    return None if isinstance(x, float) and not np.isfinite(x) else x
-
 
 @dataclass(frozen=True)
-class WinRate(_Result):
+class WinRate(Json):
     """The share of latents whose margin |r_cos| − |r_inner| is above 0 (signed: r_cos − r_inner)."""
 
     estimate: Estimate
@@ -63,7 +43,7 @@ class WinRate(_Result):
 
 
 @dataclass(frozen=True)
-class EditRates(_Result):
+class EditRates(Json):
     """The win rates of one edit."""
 
     edit: str
@@ -75,7 +55,7 @@ class EditRates(_Result):
 
 
 @dataclass(frozen=True)
-class Difference(_Result):
+class Difference(Json):
     """The win rate of the main edit less a placebo's, both over the latents that entered both."""
 
     estimate: Estimate
@@ -87,7 +67,7 @@ class Difference(_Result):
 
 
 @dataclass(frozen=True)
-class Differences(_Result):
+class Differences(Json):
     """The differences to one placebo."""
 
     placebo: str
@@ -99,7 +79,7 @@ class Differences(_Result):
 
 
 @dataclass(frozen=True, eq=False)
-class WinRates(_Result):
+class WinRates(Json):
     """What `win_rates` found, and the options that it found it with."""
 
     edit: str
@@ -134,51 +114,6 @@ class WinRates(_Result):
     """latents that entered but not the prevalence, for their margin has no standard error (fewer than 10 prompts)"""
 
 
-@dataclass(frozen=True)
-class AdversarialGroups(_Result):
-    """What `adversarial_groups` found. First: high |cos|, low norm. Second: low |cos|, high norm."""
-
-    edit: str
-    """the main edit"""
-    share: Estimate
-    """of latents whose mean KL is larger in the first group, each counted `latent_weight` times"""
-    n_larger: int
-    """those latents, each counted once"""
-    n_latents: int
-    """latents that entered"""
-    n_left_out: int
-    """latents with fewer than `min_tokens` rows or none in one of the groups"""
-    n_rows: tuple[int, int]
-    """rows of the main edit in the first and in the second group"""
-    n_not_finite: int
-    """rows dropped because KL, the cosine, a norm or the dose is no finite number"""
-    clopper_pearson_iid: tuple[float, float]
-    """95 % interval of n_larger/n_latents for independent latents; they share prompts and are not, hence the name"""
-    kl_ratio: Estimate
-    """mean KL of the first group over that of the second"""
-    dose_ratio: Estimate
-    """the same ratio of mean doses `delta_norm`: the groups are not edited equally"""
-    placebo_kl_ratios: dict[str, Estimate]
-    """the ratio of the mean KLs of each placebo on the same tokens, which has the main edit's doses"""
-    over_placebos: dict[str, Estimate]
-    """kl_ratio over that: what the direction adds to dose and place"""
-    over_placebos_p: dict[str, float]
-    """two-sided p-values of 1 for these"""
-
-
-class _Rows(NamedTuple):
-    """The rows of a main edit and its placebos, with numbers for the labels."""
-
-    table: pd.DataFrame
-    edits: list[str]  # the main one first
-    edit: Int[ndarray, "row"]
-    latents: Int[ndarray, "latent"]
-    latent: Int[ndarray, "row"]
-    weight: Float[ndarray, "latent"]
-    prompt: Int[ndarray, "row"]
-    n_not_finite: int
-
-
 class _Cells(NamedTuple):
     """Correlations within cells, each the rows of one stratum, edit and latent."""
 
@@ -191,30 +126,6 @@ class _Cells(NamedTuple):
     constant: Bool[ndarray, "cell"]
 
 
-def _read(rows: pd.DataFrame, edit: str, numbers: Sequence[str]) -> _Rows:
-    if missing := [name for name in (*_KEY, "latent_weight", *numbers) if name not in rows]:
-        raise ResultError(f"the rows have no column {missing}; known: {list(rows.columns)}")
-    names = rows["edit"].to_numpy()
-    if not (names == edit).any():
-        raise ResultError(f"no row of the edit {edit!r}; known: {sorted(set(names))}")
-    edits = [edit, *(p for p in PLACEBOS if p != edit and (names == p).any())]
-    some = cast(pd.DataFrame, rows[np.isin(names, edits)])
-    if some[_KEY].duplicated().any():
-        raise ResultError("a latent has two rows of one edit and token; give the rows of one site, context and SAE")
-    finite = np.isfinite(cast(pd.DataFrame, some[list(numbers)]).to_numpy(dtype=float)).all(axis=1)
-    table = cast(pd.DataFrame, some[finite])
-    if not (table["edit"] == edit).any():
-        raise ResultError(f"no row of the edit {edit!r} has finite {list(numbers)}")
-    latents, first, latent = np.unique(table["latent"].to_numpy(), return_index=True, return_inverse=True)
-    weight = table["latent_weight"].to_numpy(dtype=float)[first]
-    if not (np.isfinite(weight) & (weight > 0)).all():
-        raise ResultError("a latent_weight is not above 0")
-    code = np.array([edits.index(name) for name in table["edit"]])
-    return _Rows(
-        table, edits, code, latents, latent, weight, table["target_prompt"].to_numpy(), int((~finite).sum())
-    )  # fmt: skip
-
-
 def _standard(x: ndarray, group: ndarray, weight: ndarray) -> ndarray:
     """x in units of its group's spread, 0 where that is rounding: latents of tiny KLs keep their precision."""
     total = np.bincount(group, weight)
@@ -225,7 +136,7 @@ def _standard(x: ndarray, group: ndarray, weight: ndarray) -> ndarray:
 
 
 def _cells(
-    columns: Mapping[str, ndarray], stratum: ndarray, some: _Rows, weight: ndarray, signed: bool, min_tokens: int
+    columns: Mapping[str, ndarray], stratum: ndarray, some: EditRows, weight: ndarray, signed: bool, min_tokens: int
 ) -> _Cells:
     shape = (int(stratum.max()) + 1, len(some.edits), len(some.latents))
     kinds, group = np.unique(np.ravel_multi_index((stratum, some.edit, some.latent), shape), return_inverse=True)
@@ -241,90 +152,25 @@ def _cells(
     return _Cells(within, place, edit, latent, margin, few, constant)
 
 
-def _pulled(z: Float[ndarray, "unit"]) -> Float[ndarray, "unit"]:
-    """z, each with an error of variance 1, pulled to their mean until their spread is that of the true ones."""
-    if len(z) < 2:
-        return z
-    centre, spread = z.mean(), z.var(ddof=1)
-    return centre + (z - centre) * np.sqrt(max(0.0, 1 - 1 / spread)) if spread > 0 else z
-
-
-def _sign_covariance(
-    margin: Float[ndarray, "deletion unit"], present: Int[ndarray, "prompt unit"], family: Int[ndarray, "unit"]
-) -> Float[ndarray, "unit unit"]:
-    """The covariance of the indicators that margins are above 0, from their jackknife: see `win_rates`."""
-    here = present > 0
-    count = here.sum(axis=0)
-    with np.errstate(all="ignore"):
-        centre = np.where(here, margin[1:], 0.0).sum(axis=0) / count
-        step = np.where(here, margin[1:] - centre, 0.0) * np.sqrt((count - 1) / count)
-        se = np.sqrt((step * step).sum(axis=0))
-        z = np.clip(margin[0] / se, -20, 20)
-    known = np.isfinite(se) & (se > 0)
-    step, z = np.where(known, step / np.where(known, se, 1.0), 0.0), np.where(known, z, 0.0)
-    for name in np.unique(family):
-        z[known & (family == name)] = _pulled(z[known & (family == name)])
-    correlation = np.clip(step.T @ step, -1, 1)
-    np.fill_diagonal(correlation, 1.0)
-    # P(both above 0) − P·P is the integral of the bivariate normal density over the correlation, from 0 up.
-    top, square, product = np.arcsin(correlation), z[:, None] ** 2 + z**2, np.outer(z, z)
-    total = np.zeros_like(top)
-    for node, weight in zip(_NODES, _NODE_WEIGHTS, strict=True):
-        sine = np.sin(top * (1 + node) / 2)
-        total += weight * np.exp(-(square - 2 * product * sine) / (2 * (1 - sine * sine)))
-    return total * top / (4 * np.pi)
-
-
-def _linear(
-    value: float, contrast: Float[ndarray, "unit"], covariance: Float[ndarray, "unit unit"],
-    present: Int[ndarray, "prompt unit"],
-) -> Estimate:  # fmt: skip
-    """Σ contrast·indicator with its interval; units whose contrast is 0 do not enter."""
-    used = present[:, contrast != 0]
-    n_rows, n_prompts = int(used.sum()), int((used.sum(axis=1) > 0).sum())
-    if n_prompts < MIN_PROMPTS:
-        return Estimate(value, np.nan, np.nan, np.nan, n_rows, n_prompts)
-    se = float(np.sqrt(max(contrast @ covariance @ contrast, 0.0)))
-    half = float(stats.t.ppf(0.975, n_prompts - 1)) * se
-    return Estimate(value, value - half, value + half, se, n_rows, n_prompts, df=float(n_prompts - 1))
-
-
-def _clopper_pearson(k: int, n: int) -> tuple[float, float]:
-    if not n:
-        return np.nan, np.nan
-    low = float(stats.beta.ppf(0.025, k, n - k + 1)) if k else 0.0
-    return low, float(stats.beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
-
-
-def _share(
-    wins: Bool[ndarray, "unit"], weight: Float[ndarray, "unit"], covariance: ndarray, present: ndarray
-) -> Estimate:
-    """The weighted share of units that win; units of weight 0 do not enter."""
-    total = weight.sum()
-    if not total:
-        return Estimate(np.nan, np.nan, np.nan, np.nan, 0, 0)
-    return _linear(float(weight[wins].sum() / total), weight / total, covariance, present)
-
-
-def _rates(cells: _Cells, stratum: int, some: _Rows) -> tuple[list[WinRate], list[Difference]]:
+def _rates(cells: _Cells, stratum: int, some: EditRows) -> tuple[list[WinRate], list[Difference]]:
     """Of one stratum: the win rate of each edit, and the differences of the main edit's to the others'."""
     chosen = (cells.stratum == stratum) & ~cells.few & ~cells.constant
     margin, present = cells.margin[:, chosen], cells.within.present[:, chosen]
     edit, latent, wins = cells.edit[chosen], cells.latent[chosen], margin[0] > 0
-    covariance = _sign_covariance(margin, present, edit)
+    covariance = sign_covariance(margin, present, edit)
     rates, differences = [], []
     for e in range(len(some.edits)):
         own, here = edit == e, (cells.stratum == stratum) & (cells.edit == e)
         n, k = int(own.sum()), int(wins[own].sum())
-        found = _share(wins, np.where(own, some.weight[latent], 0.0), covariance, present)
+        found = share_of(wins, np.where(own, some.weight[latent], 0.0), covariance, present)
         n_few, n_constant = len(some.latents) - int((here & ~cells.few).sum()), int((here & cells.constant).sum())
-        rates.append(WinRate(found, n, k, n_few, n_constant, _clopper_pearson(k, n)))
+        rates.append(WinRate(found, n, k, n_few, n_constant, clopper_pearson(k, n)))
         if e:
             both = np.intersect1d(latent[edit == 0], latent[own])
             weight = np.where(np.isin(latent, both), some.weight[latent], 0.0) / max(some.weight[both].sum(), 1e-300)
             contrast = np.where(edit == 0, weight, np.where(own, -weight, 0.0))
             value = float(contrast[wins].sum()) if len(both) else np.nan
-            difference = _linear(value, contrast, covariance, present)
+            difference = linear(value, contrast, covariance, present)
             differences.append(Difference(difference, statistics.p_value(difference, 0.0), len(both)))
     return rates, differences
 
@@ -398,9 +244,7 @@ def win_rates(
     """
     if len(predictors) != 2:
         raise ResultError(f"predictors {list(predictors)}; expected two columns, the cosine's and the inner product's")
-    some = _read(
-        rows, edit, ["kl", *predictors, "norm", "norm_quartile", *(["token_weight"] if token_weighted else [])]
-    )
+    some = read(rows, edit, ["kl", *predictors, "norm", "norm_quartile", *(["token_weight"] if token_weighted else [])])
     table, size = some.table, np.abs if absolute else np.asarray
     weight = table["token_weight"].to_numpy(dtype=float) if token_weighted else np.ones(len(table))
     columns = {"kl": table["kl"].to_numpy(dtype=float)}
@@ -431,7 +275,7 @@ def win_rates(
 
 
 def _latents(
-    cells: _Cells, columns: Mapping[str, ndarray], some: _Rows, weight: ndarray, signed: bool
+    cells: _Cells, columns: Mapping[str, ndarray], some: EditRows, weight: ndarray, signed: bool
 ) -> tuple[dict[str, dict[str, Estimate]], pd.DataFrame, Prevalence]:
     """The mean correlations, the table of the main edit's latents, and the share of margins above 0 among them."""
     within, chosen = cells.within, np.flatnonzero((cells.edit == 0) & ~cells.few & ~cells.constant)
@@ -472,74 +316,3 @@ def _latents(
     deletions, se, w = -cells.margin[:, chosen[known]], se[known], w[known]
     common = error_in_common(deletions, se, weights=w)
     return means, pd.DataFrame(found), share_below(deletions[0], se, 0.0, weights=w, shared_error=common)
-
-
-def adversarial_groups(rows: pd.DataFrame, *, edit: str = "zero", min_tokens: int = 10) -> AdversarialGroups:
-    """KL of tokens with high |cos| and low norm against tokens with low |cos| and high norm, by each latent's medians.
-
-    High: above the median over the main edit's rows of the latent; low: at or below. share: Σ w_i·1[mean KL larger in the
-    first group]/Σ w_i, w = latent_weight, errors as for `win_rates` from the margin (a − b)/(a + b) of the two means.
-    kl_ratio: Σ_i w_i/n_i Σ KL over the first group's rows, divided by Σ_i w_i/n_i times their number; over the same of the
-    second (n_i: rows of latent i in both): each latent counts w_i. Interval by the jackknife on its logarithm.
-    The first group has the larger dose wherever |cos| varies more than ‖x‖, so the published 81 of 90 and 10.4× say
-    nothing by themselves: `dose_ratio` and the placebos' ratios, which have these doses, stand beside them.
-
-    Latents and their medians are held fixed. Simulated, 30 latents × 60 tokens, 20 and 40 prompts, KLs as there that follow
-    the dose: intervals of kl_ratio cover 95–96, of share 94–95 (90–91 where all latents share the effects of prompts);
-    `over_placebos_p` is below .05 in .03–.06. Raises `ResultError` as `win_rates` does.
-    Source: arXiv:2606.15054; doses and placebos are ours.
-    """
-    some = _read(rows, edit, ["kl", "cosine", "norm", "delta_norm"])
-    table, main, n_latents = some.table, some.edit == 0, len(some.latents)
-    cos, norm = np.abs(table["cosine"].to_numpy(dtype=float)), table["norm"].to_numpy(dtype=float)
-    count = np.bincount(some.latent[main], minlength=n_latents)
-    high = []
-    for x in (cos, norm):
-        middle = pd.Series(x[main]).groupby(some.latent[main]).median().reindex(range(n_latents)).to_numpy()
-        high.append(x > middle[some.latent])
-    group = np.where(high[0] & ~high[1], 0, np.where(high[1] & ~high[0], 1, -1))
-    sizes = np.stack([np.bincount(some.latent[main & (group == g)], minlength=n_latents) for g in (0, 1)])
-    entered = (count >= min_tokens) & (sizes > 0).all(axis=0)
-    prompts, prompt = np.unique(some.prompt, return_inverse=True)
-    keep = entered[some.latent] & (group >= 0)
-
-    def sums(x: ndarray, e: int) -> Float[ndarray, "deletion group latent"]:
-        """Of each group and latent, on all rows of an edit and without each prompt."""
-        at = keep & (some.edit == e)
-        shape = (len(prompts), 2, n_latents)
-        code = np.ravel_multi_index((prompt[at], group[at], some.latent[at]), shape)
-        parts = np.bincount(code, x[at], int(np.prod(shape))).reshape(shape)
-        whole = parts.sum(axis=0)
-        return np.concatenate([whole[None], whole - parts])[..., entered]
-
-    kl, dose, one = table["kl"].to_numpy(dtype=float), table["delta_norm"].to_numpy(dtype=float), np.ones(len(table))
-    n, total, weight = sums(one, 0), sums(kl, 0), some.weight[entered]
-    with np.errstate(all="ignore"):
-        means = np.where(n > 0.5, total / n, np.nan)
-        margin = (means[:, 0] - means[:, 1]) / (means[:, 0] + means[:, 1])
-        margin = np.where(means[:, 0] == means[:, 1], 0.0, margin)
-    present = np.rint(n[0].sum(axis=0) - n[1:].sum(axis=1)).astype(int)
-    covariance = _sign_covariance(margin, present, np.zeros(len(weight), dtype=int))
-    wins = margin[0] > 0
-    per_row = weight / np.maximum(n[0].sum(axis=0), 1)
-
-    def log_ratio(x: ndarray, e: int) -> Float[ndarray, "deletion"]:
-        with np.errstate(all="ignore"):
-            mean = (sums(x, e) @ per_row) / (sums(one, e) @ per_row)
-            return np.log(mean[:, 0]) - np.log(mean[:, 1])
-
-    n_rows = int(n[0].sum())
-
-    def ratio(logs: ndarray) -> Estimate:
-        values = np.exp(logs)
-        return statistics.from_deletions(float(values[0]), values[1:], n_rows, transform="log")
-
-    own = log_ratio(kl, 0)
-    placebos = {name: log_ratio(kl, e) for e, name in enumerate(some.edits) if e}
-    over = {name: ratio(own - logs) for name, logs in placebos.items()}
-    return AdversarialGroups(
-        edit, _share(wins, weight, covariance, present), int(wins.sum()), len(weight), n_latents - len(weight),
-        (int(n[0, 0].sum()), int(n[0, 1].sum())), some.n_not_finite, _clopper_pearson(int(wins.sum()), len(weight)),
-        ratio(own), ratio(log_ratio(dose, 0)), {name: ratio(logs) for name, logs in placebos.items()}, over,
-        {name: statistics.p_value(estimate, 1.0, "log") for name, estimate in over.items()},
-    )  # fmt: skip

@@ -6,10 +6,11 @@ import pytest
 from scipy import stats
 
 import diagnostics.wins as module
-from diagnostics import statistics
+from diagnostics import edit_rows, indicators, statistics
+from diagnostics.adversarial import adversarial_groups
 from diagnostics.iid_tests import meng_rosenthal_rubin, steiger
 from diagnostics.prevalence import error_in_common, false_discovery, share_below
-from diagnostics.wins import adversarial_groups, win_rates
+from diagnostics.wins import win_rates
 from interventions.errors import ResultError
 
 ROUNDING = {"rel": 1e-8, "abs": 1e-10}  # sums of products of order 1, and what a subtraction of two of them leaves
@@ -260,7 +261,7 @@ def test_the_covariance_of_signs_is_that_of_normal_margins():
     here = rng.random((20, 4)) < 0.8
     steps = np.where(here, rng.normal(size=(20, 4)) + rng.normal(size=(20, 1)), 0.0)
     margins = np.vstack([[0.3, -4.0, 7.0, 0.0], np.array([0.3, -4.0, 7.0, 0.0]) + steps])
-    got = module._sign_covariance(margins, here.astype(int), np.arange(4))
+    got = indicators.sign_covariance(margins, here.astype(int), np.arange(4))
     count = here.sum(axis=0)
     centred = np.where(here, margins[1:] - (np.where(here, margins[1:], 0).sum(axis=0) / count), 0)
     centred *= np.sqrt((count - 1) / count)
@@ -276,17 +277,17 @@ def test_the_covariance_of_signs_is_that_of_normal_margins():
             assert got[i, j] == got[j, i] == pytest.approx(both - product, abs=1e-7)
     margins[3, 1] = np.nan  # a margin that a deletion leaves undefined: a fair coin of its own
     here[2, 1] = True
-    got = module._sign_covariance(margins, here.astype(int), np.arange(4))
+    got = indicators.sign_covariance(margins, here.astype(int), np.arange(4))
     assert got[1] == pytest.approx([0, 0.25, 0, 0], abs=1e-12)
 
 
 def test_margins_are_pulled_by_the_share_of_their_errors():
     z = np.random.default_rng(12).normal(1, 3, 50)
-    pulled = module._pulled(z)
+    pulled = indicators.pulled(z)
     assert (pulled.mean(), pulled.var(ddof=1)) == pytest.approx((z.mean(), z.var(ddof=1) - 1))
     assert (np.argsort(pulled) == np.argsort(z)).all()
-    assert module._pulled(0.5 * z / z.std()) == pytest.approx(0.5 * (z / z.std()).mean())
-    assert (module._pulled(z[:1]) == z[:1]).all() and len(module._pulled(z[:0])) == 0
+    assert indicators.pulled(0.5 * z / z.std()) == pytest.approx(0.5 * (z / z.std()).mean())
+    assert (indicators.pulled(z[:1]) == z[:1]).all() and len(indicators.pulled(z[:0])) == 0
 
 
 def replications(n_prompts, number, n_latents=20, n_tokens=30, cos_power=0.0, norm_power=0.0):
@@ -303,7 +304,7 @@ def replications(n_prompts, number, n_latents=20, n_tokens=30, cos_power=0.0, no
             "cos": np.tile(np.abs(cosine), 2),
             "inner": np.tile(np.abs(cosine * norm), 2),
         }
-        some = module._Rows(pd.DataFrame(), ["zero", "placebo_token"], edit, np.arange(n_latents), latent,
+        some = edit_rows.EditRows(pd.DataFrame(), ["zero", "placebo_token"], edit, np.arange(n_latents), latent,
                             np.ones(n_latents), np.tile(prompt, 2), 0)  # fmt: skip
         one = np.zeros(len(latent), dtype=int)
         cells = module._cells(columns, one, some, one + 1.0, False, 10)
