@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.adversarial import AdversarialGroups, adversarial_groups
+from diagnostics.norm_exponent import Exponent
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
 from diagnostics.results import write_frame, write_json, write_whole
-from diagnostics.simpsons_paradox import Simpson, simpson
-from diagnostics.wins import WinRate, WinRates, win_rates
+from diagnostics.simpsons_paradox import SCORES, Simpson, simpson
+from diagnostics.wins import EditRates, WinRate, WinRates, win_rates
 from interventions.errors import ResultError
 
 QUARTILES = ("all", "1", "2", "3", "4")
@@ -33,6 +34,10 @@ class Contest:
     """model, layer, point, context, sae"""
     rates: WinRates
     groups: AdversarialGroups
+    exponents: dict[str, Exponent]
+    """the headline: see `projection_summary.exponents`"""
+    learned_a: float | None
+    """mean exponent of a cosine-scored SAE"""
     simpson: Simpson | None
     """None where nothing can be fitted"""
     why_no_labels: str | None = None
@@ -42,6 +47,7 @@ class Contest:
         rates = {k: v for k, v in self.rates.as_dict().items() if k != "latents"}
         labels = None if self.simpson is None else self.simpson.as_dict()
         found = {"run": self.run, **self.place, "win_rates": rates, "adversarial_groups": self.groups.as_dict()}
+        found["exponents"] = {name: way.as_dict() for name, way in self.exponents.items()} | {"learned": self.learned_a}
         return found | {"simpson": labels, "why_no_labels": self.why_no_labels}
 
 
@@ -66,22 +72,15 @@ class WinRateReport:
             for rates in edits:
                 difference = contest.rates.differences.get(rates.edit)
                 for i, rate in enumerate((rates.overall, *rates.quartiles)):
-                    line = {
-                        "run": contest.run,
-                        **contest.place,
-                        "edit": rates.edit,
-                        "quartile": QUARTILES[i],
-                        **_ends(rate),
-                    }
                     band = bands[i] if rates is contest.rates.main else None
-                    line |= {
-                        "band_low": np.nan if band is None else band.low,
-                        "band_high": np.nan if band is None else band.high,
-                    }
                     versus = None if difference is None else (difference.overall, *difference.quartiles)[i]
+                    line: dict[str, Any] = {"run": contest.run, **contest.place, "edit": rates.edit}
+                    line |= {"quartile": QUARTILES[i], **_ends(rate)}
+                    line |= {"absolute": contest.rates.absolute, "signed": contest.rates.signed}
+                    line |= {f"band_{name}": np.nan if band is None else value(band) for name, value in _BAND.items()}
                     line |= {
-                        "main_less_this": np.nan if versus is None else versus.estimate.value,
-                        "main_less_this_p": np.nan if versus is None else versus.p,
+                        f"main_less_this{name}": np.nan if versus is None else value(versus)
+                        for name, value in _VERSUS.items()
                     }
                     lines.append(line)
         return pd.DataFrame(lines)
@@ -96,36 +95,22 @@ class WinRateReport:
         return self.frame
 
     def summary(self) -> pd.DataFrame:
-        """A line for each run and group, for a reader: win rates with intervals, the placebo's, labels, exponents."""
-        lines = []
-        for c in self.contests:
-            line: dict[str, Any] = {
-                "run": c.run,
-                "model": c.place["model"],
-                "context": c.place["context"].replace("_", "-"),
-            }
-            line |= {"block": c.place["layer"], "SAE": c.place["sae"], "latents": c.rates.main.overall.n_latents}
-            line["win rate"] = str(c.rates.main.overall.estimate)
-            for name, rates in c.rates.placebos.items():
-                line[name.replace("_", " ")] = f"{rates.overall.estimate.value:.2g}"
-            line["by quartile"] = " ".join(f"{q.estimate.value:.2f}" for q in c.rates.main.quartiles)
-            token = c.rates.placebos.get("placebo_token")
-            if token is not None:
-                line["placebo's"] = " ".join(f"{q.estimate.value:.2f}" for q in token.quartiles)
-            labels = c.simpson
-            line["true margin > 0"] = str(c.rates.prevalence)
-            line["cos-high ÷ norm-high"] = f"{c.groups.kl_ratio.value:.2g}"
-            if "placebo_token" in c.groups.over_placebos:
-                line["over placebo's"] = str(c.groups.over_placebos["placebo_token"])
-            for score in ("cosine", "inner", "activation"):
-                paradox = None if labels is None else labels.scores.get(score)
-                line[f"label {score}"] = "" if paradox is None else paradox.label
-            lines.append(line)
-        return pd.DataFrame(lines).fillna("")
+        """A line for each run and group, for a reader: exponents, win rates beside the placebos', labels, each with its interval."""
+        return pd.DataFrame([_line(contest) for contest in self.contests]).fillna("")
 
     def table(self) -> str:
-        """The summary as text, for a terminal."""
-        return f"{self.summary().to_string(index=False)}\n{NOTE}"
+        """The summary as text, for a terminal, in three parts; and what has no label, with the reason."""
+        whole = self.summary()
+        place = [name for name in _PLACE if name != "model" or whole["model"].nunique() > 1]
+        parts = []
+        for title, columns in _PARTS.items():
+            own = [name for name in columns if name in whole]
+            parts += [f"{title}:", whole[[*place, *own]].to_string(index=False)]
+        for c in self.contests:
+            reasons = {"": c.why_no_labels} if c.simpson is None else c.simpson.reasons
+            where = f"{c.run}, {c.place['context'].replace('_', '-')}, {c.place['sae']}"
+            parts += [f"{where}: no label{' of ' + score if score else ''}: {why}" for score, why in reasons.items()]
+        return "\n".join([*parts, NOTE])
 
     def plot(self) -> Any:
         """Win rate by depth, in context beside the one-token context, with the placebos' band. Returns a matplotlib Figure."""
@@ -176,6 +161,64 @@ class WinRateReport:
         return self.summary().to_html(index=False) + f"<p>{NOTE}</p>"
 
 
+_BAND: dict[str, Callable[[Any], float]] = {
+    "low": lambda b: b.low,
+    "high": lambda b: b.high,
+    "win_rate": lambda b: b.observed.value,
+    "n_latents": lambda b: b.n_latents,
+}
+_VERSUS: dict[str, Callable[[Any], float]] = {
+    "": lambda v: v.estimate.value,
+    "_low": lambda v: v.estimate.low,
+    "_high": lambda v: v.estimate.high,
+    "_p": lambda v: v.p,
+}
+_PLACE = ("run", "model", "context", "block", "SAE")
+_PARTS = {
+    "Norm exponent a (0: cosine, 1: inner product)": (
+        "a across tokens", "a of its placebo", "a rescaled", "a learned", "latents with a < ½ (rescaled)",
+    ),
+    "Win rate of the cosine": ("latents", "win rate", "placebo token", "placebo isotropic", "less placebo", "true margin > 0"),
+    "By quartile of ||x||, and what it is called": (
+        "by quartile", "placebo's", "label cosine", "label inner", "label activation", "cos-high ÷ norm-high", "their doses",
+        "over placebo's",
+    ),
+}  # fmt: skip
+
+
+def _line(c: Contest) -> dict[str, Any]:
+    line: dict[str, Any] = {"run": c.run, "model": c.place["model"], "context": c.place["context"].replace("_", "-")}
+    line |= {"block": c.place["layer"], "SAE": c.place["sae"], "latents": c.rates.main.overall.n_latents}
+    named = {"observational": "a across tokens", "placebo_token": "a of its placebo", "interventional": "a rescaled"}
+    for way, name in named.items():
+        if way in c.exponents:
+            found = c.exponents[way]
+            line[name] = str(found.a) if found.identified else "not identified"
+    if "interventional" in c.exponents:
+        line["latents with a < ½ (rescaled)"] = str(c.exponents["interventional"].share_below_half)
+    line["a learned"] = "" if c.learned_a is None else f"{c.learned_a:.2f}"
+    line["win rate"] = str(c.rates.main.overall.estimate)
+    for name, rates in c.rates.placebos.items():
+        line[name.replace("_", " ")] = str(rates.overall.estimate)
+    line["by quartile"] = _by_quartile(c.rates.main)
+    if "placebo_token" in c.rates.placebos:
+        difference = c.rates.differences["placebo_token"].overall
+        line["placebo's"] = _by_quartile(c.rates.placebos["placebo_token"])
+        line["less placebo"] = f"{difference.estimate}, p {difference.p:.2g}"
+    line["true margin > 0"] = str(c.rates.prevalence)
+    line |= {"cos-high ÷ norm-high": str(c.groups.kl_ratio), "their doses": str(c.groups.dose_ratio)}
+    if "placebo_token" in c.groups.over_placebos:
+        line["over placebo's"] = str(c.groups.over_placebos["placebo_token"])
+    for score in SCORES:
+        paradox = None if c.simpson is None else c.simpson.scores.get(score)
+        line[f"label {score}"] = "" if paradox is None else f"{paradox.label} ({paradox.difference})"
+    return line
+
+
+def _by_quartile(rates: EditRates) -> str:
+    return " ".join(f"{rate.estimate.value:.2f}" for rate in rates.quartiles)
+
+
 def _ends(rate: WinRate) -> dict[str, Any]:
     low, high = rate.clopper_pearson_iid
     found = {"win_rate": rate.estimate.value, "low": rate.estimate.low, "high": rate.estimate.high}
@@ -217,20 +260,23 @@ def win_rate_report(
                 try:
                     labels = simpson(
                         rows, floor, edit=run.main, draws=draws, seed=run.provenance["seed"], min_tokens=min_tokens,
-                        absolute=magnitudes,
+                        absolute=magnitudes, signed=signed,
                     )  # fmt: skip
                 except ResultError as error:  # too few rows: the rates stand without labels, and the reason beside them
                     why = str(error)
-            contests.append(Contest(name, place, rates, groups_, labels, why))
+            own = next(g for g in run.groups if all(g[name_] == place[name_] for name_ in PLACE))
+            known = None if own["learned_a"] is None else own["learned_a"]["mean"]
+            contests.append(Contest(name, place, rates, groups_, own["exponents"], known, labels, why))
             if progress is not None:
                 progress(1, total)
     return WinRateReport(contests, dict(runs))
 
 
 NOTE = (
-    "Win rate: share of latents whose KL correlates more with the cosine than with the inner product, each latent counted for as many "
-    "as it stands for;\nit moves with the number of tokens whatever is true, so read it beside the placebos', which have the same "
-    "doses and no meaning. By quartile of ||x||.\ncos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of "
-    "tokens with low |cos| and high norm; the same over the placebo's, which has these doses.\nBrackets: 95 % delete-one-prompt jackknife, the latents held fixed. Labels: what "
-    "becomes of a score's slope within deciles of ||x||."
+    "a across tokens: log KL on log|cos| and log||x||; rescaled: the same token's activation 10 % shorter and longer. Win rate: share "
+    "of latents whose\nKL correlates more with the cosine than with the inner product; it moves with the number of tokens whatever is "
+    "true, so read it beside the\nplacebos', which have the same doses and no meaning. Labels: what becomes of a score's slope within "
+    "deciles of ||x|| (pooled less within).\ncos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens "
+    "with low |cos| and high norm; over placebo's: over the same\nratio of the placebo. Latents count for as many as they stand for. "
+    "Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
 )

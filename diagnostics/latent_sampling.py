@@ -30,22 +30,27 @@ class Drawn:
     weight: Float[ndarray, "drawn"]
 
 
-def shares(size: Int[ndarray, "stratum"], n: int) -> Int[ndarray, "stratum"]:
-    """How many of `n` come from each stratum: equal numbers, what a small one lacks spread over the others."""
+def shares(
+    size: Int[ndarray, "stratum"], n: int, order: UInt64[ndarray, "stratum"] | None = None
+) -> Int[ndarray, "stratum"]:
+    """How many of `n` come from each stratum: equal numbers, what a small one lacks spread over the others, what is left over one
+    each in ascending `order`."""
     n = min(n, int(size.sum()))
     level = next((k for k in range(int(size.max(initial=0)), 0, -1) if np.minimum(size, k).sum() <= n), 0)
     taken = np.minimum(size, level)
-    taken[np.flatnonzero(size > level)[: n - int(taken.sum())]] += 1
+    more = np.flatnonzero(size > level)
+    more = more if order is None else more[np.argsort(order[more], kind="stable")]
+    taken[more[: n - int(taken.sum())]] += 1
     return taken
 
 
 def from_strata(stratum: Int[ndarray, "item"], key: UInt64[ndarray, "item"], n: int) -> Drawn:
     """`n` items in equal numbers from strata (negative: not to be drawn), those of the smallest keys; weight: stratum's size over
-    how many of it are drawn."""
+    how many of it are drawn. Where n is small some strata get none and nobody stands for them: weights add up to less."""
     there = np.flatnonzero(stratum >= 0)
     order = there[np.lexsort((key[there], stratum[there]))]
     names, first, size = np.unique(stratum[order], return_index=True, return_counts=True)
-    taken = shares(size, n)
+    taken = shares(size, n, key[order[first]])  # the smallest key of each stratum
     place = np.arange(len(order)) - np.repeat(first, size)
     chosen = place < np.repeat(taken, size)
     index, weight = order[chosen], np.repeat(size / np.maximum(taken, 1), size)[chosen]

@@ -192,7 +192,7 @@ def interventional(rows: pd.DataFrame, floor: float) -> Interventional:
     of prompts, 500 replications (± .01): the set for a covers 95–96 at a = 0, ½, 1, true nulls are rejected in .04–.05.
 
     rows: of one group; used are `zero` (removed 1), `half` (removed .5) and `scaled` (scale .9 and 1.1, removed 1),
-    joined by latent, target_prompt and target_position. A token enters where all four are there (others: `n_unusable`)
+    joined by latent, target_prompt and target_position. A token with a `half` or `scaled` row enters where all four are there (others: `n_unusable`)
     and above 10 · floor (others: `n_below_floor`; the smallest is mostly the half dose, so this keeps flat dose slopes).
     Nothing is determined (nan) where no token is left. Raises `ResultError` for a token with two rows of one kind, a
     latent with two weights, and a negative floor. Does not warn of 10 to 20 prompts. Source: ours.
@@ -206,6 +206,7 @@ def interventional(rows: pd.DataFrame, floor: float) -> Interventional:
     _check(rows, floor, "kind")
     weight = _weights(rows)
     table = rows.pivot(index=_TOKEN, columns="kind", values="kl").reindex(columns=list(_STEPS))
+    table = table.loc[table[["half", "down", "up"]].notna().any(axis=1)]  # the others were never asked about
     k = table.to_numpy(float)
     lowest = np.where(np.isfinite(k), k, -np.inf).min(axis=1)
     usable, clear = lowest > -np.inf, lowest > CLEAR * floor

@@ -1,6 +1,8 @@
 """Directions to be asked about, and what reads them: SAEs at the sites they belong to, or plain vectors."""
 
+import copy
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,11 @@ from interventions.errors import EditError, ResultError, SiteError
 from interventions.models import CausalModel
 from interventions.sites import Site
 from sae_models.errors import SAEError
-from sae_models.live import as_sae
+from sae_models.live import Wrapped, as_sae
 from sae_models.sae import SAE
 from sae_models.scores import Cosine
 
-_TOKENS = 4096  # encoded at once
+_ENTRIES = 2**24  # of all latents, formed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,17 +35,29 @@ class Probe:
     """encoder rows, where there are any"""
     sae: SAE | None = None
 
+    @property
+    def label(self) -> str:
+        """What random draws are seeded with: site and kind, whatever else is asked about and however it is named for that."""
+        where = str(self.site.layer) if self.site.point == "resid_post" else str(self.site)
+        return f"{where}/{self.name.rsplit('/', 1)[-1]}"
+
     @torch.no_grad()
     def activation(
         self, x: Float[Tensor, "row d_model"], latent: Tensor
     ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row d_model"]]:
-        """z of one latent a row, and x_c. For an SAE only."""
+        """z of one latent a row, and x_c in the activations' own unit. For an SAE only."""
         assert self.sae is not None
-        parts = [
-            (self.sae.encode(some).gather(1, which[:, None])[:, 0], self.sae.centred(some))
-            for some, which in zip(x.split(_TOKENS), latent.split(_TOKENS), strict=True)
-        ]
-        return torch.cat([z for z, _ in parts]), torch.cat([x_c for _, x_c in parts])
+        z, x_c = [], []
+        for some, which in zip(x.split(self.few), latent.split(self.few), strict=True):
+            scale = self.sae.normalise(some.to(self.sae.W_dec)).scale
+            z.append(self.sae.encode(some).gather(1, which[:, None])[:, 0])
+            x_c.append(self.sae.centred(some) * (1.0 if scale is None else scale))
+        return torch.cat(z), torch.cat(x_c)
+
+    @property
+    def few(self) -> int:
+        """Activations to be encoded at once."""
+        return max(16, _ENTRIES // len(self))
 
     def __len__(self) -> int:
         return len(self.directions)
@@ -60,13 +74,16 @@ class Probe:
         found = hashlib.sha256()
         parts = {"directions": self.directions}
         if self.sae is not None:
-            drawn = torch.randn(16, self.directions.shape[1], generator=torch.Generator().manual_seed(0))
-            parts |= {"z": self.sae.encode(10 * drawn.to(self.directions))} | dict(
-                sorted(self.sae.state_dict().items())
-            )
+            parts = dict(sorted(self.sae.state_dict().items()))
+            settings = [_settings(part) for part in (self.sae, self.sae.score, self.sae.selector, self.sae.normalise)]
+            found.update(json.dumps(settings).encode())
+            if isinstance(self.sae.score, Wrapped):  # known as a function: by what it gives, but for last bits
+                drawn = torch.randn(16, self.directions.shape[1], generator=torch.Generator().manual_seed(0))
+                z = self.sae.encode(10 * drawn.to(self.directions)).float()
+                parts["z"] = (z / z.abs().max().clamp(min=1e-30) * 1e3).round()
         for name, value in parts.items():
             found.update(f"{name} {list(value.shape)}".encode())
-            found.update(value.detach().double().cpu().numpy().tobytes())
+            found.update(value.detach().float().cpu().numpy().tobytes())
         known = self.learned
         return {
             "site": str(self.site),
@@ -75,6 +92,12 @@ class Probe:
             "sae": None if self.sae is None else f"{self.sae.score.kind} → {self.sae.selector.kind}",
             "learned_a": None if known is None else {"mean": float(known.mean()), "sd": float(known.std())},
         }
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """What a module knows beside its tensors."""
+    plain = {name: value for name, value in vars(part).items() if isinstance(value, bool | int | float | str)}
+    return {"kind": type(part).__name__} | {name: plain[name] for name in sorted(plain) if name != "training"}
 
 
 def probes_of(given: Any, model: CausalModel, site: Site | None) -> list[Probe]:
@@ -101,7 +124,8 @@ def _probe(name: str, thing: Any, model: CausalModel, site: Site | None) -> Prob
         return Probe(name, site, rows.to(model.device))
     sae = as_sae(thing)
     where = sae_site(sae, model, site)
-    sae = sae.to(model.device)
+    if sae.device != model.device:
+        sae = copy.deepcopy(sae).to(model.device)  # the caller's stays where it is
     try:
         rows = sae.encoder_rows().detach()
     except SAEError:  # an encoder known as a function only

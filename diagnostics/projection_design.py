@@ -42,7 +42,6 @@ EDITS = (
 )
 SCALES = (0.9, 1.1)
 _PAIRS = 4096  # edited at once: placebos hold float64 copies
-_TOKENS = 4096  # encoded at once
 _SELF = 16
 
 
@@ -101,6 +100,7 @@ class Projections:
         prompt, position = clean.tokens
         if not len(prompt):
             raise ResultError("no usable token; give other text or a looser sink filter")
+        self.others = latents is not None  # drawn of another model, whose frequencies are not these
         self.latents: dict[str, Latents] = {}
         self.pairs: dict[str, _Pairs] = {}
         self.mean: dict[Site, Tensor] = {}
@@ -125,27 +125,45 @@ class Projections:
             known = None if latents is None else latents[probe.name]
             self.latents[probe.name] = known or self._draw(probe, frequency, len(prompt))
             self.pairs[probe.name] = self._tokens(probe, x, size)
-            said = self.latents[probe.name].said
-            self.found["saes"][probe.name] = said | {"fve_here": fve, "pairs": len(self.pairs[probe.name])}
+            said = self.latents[probe.name].said | {"fve_here": fve, "pairs": len(self.pairs[probe.name])}
+            said |= {"latents_reached": self._latents_reached(probe), "tokens_reached": self._tokens_reached(probe)}
+            self.found["saes"][probe.name] = said
 
     def _draw(self, probe: Probe, fires: np.ndarray | None, n_tokens: int) -> Latents:
         plan, name = self.plan, probe.name
         frequency = np.full(len(probe), np.nan) if fires is None else fires
         if fires is None and plan.sampling == "active":
             raise ResultError(f"directions {name!r} are never active; use sampling='stratified'")
-        if plan.latents is not None or fires is None:
-            ids = np.array(sorted(set(plan.latents or range(min(plan.n_latents, len(probe))))))
+        if plan.latents is not None:
+            ids = np.array(sorted(set(plan.latents)))
             if ids[0] < 0 or ids[-1] >= len(probe):
                 raise ResultError(f"{name} has latents 0 to {len(probe) - 1}; asked for {ids[0]} to {ids[-1]}")
             drawn, said = Drawn(ids, np.ones(len(ids))), {"latents": len(probe), "drawn": len(ids)}
+        elif fires is None:
+            key = hash_keys(self.seed, f"latents/{probe.label}", np.arange(len(probe)))
+            drawn = from_strata(np.zeros(len(probe), dtype=int), key, plan.n_latents)
+            said = {"latents": len(probe), "drawn": len(drawn.index)}
         else:
-            drawn, said = draw_latents(frequency, n_tokens, plan.n_latents, plan.sampling, self.seed, name)
+            drawn, said = draw_latents(frequency, n_tokens, plan.n_latents, plan.sampling, self.seed, probe.label)
         bins = np.zeros(len(drawn.index), dtype=int)
         if fires is not None and plan.sampling == "stratified":
             bins = np.maximum(frequency_bins(frequency)[0][drawn.index], 0)
         few = max(1, round(plan.single_token_share * len(drawn.index)))
-        alone = from_strata(bins, hash_keys(self.seed, f"alone/{name}", drawn.index), few)
+        alone = from_strata(bins, hash_keys(self.seed, f"alone/{probe.label}", drawn.index), few)
         return Latents(drawn, alone, frequency, said)
+
+    def _latents_reached(self, probe: Probe) -> float:
+        """The share of the latents that could be drawn that the drawn ones stand for: below 1 where strata got none."""
+        latents = self.latents[probe.name]
+        able = latents.said["latents"] - latents.said.get("never fire", 0)
+        return float(latents.drawn.weight.sum() / able) if self.plan.latents is None else 1.0
+
+    def _tokens_reached(self, probe: Probe) -> float:
+        """The same of tokens, of the latent of which it is least."""
+        pairs = self.pairs[probe.name]
+        if self.plan.sampling == "active" or not len(pairs):
+            return 1.0
+        return float(np.bincount(pairs.place, pairs.weight).min() / len(self.clean.tokens[0]))
 
     def _tokens(self, probe: Probe, x: Tensor, size: np.ndarray) -> _Pairs:
         """The tokens of each latent, drawn from all usable ones."""
@@ -158,15 +176,15 @@ class Projections:
         cosines = (x.float() @ (unit / unit.norm(dim=-1, keepdim=True)).T / norm(x)).cpu().numpy()
         parts = []
         for place, latent in enumerate(latents.drawn.index):
-            key = hash_keys(self.seed, f"tokens/{probe.name}/{latent}", prompt, position)
+            key = hash_keys(self.seed, f"tokens/{probe.label}/{latent}", prompt, position)
             if active is not None:
                 some = draw_active(active[:, place], key, plan.tokens)
             else:
                 some = draw_tokens(quartile, cosines[:, place], key, plan.tokens)
             at = (prompt[some.index], position[some.index])
-            part = hash_keys(self.seed, f"detail/{probe.name}/{latent}", *at) >> np.uint64(11)
+            part = hash_keys(self.seed, f"detail/{probe.label}/{latent}", *at) >> np.uint64(11)
             share = part.astype(float) / 2.0**53
-            again = hash_keys(self.seed, f"self/{probe.name}/{latent}", *at) % np.uint64(_SELF) == 0
+            again = hash_keys(self.seed, f"self/{probe.label}/{latent}", *at) % np.uint64(_SELF) == 0
             parts.append((np.full(len(some.index), place), *at, some.weight, share < plan.detail, again))
         return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
@@ -213,7 +231,7 @@ class Projections:
     def _tangents(self, probe: Probe, chosen: np.ndarray) -> list[Tensor]:
         """Where the placebos of each pair turn, for `PLACEBOS`."""
         n, d = len(self.pairs[probe.name]), self.clean.model.d_model
-        stream = generator(self.seed, "projections", probe.site, probe.name)
+        stream = generator(self.seed, "projections", probe.site, probe.label)
         isotropic = random_like(torch.empty(n, d), stream)[torch.from_numpy(chosen)].to(self.clean.model.device)
         return [self.clean.between(probe.site, n, stream, chosen), isotropic]
 
@@ -228,7 +246,7 @@ def _read(probe: Probe, x: Tensor) -> tuple[np.ndarray | None, float | None]:
     if probe.sae is None:
         return None, None
     fires, left = torch.zeros(len(probe), dtype=torch.long, device=x.device), torch.zeros((), dtype=torch.float64)
-    for part in x.split(_TOKENS):
+    for part in x.split(probe.few):
         z = probe.sae.encode(part)
         fires += (z != 0).sum(dim=0)
         left = left.to(x.device) + (part - (z @ probe.sae.W_dec + probe.sae.offset(part))).double().square().sum()
@@ -239,7 +257,7 @@ def _read(probe: Probe, x: Tensor) -> tuple[np.ndarray | None, float | None]:
 def _active(probe: Probe, x: Tensor, latents: Tensor) -> np.ndarray:
     """Where each of some latents fires, `[token, latent]`."""
     assert probe.sae is not None
-    return torch.cat([probe.sae.encode(part)[:, latents] != 0 for part in x.split(_TOKENS)]).cpu().numpy()
+    return torch.cat([probe.sae.encode(part)[:, latents] != 0 for part in x.split(probe.few)]).cpu().numpy()
 
 
 class _Lines:
@@ -260,7 +278,8 @@ class _Lines:
             within = np.ones(len(latents.drawn.index))
             within[latents.alone.index] = latents.alone.weight
             weight = weight * within[pairs.place[chosen]]
-        self.table, self.z = self._scores(latent, latents.frequency[latent], weight, pairs.weight[chosen])
+        known = np.full(len(latent), np.nan) if design.others else latents.frequency[latent]
+        self.table, self.z = self._scores(latent, known, weight, pairs.weight[chosen])
 
     def _scores(
         self, latent: np.ndarray, frequency: np.ndarray, latent_weight: np.ndarray, token_weight: np.ndarray
@@ -309,7 +328,7 @@ class _Lines:
         if reference == "cosine":
             amount = cosine(x, self.direction) * self.design.median[self.probe.site]
             return add_direction(x, self.direction / norm(self.direction), -amount)
-        mean = self.design.mean[self.probe.site].to(x) if reference == "mean" else 0.0
+        mean = self.design.mean[self.probe.site].to(x.device, torch.float32) if reference == "mean" else 0.0
         return remove_projection(x, self.direction, share, mean)
 
     def rows(self) -> Rows:

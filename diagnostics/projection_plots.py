@@ -110,10 +110,8 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
                     )
                 for i, label in enumerate(result.null_models):
                     own = [g for g in result.select(label, context=where) if kind(g["sae"]) == name]
-                    a = [
-                        g["exponents"]["observational"].a.value if "observational" in g["exponents"] else np.nan
-                        for g in own
-                    ]
+                    ways = [g["exponents"].get("observational") for g in own]
+                    a = [way.a.value if way is not None and way.identified else np.nan for way in ways]
                     known = np.clip(a, *A_LIMITS)
                     ax.plot(depth.at(own), known, color="0.6", lw=0.9, marker=".", ms=4, zorder=0,
                             label="untrained networks, across tokens" if i == 0 else None)  # fmt: skip
@@ -133,7 +131,7 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
         words = (
             f"{max(g['n_latents'] for g in result.groups)} latents of each SAE, up to {most:,} (latent, token) pairs of"
         )
-        figure.supxlabel(_caption(result, words), fontsize=7.5, x=0.01, ha="left")
+        figure.supxlabel(_caption(result, words, nulls=True), fontsize=7.5, x=0.01, ha="left")
     return figure
 
 
@@ -145,9 +143,9 @@ def _unique(axes: list[Axes]) -> tuple[list[Any], list[str]]:
     return list(found.values()), list(found)
 
 
-def _caption(result: "ProjectionEffects", rows: str) -> str:
-    """The caption of a run, with how latents and tokens were drawn."""
-    p = result.provenance
+def _caption(result: "ProjectionEffects", rows: str, nulls: bool = False) -> str:
+    """The caption of a run, with how latents and tokens were drawn; nulls: whether the figure shows untrained networks."""
+    p: dict[str, Any] = result.provenance if nulls else {**result.provenance, "null_models": []}
     how = {
         "stratified": "stratified by frequency, norm and |cos|",
         "active": "the most frequent latents, at active tokens",
@@ -213,8 +211,6 @@ def plot_dose(
         assert drawn is not None
         figure.colorbar(drawn, ax=axes, label="‖x‖", shrink=0.6)
         handles, labels = _unique(list(axes.flat))
-        for handle in handles:
-            handle.set_label(handle.get_label())
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
         words = f"{group['sae']}, {LABELS[group['context']]}: {shown.groupby('latent').size().max() // 2} tokens a latent of"
         figure.supxlabel(_caption(result, words), fontsize=7.5, x=0.01, ha="left")
@@ -281,6 +277,13 @@ def plot_win_rate(report: "WinRateReport") -> Figure:
                         if ends:
                             band = None if label is None else f"placebos, {label}"
                             _band(ax, x, depth.step, ends, colour, 0.22, band)
+                for i, null in enumerate(report.runs[run].null_models):
+                    same = [c for c in report.contests if (c.run, c.place["model"]) == (run, null)]
+                    same = [c for c in same if kind(c.place["sae"]) == name and c.place["context"] == "in_place"]
+                    y = [c.rates.main.overall.estimate.value for c in same]
+                    x = [depth.place[c.place["layer"]] for c in same]
+                    words = "untrained networks, in context" if i == 0 else None
+                    ax.plot(x, y, color="0.6", lw=0.9, marker=".", ms=4, zorder=0, label=words)
                 ax.axhline(0.5, color="0.6", lw=0.8, zorder=0)
                 ax.set_ylim(-0.04, 1.04)
                 many = max(c.rates.main.overall.n_latents for c in own)
@@ -291,7 +294,7 @@ def plot_win_rate(report: "WinRateReport") -> Figure:
             row[0].set_ylabel("win rate of the cosine")
         figure.legend(*_unique([ax for row in axes for ax in row]), loc="outside upper left", ncols=4)
         figure.supxlabel(_caption(report.runs[runs[0]], "the first row: (latent, token) pairs of" if len(runs) > 1 else
-                         "(latent, token) pairs of"), fontsize=7.5, x=0.01, ha="left")  # fmt: skip
+                         "(latent, token) pairs of", nulls=True), fontsize=7.5, x=0.01, ha="left")  # fmt: skip
     return figure
 
 

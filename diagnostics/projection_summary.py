@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diagnostics import statistics
-from diagnostics.norm_exponent import Exponent, interventional, observational
+from diagnostics.norm_exponent import Exponent, Observational, interventional, observational
 from diagnostics.statistics import Estimate
 
 PLACE = ["model", "layer", "point", "context", "sae"]
@@ -34,7 +34,12 @@ def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str,
             known = provenance["saes"][group["sae"]]["learned_a"]
             found.append(
                 group
-                | {"noise_floor": floor, **effects, "exponents": exponents(rows, floor, provenance["reference"])}
+                | {
+                    "main": provenance["reference"],
+                    "noise_floor": floor,
+                    **effects,
+                    "exponents": exponents(rows, floor, provenance["reference"]),
+                }
                 | {"learned_a": known}
             )
     return found
@@ -115,7 +120,7 @@ def _mean(x: np.ndarray, weight: np.ndarray, own: np.ndarray) -> Estimate:
     """Σ w·x / Σ w; the interval on the log scale."""
     if (x * weight).sum() > 0:
         return statistics.log_ratio_of_means(weight * x, weight, own)
-    return statistics.mean(weight * x, own)
+    return statistics.mean(x, own)  # nothing but zeros and rounding
 
 
 def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
@@ -123,7 +128,10 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for g in groups:
         row = {key: g[key] for key in (*PLACE, "noise_floor", "n_latents", "n_pairs", "n_prompts")}
-        row |= {f"mean KL {edit}": values["mean_kl"].value for edit, values in g["edits"].items()}
+        for edit, values in g["edits"].items():
+            mean_kl = values["mean_kl"]
+            row |= {f"n {edit}": values["n"], f"mean KL {edit}": mean_kl.value, f"mean KL {edit} low": mean_kl.low}
+            row |= {f"mean KL {edit} high": mean_kl.high, f"relative dose {edit}": values["mean_relative_dose"]}
         for name, value in g["ratios"].items():
             row |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
         for name, way in g["exponents"].items():
@@ -142,10 +150,10 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     """A line for each group, for a terminal; `NOTE` explains the columns."""
     rows = []
     for g in groups:
-        main = next(iter(g["edits"]))
+        main = g["main"]
         row: dict[str, Any] = {"model": g["model"], "context": g["context"].replace("_", "-"), "block": g["layer"]}
         row |= {"SAE": g["sae"], "latents": g["n_latents"], "pairs": g["n_pairs"]}
-        row[f"KL {main}"] = f"{g['edits'][main]['mean_kl'].value:.3g}"
+        row |= {f"KL {main}": str(g["edits"][main]["mean_kl"]), "dose": f"{g['edits'][main]['mean_relative_dose']:.2g}"}
         for name, value in g["ratios"].items():
             if "isotropic" not in name:
                 row["÷ placebo" + name.partition(",")[1] + name.partition(",")[2]] = str(value)
@@ -154,7 +162,9 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
             if name in ways:
                 row[f"a {name.replace('_token', '')}"] = str(ways[name].a)
         if "rotate" in ways:
-            row["β_c at fixed dose"] = str(ways["rotate"].beta_cosine)  # type: ignore[attr-defined]
+            row["β_c at fixed dose"] = str(cast(Observational, ways["rotate"]).beta_cosine)
+        if "rotate_placebo_token" in ways:
+            row["its placebo's"] = str(cast(Observational, ways["rotate_placebo_token"]).beta_cosine)
         row["a learned"] = "" if g["learned_a"] is None else f"{g['learned_a']['mean']:.2f}"
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
@@ -174,7 +184,7 @@ def terminal(groups: list[dict[str, Any]]) -> str:
 
 
 NOTE = (
-    "Mean KL in nats, every latent and token counted for as many as it stands for; ÷ placebo: mean KL over that of an edit of the "
+    "Mean KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ placebo: mean KL over that of an edit of the "
     "same norm and\nangle along the difference of two other tokens; a: norm exponent, 0 where effect goes with the cosine, 1 where it "
-    "goes with the inner\nproduct. Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
+    "goes with the inner\nproduct. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed angle away from the direction. Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
 )

@@ -16,7 +16,7 @@ import torch
 
 from diagnostics.latent_sampling import SAMPLINGS
 from diagnostics.probes import Probe, probes_of
-from diagnostics.projection_design import EDITS, REFERENCES, Plan, Projections
+from diagnostics.projection_design import EDITS, REFERENCES, Latents, Plan, Projections
 from diagnostics.projection_summary import summaries, summary_frame
 from diagnostics.results import Result
 from diagnostics.study import METRICS, TRAINED, Settings, chosen_contexts, left_out, run_study
@@ -215,9 +215,9 @@ class _Maker:
 
     def __init__(self, probes: list[Probe], plan: Plan):
         self.probes, self.plan = probes, plan
-        self.first: Projections | None = None
+        self.latents: dict[str, Latents] | None = None
 
     def __call__(self, clean: Any) -> Projections:
-        design = Projections(clean, self.probes, self.plan, None if self.first is None else self.first.latents)
-        self.first = self.first or design
+        design = Projections(clean, self.probes, self.plan, self.latents)
+        self.latents = self.latents or design.latents
         return design

@@ -185,7 +185,7 @@ class _Fit(NamedTuple):
 
 
 def simpson(rows: pd.DataFrame, floor: float, *, scores: Sequence[str] = SCORES, edit: str = "zero", draws: int = 200,
-            seed: int = 0, min_tokens: int = 10, absolute: bool = True) -> Simpson:  # fmt: skip
+            seed: int = 0, min_tokens: int = 10, absolute: bool = True, signed: bool = False) -> Simpson:  # fmt: skip
     """What is there of a Simpson's paradox in one group of rows.
 
     Slopes: least squares of log KL on log|S| with the intercepts named above, latents weighted by latent_weight, tokens
@@ -194,7 +194,7 @@ def simpson(rows: pd.DataFrame, floor: float, *, scores: Sequence[str] = SCORES,
 
     Win rates: over those latents, by latent_weight, that have `min_tokens` rows (overall; in the quartile) and both
     correlations, on the rows of the pooled fit: KL above 10·floor, cosine not 0. `absolute`: of KL with |cos| and |inner|
-    (True) or with the signed scores (False); |r| is compared in either case, and equal |r| are no win.
+    (True) or with the signed scores (False); |r| is compared, or r where `signed`, and equal ones are no win.
 
     Band: `draws` tables are simulated from log KL = α_latent + β_c log|cos| + β_n log‖x‖ + prompt + token + rest at the
     rows' own cosines, norms, prompts and tokens, seeded by `seed`. Prompt and token effects (token: what latents share) are
@@ -234,7 +234,7 @@ def simpson(rows: pd.DataFrame, floor: float, *, scores: Sequence[str] = SCORES,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
         fit = _fit(table, floor)
-        overall, quartiles, fall = _win_rates(fit, draws, seed, min_tokens, absolute)
+        overall, quartiles, fall = _win_rates(fit, draws, seed, min_tokens, absolute, signed)
         inside = tuple(quartile.inside for quartile in quartiles)
         falls = fall.observed.low > 0
         found = {name: _paradox(table, name, floor, falls and False not in inside) for name in scores}
@@ -364,7 +364,7 @@ def _spreads(
 
 
 def _win_rates(
-    fit: _Fit, draws: int, seed: int, min_tokens: int, absolute: bool
+    fit: _Fit, draws: int, seed: int, min_tokens: int, absolute: bool, signed: bool
 ) -> tuple[WinRate, tuple[WinRate, ...], WinRate]:
     """Overall, by quartile, and the fall from the one to the mean of the others."""
     quartile, kl = fit.rows["norm_quartile"].to_numpy(int), fit.rows["kl"].to_numpy(float)
@@ -377,7 +377,7 @@ def _win_rates(
         for g in (fit.latent, cell)
     )
     # Groups: the latents, then the latents' quartiles. Kinds: overall, then the four quartiles.
-    wins, enough = np.hstack([_wins(whole), _wins(parts)]), np.r_[whole.n[0], parts.n[0]] >= min_tokens
+    wins, enough = np.hstack([_wins(whole, signed), _wins(parts, signed)]), np.r_[whole.n[0], parts.n[0]] >= min_tokens
     kind, latent = np.r_[0 * whole.groups, 1 + parts.groups % 4], np.r_[whole.groups, parts.groups // 4]
     chosen = (kind == np.arange(5)[:, None]) & enough & np.isfinite(wins[0])
     weight = chosen * fit.weight[latent]
@@ -385,7 +385,7 @@ def _win_rates(
     scored = [_standardised(np.tile(c, 2), column) for c in (cosine, inner)]
     with np.errstate(all="ignore"):  # nan for a kind without latents
         rate = (np.nan_to_num(wins) @ weight.T) / (np.isfinite(wins) @ weight.T)  # [deletion, kind]
-        simulated = _simulated(fit, scored, draws, seed).T @ (weight / weight.sum(axis=1, keepdims=True)).T
+        simulated = _simulated(fit, scored, draws, seed, signed).T @ (weight / weight.sum(axis=1, keepdims=True)).T
     there = 1 + np.flatnonzero(chosen[1:].any(axis=1))
     here = np.hstack([whole.present, parts.present]) @ (kind == np.arange(5)[:, None]).T > 0
     n_rows = [len(kl), *np.bincount(quartile, minlength=4).tolist()]
@@ -413,10 +413,17 @@ def _own_size(c: Float[ndarray, "row"], group: Int[ndarray, "row"]) -> Float[nda
     return np.divide(c, size, out=np.zeros_like(c), where=size > 0)
 
 
-def _wins(w: Within) -> Float[ndarray, "deletion group"]:
-    """1 where |r(KL, cos)| > |r(KL, inner)|, 0 where not, nan where one of them is not defined."""
-    cosine, inner = (np.abs(w.correlation("kl", name)) for name in ("cosine", "inner"))
-    return np.where(np.isfinite(cosine) & np.isfinite(inner), cosine > _TIE * inner, np.nan)
+def _above(cosine: ndarray, inner: ndarray, signed: bool) -> ndarray:
+    """Whether the first of two correlations (or of equal multiples of them) is the larger, in size or signed."""
+    if not signed:
+        cosine, inner = np.abs(cosine), np.abs(inner)
+    return cosine - inner > (_TIE - 1) * np.abs(inner)
+
+
+def _wins(w: Within, signed: bool) -> Float[ndarray, "deletion group"]:
+    """1 where |r(KL, cos)| > |r(KL, inner)| (signed: r > r), 0 where not, nan where one of them is not defined."""
+    cosine, inner = (w.correlation("kl", name) for name in ("cosine", "inner"))
+    return np.where(np.isfinite(cosine) & np.isfinite(inner), _above(cosine, inner, signed), np.nan)
 
 
 def _standardised(c: Float[ndarray, "entry"], group: Int[ndarray, "entry"]) -> sparse.csr_matrix:
@@ -427,7 +434,9 @@ def _standardised(c: Float[ndarray, "entry"], group: Int[ndarray, "entry"]) -> s
     return sparse.csr_matrix((unit, (group, np.arange(len(c)) % (len(c) // 2))))
 
 
-def _simulated(fit: _Fit, scored: list[sparse.csr_matrix], draws: int, seed: int) -> Float[ndarray, "group draw"]:
+def _simulated(
+    fit: _Fit, scored: list[sparse.csr_matrix], draws: int, seed: int, signed: bool
+) -> Float[ndarray, "group draw"]:
     """The wins of tables of KLs drawn from the fit at the rows' own cosines, norms, prompts and tokens."""
     rng, n = np.random.default_rng(seed), len(fit.expected)
     size = np.bincount(fit.latent)
@@ -438,6 +447,6 @@ def _simulated(fit: _Fit, scored: list[sparse.csr_matrix], draws: int, seed: int
         kl = fit.expected[:, None] + fit.sd[2] * fit.rest[of_latent]
         for label, sd in ((fit.prompt, fit.sd[0]), (fit.token, fit.sd[1])):
             kl += rng.normal(scale=sd, size=(label.max() + 1, len(some)))[label]
-        cosine, inner = (np.abs(s @ np.exp(kl)) for s in scored)
-        found.append((cosine > _TIE * inner).astype(float))
+        cosine, inner = (s @ np.exp(kl) for s in scored)
+        found.append(_above(cosine, inner, signed).astype(float))
     return np.hstack(found)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Does KL go with the cosine or with the inner product? The published win rate, its null, its quartiles, and what they are called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +52,14 @@ def main(settings: Settings) -> None:
             f"--min-tokens {settings.min_tokens}, --draws {settings.draws}; expected 3 or more, and 1 or more"
         )
     if settings.results:
+        own = {
+            field.name: field.default for field in fields(ProjectionInputs) if field.name not in ("out", "overwrite")
+        }
+        own["context"] = "both"
+        if unused := [name for name, default in own.items() if getattr(settings, name) != default]:
+            raise MechdiagError(
+                f"--results are judged as they were measured: leave out --{unused[0].replace('_', '-')}"
+            )
         claim_folder(settings.out, WinRateReport.files(), settings.overwrite)
         runs = settings.loaded()
     else:
@@ -60,6 +68,7 @@ def main(settings: Settings) -> None:
         model, prompts = settings.load()
         with command.Progress("ablating") as progress:
             run = projection_effects(model, prompts, saes, progress=progress, **settings.asked())
+        print(run.table())
         print(f"wrote {', '.join(run.write(settings.out))} into {settings.out}")
         runs = {settings.out.name: run}
     with command.Progress("fitting", unit="group") as progress:

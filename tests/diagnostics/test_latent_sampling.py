@@ -44,6 +44,13 @@ def test_weights_add_up_to_the_size_of_each_stratum_that_was_reached(size, n):
         assert np.isclose(drawn.weight[stratum[drawn.index] == name].sum(), (stratum == name).sum())
 
 
+def test_what_is_left_over_goes_to_strata_by_lot_not_to_the_first():
+    firsts = [from_strata(np.arange(100) % 5, keys(100, f"lot {i}"), 2).index % 5 for i in range(40)]
+    assert np.bincount(np.concatenate(firsts), minlength=5).min() > 4
+    drawn = draw_tokens(np.repeat(np.arange(4), 500), np.random.default_rng(1).normal(size=2000), keys(2000), 12)
+    assert len(drawn.index) == 12 and len(set(drawn.index // 500)) > 2
+
+
 def test_more_draws_keep_those_of_before_and_an_item_s_place_does_not_matter():
     stratum, key = np.arange(300) % 4, keys(300)
     few, many = (from_strata(stratum, key, n) for n in (40, 80))

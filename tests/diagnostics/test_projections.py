@@ -12,6 +12,7 @@ import torch
 from diagnostics.norm_exponent import interventional
 from diagnostics.probes import probes_of
 from diagnostics.projection_design import EDITS, PLACEBOS, REFERENCES, Plan, Projections
+from diagnostics.projection_summary import short_frame
 from diagnostics.projections import COLUMNS, ProjectionEffects, projection_effects
 from diagnostics.study import TRAINED, Clean, Settings
 from diagnostics.units import Interrupted
@@ -19,6 +20,7 @@ from interventions import EditError, ResultError, Site, SiteError, record, wrap
 from interventions.metrics import kl_divergence
 from interventions.texts import as_prompts
 from sae_models.architectures import build, named
+from sae_models.normalise import normalisation
 from tests.tiny import D_MODEL, N_LAYERS, TOLERANCE, assert_same_effect, exact_kl, forward_alone, prompts, tiny_model
 
 SITE, LAST = Site(2), Site(N_LAYERS - 1)
@@ -277,6 +279,7 @@ def test_another_reference_has_the_placebos_and_the_rest_stands_beside_it(refere
         assert other.index.equals(own.index)
         np.testing.assert_allclose(other.delta_norm, own.delta_norm, rtol=2e-3, atol=1e-4)
     assert set(frame.edit) == set(EDITS) and result.main == reference
+    assert f"KL {reference}" in short_frame(result.groups) and result.groups[0]["main"] == reference
     assert reference in result.groups[0]["edits"] and "observational" in result.groups[0]["exponents"]
 
 
@@ -292,6 +295,30 @@ def test_directions_without_an_sae(stream):
     ).frame
     both = some(frame, latent=2, edit="zero")[["target_prompt", "target_position", "kl"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(both, some(one, edit="zero")[both.columns].reset_index(drop=True), atol=1e-6)
+
+
+def test_directions_of_which_some_are_drawn_stand_for_all():
+    rows = torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(1))
+    frame = projection_effects(tiny_model("llama"), PROMPTS, {"mine": rows}, site=SITE, **SMALL).frame
+    assert sorted(set(frame.latent)) != [0, 1, 2, 3, 4] and (frame.latent_weight == 8).all()
+
+
+def test_an_sae_that_normalises_its_input_is_read_in_the_activations_own_unit():
+    sae, plain = sae_of("standard:topk"), sae_of("standard:topk")
+    sae.normalise = normalisation("factor", factor=0.25)
+    x = torch.randn(9, D_MODEL) * 5
+    z, x_c = probes_of({"s": sae}, wrap(tiny_model("llama")), None)[0].activation(x, torch.arange(9))
+    assert torch.allclose(x_c, x - sae.offset(x), atol=1e-5) and torch.equal(z, sae.encode(x)[range(9), range(9)])
+    digests = [probes_of({"s": one}, wrap(tiny_model("llama")), None)[0].provenance()["sha256"] for one in (sae, plain)]
+    assert digests[0] != digests[1]
+
+
+def test_the_draw_hangs_on_the_site_and_the_kind_and_not_on_what_else_is_asked():
+    alone = projection_effects(tiny_model("llama"), PROMPTS, {"cosine": sae_of()}, **SMALL).frame
+    other = some(found().frame, sae="2/cosine", context="in_place")
+    labels = ["latent", "target_prompt", "target_position", "delta_norm"]
+    one, two = (some(frame, edit="placebo_token")[labels].reset_index(drop=True) for frame in (alone, other))
+    pd.testing.assert_frame_equal(one, two)
 
 
 def test_a_recording_may_say_what_the_prompts_are():
