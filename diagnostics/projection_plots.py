@@ -199,7 +199,7 @@ def plot_dose(
                     s=20 if shape == "^" else 11, lw=0.3, edgecolor="black" if shape == "^" else "none", label=words,
                 )  # fmt: skip
             often = own.frequency.iloc[0]
-            ax.set_title(f"latent {latent}" + (f", fires on {often:.2%}" if np.isfinite(often) else ""))
+            ax.set_title(f"latent {latent}" + (f", fires on {100 * often:.2g} %" if np.isfinite(often) else ""))
             ax.set_xscale("log")
             ax.set_yscale("log")
         for ax in axes.flat[len(latents) :]:

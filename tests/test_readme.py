@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.filterwarnings("ignore")
 def test_python_blocks_run_in_order(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     script = tmp_path / "readme.py"  # a file: nnsight reads the source of the code around a trace
     script.write_text("\n".join(blocks), encoding="utf-8")
     space = runpy.run_path(str(script))

@@ -134,9 +134,10 @@ def test_scores_and_doses_are_what_they_are_called(stream):
         values, mean, _ = stream[0][Site(layer)]
         rows = some(frame, layer=layer, context="in_place", edit="zero")
         x = values[torch.tensor(rows.target_prompt.to_numpy()), torch.tensor(rows.target_position.to_numpy())].double()
-        d, w = (m.double()[rows.latent.to_numpy()] for m in (sae.W_dec, sae.encoder_rows()))
+        latent = torch.tensor(rows.latent.to_numpy())
+        d, w = (m.double()[latent] for m in (sae.W_dec, sae.encoder_rows()))
         unit, x_c = d / d.norm(dim=-1, keepdim=True), x - sae.b_dec
-        z = sae.encode(x.float())[torch.arange(len(rows)), rows.latent.to_numpy()]
+        z = sae.encode(x.float())[torch.arange(len(rows)), latent]
         cos = torch.nn.functional.cosine_similarity
         expected = {
             "cosine": cos(x, d), "inner": (x * unit).sum(-1), "cosine_centred": cos(x_c, d), "inner_centred": (x_c * unit).sum(-1),
@@ -337,7 +338,7 @@ def test_untrained_networks_are_asked_about_the_latents_of_the_trained_one():
 def test_layer_norm_models_have_what_their_norm_reads():
     x = record(tiny_model("gpt2"), PROMPTS, [SITE]).activations[SITE]
     frame = projection_effects(tiny_model("gpt2"), PROMPTS, torch.ones(1, D_MODEL), site=SITE, **SMALL).frame
-    values = x[torch.tensor(frame.target_prompt), torch.tensor(frame.target_position)]
+    values = x[torch.tensor(frame.target_prompt.to_numpy()), torch.tensor(frame.target_position.to_numpy())]
     centred = (values - values.mean(-1, keepdim=True)).norm(dim=-1)
     np.testing.assert_allclose(frame.norm_read, centred, rtol=1e-4)
     assert (np.abs(frame.norm_read / frame["norm"] - 1) > 1e-3).mean() > 0.9
