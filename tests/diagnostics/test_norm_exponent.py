@@ -360,8 +360,9 @@ def test_tokens_that_lack_a_row_or_lie_below_the_floor_are_counted():
     rows = planted(np.random.default_rng(13), 20, 0.5)
     got = interventional(rows, 0.0)
     extra = rows[rows.edit == "zero"].assign(edit="placebo_token", kl=np.nan)
-    unmatched = rows[:3].assign(target_position=[1000, 1001, 1002])
-    more = interventional(pd.concat([rows, extra, unmatched, unmatched.assign(edit="half", removed=0.9)]), 0.0)
+    alone = rows[rows.edit == "zero"][:3].assign(target_position=[1000, 1001, 1002])  # never asked about
+    asked = alone.assign(target_position=[1003, 1004, 1005])
+    more = interventional(pd.concat([rows, extra, alone, asked, asked.assign(edit="half", removed=0.5)]), 0.0)
     assert (more.n_unusable, more.n_rows) == (3, got.n_rows) and more.a == got.a
     rows.loc[rows.index[5], "kl"] = np.nan
     floor = float(rows.kl.quantile(0.2)) / 10

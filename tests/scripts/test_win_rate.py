@@ -48,9 +48,9 @@ def saes(tmp_path_factory):
     return made
 
 
-def ended(run, *words) -> str:
+def ended(run, *words, model: bool = True) -> str:
     """The one line of an input that does not serve."""
-    status, _, err = run(*words)
+    status, _, err = run(*words, model=model)
     assert status == 2 and "Traceback" not in err
     return err.rstrip("\n").split("\n")[-1].removeprefix("error: ")
 
@@ -100,8 +100,9 @@ def test_input_that_does_not_serve_is_said_on_one_line(run, saes, tmp_path):
     assert "SAEs say where they belong" in ended(run, *given, "--horizon", 4)
     assert "--sampling all" in ended(run, *given, "--sampling", "all")
     assert "--min-tokens 1" in ended(run, *given, "--min-tokens", 1)
-    assert "holds no projections result" in ended(run, "--results", tmp_path / "none", "--out", out)
-    assert "is given twice" in ended(run, "--results", saes[0], saes[0], "--out", out)
+    assert "holds no projections result" in ended(run, "--results", tmp_path / "none", "--out", out, model=False)
+    assert "leave out --latents" in ended(run, "--results", tmp_path, "--latents", 3, "--out", out, model=False)
+    assert "is given twice" in ended(run, "--results", saes[0], saes[0], "--out", out, model=False)
     assert not (out / "projections.parquet").exists()
 
 
