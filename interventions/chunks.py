@@ -105,8 +105,10 @@ def _clean_side(logits: Tensor, metrics: dict[str, Callable]) -> CleanSide:
     clean = CleanSide(logits)
     some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = [CleanSide(clean.logits[start : start + some]) for start in range(0, len(logits), some)]
-    needed = ["log_p", "p"] if {"kl", "js", "clean_entropy", DIRECT} & set(metrics) else []
-    needed += ["top1"] * ("top1_changed" in metrics) + ["entropy"] * ("clean_entropy" in metrics)
+    needed = ["log_p", "p"] if {"kl", "js", "top1_drop", "clean_entropy", DIRECT} & set(metrics) else []
+    needed += ["top1"] * bool({"top1_changed", "top1_drop", "clean_top1"} & set(metrics)) + ["entropy"] * (
+        "clean_entropy" in metrics
+    )
     for name in needed:
         clean.__dict__[name] = torch.cat([getattr(part, name) for part in parts])
     return clean
@@ -147,19 +149,28 @@ def replay_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, di
         )
         stop = start + max(1, int(np.searchsorted(cost, most, side="right")))
         n_clean = sides.index[stop - 1] - first + 1
-        parts = [sides.clean[first : first + n_clean], sides.hidden[start:stop]]
-        if sides.direct is not None:
-            parts.append(sides.direct[carried[start] : carried[stop]])
-        logits = unembed(rows.recording, torch.cat(parts))
+        states = sides.clean[first : first + n_clean]
+        logits = unembed(rows.recording, torch.cat([states, sides.hidden[start:stop]]))
         clean = _clean_side(logits[:n_clean], every)
-        index, n_read = sides.index[start:stop] - first, stop - start
-        values = _compare(clean, index, logits[n_clean : n_clean + n_read], row[start:stop], asked.by_name)
-        if asked.direct:
+        index = sides.index[start:stop] - first
+        values = _compare(clean, index, logits[n_clean:], row[start:stop], asked.by_name)
+        if sides.direct is not None:
+            moved = sides.direct[carried[start] : carried[stop]]
             which = sides.direct_of[carried[start] : carried[stop]] - start
-            values[DIRECT] = _spread(clean, index, logits[n_clean + n_read :], which, n_read)
+            of = torch.from_numpy(index[which]).to(states.device)
+            direct = _direct_logits(rows, row[start:stop][torch.from_numpy(which)], moved, states, logits[:n_clean], of)
+            values[DIRECT] = _spread(clean, index, direct, which, stop - start)
         found.append(values)
         start = stop
     return reads, {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _direct_logits(rows: Rows, which: Tensor, moved: Tensor, clean: Tensor, clean_logits: Tensor, of: Tensor) -> Tensor:
+    """Logits of changes carried straight to the final norm: from those of their directions where that is exact."""
+    if not len(moved):
+        return clean_logits[:0]
+    along = None if rows.along is None else rows.along.logits(rows.recording, which, moved, clean, clean_logits, of)
+    return unembed(rows.recording, moved) if along is None else along
 
 
 def _spread(clean: CleanSide, index: np.ndarray, logits: Tensor, which: np.ndarray, n_read: int) -> Tensor:

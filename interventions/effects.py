@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interventions.along import Along
 from interventions.anatomy import check_site
 from interventions.chunks import Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
-from interventions.errors import MechdiagError, ReplayError
+from interventions.errors import EditError, MechdiagError, ReplayError
 from interventions.metrics import TokenMetric
 from interventions.recording import Recording
 from interventions.replay import unembed
@@ -52,7 +53,7 @@ def measure(
     site: Site,
     prompt: Int[Tensor, "row"],
     position: Int[Tensor, "row"] | Int[Tensor, "row edit"],
-    vectors: Vectors,
+    vectors: Vectors | Along,
     *,
     metrics: Sequence[str | TokenMetric] = ("kl",),
     horizon: Horizon = 1,
@@ -65,7 +66,8 @@ def measure(
 
     prompt, position: `[row]`, any order, repeats welcome: edits of one token are put side by side and its clean
     distribution is formed once. A row may edit several positions of its prompt at once: position `[row, edit]`, padded
-    with −1, and vectors `[row, edit, d_model]`. horizon: where the effect is read, at the first edited position and the
+    with −1, and vectors `[row, edit, d_model]`. Changes along the same few directions (an SAE's latents removed) may be given as
+    `Directions.times`; their direct effects then cost less. horizon: where the effect is read, at the first edited position and the
     h − 1 after it (values `[row, h]`), at the prompt's `last` position, or at given positions `[row, read]`, padded with −1
     (values `[row, read]`); an edit that nothing reads is an error.
     metrics: names in `METRICS`, `kl_direct` (the same change carried straight to the final norm and unembedding; 0 where
@@ -161,14 +163,29 @@ def check_rows(
     site: Site,
     prompt: Tensor,
     position: Tensor,
-    vectors: Vectors,
+    vectors: Vectors | Along,
     horizon: Horizon = 1,
     reference: Reference | None = None,
 ) -> Rows:
     """The rows of a call, checked (see `measure`)."""
     check_site(recording.model, site)
     prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
-    return Rows(recording, site, prompt, position, vectors, reference, horizon)
+    if not isinstance(vectors, Along):
+        return Rows(recording, site, prompt, position, vectors, reference, horizon)
+    if position.ndim != 1 or len(position) != len(vectors.index) or reference is not None:
+        raise EditError(
+            f"changes along directions for {len(vectors.index)} rows, positions {list(position.shape)}; give one position for each, "
+            "and no reference"
+        )
+
+    def edited(which: Tensor, along: Along = vectors) -> Tensor:
+        x = recording.at(site, prompt[which], position[which])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return (x.to(wide) + along.change(which).to(x.device, wide)).to(x.dtype)
+
+    rows = Rows(recording, site, prompt, position, edited, None, horizon)
+    rows.along = vectors
+    return rows
 
 
 def choose_path(rows: Rows, path: str) -> tuple[str | None, bool]:

@@ -108,15 +108,24 @@ class Comparison:
         top = self.clean.top1.expand(len(self.intervened))[:, None]
         return self.intervened.gather(-1, top).squeeze(-1) < self.intervened.amax(-1)
 
+    @cached_property
+    def top1_drop(self) -> Float[Tensor, "row"]:
+        top = self.clean.top1.expand(len(self.intervened))[:, None]
+        return self.kl - self.d.gather(-1, top).squeeze(-1)
+
 
 METRICS: dict[str, Callable[[Comparison], Tensor]] = {
     "kl": lambda c: c.kl,
     "js": lambda c: c.js,
     "top1_changed": lambda c: c.top1_changed,
+    "top1_drop": lambda c: c.top1_drop,
+    "top1": lambda c: c.intervened.argmax(-1),
+    "clean_top1": lambda c: c.clean.top1.expand(len(c.intervened)),
     "clean_entropy": lambda c: c.clean.entropy.expand(len(c.intervened)),
 }
 """Metrics by name, each from a `Comparison` to one number a row: `kl` and `js` in nats, `top1_changed` a truth value (the
-clean top-1 token is no longer the largest), `clean_entropy` in nats (the same for every edit of a token)."""
+clean top-1 token is no longer the largest), `top1_drop` = log p − log q of the clean top-1 token, nats, `top1` and `clean_top1` the
+ids of the most likely token, intervened and clean, `clean_entropy` in nats (the same for every edit of a token)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -109,6 +109,7 @@ class Rows:
             self.stop = length if horizon == "last" else np.minimum(self.start + int(horizon), length)
         self._check_edits()
         self.attention: str | None = None  # how replay is to attend, once it was found exact
+        self.along: Any = None  # the `Along` that the vectors were given as, if they were
         self.clean_key = self.prompt * n_pos + self.start if reference is None else reference.index.numpy()
         self.order = np.lexsort((self.clean_key, self.start, self.prompt))
 

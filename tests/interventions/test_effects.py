@@ -763,7 +763,7 @@ def test_delta_is_nan_where_nothing_was_compared(device):
 
 def test_metrics_that_are_not_known(device):
     recording, prompt, position, vectors = setting(device)
-    message = "unknown metric 'kll'; known: kl, js, top1_changed, clean_entropy, kl_direct, metrics of tokens"
+    message = "unknown metric 'kll'; known: kl, js, top1_changed, top1_drop, top1, clean_top1, clean_entropy, kl_direct, metrics of tokens"
     with pytest.raises(MechdiagError, match=message):
         measure(recording, SITE, prompt, position, vectors, metrics=("kl", "kll"))
 

@@ -408,3 +408,16 @@ def test_token_ids_that_do_not_fit():
             metric.check(2)
     for metric in (Rank(3), Rank([[1], [2]]), LogitDifference(3, [[1, 2], [3, 4]]), Probability(torch.tensor([3, 4]))):
         metric.check(2)
+
+
+def test_what_happens_to_the_clean_top_token(device):
+    """`top1_drop` is the difference of its log probabilities, `top1` and `clean_top1` the ids."""
+    clean, intervened = pairs(97, device, 1e-3, 5.0)
+    comparison = metrics.Comparison(metrics.CleanSide(clean), intervened)
+    top, row = clean.double().argmax(-1), torch.arange(len(clean), device=clean.device)
+    drop = clean.double().log_softmax(-1)[row, top] - intervened.double().log_softmax(-1)[row, top]
+    torch.testing.assert_close(metrics.METRICS["top1_drop"](comparison).double(), drop, rtol=1e-4, atol=5e-6)
+    assert torch.equal(metrics.METRICS["clean_top1"](comparison), top)
+    assert torch.equal(metrics.METRICS["top1"](comparison), intervened.argmax(-1))
+    changed = metrics.METRICS["top1_changed"](comparison)
+    assert changed.any() and not changed.all() and torch.equal(changed, metrics.METRICS["top1"](comparison) != top)

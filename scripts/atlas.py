@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""The causal atlas: every active latent of every token removed once, exactly, beside the cheap scores that could have told."""
+
+from dataclasses import dataclass
+
+from diagnostics import command
+from diagnostics.causal_atlas import CausalAtlas, causal_atlas
+from diagnostics.sae_inputs import SAEInputs
+from interventions.errors import MechdiagError
+from interventions.models import resolve_device
+
+
+@dataclass(frozen=True)
+class Settings(SAEInputs):
+    """What does removing each active latent of an SAE at each token do, and which cheap attribution can be trusted?
+
+    Subtracts z_i d_i, the SAE's error kept, for every latent active at every token, and measures KL(clean || ablated) in nats, its
+    direct part and the most likely token, beside activation, dose, angle, direct logit attribution, gradient attribution, integrated
+    gradients and a sampled Fisher form. Writes the table in shards (Parquet, --out/atlas), its tokens, schema and summary with
+    provenance (JSON) and the calibration figure. Interrupted, the same command goes on where it was.
+
+    Example: scripts/atlas.py --saes standard --layers 15 --n-prompts 160 --out results/atlas
+    """
+
+    saes: tuple[str, ...] = ("standard",)
+    """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of each of --layers"""
+    n_prompts: int = 160
+    """prompts drawn from the text"""
+    path_share: float = 0.1
+    """share of the tokens that also get integrated gradients and the sampled Fisher form; scores are compared on these"""
+    steps: int = 6
+    """points of the path of integrated gradients"""
+    samples: int = 4
+    """next tokens drawn for the Fisher form"""
+    placebo_share: float = 0.05
+    """share of the rows that also get a random edit of the same norm and angle"""
+
+    def check(self, files: tuple[str, ...]) -> None:
+        """What can be wrong without a model. Raises `MechdiagError`."""
+        if self.context != "in_place" or self.null_model != "none":
+            raise MechdiagError("an atlas is of the model in context: leave out --context and --null-model")
+        super().check(files)
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check(CausalAtlas.files())
+    saes = settings.load_saes(resolve_device(settings.device))
+    model, prompts = settings.load()
+    with command.Progress("ablating", unit="token") as progress:
+        result = causal_atlas(
+            model,
+            prompts,
+            saes,
+            sink_filter=settings.sink_filter or None,
+            path_share=settings.path_share,
+            steps=settings.steps,
+            samples=settings.samples,
+            placebo_share=settings.placebo_share,
+            seed=settings.seed,
+            batch_rows=settings.batch_rows,
+            path=settings.path,
+            folder=settings.out,
+            overwrite=settings.overwrite,
+            progress=progress,
+        )
+    print(result.table())
+    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)

@@ -1,0 +1,147 @@
+"""The atlas: every active latent once, every effect against a full forward pass, every column against its definition."""
+
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from diagnostics.causal_atlas import COLUMNS, CausalAtlas, causal_atlas
+from diagnostics.units import Interrupted
+from interventions import ResultError, Site, SiteError, record
+from sae_models.architectures import build, named
+from tests.sae_models.built import AbsTopK
+from tests.tiny import D_MODEL, TOLERANCE, assert_same_effect, exact_kl, forward_alone, prompts, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:an interval from .* prompts")
+SITE, LAST = Site(2), Site(5)
+PROMPTS = prompts(tuple(7 + i % 4 for i in range(21)))
+
+
+@functools.cache
+def sae_of(name: str = "standard:topk", site: Site = SITE, signed: bool = False):
+    """Of activations that the model has; decoder rows of any length."""
+    x = record(tiny_model("llama"), PROMPTS, [site]).activations[site].reshape(-1, D_MODEL)
+    stream = torch.Generator().manual_seed(1)
+    sae = build(named(name), 48, 5, x, stream, hook_name=site.hook_name).requires_grad_(False)
+    for weight in sae.parameters():
+        weight.add_(0.1 * torch.randn(weight.shape, generator=stream))
+    if signed:
+        sae.selector = AbsTopK(5)
+    return sae
+
+
+@functools.cache
+def found(**more) -> CausalAtlas:
+    saes = {"2/signed": sae_of(signed=True), "5/cosine": sae_of("cosine:topk", LAST)}
+    return causal_atlas(tiny_model("llama"), PROMPTS, saes, path_share=0.5, placebo_share=0.5, **more)
+
+
+def test_every_active_latent_of_every_usable_token_has_one_row():
+    atlas = found(sink_filter=None)
+    recording = record(tiny_model("llama"), PROMPTS, [SITE, LAST])
+    for name, sae, site in (("2/signed", sae_of(signed=True), SITE), ("5/cosine", sae_of("cosine:topk", LAST), LAST)):
+        rows = atlas.frame[atlas.frame.sae == name]
+        expected = {}
+        for p, tokens in enumerate(PROMPTS):
+            z = sae.encode(recording.activations[site][p, : len(tokens)])
+            expected |= {(p, q, i): float(z[q, i]) for q, i in z.nonzero().tolist() if q}
+        got = dict(zip(zip(rows.prompt, rows.position, rows.latent, strict=True), rows.z, strict=True))
+        assert got.keys() == expected.keys() and len(rows) == len(expected)
+        np.testing.assert_allclose([got[k] for k in expected], list(expected.values()), rtol=1e-4)
+    assert (atlas.frame.z < 0).any()
+    notes = atlas.provenance["atlas"]["2/signed"]
+    assert notes["tokens_left_out"] == {"position 0": len(PROMPTS)}
+    assert notes["tokens"] == sum(map(len, PROMPTS)) - len(PROMPTS)
+    assert list(atlas.frame) == list(COLUMNS) and 0 <= notes["noise_floor"] < 1e-9
+
+
+@pytest.mark.parametrize("name", ["2/signed", "5/cosine"])
+def test_effects_are_those_of_full_forward_passes(name):
+    atlas = found()
+    sae, site = (sae_of(signed=True), SITE) if name == "2/signed" else (sae_of("cosine:topk", LAST), LAST)
+    frame = atlas.frame[atlas.frame.sae == name]
+    for row in frame.iloc[:: len(frame) // 12].itertuples():
+        tokens, p = PROMPTS[row.prompt], row.position
+        clean = forward_alone("llama", tiny_model("llama"), tokens, None, {})[p]
+        removed = row.z * sae.W_dec[row.latent]
+        got = forward_alone("llama", tiny_model("llama"), tokens, site, {p: lambda x, d=removed: x - d})[p]
+        assert_same_effect(torch.tensor([row.kl]), exact_kl(clean[None], got[None]), TOLERANCE)
+        top = int(clean.argmax())
+        drop = clean.log_softmax(-1)[top] - got.log_softmax(-1)[top]
+        assert row.top1_drop == pytest.approx(float(drop), abs=5 * TOLERANCE)
+        assert row.clean_top1 == top and row.top1_changed == (row.top1 != top)
+        x = record(tiny_model("llama"), [tokens], [site]).activations[site][0, p]
+        d = sae.W_dec[row.latent]
+        assert row.norm == pytest.approx(float(x.norm()), rel=1e-4)
+        assert row.delta_norm == pytest.approx(abs(row.z) * float(d.norm()), rel=1e-4)
+        assert row.cosine == pytest.approx(float(x @ d / x.norm() / d.norm()), abs=1e-5)
+        assert row.inner == pytest.approx(float(x @ d / d.norm()), rel=1e-3, abs=1e-4)
+    if site == LAST:  # nothing above: direct is all there is, to rounding of the logits
+        np.testing.assert_allclose(frame.kl, frame.kl_direct, rtol=2e-3, atol=1e-8)
+
+
+def test_shares_are_drawn_by_hash_and_scores_stand_on_whole_tokens():
+    frame = found().frame
+    assert 0.3 < frame.kl_placebo.notna().mean() < 0.7
+    by_token = frame.groupby(["sae", "prompt", "position"], observed=True).fisher.agg(lambda x: x.notna().mean())
+    assert set(by_token) == {0.0, 1.0} and 0.3 < by_token.mean() < 0.7
+    assert (frame.integrated.notna() == frame.fisher.notna()).all() and frame.gradient.notna().all()
+
+
+def test_a_placebo_of_no_direction_does_what_rows_of_its_dose_do():
+    """Not the same, but of its size: a placebo of another dose would be off by orders of magnitude."""
+    some = found().frame.dropna(subset="kl_placebo")
+    ratio = np.log(some.kl_placebo / some.kl)
+    assert abs(float(ratio.median())) < 2 and float(ratio.std()) > 0.1
+
+
+def test_it_is_written_in_shards_and_read_back(tmp_path):
+    atlas = found()
+    names = atlas.write(tmp_path)
+    assert set(CausalAtlas.files()) <= set(names)
+    shards = sorted(path.name for path in (tmp_path / "atlas").iterdir())
+    assert shards == [f"{sae:02d}-{part:05d}.parquet" for sae in range(2) for part in range(3)]
+    again = CausalAtlas.load(tmp_path)
+    pd.testing.assert_frame_equal(again.frame, atlas.frame)
+    assert again.tokens == atlas.tokens and again.table() == atlas.table()
+    (tmp_path / "atlas" / shards[0]).unlink()
+    with pytest.raises(ResultError, match="its JSON says"):
+        CausalAtlas.load(tmp_path)
+    with pytest.raises(ResultError, match="tokens[.]npy is missing"):
+        (tmp_path / "tokens.npy").unlink()
+        CausalAtlas.load(tmp_path)
+
+
+def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path):
+    saes, asked = {"s": sae_of()}, {"path_share": 0.3, "folder": tmp_path}
+    stops = iter(range(100))
+
+    def stop(n: int, total: int) -> None:
+        if next(stops) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        causal_atlas(tiny_model("llama"), PROMPTS, saes, progress=stop, **asked)
+    assert len(list((tmp_path / "units").iterdir())) == 2
+    went_on = causal_atlas(tiny_model("llama"), PROMPTS, saes, **asked)
+    whole = causal_atlas(tiny_model("llama"), PROMPTS, saes, path_share=0.3)
+    pd.testing.assert_frame_equal(went_on.frame, whole.frame)
+
+
+def test_a_model_that_replay_does_not_serve_has_effects_and_no_gradients():
+    x = record(tiny_model("bloom"), PROMPTS[:4], [SITE]).activations[SITE].reshape(-1, D_MODEL)
+    sae = build(named("standard:topk"), 48, 3, x, torch.Generator().manual_seed(0), hook_name=SITE.hook_name)
+    with pytest.warns(UserWarning, match="replay does not serve"):
+        atlas = causal_atlas(tiny_model("bloom"), PROMPTS[:4], {"s": sae})
+    assert atlas.provenance["path"] == {str(SITE): "hooks"} and atlas.provenance["why_hooks"]
+    assert atlas.frame.gradient.isna().all() and (atlas.frame.kl > 0).all()
+    assert "direct" not in atlas.groups[0]["scores"]
+
+
+def test_what_does_not_serve_is_refused():
+    with pytest.raises(ResultError, match="path_share 2"):
+        causal_atlas(tiny_model("llama"), PROMPTS, {"s": sae_of()}, path_share=2)
+    with pytest.raises(SiteError, match="do not say where they act"):
+        causal_atlas(tiny_model("llama"), PROMPTS, {"s": torch.eye(D_MODEL)})

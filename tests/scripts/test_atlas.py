@@ -1,0 +1,57 @@
+"""The command of the atlas, from its options to its files."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from diagnostics.causal_atlas import COLUMNS, CausalAtlas
+from interventions import Site, record
+from sae_models.architectures import build, named
+from sae_models.saving import save_sae
+from tests.tiny import D_MODEL, prompts, tiny_model
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("atlas", Path(__file__).parents[2] / "scripts" / "atlas.py")
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sae(tmp_path_factory):
+    folder, site = tmp_path_factory.mktemp("saes") / "standard", Site(2)
+    x = record(tiny_model("llama"), prompts((24, 24)), [site]).activations[site].reshape(-1, D_MODEL)
+    save_sae(
+        build(named("standard:relu"), 24, 6, x, torch.Generator().manual_seed(0), hook_name=site.hook_name), folder
+    )
+    return folder
+
+
+def test_an_atlas_is_written_whole_and_bad_input_costs_nothing(run, sae, tmp_path):
+    out = tmp_path / "out"
+    asked = ("--saes", sae, "--out", out, "--held-out", 0, "--path-share", 0.5)
+    status, said, err = run(*asked)
+    assert status == 0, err
+    atlas = CausalAtlas.load(out)
+    assert list(atlas.frame) == list(COLUMNS) and len(atlas.frame) and "gradient" in said
+    assert (out / "atlas_calibration.png").stat().st_size > 10_000
+    shards = pd.read_parquet(out / "atlas")  # one data set, for whoever does not know this package
+    assert len(shards) == len(atlas.frame)
+    before = (out / "atlas.json").read_bytes()
+    status, said, err = run(*asked)  # all units are there
+    assert status == 0 and (out / "atlas.json").read_bytes() == before
+    for words, message in (
+        ((*asked, "--steps", 3), "steps was 6, is 3"),
+        (("--saes", sae, "--out", tmp_path / "no", "--held-out", 0, "--context", "both"), "leave out --context"),
+        (("--saes", tmp_path, "--out", tmp_path / "no", "--held-out", 0), "error:"),
+    ):
+        status, _, err = run(*words)
+        assert status == 2 and message in err and "Traceback" not in err
+    assert (out / "atlas.json").read_bytes() == before
