@@ -11,6 +11,23 @@ import pytest
 # An int stands for a float, as everywhere in Python's typing.
 _CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(["interventions", "sae_models"], _CHECKER)
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _checked(*, typechecker):
+    """What the hook writes above every function. One made within another, at each call anew, would be compiled each time,
+    a quarter of the tests' time: it is checked where a shape stands in its annotations."""
+
+    def checked(given):
+        inner = "<locals>" in getattr(given, "__qualname__", "")
+        if inner and "jaxtyping" not in str(getattr(given, "__annotations__", {})):
+            return given
+        return _jaxtyped(given, typechecker=typechecker)
+
+    return checked
+
+
+jaxtyping.jaxtyped = _checked
 
 # A job in the background starts with SIGINT ignored, and its children with it; tests of Ctrl-C must not depend on that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

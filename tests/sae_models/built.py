@@ -1,6 +1,7 @@
 """SAEs of every kind with every weight random, and what the equations say of them, written out densely."""
 
 import functools
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -22,6 +23,12 @@ NORMALISATIONS = {
     "constant_norm": {"kind": "constant_norm"},
     "factor": {"kind": "factor", "factor": 0.25},
 }
+
+
+def each_pair(a: Collection, b: Collection, c: Collection) -> list[tuple]:
+    """Cases of three factors, the last the one of fewest levels: every pair of levels meets, not every triple."""
+    last = list(c)
+    return [(x, y, last[(i + j) % len(last)]) for i, x in enumerate(a) for j, y in enumerate(b)]
 
 
 class AbsTopK(TopK):

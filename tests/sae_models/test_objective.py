@@ -18,6 +18,7 @@ from tests.sae_models.built import (
     close,
     decoded,
     drawn,
+    each_pair,
     inputs,
     mask_of,
     normalised,
@@ -70,9 +71,7 @@ def assert_same_gradients(sae, one, other):
         assert gradient.any(), name
 
 
-@pytest.mark.parametrize("kind", ["none", "layer_norm"])
-@pytest.mark.parametrize("selector", [*SELECTORS, *SIGNED])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "selector", "kind"), each_pair(ALL, [*SELECTORS, *SIGNED], ["none", "layer_norm"]))
 def test_a_training_pass_is_plain_autograd(name, selector, kind):
     sae, x = made(name, selector, kind), inputs()
     done = forward_pass(sae, x)
@@ -86,9 +85,10 @@ def test_a_training_pass_is_plain_autograd(name, selector, kind):
     assert_same_gradients(sae, objective(done.target, done.output, activations_of(done)), objective(target, output, f))
 
 
-@pytest.mark.parametrize("kind", NORMALISATIONS)
-@pytest.mark.parametrize("selector", ["relu", "topk"])
-@pytest.mark.parametrize("name", ["standard", "cosine", "bypass", "tied"])
+@pytest.mark.parametrize(
+    ("name", "kind", "selector"),
+    each_pair(["standard", "cosine", "bypass", "tied"], NORMALISATIONS, ["relu", "topk"]),
+)
 def test_where_batches_do_not_matter_training_and_inference_agree(name, selector, kind):
     sae, x = random_sae(name, selector, kind), inputs()
     _, scale, shift = normalised(sae, x)
@@ -155,9 +155,10 @@ def test_a_batch_without_any_active_latent(name, selector):
 # Multi-TopK
 
 
-@pytest.mark.parametrize("times", [2, 4, 20])
-@pytest.mark.parametrize("selector", ["topk", "batchtopk", *SIGNED])
-@pytest.mark.parametrize("name", ["standard", "cosine", "bypass", "aligned"])
+@pytest.mark.parametrize(
+    ("name", "selector", "times"),
+    each_pair(["standard", "cosine", "bypass", "aligned"], ["topk", "batchtopk", *SIGNED], [2, 4, 20]),
+)
 def test_more_active_latents(name, selector, times):
     sae, x = made(name, selector), inputs()
     done = forward_pass(sae, x)
@@ -179,9 +180,14 @@ def test_relu_has_no_number_to_widen():
 # Dead latents
 
 
-@pytest.mark.parametrize("k", [1, 3, 6, 50])
-@pytest.mark.parametrize("selector", ["topk", "batchtopk", "abstopk"])
-@pytest.mark.parametrize("name", ["standard", "cosine", "cosine-group3", "bypass", "aligned", "tied"])
+@pytest.mark.parametrize(
+    ("name", "k", "selector"),
+    each_pair(
+        ["standard", "cosine", "cosine-group3", "bypass", "aligned", "tied"],
+        [1, 3, 6, 50],
+        ["topk", "batchtopk", "abstopk"],
+    ),
+)
 def test_the_auxiliary_loss(name, selector, k):
     sae, x, dead = made(name, selector), inputs(), [1, 2, 12, 14, 27, 39]
     done = forward_pass(sae, x)

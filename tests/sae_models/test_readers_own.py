@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -22,8 +23,9 @@ def fresh(architecture):
     return sae
 
 
-@pytest.mark.parametrize("selector", ["relu", "topk", "batchtopk"])
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    ("name", "selector"), list(zip(NAMED, itertools.cycle(["relu", "topk", "batchtopk"]), strict=False))
+)
 def test_what_save_sae_wrote(tmp_path, name, selector):
     sae = fresh(named(f"{name}:{selector}"))
     again = load_sae(save_sae(sae, tmp_path))

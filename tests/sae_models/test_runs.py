@@ -176,8 +176,13 @@ def test_progress_counts_every_step_and_says_the_first_metrics(tmp_path):
 # Killed and resumed
 
 
-@pytest.mark.parametrize("stop_at", range(STEPS))
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(
+    ("stream", "stop_at"),
+    [
+        *(("plain", n) for n in range(STEPS)),
+        *((stream, n) for stream in ("resumable", "iterable") for n in (1, 4, 5)),  # before, at and after a checkpoint
+    ],
+)
 def test_killed_at_any_step_and_resumed_it_ends_in_the_same_bytes(stream, stop_at, files, tmp_path):
     with pytest.raises(Stop):
         train(STREAMS[stream](stop_at), JOBS, folder=tmp_path, **SETTINGS)
@@ -277,19 +282,25 @@ def changed(what):
     return [other[what], *JOBS[1:]], SETTINGS
 
 
-@pytest.mark.parametrize("what", ["steps", "log_every", "about", "recipe", "architecture", "source", "name"])
-@pytest.mark.parametrize("stop_at", [3, None])
-def test_the_folder_of_another_run_is_refused_and_left_as_it_was(what, stop_at, tmp_path):
+@pytest.fixture(scope="module", params=[3, None], ids=["stopped", "finished"])
+def another(request, tmp_path_factory):
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("another")
     with contextlib.suppress(Stop):
-        train(plain(stop_at=stop_at), JOBS, folder=tmp_path, **SETTINGS)
-    before = kept(tmp_path)
+        train(plain(stop_at=request.param), JOBS, folder=folder, **SETTINGS)
+    return folder
+
+
+@pytest.mark.parametrize("what", ["steps", "log_every", "about", "recipe", "architecture", "source", "name"])
+def test_the_folder_of_another_run_is_refused_and_left_as_it_was(what, another):
+    before = kept(another)
     jobs, settings = changed(what)
     named_there = what if what in settings else "jobs"
     with pytest.raises(
         SAEError, match=rf"holds another run \({named_there}.*\); give another folder, or remove this one"
     ):
-        train(plain(), jobs, folder=tmp_path, **settings)
-    assert kept(tmp_path) == before
+        train(plain(), jobs, folder=another, **settings)
+    assert kept(another) == before
 
 
 @pytest.mark.parametrize(

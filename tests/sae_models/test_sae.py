@@ -20,6 +20,7 @@ from tests.sae_models.built import (
     close,
     decoded,
     drawn,
+    each_pair,
     inference,
     inputs,
     random_sae,
@@ -29,9 +30,7 @@ from tests.sae_models.built import (
 RESTORED = tuple(name for name in ALL if name.startswith("bypass") and "no-restore" not in name)
 
 
-@pytest.mark.parametrize("kind", NORMALISATIONS)
-@pytest.mark.parametrize("selector", SELECTORS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "kind", "selector"), each_pair(ALL, NORMALISATIONS, SELECTORS))
 def test_an_sae_is_what_its_equations_say(name, selector, kind):
     sae, x = random_sae(name, selector, kind), inputs()
     f = inference(sae, x)

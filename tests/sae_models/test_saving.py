@@ -20,6 +20,7 @@ from tests.sae_models.built import (
     NORMALISATIONS,
     SELECTORS,
     drawn,
+    each_pair,
     inputs,
     random_sae,
 )
@@ -62,9 +63,7 @@ def assert_same_bits(one, other):
 # What comes back
 
 
-@pytest.mark.parametrize("kind", NORMALISATIONS)
-@pytest.mark.parametrize("selector", SELECTORS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "kind", "selector"), each_pair(ALL, NORMALISATIONS, SELECTORS))
 def test_the_same_comes_back_to_the_bit(name, selector, kind, tmp_path):
     sae = single(name, selector, kind)
     assert save_sae(sae, tmp_path / "new" / "folder") == tmp_path / "new" / "folder"
