@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+"""Sparse probing: how well do k latents of an SAE tell labelled texts apart?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from diagnostics import command
+from diagnostics.inputs import short_names
+from diagnostics.results import claim_folder
+from diagnostics.sparse_probing import SparseProbing, probe_saes
+from interventions.errors import MechdiagError
+from interventions.labelled import load_labelled
+from interventions.models import load_model, resolve_device, resolve_dtype
+from sae_models.loading import load_sae
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of a class do a few latents hold?
+
+    Fits logistic probes of each class against the rest on the k latents of largest mean difference, on k random ones, with shuffled
+    labels, on all latents and on the raw activations; and finds the best single latent (probe loss). Writes a table and a table of
+    texts (Parquet), their tokens, a summary with provenance (JSON) and the figure into --out.
+
+    Example: scripts/probe.py --saes standard cosine --layers 15 --data topics language mine.csv --out results/mine
+    """
+
+    saes: tuple[str, ...]
+    """with --layers: kinds of SAE in the zoo, such as standard, at each of these blocks; else folders or files, names in the zoo, or
+    hf:owner/name/folder, each at its own site"""
+    out: Path
+    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
+    layers: tuple[int, ...] = ()
+    """blocks of SAEs in the zoo (<model>/<layer>/<kind>)"""
+    data: tuple[str, ...] = ("topics", "sentiment", "language", "code")
+    """topics, toxicity, sentiment, language, code (all in packages; topics and toxicity hold offensive sentences), or a .csv or .jsonl
+    file with fields text and label, or file.csv:text:label to name them"""
+    model: str = "smollm2-135m"
+    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
+    ks: tuple[int, ...] = (1, 2, 5, 20)
+    """numbers of latents"""
+    seeds: int = 3
+    """splits into training and held-out texts"""
+    per_class: int = 150
+    """texts of each class, at most (0: as many as the smallest class has)"""
+    max_length: int = 128
+    """tokens a text is cut at"""
+    test_share: float = 0.3
+    """share of the texts that probes are judged on"""
+    inverse_penalty: float = 1.0
+    """C of the logistic regression: the inverse strength of its L2 penalty"""
+    sink_filter: float = 10.0
+    """leave out tokens with ||x|| above this many times the site's median (0: keep them)"""
+    dtype: str = "float32"
+    """of the model: float32, bfloat16 or float16"""
+    device: str | None = None
+    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    seed: int = 0
+    """of the draw of texts, of splits and of random latents"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the results of another run in --out"""
+
+    def check(self) -> None:
+        """What can be wrong without a model. Raises `MechdiagError`."""
+        if not self.saes or not self.data:
+            raise MechdiagError("no SAE or no data; name at least one of each")
+        if self.sink_filter < 0 or self.per_class < 0:
+            raise MechdiagError(f"--sink-filter {self.sink_filter}, --per-class {self.per_class}; expected 0 or more")
+        resolve_dtype(self.dtype)
+        resolve_device(self.device)
+        claim_folder(self.out, () if (self.out / "run.json").exists() else SparseProbing.files(), self.overwrite)
+
+    def paths(self) -> tuple[str, ...]:
+        """The SAEs as `load_sae` takes them."""
+        return (
+            tuple(f"{self.model}/{n}/{kind}" for n in self.layers for kind in self.saes) if self.layers else self.saes
+        )
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check()
+    names, device = short_names(settings.paths()), resolve_device(settings.device)
+    saes = dict(zip(names, (load_sae(path, device=device) for path in settings.paths()), strict=True))
+    texts = [load_labelled(x, per_class=settings.per_class or None, seed=settings.seed) for x in settings.data]
+    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
+    with command.Progress("probing", unit="task") as progress:
+        result = probe_saes(
+            model,
+            texts,
+            saes,
+            ks=settings.ks,
+            seeds=settings.seeds,
+            per_class=settings.per_class or None,
+            max_length=settings.max_length,
+            test_share=settings.test_share,
+            inverse_penalty=settings.inverse_penalty,
+            sink_filter=settings.sink_filter or None,
+            seed=settings.seed,
+            folder=settings.out,
+            overwrite=settings.overwrite,
+            progress=progress,
+        )
+    print(result.table())
+    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)

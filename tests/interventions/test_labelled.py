@@ -1,0 +1,111 @@
+"""Labelled texts from files: what is read, what is left out and counted, and a draw that hangs on nothing but seed and text."""
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interventions import labelled
+from interventions.errors import TextError
+from interventions.labelled import Labelled, load_labelled
+
+ROWS = [(f"text {i} of {'abc'[i % 3]}", "abc"[i % 3]) for i in range(30)] + [("more of a", "a"), ("still more", "a")]
+
+
+def table(path, rows=ROWS, head="text,label"):
+    path.write_text("\n".join([head, *(f"{text},{label}" for text, label in rows)]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_every_format_and_every_name_of_fields_reads_the_same(tmp_path):
+    objects = "\n\n".join(json.dumps({"label": label, "text": text, "id": 1}) for text, label in ROWS)
+    (tmp_path / "a.jsonl").write_text(objects)
+    renamed = objects.replace('"label"', '"kind"').replace('"text"', '"said"')
+    (tmp_path / "b.jsonl").write_text(renamed)
+    table(tmp_path / "b.csv", head="said,kind")
+    names = (
+        table(tmp_path / "a.csv"),
+        *(f"{tmp_path}/{n}" for n in ("a.jsonl", "b.jsonl:said:kind", "b.csv:said:kind")),
+    )
+    read = [load_labelled(name) for name in names]
+    for found in read:
+        assert (found.texts, found.labels, found.sha256) == (read[0].texts, read[0].labels, read[0].sha256)
+        assert found.counts == {"a": 10, "b": 10, "c": 10} and found.classes == ("a", "b", "c")
+        assert found.dropped == {"beyond 10 of a class": 2}
+        assert all(label == text[-1] for text, label in zip(found.texts, found.labels, strict=True) if text[-2] == " ")
+    assert [found.name for found in read] == ["a.csv", "a.jsonl", "b.jsonl", "b.csv"]
+    json.dumps(read[0].provenance())
+
+
+def test_numbers_serve_as_labels(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"t{i}", "label": i % 2}) for i in range(4)))
+    assert load_labelled(str(tmp_path / "a.jsonl")).counts == {"0": 2, "1": 2}
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    rows = [("one", "a"), (" one ", "a"), ("two", "b"), ("both", "a"), ("both", "b"), ("  ", "a"), ("three", "b")]
+    found = load_labelled(table(tmp_path / "a.csv", rows))
+    assert Counter(found.labels) == {"a": 1, "b": 1} and found.texts[0] == "one"
+    assert found.dropped == {"duplicate": 1, "in two classes": 2, "empty": 1, "beyond 1 of a class": 1}
+
+
+def test_a_larger_draw_extends_a_smaller_and_other_texts_move_nothing(tmp_path):
+    where = table(tmp_path / "a.csv")
+    small, large = (set(load_labelled(where, per_class=n).texts) for n in (3, 8))
+    assert len(small) == 9 and len(large) == 24 and small < large
+    assert set(load_labelled(where, per_class=3, seed=1).texts) != small
+    of_c = {text for text in small if text.endswith("of c")}
+    fewer = table(tmp_path / "b.csv", [row for row in ROWS if row[1] != "b"])
+    assert of_c < set(load_labelled(fewer, per_class=3).texts)
+    assert load_labelled(where, per_class=500).counts == {"a": 10, "b": 10, "c": 10}
+    order = [text for text, _ in ROWS]
+    assert sorted(load_labelled(where).texts, key=order.index) == load_labelled(where).texts
+
+
+@given(st.lists(st.tuples(st.sampled_from("pqrstuv"), st.sampled_from("ab")), max_size=25))
+def test_each_text_of_one_class_once_and_every_loss_counted(rows):
+    dropped = Counter()
+    found = labelled._distinct(rows, dropped)
+    kinds = {text: {label for other, label in rows if other == text} for text, _ in rows}
+    assert found == {text: next(iter(labels)) for text, labels in kinds.items() if len(labels) == 1}
+    twice = sum(len(labels) for labels in kinds.values() if len(labels) > 1)
+    assert dropped["in two classes"] == twice
+    assert len(found) + sum(dropped.values()) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,kind\nx,1\n", "line 2: no text 'text' with a label 'label'; seen: 'text', 'kind'"),
+        ("a.csv", "text,label\nx,\n", "no text 'text' with a label"),
+        ("a.csv", 'text,label\n"x,1\n', "not CSV"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n[', "line 2: not JSON"),
+        ("a.jsonl", '["x"]', "seen: a list"),
+        ("a.jsonl", '{"text": "x", "label": null}', "no text 'text' with a label"),
+        ("a.csv", "text,label\nx,1\ny,1\n", "1 class in 2 texts"),
+        ("a.csv", "text,label\n", "0 classes in 0 texts"),
+        ("a.csv", b"text,label\n\xff,1\n", "not UTF-8 at byte 11"),
+        ("a.txt", "x", "no labelled texts"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(TextError) as error:
+        load_labelled(str(tmp_path / name))
+    assert message in str(error.value)
+
+
+def test_unknown_names_and_impossible_draws(tmp_path):
+    where = table(tmp_path / "a.csv")
+    for name in ("topic", f"{where}:text", f"{tmp_path}/none.csv", f"{tmp_path}/none.csv:a:b"):
+        with pytest.raises(TextError, match="known: topics, toxicity, sentiment, language, code"):
+            load_labelled(name)
+    with pytest.raises(TextError, match="0 texts of each class"):
+        load_labelled(where, per_class=0)
+
+
+def test_classes_of_texts_given_by_hand():
+    given_texts = Labelled(["x", "y", "z"], ["b", "a", "b"], "mine", "0", "mine", "by hand")
+    assert given_texts.classes == ("a", "b") and given_texts.counts == {"a": 1, "b": 2}
