@@ -1,0 +1,163 @@
+#!/usr/bin/env python
+"""Cards of latents: when each fires, what it adds, what the model does without it, its neighbours; a page a latent."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from diagnostics import command
+from diagnostics.card_html import index_page
+from diagnostics.held_out import split
+from diagnostics.inputs import short_names
+from diagnostics.latent_card import latent_cards
+from diagnostics.latent_choice import check_exist, parsed
+from diagnostics.results import claim_folder, write_whole
+from interventions.errors import MechdiagError
+from interventions.models import CausalModel, load_model, resolve_device, resolve_dtype
+from interventions.texts import Prompts, load_texts, tokenize
+from sae_models.loading import load_sae
+
+if TYPE_CHECKING:
+    from diagnostics.causal_atlas import CausalAtlas
+
+INDEX = "index.html"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is this latent?
+
+    Writes a self-contained HTML page for each latent: the texts on which it fires, coloured by token; histograms of its activation and of
+    the norms on which it fires; what its decoder direction says of the next token; the exact effect of removing it, token by token, beside
+    matched placebos; its nearest latents in other SAEs. Several latents get an index.html too.
+
+    Example: scripts/show_latent.py --sae smollm2-135m/15/cosine --latents 12 345 --compare smollm2-135m/15/standard --out results/cards
+    """
+
+    sae: str
+    """a folder or file, a name in the zoo, or hf:owner/name/folder"""
+    latents: tuple[str, ...]
+    """numbers; or top:5, those of the largest summed effect in the --atlas; or frequent:5, those that fire most often"""
+    out: Path
+    """folder for the pages"""
+    atlas: Path | None = None
+    """folder of a causal atlas of this model, SAE and text"""
+    compare: tuple[str, ...] = ()
+    """other SAEs of the model whose latents are compared"""
+    model: str = "smollm2-135m"
+    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
+    prompts: str = "boolq"
+    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
+    hf:owner/name[:split:column]"""
+    held_out: float = 0.1
+    """share of the paragraphs that training keeps for evaluation, as in train_sae.py; only these are read (0: all are)"""
+    n_prompts: int = 200
+    """prompts drawn from the text"""
+    max_length: int = 128
+    """tokens a prompt is cut at"""
+    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """put each prompt into the tokenizer's chat template, as a user's turn"""
+    top: int = 12
+    """texts with the largest |z|"""
+    few: int = 4
+    """texts from the upper quarter of |z|, and from around its median"""
+    context_tokens: int = 40
+    """tokens shown of each text"""
+    effects: int = 256
+    """active tokens, drawn uniformly, whose effects and placebos are measured"""
+    sink_filter: float = 10.0
+    """leave out tokens with ||x|| above this many times the site's median (0: keep them)"""
+    dtype: str = "float32"
+    """of the model: float32, bfloat16 or float16"""
+    device: str | None = None
+    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    path: str = "auto"
+    """auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
+    seed: int = 0
+    """of prompts, tokens drawn and placebos"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace cards that are in --out already"""
+
+    def check(self) -> None:
+        """What can be wrong without a model. Raises `MechdiagError`."""
+        if self.path not in ("auto", "replay", "hooks"):
+            raise MechdiagError(f"unknown path {self.path!r}; known: auto, replay, hooks")
+        asked = [parsed(word) for word in self.latents]
+        if (kinds := {kind for kind, _ in asked}) & {"top"} and self.atlas is None:
+            raise MechdiagError("top:N asks for the largest effects of an atlas; give --atlas, or frequent:N")
+        if not 0 <= self.held_out < 1 or self.sink_filter < 0:
+            raise MechdiagError(
+                f"--held-out {self.held_out}, --sink-filter {self.sink_filter}; expected a share from 0 to below 1, and a number from 0"
+            )
+        if min(self.top, self.few, self.context_tokens, self.effects) < 1:
+            raise MechdiagError(
+                f"--top {self.top}, --few {self.few}, --context-tokens {self.context_tokens}, --effects {self.effects}; expected at least 1"
+            )
+        resolve_dtype(self.dtype)
+        resolve_device(self.device)
+        several = [INDEX] * (len(asked) > 1 or kinds != {""})
+        claim_folder(self.out, several + [page_name(n) for kind, n in asked if not kind], self.overwrite)
+
+    def load(self) -> tuple[CausalModel, Prompts]:
+        """The model and its prompts. Raises `MechdiagError`."""
+        texts = load_texts(self.prompts)
+        texts = split(texts, self.held_out)[1] if self.held_out else texts
+        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        if model.tokenizer is None:
+            raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
+        how = {"max_length": self.max_length, "n_prompts": self.n_prompts, "chat_template": self.chat_template}
+        return model, tokenize(texts, model.tokenizer, seed=self.seed, **how)
+
+
+def page_name(latent: int) -> str:
+    """The file of a latent's card."""
+    return f"latent_{latent}.html"
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check()
+    name, *other_names = short_names((settings.sae, *settings.compare))
+    device = resolve_device(settings.device)
+    sae, *others = (load_sae(path, device=device) for path in (settings.sae, *settings.compare))
+    check_exist(settings.latents, name, sae.d_sae)
+    atlas = None if settings.atlas is None else _atlas(settings.atlas)
+    model, prompts = settings.load()
+    cards = latent_cards(
+        model,
+        sae,
+        settings.latents,
+        prompts,
+        atlas=atlas,
+        others=dict(zip(other_names, others, strict=True)),
+        name=name,
+        top=settings.top,
+        few=settings.few,
+        context_tokens=settings.context_tokens,
+        n_effects=settings.effects,
+        sink_filter=settings.sink_filter or None,
+        seed=settings.seed,
+        path=settings.path,
+    )
+    files = {card.latent: page_name(card.latent) for card in cards}
+    index = [INDEX] if len(cards) > 1 or settings.latents != (str(cards[0].latent),) else []
+    folder = claim_folder(settings.out, [*files.values(), *index], settings.overwrite)
+    for card in cards:
+        card.write(folder / files[card.latent])
+        print(card.line())
+    if index:
+        text = index_page(cards, files)
+        write_whole(folder / INDEX, lambda path: path.write_text(text, encoding="utf-8"))
+    print(f"wrote {', '.join([*files.values(), *index])} into {folder}")
+
+
+def _atlas(folder: Path) -> "CausalAtlas":
+    from diagnostics.causal_atlas import CausalAtlas
+
+    return CausalAtlas.load(folder)
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
