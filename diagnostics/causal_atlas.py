@@ -60,6 +60,7 @@ COLUMNS = {
 }
 """The table's columns: a line for each (SAE, token, active latent). Floats are float32, ids int32."""
 METRICS = ("kl", "kl_direct", "top1_drop", "top1_changed", "clean_top1", "top1", "clean_entropy")
+_SAME = ("model", "weights_sha256", "dtype", "sink_filter", "path_share", "steps", "samples", "placebo_share", "seed")
 PROMPTS = 8
 """in a work unit, and in a shard of the table"""
 
@@ -115,6 +116,41 @@ class CausalAtlas(Result):
                 names.append(f"{name}.{end}")
             plt.close(figure)
         return names
+
+    @classmethod
+    def joined(cls, atlases: Sequence["CausalAtlas"]) -> "CausalAtlas":
+        """Atlases of several SAEs as one, also where some read fewer of the same prompts.
+
+        Raises `ResultError` where model, text or settings differ, or two SAEs have one name.
+        """
+        if not atlases:
+            raise ResultError("no atlas to join; give at least one")
+        tokens = max((atlas.tokens for atlas in atlases), key=len)
+        first = atlases[0].provenance
+        for atlas in atlases:
+            p = atlas.provenance
+            if differ := [name for name in _SAME if p[name] != first[name]]:
+                raise ResultError(
+                    f"{differ[0]} is {first[differ[0]]} in one atlas, {p[differ[0]]} in another; join such as agree"
+                )
+            if atlas.tokens != tokens[: len(atlas.tokens)]:
+                raise ResultError("the atlases are of other prompts; join such as begin with the same ones")
+        names = [name for atlas in atlases for name in atlas.saes]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise ResultError(f"two SAEs have the name {twice[0]!r}; join atlases of different ones")
+        every = [atlas.provenance for atlas in atlases]
+        both: dict[str, Any] = {
+            name: {key: value for p in every for key, value in p[name].items()} for name in ("saes", "atlas", "path")
+        }
+        both |= {name: sum(p[name] for p in every) for name in ("rows",)}
+        both |= {
+            "sites": list(dict.fromkeys(site for p in every for site in p["sites"])),
+            "prompts": len(tokens),
+            "why_hooks": sorted({why for p in every for why in p["why_hooks"] or []}) or None,
+            "replay_delta": max((p["replay_delta"] for p in every if p["replay_delta"] is not None), default=None),
+            "joined": [{key: value for key, value in p.items() if p[key] != first[key]} for p in every],
+        }
+        return cls(_whole([atlas.frame for atlas in atlases], both["saes"]), tokens, first | both)
 
     @property
     def saes(self) -> list[str]:

@@ -2,6 +2,7 @@
 """The causal atlas: every active latent of every token removed once, exactly, beside the cheap scores that could have told."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from diagnostics import command
 from diagnostics.causal_atlas import CausalAtlas, causal_atlas
@@ -21,6 +22,9 @@ class Settings(SAEInputs):
 
     Example: scripts/atlas.py --saes standard --layers 15 --n-prompts 160 --out results/atlas
     """
+
+    results: tuple[Path, ...] = ()
+    """folders of finished atlases to be joined into one (of other SAEs, or depths); nothing is ablated then"""
 
     saes: tuple[str, ...] = ("standard",)
     """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of each of --layers"""
@@ -45,6 +49,8 @@ class Settings(SAEInputs):
 def main(settings: Settings) -> None:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check(CausalAtlas.files())
+    if settings.results:
+        return _show(CausalAtlas.joined([CausalAtlas.load(folder) for folder in settings.results]), settings.out)
     saes = settings.load_saes(resolve_device(settings.device))
     model, prompts = settings.load()
     with command.Progress("ablating", unit="token") as progress:
@@ -64,8 +70,12 @@ def main(settings: Settings) -> None:
             overwrite=settings.overwrite,
             progress=progress,
         )
+    _show(result, settings.out)
+
+
+def _show(result: CausalAtlas, out: Path) -> None:
     print(result.table())
-    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+    print(f"wrote {', '.join(result.write(out))} into {out}")
 
 
 if __name__ == "__main__":

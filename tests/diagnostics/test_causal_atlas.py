@@ -109,7 +109,7 @@ def test_it_is_written_in_shards_and_read_back(tmp_path):
     (tmp_path / "atlas" / shards[0]).unlink()
     with pytest.raises(ResultError, match="its JSON says"):
         CausalAtlas.load(tmp_path)
-    with pytest.raises(ResultError, match="tokens[.]npy is missing"):
+    with pytest.raises(ResultError, match=r"tokens.npy is missing"):
         (tmp_path / "tokens.npy").unlink()
         CausalAtlas.load(tmp_path)
 
@@ -128,6 +128,29 @@ def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path):
     went_on = causal_atlas(tiny_model("llama"), PROMPTS, saes, **asked)
     whole = causal_atlas(tiny_model("llama"), PROMPTS, saes, path_share=0.3)
     pd.testing.assert_frame_equal(went_on.frame, whole.frame)
+
+
+def test_atlases_of_several_saes_are_joined_where_they_agree():
+    """The same table as one run over both, also where one read fewer prompts."""
+    how = {"path_share": 0.5, "placebo_share": 0.5, "sink_filter": None}
+    one = causal_atlas(tiny_model("llama"), PROMPTS[:16], {"2/signed": sae_of(signed=True)}, **how)
+    other = causal_atlas(tiny_model("llama"), PROMPTS, {"5/cosine": sae_of("cosine:topk", LAST)}, **how)
+    both = CausalAtlas.joined([one, other])
+    assert (
+        both.saes == ["2/signed", "5/cosine"] and both.tokens == PROMPTS and both.provenance["rows"] == len(both.frame)
+    )
+    whole = found(sink_filter=None)
+    for name in both.saes:
+        mine, theirs = (a.frame[(a.frame.sae == name) & (a.frame.prompt < 16)] for a in (both, whole))
+        mine, theirs = (some.drop(columns="kl_placebo").reset_index(drop=True) for some in (mine, theirs))
+        pd.testing.assert_frame_equal(mine, theirs)  # placebos turn towards tokens of the whole text
+    assert [g["prompts"] for g in both.groups] == [16, 21]
+    with pytest.raises(ResultError, match="two SAEs have the name"):
+        CausalAtlas.joined([one, one])
+    with pytest.raises(ResultError, match="other prompts"):
+        CausalAtlas.joined([one, causal_atlas(tiny_model("llama"), PROMPTS[1:], {"x": sae_of()}, **how)])
+    with pytest.raises(ResultError, match=r"path_share is 0.5 in one atlas, 0.1"):
+        CausalAtlas.joined([one, causal_atlas(tiny_model("llama"), PROMPTS, {"x": sae_of()}, sink_filter=None)])
 
 
 def test_a_model_that_replay_does_not_serve_has_effects_and_no_gradients():
