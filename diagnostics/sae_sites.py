@@ -131,8 +131,8 @@ def spliced(
         raise EditError("no edits; give at least one, by name")
     model = recording.model
     check_site(model, site)
-    passes = _Passes(recording, site, where)
-    why, delta = (None, float("nan")) if path == "hooks" else _why_not_blocks(passes)
+    passes = Passes(recording, site, where)
+    why, delta = (None, float("nan")) if path == "hooks" else why_not_blocks(passes)
     if why is not None:
         message = f"the blocks above {site} alone do not give what full forward passes give: {why}"
         if path == "blocks":
@@ -158,7 +158,7 @@ def spliced(
     )
 
 
-class _Passes:
+class Passes:
     """Streams of a recording's prompts passed through edits, a batch of prompts at a time."""
 
     def __init__(self, recording: Recording, site: Site, where: Tensor | None):
@@ -270,7 +270,7 @@ class _Passes:
         return torch.cat(parts, dim=1)
 
 
-def _why_not_blocks(passes: _Passes) -> tuple[str | None, float]:
+def why_not_blocks(passes: Passes) -> tuple[str | None, float]:
     """Why the blocks above the site alone do not serve (None: they do), and the largest logit difference from full forwards.
 
     Asked of the longest prompt (a sliding window bites only there), its whole stream moved by noise of 0.3 times its size: an
@@ -283,7 +283,7 @@ def _why_not_blocks(passes: _Passes) -> tuple[str | None, float]:
         drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
         return x + 0.3 * x.float().pow(2).mean(-1, keepdim=True).sqrt().to(x) * drawn
 
-    everywhere = _Passes(passes.recording, passes.site, None)
+    everywhere = Passes(passes.recording, passes.site, None)
     slow = everywhere.full(longest, width, "noise", noise)[0, -_TRIAL_TOKENS:].float()
     if not bool(slow.isfinite().all()):
         return "the model's own logits are not finite", float("nan")

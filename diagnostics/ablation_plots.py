@@ -1,0 +1,270 @@
+"""Figures of feature ablations."""
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
+
+from diagnostics.ablation_summary import KEEP, Curve
+from diagnostics.equal_effects import EqualEffect
+from diagnostics.plots import STYLE
+from diagnostics.sae_plots import looks
+from diagnostics.statistics import Estimate
+
+if TYPE_CHECKING:
+    from diagnostics.feature_ablation import FeatureAblation
+
+FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
+"""Colour and dashes of what the selected latents are compared with."""
+AXES = {
+    "kl": ("KL on texts with the concept, nats", "KL on texts without it, nats"),
+    "logit": ("fall of the target logit", "RMS change of other logits"),
+    "probe": ("fall of the concept's probe, logits", "mean |change| of other probes, logits"),
+}
+NAMES = {"selected": "selected latents", "random": "random active latents", "placebo": "matched placebo"}
+
+
+def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | None = None) -> Figure:
+    """Collateral against intended effect by N, a panel a concept, and selectivity at equal intended effect."""
+    ranking = str(ranking or result.provenance["rankings"][0])
+    curves = [c for c in result.curves if c.form == form and c.ranking == ranking]
+    concepts = list(dict.fromkeys((c.data, c.concept) for c in curves))
+    style = looks(result.saes)
+    columns = min(3, len(concepts) + 1)
+    lines = -(-(len(concepts) + 1) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(3.5 * columns, 2.9 * lines + 1.3), layout="constrained", squeeze=False
+        )
+        flat = list(axes.flat)
+        hidden = 0
+        for ax, concept in zip(flat, concepts, strict=False):
+            hidden += _curves(ax, [c for c in curves if (c.data, c.concept) == concept], style)
+            ax.set_title(concept[1] if len({data for data, _ in concepts}) == 1 else f"{concept[0]}: {concept[1]}")
+            ax.set_xlabel(AXES[form][0])
+            ax.set_ylabel(AXES[form][1])
+        last = flat[len(concepts)]
+        _equal(last, [e for e in result.equal_effects(form) if e.ranking == ranking], result.saes, style)
+        for ax in flat[len(concepts) + 1 :]:
+            ax.set_visible(False)
+        figure.legend(handles=_handles(result, style), loc="outside upper center", ncols=4)
+        counts = ", ".join(map(str, result.provenance["counts"]))
+        words = (
+            f"Collateral against intended effect of the top N latents ({ranking.replace('_', ' ')}), N = {counts} (first and last "
+            "written), log scales; grey: as many random active latents of like frequency, and at each token a vector of the same norm "
+            "and angle as the selected edit; light diagonal: equal effects; open, at the bottom: no collateral effect at all. Bars: 95 % delete-one-text jackknife intervals. Last panel: "
+            "selectivity, intended/(intended + collateral), where the intended effect is half the median over SAEs of the largest; small: "
+            "concepts, large: their mean"
+        )
+        words += f"; {hidden} points with an effect not above 0 are not drawn" if hidden else ""
+        figure.supxlabel(_caption(result, words, 3.5 * columns), fontsize=7.5, x=0.01, ha="left")
+    return figure
+
+
+def _curves(ax: Axes, curves: list[Curve], style: dict[str, tuple[str, str]]) -> int:
+    """One concept's curves; how many points log axes cannot show."""
+    hidden = 0
+    ends = []
+    for c in sorted(curves, key=lambda c: c.arm == "selected"):
+        if c.arm == KEEP:
+            continue
+        shown, clean = (c.value > 0).all(1), (c.value[:, 0] > 0) & (c.value[:, 1] == 0)
+        hidden += int((~shown & ~clean).sum())
+        x, y = c.value[shown].T
+        if c.arm == "selected" and clean.any():  # at the bottom, whatever its scale
+            ax.plot(
+                c.value[clean, 0], np.full(int(clean.sum()), 0.02), color=style[c.sae][0], marker=style[c.sae][1], mfc="white",
+                ms=4, lw=0, transform=ax.get_xaxis_transform(), clip_on=False,
+            )  # fmt: skip
+        if c.arm != "selected":
+            colour, dashes = FLOORS[c.arm]
+            ax.plot(x, y, color=colour, ls=dashes, lw=1)
+            ax.plot(x, y, color=style[c.sae][0], lw=0, marker=style[c.sae][1], ms=1.8, alpha=0.6)
+        else:
+            colour, marker = style[c.sae]
+            some = [c.estimate(int(k), 1) for k in np.flatnonzero(shown)]
+            ax.errorbar(x, y, _bars(some), color=colour, marker=marker, ms=4, lw=1.2, elinewidth=0.6, capsize=0)
+            for k in {0, len(x) - 1} if len(x) else ():
+                ax.annotate(
+                    str(c.counts[shown][k]), (x[k], y[k]), xytext=(4, -8 if k == 0 else 3), textcoords="offset points", fontsize=6.5, color=colour
+                )  # fmt: skip
+        ends += [x, y]
+    every = np.concatenate(ends) if ends else np.zeros(0)
+    if any((c.value[:, 0] > 0).any() for c in curves if c.arm == "selected") or len(every):
+        ax.set_xscale("log")
+    if len(every):
+        ax.set_yscale("log")
+        ends = [every.min(), every.max()]
+        x_ends, y_ends = ax.get_xlim(), ax.get_ylim()
+        ax.plot(ends, ends, color="0.9", lw=0.8, zorder=0)
+        ax.set_xlim(x_ends)
+        ax.set_ylim(max(y_ends[0], every.min() / 5), y_ends[1])
+    for axis in (ax.xaxis, ax.yaxis):
+        _label_few(axis)
+    return hidden
+
+
+def _label_few(axis: Axis) -> None:
+    """Numbers on a log axis that do not run into each other: at 1, 2, 5 where it spans less than two decades, else at powers of ten."""
+    if axis.get_scale() != "log":
+        return
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high / low < 100:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 20 else (1, 3)))
+        axis.set_major_formatter(FormatStrFormatter("%.3g"))
+
+
+def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str, tuple[str, str]]) -> None:
+    """Selectivity at equal intended effect: concepts small, their mean large with its interval."""
+    shifts = {"selected": 0.0, "random": 0.22, "placebo": 0.38}
+    for place, sae in enumerate(saes):
+        for arm, shift in shifts.items():
+            own = [e for e in found if e.sae == sae and e.arm == arm]
+            colour, marker = style[sae] if arm == "selected" else (FLOORS[arm][0], style[sae][1])
+            for e in own:
+                if e.selectivity is None or not np.isfinite(e.selectivity.value):
+                    continue
+                mean = e.data == "all"
+                x = place + shift - (0 if mean else 0.09)
+                y = [e.selectivity.value]
+                if mean:
+                    ax.errorbar(
+                        [x], y, _bars([e.selectivity]), color=colour, marker=marker, ms=6 if arm == "selected" else 4, lw=0,
+                        elinewidth=1.2, capsize=2,
+                    )  # fmt: skip
+                else:
+                    ax.plot([x], y, color=colour, marker=marker, ms=2.5, lw=0, alpha=0.6)
+            alone = [e for e in own if e.data != "all"]
+            missing = sum(e.selectivity is None for e in alone)
+            if missing and arm != "selected":
+                ax.text(
+                    place + shift, 0.01, f"{arm}: {missing} of {len(alone)} not reached", rotation=90, fontsize=5.5, color="0.45",
+                    ha="center", va="bottom",
+                )  # fmt: skip
+            elif missing:
+                ax.text(
+                    place, 0.01, f"{missing} of {len(alone)} not reached", rotation=90, fontsize=5.5, color=colour, ha="center",
+                    va="bottom",
+                )  # fmt: skip
+    ax.set_ylim(0, 1)
+    ax.set_xlim(-0.5, len(saes) - 0.3)
+    ax.set_xticks(range(len(saes)), ["\n".join(textwrap.wrap(sae.replace("/", " "), 10)) for sae in saes], fontsize=7.5)
+    ax.set_ylabel("selectivity")
+    ax.set_title("at equal intended effect")
+
+
+def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure:
+    """By N: ratio of intended to collateral effect, dose, and what is recovered when only N latents are kept."""
+    ranking = str(ranking or result.provenance["rankings"][0])
+    form = "probe" if "probe" in result.forms else "kl"
+    style = looks(result.saes)
+    kept = KEEP in result.provenance["arms"]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3 if kept else 2, figsize=(10.5 if kept else 7.5, 4.6), layout="constrained")
+        means = [c for c in result.means(form) if c.ranking == ranking]
+        for c in means:
+            if c.arm != KEEP:
+                some = [c.log_ratio(k) for k in range(len(c.counts))]
+                _by_count(axes[0], c, some, style)
+        axes[0].axhline(1, color="0.85", lw=0.8, zorder=0)
+        axes[0].set_yscale("log")
+        axes[0].set_ylabel(f"intended / collateral ({form})")
+        axes[0].set_title("precision")
+        _doses(axes[1], result, ranking, style)
+        if kept:
+            for c in (c for c in result.means("kl") if c.ranking == ranking and c.arm == KEEP):
+                for part, dashes in ((0, "-"), (1, "--")):
+                    some = [c.recovered(k, part) for k in range(1, len(c.counts))]
+                    _line(axes[2], c.counts[1:], some, *style[c.sae], dashes)
+            axes[2].axhline(1, color="0.85", lw=0.8, zorder=0)
+            axes[2].set_ylabel("1 − KL / KL with none kept")
+            axes[2].set_title("only the top N kept")
+        for ax in axes:
+            ax.set_xscale("log")
+            ax.set_xticks(result.provenance["counts"], list(map(str, result.provenance["counts"])), fontsize=7.5)
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set_xlabel("N latents")
+        figure.legend(handles=_handles(result, style, sides=True), loc="outside upper center", ncols=4)
+        words = (
+            f"Means over concepts. Left: ratio of the mean effects ({form} form; latents by {ranking.replace('_', ' ')}). Middle: "
+            "mean ‖Δx‖² over tokens of the selected latents' edit. "
+            + ("Right: all active latents but the top N subtracted, the SAE's error kept. " if kept else "")
+            + "Bars: 95 % delete-one-text jackknife intervals (ratios: of the logarithm)"
+        )
+        figure.supxlabel(_caption(result, words, 10.5 if kept else 7.5), fontsize=7.5, x=0.01, ha="left")
+    return figure
+
+
+def _by_count(ax: Axes, c: Curve, some: list[Estimate], style: dict[str, tuple[str, str]]) -> None:
+    if c.arm == "selected":
+        _line(ax, c.counts, some, *style[c.sae], "-")
+    else:
+        colour, dashes = FLOORS[c.arm]
+        value = np.array([e.value for e in some])
+        ax.plot(c.counts, value, color=colour, ls=dashes, lw=1)
+        ax.plot(c.counts, value, color=style[c.sae][0], marker=style[c.sae][1], ms=2, lw=0, alpha=0.6)
+
+
+def _line(ax: Axes, counts: np.ndarray, some: list[Estimate], colour: str, marker: str, dashes: str) -> None:
+    value = np.array([e.value for e in some])
+    shown = np.isfinite(value)
+    bars = _bars(some)[:, shown]
+    ax.errorbar(
+        counts[shown], value[shown], bars, color=colour, marker=marker, ms=4, lw=1.2, ls=dashes, elinewidth=0.8,
+        mfc=colour if dashes == "-" else "white",
+    )  # fmt: skip
+
+
+def _doses(ax: Axes, result: "FeatureAblation", ranking: str, style: dict[str, tuple[str, str]]) -> None:
+    rows = result.frame.loc[(result.frame["arm"] == "selected") & (result.frame["ranking"] == ranking)]
+    for sae in result.saes:
+        for own, dashes in ((True, "-"), (False, "--")):
+            some = rows.loc[(rows["sae"] == sae) & (rows["own"] == own)].groupby("count")["delta_square"].mean()
+            ax.plot(
+                some.index, some.to_numpy(), color=style[sae][0], marker=style[sae][1], ms=4, lw=1.2, ls=dashes,
+                mfc=style[sae][0] if own else "white",
+            )  # fmt: skip
+    ax.set_yscale("log")
+    ax.set_ylabel("mean ‖Δx‖²")
+    ax.set_title("dose")
+
+
+def _bars(some: list[Estimate]) -> np.ndarray:
+    ends = np.array([[e.value - e.low, e.high - e.value] for e in some]).reshape(-1, 2).T
+    return np.where(np.isfinite(ends), ends, 0).clip(min=0)
+
+
+def _handles(result: "FeatureAblation", style: dict[str, tuple[str, str]], sides: bool = False) -> list[Line2D]:
+    found = [Line2D([], [], color=style[sae][0], marker=style[sae][1], ms=4, lw=1.2, label=sae) for sae in result.saes]
+    for arm, (colour, dashes) in FLOORS.items():
+        if arm in result.provenance["arms"]:
+            found.append(Line2D([], [], color=colour, ls=dashes, lw=1, label=NAMES[arm]))
+    if sides:
+        found.append(Line2D([], [], color="0.3", marker="o", ms=4, lw=1.2, label="texts with the concept"))
+        found.append(
+            Line2D([], [], color="0.3", marker="o", mfc="white", ls="--", ms=4, lw=1.2, label="texts without it")
+        )
+    return found
+
+
+def _caption(result: "FeatureAblation", words: str, inches: float) -> str:
+    p = result.provenance
+    texts = "; ".join(
+        f"{name}: {sum(map(sum, (c['measuring'] for c in found['concepts'].values())))} texts measured over "
+        f"{len(found['concepts'])} concepts"
+        for name, found in p["texts"].items()
+    )
+    sink = f"‖x‖ > {p['sink_filter']:g} × median" if p["sink_filter"] else "none"
+    reads = f"{p['reads']} tokens a text" if p["reads"] else "all tokens"
+    sentence = (
+        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}). {texts}; other texts ranked the latents. Left as they are: position 0, "
+        f"special tokens, sinks ({sink}). Effects read at {reads}. {words}."
+    )
+    return textwrap.fill(sentence, int(16 * inches))

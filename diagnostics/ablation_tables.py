@@ -1,0 +1,70 @@
+"""Feature ablations as text."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pandas as pd
+
+from diagnostics.equal_effects import EqualEffect
+from interventions.errors import ResultError
+
+if TYPE_CHECKING:
+    from diagnostics.feature_ablation import FeatureAblation
+
+NOTE = (
+    "95 % delete-one-text jackknife intervals. intended, collateral: kl in nats, logit and probe in logits; ‖Δx‖²: mean over tokens, on "
+    "texts with / without the concept. At equal intended effect: half the median over SAEs of the largest one."
+)
+
+
+def terminal(result: "FeatureAblation") -> str:
+    """Means over concepts by N of the selected latents and their floors, and SAEs at equal intended effect."""
+    parts = []
+    for form in result.forms:
+        parts += [f"{form}, mean over concepts:", _means(result, form).to_string(index=False)]
+        parts += [f"{form}, at equal intended effect:", equal_frame(result, form).to_string(index=False)]
+    return "\n".join([*parts, NOTE, *left_out(result.provenance)])
+
+
+def _means(result: "FeatureAblation", form: str) -> pd.DataFrame:
+    means = result.frame.groupby(["sae", "ranking", "arm", "count", "own"])["delta_square"].mean()
+    doses: dict[Any, float] = cast(pd.Series, means).to_dict()
+    lines = []
+    for c in result.means(form):
+        for k, n in enumerate(c.counts.tolist()):
+            line: dict[str, Any] = {"sae": c.sae, "ranking": c.ranking, "arm": c.arm, "N": n}
+            line |= {"intended": str(c.estimate(k, 0)), "collateral": str(c.estimate(k, 1))}
+            line |= {"selectivity": "" if c.arm == "keep" else str(c.selectivity(k))}
+            lines.append(
+                line | {"‖Δx‖²": " / ".join(f"{doses[c.sae, c.ranking, c.arm, n, own]:.3g}" for own in (True, False))}
+            )
+    return pd.DataFrame(lines)
+
+
+def equal_frame(result: "FeatureAblation", form: str) -> pd.DataFrame:
+    """A line for each SAE × concept × arm."""
+    return pd.DataFrame([_line(e) for e in result.equal_effects(form)])
+
+
+def _line(e: EqualEffect) -> dict[str, Any]:
+    said = {"sae": e.sae, "data": e.data, "concept": e.concept, "arm": e.arm, "ranking": e.ranking}
+    return said | {
+        "intended": f"{e.level:.3g}",
+        "N": f"{e.count:.3g}",
+        "collateral": "" if e.collateral is None else str(e.collateral),
+        "selectivity": "" if e.selectivity is None else str(e.selectivity),
+        "status": e.status,
+    }
+
+
+def short_frame(result: "FeatureAblation") -> pd.DataFrame:
+    """Means over concepts of the first form."""
+    if not result.forms:
+        raise ResultError("no form of effect in this result")
+    return _means(result, result.forms[0])
+
+
+def left_out(provenance: dict[str, Any]) -> list[str]:
+    """What the reader must know is missing, and what served instead of the blocks above; a line each."""
+    said = [f"{n} {reason}" for reason, n in provenance["dropped"].items()]
+    said += [f"full forward passes: {why}" for why in provenance["why_hooks"] or ()]
+    return [*said, f"{provenance['texts_untouched']} (edit, text) pairs in which nothing fired: no effect, and no pass"]

@@ -1,0 +1,255 @@
+"""Does ablating a concept's latents take away the concept and nothing else? Intended against collateral effects of the top N."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import pandas as pd
+import torch
+
+from diagnostics.ablation_arms import ARMS
+from diagnostics.ablation_runs import Runner
+from diagnostics.ablation_summary import FORMS, Curve, curves, mean_over_concepts, summaries, summary_frame
+from diagnostics.concept_activations import Settings
+from diagnostics.concepts import ConceptTexts
+from diagnostics.equal_effects import EqualEffect, equal_effects
+from diagnostics.latent_ranking import RANKINGS
+from diagnostics.probes import probes_of
+from diagnostics.results import Result, model_provenance
+from diagnostics.sae_sites import PATHS
+from diagnostics.units import Units
+from interventions.errors import ResultError
+from interventions.models import wrap
+
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 500)
+"""N. Source: arXiv:2606.15054."""
+COLUMNS = (
+    "sae", "layer", "point", "data", "concept", "ranking", "arm", "count", "n_latents", "text", "own", "n_tokens", "n_edited",
+    "n_reads", "delta_norm", "delta_square", "kl", "target_fall", "other_square", "class_probe_clean", "class_probe",
+    "target_probe_clean", "target_probe",
+)  # fmt: skip
+"""Of the table. count: N; n_latents: how many of them there were; text: index of the text in `tokens`; own: whether it has the
+concept. n_tokens: tokens that count; n_edited: those with Δx ≠ 0; n_reads: tokens at which effects are read. delta_norm: mean ‖Δx‖
+over the edited tokens (0: none); delta_square: mean ‖Δx‖² over all that count. kl: nats; target_fall: of the target tokens' mean
+vocabulary-centred logit; other_square: mean squared change of the other tokens' centred logits; each a mean over the reads.
+class_probe, target_probe: logit of the probe of the text's own class, of the concept's, at the text's mean activation (nan where the
+texts have no classes)."""
+
+
+@dataclass(frozen=True)
+class FeatureAblation(Result):
+    """What ablating the latents of concepts did, text by text, and how it was made.
+
+    The table has a line for each SAE × concept × ranking × arm × N × text that measures; its columns are those of `COLUMNS`.
+    """
+
+    NAME: ClassVar[str] = "feature_ablation"
+
+    @property
+    def saes(self) -> list[str]:
+        """The SAEs, in the order in which they were given."""
+        return list(self.provenance["saes"])
+
+    @property
+    def concepts(self) -> list[tuple[str, str]]:
+        """(data, concept) in the order in which they were given."""
+        return [(data, name) for data, found in self.provenance["texts"].items() for name in found["concepts"]]
+
+    @property
+    def forms(self) -> list[str]:
+        """The forms of intended and collateral effect that this result has."""
+        return [form for form in FORMS if form != "probe" or self.frame["class_probe"].notna().any()]
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Intended and collateral effect at each N, of each SAE × concept × ranking × arm × form."""
+        return curves(self.frame, self.forms)
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """A line for each point of each curve: effects, selectivity, ratio, with intervals, and doses."""
+        return summaries(self.frame, self.curves)
+
+    def equal_effects(self, form: str = "kl", share: float = 0.5) -> list[EqualEffect]:
+        """Collateral effect of each SAE and concept at one intended effect: see `equal_effects.equal_effects`."""
+        return equal_effects([c for c in self.curves if c.form == form], share)
+
+    def means(self, form: str = "probe") -> list[Curve]:
+        """Curves of the mean over concepts, of each SAE × ranking × arm."""
+        return mean_over_concepts([c for c in self.curves if c.form == form])
+
+    def summary(self) -> pd.DataFrame:
+        """One row for each SAE × concept × ranking × arm × N × form, with intervals."""
+        return summary_frame(self.groups)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Summary, collateral effects at equal intended effect, and provenance, as they stand in the JSON file."""
+        equal = {form: [e.as_dict() for e in self.equal_effects(form)] for form in self.forms}
+        return {"summary": self.groups, "at_equal_intended_effect": equal, "provenance": self.provenance}
+
+    def table(self) -> str:
+        """Effects and comparisons as text, for a terminal."""
+        from diagnostics.ablation_tables import terminal
+
+        return terminal(self)
+
+    def plot(self, form: str = "kl") -> Any:
+        """Collateral against intended effect, a panel a concept, and selectivity at equal intended effect. A matplotlib Figure."""
+        from diagnostics.ablation_plots import plot_precision
+
+        return plot_precision(self, form)
+
+    def plot_counts(self) -> Any:
+        """By N: the ratio of the probe form, ‖Δx‖², and what is left when only N latents are kept. A matplotlib Figure."""
+        from diagnostics.ablation_plots import plot_counts
+
+        return plot_counts(self)
+
+    def figures(self) -> dict[str, Any]:
+        """A figure for each form, and one by N."""
+        return {f"{self.NAME}_{form}": self.plot(form) for form in self.forms} | {
+            f"{self.NAME}_counts": self.plot_counts()
+        }
+
+    def _repr_html_(self) -> str:
+        from diagnostics.ablation_tables import short_frame
+
+        return short_frame(self).to_html(index=False)
+
+
+def feature_ablation(
+    model: Any,
+    texts: ConceptTexts | Mapping[str, ConceptTexts],
+    saes: Any,
+    *,
+    counts: Sequence[int] = COUNTS,
+    arms: Sequence[str] = ARMS,
+    rankings: Sequence[str] = RANKINGS[:1],
+    reads: int | None = 16,
+    sink_filter: float | None = 10.0,
+    seed: int = 0,
+    batch_tokens: int | None = None,
+    path: str = "auto",
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> FeatureAblation:
+    """Ablate the top N latents of each concept wherever they fire, and measure what was meant beside what was not.
+
+        x′ = x − Σ_{i in top N} z_i·d_i          at every token that counts; the SAE's error stays
+
+        form    intended effect                                          collateral effect
+        kl      mean KL(clean ‖ ablated) on texts with the concept       the same on texts without it
+        logit   fall of the target tokens' vocabulary-centred logit,     root mean square change of all other tokens' centred
+                on texts with the concept                                logits, at the same tokens
+        probe   fall of the class' probe on texts with the concept       mean absolute change of the probes of the other classes,
+                                                                         each on the texts of its own class
+
+    texts: concepts of one data set, or of several by name (`concepts.labelled_concepts`, `token_concepts`, `given_concepts`): half of
+    their texts rank latents and train probes, the other half measure. saes: anything that `as_sae` takes, one or several by name,
+    each at its own site. counts: N; where fewer latents are active on the concept's texts, these (column `n_latents`). arms: some of
+    `ARMS`. rankings: some of `RANKINGS`. reads: tokens of a text at which effects are read, drawn by seeded hash (None: all that
+    count; where a concept has positions, these in its own texts). Neither edited, counted nor read: position 0, special tokens, and
+    sinks, ‖x‖ > sink_filter × the site's median at any of the sites. batch_tokens, path: as in `spliced`. folder: where finished units
+    (data × SAE × concept × ranking) are kept; None: in memory. progress: called with (change, text) pairs done and their number.
+
+    Raises `ResultError` for settings that do not serve, `BelongingError` for an SAE of another model or width, `TextError` for
+    concepts whose texts do not serve, `ReplayError` for the attribution of a model whose blocks cannot be run alone.
+    Source: arXiv:2606.15054 (concept ablation, targeted probe perturbation); KL and logit forms, placebos, matched random latents,
+    sufficiency and comparison at equal intended effect are ours.
+    """
+    model = wrap(model)
+    given = {texts.name: texts} if isinstance(texts, ConceptTexts) else dict(texts)
+    for what, asked, known in (("arms", arms, ARMS), ("rankings", rankings, RANKINGS)):
+        if not asked or not set(asked) <= set(known) or len(set(asked)) < len(asked):
+            raise ResultError(f"{what} {list(asked)}; expected some of {', '.join(known)}, each once")
+    if path not in PATHS or (reads is not None and reads < 1) or not given:
+        raise ResultError(
+            f"path {path!r}, {reads} reads, {len(given)} data sets; expected one of {', '.join(PATHS)}, and 1 or more"
+        )
+    counts = tuple(sorted(set(map(int, counts))))
+    if not counts or counts[0] < 1:
+        raise ResultError(f"counts {list(counts)}; expected numbers of latents, 1 or more")
+    probes = probes_of(saes, model, None)
+    settings = Settings(counts, tuple(arms), tuple(rankings), reads, sink_filter or None, seed, batch_tokens, path)
+    described = {probe.name: probe.provenance() for probe in probes}
+    own = {
+        "saes": described,
+        **{k: v for k, v in vars(settings).items() if k != "batch_tokens"},
+    }
+    runner = Runner(model, given, probes, settings)
+    hashes = {name: some.sha256 for name, some in given.items()}
+    identity = {"diagnostic": FeatureAblation.NAME, "settings": own, "texts": hashes, **model_provenance(model)}
+    with torch.no_grad(), Units(folder, identity, overwrite) as units:
+        done = units.run(runner.units(), runner, progress)
+    frame = pd.concat([d.frame for d in done if len(d.frame)] or [done[0].frame], ignore_index=True)
+    if frame.empty:
+        raise ResultError("no line is left: no text that measures has a token that counts; give longer texts")
+    frame = cast(pd.DataFrame, frame[list(COLUMNS)])
+    provenance = {
+        "diagnostic": FeatureAblation.NAME,
+        **model_provenance(model),
+        "sites": [str(site) for site in dict.fromkeys(p.site for p in probes)],
+        **own,
+        "split": "every second text of a class ranks latents and trains probes, the others measure, in an order by seeded hash",
+        "texts": {name: described_texts(some, model.tokenizer) for name, some in given.items()},
+        "rows": len(frame),
+        **_merged(done),
+        "null_models": [],
+    }
+    tokens = [ids for some in given.values() for ids in some.tokens]
+    return FeatureAblation(frame, tokens, provenance)
+
+
+def described_texts(texts: ConceptTexts, tokenizer: Any) -> dict[str, Any]:
+    """Of a data set: how many texts on each side, and each concept's target tokens as strings."""
+
+    def words(ids: Sequence[int]) -> list[str]:
+        return [str(i) if tokenizer is None else tokenizer.decode([i]) for i in ids]
+
+    concepts = {
+        c.name: {
+            "ranking": [len(texts.side(c.own, True)), len(texts.side(c.others, True))],
+            "measuring": [len(texts.side(c.own, False)), len(texts.side(c.others, False))],
+            "targets": words(c.targets),
+        }
+        for c in texts.concepts
+    }
+    return {
+        **texts.provenance,
+        "name": texts.name,
+        "texts": len(texts.tokens),
+        "concepts": concepts,
+        "sha256": texts.sha256,
+    }
+
+
+def _merged(done: Sequence[Any]) -> dict[str, Any]:
+    """Notes of all units as one: what was left out, which path ran, how exact it was, accuracy of probes."""
+    dropped: dict[str, int] = {}
+    counts = {"texts_passed": 0, "texts_untouched": 0}
+    paths: dict[str, str] = {}
+    probes: dict[str, dict[str, float]] = {}
+    latents: dict[str, Any] = {}
+    for unit in done:
+        notes = unit.notes
+        for reason, n in notes["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + n
+        for name in counts:
+            counts[name] += notes[name]
+        paths[f"{unit.unit['data']}, {notes['site']}"] = notes["path"]
+        probes[f"{unit.unit['data']}, {notes['site']}"] = notes["probe_accuracy"]
+        latents[unit.unit.name] = notes["latents"]
+    known = [unit.notes["path_delta"] for unit in done if unit.notes["path_delta"] is not None]
+    return {
+        "dropped": {reason: n for reason, n in dropped.items() if n},
+        **counts,
+        "path": paths,
+        "why_hooks": sorted({unit.notes["why_hooks"] for unit in done} - {None}) or None,
+        "path_delta": max(known, default=None),
+        "probe_accuracy": probes,
+        "tokens_left_out": {unit.unit["data"]: unit.notes["tokens_left_out"] for unit in done},
+        "latents": latents,
+    }

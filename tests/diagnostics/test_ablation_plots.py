@@ -1,0 +1,70 @@
+"""Figures of feature ablations: what they show, what they say."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from diagnostics.ablation_tables import terminal
+from diagnostics.feature_ablation import FeatureAblation
+from tests.diagnostics.test_ablation_summary import COUNTS, table
+
+
+def result(**changes) -> FeatureAblation:
+    frame = table(**changes)
+    arms = list(dict.fromkeys(frame["arm"]))
+    provenance = {
+        "model": "m", "model_note": None, "norm": "RMSNorm", "dtype": "float32", "saes": {"one": {}, "two": {}}, "arms": arms,
+        "rankings": ["probe"], "counts": list(COUNTS), "sink_filter": 10.0, "reads": None, "dropped": {"reads lost": 2},
+        "why_hooks": None, "texts_untouched": 3,
+        "texts": {"d": {"concepts": {"a": {"measuring": [12, 12]}, "b": {"measuring": [12, 12]}}}},
+    }  # fmt: skip
+    return FeatureAblation(frame, [], provenance)
+
+
+def said(figure) -> str:
+    return " ".join(figure.get_supxlabel().split())
+
+
+@pytest.mark.parametrize("form", ["kl", "logit", "probe"])
+def test_a_panel_for_each_concept_and_one_for_all(form):
+    figure = result().plot(form)
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
+    assert titles == ["a", "b", "at equal intended effect"]
+    assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+    assert "d: 48 texts measured over 2 concepts" in said(figure) and "delete-one-text jackknife" in said(figure)
+    figure.draw_without_rendering()
+    plt.close(figure)
+
+
+def test_selective_latents_without_collateral_stand_at_the_bottom_and_negative_effects_are_counted():
+    found = result(arms=("selected",))
+    frame = found.frame
+    frame.loc[(frame["concept"] == "a") & ~frame["own"], "kl"] = 0.0
+    frame.loc[(frame["concept"] == "b") & (frame["sae"] == "one") & (frame["count"] == 1), "kl"] *= -1
+    figure = found.plot("kl")
+    assert figure.axes[0].get_xscale() == "log" and figure.axes[0].get_yscale() == "linear"
+    bottom = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert len(bottom) == 2 and all(len(line.get_xdata()) == 3 for line in bottom)
+    assert "1 points with an effect not above 0 are not drawn" in said(figure)
+    figure.draw_without_rendering()
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("arms", [("selected",), ("selected", "random", "keep")])
+def test_by_count(arms):
+    found = result(arms=arms)
+    figure = found.plot_counts()
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["precision", "dose"] + ["only the top N kept"] * ("keep" in arms)
+    lines = [line for line in figure.axes[1].lines]
+    own = found.frame.query("sae == 'one' and arm == 'selected' and own").groupby("count")["delta_square"].mean()
+    assert np.allclose(np.asarray(lines[0].get_ydata(), float), own.to_numpy())
+    assert [int(t) for t in figure.axes[0].get_xticks()] == list(COUNTS)
+    figure.draw_without_rendering()
+    plt.close(figure)
+
+
+def test_the_terminal_says_effects_doses_comparisons_and_losses():
+    words = terminal(result())
+    for part in ("kl, mean over concepts", "probe, at equal intended effect", "‖Δx‖²", "2 reads lost", "mean of 2"):
+        assert part in words
