@@ -1,0 +1,289 @@
+"""Dictionaries of one site side by side: which latents they share, which are their own, how stable they are over training seeds."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pandas as pd
+from typing_extensions import Self
+
+from diagnostics.comparison_summary import NOTE, alignment_lines, joined_latents, seed_groups, seed_lines, terminal
+from diagnostics.dictionary_matching import HUNGARIAN_LIMIT
+from diagnostics.dictionary_units import CLASSES, Comparison, Plan
+from diagnostics.probes import Probe, probes_of
+from diagnostics.results import Result, model_provenance, result_files, write_frame
+from diagnostics.units import Done, Unit, Units
+from interventions.errors import ResultError
+from interventions.models import CausalModel, wrap
+from interventions.texts import Prompts, as_prompts
+from sae_models.sae import SAE
+
+TABLES = ("partners", "duplicates", "ablations")
+
+
+@dataclass(frozen=True)
+class DictionaryComparison(Result):
+    """What dictionaries share, and how it was measured.
+
+    The table has a line for each SAE × latent: `fired` (tokens), `frequency`, `usable` (for matching), `mean_activation`,
+    `negative_share`, `share_q1` to `share_q4` (of its firing, by quartile of ‖x‖), `alignment` <w_i, d_i>, `alignment_cosine`,
+    `gradient_ratio` and `sensitivity_ratio` (see `encoder_gradients`; fourth ÷ first quartile), `duplicates` (how many near-duplicates
+    it has), `mcs_seeds` and `mcs_mean` (mean MCS to its other seeds, and to all other SAEs), and where it was ablated means over tokens of `kl`, `kl_placebo_token`,
+    `kl_placebo_isotropic` (nats), `delta_norm`, and `ablated_tokens`.
+    """
+
+    partners: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """a line for each SAE × other SAE × latent: `class` (one of `CLASSES`, or not usable), the most similar latent there
+    (`partner`) with `correlation` and `cosine`, its one-to-one `match` (−1: none), `mcs`, and `stable` (see `Partners`)"""
+    duplicates: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """a line for each pair of near-duplicates within an SAE: cosine of decoder rows, correlation of activations"""
+    ablations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """a line for each ablated SAE × latent × token: effects in nats, dose, placebos; without lines where none were asked for"""
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """statistics as they stand in the JSON file: `saes`, `pairs`, `seeds`, `alignment`, `discovery`"""
+
+    NAME: ClassVar[str] = "dictionary_comparison"
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """The files that every result has."""
+        return (*result_files(cls), *(_parquet(name) for name in TABLES))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
+        found, folder = super().load(folder), Path(folder)
+        if missing := [name for name in cls.files() if not (folder / name).is_file()]:
+            raise ResultError(f"{folder} holds no {cls.NAME} result: {missing[0]} is missing")
+        lines = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["summary"]
+        return replace(found, lines=lines, **{name: pd.read_parquet(folder / _parquet(name)) for name in TABLES})
+
+    def write(self, folder: Path) -> list[str]:
+        """Tables, tokens, summary with provenance, and figures, into a folder; the names of the files."""
+        for name in TABLES:
+            write_frame(folder / _parquet(name), getattr(self, name))
+        for figure in ("gradients", "alignment", "effect"):  # of another run, which had them
+            for end in ("png", "svg"):
+                (folder / f"dictionary_{figure}.{end}").unlink(missing_ok=True)
+        return [*(_parquet(name) for name in TABLES), *super().write(folder)]
+
+    @property
+    def names(self) -> list[str]:
+        """The SAEs, in the order in which they were given."""
+        return list(self.provenance["saes"])
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """A line for each SAE and other SAE."""
+        return self.lines["pairs"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Summary and provenance, as they stand in the JSON file."""
+        return {"summary": self.lines, "provenance": self.provenance}
+
+    def pair(self, sae: str, other: str) -> dict[str, Any]:
+        """The line of an SAE against another. Raises `ResultError` for a pair that is not there."""
+        found = [line for line in self.groups if (line["sae"], line["other"]) == (sae, other)]
+        if not found:
+            raise ResultError(f"no pair {sae!r}, {other!r}; known: {', '.join(self.names)}")
+        return found[0]
+
+    def summary(self) -> pd.DataFrame:
+        """A line for each SAE and other SAE: shares of latents, MCS, chance levels, firing by quartile (values alone)."""
+        return pd.DataFrame([_values(line) for line in self.groups])
+
+    def table(self) -> str:
+        """The summary as text, for a terminal."""
+        return terminal(self)
+
+    def plot(self) -> Any:
+        """Where matched and unique latents fire, by quartile of ‖x‖. Returns a matplotlib Figure."""
+        from diagnostics.comparison_plots import plot_quartiles
+
+        return plot_quartiles(self)
+
+    def figures(self) -> dict[str, Any]:
+        """Firing by quartile; MCS and matched shares; gradient ratios; alignment against MCS, and against effect where it was measured."""
+        from diagnostics.comparison_plots import plot_alignment, plot_effect, plot_gradients, plot_stability
+
+        found = {"dictionary_quartiles": self.plot(), "dictionary_stability": plot_stability(self)}
+        if self.frame["gradient_ratio"].notna().any():
+            found["dictionary_gradients"] = plot_gradients(self)
+        if self.frame["alignment"].notna().any():
+            found["dictionary_alignment"] = plot_alignment(self)
+            if len(self.ablations):
+                found["dictionary_effect"] = plot_effect(self)
+        return found
+
+    def _repr_html_(self) -> str:
+        columns = ["sae", "other", "usable", *CLASSES, "matched_share", "matched_share_null", "mcs", "stable_share"]
+        return self.summary()[columns].to_html(index=False, float_format="%.3g") + f"<p>{NOTE}</p>"
+
+
+def _parquet(table: str) -> str:
+    return f"dictionary_{table}.parquet"
+
+
+def _values(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value["value"] if isinstance(value, dict) else value for name, value in line.items()}
+
+
+def compare_dictionaries(
+    model: Any,
+    prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
+    saes: Mapping[str, Any],
+    *,
+    labelled: Mapping[str, tuple[Any, Sequence[str]]] | None = None,
+    correlation: float = 0.7,
+    cosine: float = 0.7,
+    duplicate_cosine: float = 0.9,
+    min_active: int = 10,
+    min_quartile: int = 5,
+    hungarian_limit: int = HUNGARIAN_LIMIT,
+    causal_latents: int = 0,
+    causal_tokens: int = 10,
+    sink_filter: float | None = 10.0,
+    skip_first: int = 1,
+    seed: int = 0,
+    path: str = "auto",
+    batch_rows: int | None = None,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> DictionaryComparison:
+    """Compare two or more SAEs of one site on one text.
+
+        matched   correlation of activations ≥ `correlation` and cosine of decoder rows > `cosine`, one to one
+        MCS       max over the other's decoder rows of the cosine with d_i
+
+    saes: anything that `as_sae` takes, by name. labelled: by name texts (anything that prompts may be) and their labels, for the
+    split of the probing gap into discovery and separability. duplicate_cosine: near-duplicates within an SAE lie above. min_active:
+    latents active on fewer tokens are not matched, but counted. min_quartile: active tokens that a latent needs in the first and in
+    the fourth quartile of ‖x‖ for its gradient ratio. hungarian_limit: see `matched`. causal_latents: of each SAE so many are ablated
+    at up to `causal_tokens` tokens each where they are active (0: none). sink_filter, skip_first: tokens left out, as in
+    `evaluate_saes`; everything is counted on the others. Other arguments as in `direction_norm`.
+
+    Chance levels: matched share with one SAE's activations on the tokens of other prompts (the token axis turned by half);
+    MCS with random rows, isotropic and with the other's covariance. Intervals, where there are any, are over prompts; a
+    dictionary's latents are no sample, and MCS is given with its quantiles over latents. Training seeds are points.
+    Raises `BelongingError` or `SiteError` for SAEs of another model or width, `ResultError` for fewer than two, SAEs of different
+    sites, and settings out of range. Source: arXiv:2606.15054 (thresholds, quartiles, ratio, split), arXiv:2605.18629 (MCS,
+    alignment); one-to-one matching, chance levels and intervals are ours.
+    """
+    model = wrap(model)
+    plan = Plan(
+        correlation, cosine, duplicate_cosine, min_active, min_quartile, hungarian_limit, causal_latents, causal_tokens,
+        sink_filter or None, skip_first, seed,
+    )  # fmt: skip
+    _check(plan, len(saes))
+    probes = probes_of(saes, model, None)
+    if len(sites := {str(probe.site) for probe in probes}) > 1:
+        raise ResultError(
+            f"SAEs of {', '.join(sorted(sites))}; dictionaries are compared at one site: give those of one"
+        )
+    prompts = as_prompts(prompts, model.tokenizer)
+    texts = {
+        name: (as_prompts(some, model.tokenizer), list(labels)) for name, (some, labels) in (labelled or {}).items()
+    }
+    own = {
+        "saes": {probe.name: probe.provenance() for probe in probes},
+        **asdict(plan),
+        "labelled": {name: {**some.provenance, "texts": len(labels)} for name, (some, labels) in texts.items()},
+    }
+    identity = {
+        "diagnostic": DictionaryComparison.NAME,
+        **own,
+        "tokens": prompts.provenance["tokens_sha256"],
+        "path": path,
+    }
+    work = Comparison(model, prompts, probes, texts, plan, {"path": path, "batch_rows": batch_rows})
+    with Units(folder, identity | {"batch_rows": batch_rows, **model_provenance(model)}, overwrite) as units:
+        last = [Unit.of(part="discovery", data=name) for name in texts]  # they need what the others find
+        together = None if progress is None else _Together(progress, len(work.units()) + len(last))
+        done = units.run(work.units(), work, together)
+        for pair in _of(done, "pair"):
+            matches = np.array(pair.notes["matches"], dtype=int).reshape(-1, 2)
+            work.matches[pair.unit["sae"], pair.unit["other"]] = matches
+        if texts:
+            done += units.run(last, work, together)
+    return _assembled(done, model, prompts, probes, own)
+
+
+class _Together:
+    """Progress of units that run one part after the other, as of one run."""
+
+    def __init__(self, progress: Callable[[int, int], object], total: int):
+        self.progress, self.total = progress, total
+
+    def __call__(self, n: int, _: int) -> None:
+        self.progress(n, self.total)
+
+    def initial(self, n: int, _: int) -> None:
+        getattr(self.progress, "initial", self.progress)(n, self.total)
+
+
+def _check(plan: Plan, n_saes: int) -> None:
+    if n_saes < 2:
+        raise ResultError(f"{n_saes} SAE; a comparison needs two or more")
+    thresholds = {"correlation": plan.correlation, "cosine": plan.cosine, "duplicate_cosine": plan.duplicate_cosine}
+    if wrong := [f"{name} {value}" for name, value in thresholds.items() if not 0 < value <= 1]:
+        raise ResultError(f"threshold {wrong[0]}; expected a number above 0, up to 1")
+    counts = ("min_active", "min_quartile", "hungarian_limit", "causal_tokens")
+    if wrong := [f"{name} {getattr(plan, name)}" for name in counts if getattr(plan, name) < 1]:
+        raise ResultError(f"{wrong[0]}; expected 1 or more")
+    if plan.causal_latents < 0 or (plan.sink_filter or 0) < 0 or plan.skip_first < 0:
+        raise ResultError(
+            f"causal_latents {plan.causal_latents}, sink_filter {plan.sink_filter}, skip_first {plan.skip_first}; expected 0 or more"
+        )
+
+
+def _of(done: Sequence[Done], part: str) -> list[Done]:
+    return [one for one in done if one.unit["part"] == part]
+
+
+def _table(done: Sequence[Done], part: str) -> pd.DataFrame:
+    """The tables of the units of one part as one."""
+    some = [one.frame for one in _of(done, part)]
+    return pd.concat([f for f in some if len(f)] or some[:1] or [pd.DataFrame()], ignore_index=True)
+
+
+def _assembled(
+    done: Sequence[Done], model: CausalModel, prompts: Prompts, probes: list[Probe], own: dict[str, Any]
+) -> DictionaryComparison:
+    latents, partners = _table(done, "latents"), _table(done, "pair")
+    duplicates, rows = _table(done, "duplicates"), _table(done, "ablations")
+    order = [probe.name for probe in probes]
+    groups = seed_groups({probe.name: cast(SAE, probe.sae) for probe in probes})
+    frame = joined_latents(latents, partners, duplicates, rows, groups)
+    pairs = [line for one in _of(done, "pair") for line in one.notes["lines"]]
+    pairs.sort(key=lambda line: (order.index(line["sae"]), order.index(line["other"])))
+    own_lines = [one.notes["line"] for one in _of(done, "latents")]
+    lines = {
+        "saes": [line | {"near_duplicates": int((duplicates["sae"] == line["sae"]).sum())} for line in own_lines],
+        "pairs": pairs,
+        "seeds": seed_lines(groups, pairs),
+        "alignment": alignment_lines(frame, rows, groups),
+        "discovery": [line for one in _of(done, "discovery") for line in one.notes["lines"]],
+    }
+    ablated = {one.unit["sae"]: one.notes for one in _of(done, "ablations")}
+    provenance = {
+        "diagnostic": DictionaryComparison.NAME,
+        **model_provenance(model),
+        **own,
+        "site": str(probes[0].site),
+        "sites": [str(probes[0].site)],
+        "seed_groups": groups,
+        "text": prompts.provenance,
+        "prompts": len(prompts.tokens),
+        "tokens": sum(map(len, prompts.tokens)),
+        **_of(done, "latents")[0].notes["tokens"],
+        "null_own_prompt": max(one.notes["null_own_prompt"] for one in _of(done, "pair")),
+        "labelled_tokens": {one.unit["data"]: one.notes["tokens"] for one in _of(done, "discovery")},
+        "ablations": ablated,
+        "null_models": [],
+    }
+    return DictionaryComparison(frame, prompts.tokens, provenance, partners, duplicates, rows, lines)

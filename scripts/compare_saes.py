@@ -1,0 +1,150 @@
+#!/usr/bin/env python
+"""Dictionaries of one site compared: matched and unique latents, norm detectors, stability over seeds, alignment and effect."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from diagnostics import command
+from diagnostics.dictionary_comparison import DictionaryComparison, compare_dictionaries
+from diagnostics.held_out import split
+from diagnostics.inputs import short_names
+from diagnostics.results import claim_folder
+from interventions.effects import PATHS
+from interventions.errors import MechdiagError
+from interventions.labelled import load_labelled
+from interventions.models import load_model, resolve_device, resolve_dtype
+from interventions.texts import load_texts, tokenize
+from sae_models.loading import load_sae
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which latents do SAEs share, and what sets their own apart?
+
+    Matches latents one to one by activations and decoder rows, beside chance; says where matched and unique latents fire by
+    quartile of the activation's norm, how much a gradient grows with it, how stable latents are over training seeds, whether
+    aligned latents are the stable or the effective ones, and whether a gap in probing comes from latents that the other has not.
+    Writes tables (Parquet), tokens, a summary with provenance (JSON) and figures into --out.
+
+    Example: scripts/compare_saes.py standard cosine --layer 15 --causal-latents 200 --data topics language --out results/compared
+    """
+
+    saes: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """two or more: folders, files, names in the zoo, hf:owner/name/folder; or kinds of the zoo, such as cosine, of --layer"""
+    out: Path
+    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
+    layer: int = 15
+    """block that kinds are taken of, 0-based"""
+    model: str = "smollm2-135m"
+    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
+    prompts: str = "boolq"
+    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
+    hf:owner/name[:split:column]"""
+    held_out: float = 0.1
+    """share of the paragraphs that train_sae.py keeps for evaluation; only these are read (0: all are)"""
+    n_prompts: int = 200
+    """prompts drawn from the text"""
+    max_length: int = 128
+    """tokens a prompt is cut at"""
+    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """put each prompt into the tokenizer's chat template, as a user's turn"""
+    data: tuple[str, ...] = ()
+    """labelled texts for the split of the probing gap: topics, toxicity, sentiment, language, code, or .csv and .jsonl files"""
+    per_class: int = 200
+    """texts of each class of --data, at most"""
+    correlation: float = 0.7
+    """matched latents have at least this correlation of activations"""
+    cosine: float = 0.7
+    """and a cosine of decoder rows above this"""
+    duplicate_cosine: float = 0.9
+    """near-duplicates within an SAE have a cosine of decoder rows above this"""
+    min_active: int = 10
+    """latents active on fewer tokens are counted, but not matched"""
+    min_quartile: int = 5
+    """active tokens that a latent needs in the first and in the fourth quartile of ||x|| for its gradient ratio"""
+    hungarian_limit: int = 8192
+    """latents that hang together up to which the one-to-one matching is the best one; beyond, mutual best first"""
+    causal_latents: int = 0
+    """latents of each SAE that are ablated, from bins of log frequency (0: none)"""
+    causal_tokens: int = 10
+    """tokens of each, where it is active"""
+    sink_filter: float = 10.0
+    """leave out tokens with ||x|| above this many times the site's median (0: keep them, first and special tokens too)"""
+    skip_first: int = 1
+    """first tokens of each prompt that are left out with the sinks"""
+    dtype: str = "float32"
+    """of the model: float32, bfloat16 or float16"""
+    device: str | None = None
+    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    batch_rows: int | None = None
+    """tokens in one forward pass of ablations (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
+    path: str = "auto"
+    """of ablations: auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
+    seed: int = 0
+    """of prompts, drawn latents and tokens, placebos and chance levels"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the results of another run in --out"""
+
+    def check(self) -> None:
+        """What can be wrong without a model. Raises `MechdiagError`."""
+        if len(self.saes) < 2:
+            raise MechdiagError(f"{len(self.saes)} SAE; a comparison needs two or more")
+        if self.path not in PATHS:
+            raise MechdiagError(f"unknown path {self.path!r}; known: {', '.join(PATHS)}")
+        if not 0 <= self.held_out < 1:
+            raise MechdiagError(f"--held-out {self.held_out}; expected a share from 0 to below 1")
+        resolve_dtype(self.dtype)
+        resolve_device(self.device)
+        # A folder with units says itself whose they are; one without may hold somebody's files.
+        files = () if (self.out / "run.json").exists() else DictionaryComparison.files()
+        claim_folder(self.out, files, self.overwrite)
+
+    def paths(self) -> tuple[str, ...]:
+        """Where the SAEs are."""
+        kinds = [("/" not in name and ":" not in name and not Path(name).exists()) for name in self.saes]
+        return tuple(
+            f"{self.model}/{self.layer}/{name}" if kind else name for name, kind in zip(self.saes, kinds, strict=True)
+        )
+
+    def asked(self) -> dict[str, Any]:
+        """Keyword arguments of `compare_dictionaries`."""
+        own = (
+            "correlation", "cosine", "duplicate_cosine", "min_active", "min_quartile", "hungarian_limit", "causal_latents",
+            "causal_tokens", "skip_first", "seed", "path", "batch_rows", "overwrite",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in own} | {
+            "sink_filter": self.sink_filter or None,
+            "folder": self.out,
+        }
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check()
+    paths, device = settings.paths(), resolve_device(settings.device)
+    saes = {name: load_sae(path, device=device) for name, path in zip(short_names(paths), paths, strict=True)}
+    texts = load_texts(settings.prompts)
+    if settings.held_out:
+        texts = split(texts, settings.held_out)[1]
+    data = {name: load_labelled(name, per_class=settings.per_class, seed=settings.seed) for name in settings.data}
+    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
+    if model.tokenizer is None:
+        raise MechdiagError(f"model {settings.model!r} has no tokenizer, so it cannot read text; name another")
+    how = {"max_length": settings.max_length, "chat_template": settings.chat_template, "seed": settings.seed}
+    prompts = tokenize(texts, model.tokenizer, n_prompts=settings.n_prompts, **how)
+    labelled = {}
+    for name, some in data.items():
+        found, label_of = tokenize(some.texts, model.tokenizer, **how), dict(zip(some.texts, some.labels, strict=True))
+        found.provenance.update(some.provenance())
+        labelled[name] = (found, [label_of[text] for text in found.texts])
+    with command.Progress("comparing", unit="unit") as progress:
+        result = compare_dictionaries(model, prompts, saes, labelled=labelled, progress=progress, **settings.asked())
+    print(result.table())
+    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
