@@ -200,9 +200,9 @@ HAND_MADE = ("direction", "norm", "full", "self", "scale_0.5", "scale_2", "scale
 def test_rows_are_what_full_forward_passes_give(name):
     frame = result(name).frame
     frame = frame[frame.edit.isin(HAND_MADE)]
-    sample = frame.groupby(["layer", "context", "pair_set", "edit"], group_keys=False).sample(3, random_state=0)
-    assert len(sample) == 3 * len(LAYERS) * len(CONTEXTS) * (4 + 3 + 3 + 3)
-    assert (sample.kl > 0.05).sum() > 100
+    sample = frame.groupby(["layer", "context", "pair_set", "edit"], group_keys=False).sample(2, random_state=0)
+    assert len(sample) == 2 * len(LAYERS) * len(CONTEXTS) * (4 + 3 + 3 + 3)
+    assert (sample.kl > 0.05).sum() > 60
     check_rows(name, tiny_model(name), result(name).tokens, sample)
 
 

@@ -58,34 +58,34 @@ def same(a, b, **tolerance):
 
 @pytest.mark.parametrize("prompts", [20, 40])
 def test_planted_exponents_are_covered(prompts):
-    """50 replications each of a = 0, ½, 1: ± .031 of a coverage of .95 for each, ± .018 for all."""
+    """30 replications each of a = 0, ½, 1: ± .040 of a coverage of .95 for each, ± .023 for all."""
     rng, covered, poisson = np.random.default_rng(prompts), [], []
     for truth in (0.0, 0.5, 1.0):
-        found = [observational(table(rng, 2.0, 2 * truth, prompts=prompts), 0.0, covariates=False) for _ in range(50)]
+        found = [observational(table(rng, 2.0, 2 * truth, prompts=prompts), 0.0, covariates=False) for _ in range(30)]
         assert all(got.identified for got in found)
         assert np.median([got.a.value for got in found]) == pytest.approx(truth, abs=0.06)  # its SE is about .02
         covered.append(np.mean([holds(got.a, truth) for got in found]))
         poisson.append(np.mean([holds(got.poisson, truth) for got in found]))
         rejected = np.mean([(got.p_cosine < 0.05, got.p_inner < 0.05) for got in found], axis=0)
-        assert (rejected[0] < 0.14) if truth == 0 else (rejected[0] > 0.7)
-        assert (rejected[1] < 0.14) if truth == 1 else (rejected[1] > 0.7)
-    assert min(covered) >= 0.87 and 0.92 <= np.mean(covered) <= 0.99
-    assert min(poisson) >= 0.87 and 0.91 <= np.mean(poisson) <= 0.99
+        assert (rejected[0] < 0.17) if truth == 0 else (rejected[0] > 0.7)  # .05 and three of its standard errors
+        assert (rejected[1] < 0.17) if truth == 1 else (rejected[1] > 0.7)
+    assert min(covered) >= 0.83 and np.mean(covered) >= 0.89
+    assert min(poisson) >= 0.83 and np.mean(poisson) >= 0.88
 
 
 @pytest.mark.parametrize("prompts", [20, 40])
 def test_where_neither_score_predicts_a_is_not_identified_and_both_hypotheses_hold(prompts, monkeypatch):
-    """β_c = β_n = 0, 400 replications: any a is covered at the nominal rate (± .011), and each test rejects so rarely."""
+    """β_c = β_n = 0, 200 replications: any a is covered at the nominal rate (± .015), and each test rejects so rarely."""
     # Not asked for here, and most of the time.
     nothing = share_below(np.zeros(0), np.zeros(0), 0.0)
     monkeypatch.setattr(norm_exponent, "poisson_slopes", lambda *_: np.full((1, 2), np.nan))
     monkeypatch.setattr(norm_exponent, "_half", lambda *_: (nothing, 0, 0))
     rng = np.random.default_rng(100 + prompts)
-    found = [observational(table(rng, 0.0, 0.0, prompts=prompts), 0.0, covariates=False) for _ in range(400)]
+    found = [observational(table(rng, 0.0, 0.0, prompts=prompts), 0.0, covariates=False) for _ in range(200)]
     for truth in (0.0, 0.5, 1.0):
-        assert 0.92 <= np.mean([holds(got.a, truth) for got in found]) <= 0.98
-    assert 0.03 <= np.mean([got.p_cosine < 0.05 for got in found]) <= 0.08
-    assert 0.03 <= np.mean([got.p_inner < 0.05 for got in found]) <= 0.08
+        assert 0.905 <= np.mean([holds(got.a, truth) for got in found]) <= 0.995
+    assert 0.005 <= np.mean([got.p_cosine < 0.05 for got in found]) <= 0.095
+    assert 0.005 <= np.mean([got.p_inner < 0.05 for got in found]) <= 0.095
     assert np.mean([got.identified for got in found]) < 0.1
 
 
@@ -316,16 +316,16 @@ def planted(rng, prompts, truth, latents=10, n=40):
 
 @pytest.mark.parametrize("prompts", [20, 40])
 def test_planted_interventional_exponents_are_covered(prompts):
-    """150 replications, 50 of each truth: ± .018 of a coverage of .95; 50 of each true null: ± .031 of .05."""
+    """90 replications, 30 of each truth: ± .023 of a coverage of .95; 30 of each true null: ± .040 of .05."""
     rng, covered = np.random.default_rng(200 + prompts), []
     for truth in (0.0, 0.5, 1.0):
-        found = [interventional(planted(rng, prompts, truth), 0.0) for _ in range(50)]
+        found = [interventional(planted(rng, prompts, truth), 0.0) for _ in range(30)]
         covered += [holds(got.a, truth) for got in found]
         assert np.median([got.a.value for got in found]) == pytest.approx(truth, abs=0.04)
         rejected = np.mean([(got.p_cosine < 0.05, got.p_inner < 0.05) for got in found], axis=0)
-        assert (rejected[0] < 0.14) if truth == 0 else (rejected[0] > 0.9)
-        assert (rejected[1] < 0.14) if truth == 1 else (rejected[1] > 0.9)
-    assert 0.92 <= np.mean(covered) <= 0.99
+        assert (rejected[0] < 0.17) if truth == 0 else (rejected[0] > 0.9)
+        assert (rejected[1] < 0.17) if truth == 1 else (rejected[1] > 0.9)
+    assert np.mean(covered) >= 0.89
 
 
 def test_interventional_by_hand():

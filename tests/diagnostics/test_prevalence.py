@@ -69,7 +69,7 @@ def test_errors_that_explain_all_of_the_spread_leave_the_side_of_the_threshold()
     assert str(below).startswith("1 [0.") and str(below).endswith(", 1] (counted: 0.9)")
 
 
-def simulated(n, mu, tau, noise, threshold, replications=300):
+def simulated(n, mu, tau, noise, threshold, replications=150):
     """The mean count, the median share of the fit, and how often the interval holds the truth."""
     rng, counted, share, hits = np.random.default_rng(3), 0.0, [], 0
     truth = stats.norm.cdf((threshold - mu) / tau) if tau else float(mu < threshold)
@@ -82,13 +82,13 @@ def simulated(n, mu, tau, noise, threshold, replications=300):
 
 
 def test_counting_is_biased_by_noise_and_the_fit_is_not():
-    """300 replications: ± .013 of a coverage of .95."""
+    """150 replications: ± .018 of a coverage of .95, the bounds two of these."""
     truth, counted, share, covered = simulated(100, 1.0, 0.5, 1.0, 0.5)
     assert truth == pytest.approx(0.159, abs=1e-3) and counted > 0.3
-    assert abs(share - truth) < 0.02 and 0.93 <= covered <= 0.99
+    assert abs(share - truth) < 0.03 and covered >= 0.915
     truth, counted, share, covered = simulated(30, -1.0, 1.0, 0.7, 0.0)
     assert truth - counted > 0.03
-    assert abs(share - truth) < 0.02 and 0.93 <= covered <= 0.99
+    assert abs(share - truth) < 0.03 and covered >= 0.915
 
 
 def test_units_that_are_all_alike_are_all_on_one_side():
@@ -215,14 +215,14 @@ def binned(rng, n, means, tau, noise, weights):
 
 @pytest.mark.parametrize("means", [(0.0, 0.0, 0.0), (-0.5, 0.0, 0.5)])
 def test_the_share_of_all_units_is_covered_where_bins_were_sampled_alike(means):
-    """200 replications: ± .015 of a coverage of .95; bins that differ make it larger."""
+    """100 replications: ± .022 of a coverage of .95; bins that differ make it larger."""
     rng, weights, found = np.random.default_rng(13), (1, 3, 9), []
     truth = np.average(stats.norm.cdf(-0.5 - np.array(means)), weights=weights)
-    for _ in range(200):
+    for _ in range(100):
         x, se, w = binned(rng, 60, means, 1.0, 0.5, weights)
         found.append((share_below(x, se, -0.5, weights=w), share_below(x, se, -0.5)))
-    assert np.median([got.share for got, _ in found]) == pytest.approx(truth, abs=0.02)
-    assert 0.91 <= np.mean([got.low <= truth <= got.high for got, _ in found]) <= 0.995
+    assert np.median([got.share for got, _ in found]) == pytest.approx(truth, abs=0.03)
+    assert np.mean([got.low <= truth <= got.high for got, _ in found]) >= 0.9
     if any(means):
         assert np.median([unweighted.share for _, unweighted in found]) > truth + 0.07
 
@@ -287,14 +287,14 @@ def test_a_shared_error_widens_as_a_move_of_all_estimates_does():
 
 
 def test_units_measured_on_the_same_prompts_are_covered_with_their_shared_error():
-    """200 replications, half of the error's variance shared: ± .015 of a coverage of .95."""
+    """100 replications, half of the error's variance shared: ± .022 of a coverage of .95."""
     rng, truth, hits = np.random.default_rng(18), stats.norm.cdf(-0.5), np.zeros(2)
-    for _ in range(200):
+    for _ in range(100):
         deletions, se = on_prompts(rng, 60, 25, 1.0)
         for i, s in enumerate((0.0, error_in_common(deletions, se))):
             got = share_below(deletions[0], se, 0.0, shared_error=s)
-            hits[i] += (got.low <= truth <= got.high) / 200
-    assert hits[0] < 0.8 and 0.9 <= hits[1] <= 0.99
+            hits[i] += (got.low <= truth <= got.high) / 100
+    assert hits[0] < 0.8 and hits[1] >= 0.89
 
 
 def test_misuse_of_weights_is_refused():

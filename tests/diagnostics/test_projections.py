@@ -46,6 +46,12 @@ def found(**more) -> ProjectionEffects:
     )
 
 
+@functools.cache
+def alone() -> ProjectionEffects:
+    """One SAE, in place."""
+    return projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, **SMALL)
+
+
 def some(frame: pd.DataFrame, **values) -> pd.DataFrame:
     for name, value in values.items():
         frame = frame[frame[name].isin(value)] if isinstance(value, tuple) else frame[frame[name] == value]
@@ -220,10 +226,9 @@ def test_the_same_rows_in_whatever_order_they_are_asked_for():
 
 def test_more_latents_or_another_sae_leave_the_rows_of_the_others_as_they_were():
     both = some(found().frame, sae="2/cosine", context="in_place", edit=("zero", "half")).reset_index(drop=True)
-    alone = projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, **SMALL).frame
-    alone = some(alone, edit=("zero", "half")).reset_index(drop=True)
+    one = some(alone().frame, edit=("zero", "half")).reset_index(drop=True)
     labels = ["latent", "target_prompt", "target_position", "edit", "delta_norm"]
-    pd.testing.assert_frame_equal(both[labels], alone[labels])
+    pd.testing.assert_frame_equal(both[labels], one[labels])
 
 
 def test_after_the_last_block_the_norm_has_no_say_and_before_it_has():

@@ -242,7 +242,7 @@ def test_the_band_holds_the_truths_own_win_rates(b_n):
     assert overall >= 0.9 and fall >= 0.9
 
 
-def rejections(n_prompts, score, replications=400, **truth):
+def rejections(score, replications=300, n_prompts=20, **truth):
     """How often b_pool − b_in is clear of 0."""
     rng, found = np.random.default_rng(12), []
     for _ in range(replications):
@@ -253,13 +253,10 @@ def rejections(n_prompts, score, replications=400, **truth):
     return np.mean(found)
 
 
-@pytest.mark.parametrize(
-    ("n_prompts", "score", "truth"),
-    [(20, "cosine", {"corr": 0.5}), (40, "cosine", {"corr": 0.5}), (20, "inner", {"corr": 0.2, "b_n": 2.0})],
-)
-def test_a_norm_without_effect_given_the_score_is_called_confounding_in_five_of_a_hundred(n_prompts, score, truth):
-    """400 replications: ± .011 at .05."""
-    assert 0.03 <= rejections(n_prompts, score, **truth) <= 0.08
+@pytest.mark.parametrize(("score", "truth"), [("cosine", {"corr": 0.5}), ("inner", {"corr": 0.2, "b_n": 2.0})])
+def test_a_norm_without_effect_given_the_score_is_called_confounding_in_five_of_a_hundred(score, truth):
+    """300 replications, of the fewest prompts that have intervals without a warning: ± .013 at .05, the bounds 2.5 of these."""
+    assert 0.018 <= rejections(score, **truth) <= 0.083
 
 
 def test_rows_left_out_are_counted():

@@ -640,7 +640,7 @@ def uneven(rng, n_rows, n_prompts):
     return np.r_[np.arange(n_prompts), rest]
 
 
-def rejections(tests, design, n_prompts, *, replications=1000, sd=1.0, shared=0.5):
+def rejections(tests, design, n_prompts, *, replications=400, sd=1.0, shared=0.5):
     """How often each test rejects at 5 % a hypothesis that is true.
 
     400 rows of KL under two edits and of a score, log-normal: logarithms with standard deviation `sd`, within-prompt
@@ -676,16 +676,16 @@ RAW = {
 
 @pytest.mark.parametrize(("design", "n_prompts"), [(lone, 40), (uneven, 20)])
 def test_a_test_at_five_percent_rejects_five_percent(design, n_prompts):
-    """1,000 replications: ± .007 at .05."""
+    """400 replications: ± .011 at .05, of which the bounds are three off."""
     for name, share_rejected in rejections(RECOMMENDED, design, n_prompts).items():
-        assert 0.03 <= share_rejected <= 0.08, name
+        assert 0.018 <= share_rejected <= 0.083, name
 
 
 def test_tests_on_pairs_of_prompts_reject_no_more_often():
     """Where both edits share the prompts' effects what is left is iid rows, for which pairs cover 97–98 %."""
     some = {name: RECOMMENDED[name] for name in ("log ratio of means", "difference of logarithms")}
     for name, share_rejected in rejections(some, pairs, 20).items():
-        assert 0.03 <= share_rejected <= 0.08, name
+        assert 0.018 <= share_rejected <= 0.083, name
     assert max(rejections(some, pairs, 20, shared=1.0).values()) <= 0.05
 
 
@@ -700,6 +700,6 @@ def test_tests_that_take_rows_for_independent_reject_far_too_often():
 
 def test_means_and_correlations_of_heavy_tails_reject_too_often():
     """A limit, not a bug: with a standard deviation of 1.5 of the logarithm 20 prompts say too little about a mean."""
-    found = rejections(RAW | RECOMMENDED, lone, 20, sd=1.5, replications=500)
+    found = rejections(RAW | RECOMMENDED, lone, 20, sd=1.5, replications=300)
     for name, share_rejected in found.items():
         assert (share_rejected >= 0.09) == (name in RAW), name

@@ -768,16 +768,16 @@ def test_killed_at_every_moment_of_writing(tmp_path, server):
 
 
 def test_killed_at_any_moment_and_resumed_to_the_same_bytes(tmp_path, server):
-    size = {"units": 12, "rows": 40_000, "pause": 0.02}
+    size = {"units": 8, "rows": 20_000, "pause": 0.02}
     whole = undisturbed(server, tmp_path / "whole", **size)
     rng, kills, finished = random.Random(0), 0, 0
-    every = [Unit.of(shard=shard) for shard in range(12)]
-    while kills < 12 or not finished:
+    every = [Unit.of(shard=shard) for shard in range(8)]
+    while kills < 6 or not finished:
         out, table, begun = tmp_path / f"out-{finished}", tmp_path / f"table-{finished}", set()
         while True:
             task = server.start("sweep", out, table=str(table), **size)
-            time.sleep(rng.uniform(0, 0.25))
-            status = task.end(signal.SIGKILL) if kills < 12 else task.wait()
+            time.sleep(rng.uniform(0, 0.15))
+            status = task.end(signal.SIGKILL) if kills < 6 else task.wait()
             assert status in (0, -signal.SIGKILL), task.said()
             assert not begun & set(task.shards("start"))
             if status == 0:
@@ -790,4 +790,4 @@ def test_killed_at_any_moment_and_resumed_to_the_same_bytes(tmp_path, server):
             begun = kept
         finished += 1
         assert table.read_bytes() == whole
-        assert len(files(out)) == 12
+        assert len(files(out)) == 8
