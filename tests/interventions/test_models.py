@@ -392,15 +392,13 @@ def test_the_packaged_counterpart(packaged, counterpart):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(
-    ("fixture", "layer"), [("packaged", 0), ("packaged", 15), ("packaged", 29), ("counterpart", 15)]
-)
+@pytest.mark.parametrize(("fixture", "layer"), [("packaged", 0), ("packaged", 29), ("counterpart", 15)])
 def test_replay_is_exact_on_the_packaged_models(request, fixture, layer):
     """Float32 logits of up to 30 after 30 blocks: 1e-4 is 50 units in their last place."""
     packaged = request.getfixturevalue(fixture)
     generator = torch.Generator().manual_seed(layer)
-    tokens = [torch.randint(3, 49152, (n,), generator=generator).tolist() for n in (101, 37)]
-    site, pairs = Site(layer), [(0, 0), (0, 50), (0, 100), (0, 100), (1, 5), (1, 36)]
+    tokens = [torch.randint(3, 49152, (n,), generator=generator).tolist() for n in (71, 27)]
+    site, pairs = Site(layer), [(0, 0), (0, 35), (0, 70), (0, 70), (1, 5), (1, 26)]
     recording = record(packaged, tokens, [site])
     prompt, position = tiny.rows(pairs)
     values = recording.at(site, prompt, position)
