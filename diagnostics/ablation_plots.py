@@ -18,7 +18,7 @@ from diagnostics.sae_plots import looks
 from diagnostics.statistics import Estimate
 
 if TYPE_CHECKING:
-    from diagnostics.feature_ablation import FeatureAblation
+    from diagnostics.feature_ablations import FeatureAblation
 
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what the selected latents are compared with."""

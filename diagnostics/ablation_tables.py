@@ -8,7 +8,7 @@ from diagnostics.equal_effects import EqualEffect
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
-    from diagnostics.feature_ablation import FeatureAblation
+    from diagnostics.feature_ablations import FeatureAblation
 
 NOTE = (
     "95 % delete-one-text jackknife intervals. intended, collateral: kl in nats, logit and probe in logits; ‖Δx‖²: mean over tokens, on "

@@ -13,7 +13,7 @@ from diagnostics.plots import STYLE
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
-    from diagnostics.causal_atlas import CausalAtlas
+    from diagnostics.atlas import CausalAtlas
 
 LOOKS = {
     "delta_norm": ("0.45", "o"), "z": ("0.45", "x"), "cosine": ("#56B4E9", "v"), "inner": ("#E69F00", "^"),

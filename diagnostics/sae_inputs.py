@@ -1,5 +1,6 @@
 """What commands ask for that put SAEs to a model's text: which SAEs, which paragraphs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,20 @@ class SAEInputs(Inputs):
 
     def load_saes(self, device: Any) -> dict[str, SAE]:
         """The SAEs by name. Raises `CheckpointError`, `MechdiagError`."""
-        zoo = DEFAULT_MODEL if self.model == LAYERNORM_MODEL else self.model
-        paths = []
-        for name in self.saes:
-            kind = "/" not in name and ":" not in name and not Path(name).exists()
-            paths += [f"{zoo}/{layer}/{name}" for layer in self.layers] if kind else [name]
-        return dict(zip(short_names(tuple(paths)), (load_sae(path, device=device) for path in paths), strict=True))
+        return named_saes(self.saes, self.layers, self.model, device)
+
+
+def sae_paths(names: Sequence[str], layers: Sequence[int], model: str) -> tuple[str, ...]:
+    """Where SAEs are: a kind, such as cosine, is the zoo's of that model at each of the layers; whatever else is named stays."""
+    zoo = DEFAULT_MODEL if model == LAYERNORM_MODEL else model
+    paths = []
+    for name in names:
+        kind = "/" not in name and ":" not in name and not Path(name).exists()
+        paths += [f"{zoo}/{layer}/{name}" for layer in layers] if kind else [name]
+    return tuple(paths)
+
+
+def named_saes(names: Sequence[str], layers: Sequence[int], model: str, device: Any) -> dict[str, SAE]:
+    """The SAEs of `sae_paths`, under short names that tell them apart. Raises `CheckpointError`, `MechdiagError`."""
+    paths = sae_paths(names, layers, model)
+    return dict(zip(short_names(paths), (load_sae(path, device=device) for path in paths), strict=True))

@@ -3,22 +3,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from diagnostics import command
 from diagnostics.ablation_arms import ARMS
 from diagnostics.concepts import labelled_concepts
-from diagnostics.feature_ablation import COUNTS, FeatureAblation, feature_ablation
+from diagnostics.feature_ablations import COUNTS, FeatureAblation, feature_ablation
 from diagnostics.inputs import short_names
 from diagnostics.latent_ranking import RANKINGS
 from diagnostics.results import claim_folder, result_files
+from diagnostics.sae_inputs import named_saes
 from diagnostics.sae_sites import PATHS
 from interventions.errors import MechdiagError
 from interventions.labelled import load_labelled
-from interventions.models import DEFAULT_MODEL, LAYERNORM_MODEL, load_model, resolve_device, resolve_dtype
-from sae_models.loading import load_sae
+from interventions.models import DEFAULT_MODEL, load_model, resolve_device, resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -95,23 +95,11 @@ class Settings:
             self.out, () if (self.out / "run.json").exists() else result_files(FeatureAblation), self.overwrite
         )
 
-    def load_saes(self) -> dict[str, Any]:
-        """The SAEs by name. Raises `CheckpointError`, `MechdiagError`."""
-        zoo, device, paths = (
-            DEFAULT_MODEL if self.model == LAYERNORM_MODEL else self.model,
-            resolve_device(self.device),
-            [],
-        )
-        for name in self.saes:
-            kind = "/" not in name and ":" not in name and not Path(name).exists()
-            paths += [f"{zoo}/{layer}/{name}" for layer in self.layers] if kind else [name]
-        return dict(zip(short_names(tuple(paths)), (load_sae(path, device=device) for path in paths), strict=True))
-
 
 def main(settings: Settings) -> None:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
-    saes = settings.load_saes()
+    saes = named_saes(settings.saes, settings.layers, settings.model, resolve_device(settings.device))
     labelled = {
         name: load_labelled(where, per_class=4 * settings.n_texts, seed=settings.seed)
         for name, where in zip(short_names(settings.data), settings.data, strict=True)

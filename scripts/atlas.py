@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diagnostics import command
-from diagnostics.causal_atlas import CausalAtlas, causal_atlas
+from diagnostics.atlas import CausalAtlas, causal_atlas
 from diagnostics.sae_inputs import SAEInputs
 from interventions.errors import MechdiagError
 from interventions.models import resolve_device

@@ -10,14 +10,13 @@ import tyro
 from diagnostics import command
 from diagnostics.dictionary_comparison import DictionaryComparison, compare_dictionaries
 from diagnostics.held_out import split
-from diagnostics.inputs import short_names
 from diagnostics.results import claim_folder
+from diagnostics.sae_inputs import named_saes
 from interventions.effects import PATHS
 from interventions.errors import MechdiagError
 from interventions.labelled import load_labelled
 from interventions.models import load_model, resolve_device, resolve_dtype
 from interventions.texts import load_texts, tokenize
-from sae_models.loading import load_sae
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,6 @@ class Settings:
         files = () if (self.out / "run.json").exists() else DictionaryComparison.files()
         claim_folder(self.out, files, self.overwrite)
 
-    def paths(self) -> tuple[str, ...]:
-        """Where the SAEs are."""
-        kinds = [("/" not in name and ":" not in name and not Path(name).exists()) for name in self.saes]
-        return tuple(
-            f"{self.model}/{self.layer}/{name}" if kind else name for name, kind in zip(self.saes, kinds, strict=True)
-        )
-
     def asked(self) -> dict[str, Any]:
         """Keyword arguments of `compare_dictionaries`."""
         own = (
@@ -124,8 +116,7 @@ class Settings:
 def main(settings: Settings) -> None:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
-    paths, device = settings.paths(), resolve_device(settings.device)
-    saes = {name: load_sae(path, device=device) for name, path in zip(short_names(paths), paths, strict=True)}
+    saes = named_saes(settings.saes, [settings.layer], settings.model, resolve_device(settings.device))
     texts = load_texts(settings.prompts)
     if settings.held_out:
         texts = split(texts, settings.held_out)[1]

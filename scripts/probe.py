@@ -8,13 +8,12 @@ from typing import Annotated
 import tyro
 
 from diagnostics import command
-from diagnostics.inputs import short_names
 from diagnostics.results import claim_folder
+from diagnostics.sae_inputs import named_saes
 from diagnostics.sparse_probing import SparseProbing, probe_saes
 from interventions.errors import MechdiagError
 from interventions.labelled import load_labelled
 from interventions.models import load_model, resolve_device, resolve_dtype
-from sae_models.loading import load_sae
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,12 @@ class Settings:
     Example: scripts/probe.py --saes standard cosine --layers 15 --data topics language mine.csv --out results/mine
     """
 
-    saes: tuple[str, ...]
-    """with --layers: kinds of SAE in the zoo, such as standard, at each of these blocks; else folders or files, names in the zoo, or
-    hf:owner/name/folder, each at its own site"""
     out: Path
     """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
-    layers: tuple[int, ...] = ()
-    """blocks of SAEs in the zoo (<model>/<layer>/<kind>)"""
+    saes: tuple[str, ...] = ("standard", "cosine")
+    """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the zoo, such as cosine, of each of --layers"""
+    layers: tuple[int, ...] = (15,)
+    """blocks that kinds in --saes are taken of, 0-based"""
     data: tuple[str, ...] = ("topics", "sentiment", "language", "code")
     """topics, toxicity, sentiment, language, code (all in packages; topics and toxicity hold offensive sentences), or a .csv or .jsonl
     file with fields text and label, or file.csv:text:label to name them"""
@@ -73,18 +71,11 @@ class Settings:
         resolve_device(self.device)
         claim_folder(self.out, () if (self.out / "run.json").exists() else SparseProbing.files(), self.overwrite)
 
-    def paths(self) -> tuple[str, ...]:
-        """The SAEs as `load_sae` takes them."""
-        return (
-            tuple(f"{self.model}/{n}/{kind}" for n in self.layers for kind in self.saes) if self.layers else self.saes
-        )
-
 
 def main(settings: Settings) -> None:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
-    names, device = short_names(settings.paths()), resolve_device(settings.device)
-    saes = dict(zip(names, (load_sae(path, device=device) for path in settings.paths()), strict=True))
+    saes = named_saes(settings.saes, settings.layers, settings.model, resolve_device(settings.device))
     texts = [load_labelled(x, per_class=settings.per_class or None, seed=settings.seed) for x in settings.data]
     model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
     with command.Progress("probing", unit="task") as progress:

@@ -9,9 +9,9 @@ import tyro
 
 from diagnostics import command
 from diagnostics.card_html import index_page
+from diagnostics.cards import latent_cards
 from diagnostics.held_out import split
 from diagnostics.inputs import short_names
-from diagnostics.latent_card import latent_cards
 from diagnostics.latent_choice import check_exist, parsed
 from diagnostics.results import claim_folder, write_whole
 from interventions.errors import MechdiagError
@@ -20,7 +20,7 @@ from interventions.texts import Prompts, load_texts, tokenize
 from sae_models.loading import load_sae
 
 if TYPE_CHECKING:
-    from diagnostics.causal_atlas import CausalAtlas
+    from diagnostics.atlas import CausalAtlas
 
 INDEX = "index.html"
 
@@ -154,7 +154,7 @@ def main(settings: Settings) -> None:
 
 
 def _atlas(folder: Path) -> "CausalAtlas":
-    from diagnostics.causal_atlas import CausalAtlas
+    from diagnostics.atlas import CausalAtlas
 
     return CausalAtlas.load(folder)
 

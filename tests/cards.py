@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diagnostics.latent_card import latent_cards
+from diagnostics.cards import latent_cards
 from diagnostics.probes import probes_of
 from interventions import Site, record, wrap
 from interventions.models import CausalModel

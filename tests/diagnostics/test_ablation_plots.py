@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diagnostics.ablation_tables import terminal
-from diagnostics.feature_ablation import FeatureAblation
+from diagnostics.feature_ablations import FeatureAblation
 from tests.diagnostics.test_ablation_summary import COUNTS, table
 
 

@@ -66,6 +66,12 @@ def drawn(figure):
     return figure
 
 
+@functools.cache
+def drawn_doses(depth=False):
+    """Those of `doses()`, for tests that look at them."""
+    return drawn(doses().plot_depth(0.3) if depth else doses().plot())
+
+
 def bars(ax, label: str) -> np.ndarray:
     """(x, value, low, high) of each point of an error-bar series."""
     (series,) = [c for c in ax.containers if isinstance(c, ErrorbarContainer) and c.get_label() == label]
@@ -161,8 +167,7 @@ def test_all_words_of_a_figure_of_one_block_lie_inside_it():
 
 def test_colours_tell_edits_apart():
     assert len(set(EDIT_COLOURS.values()) | set(GIVEN)) == len(EDITS) + len(GIVEN)
-    figure = drawn(doses().plot())
-    (ax, *_) = figure.axes
+    (ax, *_) = drawn_doses().axes
     colours = {c.get_label(): to_hex(c.lines[0].get_color()) for c in ax.containers if isinstance(c, ErrorbarContainer)}
     assert colours == {EDIT_LABELS[edit]: colour.lower() for edit, colour in EDIT_COLOURS.items()} | {
         "steer (given)": GIVEN[0].lower()
@@ -171,7 +176,7 @@ def test_colours_tell_edits_apart():
 
 def test_the_caption_says_what_a_reader_must_know():
     run = doses()
-    said = words(drawn(run.plot()))
+    said = words(drawn_doses())
     used = run.provenance["drawn"]["trained"]["pairs_used"]
     assert f"{used} tokens of 24 prompts (random tokens), seed 4, sink filter: ‖x‖ > 10 × median dropped" in said
     assert "patched in context at resid_post, read at the edited position" in said
@@ -255,15 +260,14 @@ def said_in(ax) -> str:
 
 def test_what_has_no_effect_is_said_in_words():
     """After the last block of an RMSNorm model norm edits are noise, but for the one to zero."""
-    run = doses()
-    panels = {ax.get_title(loc="left"): said_in(ax) for ax in drawn(run.plot()).axes}
+    panels = {ax.get_title(loc="left"): said_in(ax) for ax in drawn_doses().axes}
     panels["block 5"] = panels["block 5"].split(" below")[0]  # the largest dose is zero ablation for one of them
     assert panels == {
         "block 0": "",
         "block 3": "",
         "block 5": "norm up and norm down: no effect",
     }
-    left, right = drawn(run.plot_depth(0.3)).axes
+    left, right = drawn_doses(depth=True).axes
     assert (said_in(left), said_in(right)) == ("norm up and norm down: no effect at block 5", "")
     left, right = drawn(doses((0, 3), given=False).plot_depth(0.3)).axes
     assert (said_in(left), said_in(right)) == ("", "")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diagnostics.concepts import labelled_concepts
-from diagnostics.feature_ablation import FeatureAblation, feature_ablation
+from diagnostics.feature_ablations import FeatureAblation, feature_ablation
 from interventions import Site, load_model, record
 from interventions.labelled import load_labelled
 from sae_models.architectures import build, named

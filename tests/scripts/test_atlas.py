@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.causal_atlas import COLUMNS, CausalAtlas
+from diagnostics.atlas import COLUMNS, CausalAtlas
 from interventions import Site, record
 from sae_models.architectures import build, named
 from sae_models.saving import save_sae

@@ -85,11 +85,6 @@ def test_the_prompts_are_held_out(run, given, saes, tmp_path):
     assert {tuple(ids) for ids in DictionaryComparison.load(tmp_path).tokens} <= held
 
 
-def test_kinds_are_those_of_the_zoo(script, tmp_path):
-    asked = script.Settings(saes=("cosine", "results/7/standard", "hf:a/b/c"), out=tmp_path, layer=7)
-    assert asked.paths() == ("smollm2-135m/7/cosine", "results/7/standard", "hf:a/b/c")
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [

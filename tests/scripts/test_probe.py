@@ -85,14 +85,6 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, given, fi
     assert run("--saes", files["sae"], *words, "--max-length", 6, "--overwrite", model=False)[0] == 0
 
 
-def test_layers_and_kinds_name_saes_in_the_zoo(script):
-    settings = script.Settings(saes=("standard", "cosine"), out=Path("x"), layers=(7, 15))
-    names = ("smollm2-135m/7/standard", "smollm2-135m/7/cosine", "smollm2-135m/15/standard", "smollm2-135m/15/cosine")
-    assert settings.paths() == names
-    assert script.short_names(names) == ["7/standard", "7/cosine", "15/standard", "15/cosine"]
-    assert script.Settings(saes=("a/b",), out=Path("x")).paths() == ("a/b",)
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -100,7 +92,7 @@ def test_layers_and_kinds_name_saes_in_the_zoo(script):
         (("--per-class", -1), "--per-class -1"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
         (("--data", "nothing"), "no labelled texts 'nothing'"),
-        (("--layers", 3), "no SAE"),
+        (("--saes", "standard", "--layers", 99), "no SAE"),
     ],
 )
 def test_options_are_looked_at_before_the_model(run, files, words, tmp_path, more, message):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diagnostics.causal_atlas import causal_atlas
+from diagnostics.atlas import causal_atlas
 from interventions import Site, load_model, record
 from interventions.texts import load_texts, tokenize
 from sae_models.architectures import build, named

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.causal_atlas import COLUMNS, CausalAtlas, causal_atlas
+from diagnostics.atlas import COLUMNS, CausalAtlas, causal_atlas
 from diagnostics.units import Interrupted
 from interventions import ResultError, Site, SiteError, record
 from sae_models.architectures import build, named

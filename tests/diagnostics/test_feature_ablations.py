@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diagnostics.concepts import Concept, ConceptTexts, given_concepts
-from diagnostics.feature_ablation import COLUMNS, FeatureAblation, feature_ablation
+from diagnostics.feature_ablations import COLUMNS, FeatureAblation, feature_ablation
 from diagnostics.results import jsonable
 from interventions import ResultError, Site, record, wrap
 from interventions.errors import ReplayError

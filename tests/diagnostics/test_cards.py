@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diagnostics import latent_effects
-from diagnostics.latent_card import latent_card
+from diagnostics.cards import latent_card
 from diagnostics.latent_effects import share_of_top
 from interventions import ResultError
 from interventions.edits import angle_between

@@ -1,0 +1,208 @@
+"""Figures of interactions between latents and of causal concentration."""
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from diagnostics.frames import each, lines_of, where
+from diagnostics.interaction_summary import from_sums
+from diagnostics.latent_study import PLACEBOS
+from diagnostics.plots import STYLE
+from diagnostics.sae_plots import looks
+from diagnostics.statistics import FEW_PROMPTS
+from interventions.errors import ResultError
+
+if TYPE_CHECKING:
+    from diagnostics.concentration import Concentration
+    from diagnostics.latent_pairs import Interactions
+
+GREYS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
+"""Colour, marker and dashes of placebos, in every figure of latents' edits."""
+PLACEBO_LABELS = {"placebo_token": "placebo, between tokens", "placebo_isotropic": "placebo, isotropic"}
+INTERVALS = "Bars and bands: 95 % delete-one-prompt jackknife intervals"
+
+
+def study_caption(provenance: dict[str, Any], words: str, inches: float) -> str:
+    """What a reader of the figure must know, from how it was made."""
+    p, text = provenance, provenance["text"]
+    sink = f"‖x‖ > {p['sink_filter']:g} × median and position 0 left out" if p["sink_filter"] else "position 0 left out"
+    exact = f"; logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
+    path = "+".join(sorted(set("+".join(p["path"].values()).split("+"))))
+    sentence = (
+        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {', '.join(p['sites'])}. {p['prompts']} prompts of "
+        f"{text.get('name', 'given text')}; {sink}. {path}{exact}. {words}."
+    )
+    return textwrap.fill(sentence, int(16 * inches))
+
+
+def finish(figure: Figure, provenance: dict[str, Any], words: str) -> Figure:
+    """With the caption below."""
+    inches = float(figure.get_size_inches()[0])
+    figure.supxlabel(study_caption(provenance, words, inches), fontsize=7.5, x=0.01, ha="left")
+    return figure
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Of a log axis that spans few decades: 1, 2 and 5 times powers of ten, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plot_interactions(result: "Interactions") -> Figure:
+    """A row of panels an SAE: distribution of interactions over pairs (left), and against the size of the single effects (right)."""
+    saes = result.saes
+    style = looks(saes)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(saes), 2, figsize=(9.6, 2.7 * len(saes) + 1.2), squeeze=False, sharex="col", layout="constrained"
+        )
+        for row, sae in zip(axes, saes, strict=True):
+            for (kind,), lines in each(lines_of(result.frame, sae=sae), ["kind"]):
+                colour, marker, dash = GREYS.get(str(kind), (*style[sae], "-"))
+                label = PLACEBO_LABELS.get(str(kind), "latents")
+                bottom = (lines["rms_i"] + lines["rms_j"]).to_numpy(float)
+                value = np.sort(lines["rms_interaction"].to_numpy(float)[bottom > 0] / bottom[bottom > 0])
+                row[0].plot(value, np.arange(1, len(value) + 1) / len(value), color=colour, ls=dash, label=label)
+                _binned(row[1], lines.assign(bottom=bottom), colour, marker, dash, label)
+            row[0].set(ylabel="share of pairs", ylim=(0, 1.01), xscale="log")
+            row[0].set_title(f"{sae}: interaction of a pair at a token")
+            row[1].set_title("at equal size of the single effects")
+            row[1].set(xscale="log", ylabel="interaction", ylim=(0, None))
+            plain_ticks(row[1].xaxis)
+        axes[-1, 0].set_xlabel("rms(joint − sum) / (rms(i) + rms(j))")
+        axes[-1, 1].set_xlabel("rms(i) + rms(j), logits")
+        axes[0, 0].legend(loc="upper left")
+        words = (
+            f"All pairs of the {result.provenance['per_token']} active latents of largest |z|‖d‖ at a token, {len(result.frame) // 3:,} in all. "
+            "Placebos: the token's edits turned about x as one, so that every norm and every cosine is kept. Right: ratios of sums in bins "
+            f"of equal width, those of fewer than 20 prompts left out. {INTERVALS}"
+        )
+        return finish(figure, result.provenance, words)
+
+
+def _binned(
+    ax: Axes, lines: pd.DataFrame, colour: str, marker: str, dash: str, label: str, fewest: int = FEW_PROMPTS
+) -> None:
+    """Ratio of sums in bins of log effect size, half a decade each; bins of fewer than 20 prompts are left out."""
+    lines = where(lines, lines["bottom"] > 0)
+    lines = lines.assign(place=np.floor(2 * np.log10(lines["bottom"].to_numpy(float))))
+    found = [
+        (10 ** ((place + 0.5) / 2), from_sums(some, ["rms_interaction", "bottom"], lambda a, b: a / b, "log"))
+        for (place,), some in each(lines, ["place"], sort=True)
+        if some["target_prompt"].nunique() >= fewest
+    ]
+    if not found and not ax.texts:
+        ax.text(0.5, 0.5, f"fewer than {fewest} prompts in every bin", transform=ax.transAxes, ha="center", color="0.4")
+    if found:
+        x, y = np.array([at for at, _ in found]), np.array([[e.value, e.low, e.high] for _, e in found])
+        bars = np.nan_to_num(np.abs(y[:, 1:].T - y[:, 0]))
+        shift = {"v": 1.05, "^": 1 / 1.05}.get(marker, 1.0)
+        ax.errorbar(x * shift, y[:, 0], bars, color=colour, marker=marker, ls=dash, ms=4, lw=1, capsize=2, label=label)
+
+
+def plot_matrix(result: "Interactions", sae: str | None = None) -> Figure:
+    """Heat map of pairs of latents, in clustered order. Raises `ResultError` where fewer than three latents recur in pairs."""
+    sae = sae or result.saes[0]
+    matrix = result.matrix(sae)
+    if len(matrix) < 3:
+        raise ResultError(
+            f"no three latents of {sae} meet in pairs on {result.provenance['min_tokens']} tokens; ask for more tokens, or give latents"
+        )
+    value = matrix.to_numpy(float)
+    end = max(float(np.nanquantile(np.abs(value), 0.98)), 1e-12)
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.2, 6.9), layout="constrained")
+        colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.93")
+        drawn = ax.imshow(np.ma.masked_invalid(value), cmap=colours, vmin=-end, vmax=end, interpolation="nearest")
+        names = [str(i) for i in matrix.index]
+        size = 7 if len(names) <= 30 else 5.5
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        ax.set_yticks(range(len(names)), names, fontsize=size)
+        ax.set(xlabel="latent", ylabel="latent")
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        figure.suptitle(f"{sae}: interaction beyond that of pairs of like geometry", x=0.01, ha="left", fontsize=10)
+        figure.colorbar(drawn, ax=ax, shrink=0.75, label="interaction − placebo's", extend="both")
+        words = (
+            f"{len(names)} latents in average-linkage order. Colour: ratio of sums over the tokens where both are active "
+            f"({result.provenance['min_tokens']} or more; grey: fewer), minus that of the same edits turned about x towards differences of other "
+            "tokens. Single cells have no interval"
+        )
+        return finish(figure, result.provenance, words)
+
+
+def plot_concentration(result: "Concentration") -> Figure:
+    """A row of panels an SAE: latents removed one after another, kept one after another, and single effects added up."""
+    saes = result.saes
+    style = looks(saes)
+    dashes = {"size": "-", "effect": "--", "random": ":"}
+    said = {"size": "by |z|‖d‖", "effect": "by single KL", "random": "by lot"}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(saes), 3, figsize=(11, 2.9 * len(saes) + 1.2), squeeze=False, layout="constrained"
+        )
+        for row, sae in zip(axes, saes, strict=True):
+            some = lines_of(result.frame, sae=sae)
+            for (edit, order), _ in each(some, ["edit", "order"]):
+                ax = row[1 if edit == "keep" else 0]
+                colour, _, dash = GREYS.get(edit, (style[sae][0], "", dashes[order]))
+                curve = result.curve(sae, edit, order)
+                ax.plot(
+                    curve["share_of_latents"],
+                    curve["value"],
+                    color=colour,
+                    ls=dash,
+                    label=PLACEBO_LABELS.get(edit, said[order]),
+                )
+                if order == "size" and edit not in GREYS:
+                    ax.fill_between(
+                        curve["share_of_latents"], curve["low"], curve["high"], color=colour, alpha=0.15, lw=0
+                    )
+            for ax, title in zip(row, ("removed", "kept, all others removed"), strict=False):
+                ax.axhline(1, color="0.7", lw=0.8)
+                ax.set(xlim=(0, 1), xlabel="share of the token's active latents")
+                ax.set_title(f"{sae}: {title}")
+            row[0].set_ylabel("KL / KL of removing all")
+            row[1].set_ylabel("1 − KL / KL of removing all")
+            row[0].set_ylim(0, max(1.5, row[0].get_ylim()[1]))
+            row[1].set_ylim(max(-1.0, row[1].get_ylim()[0]), 1.05)
+            _added_up(row[2], some, style[sae][0])
+        axes[0, 0].legend(loc="upper left", fontsize=7, ncols=2)
+        axes[0, 1].legend(loc="lower right", fontsize=7)
+        axes[0, 2].legend(loc="upper left", fontsize=7)
+        words = (
+            f"{max(g['tokens'] for g in result.groups)} tokens; curves are ratios of sums over tokens, linear between whole "
+            "latents. The SAE's error is kept throughout. Placebos: the same edits turned about x as one, in the order of size. Right: a "
+            f"point a token. {INTERVALS}, for the order of size"
+        )
+        return finish(figure, result.provenance, words)
+
+
+def _added_up(ax: Axes, lines: pd.DataFrame, colour: str) -> None:
+    whole = where(lines, (lines["kl_sum"] > 0) & (lines["kl_all"] > 0))
+    for edit in ("remove", *PLACEBOS):
+        some = lines_of(whole, edit=edit)
+        own, marker, _ = GREYS.get(edit, (colour, "o", "-"))
+        ax.scatter(
+            some["kl_all"],
+            some["kl_sum"],
+            s=9,
+            color=own,
+            marker=marker,
+            alpha=0.6,
+            lw=0,
+            label=PLACEBO_LABELS.get(edit, "latents"),
+        )
+    if len(whole):
+        ends = np.array([whole[["kl_all", "kl_sum"]].min().min(), whole[["kl_all", "kl_sum"]].max().max()])
+        ax.plot(ends, ends, color="0.7", lw=0.8)
+    ax.set(xscale="log", yscale="log", xlabel="KL of removing all, nats", ylabel="KL of the summed logit changes, nats")
+    ax.set_title("do single effects add up?")

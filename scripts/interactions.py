@@ -1,0 +1,128 @@
+#!/usr/bin/env python
+"""Latents of SAEs edited one by one and together: interactions, concentration, steering, substitution, sparsity of effects."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostics import command
+from diagnostics.concentration import Concentration, causal_concentration
+from diagnostics.effect_sparsity import AblationSparsity, ablation_sparsity
+from diagnostics.latent_pairs import Interactions, interactions
+from diagnostics.results import Result, claim_folder, result_files
+from diagnostics.sae_inputs import SAEInputs
+from diagnostics.steering import COEFFICIENTS, UNITS, Steering, latent_steering
+from diagnostics.substitution import Substitutions, atom_substitution
+from interventions.errors import MechdiagError
+from interventions.models import resolve_device
+
+PARTS: dict[str, tuple[type[Result], Callable[..., Any]]] = {
+    "pairs": (Interactions, interactions),
+    "matrix": (Interactions, interactions),
+    "concentration": (Concentration, causal_concentration),
+    "steering": (Steering, latent_steering),
+    "substitution": (Substitutions, atom_substitution),
+    "sparsity": (AblationSparsity, ablation_sparsity),
+}
+
+
+@dataclass(frozen=True)
+class Settings(SAEInputs):
+    """What do an SAE's latents do, alone and together?
+
+    pairs: do two latents active at a token act independently, in the logits, beside pairs of like geometry? matrix: the same of the
+    most frequent latents, as a heat map. concentration: how many of a token's latents carry its effect, and do single effects add up?
+    steering: latents added more and more strongly, alone and jointly. substitution: another atom in a latent's place against
+    deletion of equal dose. sparsity: how many logits, and how many later tokens, an ablation reaches. Every edit stands beside random
+    ones of equal dose. Each part writes a table (Parquet), its tokens, a summary with provenance (JSON) and figures into a folder of
+    its name in --out.
+
+    Example: scripts/interactions.py --saes standard cosine --layers 15 --parts pairs concentration --out results/interactions
+    """
+
+    saes: tuple[str, ...] = ("standard", "cosine")
+    """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of each of --layers"""
+    layers: tuple[int, ...] = (15,)
+    """blocks that kinds in --saes are taken of, 0-based; SAEs that are named say themselves where they belong"""
+    parts: tuple[str, ...] = tuple(PARTS)
+    """any of pairs, matrix, concentration, steering, substitution, sparsity"""
+    n_prompts: int = 60
+    """prompts drawn from the text"""
+    n_tokens: int = 100
+    """tokens that pairs, matrix, concentration and steering ask at, the same for all SAEs"""
+    per_token: int = 8
+    """pairs, matrix: all pairs of so many active latents of a token"""
+    matrix_latents: int = 30
+    """matrix: so many of the most frequent latents"""
+    min_tokens: int = 5
+    """matrix: tokens at which a pair must meet"""
+    latents: int = 24
+    """steering, substitution, sparsity: latents of each SAE, all that fire equally likely"""
+    latent: tuple[int, ...] = ()
+    """which latents, in place of so many"""
+    tokens_per_latent: int = 4
+    """substitution, sparsity: tokens of each latent where it is active"""
+    coefficients: tuple[float, ...] = COEFFICIENTS
+    """steering: times the latent's typical activation, or ||x||"""
+    unit: str = "activation"
+    """steering: activation (mean |z| where active) or norm (||x||)"""
+    ahead: int = 16
+    """sparsity: positions that are read, from the edited one on"""
+
+    def check(self, files: tuple[str, ...]) -> None:
+        """What can be wrong without a model. Raises `MechdiagError`."""
+        if not self.parts or any(part not in PARTS for part in self.parts):
+            raise MechdiagError(f"--parts {' '.join(self.parts)}; known: {', '.join(PARTS)}")
+        if self.unit not in UNITS:
+            raise MechdiagError(f"--unit {self.unit}; known: {', '.join(UNITS)}")
+        others = {
+            "sites": ("resid_post",),
+            "horizon": "1",
+            "context": "in_place",
+            "null_model": "none",
+            "batch_rows": None,
+        }
+        if given := [name for name, default in others.items() if getattr(self, name) != default]:
+            raise MechdiagError(
+                f"--{given[0].replace('_', '-')} does not serve here: SAEs say where they belong, and effects are read in place"
+            )
+        super().check(())
+        for part in self.parts:
+            there = (self.out / part / "run.json").exists()
+            claim_folder(self.out / part, () if there else result_files(PARTS[part][0]), self.overwrite)
+
+    def asked(self, part: str) -> dict[str, Any]:
+        """Keyword arguments of a part's diagnostic."""
+        own: dict[str, Any] = {
+            "sink_filter": self.sink_filter or None, "seed": self.seed, "path": self.path, "folder": self.out / part,
+            "overwrite": self.overwrite,
+        }  # fmt: skip
+        if part in ("pairs", "matrix"):
+            own |= {"per_token": self.per_token, "min_tokens": self.min_tokens}
+        if part == "matrix":
+            own |= {"latents": self.matrix_latents}
+        if part in ("pairs", "matrix", "concentration", "steering"):
+            own |= {"n_tokens": self.n_tokens}
+        if part in ("steering", "substitution", "sparsity"):
+            own |= {"latents": list(self.latent) or self.latents}
+        if part in ("substitution", "sparsity"):
+            own |= {"tokens_per_latent": self.tokens_per_latent}
+        if part == "steering":
+            own |= {"coefficients": self.coefficients, "unit": self.unit}
+        return own | ({"horizon": self.ahead} if part == "sparsity" else {})
+
+
+def main(settings: Settings) -> None:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check(())
+    saes = settings.load_saes(resolve_device(settings.device))
+    model, prompts = settings.load()
+    for part in dict.fromkeys(settings.parts):
+        with command.Progress(part, unit="item") as progress:
+            result = PARTS[part][1](model, prompts, saes, progress=progress, **settings.asked(part))
+        print(result.table())
+        print(f"wrote {', '.join(result.write(settings.out / part))} into {settings.out / part}")
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
