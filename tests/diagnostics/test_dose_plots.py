@@ -35,10 +35,14 @@ def a_clean_desk():
     plt.close("all")
 
 
-@functools.cache
-def doses(layers=(0, 3, 5), given=True, **settings) -> DoseResponse:
+def doses(layers=(0, 3, 5), given=True) -> DoseResponse:
     """A run shared by tests."""
-    chosen = {"tokens": 40, "doses": (0.05, 0.3, 1.0), "seed": 4, "null_seeds": 1, **settings}
+    return _doses(layers, given)
+
+
+@functools.cache
+def _doses(layers, given):
+    chosen = {"tokens": 40, "doses": (0.05, 0.3, 1.0), "seed": 4, "null_seeds": 1}
     return dose_response(tiny_model("llama"), TEXT, layers=layers, directions=STEER if given else {}, **chosen)
 
 
@@ -127,7 +131,7 @@ def words(figure) -> str:
 @pytest.mark.parametrize(("layers", "given"), [((0, 3, 5), True), ((3,), False)])
 def test_doses_drawn_are_those_of_the_table(layers, given):
     run = doses(layers, given)
-    figure = drawn(run.plot())
+    figure = drawn_doses() if run is doses() else drawn(run.plot())
     panels = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title(loc="left") for ax in panels] == [f"block {layer}" for layer in layers]
     labels = {**EDIT_LABELS, **({"steer": "steer (given)"} if given else {})}
@@ -222,7 +226,7 @@ def test_more_than_six_blocks_show_six_from_the_first_to_the_last():
 @pytest.mark.parametrize("layers", [(0, 3, 5), (3,)])
 def test_depths_drawn_are_those_of_the_table(layers):
     run = doses(layers, given=len(layers) > 1)
-    figure = drawn(run.plot_depth(0.3))
+    figure = drawn_doses(depth=True) if run is doses() else drawn(run.plot_depth(0.3))
     left, right = figure.axes
     every = [g for g in run.select() if g["dose"] == 0.3]
     nulls = [g for g in run.select("random 0") if g["dose"] == 0.3]

@@ -406,7 +406,8 @@ def test_replay_is_exact_on_the_packaged_models(request, fixture, layer):
     vectors = values + other * values.norm(dim=-1, keepdim=True) / 576**0.5
     vectors[3] = 2 * values[3]
     slow = tiny.all_alone("llama", packaged.hf, tokens, site, prompt, position, vectors)
-    clean = tiny.all_alone("llama", packaged.hf, tokens, site, prompt, position, None)
+    whole = [logits(packaged.hf, ids) for ids in tokens]
+    clean = torch.stack([whole[p][q] for p, q in pairs])
     fast = intervened_logits(recording, site, prompt, position, vectors, path="replay")
     at = prompt.to(packaged.device), position.to(packaged.device)
     fast_clean = unembed(recording, recording.final_hidden[at])

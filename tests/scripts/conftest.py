@@ -2,9 +2,11 @@
 
 import sys
 import warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 from tests.tiny import prompts, tiny_model, tokenizer
 
@@ -20,6 +22,12 @@ def given(tmp_path_factory):
     for name, some in (("text", texts), ("other", [" ".join(reversed(t.split())) for t in texts])):
         (folder / f"{name}.txt").write_text("\n\n".join(some) + "\n")
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made, and their files hold nothing: drawing takes longer than all else, and has tests of its own."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: Path(path).write_bytes(b"not drawn"))
 
 
 @pytest.fixture

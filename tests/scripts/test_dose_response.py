@@ -2,8 +2,7 @@
 
 import importlib.util
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ FILES = {"dose_response.parquet", "dose_response.json", "tokens.npy"} | {
 }
 FEW = ("--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20)
 
-pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
+pytestmark = [pytest.mark.filterwarnings("ignore:an interval from"), pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +103,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, script, g
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
-def test_sites_contexts_and_horizons_are_passed_on(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(DoseResponse, "figures", lambda self: {})  # they have tests of their own
+def test_sites_contexts_and_horizons_are_passed_on(run, tmp_path):
     some = ("--layers", 1, 2, "--tokens", 10, "--doses", 0.1, 0.5)
     assert run("--out", tmp_path / "a", *some, "--sites", "attn_out", "3.resid_pre", "--horizon", 2)[0] == 0
     found = DoseResponse.load(tmp_path / "a")
@@ -209,9 +207,9 @@ def test_a_folder_of_another_run_is_refused_first(script, tmp_path):
     assert (tmp_path / "dose_response.json").read_text() == "kept"
 
 
-def test_a_user_sees_one_line_and_exit_2(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "out"), "--path", "fast"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: unknown path 'fast'; known: auto, replay, hooks\n"
+def test_a_user_sees_one_line_and_exit_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(tmp_path / "out"), "--path", "fast"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 2
+    assert tuple(capsys.readouterr()) == ("", "error: unknown path 'fast'; known: auto, replay, hooks\n")

@@ -22,6 +22,8 @@ from tests.tiny import prompts
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_sae.py"
 SPLIT = ("--held-out", 0.5)
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def script():

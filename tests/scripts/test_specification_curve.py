@@ -23,7 +23,7 @@ FILES = {"specification.parquet", "specification.json"} | {
     f"specification_{claim}.{kind}" for claim in ("direction", "deeper") for kind in ("png", "svg")
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
+pytestmark = [pytest.mark.filterwarnings("ignore:an interval from"), pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,6 @@ def test_results_that_are_there_give_the_curve(run, results, tmp_path):
 
 
 def test_texts_are_patched_in_both_contexts_and_without_a_filter(run, given, tmp_path, monkeypatch):
-    monkeypatch.setattr(DirectionNorm, "figures", lambda self: {})  # they have tests of their own
-    monkeypatch.setattr(Specifications, "plot", lambda self, claim: plt.figure())
     out = tmp_path / "out"
     words = (
         "--out",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "unit_norm.py"
 FILES = {"unit_norm.parquet", "unit_norm.json", "tokens.npy", "unit_norm.png", "unit_norm.svg"}
 
-pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
+pytestmark = [pytest.mark.filterwarnings("ignore:an interval from"), pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.fixture(scope="module")

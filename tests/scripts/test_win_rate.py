@@ -55,7 +55,9 @@ def ended(run, *words, model: bool = True) -> str:
     return err.rstrip("\n").split("\n")[-1].removeprefix("error: ")
 
 
-def test_a_run_leaves_its_tables_and_figures_and_they_are_those_of_the_library(run, script, given, saes, tmp_path):
+def test_a_run_leaves_its_tables_and_figures_and_they_are_those_of_the_library(
+    run, script, given, saes, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     status, said, err = run("--saes", *saes, "--out", out, *FEW, "--single-token-share", 1, "--draws", 10)
     assert status == 0 and "Traceback" not in err, err
@@ -75,6 +77,7 @@ def test_a_run_leaves_its_tables_and_figures_and_they_are_those_of_the_library(r
     )  # fmt: skip
     pd.testing.assert_frame_equal(found.frame, again.frame)
     from_it = tmp_path / "report"
+    monkeypatch.setattr(WinRateReport, "figures", lambda self: {})  # drawn once is enough
     status, said, err = run("--results", out, "--out", from_it, "--draws", 10, model=False)
     assert status == 0, err
     one, other = (pd.read_parquet(folder / "win_rate.parquet") for folder in (out, from_it))
