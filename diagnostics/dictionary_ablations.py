@@ -15,6 +15,7 @@ from diagnostics.norm_quartiles import Sample
 from diagnostics.probes import Probe
 from diagnostics.sampling import generator, hash_keys
 from diagnostics.statistics import noise_floor
+from diagnostics.units import narrowed
 from interventions.edits import add_direction, matched_placebo, random_like
 from interventions.effects import measure
 from interventions.models import CausalModel
@@ -103,7 +104,7 @@ def ablations(
     notes |= {"drawn": said, "noise_floor": floor, "rows": int(good.sum())}
     notes["rows_dropped"] = {"no placebo of this norm and angle, or effect not finite": int((~good).sum())}
     table = table.loc[good].drop(columns="kl_self").reset_index(drop=True)
-    return table.astype({name: "float32" for name, kind in table.dtypes.items() if kind.kind == "f"}), notes
+    return narrowed(table), notes
 
 
 def _measured(

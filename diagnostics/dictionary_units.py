@@ -20,7 +20,7 @@ from diagnostics.norm_quartiles import QUARTILES, Sample, counted, gradient_rati
 from diagnostics.probes import Probe
 from diagnostics.sae_measures import Tokens
 from diagnostics.sampling import generator
-from diagnostics.units import Unit
+from diagnostics.units import Unit, narrowed
 from interventions.models import CausalModel
 from interventions.recording import record
 from interventions.texts import Prompts
@@ -142,14 +142,14 @@ class Comparison:
                     f"{kind}_median": float(np.median(known)) if len(known) else None,
                 }
                 line[f"{kind}_latents"] = len(known)
-        return _narrowed(pd.DataFrame(table)), {"line": line, "tokens": self.sample[1]}
+        return narrowed(pd.DataFrame(table)), {"line": line, "tokens": self.sample[1]}
 
     def _duplicates(self, name: str) -> Made:
         own = self.activity(name)
         i, j, cos = near_duplicates(own, self.plan.duplicate_cosine)
         r = pair_correlations(own, own, i, j)
         table = {"sae": [name] * len(i), "latent": i, "other": j, "cosine": cos, "correlation": r}
-        return _narrowed(pd.DataFrame(table).astype({"sae": "str"})), {}
+        return narrowed(pd.DataFrame(table)), {}
 
     def _pair(self, a: str, b: str) -> Made:
         sides, plan, sample = (self.activity(a), self.activity(b)), self.plan, self.sample[0]
@@ -173,7 +173,7 @@ class Comparison:
             tables.append(_partners(own, other, side, able))
         own_prompt = float((np.roll(sample.prompt, n // 2) == sample.prompt).mean())
         notes = {"lines": lines, "null_own_prompt": own_prompt, "matches": _matches(found).tolist()}
-        return _narrowed(pd.concat(tables, ignore_index=True)), notes
+        return narrowed(pd.concat(tables, ignore_index=True)), notes
 
     def _same_seed(self, a: str, b: str) -> bool | None:
         """Whether both were trained from one seed: the same start and the same batches make latents alike. None: not known."""
@@ -284,8 +284,3 @@ def _pooled(probe: Probe, sample: Sample, n_texts: int) -> Float[ndarray, "text 
 
 def _quantile(values: ndarray, q: float) -> float | None:
     return float(np.quantile(values, q)) if len(values) else None
-
-
-def _narrowed(table: pd.DataFrame) -> pd.DataFrame:
-    kinds = {"f": "float32", "i": "int32", "u": "int32", "O": "str"}
-    return table.astype({name: kinds[kind.kind] for name, kind in table.dtypes.items() if kind.kind in kinds})

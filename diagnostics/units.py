@@ -273,6 +273,22 @@ def run_units(
         return claimed.run(units, fn, progress)
 
 
+def narrowed(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table in the types that units keep, with rows or without.
+
+    Whole numbers become int32 (int64 where one does not fit), other numbers float32, all else but truth values strings.
+    """
+    kinds = {}
+    for name, column in frame.items():
+        kind = column.dtype.kind
+        if kind in "iu":
+            fits = not len(column) or max(abs(int(column.min())), abs(int(column.max()))) < 2**31
+            kinds[name] = "int32" if fits else "int64"
+        elif kind != "b":
+            kinds[name] = "float32" if kind == "f" else "str"
+    return frame.astype(kinds)
+
+
 def _packed(unit: Unit, frame: pd.DataFrame, notes: dict[str, Any]) -> bytes:
     """The unit's file. Whoever asks for a unit gets what this file gives back, so that runs cannot differ by history."""
     names = list(frame.columns)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diagnostics import units as module
-from diagnostics.units import Done, Interrupted, Unit, Units, code_version, run_units
+from diagnostics.units import Done, Interrupted, Unit, Units, code_version, narrowed, run_units
 from interventions.errors import ResultError
 
 IDENTITY = {"code": "of the tests", "settings": {"pairs": 200, "layers": [7, 22]}, "texts_sha256": "ab"}
@@ -129,6 +129,31 @@ def frames(draw):
 def bits(frame):
     """Every float's own bits: −0 is not 0."""
     return [column.dropna().to_numpy().tobytes() for _, column in frame.items() if column.dtype.kind == "f"]
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(0)])  # without rows the types are the same
+def test_a_narrowed_table_holds_four_types_and_the_same_values(tmp_path, rows):
+    table = pd.DataFrame(
+        {
+            "whole": np.array([2**31 - 1, -(2**31) + 1], dtype=np.int64),
+            "small": np.array([3, 255], dtype=np.uint8),
+            "number": np.array([0.5, np.nan]),
+            "half": np.array([0.5, -2], dtype=np.float16),
+            "truth": [True, False],
+            "name": np.array(["a", "b"], dtype=object),
+            "word": pd.array(["a", "1"], dtype="str"),
+        }
+    ).iloc[rows]
+    found = narrowed(table)
+    assert [str(kind) for kind in found.dtypes] == ["int32", "int32", "float32", "float32", "bool", "str", "str"]
+    pd.testing.assert_frame_equal(found, table, check_dtype=False)
+    pd.testing.assert_frame_equal(narrowed(found), found)
+    once(found.reset_index(drop=True), folder=tmp_path)
+
+
+def test_whole_numbers_that_do_not_fit_are_kept():
+    large = pd.DataFrame({"key": [2**31, 0], "low": [-(2**40), 1]})
+    pd.testing.assert_frame_equal(narrowed(large), large)
 
 
 @given(frames(), st.dictionaries(text, st.integers() | st.booleans() | text | st.floats(allow_nan=False)))
