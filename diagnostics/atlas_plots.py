@@ -112,7 +112,7 @@ def _caption(result: "CausalAtlas", inches: float) -> str:
     p, g = result.provenance, result.groups
     sink = f"‖x‖ > {p['sink_filter']:g} × median left out" if p["sink_filter"] else "none"
     counts = "; ".join(
-        f"{x['sae']}: {x['rows']:,} rows of {x['tokens']:,} tokens, scores compared on {x['scored_tokens']:,} of them"
+        f"{x['sae']}: {x['rows']:,} rows of {x['tokens']:,} tokens ({x['share_below_floor']:.1%} of rows within the noise floor of {x['noise_floor']:.0e} nats), scores compared on {x['scored_tokens']:,} of them"
         for x in g
     )
     delta = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""

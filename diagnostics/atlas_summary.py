@@ -133,21 +133,21 @@ def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str,
 
 def _group(name: str, rows: pd.DataFrame, notes: dict[str, Any]) -> dict[str, Any]:
     prompt, kl = rows.prompt.to_numpy(), rows.kl.to_numpy(float)
-    tokens = ByToken.of(prompt, rows.position.to_numpy())
     placebo = rows.kl_placebo.notna().to_numpy()
-    sorted_kl = np.sort(kl)[::-1]
+    sorted_kl, floor = np.sort(kl)[::-1], notes["noise_floor"] or 0.0
     group: dict[str, Any] = {
         "sae": name, "layer": int(rows.layer.iloc[0]), "point": str(rows.point.iloc[0]), "rows": len(rows),
-        "tokens": len(tokens.count), "prompts": len(np.unique(prompt)), "latents": int(rows.latent.nunique()),
-        "latents_a_token": statistics.mean(tokens.count.astype(float), tokens.prompt),
+        "tokens": notes["tokens"], "prompts": len(np.unique(prompt)), "latents": int(rows.latent.nunique()),
+        "latents_a_token": len(rows) / notes["tokens"],
         "kl": statistics.mean(kl, prompt),
         "kl_direct": statistics.mean(rows.kl_direct.to_numpy(float), prompt),
         "top1_changed": statistics.share(rows.top1_changed.to_numpy(), prompt),
         "relative_dose": float((rows.delta_norm / rows.norm).mean()),
         "share_of_largest_hundredth": float(sorted_kl[: max(1, len(kl) // 100)].sum() / kl.sum()) if kl.sum() else np.nan,
-        "kl_over_placebo": statistics.log_ratio_of_means(kl[placebo], rows.kl_placebo.to_numpy(float)[placebo], prompt[placebo])
-        if placebo.any() else None,
-        "noise_floor": notes["noise_floor"],
+        "kl_over_placebo": statistics.ratio_of_means(
+            kl[placebo], rows.kl_placebo.to_numpy(float)[placebo], floor, prompt[placebo]
+        ) if placebo.any() else None,
+        "noise_floor": floor, "share_below_floor": float((kl <= floor).mean()),
     }  # fmt: skip
     asked = [score for score in SCORES if rows[score].notna().any()]
     own = rows.loc[rows[asked].notna().all(axis=1)]
@@ -196,7 +196,7 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
 NOTE = (
     f"ρ: Spearman's with KL among a token's latents; recall: of its {FIRST} largest effects among its {FIRST} largest scores (tokens with {2 * FIRST} "
     f"active latents or more); captured:\nKL of the {FIRST} best by score over that of the {FIRST} best by effect; missed: rows with KL in the top tenth whose score is below the median. "
-    "Brackets: 95 %\ndelete-one-prompt jackknife. All scores on the same tokens, those drawn for paths."
+    "Brackets: 95 %\ndelete-one-prompt jackknife. All scores on the same tokens, those drawn for paths. Floor: 99th percentile of KL of tokens put back as they were, nats."
 )
 
 
@@ -208,6 +208,7 @@ def terminal(groups: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
             "mean KL": str(g["kl"]), "direct": str(g["kl_direct"]), "dose": f"{g['relative_dose']:.2g}",
             "÷ placebo": "" if g["kl_over_placebo"] is None else str(g["kl_over_placebo"]),
             "top-1 changed": str(g["top1_changed"]), "largest 1 %": f"{g['share_of_largest_hundredth']:.0%} of KL",
+            "floor": f"{g['noise_floor']:.0e}", "rows below": f"{g['share_below_floor']:.2%}",
         }
         for g in groups
     ]  # fmt: skip
@@ -221,6 +222,10 @@ def terminal(groups: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
     lines = [pd.DataFrame(effects).to_string(index=False), pd.DataFrame(scores).to_string(index=False), NOTE]
     for name, notes in provenance["atlas"].items():
         said = {"tokens left out": notes["tokens_left_out"], "rows not finite": notes["rows_not_finite"]}
+        said |= {
+            "placebos not finite": notes["placebos_not_finite"],
+            "self-swaps not finite": notes["selves_not_finite"],
+        }
         lines += [f"{name}: {what}: {which}" for what, which in said.items() if which]
     lines += [f"full forward passes: {why}" for why in provenance["why_hooks"] or []]
     return "\n".join(lines)

@@ -103,6 +103,15 @@ class TokenFilter:
     def usable(self) -> Bool[ndarray, "prompt pos"]:
         return ~np.logical_or.reduce(list(self.reasons.values()))
 
+    def left_out(self, among: Int[ndarray, "some_prompt"] | None = None) -> dict[str, int]:
+        """How many tokens (of some prompts) cannot serve, each under the first reason that holds; padding is no token."""
+        reasons = {reason: bad if among is None else bad[among] for reason, bad in self.reasons.items()}
+        left, found = ~reasons["padding"], {}
+        for reason, bad in reasons.items():
+            found[reason] = int((left & bad).sum())
+            left = left & ~bad
+        return {reason: n for reason, n in found.items() if n}
+
     def keep(self, pairs: Pairs) -> tuple[Bool[ndarray, "pair"], dict[str, int]]:
         """Pairs whose tokens can both serve, and how many were dropped for each reason. Dropped pairs are not redrawn."""
         left = np.ones(len(pairs), dtype=bool)

@@ -111,15 +111,19 @@ class Clean:
                 parts[site].append(recording.activations[site])
             self._keep(number, recording)
         self.activations = {site: _joined(some) for site, some in parts.items()}
-        special = np.zeros((len(self.length), self.length.max()), dtype=bool)
-        for row, flags in zip(special, prompts.special, strict=True):
+        self.special = np.zeros((len(self.length), self.length.max()), dtype=bool)
+        for row, flags in zip(self.special, prompts.special, strict=True):
             row[: len(flags)] = flags
         self.filter: TokenFilter = token_filter(
-            list(self.activations.values()), self.length, special, settings.sink_filter
+            list(self.activations.values()), self.length, self.special, settings.sink_filter
         )
         self.usable = self.filter.usable
         self.tokens = np.nonzero(self.usable)
         self.norm_of_median = self._norm_of_median()
+
+    def filter_at(self, site: Site) -> TokenFilter:
+        """Which tokens cannot serve at one site, whatever other sites the study has."""
+        return token_filter([self.activations[site]], self.length, self.special, self.settings.sink_filter)
 
     @property
     def n_shards(self) -> int:

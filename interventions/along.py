@@ -23,7 +23,7 @@ from interventions.trust import logit_tolerance
 
 TABLE_BYTES, TABLE_BYTES_GPU = 2**30, 2**33
 """Of logits of directions, at most; beyond that direct effects are unembedded one by one."""
-_BLOCK = 2**20  # logits formed at once: what fits a CPU's caches
+_BLOCK, _BLOCK_GPU = 2**20, 2**27  # logits formed at once: on the CPU what fits its caches
 _RESIDUAL = 1e-5  # of ‖n(x + c·d) − b‖: some 50 units in the last place of float32
 
 
@@ -96,14 +96,17 @@ class Along:
         base, axis, target = (x.double() - hidden[-1].double() for x in (clean[of], hidden[which], moved))
         aa, ab, bb = (base * base).sum(-1), (base * axis).sum(-1), (axis * axis).sum(-1)
         at, bt = (base * target).sum(-1), (axis * target).sum(-1)
-        det = aa * bb - ab * ab
-        alpha, beta = (at * bb - bt * ab) / det, (bt * aa - at * ab) / det
+        det = torch.where(bb > 0, aa * bb - ab * ab, 1.0)
+        alpha = torch.where(bb > 0, (at * bb - bt * ab) / det, at / aa)  # a direction of 0 changes nothing
+        beta = torch.where(bb > 0, (bt * aa - at * ab) / det, 0.0)
         left = (target - alpha[:, None] * base - beta[:, None] * axis).norm(dim=-1)
         shift = (1 - alpha - beta).to(logits)[:, None]
         alpha, beta = alpha.to(logits)[:, None], beta.to(logits)[:, None]
         found = logits.new_empty(len(rows), logits.shape[1])
-        for some in torch.arange(len(rows), device=logits.device).split(max(1, _BLOCK // logits.shape[1])):
-            part = found[some[0] : some[-1] + 1]
+        few = max(1, (_BLOCK if logits.device.type == "cpu" else _BLOCK_GPU) // logits.shape[1])
+        for start in range(0, len(rows), few):
+            some = slice(start, start + few)
+            part = found[some]
             torch.mul(clean_logits[of[some]], alpha[some], out=part).addcmul_(logits[which[some]], beta[some])
             part.addcmul_(logits[-1:], shift[some])
         furthest = (moved - clean[of]).norm(dim=-1).argmax()

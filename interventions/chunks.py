@@ -60,7 +60,8 @@ class Asked:
         values = {}
         for name in self.names:
             found = torch.cat([part[name] for _, _, part in self.chunks]).cpu()
-            empty = torch.full(shape, float("nan") if found.is_floating_point() else 0).to(found.dtype)
+            beyond = float("nan") if found.is_floating_point() else 0 if found.dtype == torch.bool else -1
+            empty = torch.full(shape, beyond, dtype=found.dtype)
             values[name] = empty.index_put(at, found)
         return values, torch.full(shape, -1).index_put(at, position)
 
@@ -106,7 +107,7 @@ def _clean_side(logits: Tensor, metrics: dict[str, Callable]) -> CleanSide:
     some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = [CleanSide(clean.logits[start : start + some]) for start in range(0, len(logits), some)]
     needed = ["log_p", "p"] if {"kl", "js", "top1_drop", "clean_entropy", DIRECT} & set(metrics) else []
-    needed += ["top1"] * bool({"top1_changed", "top1_drop", "clean_top1"} & set(metrics)) + ["entropy"] * (
+    needed += ["top1"] * bool({"top1_changed", "top1_drop", "top1", "clean_top1"} & set(metrics)) + ["entropy"] * (
         "clean_entropy" in metrics
     )
     for name in needed:

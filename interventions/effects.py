@@ -29,7 +29,7 @@ class Effects:
 
     values: dict[str, Tensor]
     """metric -> `[row]`, with a horizon above 1 `[row, horizon]`: float32 (float64 for a float64 model; bool for truth
-    values), nan (False) beyond the prompt's end"""
+    values, int64 for token ids), nan (False, −1) beyond the prompt's end"""
     position: Int[Tensor, "row"] | Int[Tensor, "row horizon"]
     """where each was read; −1 beyond the prompt's end"""
     path: str

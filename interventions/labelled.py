@@ -5,15 +5,19 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from interventions.errors import TextError
-from interventions.labelled_corpora import LABELLED, labelled_pairs
+from interventions.labelled_corpora import LABELLED, labelled_rows
 
 ENDINGS = (".csv", ".jsonl")
+MIN_GROUPS = 4
+"""groups that a class needs to be split into training and held-out ones"""
+UNSPLIT = f"groups, fewer than {MIN_GROUPS}"
+"""ends the reason why a class was left out whole"""
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,23 @@ class Labelled:
     name: str
     """one of `LABELLED`, or a file's name"""
     sha256: str
-    """of the texts, each with its label, joined by NUL, in hexadecimal"""
+    """of the texts, each with its label and group, joined by NUL, in hexadecimal"""
     licence: str
     """under which they may be shown"""
     source: str
     """what was read, and how its labels came about"""
     dropped: dict[str, int] = field(default_factory=dict)
     """how many texts were left out, by reason"""
+    groups: list[str] = field(default_factory=list)
+    """the group of each: texts of one are alike for another reason than their class (a target word, an author), stand on one side of
+    a split and are left out together; by default each text is its own"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", list(self.groups or self.texts))
+        if not len(self.texts) == len(self.labels) == len(self.groups):
+            raise TextError(
+                f"{self.name}: {len(self.texts)} texts, {len(self.labels)} labels, {len(self.groups)} groups; expected one of each a text"
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,52 +59,79 @@ class Labelled:
         """Texts of each class."""
         return {name: self.labels.count(name) for name in self.classes}
 
+    @property
+    def group_counts(self) -> dict[str, int]:
+        """Groups of each class: as many as texts where none were given."""
+        return {
+            name: len({group for group, label in zip(self.groups, self.labels, strict=True) if label == name})
+            for name in self.classes
+        }
+
     def provenance(self) -> dict[str, Any]:
         """Where the texts come from, and what was left out."""
         own = ("name", "sha256", "licence", "source", "dropped")
-        return {name: getattr(self, name) for name in own} | {"counts": self.counts}
+        return {name: getattr(self, name) for name in own} | {"counts": self.counts, "groups": self.group_counts}
 
 
 def load_labelled(where: str, *, per_class: int | None = None, seed: int = 0) -> Labelled:
     """As many texts of each class as the smallest has, and at most `per_class`, drawn in an order that `seed` fixes.
 
-    `where`: `topics` (StereoSet: profession, race, gender, religion), `toxicity` (mild, severe), `sentiment` (film reviews:
+    `where`: `topics` (StereoSet: profession, race, gender; in groups by target word), `toxicity` (mild, severe), `sentiment` (film reviews:
     negative, positive), `language` (eight, of chatterbot-corpus) or `code` (python, c++; of the installed torch), all in
-    packages; or a UTF-8 file `.csv` or `.jsonl` with fields `text` and `label`, or others named in `file.csv:text:label`.
-    StereoSet and toxicity hold offensive sentences.
+    packages; or a UTF-8 file `.csv` or `.jsonl` with fields `text` and `label`, and `group` where there are groups, or others
+    named in `file.csv:text:label` or `file.csv:text:label:group`. StereoSet and toxicity hold offensive sentences.
 
-    Of each class those first by blake2b(seed, label, text) are taken: asking for more extends the draw. A text that stands
-    in two classes is left out, one that stands twice counts once. Source: ours.
+    Of each class one text of each group in turn is taken (`in_turn`), those first by blake2b(seed, label, text): asking for more
+    extends the draw. A text that stands in two classes is left out, one that stands twice counts once. Where there are groups,
+    classes of fewer than `MIN_GROUPS` are left out, for they cannot be split (StereoSet's religion has 3). Source: ours.
     Raises `TextError` for what cannot be read, fewer than two classes, and per_class < 1.
     """
     if per_class is not None and per_class < 1:
         raise TextError(f"{per_class} texts of each class; ask for at least one")
     dropped: Counter[str] = Counter()
     if where in LABELLED:
-        pairs, source = labelled_pairs(where, dropped)
+        rows, source = labelled_rows(where, dropped)
         name, licence = where, LABELLED[where].licence
     else:
         path, fields = _named(where)
-        pairs, source = list(_file_pairs(path, fields)), f"{path}, fields {' and '.join(map(repr, fields))}"
+        rows, source = list(_file_rows(path, fields)), f"{path}, fields {' and '.join(map(repr, fields))}"
         name, licence = path.name, "unknown: see the source"
-    label_of = _distinct(pairs, dropped)
-    counts = Counter(label_of.values())
-    if len(counts) < 2:
+    known = _distinct(rows, dropped)
+    members = _members(known)
+    if any(group is not None for *_, group in rows):
+        for label in [label for label, groups in members.items() if len(groups) < MIN_GROUPS]:
+            groups = members.pop(label)
+            dropped[f"{label}: {len(groups)} {UNSPLIT}"] = sum(map(len, groups.values()))
+    if len(members) < 2:
         raise TextError(
-            f"{source}: {len(counts)} class{'es' * (not counts)} in {len(pairs)} texts, {dict(dropped)} dropped; "
+            f"{source}: {len(members)} class{'es' * (not members)} in {len(rows)} texts, {dict(dropped)} dropped; "
             "a probe needs two or more"
         )
-    n = min(counts.values()) if per_class is None else min(per_class, *counts.values())
-    ranked: dict[str, list[str]] = {label: [] for label in counts}
-    for text in sorted(label_of, key=lambda text: text_key(seed, label_of[text], text)):
-        ranked[label_of[text]].append(text)
-    chosen = {text for texts in ranked.values() for text in texts[:n]}
-    dropped[f"beyond {n} of a class"] = len(label_of) - len(chosen)
-    texts = [text for text in label_of if text in chosen]
-    labels = [label_of[text] for text in texts]
-    joined = "\0".join(f"{label}\0{text}" for label, text in zip(labels, texts, strict=True))
+    sizes = [sum(map(len, groups.values())) for groups in members.values()]
+    n = min(sizes) if per_class is None else min(per_class, *sizes)
+    chosen: set[str] = set()
+    for label, groups in members.items():
+        own = sorted(
+            (text for some in groups.values() for text in some), key=lambda text, label=label: text_key(seed, label, text)
+        )
+        chosen.update([own[i] for i in in_turn([known[text][1] for text in own])][:n])
+    dropped[f"beyond {n} of a class"] = sum(sizes) - len(chosen)
+    texts = [text for text in known if text in chosen]
+    labels, groups = (list(part) for part in zip(*(known[text] for text in texts), strict=True))
+    joined = "\0".join("\0".join(parts) for parts in zip(labels, groups, texts, strict=True))
     digest = hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()
-    return Labelled(texts, labels, name, digest, licence, source, {why: k for why, k in dropped.items() if k})
+    left_out = {why: k for why, k in dropped.items() if k}
+    return Labelled(texts, labels, name, digest, licence, source, left_out, groups)
+
+
+def in_turn(groups: Sequence[str]) -> list[int]:
+    """The places of a list so that groups take turns: the first of each, then the second of each, in the list's order."""
+    seen: Counter[str] = Counter()
+    turn = []
+    for group in groups:
+        turn.append(seen[group])
+        seen[group] += 1
+    return sorted(range(len(groups)), key=lambda i: turn[i])
 
 
 def text_key(seed: int, what: str, text: str) -> bytes:
@@ -98,45 +139,57 @@ def text_key(seed: int, what: str, text: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{what}:{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _distinct(pairs: list[tuple[str, str]], dropped: Counter[str]) -> dict[str, str]:
-    """The label of each text that has one, in the order of the texts."""
-    found: dict[str, set[str]] = {}
-    for text, label in pairs:
+def _distinct(rows: list[tuple[str, str, str | None]], dropped: Counter[str]) -> dict[str, tuple[str, str]]:
+    """The label and the group of each text that has one label, in the order of the texts; of two groups the first."""
+    found: dict[str, dict[str, str]] = {}
+    for text, label, group in rows:
         text = text.strip()
         if not text:
             dropped["empty"] += 1
         elif text in found and label in found[text]:
             dropped["duplicate"] += 1
         else:
-            found.setdefault(text, set()).add(label)
+            found.setdefault(text, {})[label] = text if group is None else group
     dropped["in two classes"] = sum(len(labels) for labels in found.values() if len(labels) > 1)
-    return {text: next(iter(labels)) for text, labels in found.items() if len(labels) == 1}
+    return {text: next(iter(labels.items())) for text, labels in found.items() if len(labels) == 1}
 
 
-def _named(where: str) -> tuple[Path, tuple[str, str]]:
-    """The file, and its fields of text and label."""
-    file, *fields = [where] if where.endswith(ENDINGS) else where.rsplit(":", 2)
-    path = Path(file)
-    if len(fields) not in (0, 2) or not file.endswith(ENDINGS) or not path.is_file():
+def _members(known: dict[str, tuple[str, str]]) -> dict[str, dict[str, list[str]]]:
+    """The texts of each class by group."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for text, (label, group) in known.items():
+        found.setdefault(label, {}).setdefault(group, []).append(text)
+    return found
+
+
+def _named(where: str) -> tuple[Path, tuple[str, ...]]:
+    """The file, and its fields of text and label, and of the group where it is named."""
+    ways = [where.rsplit(":", n) for n in (0, 2, 3)]
+    file, *fields = next((parts for parts in ways if parts[0].endswith(ENDINGS)), [where])
+    if not file.endswith(ENDINGS) or not Path(file).is_file():
         raise TextError(
             f"no labelled texts {where!r}; known: {', '.join(LABELLED)}, an existing .csv or .jsonl file with fields text and "
-            "label, or file.csv:text:label to name them"
+            "label (and group, where there are groups), or file.csv:text:label or file.csv:text:label:group to name them"
         )
-    return path, (fields[0], fields[1]) if fields else ("text", "label")
+    return Path(file), tuple(fields) or ("text", "label")
 
 
-def _file_pairs(path: Path, fields: tuple[str, str]) -> Iterator[tuple[str, str]]:
+def _file_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, str, str | None]]:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise TextError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    for place, row in (_csv_rows if path.suffix == ".csv" else _json_rows)(path, content):
-        values = [row.get(name) for name in fields] if isinstance(row, dict) else []
-        text, label = values or (None, None)
-        if not isinstance(text, str) or not isinstance(label, str | int | float) or not str(label).strip():
+    for number, (place, row) in enumerate((_csv_rows if path.suffix == ".csv" else _json_rows)(path, content)):
+        if number == 0 and fields == ("text", "label") and isinstance(row, dict) and "group" in row:
+            fields = (*fields, "group")
+        values = [row.get(name) for name in fields] if isinstance(row, dict) else [None, None]
+        text, *others = values
+        if not isinstance(text, str) or not all(isinstance(v, str | int | float) and str(v).strip() for v in others):
             seen = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-            raise TextError(f"{place}: no text {fields[0]!r} with a label {fields[1]!r}; seen: {seen}")
-        yield text, str(label).strip()
+            group = f" and a group {fields[2]!r}" if len(fields) > 2 else ""
+            raise TextError(f"{place}: no text {fields[0]!r} with a label {fields[1]!r}{group}; seen: {seen}")
+        label, *rest = (str(value).strip() for value in others)
+        yield text, label, rest[0] if rest else None
 
 
 def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, Any]]:

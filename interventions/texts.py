@@ -158,7 +158,8 @@ def tokenize(
 ) -> Prompts:
     """Prompts of `min_length` to `max_length` tokens, drawn in an order that `seed` fixes; each paragraph is one.
 
-    The order is that of blake2b(seed, index, text): asking for more prompts extends the list. No token is added that
+    The order is that of blake2b(seed, index, text): asking for more prompts extends the list. Paragraphs that begin with the same
+    `max_length` tokens count once: prompts stand for independent ones. No token is added that
     the tokenizer itself does not add (no BOS where it has none). With `chat_template` the paragraph is a user's turn,
     and what the template writes before it counts towards `max_length`.
     Raises `TextError` when fewer than `n_prompts` (or none) are left, and for `max_length` < 2.
@@ -178,6 +179,7 @@ def tokenize(
     reserved = set(tokenizer.all_special_ids)
     kept: list[tuple[list[int], list[bool], str]] = []
     dropped: Counter[str] = Counter()
+    seen: set[tuple[int, ...]] = set()
     for _, text in sorted((_rank(seed, index, text), text) for index, text in enumerate(texts)):
         if len(kept) == n_prompts:
             break
@@ -188,7 +190,10 @@ def tokenize(
             dropped[f"shorter than {min_length} tokens"] += 1
         elif all(special):
             dropped[f"only special tokens in the first {max_length}"] += 1
+        elif tuple(ids) in seen:
+            dropped[f"the first {max_length} tokens of another prompt"] += 1
         else:
+            seen.add(tuple(ids))
             kept.append((ids, special, text))
     if len(kept) < (n_prompts or 1):
         raise TextError(

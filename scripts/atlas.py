@@ -6,6 +6,7 @@ from pathlib import Path
 
 from diagnostics import command
 from diagnostics.atlas import CausalAtlas, causal_atlas
+from diagnostics.results import claim_folder
 from diagnostics.sae_inputs import SAEInputs
 from interventions.errors import MechdiagError
 from interventions.models import resolve_device
@@ -43,6 +44,10 @@ class Settings(SAEInputs):
         """What can be wrong without a model. Raises `MechdiagError`."""
         if self.context != "in_place" or self.null_model != "none":
             raise MechdiagError("an atlas is of the model in context: leave out --context and --null-model")
+        if self.results:
+            if self.out.resolve() in {folder.resolve() for folder in self.results}:
+                raise MechdiagError(f"--out {self.out} is one of --results; name another folder")
+            claim_folder(self.out, (*files, "run.json"), self.overwrite)
         super().check(files)
 
 

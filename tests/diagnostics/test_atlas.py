@@ -1,15 +1,19 @@
 """The atlas: every active latent once, every effect against a full forward pass, every column against its definition."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from diagnostics.atlas import COLUMNS, CausalAtlas, causal_atlas
+from diagnostics import atlas_units
+from diagnostics.atlas import CausalAtlas, causal_atlas
+from diagnostics.atlas_units import COLUMNS
 from diagnostics.units import Interrupted
-from interventions import ResultError, Site, SiteError, record
+from interventions import ResultError, Site, SiteError, measure, record
+from interventions.texts import as_prompts
 from sae_models.architectures import build, named
 from tests.sae_models.built import AbsTopK
 from tests.tiny import D_MODEL, TOLERANCE, assert_same_effect, exact_kl, forward_alone, prompts, tiny_model
@@ -90,11 +94,48 @@ def test_shares_are_drawn_by_hash_and_scores_stand_on_whole_tokens():
     assert (frame.integrated.notna() == frame.fisher.notna()).all() and frame.gradient.notna().all()
 
 
-def test_a_placebo_of_no_direction_does_what_rows_of_its_dose_do():
-    """Not the same, but of its size: a placebo of another dose would be off by orders of magnitude."""
-    some = found().frame.dropna(subset="kl_placebo")
-    ratio = np.log(some.kl_placebo / some.kl)
-    assert abs(float(ratio.median())) < 2 and float(ratio.std()) > 0.1
+def test_placebos_have_the_norm_and_the_angle_of_their_edit(monkeypatch):
+    seen = []
+
+    def watched(recording, site, prompt, position, vectors, **more):
+        if isinstance(vectors, torch.Tensor):
+            seen.append((recording.at(site, prompt, position), vectors))
+        return measure(recording, site, prompt, position, vectors, **more)
+
+    monkeypatch.setattr(atlas_units, "measure", watched)
+    atlas = causal_atlas(tiny_model("llama"), PROMPTS, {"s": sae_of(signed=True)}, placebo_share=0.5)
+    some = atlas.frame.dropna(subset="kl_placebo")
+    x, placebo = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    d = sae_of(signed=True).W_dec[torch.tensor(some.latent.to_numpy(), dtype=torch.long)]
+    edit = x - torch.tensor(some.z.to_numpy())[:, None] * d
+    cosine = torch.nn.functional.cosine_similarity
+    torch.testing.assert_close(placebo.norm(dim=-1), edit.norm(dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cosine(placebo, x), cosine(edit, x), rtol=0, atol=1e-5)
+    torch.testing.assert_close((placebo - x).norm(dim=-1), (edit - x).norm(dim=-1), rtol=1e-3, atol=1e-4)
+    assert float(cosine(placebo - x, edit - x).abs().median()) < 0.9  # elsewhere
+
+
+def test_which_rows_are_drawn_does_not_depend_on_the_sae():
+    """Every score of every SAE is judged on the same tokens, whatever else was asked about."""
+    drawn = {}
+    for name, rows in found().frame.groupby("sae", observed=True):
+        on = rows[rows.fisher.notna()]
+        off = rows[rows.fisher.isna()]
+        drawn[name] = set(zip(on.prompt, on.position, strict=True)), set(zip(off.prompt, off.position, strict=True))
+    (one, not_one), (other, not_other) = drawn.values()
+    assert one and not_one and not (one & not_other) and not (other & not_one)
+
+
+def test_sinks_are_those_of_the_saes_own_site_and_each_token_is_counted_once(monkeypatch):
+    prompts_of = as_prompts(PROMPTS, None)
+    special = [[i == 0 for i in range(len(tokens))] for tokens in PROMPTS]  # a BOS
+    marked = replace(prompts_of, special=special)
+    alone = causal_atlas(tiny_model("llama"), marked, {"s": sae_of()}, sink_filter=1.1)
+    both = causal_atlas(tiny_model("llama"), marked, {"s": sae_of(), "c": sae_of("cosine:topk", LAST)}, sink_filter=1.1)
+    notes, same = (atlas.provenance["atlas"]["s"] for atlas in (alone, both))
+    assert notes["tokens_left_out"] == same["tokens_left_out"] and notes["tokens_left_out"]["sink"] > 0
+    assert sum(notes["tokens_left_out"].values()) + notes["tokens"] == sum(map(len, PROMPTS))
+    assert "special token" not in notes["tokens_left_out"]  # counted at position 0
 
 
 def test_it_is_written_in_shards_and_read_back(tmp_path):
@@ -132,25 +173,28 @@ def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path):
 
 def test_atlases_of_several_saes_are_joined_where_they_agree():
     """The same table as one run over both, also where one read fewer prompts."""
-    how = {"path_share": 0.5, "placebo_share": 0.5, "sink_filter": None}
+    how = {"path_share": 0.5, "placebo_share": 0.5}
     one = causal_atlas(tiny_model("llama"), PROMPTS[:16], {"2/signed": sae_of(signed=True)}, **how)
     other = causal_atlas(tiny_model("llama"), PROMPTS, {"5/cosine": sae_of("cosine:topk", LAST)}, **how)
     both = CausalAtlas.joined([one, other])
     assert (
         both.saes == ["2/signed", "5/cosine"] and both.tokens == PROMPTS and both.provenance["rows"] == len(both.frame)
     )
-    whole = found(sink_filter=None)
+    whole = found()
     for name in both.saes:
         mine, theirs = (a.frame[(a.frame.sae == name) & (a.frame.prompt < 16)] for a in (both, whole))
         mine, theirs = (some.drop(columns="kl_placebo").reset_index(drop=True) for some in (mine, theirs))
         pd.testing.assert_frame_equal(mine, theirs)  # placebos turn towards tokens of the whole text
     assert [g["prompts"] for g in both.groups] == [16, 21]
+    again = CausalAtlas.joined([CausalAtlas.joined([one]), other])
+    pd.testing.assert_frame_equal(again.frame, both.frame)
+    assert again.provenance["text"] == other.provenance["text"]
     with pytest.raises(ResultError, match="two SAEs have the name"):
         CausalAtlas.joined([one, one])
     with pytest.raises(ResultError, match="other prompts"):
         CausalAtlas.joined([one, causal_atlas(tiny_model("llama"), PROMPTS[1:], {"x": sae_of()}, **how)])
-    with pytest.raises(ResultError, match=r"path_share is 0.5 in one atlas, 0.1"):
-        CausalAtlas.joined([one, causal_atlas(tiny_model("llama"), PROMPTS, {"x": sae_of()}, sink_filter=None)])
+    with pytest.raises(ResultError, match="path_share is"):
+        CausalAtlas.joined([one, causal_atlas(tiny_model("llama"), PROMPTS, {"x": sae_of()})])
 
 
 def test_a_model_that_replay_does_not_serve_has_effects_and_no_gradients():
@@ -158,7 +202,7 @@ def test_a_model_that_replay_does_not_serve_has_effects_and_no_gradients():
     sae = build(named("standard:topk"), 48, 3, x, torch.Generator().manual_seed(0), hook_name=SITE.hook_name)
     with pytest.warns(UserWarning, match="replay does not serve"):
         atlas = causal_atlas(tiny_model("bloom"), PROMPTS[:4], {"s": sae})
-    assert atlas.provenance["path"] == {str(SITE): "hooks"} and atlas.provenance["why_hooks"]
+    assert atlas.provenance["path"] == {"s": "hooks"} and atlas.provenance["why_hooks"]
     assert atlas.frame.gradient.isna().all() and (atlas.frame.kl > 0).all()
     assert "direct" not in atlas.groups[0]["scores"]
 

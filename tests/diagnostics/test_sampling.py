@@ -271,3 +271,14 @@ def test_an_unknown_kind_is_an_error_that_names_the_known():
     x, usable, length = clustered()
     with pytest.raises(ResultError, match="no kind of pairs 'samenorm'; known: same_norm, high_cosine"):
         matching_pairs(torch.tensor(x), usable, length, 5, 0, "samenorm")
+
+
+def test_each_token_left_out_is_counted_once_under_its_first_reason():
+    activations, length, special, *_ = planted()
+    found = token_filter(activations, length, special, 10.0)
+    inside = int(np.asarray(length).sum())
+    counted = found.left_out()
+    assert sum(counted.values()) + int(found.usable.sum()) == inside and "padding" not in counted
+    assert counted["position 0"] == len(length)
+    some = found.left_out(np.array([0, 2]))
+    assert sum(some.values()) + int(found.usable[[0, 2]].sum()) == int(np.asarray(length)[[0, 2]].sum())

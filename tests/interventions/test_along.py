@@ -17,7 +17,9 @@ def case(name: str, dtype: torch.dtype = torch.float32):
     recording = record(wrap(tiny_model(name, dtype=dtype)), prompts(), [SITE])
     prompt, position = rows()
     stream = torch.Generator().manual_seed(4)
-    directions = Directions(torch.randn(9, D_MODEL, generator=stream, dtype=dtype))
+    matrix = torch.randn(9, D_MODEL, generator=stream, dtype=dtype)
+    matrix[4] = 0  # a pruned latent: it changes nothing, and spoils nothing
+    directions = Directions(matrix)
     index = torch.randint(9, (len(prompt),), generator=stream)
     coefficient = 0.5 * torch.randn(len(prompt), generator=stream, dtype=dtype)
     coefficient[3] = 0  # put back as it was

@@ -906,3 +906,12 @@ def test_rows_that_are_not_finite_do_not_speak_for_the_model(device):
     vectors[:70] = torch.nan
     effects = measure(recording, SITE, prompt, position, vectors)
     assert (effects.path, effects.n_nonfinite) == ("replay", 70)
+
+
+def test_ids_beyond_a_prompts_end_are_no_ids(device):
+    recording = record(wrap(tiny_model("llama", device)), prompts(), [SITE])
+    prompt, position = torch.tensor([1, 3]), torch.tensor([9, 20])
+    x = recording.at(SITE, prompt, position)
+    effects = measure(recording, SITE, prompt, position, 2 * x, horizon=3, metrics=("kl", "top1", "top1_changed"))
+    assert effects["top1"][0].tolist()[1:] == [-1, -1] and effects["top1"][0, 0] >= 0
+    assert (effects["top1"][1] >= 0).all() and effects["kl"][0, 1:].isnan().all()

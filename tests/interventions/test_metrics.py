@@ -421,3 +421,10 @@ def test_what_happens_to_the_clean_top_token(device):
     assert torch.equal(metrics.METRICS["top1"](comparison), intervened.argmax(-1))
     changed = metrics.METRICS["top1_changed"](comparison)
     assert changed.any() and not changed.all() and torch.equal(changed, metrics.METRICS["top1"](comparison) != top)
+
+
+def test_a_tie_leaves_the_clean_token_on_top(device):
+    clean = torch.tensor([[0.0, 3.0, 1.0, 2.0]], device=device)
+    tied = torch.tensor([[3.0, 3.0, 1.0, 2.0]], device=device)
+    comparison = metrics.Comparison(metrics.CleanSide(clean), tied)
+    assert not bool(metrics.METRICS["top1_changed"](comparison)) and int(metrics.METRICS["top1"](comparison)) == 1

@@ -352,3 +352,8 @@ def test_the_hash_of_tokens_is_of_nothing_else(tokenizer):
     # Where one prompt ends and the next begins counts too.
     joined = [prompts.tokens[0] + prompts.tokens[1], *prompts.tokens[2:]]
     assert as_prompts(joined, None).provenance["tokens_sha256"] != digest
+
+
+def test_paragraphs_that_begin_alike_count_once(tokenizer):
+    prompts = tokenize(["one two three", "one two ends", "two three"], tokenizer, max_length=2)
+    assert len(prompts.tokens) == 2 and prompts.dropped == {"the first 2 tokens of another prompt": 1}

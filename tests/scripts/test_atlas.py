@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.atlas import COLUMNS, CausalAtlas
+from diagnostics.atlas import CausalAtlas
+from diagnostics.atlas_units import COLUMNS
 from interventions import Site, record
 from sae_models.architectures import build, named
 from sae_models.saving import save_sae
@@ -49,9 +50,25 @@ def test_an_atlas_is_written_whole_and_bad_input_costs_nothing(run, sae, tmp_pat
     assert status == 0 and (out / "atlas.json").read_bytes() == before
     for words, message in (
         ((*asked, "--steps", 3), "steps was 6, is 3"),
+        ((*asked, "--results", out), "is one of --results"),
         (("--saes", sae, "--out", tmp_path / "no", "--held-out", 0, "--context", "both"), "leave out --context"),
         (("--saes", tmp_path, "--out", tmp_path / "no", "--held-out", 0), "error:"),
     ):
         status, _, err = run(*words)
         assert status == 2 and message in err and "Traceback" not in err
     assert (out / "atlas.json").read_bytes() == before
+
+
+def test_finished_atlases_are_joined_and_never_written_over(run, sae, tmp_path):
+    asked = ("--saes", sae, "--out", tmp_path / "one", "--held-out", 0, "--path-share", 0.5)
+    assert run(*asked)[0] == 0
+    joining = ("--results", tmp_path / "one", "--out", tmp_path / "joined")
+    status, _, err = run(*joining, model=False)
+    assert status == 0, err
+    assert len(CausalAtlas.load(tmp_path / "joined").frame) == len(CausalAtlas.load(tmp_path / "one").frame)
+    for words, message in (
+        (joining, "--overwrite"),
+        (("--results", tmp_path, "--out", tmp_path / "x"), "holds no atlas"),
+    ):
+        status, _, err = run(*words, model=False)
+        assert status == 2 and message in err
