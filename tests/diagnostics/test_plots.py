@@ -132,7 +132,8 @@ def test_what_is_drawn_is_what_the_table_says(layers, context):
 
 
 def test_layers_are_where_they_are_labelled():
-    for ax in drawn_result().axes:
+    drawn = drawn_result()
+    for ax in drawn.axes:
         labels = [label.get_text() for label in ax.get_xticklabels()]
         if any(labels):
             assert labels == ["0", "3", "5"]

@@ -381,7 +381,7 @@ def test_the_packaged_counterpart(packaged, counterpart):
     assert counterpart.note.startswith(
         "SmolLM2-135M-Instruct, dequantised from Q4_1; the same weights under LayerNorm:"
     )
-    prompts = tokenize(load_texts(), packaged.tokenizer, max_length=96, n_prompts=5).tokens
+    prompts = tokenize(load_texts(), packaged.tokenizer, max_length=64, n_prompts=5).tokens
     loss = {"RMSNorm": [], "LayerNorm": []}
     for model in (packaged, counterpart):
         for ids in prompts:
