@@ -34,6 +34,9 @@ class LatentCard:
     model: str
     site: str
     latent: int
+    chosen_by: str
+    """`number`; `frequent`, as one of those that fire most often on this text; or `top`, as one of the largest summed KL at the even
+    prompts of the atlas: then effects, effect_rows and rank are of the other prompts alone, all else is of the whole text"""
     d_sae: int
     frequency: Estimate
     """share of the usable tokens on which it is active (z ≠ 0), with its jackknife interval"""
@@ -67,9 +70,9 @@ class LatentCard:
     suppressed: tuple[TokenLogit, ...]
     """tokens whose logits it lowers most"""
     effects: EffectSummary | None
-    """None for a dead latent"""
+    """None for a dead latent, and for one chosen by `top` that is active at none of the other prompts"""
     effect_rows: pd.DataFrame
-    """tokens drawn uniformly from those where it is active: prompt, position and the columns of `measured`"""
+    """tokens drawn uniformly from the usable ones where it is active: prompt, position and the columns of `measured`"""
     neighbours: tuple[Neighbour, ...]
     """in the same SAE and in others"""
     atlas: dict[str, Any] | None
@@ -88,10 +91,15 @@ class LatentCard:
         if self.dead:
             return f"latent {self.latent}: dead on this text ({self.n_tokens} tokens)"
         e = self.effects
-        assert e is not None
+        others = " at prompts that did not choose it" if self.chosen_by == "top" else ""
+        effect = (
+            "not active"
+            if e is None
+            else f"removing it KL {e.kl} nats at ‖Δx‖/‖x‖ {e.dose}, {e.placebo_ratio} × its placebo"
+        )
         return (
-            f"latent {self.latent}: fires on {self.frequency} of {self.n_tokens} tokens; removing it KL {e.kl} nats at ‖Δx‖/‖x‖ {e.dose}, "
-            f"{e.selectivity} × its placebo; promotes {', '.join(repr(t.token) for t in self.promoted[:3])}"
+            f"latent {self.latent}: fires on {self.frequency} of {self.n_tokens} tokens; {effect}{others}; "
+            f"promotes {', '.join(repr(t.token) for t in self.promoted[:3])}"
         )
 
     def html(self) -> str:

@@ -4,20 +4,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import groupby
 
 from diagnostics.card_charts import effect_chart, norm_chart, quartile_chart, z_chart
 from diagnostics.card_content import LatentCard
 from diagnostics.card_style import PAGE, STYLE
-from diagnostics.card_words import alone, ends, percent, running, short
+from diagnostics.card_texts import coloured_texts
+from diagnostics.card_words import alone, counted, ends, percent, short
 from diagnostics.latent_effects import PLACEBOS, EffectSummary
-from diagnostics.latent_examples import BANDS, TOP, Example
 from diagnostics.latent_logits import TokenLogit
 from diagnostics.latent_neighbours import Neighbour
 from diagnostics.results import jsonable
 from diagnostics.statistics import MIN_PROMPTS
 
-_SIGNS = {1: "positive", -1: "negative"}
+_CHOSEN = {
+    "top": "Chosen by top:N for the summed KL at the even prompts of the atlas. KL, its ratio to the placebo and the rank are of the other "
+    "prompts, which had no part in that; how often it fires, activations, norms and texts are of all prompts.",
+    "frequent": "Chosen by frequent:N as one that fires most often on these tokens, which flatters the share of them on which it fires.",
+}
 
 
 def page(card: LatentCard) -> str:
@@ -37,13 +40,17 @@ def index_page(cards: Sequence[LatentCard], files: Mapping[int, str]) -> str:
                 percent(card.frequency.value),
                 "dead" if card.dead else short(card.z_mean),
                 short(effect.kl.value) if effect else "–",
-                short(effect.selectivity.value) if effect else "–",
+                short(effect.placebo_ratio.value) if effect else "–",
                 " ".join(alone(t.token) for t in card.promoted[:4]),
             ]
         )
     first = cards[0]
     intro = f"<h1>{escape(first.sae)}</h1><p class=soft>{escape(first.kind)} · {escape(first.model)}, {escape(first.site)} · {_read(first)}</p>"
-    table = _table(head, body)
+    table = _table(head, body) + "".join(
+        f"<p class=soft>Latents {', '.join(str(card.latent) for card in some)}. {words}</p>"
+        for by, words in _CHOSEN.items()
+        if (some := [card for card in cards if card.chosen_by == by])
+    )
     return _page(f"{first.sae}, {len(cards)} latents", f'<style>{STYLE}</style><div class="mdc">{intro}{table}</div>')
 
 
@@ -64,7 +71,7 @@ def card_html(card: LatentCard) -> str:
             + ": nothing can be said of when it fires, and of its effect only what its direction says by itself.</p>"
         )
     else:
-        parts += [_charts(card), _texts(card)]
+        parts += [_charts(card), coloured_texts(card)]
     parts += [_logits(card), _neighbours(card.neighbours), _footer(card)]
     return f'<div class="mdc"><style>{STYLE}</style>{"".join(parts)}</div>'
 
@@ -73,7 +80,9 @@ def _header(card: LatentCard) -> str:
     return (
         f"<header><h1>Latent {card.latent}</h1>"
         f"<p class=soft>of {card.d_sae:,} in <b>{escape(card.sae)}</b> ({escape(card.kind)}) · {escape(card.model)}, "
-        f"{escape(card.site)} · {_read(card)}</p></header>"
+        f"{escape(card.site)} · {_read(card)}</p>"
+        + (f"<p class=soft>{_CHOSEN[card.chosen_by]}</p>" if card.chosen_by in _CHOSEN else "")
+        + "</header>"
     )
 
 
@@ -98,16 +107,17 @@ def _tiles(card: LatentCard) -> str:
         tiles += _effect_tiles(card.effects)
     if card.atlas is not None and card.atlas["rank"] is not None:
         share = f"{percent(card.atlas['share_of_effect'])} of the summed KL of {card.atlas['latents']:,} latents"
-        tiles.append(("rank by total effect", str(card.atlas["rank"]), share))
+        where = ", prompts that did not choose it" if card.chosen_by == "top" else ""
+        tiles.append(("rank by total effect", str(card.atlas["rank"]), share + where))
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>" for name, value, more in tiles)
     return f'<dl class="tiles">{cells}</dl>'
 
 
 def _effect_tiles(e: EffectSummary) -> list[tuple[str, str, str]]:
-    bound = "≥ " if e.selectivity.bound else ""
+    bound = "≥ " if e.placebo_ratio.bound else ""
     return [
         ("KL of removing it, nats", short(e.kl.value), f"{ends(e.kl)} at ‖Δx‖/‖x‖ {short(e.dose.value)}"),
-        ("÷ placebo: selectivity", bound + short(e.selectivity.value), ends(e.selectivity)),
+        ("÷ placebo", bound + short(e.placebo_ratio.value), ends(e.placebo_ratio)),
         ("carried directly, nats", short(e.kl_direct.value), ends(e.kl_direct)),
         ("top-1 token changes", percent(e.top1_changed.value), ends(e.top1_changed, True)),
         ("effect on top tenth by |z|", percent(e.top_tenth.value), f"{ends(e.top_tenth, True)}; of ‖Δx‖²: {percent(e.top_tenth_dose)}"),
@@ -115,8 +125,6 @@ def _effect_tiles(e: EffectSummary) -> list[tuple[str, str, str]]:
 
 
 def _charts(card: LatentCard) -> str:
-    e = card.effects
-    assert e is not None
     charts = [
         (z_chart(card.z_histogram), f"Activation at the {card.n_active:,} tokens where it is active."),
         (norm_chart(card.norm_histograms), "Norm of the activation: line where it is active, grey all tokens."),
@@ -124,70 +132,32 @@ def _charts(card: LatentCard) -> str:
         (effect_chart(card.effect_rows), f"Exact effect at {len(card.effect_rows):,} tokens drawn uniformly; rings: mean placebo at the same token."),
     ]  # fmt: skip
     shown = "".join(f"<figure>{svg}<figcaption>{words}</figcaption></figure>" for svg, words in charts if svg)
-    rows = "all its rows in the atlas" if e.source == "atlas" else f"{e.kl.n_rows:,} active tokens drawn uniformly"
-    floor = f"Noise floor {short(e.noise_floor)} nats. " if math.isfinite(e.noise_floor) else ""
     note = (
-        f"Effects: KL(clean ‖ z·d subtracted at the token, reconstruction error kept) of the next-token distribution, mean over {rows}. "
-        f"Placebo: same ‖Δx‖ and angle to x, towards the difference of two other tokens' activations, mean of {PLACEBOS} draws ({e.kl_placebo.n_rows:,} tokens, "
-        f"mean {short(e.kl_placebo.value)} {ends(e.kl_placebo)}); selectivity is the ratio of the two means there. {floor}"
-        f"Brackets and bars: 95 % intervals, delete-one-prompt jackknife over {e.kl.n_prompts} prompts."
+        "Active at none of the prompts that did not choose it, so nothing is said of its effect."
+        if card.effects is None
+        else _effect_note(card, card.effects)
     )
     return f'<h2>When it fires, and what removing it does</h2><div class="charts">{shown}</div><p class=soft>{note}</p>'
 
 
-def _texts(card: LatentCard) -> str:
-    top_z = max(abs(z) for z in card.z_range)
-    known = [kl for example in card.examples for kl in example.kl if math.isfinite(kl)]
-    top_kl = max(known, default=0.0)
-    signs = {example.sign for example in card.examples}
-    keys = [
-        f'<span class="t {"p" if sign > 0 else "n"} key" style="--z:.8"></span>{_SIGNS[sign]}'
-        for sign in _SIGNS
-        if sign in signs
-    ]
-    legend = (
-        f"<p class=soft>Background: z over the largest |z|, <span class=run>{' '.join(keys)}</span>. "
-        "Bar under a token: the exact KL of removing z·d there, darkest for the largest shown "
-        f"({short(top_kl)} nats). Outlined: the token that the text is shown for. Point at a token for its numbers. One token a prompt.</p>"
-    )
-    parts = [f"<h2>Texts</h2>{legend}"]
-    for (sign, group), some in groupby(card.examples, key=lambda e: (e.sign, e.group)):
-        name = {TOP: "Strongest", **{band: f"From the {band}" for band in BANDS}}[group].replace(
-            "From the around", "Around"
+def _effect_note(card: LatentCard, e: EffectSummary) -> str:
+    top = card.chosen_by == "top"
+    rows = f"{e.kl.n_rows:,} active tokens drawn uniformly" + (" at the prompts that did not choose it" if top else "")
+    if e.source == "atlas":
+        assert card.atlas is not None
+        joined = card.atlas["prompts_joined_and_held_back" if top else "prompts_joined"]
+        rows = (
+            f"its {counted(e.kl.n_rows, 'row')} at the {counted(joined, 'joined prompt')}"
+            + " that did not choose it" * top
         )
-        what = f", {_SIGNS[sign]} z" if len(signs) > 1 else ""
-        items = "".join(_example(example, top_z, top_kl) for example in some)
-        parts.append(f"<h3>{name}{what}</h3><ol>{items}</ol>")
-    return "".join(parts)
-
-
-def _example(e: Example, top_z: float, top_kl: float) -> str:
-    spans = []
-    for i, (text, z, kl) in enumerate(zip(e.texts, e.z, e.kl, strict=True)):
-        peak = " peak" if i == e.peak else ""
-        if not z:  # what ends within a character shows where it lights up, and nowhere else
-            spans.append(running(text) if text else "")
-            continue
-        space = (
-            text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else ""
-        )  # uncoloured, so that the word stands out
-        title = f"z = {z:.3g}" + (f", KL = {kl:.3g} nats" if math.isfinite(kl) else ", token not counted")
-        bar = f";--k:{min(1.0, math.sqrt(max(kl, 0) / top_kl)):.2f}" if math.isfinite(kl) and top_kl > 0 else ""
-        style = f"--z:{min(1.0, abs(z) / top_z):.2f}{bar}"
-        spans.append(
-            f'{space}<span class="t {"p" if z > 0 else "n"}{peak}" style="{style}" title="{title}">{running(text[len(space) :])}</span>'
-        )
-    gap = "" if e.texts[0][:1].isspace() else " "
-    before = f'<span class="w">…{gap}</span>' if e.start else ""
-    after = '<span class="w"> …</span>' if e.stop < e.n_prompt else ""
-    z, kl = e.z[e.peak], e.kl[e.peak]
-    said = f"{alone(e.clean_top1)} → {alone(e.top1)}" if e.clean_top1 != e.top1 else f"{alone(e.clean_top1)}, unchanged"
-    follows = f" · text goes on {alone(e.following)}" if e.following else ""
-    meta = (
-        f"z {short(z)} · KL {short(kl)} (placebo {short(e.kl_placebo)}) at ‖Δx‖/‖x‖ {short(e.dose)} · likeliest next {said}{follows}"
-        f" · prompt {e.prompt}, token {e.position}"
+    floor = f"Noise floor {short(e.noise_floor)} nats. " if math.isfinite(e.noise_floor) else ""
+    return (
+        f"Effects: KL(clean ‖ z·d subtracted at the token, reconstruction error kept) of the next-token distribution, mean over {rows}. "
+        f"Placebo: same ‖Δx‖ and angle to x, towards the difference of two other tokens' activations, mean of {PLACEBOS} draws ({e.kl_placebo.n_rows:,} tokens, "
+        f"mean {short(e.kl_placebo.value)} {ends(e.kl_placebo)}); ÷ placebo is the ratio of the two means there, not the selectivity "
+        f"of feature ablation, intended/(intended + collateral), which takes a labelled concept. {floor}"
+        f"Brackets and bars: 95 % intervals, delete-one-prompt jackknife over {counted(e.kl.n_prompts, 'prompt')}."
     )
-    return f'<li class="text"><div class="run">{before}{"".join(spans)}{after}</div><div class="meta">{meta}</div></li>'
 
 
 def _logits(card: LatentCard) -> str:
@@ -257,7 +227,7 @@ def _footer(card: LatentCard) -> str:
             else ""
         )
         facts.append(
-            f"Atlas: {a['rows_of_latent']:,} rows of this latent at {card.n_active:,} active tokens ({a['prompts_joined']} of {a['prompts']} prompts joined){again}."
+            f"Atlas: {a['rows_of_latent']:,} rows of this latent at the {card.n_active:,} active tokens ({a['prompts_joined']} of {a['prompts']} prompts joined; not finite: {a['rows_not_finite']}){again}."
         )  # fmt: skip
     whole = escape(json.dumps(jsonable(p), indent=1, ensure_ascii=False))
     lines = "".join(f"<p>{escape(fact)}</p>" for fact in facts)

@@ -55,12 +55,14 @@ def latent_cards(
 ) -> list[LatentCard]:
     """Cards of some latents of an SAE, on prompts that it was not trained on; the text is read once for all of them.
 
-    sae: anything that `as_sae` takes, at the site it belongs to. latents: numbers, `top:5` (of the largest summed effect in the atlas) or
-    `frequent:5`. others: SAEs by name whose latents are compared, each at its own site.
+    sae: anything that `as_sae` takes, at the site it belongs to. latents: numbers, `top:5` (of the largest summed effect at the even
+    prompts of the atlas: their effects, placebos and ranks are then those of the other prompts, since the ones that chose them would
+    flatter them) or `frequent:5`. others: SAEs by name whose latents are compared, each at its own site.
     atlas: a causal atlas of the same model, SAE and text (anything with its frame, tokens and provenance): the latent's effects are then
-    those of all its rows there, and it has a rank among its SAE's latents; what is shown is measured again, and compared. top: prompts with the largest |z| that are shown; few: drawn from
-    each of `BANDS` beside them (per sign); context_tokens: shown of each. n_effects: active tokens, drawn uniformly, whose effects and
-    placebos are measured. n_logits: tokens promoted and suppressed. sink_filter, seed, path: as elsewhere.
+    those of its rows at usable tokens of the prompts that both have, and it has a rank among its SAE's latents; what is shown is
+    measured again, and compared. top: prompts with the largest |z| that are shown; few: drawn from each of `BANDS` beside them (per
+    sign); context_tokens: shown of each. n_effects: active tokens, drawn uniformly, whose effects and placebos are measured.
+    n_logits: tokens promoted and suppressed. sink_filter, seed, path: as elsewhere.
 
     Raises `SAEError` for a latent that does not exist, `BelongingError` for an SAE of another model or site, `ResultError` for settings
     that do not serve, an atlas of something else, and a text without usable tokens. Source: ours; histograms, texts and logits as
@@ -97,16 +99,17 @@ class _Cards:
     n_logits: int
     path: str
 
-    def of(self, latents: Sequence[int]) -> list[LatentCard]:
+    def of(self, latents: Mapping[int, str]) -> list[LatentCard]:
+        """latents: what chose each."""
         corpus, probe = self.corpus, self.corpus.probe
         found: dict[int, list[Neighbour]] = {i: [] for i in latents}
         for other in [probe, *self.others]:  # one at a time in memory
             z = corpus.z[np.flatnonzero(corpus.usable)] if other is probe else corpus.elsewhere(other)
             for i in found:
                 found[i] += nearest(i, corpus.of(i)[corpus.usable], probe, other, z)
-        return [self.card(i, tuple(found[i])) for i in latents]
+        return [self.card(i, by, tuple(found[i])) for i, by in latents.items()]
 
-    def card(self, latent: int, neighbours: tuple[Neighbour, ...]) -> LatentCard:
+    def card(self, latent: int, chosen_by: str, neighbours: tuple[Neighbour, ...]) -> LatentCard:
         corpus, probe = self.corpus, self.corpus.probe
         assert probe.sae is not None
         z = corpus.of(latent)
@@ -116,11 +119,17 @@ class _Cards:
         with few_prompts():
             frequency = statistics.share(active[usable], corpus.prompt[usable])
         picked = choose(corpus, latent, self.top, self.few)
-        table, drawn, notes = self._effects(latent, z, active, picked)
+        told = np.ones(len(z), dtype=bool)  # tokens whose effects count
+        if chosen_by == "top":
+            assert self.atlas is not None
+            told = self.atlas.held_back[corpus.prompt]
+        table, drawn, notes = self._effects(latent, z, active & told, picked)
         effects, whole = None, drawn
-        if self.atlas is not None and len(rows := self.atlas.of(latent)):
-            whole = rows.assign(norm=size[rows.token.to_numpy(int)])
-        if len(own):
+        if self.atlas is not None:
+            rows = self.atlas.of(latent)
+            if len(rows := rows.loc[told[rows.token.to_numpy(int)]]):
+                whole = rows.assign(norm=size[rows.token.to_numpy(int)])
+        if len(whole):
             effects = summarised(whole, drawn, corpus.prompt, "measured" if whole is drawn else "atlas")
         d, w = probe.directions[latent].float(), None if probe.rows is None else probe.rows[latent].float()
         z_mean = float(np.abs(own).mean()) if len(own) else float("nan")
@@ -133,6 +142,7 @@ class _Cards:
             corpus.model.name,
             str(probe.site),
             latent,
+            chosen_by,
             len(probe),
             frequency,
             int(active.sum()),
@@ -153,8 +163,8 @@ class _Cards:
             effects,
             drawn.assign(prompt=corpus.prompt[drawn.token], position=corpus.position[drawn.token]),
             neighbours,
-            None if self.atlas is None else _in_atlas(self.atlas, latent, table.kl),
-            self._provenance(notes, len(drawn)),
+            None if self.atlas is None else self.atlas.summary(latent, table.kl, chosen_by),
+            self._provenance(notes, len(drawn), chosen_by),
         )
 
     def _effects(
@@ -192,7 +202,7 @@ class _Cards:
             )
         return tuple(found)
 
-    def _provenance(self, notes: dict[str, Any], drawn: int) -> dict[str, Any]:
+    def _provenance(self, notes: dict[str, Any], drawn: int, chosen_by: str) -> dict[str, Any]:
         corpus = self.corpus
         return {
             **model_provenance(corpus.model),
@@ -204,6 +214,7 @@ class _Cards:
             "seed": corpus.seed,
             "sae": corpus.probe.provenance(),
             "others": {other.name: other.provenance() for other in self.others},
+            "chosen_by": chosen_by,
             "effects_drawn": drawn,
             **notes,
         }
@@ -223,19 +234,3 @@ def _norm_histograms(active: ndarray, every: ndarray) -> tuple[Histogram, Histog
     edges[[0, -1]] = low, max(high, low * 1.01)
     one, other = (Histogram(edges, np.histogram(x, edges)[0] / max(1, len(x))) for x in (active, every))
     return one, other
-
-
-def _in_atlas(atlas: AtlasRows, latent: int, kl: pd.Series) -> dict[str, Any]:
-    """kl: measured here, by token."""
-    totals, rows = atlas.totals, atlas.of(latent)
-    there = latent in totals.index
-    off = (rows.set_index("token").kl - kl).abs().dropna()
-    return {
-        "rank": int(np.flatnonzero(totals.index == latent)[0]) + 1 if there else None,
-        "latents": len(totals),
-        "share_of_effect": float(totals[latent] / totals.sum()) if there else 0.0,
-        "rows_of_latent": len(rows),
-        "measured_again": len(off),
-        "largest_difference": float(off.max()) if len(off) else None,
-        **atlas.provenance,
-    }

@@ -50,12 +50,8 @@ class LatentCorpus:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many tokens do not count, by the first reason that holds."""
-        left, counts = self.inside.copy(), {}
-        for reason, bad in self.clean.filter.reasons.items():
-            counts[reason] = int((left & bad).sum())
-            left &= ~bad
-        return {reason: n for reason, n in counts.items() if n}
+        """How many tokens do not count, each under the first reason that holds."""
+        return self.clean.filter.left_out()
 
     def of(self, latent: int) -> Float[ndarray, "token"]:
         """z of a latent at every token."""

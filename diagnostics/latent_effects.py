@@ -35,9 +35,10 @@ class EffectSummary:
     """mean KL(clean ‖ z·d subtracted)"""
     kl_placebo: Estimate
     """mean over the rows that have placebos, of each row's mean over these"""
-    selectivity: Estimate
+    placebo_ratio: Estimate
     """mean KL / mean KL of the placebo, over these rows: how much more the latent's direction does than others of the same norm and
-    angle to x; a lower bound where the placebo lies within the noise floor"""
+    angle to x; a lower bound where the placebo lies within the noise floor. No selectivity, intended/(intended + collateral): what is
+    intended takes a concept, as in feature ablation"""
     kl_direct: Estimate
     """mean KL of the change carried straight to the final norm and unembedding"""
     top1_changed: Estimate
@@ -51,7 +52,8 @@ class EffectSummary:
     noise_floor: float
     """99th percentile of |KL| of vectors put back as they are, nats; nan without any"""
     source: str
-    """`atlas` (every row that it has of the latent) or `measured` (a uniform draw of the tokens where it is active)"""
+    """`atlas` (its rows of the latent at usable tokens of the prompts joined) or `measured` (a uniform draw of the usable tokens where it
+    is active); of either only prompts that had no part in choosing it, see `LatentCard.chosen_by`"""
 
 
 def measured(

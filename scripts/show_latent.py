@@ -39,7 +39,8 @@ class Settings:
     sae: str
     """a folder or file, a name in the zoo, or hf:owner/name/folder"""
     latents: tuple[str, ...]
-    """numbers; or top:5, those of the largest summed effect in the --atlas; or frequent:5, those that fire most often"""
+    """numbers; or top:5, those of the largest summed effect at the even prompts of the --atlas (their effects are then shown of the other
+    prompts, since those that chose them would flatter them); or frequent:5, those that fire most often"""
     out: Path
     """folder for the pages"""
     atlas: Path | None = None
@@ -97,8 +98,15 @@ class Settings:
             )
         resolve_dtype(self.dtype)
         resolve_device(self.device)
-        several = [INDEX] * (len(asked) > 1 or kinds != {""})
-        claim_folder(self.out, several + [page_name(n) for kind, n in asked if not kind], self.overwrite)
+        pages = [page_name(n) for kind, n in asked if not kind]
+        if kinds != {""}:  # which pages these will be is known once all are made: too late to refuse
+            pages += sorted(path.name for path in self.out.glob(page_name("*")))
+        claim_folder(self.out, self.index + pages, self.overwrite)
+
+    @property
+    def index(self) -> list[str]:
+        """The index page, where more is asked for than one latent by its number."""
+        return [INDEX] if len(self.latents) != 1 or parsed(self.latents[0])[0] else []
 
     def load(self) -> tuple[CausalModel, Prompts]:
         """The model and its prompts. Raises `MechdiagError`."""
@@ -111,8 +119,8 @@ class Settings:
         return model, tokenize(texts, model.tokenizer, seed=self.seed, **how)
 
 
-def page_name(latent: int) -> str:
-    """The file of a latent's card."""
+def page_name(latent: int | str) -> str:
+    """The file of a latent's card, or of `*` the pattern of all."""
     return f"latent_{latent}.html"
 
 
@@ -142,7 +150,7 @@ def main(settings: Settings) -> None:
         path=settings.path,
     )
     files = {card.latent: page_name(card.latent) for card in cards}
-    index = [INDEX] if len(cards) > 1 or settings.latents != (str(cards[0].latent),) else []
+    index = settings.index
     folder = claim_folder(settings.out, [*files.values(), *index], settings.overwrite)
     for card in cards:
         card.write(folder / files[card.latent])

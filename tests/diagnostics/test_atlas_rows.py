@@ -48,6 +48,27 @@ def test_rows_at_tokens_that_do_not_count_here_are_counted(corpus):
     assert len(found.frame) == len(table.frame) - 1
 
 
+def test_equal_prompts_are_joined_copy_by_copy():
+    """Each row once, at its own copy; a third copy there has none here. No copy of an even prompt is held back."""
+    probe = probes_of({"sae": sae()}, model(), None)[0]
+    some = [PROMPTS[0], PROMPTS[1], PROMPTS[1], PROMPTS[2], PROMPTS[3]]
+    corpus = LatentCorpus(model(), probe, as_prompts(some, model().tokenizer), None, 0)
+    table = Table(sae(), [2, 7])
+    table.frame = table.frame.loc[table.frame.prompt <= 2]
+    twice = [table.frame.loc[table.frame.prompt == 1].assign(prompt=prompt, kl=prompt) for prompt in (3, 4)]
+    table.frame = pd.concat([table.frame, *twice], ignore_index=True)
+    table.tokens = [PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[1], PROMPTS[1]]  # rows of the copies: 1, 3, 4
+    found = atlas_rows(table, corpus)
+    assert not found.frame.duplicated(["token", "latent"]).any()
+    own = found.frame.assign(prompt=corpus.prompt[found.frame.token])
+    assert (own.kl[own.prompt == 2] == 3).all() and (own.prompt == 2).sum() == (own.prompt == 1).sum() > 0
+    assert found.provenance["prompts_joined"] == 4 and found.provenance["rows_of_other_prompts"] == len(twice[1])
+    assert found.held_back.tolist() == [False, False, False, False, True]
+    assert found.provenance["prompts_joined_and_held_back"] == 0 and found.confirming.empty
+    even = table.frame.loc[table.frame.prompt % 2 == 0].groupby("latent").kl.sum()
+    assert found.ranking.to_dict() == pytest.approx(even.to_dict()) and found.totals.sum() > found.ranking.sum()
+
+
 def _weights(table):
     table.provenance["weights_sha256"] = "0" * 64
 

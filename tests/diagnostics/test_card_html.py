@@ -13,7 +13,7 @@ from diagnostics.card_html import card_html, index_page, page
 from diagnostics.card_words import alone, ends, percent, running, short
 from diagnostics.latent_logits import TokenLogit
 from diagnostics.statistics import Estimate
-from tests.cards import DEAD, Table, cards, sae
+from tests.cards import DEAD, Table, cards, reworded, sae
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 EVIL = "<script>alert(\"1\")</script> & 'x'"
@@ -76,7 +76,8 @@ def test_the_page_says_what_the_card_says(card):
     text = "".join(found.text)
     for words in ("Latent 7", short(card.effects.kl.value), ends(card.effects.kl), percent(card.frequency.value), "Nearest latents",
                   "licence: unknown", f"prompt {card.examples[0].prompt}, token {card.examples[0].position}", "rank by total effect",
-                  card.provenance["weights_sha256"][:12], "logits within", "Atlas:", "delete-one-prompt jackknife"):  # fmt: skip
+                  card.provenance["weights_sha256"][:12], "logits within", "Atlas:", "delete-one-prompt jackknife",
+                  f"its {card.n_active} rows at the 24 joined prompts", "not the selectivity of feature ablation"):  # fmt: skip
         assert words in text, words
     example = card.examples[0]
     assert f"z = {example.z[example.peak]:.3g}, KL = {example.kl[example.peak]:.3g} nats" in found.titles
@@ -108,6 +109,9 @@ def test_a_dead_latent_says_so_and_an_index_leads_to_every_card(every):
     files = {7: "latent_7.html", DEAD: "latent_5.html"}
     found = read(index_page([every["live"], every["dead"]], files))
     assert found.links == list(files.values()) and "dead" in found.text
+    assert "Chosen by" not in "".join(found.text)
+    by_frequency = index_page([reworded(every["live"], chosen_by="frequent")], files)
+    assert "".join(read(by_frequency).text).count("Latents 7. Chosen by frequent:N") == 1
 
 
 def test_signs_have_their_groups_and_colours(every):
@@ -162,6 +166,7 @@ def test_numbers_intervals_and_tokens_in_words():
     assert percent(0.5) == "50\u202f%" and percent(np.nan) == "–"
     assert ends(Estimate(1, 0.5, np.inf, 1, 9, 12)) == "[0.5, ∞]"
     assert ends(Estimate(1, np.nan, np.nan, np.nan, 9, 4)) == "no interval: 4 prompts"
+    assert ends(Estimate(1, np.nan, np.nan, np.nan, 9, 1)) == "no interval: 1 prompt"
     assert ends(Estimate(1, np.nan, np.nan, np.nan, 9, 40)) == "no interval"
     assert alone(" a\n<") == "<code>▁a↵&lt;</code>" and alone("") == "<code>◌</code>"
     assert running("a\n") == 'a<span class="w">↵\n</span>' and "◌" in running("")

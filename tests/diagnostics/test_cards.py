@@ -6,6 +6,7 @@ import torch
 
 from diagnostics import latent_effects
 from diagnostics.cards import latent_card
+from diagnostics.latent_choice import parsed
 from diagnostics.latent_effects import share_of_top
 from interventions import ResultError
 from interventions.edits import angle_between
@@ -74,8 +75,8 @@ def test_statistics_of_effects(card):
     rows, e = card.effect_rows, card.effects
     assert len(rows) == card.n_active and e.source == "measured"  # all of them: fewer than were asked for
     assert e.kl.value == pytest.approx(rows.kl.mean()) and e.kl_placebo.value == pytest.approx(rows.kl_placebo.mean())
-    assert e.selectivity.value == pytest.approx(rows.kl.mean() / rows.kl_placebo.mean())
-    assert e.selectivity.low < e.selectivity.value < e.selectivity.high
+    assert e.placebo_ratio.value == pytest.approx(rows.kl.mean() / rows.kl_placebo.mean())
+    assert e.placebo_ratio.low < e.placebo_ratio.value < e.placebo_ratio.high
     assert e.kl_direct.value == pytest.approx(rows.kl_direct.mean())
     assert e.dose.value == pytest.approx((rows.delta_norm / rows.norm).mean())
     strongest = rows.sort_values("z", ascending=False)[: -(-len(rows) // 10)]
@@ -150,13 +151,70 @@ def test_an_atlas_gives_the_mean_over_all_its_rows_and_a_rank():
     assert card.atlas["rank"] == list(totals.index).index(7) + 1 and card.atlas["latents"] == 3
     assert card.atlas["share_of_effect"] == pytest.approx(totals[7] / totals.sum())
     assert card.atlas["largest_difference"] > 0.1  # these effects are made up, and measuring again says so
-    assert [c.latent for c in cards(["top:2"], atlas=table)] == list(totals.index[:2])
+    assert card.chosen_by == "number"
+
+
+def test_a_latent_chosen_by_its_effects_shows_those_that_did_not_choose_it():
+    """Latent 11 does most at even prompts and next to nothing at odd ones; the card says what odd ones say."""
+    table = Table(sae(), [2, 7, 11])
+    rows = table.frame
+    at = {11: (1e3, 0.001), 2: (1e-3, 1e6), 7: (1, 1)}  # at even and at odd prompts; over both, 2 is the largest
+    rows["kl"] = [at[i][p % 2] * (1 + t) for i, p, t in zip(rows.latent, rows.prompt, rows.position, strict=True)]
+    shown = cards(["top:2", 11, 2], atlas=table, n_effects=9)
+    odd = rows.loc[rows.prompt % 2 == 1]
+    even_totals = rows.loc[rows.prompt % 2 == 0].groupby("latent").kl.sum().sort_values(ascending=False)
+    totals = odd.groupby("latent").kl.sum().sort_values(ascending=False)
+    assert [(c.latent, c.chosen_by) for c in shown] == [
+        *((i, "top") for i in even_totals.index[:2]),
+        *((i, "number") for i in even_totals.index[2:]),
+    ]
+    card, own = shown[0], odd.loc[odd.latent == 11]
+    assert card.latent == 11 and card.effects.kl.value == pytest.approx(own.kl.mean())
+    assert card.effects.kl.n_rows == len(own) < card.n_active == card.atlas["rows_of_latent"]
+    assert set(card.effect_rows.prompt % 2) == {1} and card.effects.kl_placebo.n_rows == len(card.effect_rows) == 9
+    assert card.atlas["rank"] == list(totals.index).index(11) + 1 == 3 and card.effects.source == "atlas"
+    assert card.atlas["share_of_effect"] == pytest.approx(totals[11] / totals.sum())
+    asked = cards([11], atlas=table, n_effects=9)[0]
+    assert asked.effects.kl.value > 1e3 * card.effects.kl.value and asked.atlas["rank"] == 2
+    assert "at prompts that did not choose it" in card.line() and "did not choose" not in asked.line()
+    words = card.html()
+    assert (
+        f"its {len(own):,} rows at the 12 joined prompts that did not choose it" in words and "Chosen by top:N" in words
+    )
+
+
+def test_a_latent_that_only_the_choosing_prompts_know_has_no_effects_to_show(monkeypatch):
+    """Where every other prompt is a copy of the one before, nothing is held back but a prompt without the latent."""
+    z = sae().encode(activations())[:, 7].numpy()
+    prompt, _ = of_tokens()
+    silent = next(i for i in range(len(PROMPTS)) if not (z[(prompt == i) & usable()]).any())
+    table = Table(sae(), [7])
+    monkeypatch.setattr(
+        "tests.cards.PROMPTS", [PROMPTS[i] for i in range(len(PROMPTS)) if i != silent] + [PROMPTS[silent]]
+    )
+    table.tokens = [ids for i, ids in enumerate(table.tokens) if i != silent for _ in range(2)]
+    table.frame = table.frame.loc[table.frame.prompt != silent]
+    table.frame["prompt"] = 2 * (table.frame.prompt - (table.frame.prompt > silent))
+    card = cards(["top:1"], atlas=table)[0]
+    assert (card.latent, card.dead, card.effects, len(card.effect_rows)) == (7, False, None, 0)
+    assert "not active at prompts that did not choose it" in card.line() and card.atlas["rank"] is None
+    assert "Active at none of the prompts that did not choose it" in card.html() and card.examples
+    monkeypatch.setattr("tests.cards.PROMPTS", [PROMPTS[i] for i in range(len(PROMPTS)) if i != silent])
+    with pytest.raises(ResultError, match=r"ranks by the even prompts .* this text has no others"):
+        cards(["top:1"], atlas=table)
 
 
 def test_the_most_frequent_latents():
     fires = (sae().encode(activations())[torch.from_numpy(usable())] != 0).sum(0).numpy()
     found = [card.latent for card in cards(["frequent:3", "7"], n_effects=9)]
     assert sorted(fires[found[:3]]) == sorted(np.sort(fires)[-3:]) and found[3] == 7
+
+
+@pytest.mark.parametrize("word", ["²", "٣", "top:²", "-1", "", "top:0", "best:3"])
+def test_only_numbers_are_numbers(word):
+    """Superscripts are digits to `str.isdigit`, and other scripts' digits decimals; neither is what a user meant."""
+    with pytest.raises(ResultError, match="expected a number from 0"):
+        parsed(word)
 
 
 def test_what_cannot_be_shown():
