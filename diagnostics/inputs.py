@@ -98,7 +98,7 @@ class Inputs:
         """The horizon as the engine takes it. Raises `SiteError`."""
         if self.horizon == "last":
             return "last"
-        if not self.horizon.isdigit() or int(self.horizon) < 1:
+        if not (self.horizon.isascii() and self.horizon.isdecimal()) or int(self.horizon) < 1:
             raise SiteError(f"horizon {self.horizon!r}; expected a number of positions, 1 or more, or 'last'")
         return int(self.horizon)
 
