@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
 from diagnostics.ablation_summary import KEEP, Curve
+from diagnostics.ablation_tables import measured
 from diagnostics.equal_effects import EqualEffect
 from diagnostics.plots import STYLE
 from diagnostics.sae_plots import looks
@@ -58,7 +59,8 @@ def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | N
         words = (
             f"Collateral against intended effect of the top N latents ({ranking.replace('_', ' ')}), N = {counts} (first and last "
             "written), log scales; grey: as many random active latents of like frequency, and at each token a vector of the same norm "
-            "and angle as the selected edit; light diagonal: equal effects; open, at the bottom: no collateral effect at all. Bars: 95 % delete-one-text jackknife intervals. Last panel: "
+            "and angle as the selected edit; light diagonal: equal effects; open, at the bottom: no collateral effect at all. "
+            f"Bars: 95 % delete-one-{_unit(result)} jackknife intervals. Last panel: "
             "selectivity, intended/(intended + collateral), where the intended effect is half the median over SAEs of the largest; small: "
             "concepts, large: their mean"
         )
@@ -196,7 +198,7 @@ def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure
             f"Means over concepts. Left: ratio of the mean effects ({form} form; latents by {ranking.replace('_', ' ')}). Middle: "
             "mean ‖Δx‖² over tokens of the selected latents' edit. "
             + ("Right: all active latents but the top N subtracted, the SAE's error kept. " if kept else "")
-            + "Bars: 95 % delete-one-text jackknife intervals (ratios: of the logarithm)"
+            + f"Bars: 95 % delete-one-{_unit(result)} jackknife intervals (ratios: of the logarithm)"
         )
         figure.supxlabel(_caption(result, words, 10.5 if kept else 7.5), fontsize=7.5, x=0.01, ha="left")
     return figure
@@ -254,17 +256,23 @@ def _handles(result: "FeatureAblation", style: dict[str, tuple[str, str]], sides
     return found
 
 
+def _grouped(result: "FeatureAblation") -> bool:
+    """Whether some texts are left out with others of their group."""
+    return bool((result.frame["text"] != result.frame["group"]).any())
+
+
+def _unit(result: "FeatureAblation") -> str:
+    return "group (one text where a set has none)" if _grouped(result) else "text"
+
+
 def _caption(result: "FeatureAblation", words: str, inches: float) -> str:
     p = result.provenance
-    texts = "; ".join(
-        f"{name}: {sum(map(sum, (c['measuring'] for c in found['concepts'].values())))} texts measured over "
-        f"{len(found['concepts'])} concepts"
-        for name, found in p["texts"].items()
-    )
+    texts = "; ".join(f"{name}: {measured(found)}" for name, found in p["texts"].items())
+    others = "texts, of other groups," if _grouped(result) else "texts"
     sink = f"‖x‖ > {p['sink_filter']:g} × median" if p["sink_filter"] else "none"
     reads = f"{p['reads']} tokens a text" if p["reads"] else "all tokens"
     sentence = (
-        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}). {texts}; other texts ranked the latents. Left as they are: position 0, "
+        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}). {texts}. Other {others} ranked the latents. Left as they are: position 0, "
         f"special tokens, sinks ({sink}). Effects read at {reads}. {words}."
     )
     return textwrap.fill(sentence, int(16 * inches))

@@ -187,7 +187,7 @@ class _Concept:
                     "count": n,
                     "n_latents": len(arm.latents),
                     **columns,
-                    "text": columns["text"] + first_text,
+                    **{place: columns[place] + first_text for place in ("text", "group")},
                 }
             )
             for ((name, n), arm), columns in zip(arms.items(), self._columns(found), strict=True)
@@ -216,6 +216,7 @@ class _Concept:
         n_tokens = self.data.counted[measured].sum(1)
         fixed = {
             "text": measured,
+            "group": np.array(self.data.texts.groups)[measured],
             "own": np.isin(measured, self.concept.own),
             "n_tokens": n_tokens,
             "n_reads": self.reads[self.measured].sum(1).cpu().numpy(),

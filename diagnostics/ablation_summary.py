@@ -1,4 +1,4 @@
-"""Intended and collateral effects by N, with intervals by text, and the comparison of SAEs at one intended effect."""
+"""Intended and collateral effects by N, with intervals by group of texts, and the comparison of SAEs at one intended effect."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from numpy import ndarray
 from scipy import stats
 
 from diagnostics.statistics import Estimate, FiellerInterval, covariance_from_deletions, fieller_from, from_deletions
+from diagnostics.text_groups import sums_without
 from interventions.errors import ResultError
 
 FORMS = ("kl", "logit", "probe")
@@ -21,7 +22,7 @@ _KEYS = ("sae", "layer", "point", "data", "concept", "ranking", "arm")
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Intended and collateral effect of one arm by N, and what they are without each text."""
+    """Intended and collateral effect of one arm by N, and what they are without each group of texts."""
 
     sae: str
     site: str
@@ -36,8 +37,11 @@ class Curve:
     value: Float[ndarray, "count 2"]
     """intended, collateral"""
     texts: Int[ndarray, "text"]
-    without: Float[ndarray, "text count 2"]
-    """the same without each text"""
+    """on which it is measured"""
+    groups: Int[ndarray, "group"]
+    """of them, ascending; as many as texts where none were named"""
+    without: Float[ndarray, "group count 2"]
+    """the same without each group"""
 
     def estimate(self, k: int, part: int) -> Estimate:
         """Intended (0) or collateral (1) effect at the k-th N."""
@@ -57,8 +61,8 @@ class Curve:
         t = float(stats.t.ppf(0.975, df)) if np.isfinite(df) else 1.0
         (var_a, cov), (_, var_b) = covariance
         a, b = self.value[k]
-        n = len(self.texts)
-        return fieller_from(float(a), float(b), float(var_a), float(cov), float(var_b), t, n_rows=n, n_prompts=n)
+        size = {"n_rows": len(self.texts), "n_prompts": len(self.groups)}
+        return fieller_from(float(a), float(b), float(var_a), float(cov), float(var_b), t, **size)
 
     def log_ratio(self, k: int) -> Estimate:
         """intended/collateral, the interval by the jackknife of its logarithm; nan unless both are above 0."""
@@ -85,7 +89,7 @@ def selectivity(effects: Float[ndarray, "*any 2"]) -> Float[ndarray, "*any"]:
 def curves(frame: pd.DataFrame, forms: Sequence[str]) -> list[Curve]:
     """A curve for each SAE × concept × ranking × arm × form of a table of `feature_ablation`.
 
-    Each text weighs alike. Raises `ResultError` for a table in which an N lacks some text.
+    Each text weighs alike; intervals leave out one group at a time. Raises `ResultError` for a table in which an N lacks some text.
     """
     found = []
     for keys, rows in frame.groupby(list(_KEYS), sort=False):
@@ -96,7 +100,7 @@ def curves(frame: pd.DataFrame, forms: Sequence[str]) -> list[Curve]:
             raise ResultError(f"{labels}: not every text has a line at every N; give a whole table")
         shape = len(counts), -1
         own = rows["own"].to_numpy(bool).reshape(shape)[0]
-        texts = rows["text"].to_numpy().reshape(shape)[0]
+        texts, group = (rows[name].to_numpy().reshape(shape)[0] for name in ("text", "group"))
         columns = {name: rows[name].to_numpy(float).reshape(shape) for name in ("kl", "target_fall", "other_square")}
         columns["fall"] = (rows["class_probe_clean"] - rows["class_probe"]).to_numpy(float).reshape(shape)
         named = {
@@ -107,60 +111,59 @@ def curves(frame: pd.DataFrame, forms: Sequence[str]) -> list[Curve]:
         for form in forms:
             if form == "probe" and np.isnan(columns["fall"]).any():
                 continue  # a data set without classes
-            value, without, kept = _effects(columns, own, form)
-            found.append(Curve(**named, form=form, counts=counts, value=value, texts=texts[kept], without=without))
+            value, groups, without, kept = _effects(columns, own, group, form)
+            found.append(
+                Curve(**named, form=form, counts=counts, value=value, texts=texts[kept], groups=groups, without=without)
+            )
     return found
 
 
 def _effects(
-    columns: dict[str, Float[ndarray, "count text"]], own: ndarray, form: str
-) -> tuple[Float[ndarray, "count 2"], Float[ndarray, "text count 2"], ndarray]:
-    """Both effects, both without each text, and which texts these are."""
-    every = np.arange(len(own))
+    columns: dict[str, Float[ndarray, "count text"]], own: ndarray, group: ndarray, form: str
+) -> tuple[Float[ndarray, "count 2"], Int[ndarray, "group"], Float[ndarray, "group count 2"], ndarray]:
+    """Both effects, the groups of the texts that enter, both effects without each, and which texts these are."""
+    kept = own if form == "logit" else np.ones_like(own)
+    columns = {name: values[:, kept] for name, values in columns.items()}
+    own, group = own[kept], group[kept]
     if form == "logit":
-        parts = [_means(columns["target_fall"], own), _means(columns["other_square"], own)]
+        parts = [_means(columns["target_fall"], own, group), _means(columns["other_square"], own, group)]
         parts[1] = (np.sqrt(parts[1][0]), np.sqrt(parts[1][1]))
-        kept = every[own]
     else:
         which = columns["kl"] if form == "kl" else columns["fall"]
         other = which if form == "kl" else np.abs(which)
-        parts = [_means(which, own), _means(other, ~own)]
-        kept = every
-    value = np.stack([part[0] for part in parts], axis=-1)
-    return value, np.stack([part[1] for part in parts], axis=-1)[kept], kept
+        parts = [_means(which, own, group), _means(other, ~own, group)]
+    value, without = (np.stack(part, axis=-1) for part in zip(*parts, strict=True))
+    return value, np.unique(group), without, kept
 
 
-def _means(values: Float[ndarray, "count text"], of: ndarray) -> tuple[ndarray, ndarray]:
-    """The mean over some texts, and without each text, `[text, count]`."""
-    n = int(of.sum())
-    total = values[:, of].sum(1)
+def _means(values: Float[ndarray, "count text"], of: ndarray, group: ndarray) -> tuple[ndarray, ndarray]:
+    """The mean over some texts, and without each group, `[group, count]`."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        without = np.where(of, (total[:, None] - values) / (n - 1), (total / n)[:, None])
-        return total / n, np.maximum(without, 0).T if (values >= 0).all() else without.T
+        without = sums_without(np.where(of, values, 0), group) / sums_without(of.astype(float), group)
+        return values[:, of].mean(1), np.maximum(without, 0).T if (values >= 0).all() else without.T
 
 
 def mean_over_concepts(some: Sequence[Curve]) -> list[Curve]:
-    """The mean over concepts of each SAE × ranking × arm × form; a text is deleted from all concepts at once."""
-    groups: dict[tuple[str, ...], list[Curve]] = {}
+    """The mean over concepts of each SAE × ranking × arm × form; a group of texts is deleted from all concepts at once."""
+    alike: dict[tuple[str, ...], list[Curve]] = {}
     for curve in some:
-        groups.setdefault((curve.sae, curve.site, curve.ranking, curve.arm, curve.form), []).append(curve)
+        alike.setdefault((curve.sae, curve.site, curve.ranking, curve.arm, curve.form), []).append(curve)
     found = []
-    for (sae, site, ranking, arm, form), own in groups.items():
-        texts = np.unique(np.concatenate([c.texts for c in own]))
+    for (sae, site, ranking, arm, form), own in alike.items():
+        texts, groups = (np.unique(np.concatenate(part)) for part in ([c.texts for c in own], [c.groups for c in own]))
         value = np.mean([c.value for c in own], axis=0)
-        without = deleted([(c.texts, c.value, c.without) for c in own], texts)
-        found.append(
-            Curve(sae, site, "all", f"mean of {len(own)}", ranking, arm, form, own[0].counts, value, texts, without)
-        )
+        without = deleted([(c.groups, c.value, c.without) for c in own], groups)
+        head = (sae, site, "all", f"mean of {len(own)}", ranking, arm, form, own[0].counts)
+        found.append(Curve(*head, value, texts, groups, without))
     return found
 
 
-def deleted(parts: Sequence[tuple[ndarray, Any, ndarray]], texts: Int[ndarray, "text"]) -> ndarray:
-    """The mean of several statistics without each text, from (texts of one, its value, its value without each of them)."""
-    total = np.zeros((len(texts), *np.shape(parts[0][1])))
+def deleted(parts: Sequence[tuple[ndarray, Any, ndarray]], groups: Int[ndarray, "group"]) -> ndarray:
+    """The mean of several statistics without each group, from (groups of one, its value, its value without each of them)."""
+    total = np.zeros((len(groups), *np.shape(parts[0][1])))
     for own, value, without in parts:
         whole = np.broadcast_to(value, total.shape).copy()
-        whole[np.searchsorted(texts, own)] = without
+        whole[np.searchsorted(groups, own)] = without
         total += whole
     return total / len(parts)
 

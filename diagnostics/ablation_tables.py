@@ -6,13 +6,15 @@ import pandas as pd
 
 from diagnostics.equal_effects import EqualEffect
 from interventions.errors import ResultError
+from interventions.labelled import UNSPLIT
 
 if TYPE_CHECKING:
     from diagnostics.feature_ablations import FeatureAblation
 
 NOTE = (
-    "95 % delete-one-text jackknife intervals. intended, collateral: kl in nats, logit and probe in logits; ‖Δx‖²: mean over tokens, on "
-    "texts with / without the concept. At equal intended effect: half the median over SAEs of the largest one."
+    "95 % delete-one-group jackknife intervals (a group: texts that are alike for another reason than the concept, all on one side of the "
+    "split between ranking and measuring; one text each where none are named), none below 10 groups. intended, collateral: kl in "
+    "nats, logit and probe in logits; ‖Δx‖²: mean over tokens, on texts with / without the concept. At equal intended effect: half the median over SAEs of the largest one."
 )
 
 
@@ -63,8 +65,16 @@ def short_frame(result: "FeatureAblation") -> pd.DataFrame:
     return _means(result, result.forms[0])
 
 
+def measured(found: dict[str, Any]) -> str:
+    """How many texts of a data set measure, in how many groups where it has groups, and which classes it lacks; of its provenance."""
+    texts, groups = (found["measured"][what] for what in ("texts", "groups"))
+    said = f"{texts} texts measured{f' in {groups} groups' * (groups < texts)}, {len(found['concepts'])} concepts"
+    return said + "".join(f" (without {why})" for why in found.get("dropped", {}) if why.endswith(UNSPLIT))
+
+
 def left_out(provenance: dict[str, Any]) -> list[str]:
-    """What the reader must know is missing, and what served instead of the blocks above; a line each."""
-    said = [f"{n} {reason}" for reason, n in provenance["dropped"].items()]
+    """What was measured on, what the reader must know is missing, and what served instead of the blocks above; a line each."""
+    said = [f"{name}: {measured(found)}" for name, found in provenance["texts"].items()]
+    said += [f"{n} {reason}" for reason, n in provenance["dropped"].items()]
     said += [f"full forward passes: {why}" for why in provenance["why_hooks"] or ()]
     return [*said, f"{provenance['texts_untouched']} (edit, text) pairs in which nothing fired: no effect, and no pass"]

@@ -11,23 +11,27 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
+from diagnostics.text_groups import first_of_group, held_groups
 from interventions.errors import TextError
+from interventions.labelled import in_turn
 from interventions.texts import Prompts, tokenize
 
 N_TARGETS = 10
 """target tokens of a concept that does not name its own"""
 MIN_OWN_TEXTS = 3
 """texts of a concept's ranking half in which a token must occur to be one of its targets"""
-_FEW = 4  # texts a side: two to rank with, two to measure on
+_FEW = 2  # groups of texts with and without a concept on each side of the split
 
 
 class LabelledTexts(Protocol):
-    """Texts and the class of each, as `interventions.labelled.load_labelled` gives them."""
+    """Texts, the class and the group of each, as `interventions.labelled.load_labelled` gives them."""
 
     @property
     def texts(self) -> list[str]: ...
     @property
     def labels(self) -> list[str]: ...
+    @property
+    def groups(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Concept:
 class ConceptTexts:
     """Texts and the concepts that they have or have not. Raises `TextError` for concepts whose texts do not serve.
 
-    Half of each group of texts (a class, or the texts of the same concepts) rank latents and train probes, the other half measure.
+    Half of the texts of each class (or of the same concepts) rank latents and train probes, the other half measure; texts of one group
+    stand on one side.
     """
 
     name: str
@@ -63,13 +68,21 @@ class ConceptTexts:
     labels: tuple[str, ...] | None = None
     """the class of each text, where every text has one: the name of a concept"""
     provenance: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[int, ...] = ()
+    """the group of each text, as the index of its first text: these are left out together; by default each text is its own"""
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
-        if len(self.special) != n or len(self.ranking) != n or not self.concepts:
+        object.__setattr__(self, "groups", tuple(map(int, first_of_group(self.groups or range(n)))))
+        if {len(self.special), len(self.ranking), len(self.groups)} != {n} or not self.concepts:
             raise TextError(
                 f"{self.name}: {n} texts, {len(self.special)} lists of special tokens, {len(self.ranking)} sides, "
-                f"{len(self.concepts)} concepts; expected as many of each text, and a concept"
+                f"{len(self.groups)} groups, {len(self.concepts)} concepts; expected as many of each text, and a concept"
+            )
+        if torn := [i for i, first in enumerate(self.groups) if self.ranking[i] is not self.ranking[first]]:
+            raise TextError(
+                f"{self.name}: texts {self.groups[torn[0]]} and {torn[0]} are of one group, and one ranks, one measures; "
+                "expected whole groups on one side"
             )
         if self.labels is not None and (len(self.labels) != n or {c.name for c in self.concepts} - set(self.labels)):
             raise TextError(
@@ -88,10 +101,10 @@ class ConceptTexts:
             raise TextError(f"{concept.name}: text {min(own & others)} both has the concept and has not")
         for which, some in (("with", own), ("without", others)):
             for what, side in (("rank", True), ("measure", False)):
-                if sum(self.ranking[i] is side for i in some) < _FEW // 2:
+                if len({self.groups[i] for i in some if self.ranking[i] is side}) < _FEW:
                     raise TextError(
-                        f"{concept.name}: fewer than {_FEW // 2} texts {which} the concept to {what} on, of {len(some)}; "
-                        "give more texts"
+                        f"{concept.name}: fewer than {_FEW} texts (or groups of texts) {which} the concept to {what} on, of "
+                        f"{len(some)}; give more texts, in more groups"
                     )
         for text, where in (concept.positions or {}).items():
             if text not in own or any(not 0 <= p < len(self.tokens[text]) for p in where):
@@ -105,9 +118,9 @@ class ConceptTexts:
 
     @property
     def sha256(self) -> str:
-        """Of texts, sides and concepts."""
+        """Of texts, sides, concepts and groups."""
         parts = [[c.name, c.own, c.others, c.targets, sorted((c.positions or {}).items())] for c in self.concepts]
-        said = json.dumps([self.tokens, self.special, self.ranking, parts, self.labels])
+        said = json.dumps([self.tokens, self.special, self.ranking, parts, self.labels, self.groups])
         return hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -124,9 +137,10 @@ def labelled_concepts(
 ) -> ConceptTexts:
     """A concept for each class: its own texts, and as many of the other classes in equal shares.
 
-    n_texts: of each class, cut at `max_length` tokens; half of them rank. classes: which concepts are asked about (default all);
-    texts of the others still serve as those without it. Texts that begin with the same `max_length` tokens count once. Target
-    tokens are `telling_tokens` of the ranking half. Raises `TextError` for fewer than two classes or too few texts. Source: ours.
+    n_texts: of each class, cut at `max_length` tokens, one of each group in turn; about half of them rank, whole groups (`held_groups`).
+    classes: which concepts are asked about (default all); texts of the others still serve as those without it. Texts that begin with
+    the same `max_length` tokens count once. Target tokens are `telling_tokens` of the ranking half. Raises `TextError` for fewer
+    than two classes and too few texts or groups. Source: ours.
     """
     known = sorted(set(labelled.labels))
     wanted = known if classes is None else list(classes)
@@ -135,17 +149,20 @@ def labelled_concepts(
     tokens: list[list[int]] = []
     special: list[list[bool]] = []
     labels: list[str] = []
+    groups: list[str] = []
+    group_of = dict(zip(labelled.texts, labelled.groups, strict=True))
     dropped: Counter[str] = Counter()
     for name in known:
         texts = [text for text, label in zip(labelled.texts, labelled.labels, strict=True) if label == name]
         some = tokenize(texts, tokenizer, max_length=max_length, min_length=min_length, seed=seed)
         dropped.update({f"{name}: {why}": n for why, n in some.dropped.items()})
         kept, seen = [], {tuple(ids) for ids in tokens}
-        for i, ids in enumerate(some.tokens):
+        for i in in_turn([group_of[text] for text in some.texts]):
+            ids = some.tokens[i]
             if len(kept) == n_texts:
                 break
             if tuple(ids) in seen:
-                dropped[f"{name}: begins as another text"] += 1
+                dropped[f"{name}: begins as a text of another class"] += 1
             else:
                 seen.add(tuple(ids))
                 kept.append(i)
@@ -154,16 +171,25 @@ def labelled_concepts(
         tokens += [some.tokens[i] for i in kept]
         special += [some.special[i] for i in kept]
         labels += [name] * len(kept)
-    ranking = tuple(i % 2 == 0 for name in known for i in range(labels.count(name)))  # in the order that the seed draws
+        groups += [group_of[some.texts[i]] for i in kept]
+    rank = held_groups(labels, groups, 0.5, seed)
+    ranking = tuple(group in rank for group in groups)
     concepts = []
     for name in wanted:
         own = [i for i, label in enumerate(labels) if label == name]
         others = [i for side in (True, False) for i in _without(name, labels, ranking, side)]
         concepts.append(Concept(name, tuple(own), tuple(sorted(others))))
-    origin = {k: getattr(labelled, k) for k in ("sha256", "licence", "source") if hasattr(labelled, k)}
+    origin = {k: getattr(labelled, k) for k in ("sha256", "licence", "source", "dropped") if hasattr(labelled, k)}
     provenance = {**origin, "max_length": max_length, "texts_dropped": dict(dropped), "seed": seed}
     found = ConceptTexts(
-        getattr(labelled, "name", "labelled"), tokens, special, ranking, tuple(concepts), tuple(labels), provenance
+        getattr(labelled, "name", "labelled"),
+        tokens,
+        special,
+        ranking,
+        tuple(concepts),
+        tuple(labels),
+        provenance,
+        tuple(first_of_group(groups).tolist()),
     )
     return with_targets(found, n_targets)
 

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from diagnostics.sampling import hash_keys
 from diagnostics.statistics import Estimate, FiellerInterval, covariance_from_deletions, fieller_from, from_deletions
+from diagnostics.text_groups import first_of_group, sums_without
 from interventions.errors import ResultError
 
 CONDITIONS = ("a", "b", "a_matched", "b_matched")
@@ -35,6 +36,8 @@ class DiscoverySplit:
     share: FiellerInterval
     """discovery ÷ gap"""
     n_texts: int
+    n_groups: int
+    """of texts, each held out whole; as many as texts where none were named"""
     n_tasks: int
     """one class against the rest; with two classes one"""
 
@@ -42,7 +45,7 @@ class DiscoverySplit:
         """As JSON can hold it."""
         parts = {name: getattr(self, name).as_dict() for name in ("gap", "separability", "discovery", "share")}
         accuracy = {f"accuracy_{name}": found.as_dict() for name, found in self.accuracy.items()}
-        return accuracy | parts | {"texts": self.n_texts, "tasks": self.n_tasks}
+        return accuracy | parts | {"texts": self.n_texts, "groups": self.n_groups, "tasks": self.n_tasks}
 
 
 def discovery_split(
@@ -51,6 +54,7 @@ def discovery_split(
     matched_pairs: Int[ndarray, "pair 2"],
     labels: Sequence[str],
     *,
+    groups: Sequence[str] | None = None,
     k: int = 1,
     folds: int = 5,
     seed: int = 0,
@@ -61,10 +65,10 @@ def discovery_split(
 
     latents: mean over each text's tokens. matched_pairs: (latent of A, latent of B), one to one. Each class is probed against the rest
     by a logistic regression on the `k` latents whose class means differ most (|difference|, on the texts fitted on; C = 1 on standardised
-    latents, classes weighted equally). Every text is held out once, by folds stratified by class. Intervals: delete-one-text
-    jackknife of the held-out answers; probes and matches are held fixed. Source: arXiv:2606.15054 (the split, k = 1); folds,
-    intervals, the ratio's Fieller interval are ours. Raises `ResultError` for arrays that do not fit, a class with fewer texts than
-    folds, and no matched pair.
+    latents, classes weighted equally). groups: of each text (None: each its own).
+    Every text is held out once, with its group, by folds stratified by class. Intervals: delete-one-group jackknife of the held-out
+    answers; probes and matches are held fixed. Source: arXiv:2606.15054 (the split, k = 1); folds, intervals, the ratio's Fieller
+    interval are ours. Raises `ResultError` for arrays that do not fit, a class with fewer groups than folds, and no matched pair.
     """
     names = np.asarray(labels, dtype=str)
     sides = {"a": np.asarray(latents_a, dtype=float), "b": np.asarray(latents_b, dtype=float)}
@@ -74,18 +78,22 @@ def discovery_split(
         raise ResultError(
             f"latents and pairs of shapes {shapes} for {len(names)} labels; expected [text, latent] twice, [pair, 2]"
         )
-    classes, sizes = np.unique(names, return_counts=True)
-    if len(classes) < 2 or sizes.min() < folds or folds < 2 or k < 1:
+    if groups is not None and len(groups) != len(names):
+        raise ResultError(f"{len(groups)} groups for {len(names)} labels; expected one a text")
+    group = first_of_group(range(len(names)) if groups is None else groups)
+    classes = np.unique(names)
+    fewest = min((len(np.unique(group[names == name])) for name in classes), default=0)
+    if len(classes) < 2 or fewest < folds or folds < 2 or k < 1:
         raise ResultError(
-            f"{len(classes)} classes of at least {sizes.min()} texts, {folds} folds, k = {k}; expected two classes or more, "
-            "2 folds or more, k of 1 or more, and as many texts of each class as folds"
+            f"{len(classes)} classes of at least {fewest} texts (or groups of texts), {folds} folds, k = {k}; expected two classes "
+            "or more, 2 folds or more, k of 1 or more, and as many texts, or groups, of each class as folds"
         )
     sides |= {"a_matched": sides["a"][:, pairs[:, 0]], "b_matched": sides["b"][:, pairs[:, 1]]}
-    fold = _folds(names, classes, folds, seed)
+    fold = _folds(names, group, folds, seed)
     tasks = [names == name for name in (classes if len(classes) > 2 else classes[:1])]
     right = {name: _held_out(x, tasks, fold, k) for name, x in sides.items()}
-    deleted = {name: _accuracies(found, np.array(tasks)) for name, found in right.items()}
-    n = len(names)
+    deleted = {name: _accuracies(found, np.array(tasks), group) for name, found in right.items()}
+    n, n_groups = len(names), len(np.unique(group))
 
     def estimate(*weighted: tuple[str, float]) -> tuple[Estimate, ndarray]:
         found = sum(weight * deleted[name] for name, weight in weighted)
@@ -100,18 +108,30 @@ def discovery_split(
         float(stats.t.ppf(0.975, df)) if np.isfinite(df) else 1.0
     )  # without a covariance there is no interval whatever t
     share = fieller_from(
-        discovery.value, gap.value, covariance[0, 0], covariance[0, 1], covariance[1, 1], t, n_rows=n, n_prompts=n
+        discovery.value,
+        gap.value,
+        covariance[0, 0],
+        covariance[0, 1],
+        covariance[1, 1],
+        t,
+        n_rows=n,
+        n_prompts=n_groups,
     )
     accuracy = {name: estimate((name, 1))[0] for name in CONDITIONS}
-    return DiscoverySplit(accuracy, gap, separability, discovery, share, n, len(tasks))
+    return DiscoverySplit(accuracy, gap, separability, discovery, share, n, n_groups, len(tasks))
 
 
-def _folds(names: ndarray, classes: ndarray, folds: int, seed: int) -> Int[ndarray, "text"]:
-    """Which fold holds each text out: of each class in turn, in an order by hash."""
+def _folds(names: ndarray, group: ndarray, folds: int, seed: int) -> Int[ndarray, "text"]:
+    """Which fold holds each text out: whole groups in an order by hash, each into the fold with the fewest texts of its classes."""
     found, key = np.zeros(len(names), dtype=int), hash_keys(seed, "discovery", np.arange(len(names)))
-    for name in classes:
-        own = np.flatnonzero(names == name)
-        found[own[np.argsort(key[own])]] = np.arange(len(own)) % folds
+    classes, of = np.unique(names, return_inverse=True)
+    size = np.zeros((folds, len(classes)))
+    for first in sorted(np.unique(group), key=lambda first: key[first]):
+        own = group == first
+        counts = np.bincount(of[own], minlength=len(classes))
+        fold = int((size @ counts).argmin())
+        found[own] = fold
+        size[fold] += counts
     return found
 
 
@@ -135,11 +155,15 @@ def _held_out(x: ndarray, tasks: Sequence[Bool[ndarray, "text"]], fold: ndarray,
     return right
 
 
-def _accuracies(right: Bool[ndarray, "task text"], tasks: Bool[ndarray, "task text"]) -> Float[ndarray, "deletion"]:
-    """Balanced accuracy, mean over tasks: with all texts, then without each."""
-    value = np.zeros((len(tasks), right.shape[1] + 1))
+def _accuracies(
+    right: Bool[ndarray, "task text"], tasks: Bool[ndarray, "task text"], group: Int[ndarray, "text"]
+) -> Float[ndarray, "deletion"]:
+    """Balanced accuracy, mean over tasks: with all texts, then without each group."""
+    value = 0.0
     for side in (tasks, ~tasks):
-        hits, size = (right & side).sum(1, keepdims=True), side.sum(1, keepdims=True)
+        hits, size = (part.astype(float) for part in (right & side, side))
         with np.errstate(invalid="ignore"):
-            value += 0.5 * np.concatenate([hits / size, (hits - (right & side)) / (size - side)], axis=1)
-    return value.mean(axis=0)
+            whole = hits.sum(1, keepdims=True) / size.sum(1, keepdims=True)
+            without = sums_without(hits, group) / sums_without(size, group)
+        value = value + 0.5 * np.concatenate([whole, without], axis=1)
+    return np.asarray(value).mean(axis=0)

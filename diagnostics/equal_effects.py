@@ -103,7 +103,8 @@ def _means_of(
             )
             continue
         texts = np.unique(np.concatenate([c.texts for c, *_ in own]))
-        without = deleted([(c.texts, value, each) for c, value, each in own], texts)
+        groups = np.unique(np.concatenate([c.groups for c, *_ in own]))
+        without = deleted([(c.groups, value, each) for c, value, each in own], groups)
         mean = float(np.mean([value for _, value, _ in own]))
         found.append(EqualEffect(*head, REACHED, np.nan, None, from_deletions(mean, without, len(texts))))
     return found

@@ -26,11 +26,12 @@ from interventions.models import wrap
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 500)
 """N. Source: arXiv:2606.15054."""
 COLUMNS = (
-    "sae", "layer", "point", "data", "concept", "ranking", "arm", "count", "n_latents", "text", "own", "n_tokens", "n_edited",
+    "sae", "layer", "point", "data", "concept", "ranking", "arm", "count", "n_latents", "text", "group", "own", "n_tokens", "n_edited",
     "n_reads", "delta_norm", "delta_square", "kl", "target_fall", "other_square", "class_probe_clean", "class_probe",
     "target_probe_clean", "target_probe",
 )  # fmt: skip
-"""Of the table. count: N; n_latents: how many of them there were; text: index of the text in `tokens`; own: whether it has the
+"""Of the table. count: N; n_latents: how many of them there were; text: index of the text in `tokens`; group: that of the first text
+of its group, which is left out with it; own: whether it has the
 concept. n_tokens: tokens that count; n_edited: those with Δx ≠ 0; n_reads: tokens at which effects are read. delta_norm: mean ‖Δx‖
 over the edited tokens (0: none); delta_square: mean ‖Δx‖² over all that count. kl: nats; target_fall: of the target tokens' mean
 vocabulary-centred logit; other_square: mean squared change of the other tokens' centred logits; each a mean over the reads.
@@ -193,7 +194,7 @@ def feature_ablation(
         **model_provenance(model),
         "sites": [str(site) for site in dict.fromkeys(p.site for p in probes)],
         **own,
-        "split": "every second text of a class ranks latents and trains probes, the others measure, in an order by seeded hash",
+        "split": "half of the texts of a class rank latents and train probes, the others measure: whole groups, in an order by seeded hash",
         "texts": {name: described_texts(some, model.tokenizer) for name, some in given.items()},
         "rows": len(frame),
         **_merged(done),
@@ -204,7 +205,10 @@ def feature_ablation(
 
 
 def described_texts(texts: ConceptTexts, tokenizer: Any) -> dict[str, Any]:
-    """Of a data set: how many texts on each side, and each concept's target tokens as strings."""
+    """Of a data set: how many texts and groups on each side, and each concept's target tokens as strings."""
+
+    def n_groups(some: Sequence[int], ranking: bool) -> int:
+        return len({texts.groups[i] for i in texts.side(some, ranking)})
 
     def words(ids: Sequence[int]) -> list[str]:
         return [str(i) if tokenizer is None else tokenizer.decode([i]) for i in ids]
@@ -213,14 +217,19 @@ def described_texts(texts: ConceptTexts, tokenizer: Any) -> dict[str, Any]:
         c.name: {
             "ranking": [len(texts.side(c.own, True)), len(texts.side(c.others, True))],
             "measuring": [len(texts.side(c.own, False)), len(texts.side(c.others, False))],
+            "ranking_groups": [n_groups(c.own, True), n_groups(c.others, True)],
+            "measuring_groups": [n_groups(c.own, False), n_groups(c.others, False)],
             "targets": words(c.targets),
         }
         for c in texts.concepts
     }
+    measured = {i for c in texts.concepts for i in texts.side((*c.own, *c.others), False)}
     return {
         **texts.provenance,
         "name": texts.name,
         "texts": len(texts.tokens),
+        "groups": len(set(texts.groups)),
+        "measured": {"texts": len(measured), "groups": len({texts.groups[i] for i in measured})},
         "concepts": concepts,
         "sha256": texts.sha256,
     }

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -50,10 +49,11 @@ def task_probes(
     def add(kind: str, k: int, features: tuple[ndarray, ndarray], y: ndarray, latents: Tensor | None = None) -> None:
         fit = fitted(features[0], y, inverse_penalty)
         line = {"kind": kind, "k": k, "n_features": features[0].shape[1], "n_train": len(y), "n_test": len(task.test)}
+        line["n_groups"] = len(set(task.group_test.tolist()))
         line["cross_entropy_train"] = float(cross_entropies(fit.logits(features[0]), y).mean())
         line["latents"] = "" if latents is None else " ".join(map(str, active[latents].tolist()))
         logits = fit.logits(features[1])
-        found.append((line | _judged(logits, task.y_test), logits))
+        found.append((line | _judged(logits, task.y_test, task.group_test), logits))
 
     for kind, (order, y) in orders.items():
         for k in ks:
@@ -73,15 +73,15 @@ def ranked(z: Float[Tensor, "text latent"], y: Bool[ndarray, "text"]) -> Int[Ten
     return (z[own].double().mean(0) - z[~own].double().mean(0)).abs().argsort(descending=True, stable=True)
 
 
-def _judged(logits: Float[ndarray, "test"], y: Bool[ndarray, "test"]) -> dict[str, float]:
-    """Scores of held-out texts, each a row and a cluster of its own."""
-    right, own = (logits > 0) == y, np.arange(len(y))
+def _judged(logits: Float[ndarray, "test"], y: Bool[ndarray, "test"], group: Int[ndarray, "test"]) -> dict[str, float]:
+    """Scores of held-out texts, by jackknife over their groups."""
+    right = (logits > 0) == y
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few texts: n_test stands beside each interval
+        warnings.simplefilter("ignore")  # few groups: n_groups stands beside each interval
         scores = {
-            "accuracy": share(right, own),
-            "auc": auc(logits, y),
-            "cross_entropy": mean(cross_entropies(logits, y), own),
+            "accuracy": share(right, group),
+            "auc": auc(logits, y, group),
+            "cross_entropy": mean(cross_entropies(logits, y), group),
         }
     line = {"balanced_accuracy": float((right[y].mean() + right[~y].mean()) / 2)}
     for name, estimate in scores.items():

@@ -36,6 +36,8 @@ class PooledTexts:
     """tokens of the texts, in the order in which `tokenize` draws them"""
     labels: list[str]
     """the class of each prompt"""
+    groups: list[str]
+    """the group of each prompt"""
     activations: dict[Site, Float[Tensor, "token d_model"]]
     """all tokens, prompt after prompt, in the model's dtype and on its device"""
     sink_filter: float | None
@@ -118,7 +120,7 @@ def pooled_texts(
     model = wrap(model)
     for site in sites:  # before any hook: looking at a block's parts takes forward passes of its own
         check_site(model, site)
-    prompts, labels = labelled_prompts(model, labelled, max_length=max_length, seed=seed)
+    prompts, labels, groups = labelled_prompts(model, labelled, max_length=max_length, seed=seed)
     length = [len(ids) for ids in prompts.tokens]
     start = np.cumsum(length) - length
     kept: dict[Site, Tensor] = {}
@@ -129,18 +131,19 @@ def pooled_texts(
                 kept[site] = hidden.new_empty(sum(length), hidden.shape[-1])
             for row, i in zip(hidden, batch, strict=True):
                 kept[site][start[i] : start[i] + length[i]] = row[: length[i]]
-    return PooledTexts(prompts, labels, kept, sink_filter or None)
+    return PooledTexts(prompts, labels, groups, kept, sink_filter or None)
 
 
 def labelled_prompts(
     model: CausalModel, labelled: Labelled, *, max_length: int = 128, seed: int = 0
-) -> tuple[Prompts, list[str]]:
-    """The texts as tokens, in an order that `seed` fixes, and the class of each. Raises `TextError` as `tokenize` does."""
+) -> tuple[Prompts, list[str], list[str]]:
+    """The texts as tokens, in an order that `seed` fixes, the class and the group of each. Raises `TextError` as `tokenize` does."""
     if model.tokenizer is None:
         raise TextError(f"model {model.name!r} has no tokenizer, so it cannot read texts; give one with a tokenizer")
     prompts = tokenize(labelled.texts, model.tokenizer, max_length=max_length, seed=seed)
-    label_of = dict(zip(labelled.texts, labelled.labels, strict=True))
-    return prompts, [label_of[text] for text in prompts.texts]
+    place = {text: i for i, text in enumerate(labelled.texts)}
+    where = [place[text] for text in prompts.texts]
+    return prompts, [labelled.labels[i] for i in where], [labelled.groups[i] for i in where]
 
 
 def _batches(length: Sequence[int], most: int) -> Iterator[list[int]]:

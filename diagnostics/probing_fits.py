@@ -1,17 +1,14 @@
-"""Logistic probes: all one-latent fits at once, fits on several features, full probes of classes."""
+"""Logistic probes: all one-latent fits at once, fits on several features; how they are judged."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from diagnostics import statistics
-from diagnostics.probing_tasks import tasks
-from diagnostics.statistics import Estimate
+from diagnostics.statistics import Estimate, from_deletions
 from interventions.errors import ResultError
 
 _ITERATIONS, _TOLERANCE = 50, 1e-10
@@ -97,11 +94,14 @@ class Fit:
         return x.astype(float) @ self.weight + self.bias
 
 
-def fitted(x: Float[ndarray, "text feature"], y: Bool[ndarray, "text"], inverse_penalty: float = 1.0) -> Fit:
+def fitted(
+    x: Float[ndarray, "text feature"], y: Bool[ndarray, "text"], inverse_penalty: float = 1.0, *, balanced: bool = False
+) -> Fit:
     """scikit-learn's LogisticRegression(C=inverse_penalty) on standardised features.
 
-        min over w, b of  ½‖w‖² + C · Σ_texts CE(y, σ(w·x̂ + b))
+        min over w, b of  ½‖w‖² + C · Σ_texts a·CE(y, σ(w·x̂ + b))
 
+    a = 1, or where `balanced` half the texts ÷ those of the text's own kind, so that both kinds weigh alike.
     More features than texts are turned into as many as there are texts first: the optimum lies in their span, and the penalty does not
     change by turning.
     """
@@ -113,7 +113,10 @@ def fitted(x: Float[ndarray, "text feature"], y: Bool[ndarray, "text"], inverse_
     scale = np.where(flat, 1, sd)
     u = np.where(flat, 0, (x - mean) / scale)
     basis = np.linalg.qr(u.T)[0] if u.shape[1] > len(u) else None
-    probe = LogisticRegression(C=inverse_penalty, solver="newton-cholesky", tol=1e-8, max_iter=1000)
+    weights = "balanced" if balanced else None
+    probe = LogisticRegression(
+        C=inverse_penalty, class_weight=weights, solver="newton-cholesky", tol=1e-8, max_iter=1000
+    )
     probe.fit(u if basis is None else u @ basis, y)
     w = probe.coef_[0] if basis is None else basis @ probe.coef_[0]
     weight = np.where(flat, 0, w / scale)
@@ -125,61 +128,14 @@ def cross_entropies(logits: Float[ndarray, "text"], y: Bool[ndarray, "text"]) ->
     return np.logaddexp(0, np.where(y, -logits, logits))
 
 
-def auc(score: Float[ndarray, "text"], y: Bool[ndarray, "text"]) -> Estimate:
-    """The share of pairs of a text of the class and another in which the first scores higher (ties: half), by jackknife over texts."""
+def auc(score: Float[ndarray, "text"], y: Bool[ndarray, "text"], group: Int[ndarray, "text"]) -> Estimate:
+    """The share of pairs of a text of the class and another in which the first scores higher (ties: half), by jackknife over groups."""
     higher = (score[y][:, None] > score[~y]) + 0.5 * (score[y][:, None] == score[~y])
-    p, n = higher.shape
+    of = np.unique(group, return_inverse=True)[1]
+    member = (of[:, None] == np.arange(of.max() + 1)).astype(float)
+    own, others = member[y], member[~y]
+    # Without a group: pairs with either text in it are gone, and those with both must not go twice.
+    gone = own.T @ higher.sum(1) + others.T @ higher.sum(0) - ((own.T @ higher) * others.T).sum(1)
     with np.errstate(all="ignore"):
-        without = np.r_[
-            (higher.sum() - higher.sum(1)) / ((p - 1) * n),
-            (higher.sum() - higher.sum(0)) / (p * (n - 1)),
-        ]
-    return statistics.from_deletions(float(higher.mean()), without, len(score))
-
-
-@dataclass(frozen=True, eq=False)
-class ClassProbes:
-    """A logistic probe for each class against the rest, on raw activations: logit = x·weight + bias."""
-
-    classes: tuple[str, ...]
-    """of two classes the later one by name alone"""
-    weight: Float[Tensor, "class d_model"]
-    """on the activations' own scale, their dtype and device"""
-    bias: Float[Tensor, "class"]
-    accuracy: tuple[Estimate, ...]
-    """of each probe, on held-out texts, half of them of the class; delete-one-text jackknife"""
-
-    def logits(self, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row class"]:
-        """Log odds of each class. A probe is linear: that of a token is its part of the text's mean."""
-        return x.to(self.weight) @ self.weight.T + self.bias
-
-
-def class_probes(
-    x: Float[Tensor, "text d_model"],
-    labels: Sequence[str],
-    texts: Sequence[str],
-    *,
-    test_share: float = 0.3,
-    inverse_penalty: float = 1.0,
-    seed: int = 0,
-) -> ClassProbes:
-    """Fit a full logistic probe of each class on mean-pooled activations, such as `PooledTexts.mean_activations`.
-
-    texts decide which are held out, as in `tasks`; texts whose activation is not finite are left out. Weights are those of the training
-    texts. Raises `ResultError` for too few texts, and for lengths that do not fit.
-    """
-    if not len(x) == len(labels) == len(texts):
-        raise ResultError(
-            f"{len(x)} activations, {len(labels)} labels, {len(texts)} texts; expected one of each a text"
-        )
-    values = x.detach().double().cpu().numpy()
-    weights, biases, accuracy = [], [], []
-    found = tasks(texts, labels, np.asarray(np.isfinite(values).all(1)), test_share=test_share, seed=seed)
-    for task in found.values():
-        fit = fitted(values[task.train], task.y_train, inverse_penalty)
-        right = (fit.logits(values[task.test]) > 0) == task.y_test
-        weights.append(fit.weight)
-        biases.append(fit.bias)
-        accuracy.append(statistics.share(right, np.arange(len(right))))
-    weight, bias = (torch.from_numpy(np.array(part)).to(x) for part in (weights, biases))
-    return ClassProbes(tuple(found), weight, bias, tuple(accuracy))
+        without = (higher.sum() - gone) / ((len(own) - own.sum(0)) * (len(others) - others.sum(0)))
+    return from_deletions(float(higher.mean()), without, len(score))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from diagnostics.plots import STYLE
-from diagnostics.probing_summary import MEAN
+from diagnostics.probing_summary import MEAN, described
 from diagnostics.sae_plots import looks
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SHUFFLED = "0.6"
 def plot_probing(result: "SparseProbing") -> Figure:
     """Accuracy against k for each SAE, and on all latents and the raw activations; a panel a data set, their mean first.
 
-    Filled: selected latents, bars 95 % delete-one-text jackknife intervals, dots the splits; open, dotted: random latents; grey: shuffled
+    Filled: selected latents, bars 95 % delete-one-group jackknife intervals, dots the splits; open, dotted: random latents; grey: shuffled
     labels, mean over SAEs.
     """
     panels = [MEAN] * (len(result.datasets) > 1) + result.datasets
@@ -93,13 +93,16 @@ def _handles(style: dict[str, tuple[str, str]]) -> list[Line2D]:
 
 def _caption(result: "SparseProbing", inches: float) -> str:
     p = result.provenance
-    texts = "; ".join(f"{name} {sum(text['counts'].values())}" for name, text in p["texts"].items())
+    texts = "; ".join(f"{name}: {described(text)}" for name, text in p["texts"].items())
+    grouped = any(text["groups"] != text["counts"] for text in p["texts"].values())
+    unit = "group (one text where a set has none)" if grouped else "text"
+    whole = "; whole groups are held out" if grouped else ""
     sinks = f"position 0 and ‖x‖ > {p['sink_filter']:g} × median" if p["sink_filter"] else "position 0"
     words = (
         f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {', '.join(p['sites'])}. Texts: {texts}. Logistic probes (L2, C = "
         f"{p['inverse_penalty']:g}) on latents averaged over a text's tokens ({sinks} left out; cut at {p['max_length']} tokens). "
         f"Filled: the k latents of largest mean difference on the training texts; all: every active latent; raw x: the activations. "
-        f"Tasks are balanced, chance is .5. Bars: 95 % delete-one-text jackknife intervals, pooled over classes and {p['seeds']} splits "
+        f"Tasks are balanced, chance is .5{whole}. Bars: 95 % delete-one-{unit} jackknife intervals, pooled over classes and {p['seeds']} splits "
         "with probes held fixed; they do not hold what training another SAE would change."
     )
     return textwrap.fill(words, int(16 * inches))

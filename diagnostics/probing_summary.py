@@ -1,4 +1,4 @@
-"""Pooled estimates of sparse probing: over classes and splits, by jackknife over texts; differences of SAEs; tables."""
+"""Pooled estimates of sparse probing: over classes and splits, by jackknife over groups; differences of SAEs; tables."""
 
 import warnings
 from typing import Any, cast
@@ -8,14 +8,17 @@ import pandas as pd
 from numpy import ndarray
 
 from diagnostics.statistics import Estimate, from_deletions
+from diagnostics.text_groups import sums_without
 from interventions.errors import ResultError
+from interventions.labelled import UNSPLIT
 
 MEAN = "mean"
 """In place of a data set: the mean over data sets."""
 NOTE = (
-    "Held-out accuracy, pooled over classes (each against the rest, balanced: chance .5) and splits; 95 % delete-one-text jackknife "
-    "intervals, probes held fixed: what another training set, another draw of random latents, or training another SAE would change "
-    "is not in them. Seeds: of the split."
+    "Held-out accuracy, pooled over classes (each against the rest, balanced: chance .5) and splits; 95 % delete-one-group jackknife "
+    "intervals (a group: texts that are alike for another reason, held out together; one text each where none are named; none below 10 groups), "
+    "probes held fixed: what another training set, another draw of random latents, or training another SAE would change is not in them. "
+    "Seeds: of the split."
 )
 MEASURES = ("accuracy", "cross_entropy")
 _KEYS = ["sae", "dataset", "kind", "k"]
@@ -57,32 +60,33 @@ def difference(held_out: pd.DataFrame, first: str, second: str, kind: str, k: in
         both = [part[part["dataset"] == dataset].set_index("text") for part in parts]
         every = both[0].index.union(both[1].index)
         pairs = [part.reindex(every, fill_value=0) for part in both]
-        (a, a_without), (b, b_without) = (
-            _ratio(part["correct"].to_numpy(float), part["n"].to_numpy(float)) for part in pairs
-        )
-        own[dataset] = a - b, a_without - b_without
+        group = pd.concat([part["group"] for part in both]).groupby(level=0).first().loc[every].to_numpy()
+        (a, a_without, n), (b, b_without, _) = (_ratio(part.assign(group=group), "correct") for part in pairs)
+        own[dataset] = a - b, a_without - b_without, n
     found = {dataset: _mean([part]) for dataset, part in own.items()}
     return found | ({MEAN: _mean(list(own.values()))} if len(own) > 1 else {})
 
 
 def _pooled(parts: list[pd.DataFrame], measure: str) -> Estimate:
     column = "correct" if measure == "accuracy" else measure
-    return _mean([_ratio(part[column].to_numpy(float), part["n"].to_numpy(float)) for part in parts])
+    return _mean([_ratio(part, column) for part in parts])
 
 
-def _ratio(total: ndarray, n: ndarray) -> tuple[float, ndarray]:
-    """Σ total / Σ n, and the same without each text."""
+def _ratio(part: pd.DataFrame, column: str) -> tuple[float, ndarray, int]:
+    """Σ column / Σ n, the same without each group, and the number of texts."""
+    total, n = (part[name].to_numpy(float) for name in (column, "n"))
+    group = part["group"].to_numpy()
     with np.errstate(all="ignore"):
-        return float(total.sum() / n.sum()), (total.sum() - total) / (n.sum() - n)
+        return float(total.sum() / n.sum()), sums_without(total, group) / sums_without(n, group), len(part)
 
 
-def _mean(parts: list[tuple[float, ndarray]]) -> Estimate:
-    """The mean of statistics of data sets that share no text, and the same without each text of each."""
-    value = float(np.mean([theta for theta, _ in parts]))
-    without = np.concatenate([value + (each - theta) / len(parts) for theta, each in parts])
+def _mean(parts: list[tuple[float, ndarray, int]]) -> Estimate:
+    """The mean of statistics of data sets that share no text, and the same without each group of each."""
+    value = float(np.mean([theta for theta, *_ in parts]))
+    without = np.concatenate([value + (each - theta) / len(parts) for theta, each, _ in parts])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few texts: n_prompts stands beside each interval
-        return from_deletions(value, without, len(without))
+        warnings.simplefilter("ignore")  # few groups: n_prompts stands beside each interval
+        return from_deletions(value, without, sum(n for *_, n in parts))
 
 
 def summary_frame(found: list[dict[str, Any]]) -> pd.DataFrame:
@@ -94,7 +98,8 @@ def summary_frame(found: list[dict[str, Any]]) -> pd.DataFrame:
             estimate = group[name]
             row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         ends = group["by_seed"]["accuracy"]
-        row |= {"accuracy_seed_min": min(ends), "accuracy_seed_max": max(ends), "n_texts": group["accuracy"].n_prompts}
+        row |= {"accuracy_seed_min": min(ends), "accuracy_seed_max": max(ends), "n_texts": group["accuracy"].n_rows}
+        row["n_groups"] = group["accuracy"].n_prompts
         rows.append(row | {name: group[name] for name in ("auc", "cross_entropy_train")})
     return pd.DataFrame(rows)
 
@@ -117,4 +122,15 @@ def terminal(found: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
         for where, counts in provenance["left_out"].items()
     }
     left = [f"{where}: {', '.join(some)} left out" for where, some in dropped.items() if some]
-    return "\n".join([pd.DataFrame(list(lines.values())).to_string(index=False), NOTE, nulls, *left])
+    sizes = [f"{name}: {described(text)}" for name, text in provenance["texts"].items()]
+    return "\n".join([pd.DataFrame(list(lines.values())).to_string(index=False), NOTE, nulls, *sizes, *left])
+
+
+def described(texts: dict[str, Any]) -> str:
+    """How many texts a set has, in how many groups by class where it has groups, and which classes it lacks; of its provenance."""
+    counts, groups = texts["counts"], texts["groups"]
+    said = [", ".join(f"{name} {n}" for name, n in groups.items())] if groups != counts else []
+    said += [f"without {why}" for why in texts["dropped"] if why.endswith(UNSPLIT)]
+    return f"{sum(counts.values())} texts{' in groups' * (groups != counts)}" + (
+        f" ({'; '.join(said)})" if said else ""
+    )

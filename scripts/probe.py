@@ -35,7 +35,8 @@ class Settings:
     """blocks that kinds in --saes are taken of, 0-based"""
     data: tuple[str, ...] = ("topics", "sentiment", "language", "code")
     """topics, toxicity, sentiment, language, code (all in packages; topics and toxicity hold offensive sentences), or a .csv or .jsonl
-    file with fields text and label, or file.csv:text:label to name them"""
+    file with fields text and label (and group, for texts that must stand on one side of a split), or file.csv:text:label and
+    file.csv:text:label:group to name them"""
     model: str = "smollm2-135m"
     """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
     ks: tuple[int, ...] = (1, 2, 5, 20)
@@ -47,7 +48,7 @@ class Settings:
     max_length: int = 128
     """tokens a text is cut at"""
     test_share: float = 0.3
-    """share of the texts that probes are judged on"""
+    """share of the texts that probes are judged on, in whole groups"""
     inverse_penalty: float = 1.0
     """C of the logistic regression: the inverse strength of its L2 penalty"""
     sink_filter: float = 10.0

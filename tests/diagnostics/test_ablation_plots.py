@@ -16,7 +16,9 @@ def result(**changes) -> FeatureAblation:
         "model": "m", "model_note": None, "norm": "RMSNorm", "dtype": "float32", "saes": {"one": {}, "two": {}}, "arms": arms,
         "rankings": ["probe"], "counts": list(COUNTS), "sink_filter": 10.0, "reads": None, "dropped": {"reads lost": 2},
         "why_hooks": None, "texts_untouched": 3,
-        "texts": {"d": {"concepts": {"a": {"measuring": [12, 12]}, "b": {"measuring": [12, 12]}}}},
+        "texts": {
+            "d": {"concepts": {"a": {}, "b": {}}, "measured": {"texts": 24, "groups": 9}, "dropped": {"c: 3 groups, fewer than 4": 9, "empty": 2}}
+        },
     }  # fmt: skip
     return FeatureAblation(frame, [], provenance)
 
@@ -31,7 +33,11 @@ def test_a_panel_for_each_concept_and_one_for_all(form):
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
     assert titles == ["a", "b", "at equal intended effect"]
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
-    assert "d: 48 texts measured over 2 concepts" in said(figure) and "delete-one-text jackknife" in said(figure)
+    assert (
+        "d: 24 texts measured in 9 groups, 2 concepts (without c: 3 groups, fewer than 4). Other texts ranked"
+        in said(figure)
+    )
+    assert "delete-one-text jackknife" in said(figure)  # in this table each text is its own group
     figure.draw_without_rendering()
     plt.close(figure)
 
@@ -52,10 +58,11 @@ def test_selective_latents_without_collateral_stand_at_the_bottom_and_negative_e
 
 @pytest.mark.parametrize("arms", [("selected",), ("selected", "random", "keep")])
 def test_by_count(arms):
-    found = result(arms=arms)
+    found = result(arms=arms, per_group=2)
     figure = found.plot_counts()
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["precision", "dose"] + ["only the top N kept"] * ("keep" in arms)
+    assert "group (one text where a set has none) jackknife" in said(figure)
     lines = [line for line in figure.axes[1].lines]
     own = found.frame.query("sae == 'one' and arm == 'selected' and own").groupby("count")["delta_square"].mean()
     assert np.allclose(np.asarray(lines[0].get_ydata(), float), own.to_numpy())

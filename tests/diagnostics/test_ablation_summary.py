@@ -12,8 +12,10 @@ from interventions.errors import ResultError
 COUNTS = (1, 10, 100)
 
 
-def table(seed=0, concepts=("a", "b"), saes=("one", "two"), arms=("selected", "random", "keep"), n=40) -> pd.DataFrame:
-    """Log-normal effects of 40 texts; the texts of concept b that have it are those of a that have not."""
+def table(
+    seed=0, concepts=("a", "b"), saes=("one", "two"), arms=("selected", "random", "keep"), n=40, per_group=1
+) -> pd.DataFrame:
+    """Log-normal effects of 40 texts in groups; the texts of concept b that have it are those of a that have not."""
     generator, lines = np.random.default_rng(seed), []
     for sae in saes:
         for c, concept in enumerate(concepts):
@@ -25,6 +27,7 @@ def table(seed=0, concepts=("a", "b"), saes=("one", "two"), arms=("selected", "r
                             {
                                 "sae": sae, "layer": 3, "point": "resid_post", "data": "d", "concept": concept,
                                 "ranking": "probe", "arm": arm, "count": count, "n_latents": count, "text": text,
+                                "group": text // per_group * per_group,
                                 "own": (text < n // 2) == (c == 0), "n_tokens": 10, "n_edited": k, "kl": draw[0],
                                 "delta_square": 4.0 * k, "target_fall": draw[1], "other_square": draw[2],
                                 "class_probe_clean": 2.0, "class_probe": 2.0 - generator.normal(0.5),
@@ -33,9 +36,11 @@ def table(seed=0, concepts=("a", "b"), saes=("one", "two"), arms=("selected", "r
     return pd.DataFrame(lines).sample(frac=1, random_state=0)  # the order of rows does not matter
 
 
+@pytest.mark.filterwarnings("ignore:an interval from")  # groups are fewer than texts
+@pytest.mark.parametrize("per_group", [1, 3])  # texts alone; groups, of which one has texts of both kinds
 @pytest.mark.parametrize("form", ["kl", "logit", "probe"])
-def test_estimates_are_those_of_a_loop_over_deletions(form):
-    frame = table()
+def test_estimates_are_those_of_a_loop_over_deletions(form, per_group):
+    frame = table(per_group=per_group, n=60)
     (curve,) = (c for c in curves(frame, [form]) if (c.sae, c.concept, c.arm) == ("two", "b", "selected"))
     rows = frame.query("sae == 'two' and concept == 'b' and arm == 'selected' and count == 10")
     rows = rows[rows["own"]] if form == "logit" else rows
@@ -52,16 +57,16 @@ def test_estimates_are_those_of_a_loop_over_deletions(form):
         intended, collateral = columns[0][keep & own].mean(), columns[1][keep & other].mean()
         return intended, np.sqrt(collateral) if form == "logit" else collateral
 
-    text = rows["text"].to_numpy()
+    group = rows["group"].to_numpy()
     for got, statistic in (
         (curve.estimate(1, 0), lambda keep: effects(keep)[0]),
         (curve.estimate(1, 1), lambda keep: effects(keep)[1]),
         (curve.selectivity(1), lambda keep: effects(keep)[0] / sum(effects(keep))),
     ):
-        with_loop = jackknife(statistic, len(rows), text)
+        with_loop = jackknife(statistic, len(rows), group)
         assert got.value == pytest.approx(with_loop.value)
         assert (got.low, got.high) == (pytest.approx(with_loop.low), pytest.approx(with_loop.high))
-    assert sorted(curve.texts) == sorted(text)
+    assert sorted(curve.texts) == sorted(rows["text"]) and curve.groups.tolist() == sorted(set(group))
 
 
 def test_the_ratio_is_fiellers_where_both_effects_are_of_the_same_texts():
@@ -80,18 +85,19 @@ def test_an_intended_effect_below_0_counts_as_0_and_has_no_interval():
     assert found.value == 0 and np.isnan(found.low)
 
 
-def test_a_mean_over_concepts_deletes_a_text_from_all():
-    frame = table()
+@pytest.mark.filterwarnings("ignore:an interval from")
+def test_a_mean_over_concepts_deletes_a_group_from_all():
+    frame = table(per_group=2)
     own = [c for c in curves(frame, ["kl"]) if c.sae == "one" and c.arm == "selected"]
     (pooled,) = mean_over_concepts(own)
-    assert pooled.concept == "mean of 2" and len(pooled.texts) == 40
+    assert pooled.concept == "mean of 2" and (len(pooled.texts), len(pooled.groups)) == (40, 20)
     rows = frame.query("sae == 'one' and arm == 'selected' and count == 100")
 
     def collateral(keep):
         kept = rows[keep]
         return np.mean([kept.query("concept == @c and not own")["kl"].mean() for c in ("a", "b")])
 
-    known = jackknife(collateral, len(rows), rows["text"].to_numpy())
+    known = jackknife(collateral, len(rows), rows["group"].to_numpy())
     found = pooled.estimate(2, 1)
     assert (found.value, found.low, found.high) == pytest.approx((known.value, known.low, known.high))
 
@@ -121,7 +127,7 @@ def _curve(sae="one", concept="a", arm="selected", counts=(1,), value=None, text
     value = np.asarray(value, dtype=float)
     texts = np.arange(24) if texts is None else texts
     without = np.broadcast_to(value, (len(texts), *value.shape)) if without is None else without
-    return Curve(sae, "3.resid_post", "d", concept, "probe", arm, "kl", np.array(counts), value, texts, without)
+    return Curve(sae, "3.resid_post", "d", concept, "probe", arm, "kl", np.array(counts), value, texts, texts, without)
 
 
 def test_collateral_at_one_intended_effect_by_hand():

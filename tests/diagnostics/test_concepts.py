@@ -1,5 +1,6 @@
 """Concepts: who has them, which half ranks, and which tokens speak of them."""
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,11 +21,15 @@ from interventions.texts import as_prompts
 from tests.tiny import tokenizer
 
 
-def labelled(**classes: list[str]) -> SimpleNamespace:
+def labelled(per_group: int = 1, **classes: list[str]) -> SimpleNamespace:
     texts = [text for some in classes.values() for text in some]
-    return SimpleNamespace(
-        texts=texts, labels=[name for name, some in classes.items() for _ in some], name="three", licence="CC0"
+    labels = [name for name, some in classes.items() for _ in some]
+    groups = (
+        texts
+        if per_group == 1
+        else [f"{name}{i // per_group}" for name, some in classes.items() for i in range(len(some))]
     )
+    return SimpleNamespace(texts=texts, labels=labels, groups=groups, name="three", licence="CC0")
 
 
 def sentences(word: str, n: int, of: int = 10) -> list[str]:
@@ -60,7 +65,26 @@ def test_texts_that_begin_alike_count_once_and_are_counted():
     texts = labelled_concepts(labelled(a=twice, b=sentences("w91", 12)), tokenizer(), n_texts=8, max_length=10)
     assert len({tuple(ids) for ids in texts.tokens}) == len(texts.tokens)
     dropped = texts.provenance["texts_dropped"]
-    assert dropped["a: begins as another text"] == 6 and dropped["a: fewer texts than asked for"] == 2
+    assert dropped["a: the first 10 tokens of another prompt"] == 6 and dropped["a: fewer texts than asked for"] == 2
+
+
+def test_groups_stand_on_one_side_and_take_turns():
+    some = labelled(3, a=sentences("w90", 24), b=sentences("w91", 24))
+    texts = labelled_concepts(some, tokenizer(), n_texts=12, max_length=16)
+    assert texts.labels is not None and len(texts.tokens) == 24
+    whole = {group: {texts.ranking[i] for i in range(24) if texts.groups[i] == group} for group in texts.groups}
+    assert all(len(sides) == 1 for sides in whole.values())
+    for name in "ab":
+        sizes = Counter(g for g, label in zip(texts.groups, texts.labels, strict=True) if label == name)
+        assert sorted(sizes.values()) == [1] * 4 + [2] * 4  # 8 groups of three for 12 texts
+        ranking = sum(r for r, label in zip(texts.ranking, texts.labels, strict=True) if label == name)
+        assert abs(ranking - 6) <= 1  # as close to half as groups of one and two come
+    assert texts.groups == tuple(texts.groups[first] for first in texts.groups)  # each named after its first text
+    with pytest.raises(TextError, match="of one group, and one ranks, one measures"):
+        replace(texts, ranking=tuple(i % 2 == 0 for i in range(24)))
+    few = labelled(8, a=sentences("w90", 24), b=sentences("w91", 24))
+    with pytest.raises(TextError, match=r"fewer than 2 texts \(or groups of texts\) with the concept"):
+        labelled_concepts(few, tokenizer(), n_texts=12, max_length=16)
 
 
 def test_telling_tokens_by_hand():
@@ -107,7 +131,7 @@ def test_given_texts_share_their_sides():
     [
         ({"own": (0, 1, 2, 99)}, "text 99 does not exist"),
         ({"others": (0, 5, 6, 7)}, "text 0 both has the concept"),
-        ({"own": (0, 1, 2)}, "fewer than 2 texts with the concept to measure on"),
+        ({"own": (0, 1, 2)}, r"fewer than 2 texts \(or groups of texts\) with the concept to measure on"),
         ({"positions": {0: (5,)}}, r"positions \[5\] of text 0"),
     ],
 )

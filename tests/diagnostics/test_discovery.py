@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from diagnostics.discovery import _folds, discovery_split
+from diagnostics.discovery import _folds, _held_out, discovery_split
+from diagnostics.statistics import jackknife
+from diagnostics.text_groups import first_of_group
 from interventions import ResultError
 
 N, CLASSES = 120, 3
@@ -56,7 +58,7 @@ def test_turned_around_only_signs_change():
 def test_accuracy_is_that_of_probes_fitted_one_by_one(k):
     a = np.concatenate([latents(0.7, 0), noise_of(4) * 5], axis=1)
     found = discovery_split(a, latents(0.5, 1), PAIRS % 3, LABELS, k=k, folds=4, seed=3)
-    fold = _folds(np.array(LABELS), np.unique(LABELS), 4, 3)
+    fold = _folds(np.array(LABELS), np.arange(N), 4, 3)
     assert all((np.bincount(fold[c == KIND]) == 10).all() for c in range(CLASSES))
     scores = []
     for c in range(CLASSES):
@@ -83,3 +85,29 @@ def test_two_classes_are_one_task_and_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ResultError, match=message):
             discovery_split(a, a, pairs, labels)
+    with pytest.raises(ResultError, match="3 groups for 80 labels"):
+        discovery_split(a, a, PAIRS % 3, list(two), groups=["a", "b", "c"])
+    with pytest.raises(ResultError, match=r"at least 3 texts \(or groups of texts\), 5 folds"):
+        discovery_split(a, a, PAIRS % 3, list(two), groups=[str(i % 6) for i in range(80)])
+
+
+def test_groups_are_held_out_and_left_out_whole():
+    group = np.arange(N) // CLASSES // 4 * CLASSES + KIND  # ten of four texts a class
+    group = first_of_group(group)
+    fold = _folds(np.array(LABELS), group, 5, 0)
+    assert all(len(set(fold[group == g])) == 1 for g in group) and len(set(group)) == 30
+    assert all((np.bincount(fold[c == KIND]) == 8).all() for c in range(CLASSES))
+    a, b = latents(0.9, 0), latents(0.5, 1)
+    names = [f"group {g}" for g in group]
+    found = discovery_split(a, b, PAIRS % 3, LABELS, groups=names)
+    assert (found.n_texts, found.n_groups, found.gap.n_rows, found.gap.n_prompts) == (N, 30, N, 30)
+    right = {}
+    for name, x in (("a", a), ("b", b)):
+        right[name] = _held_out(x, [np.array(LABELS) == f"class {c}" for c in range(CLASSES)], fold, 1)
+
+    def accuracy(keep):
+        both = [[(hit[keep & (c == KIND)].mean() + hit[keep & (c != KIND)].mean()) / 2 for c, hit in enumerate(right[n])] for n in "ab"]  # fmt: skip
+        return np.mean(both[1]) - np.mean(both[0])
+
+    known = jackknife(accuracy, N, group)
+    assert (found.gap.value, found.gap.low, found.gap.high) == pytest.approx((known.value, known.low, known.high))

@@ -190,7 +190,16 @@ def test_units_resume_and_a_result_comes_back_from_its_folder(tmp_path, monkeypa
     second = feature_ablation(model, texts, saes, **settings, progress=lambda n, total: again.append(n))
     assert again == [720]  # in one step
     pd.testing.assert_frame_equal(first.frame, second.frame)
-    assert tuple(first.frame) == COLUMNS
+    assert tuple(first.frame) == COLUMNS and first.frame["group"].equals(first.frame["text"])
+    grouped = replace(texts, groups=tuple(i - i % 4 + i % 2 for i in range(2 * N)))  # two texts of one side
+    pairs = feature_ablation(model, {"first": texts, "planted": grouped}, saes, counts=(1,), reads=4, sink_filter=None)
+    rows = pairs.frame[pairs.frame["data"] == "planted"]
+    first_text = (rows["text"] - 2 * N) // 4 * 4 + (rows["text"] - 2 * N) % 2 + 2 * N
+    assert rows["group"].equals(first_text.rename("group")) and rows["group"].nunique() == N // 2
+    by = {c.data: (len(c.texts), len(c.groups)) for c in pairs.curves if c.form == "kl"}
+    assert by == {"first": (N, N), "planted": (N, N // 2)}
+    assert pairs.provenance["texts"]["planted"]["concepts"]["other"]["measuring_groups"] == [10, 10]
+    assert pairs.provenance["texts"]["planted"]["measured"] == {"texts": 40, "groups": 20}
     monkeypatch.setattr(FeatureAblation, "figures", lambda self: {})  # the command's tests draw them
     first.write(tmp_path)
     loaded = FeatureAblation.load(tmp_path)

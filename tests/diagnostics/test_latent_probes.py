@@ -85,6 +85,7 @@ def test_each_probe_is_a_pipeline_of_scikit_learn(key):
     assert line["cross_entropy"] == pytest.approx(log_loss(task.y_test, p), abs=1e-4)
     fit_on = plain.predict_proba(features[task.train])[:, 1]
     assert line["cross_entropy_train"] == pytest.approx(log_loss(task.y_train, fit_on), abs=1e-4)
+    assert line["n_groups"] == line["n_test"] == len(task.test)  # each text its own
     assert line["accuracy_low"] <= line["accuracy"] <= line["accuracy_high"]
 
 

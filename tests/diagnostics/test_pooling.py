@@ -33,12 +33,13 @@ def model():
 
 
 def labelled(texts=TEXTS) -> Labelled:
-    return Labelled(texts, ["ab"[i % 2] for i in range(len(texts))], "given", "0", "mine", "by hand")
+    groups = [f"group {i // 2}" for i in range(len(texts))]
+    return Labelled(texts, ["ab"[i % 2] for i in range(len(texts))], "given", "0", "mine", "by hand", groups=groups)
 
 
 def by_hand(site: Site) -> tuple[list[list[torch.Tensor]], list[str]]:
     """The vectors of each text that count, in the order of `labelled_prompts`; and their texts."""
-    order, _ = labelled_prompts(model(), labelled())
+    order, *_ = labelled_prompts(model(), labelled())
     recording = record(model(), order.tokens, [site], keep_cache=False)
     x = recording.activations[site]
     every = torch.cat([row[: len(ids)] for row, ids in zip(x, order.tokens, strict=True)])
@@ -56,6 +57,7 @@ def test_means_are_those_of_the_tokens_that_count(site):
     kept, texts = by_hand(site)
     assert pooled.prompts.texts == texts
     assert pooled.labels == ["ab"[TEXTS.index(text) % 2] for text in texts]
+    assert pooled.groups == [f"group {TEXTS.index(text) // 2}" for text in texts]
     x = pooled.mean_activations(site)
     sae = build(
         named("standard"), 24, 5, torch.cat([torch.stack(v) for v in kept if v]), torch.Generator().manual_seed(0)

@@ -1,5 +1,7 @@
 """Logistic fits against scikit-learn's other solvers, and against what must hold at an optimum."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from diagnostics.probing_fits import auc, class_probes, cross_entropies, fitted, one_latent_fits
+from diagnostics.probing_fits import auc, cross_entropies, fitted, one_latent_fits
 from diagnostics.statistics import jackknife
 from interventions import ResultError
 
@@ -97,28 +99,24 @@ def test_scores_of_held_out_texts():
     losses = cross_entropies(logits, y)
     assert losses.mean() == pytest.approx(log_loss(y, expit(logits)))
     assert cross_entropies(np.array([1e4, -1e4]), np.array([True, True])).tolist() == [0, 1e4]
-    found = auc(logits, y)
-    assert found.value == pytest.approx(roc_auc_score(y, logits))
-    by_one = jackknife(lambda keep: roc_auc_score(y[keep], logits[keep]), 30, np.arange(30))
-    assert (found.low, found.high) == pytest.approx((by_one.low, by_one.high))
+    # Each text alone; groups of one kind; groups of both kinds.
+    for group in (np.arange(30), np.repeat(np.arange(15), 2) + (np.arange(30) == 15), np.arange(30) % 12):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an interval from few groups
+            found = auc(logits, y, group)
+            loop = jackknife(lambda keep: roc_auc_score(y[keep], logits[keep]), 30, group)
+        assert found.value == pytest.approx(roc_auc_score(y, logits))
+        assert (found.low, found.high) == pytest.approx((loop.low, loop.high))
+        assert (found.n_rows, found.n_prompts) == (30, len(set(group)))
 
 
-def test_class_probes_find_planted_directions():
-    rng = np.random.default_rng(5)
-    labels = ["abc"[i % 3] for i in range(150)]
-    texts = [f"text {i}" for i in range(150)]
-    centres = 4 * np.eye(3, 12)
-    x = torch.from_numpy(rng.normal(size=(150, 12)) + centres[[ord(label) - 97 for label in labels]])
-    x[0] = torch.nan
-    probes = class_probes(x, labels, texts)
-    assert probes.classes == ("a", "b", "c") and probes.weight.shape == (3, 12)
-    assert probes.weight.dtype == x.dtype
-    assert probes.weight.argmax(1).tolist() == [0, 1, 2]
-    right = probes.logits(x[1:]).argmax(1) == torch.tensor([ord(label) - 97 for label in labels[1:]])
-    assert right.double().mean() > 0.9 and all(estimate.value > 0.8 for estimate in probes.accuracy)
-    assert all(estimate.n_prompts >= 20 for estimate in probes.accuracy)
-    torch.testing.assert_close(probes.logits(x[1:].mean(0)), probes.logits(x[1:]).mean(0))  # linear
-    two = class_probes(x[1:], ["ab"[label == "b"] for label in labels[1:]], texts[1:])
-    assert two.classes == ("b",)
-    with pytest.raises(ResultError, match="150 activations, 149 labels"):
-        class_probes(x, labels[1:], texts)
+def test_balanced_kinds_weigh_alike():
+    x, y = sample(60, 6)
+    keep = np.flatnonzero(y | (np.arange(60) % 4 == 1))  # 30 of the class, 15 others
+    thrice = np.r_[keep, keep[~y[keep]]]  # the others twice: kinds of equal number and weight
+    few, many = fitted(x[keep], y[keep], 1.0, balanced=True), LogisticRegression(class_weight="balanced", tol=1e-10)
+    u = StandardScaler().fit_transform(x[keep])
+    many.fit(u, y[keep])
+    np.testing.assert_allclose(few.logits(x[keep]), many.decision_function(u), atol=2e-4)
+    again = LogisticRegression(C=0.75, tol=1e-10).fit(StandardScaler().fit(x[keep]).transform(x[thrice]), y[thrice])
+    np.testing.assert_allclose(few.logits(x[keep]), again.decision_function(u), atol=2e-4)  # 45/(2·30) = .75

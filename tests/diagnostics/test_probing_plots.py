@@ -33,7 +33,11 @@ def test_panels_hold_the_groups():
             of = {(g["kind"], g["k"]): g["accuracy"].value for g in result().select(sae=sae, dataset=dataset)}
             assert y.tolist() == [of[key] for key in wanted]
         assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "4", "all", "raw x"]
-    assert "delete-one-text jackknife" in figure._supxlabel.get_text()
+    words = " ".join(figure._supxlabel.get_text().split())
+    assert (
+        "delete-one-group (one text where a set has none) jackknife" in words
+        and "two: 40 texts; three: 72 texts in groups" in words
+    )
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [*result().names, "random latents", "shuffled labels", "one split"]
 
@@ -42,3 +46,4 @@ def test_one_data_set_has_one_panel():
     found = probe_saes(model(), SETS[0], {"4/cosine": saes()["4/cosine"]}, **HOW)
     (ax,) = [ax for ax in found.plot().axes if ax.get_visible()]
     assert len(points(ax)) == 1
+    assert "delete-one-text jackknife" in " ".join(found.plot()._supxlabel.get_text().split())

