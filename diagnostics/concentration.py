@@ -17,19 +17,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diagnostics.concentration_summary import NOTE, curve, summary_of
+from diagnostics.edit_bench import PLACEBOS, Bench, parts
 from diagnostics.firings import Firings
 from diagnostics.frames import each, lines_of, where
-from diagnostics.interaction_summary import terminal
-from diagnostics.latent_pairs import removals, strongest, token_items, turned
-from diagnostics.latent_study import PLACEBOS, Bench, Items, run_latent_study
+from diagnostics.latent_results import LatentResult
+from diagnostics.latent_study import Items, check_numbers, run_latent_study, token_items
 from diagnostics.logit_changes import cosine, kl_of, rms
-from diagnostics.probes import Probe, probes_of
-from diagnostics.results import Result
+from diagnostics.probes import Probe
 from diagnostics.sampling import generator
-from diagnostics.study import Clean, Settings
-from interventions.errors import ResultError
-from interventions.models import wrap
-from interventions.texts import Prompts, as_prompts
+from diagnostics.strongest_latents import removals, strongest, turned
+from diagnostics.study import Clean
+from interventions.texts import Prompts
 
 EDITS = ("remove", "keep", *PLACEBOS)
 """remove: the first n of the order; keep: these alone of the active ones, the others removed and the SAE's error kept; placebos:
@@ -48,15 +46,11 @@ sum_cosine, sum_ratio: cosine of Σ Δℓ_i and the joint Δℓ, and rms of the 
 
 
 @dataclass(frozen=True)
-class Concentration(Result):
+class Concentration(LatentResult):
     """KL as latents of a token are removed or kept one after another; see `COLUMNS`."""
 
     NAME: ClassVar[str] = "causal_concentration"
-
-    @property
-    def saes(self) -> list[str]:
-        """Names of the SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
+    NOTE: ClassVar[str] = NOTE
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -72,26 +66,11 @@ class Concentration(Result):
         """Share of the joint effect against the share of active latents removed (or kept), with its interval."""
         return curve(lines_of(self.frame, sae=sae, edit=edit, order=order), edit == "keep")
 
-    def summary(self) -> pd.DataFrame:
-        """One row an SAE, edit and order: latents for 50, 80 and 90 % of the joint effect, and how single effects add up."""
-        return pd.DataFrame([{k: str(v) if hasattr(v, "se") else v for k, v in g.items()} for g in self.groups])
-
-    def table(self) -> str:
-        """The summary as text, for a terminal."""
-        return terminal(self.summary(), NOTE, self.provenance)
-
     def plot(self) -> Any:
         """Share of the joint effect against the share of latents. Returns a matplotlib Figure."""
         from diagnostics.interaction_plots import plot_concentration
 
         return plot_concentration(self)
-
-    def figures(self) -> dict[str, Any]:
-        """The curves."""
-        return {self.NAME: self.plot()}
-
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False) + f"<p>{NOTE}</p>"
 
 
 @torch.no_grad()
@@ -118,10 +97,7 @@ def causal_concentration(
     A row for each active latent and edit: ten times as many rows a token as latents are active there.
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source: ours.
     """
-    model = wrap(model)
-    prompts = as_prompts(prompts, model.tokenizer)
-    if n_tokens < 1:
-        raise ResultError(f"n_tokens {n_tokens}; expected 1 or more")
+    check_numbers(n_tokens=n_tokens)
 
     def choose(clean: Clean, probe: Probe, firings: Firings) -> Items:
         items = token_items(clean, firings, n_tokens)
@@ -135,14 +111,12 @@ def causal_concentration(
         return Items(where(items.table, n > 0), items.said | said)
 
     def compute(bench: Bench, items: pd.DataFrame) -> pd.DataFrame:
-        return pd.concat([_token(bench, items.iloc[[row]].reset_index(drop=True)) for row in range(len(items))])
+        return pd.concat([_token(bench, item) for item in parts(items, 1)])
 
-    settings = Settings(sites=(), sink_filter=sink_filter, seed=seed, path=path)
-    study = run_latent_study(
-        Concentration.NAME, model, prompts, probes_of(saes, model, None), choose, compute, settings,
-        {"n_tokens": n_tokens, "finite": ["kl", "kl_all"]}, folder=folder, overwrite=overwrite, progress=progress,
+    return run_latent_study(
+        Concentration, model, prompts, saes, choose, compute, {"n_tokens": n_tokens}, ("kl", "kl_all"),
+        sink_filter=sink_filter, seed=seed, path=path, folder=folder, overwrite=overwrite, progress=progress,
     )  # fmt: skip
-    return Concentration(study.frame, study.tokens, study.provenance)
 
 
 def _token(bench: Bench, item: pd.DataFrame) -> pd.DataFrame:
@@ -166,7 +140,7 @@ def _token(bench: Bench, item: pd.DataFrame) -> pd.DataFrame:
     curves |= {(kind, "size"): deltas[kind].cumsum(0) for kind in PLACEBOS}
     vectors = x + torch.cat(list(curves.values()))
     kl = bench.measured(item, vectors[None])["kl"].double().view(len(curves), n).numpy()
-    dose = (vectors.to(bench.clean.model.dtype).to(x) - x).norm(dim=1).view(len(curves), n).cpu().numpy()
+    dose = bench.dose(x, vectors[None]).view(len(curves), n).cpu().numpy()
     tables = []
     for row, (edit, order) in enumerate(curves):
         own = edit if edit in PLACEBOS else "remove"
@@ -216,11 +190,6 @@ def _added(
 
 
 def _lot(bench: Bench, item: pd.DataFrame, n: int) -> Int[np.ndarray, "n"]:
-    labels = (
-        bench.clean.settings.seed,
-        "order",
-        bench.probe.label,
-        int(item.loc[0, "target_prompt"]),
-        int(item.loc[0, "target_position"]),
-    )
-    return torch.randperm(n, generator=generator(*labels)).numpy()
+    token = (int(item.loc[0, name]) for name in ("target_prompt", "target_position"))
+    stream = generator(bench.clean.settings.seed, "order", bench.probe.label, *token)
+    return torch.randperm(n, generator=stream).numpy()

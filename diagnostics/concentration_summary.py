@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.frames import each, totals, where
-from diagnostics.interaction_summary import from_sums
+from diagnostics.interaction_summary import columns_of, from_sums, mean_of
 from diagnostics.statistics import from_deletions, mean
 
 NOTE = (
@@ -35,11 +35,11 @@ def counts(lines: pd.DataFrame, share: float, keep: bool) -> pd.DataFrame:
 
 def summary_of(lines: pd.DataFrame, wanted: Sequence[float], keep: bool) -> dict[str, Any]:
     """Of one SAE, edit and order."""
-    last = where(lines, lines["n"] == lines["n_active"]).assign(one=1.0)
+    last = where(lines, lines["n"] == lines["n_active"])
     found: dict[str, Any] = {
         "tokens": len(last),
-        "active": from_sums(last, ["n_active", "one"], lambda a, n: a / n),
-        "KL of all": from_sums(last, ["kl_all", "one"], lambda a, n: a / n),
+        "active": mean_of(last, "n_active"),
+        "KL of all": mean_of(last, "kl_all"),
     }
     for share in wanted:
         n = counts(lines, share, keep).dropna()
@@ -49,7 +49,7 @@ def summary_of(lines: pd.DataFrame, wanted: Sequence[float], keep: bool) -> dict
     if len(known):
         found["KL of Σ / KL of all"] = from_sums(known, ["kl_sum", "kl_all"], lambda a, b: a / b, "log")
         for name, said in (("sum_cosine", "cosine of Σ"), ("sum_ratio", "size of Σ")):
-            found[said] = from_sums(known, [name, "one"], lambda a, n: a / n)
+            found[said] = mean_of(known, name)
     return found
 
 
@@ -74,11 +74,4 @@ def curve(lines: pd.DataFrame, keep: bool) -> pd.DataFrame:
     if keep:
         theta, by_prompt = 1 - theta, 1 - by_prompt
     found = [from_deletions(float(t), b, len(alls)) for t, b in zip(theta, by_prompt.T, strict=True)]
-    return pd.DataFrame(
-        {
-            "share_of_latents": GRID,
-            "value": [e.value for e in found],
-            "low": [e.low for e in found],
-            "high": [e.high for e in found],
-        }
-    )
+    return pd.DataFrame({"share_of_latents": GRID} | columns_of(found))

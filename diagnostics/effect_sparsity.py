@@ -16,20 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diagnostics.edit_bench import PLACEBOS, Bench, repeated
 from diagnostics.firings import Firings, chosen_latents
 from diagnostics.frames import lines_of, totals, where
-from diagnostics.interaction_summary import from_sums, terminal
-from diagnostics.latent_study import PLACEBOS, Bench, Items, run_latent_study
+from diagnostics.interaction_summary import columns_of, mean_of
+from diagnostics.latent_results import LatentResult
+from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study
 from diagnostics.logit_changes import kl_of
-from diagnostics.probes import Probe, probes_of
-from diagnostics.results import Result
+from diagnostics.probes import Probe
 from diagnostics.sampling import hash_keys
 from diagnostics.statistics import log_ratio_of_means
-from diagnostics.study import Clean, Settings
+from diagnostics.study import Clean
 from interventions.edits import matched_placebo
-from interventions.errors import ResultError
-from interventions.models import wrap
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts
 
 EDITS = ("latent", "channel", *PLACEBOS, "self")
 """latent: −z_i·d_i; channel: one coordinate of the stream set to its mean over the usable tokens, by lot; placebos: random edits of the
@@ -49,15 +48,11 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class AblationSparsity(Result):
+class AblationSparsity(LatentResult):
     """How sparse the effects of ablations are, row by row; see `COLUMNS`."""
 
     NAME: ClassVar[str] = "ablation_sparsity"
-
-    @property
-    def saes(self) -> list[str]:
-        """Names of the SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
+    NOTE: ClassVar[str] = NOTE
 
     def clear(self, sae: str, edit: str) -> tuple[pd.DataFrame, int]:
         """The lines of an SAE and edit that are clear of rounding, and how many are not."""
@@ -76,13 +71,13 @@ class AblationSparsity(Result):
                 lines, lost = self.clear(sae, edit)
                 if not len(lines):
                     continue
-                lines, prompt = lines.assign(one=1.0, all=lines[horizon].sum(axis=1)), lines["target_prompt"].to_numpy()
+                lines, prompt = lines.assign(all=lines[horizon].sum(axis=1)), lines["target_prompt"].to_numpy()
                 after = lines["all"].to_numpy() - lines["kl_at_0"].to_numpy()
                 found.append(
                     {"sae": sae, "edit": edit, "rows": len(lines), "within rounding": lost,
-                     "sparsity": from_sums(lines, ["sparsity", "one"], lambda a, n: a / n),
-                     "dose": from_sums(lines, ["delta_norm", "one"], lambda a, n: a / n),
-                     "KL": from_sums(lines, ["all", "one"], lambda a, n: a / n),
+                     "sparsity": mean_of(lines, "sparsity"),
+                     "dose": mean_of(lines, "delta_norm"),
+                     "KL": mean_of(lines, "all"),
                      "beyond the token": log_ratio_of_means(np.maximum(after, 0), lines["all"].to_numpy(), prompt)}
                 )  # fmt: skip
         return found
@@ -100,40 +95,15 @@ class AblationSparsity(Result):
 
     def horizon(self, sae: str, edit: str) -> pd.DataFrame:
         """Mean KL at each position of the horizon, nats, with its interval (of its logarithm)."""
-        lines = self.clear(sae, edit)[0].assign(one=1.0)
-        found = [
-            from_sums(lines, [f"kl_at_{j}", "one"], lambda a, n: a / n, "log")
-            for j in range(self.provenance["horizon"])
-        ]
-        return pd.DataFrame(
-            {
-                "position": range(len(found)),
-                "value": [e.value for e in found],
-                "low": [e.low for e in found],
-                "high": [e.high for e in found],
-            }
-        )
-
-    def summary(self) -> pd.DataFrame:
-        """One row an SAE and edit."""
-        return pd.DataFrame([{k: str(v) if hasattr(v, "se") else v for k, v in g.items()} for g in self.groups])
-
-    def table(self) -> str:
-        """The summary as text, for a terminal."""
-        return terminal(self.summary(), NOTE, self.provenance)
+        lines = self.clear(sae, edit)[0]
+        found = [mean_of(lines, f"kl_at_{j}", "log") for j in range(self.provenance["horizon"])]
+        return pd.DataFrame({"position": range(len(found))} | columns_of(found))
 
     def plot(self) -> Any:
         """Sparsity by edit, and KL along the horizon. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_sparsity
 
         return plot_sparsity(self)
-
-    def figures(self) -> dict[str, Any]:
-        """Sparsity and horizon."""
-        return {self.NAME: self.plot()}
-
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False) + f"<p>{NOTE}</p>"
 
 
 @torch.no_grad()
@@ -162,17 +132,13 @@ def ablation_sparsity(
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source:
     arXiv:2406.04093 (latents 10–14 %, channels of the residual stream about 60 %); the placebos and the floor are ours.
     """
-    model = wrap(model)
-    prompts = as_prompts(prompts, model.tokenizer)
-    if tokens_per_latent < 1 or horizon < 1 or min_active < 1:
-        raise ResultError(
-            f"tokens_per_latent {tokens_per_latent}, horizon {horizon}, min_active {min_active}; expected 1 or more"
-        )
+    check_numbers(tokens_per_latent=tokens_per_latent, horizon=horizon, min_active=min_active)
+    asked = asked_latents(latents)
 
     def choose(clean: Clean, probe: Probe, firings: Firings) -> Items:
         room = firings.position + horizon <= clean.length[firings.prompt]
         near = firings.among(room)
-        drawn = chosen_latents(near, latents, clean.settings.seed, probe, min_active)
+        drawn = chosen_latents(near, asked, clean.settings.seed, probe, min_active)
         table = near.some(drawn, tokens_per_latent, clean.settings.seed, f"sparsity/{probe.label}")
         key = hash_keys(
             clean.settings.seed,
@@ -193,19 +159,11 @@ def ablation_sparsity(
         rows = len(EDITS) * horizon
         return pd.concat([_ablated(bench, some, mean, horizon) for some in bench.batches(items, rows)])
 
-    own = {
-        "latents": latents if isinstance(latents, int) else [int(i) for i in latents],
-        "tokens_per_latent": tokens_per_latent,
-        "horizon": horizon,
-        "min_active": min_active,
-        "finite": ["kl_at_0", "l2", "delta_norm"],
-    }
-    study = run_latent_study(
-        AblationSparsity.NAME, model, prompts, probes_of(saes, model, None), choose, compute,
-        Settings(sites=(), sink_filter=sink_filter, seed=seed, path=path), own,
-        folder=folder, overwrite=overwrite, progress=progress,
+    own = {"latents": asked, "tokens_per_latent": tokens_per_latent, "horizon": horizon, "min_active": min_active}
+    return run_latent_study(
+        AblationSparsity, model, prompts, saes, choose, compute, own, ("kl_at_0", "l2", "delta_norm"),
+        sink_filter=sink_filter, seed=seed, path=path, folder=folder, overwrite=overwrite, progress=progress,
     )  # fmt: skip
-    return AblationSparsity(study.frame, study.tokens, study.provenance)
 
 
 def sparsity(change: Float[Tensor, "row pos vocab"]) -> dict[str, Float[Tensor, "row"]]:
@@ -217,9 +175,7 @@ def sparsity(change: Float[Tensor, "row pos vocab"]) -> dict[str, Float[Tensor, 
 
 def _ablated(bench: Bench, items: pd.DataFrame, mean: Float[Tensor, "d_model"], horizon: int) -> pd.DataFrame:
     x = bench.x(items)
-    latent, channel = (
-        torch.from_numpy(items[c].to_numpy(np.int64, copy=True)).to(x.device) for c in ("latent", "channel")
-    )
+    latent, channel = (bench.column(items, name) for name in ("latent", "channel"))
     z = torch.from_numpy(items["z"].to_numpy(copy=True)).to(x)
     removed = x - z[:, None] * bench.sae.W_dec[latent].to(x)
     edited = [removed, x.scatter(1, channel[:, None], mean[channel][:, None])]
@@ -233,10 +189,10 @@ def _ablated(bench: Bench, items: pd.DataFrame, mean: Float[Tensor, "d_model"], 
         torch.stack([kl_of(clean[i, j], change[i, :, j]) for j in range(horizon)], dim=1) for i in range(len(items))
     ]).flatten(0, 1)  # fmt: skip
     n = len(EDITS)
-    table = items.loc[items.index.repeat(n)].reset_index(drop=True)
+    table = repeated(items, n)
     table["edit"] = np.tile(EDITS, len(items))
     table["channel"] = table["channel"].where(table["edit"] == "channel", -1)
-    table["delta_norm"] = (vectors.to(bench.clean.model.dtype).to(x) - x[:, None]).norm(dim=-1).flatten().cpu().numpy()
+    table["delta_norm"] = bench.dose(x, vectors).flatten().cpu().numpy()
     for name, value in found.items():
         table[name] = value.cpu().numpy()
     for j, column in enumerate(kl.T.cpu().numpy()):

@@ -11,9 +11,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from diagnostics.edit_bench import PLACEBOS
 from diagnostics.frames import each, lines_of, where
 from diagnostics.interaction_summary import from_sums
-from diagnostics.latent_study import PLACEBOS
 from diagnostics.plots import STYLE
 from diagnostics.sae_plots import looks
 from diagnostics.statistics import FEW_PROMPTS
@@ -80,8 +80,9 @@ def plot_interactions(result: "Interactions") -> Figure:
         axes[-1, 0].set_xlabel("rms(joint − sum) / (rms(i) + rms(j))")
         axes[-1, 1].set_xlabel("rms(i) + rms(j), logits")
         axes[0, 0].legend(loc="upper left")
+        pairs = len(lines_of(result.frame, kind="latents"))
         words = (
-            f"All pairs of the {result.provenance['per_token']} active latents of largest |z|‖d‖ at a token, {len(result.frame) // 3:,} in all. "
+            f"All pairs of the {result.provenance['per_token']} active latents of largest |z|‖d‖ at a token, {pairs:,} in all. "
             "Placebos: the token's edits turned about x as one, so that every norm and every cosine is kept. Right: ratios of sums in bins "
             f"of equal width, those of fewer than 20 prompts left out. {INTERVALS}"
         )

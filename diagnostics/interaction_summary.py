@@ -30,8 +30,18 @@ def from_sums(
     return from_deletions(theta, np.asarray(left, dtype=float), len(table), transform=transform)
 
 
+def mean_of(table: pd.DataFrame, column: str, transform: Any = None) -> Estimate:
+    """The mean of a column, with its delete-one-prompt jackknife interval."""
+    return from_sums(table.assign(one=1.0), [column, "one"], lambda a, n: a / n, transform)
+
+
+def columns_of(estimates: Sequence[Estimate]) -> dict[str, list[float]]:
+    """Values and ends of intervals, as a table's columns."""
+    return {name: [getattr(e, name) for e in estimates] for name in ("value", "low", "high")}
+
+
 def pair_summary(table: pd.DataFrame, sae: str, kind: str, real: str) -> dict[str, Any]:
-    """Of one SAE's lines of one kind; `over real`: the latents' interaction over this kind's."""
+    """Of one SAE's lines of one kind. `latents / kind`: the latents' interaction over this kind's, of the pairs that have both."""
     keys = ["target_prompt", "target_position", "latent_i", "latent_j"]
     parts = {name: table[table["kind"] == name].set_index(keys) for name in dict.fromkeys((real, kind))}
     own = parts[kind].reset_index()
@@ -52,12 +62,10 @@ def pair_summary(table: pd.DataFrame, sae: str, kind: str, real: str) -> dict[st
             own["spread_interaction"].to_numpy(), (own["spread_i"] + own["spread_j"]).to_numpy(), prompt
         ),
         "latents / kind": from_sums(both.reset_index(), order, lambda a, b, c, d: (a / b) / (c / d), "log"),
-        "joint KL": from_sums(own.assign(one=1.0), ["kl_joint", "one"], lambda a, n: a / n),
+        "joint KL": mean_of(own, "kl_joint"),
         "KL beyond sum / joint KL": from_sums(own.assign(beyond=beyond), ["beyond", "kl_joint"], lambda a, b: a / b),
-        "singles' KL": from_sums(
-            own.assign(one=2.0, both=own["kl_i"] + own["kl_j"]), ["both", "one"], lambda a, n: a / n
-        ),
-        "dose": from_sums(own.assign(one=1.0), ["delta_norm", "one"], lambda a, n: a / n),
+        "singles' KL": mean_of(own.assign(both=(own["kl_i"] + own["kl_j"]) / 2), "both"),
+        "dose": mean_of(own, "delta_norm"),
         "noise": float(own["noise_rms"].mean() / (bottom.mean() or np.nan)),
     }
 
@@ -97,11 +105,3 @@ def pair_matrix(table: pd.DataFrame, real: str, null: str, at_least: int, most: 
     np.fill_diagonal(distance, 0)
     order = leaves_list(linkage(squareform(distance, checks=False), "average", optimal_ordering=True))
     return matrix.iloc[order, order]
-
-
-def terminal(summary: pd.DataFrame, note: str, provenance: dict[str, Any]) -> str:
-    """A summary as text, with what was dropped and what served in place of replay."""
-    said = {"rows dropped": provenance["rows_dropped"], "full forward passes": provenance["why_hooks"]}
-    return "\n".join(
-        [summary.to_string(index=False), note, *(f"{what}: {which}" for what, which in said.items() if which)]
-    )

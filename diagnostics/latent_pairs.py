@@ -12,22 +12,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from diagnostics.edit_bench import PLACEBOS, Bench
 from diagnostics.firings import Firings
 from diagnostics.frames import lines_of, where
-from diagnostics.interaction_summary import NOTE, pair_matrix, pair_summary, terminal
-from diagnostics.latent_study import PLACEBOS, Bench, Items, run_latent_study
+from diagnostics.interaction_summary import NOTE, pair_matrix, pair_summary
+from diagnostics.latent_results import LatentResult
+from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study, token_items
 from diagnostics.logit_changes import kl_of, rms, spread
-from diagnostics.probes import Probe, probes_of
-from diagnostics.results import Result
-from diagnostics.rotated_edits import rotated_edits
-from diagnostics.sampling import ranked_tokens
-from diagnostics.study import Clean, Settings
-from interventions.errors import ResultError
-from interventions.models import wrap
-from interventions.texts import Prompts, as_prompts
+from diagnostics.probes import Probe
+from diagnostics.strongest_latents import removals, strongest, turned
+from diagnostics.study import Clean
+from interventions.texts import Prompts
 
 LATENTS = "latents"
 KINDS = (LATENTS, *PLACEBOS)
@@ -43,15 +40,11 @@ kl_sum: KL(p ‖ softmax(ℓ + Δℓ_i + Δℓ_j)), nats. noise_rms: of the toke
 
 
 @dataclass(frozen=True)
-class Interactions(Result):
+class Interactions(LatentResult):
     """What removing pairs of latents did, pair by pair. The table has a line for each SAE × token × pair × kind; see `COLUMNS`."""
 
     NAME: ClassVar[str] = "interactions"
-
-    @property
-    def saes(self) -> list[str]:
-        """Names of the SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
+    NOTE: ClassVar[str] = NOTE
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -62,14 +55,6 @@ class Interactions(Result):
         """Interaction minus that of its placebo between tokens, of the latents with most pairs; see `pair_matrix`."""
         some = lines_of(self.frame, sae=sae or self.saes[0])
         return pair_matrix(some, LATENTS, PLACEBOS[0], at_least or self.provenance["min_tokens"], most)
-
-    def summary(self) -> pd.DataFrame:
-        """One row an SAE and kind of pair: interaction, KL beyond the sum, ratio to the placebos, with intervals."""
-        return pd.DataFrame([{k: str(v) if hasattr(v, "se") else v for k, v in g.items()} for g in self.groups])
-
-    def table(self) -> str:
-        """The summary as text, for a terminal."""
-        return terminal(self.summary(), NOTE, self.provenance)
 
     def plot(self) -> Any:
         """Distributions of interactions beside their placebos'. Returns a matplotlib Figure."""
@@ -92,8 +77,12 @@ class Interactions(Result):
         }
         return {self.NAME: self.plot()} | maps
 
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False) + f"<p>{NOTE}</p>"
+    def write(self, folder: Path) -> list[str]:
+        """Table, tokens, summary with provenance, and figures, into a folder; the names of the files."""
+        for end in ("png", "svg"):  # of another run, whose SAEs had other names or enough pairs
+            for old in folder.glob(f"{self.NAME}_matrix_*.{end}"):
+                old.unlink()
+        return super().write(folder)
 
 
 @torch.no_grad()
@@ -121,48 +110,32 @@ def interactions(
     ℓ, p: the clean logits and distribution; an edit subtracts z_i·d_i. saes: an SAE (anything that `as_sae` takes) or several by
     name, each at its own site. n_tokens: drawn from the usable ones, the same for all SAEs. per_token: all pairs of so many latents
     of the largest |z|‖d‖; with `latents`, of these alone (a number: the so many that fire most often), and tokens are drawn where at
-    least two of them are active, so that pairs recur and the matrix fills. Beside each pair
-    stand two of like geometry (`rotated_edits`): all edits of the token turned about x as one, towards differences of two other
-    tokens' activations and isotropically. min_tokens: tokens at which a pair must meet to stand in the matrix.
+    least two of them are active, so that pairs recur and the matrix fills: other tokens for each SAE. Beside each pair stand two of
+    like geometry (`rotated_edits`): all edits of the token turned about x as one, towards differences of two other tokens'
+    activations and isotropically. min_tokens: tokens at which a pair must meet to stand in the matrix.
 
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source: pairs
     and geometry-matched controls after arXiv:2605.03160; interactions in logit space are ours.
     """
-    model = wrap(model)
-    prompts = as_prompts(prompts, model.tokenizer)
-    if n_tokens < 1 or per_token < 2 or min_tokens < 1:
-        raise ResultError(
-            f"n_tokens {n_tokens}, per_token {per_token}, min_tokens {min_tokens}; expected 1, 2 and 1 or more"
-        )
-    probes = probes_of(saes, model, None)
-    named = latents if latents is None or isinstance(latents, int) else np.unique(latents).tolist()
-    among = list(range(named)) if isinstance(named, int) else named
-    if among is not None and (len(among) < 2 or among[0] < 0 or any(len(probe) <= among[-1] for probe in probes)):
-        raise ResultError(f"latents {latents}; expected two or more, below {min(map(len, probes))}")
+    check_numbers(n_tokens=n_tokens, min_tokens=min_tokens)
+    check_numbers(2, per_token=per_token)
+    named = None if latents is None else asked_latents(latents)
+    if named is not None:
+        check_numbers(2, latents=named if isinstance(named, int) else len(set(named)))
 
     def choose(clean: Clean, probe: Probe, firings: Firings) -> Items:
         return token_items(clean, firings, n_tokens, _of_those(firings, named))
 
     def compute(bench: Bench, items: pd.DataFrame) -> pd.DataFrame:
         some = _of_those(bench.firings, named)
-        return pd.concat(
-            [_pairs(bench, part, per_token, some) for part in bench.batches(items, rows)], ignore_index=True
-        )
+        rows = 1 + len(KINDS) * per_token * (per_token + 1) // 2
+        return pd.concat([_pairs(bench, part, per_token, some) for part in bench.batches(items, rows)])
 
-    rows = 1 + len(KINDS) * per_token * (per_token + 1) // 2
-    own = {
-        "n_tokens": n_tokens,
-        "per_token": per_token,
-        "latents": named,
-        "min_tokens": min_tokens,
-        "finite": ["rms_interaction", "rms_i", "rms_j", "kl_joint", "kl_sum"],
-    }
-    settings = Settings(sites=(), sink_filter=sink_filter, seed=seed, path=path)
-    study = run_latent_study(
-        Interactions.NAME, model, prompts, probes, choose, compute, settings, own,
-        folder=folder, overwrite=overwrite, progress=progress,
+    own = {"n_tokens": n_tokens, "per_token": per_token, "latents": named, "min_tokens": min_tokens}
+    return run_latent_study(
+        Interactions, model, prompts, saes, choose, compute, own, ("rms_interaction", "rms_i", "rms_j", "kl_joint", "kl_sum"),
+        sink_filter=sink_filter, seed=seed, path=path, folder=folder, overwrite=overwrite, progress=progress,
     )  # fmt: skip
-    return Interactions(study.frame, study.tokens, study.provenance)
 
 
 def _of_those(firings: Firings, latents: int | list[int] | None) -> np.ndarray | None:
@@ -170,52 +143,6 @@ def _of_those(firings: Firings, latents: int | list[int] | None) -> np.ndarray |
     if latents is None or not isinstance(latents, int):
         return None if latents is None else np.array(latents)
     return np.sort(np.argsort(-firings.count, kind="stable")[:latents])
-
-
-def token_items(clean: Clean, firings: Firings, n_tokens: int, among: np.ndarray | None = None) -> Items:
-    """The first usable tokens of an order fixed by the seed; with `among`, of those at which two of these latents are active."""
-    prompt, position = ranked_tokens(clean.length, clean.settings.seed, "target")
-    good = clean.usable.copy()
-    if among is not None:
-        entry = np.isin(firings.active.latent, among)
-        met = np.bincount(firings.active.token[entry], minlength=firings.active.n_tokens) >= 2
-        good[firings.prompt, firings.position] &= met
-    some = np.flatnonzero(good[prompt, position])[:n_tokens]
-    left_out = {reason: int(bad.sum()) for reason, bad in clean.filter.reasons.items() if reason != "padding"}
-    said = {"tokens": len(some), "asked": n_tokens, "usable": int(clean.usable.sum()), "tokens left out": left_out}
-    said |= {} if among is None else {"tokens with two of the latents": int(good.sum())}
-    return Items(pd.DataFrame({"target_prompt": prompt[some], "target_position": position[some]}), said)
-
-
-def strongest(
-    bench: Bench, x: Float[Tensor, "item d_model"], k: int | None = None, among: np.ndarray | None = None
-) -> tuple[Int[Tensor, "item k"], Float[Tensor, "item k"]]:
-    """Each token's active latents by falling |z|‖d‖ (None: all of them), padded with −1, and their z, padded with 0."""
-    z = bench.sae.encode(x.to(bench.sae.W_dec))
-    size = z.abs() * bench.sae.W_dec.norm(dim=1)
-    if among is not None:
-        allowed = torch.zeros_like(size[0])
-        allowed[torch.from_numpy(among).to(size.device)] = 1
-        size = size * allowed
-    size, index = size.topk(min(k or int((size > 0).sum(1).max().clamp(min=1)), size.shape[1]), dim=1)
-    return index.masked_fill(size == 0, -1), z.gather(1, index).masked_fill(size == 0, 0)
-
-
-def removals(bench: Bench, index: Int[Tensor, "item k"], z: Float[Tensor, "item k"]) -> Float[Tensor, "item k d_model"]:
-    """−z_i·d_i of each token's latents; 0 in the padding."""
-    return -z[..., None] * bench.sae.W_dec[index.clamp(min=0)]
-
-
-def turned(
-    bench: Bench,
-    kind: str,
-    items: pd.DataFrame,
-    x: Float[Tensor, "item d_model"],
-    deltas: Float[Tensor, "item k d_model"],
-) -> Float[Tensor, "item k d_model"]:
-    """Each token's edits turned about its x as one, in directions of one of `PLACEBOS`."""
-    towards = bench.towards(kind, items, deltas.shape[1], "rotated")
-    return torch.stack([rotated_edits(*some) for some in zip(x, deltas, towards, strict=True)])
 
 
 def _pairs(bench: Bench, items: pd.DataFrame, per_token: int, among: np.ndarray | None) -> pd.DataFrame:
@@ -230,7 +157,7 @@ def _pairs(bench: Bench, items: pd.DataFrame, per_token: int, among: np.ndarray 
         edits += [delta, delta[:, i] + delta[:, j]]
     vectors = x[:, None] + torch.cat(edits, dim=1)
     logits = bench.logits(items, vectors)
-    moved = (vectors.to(bench.clean.model.dtype).to(x) - x[:, None]).norm(dim=-1)
+    moved = bench.dose(x, vectors)
     found = []
     there = ((index[:, i] >= 0) & (index[:, j] >= 0)).cpu().numpy()
     for row, clean in enumerate(bench.clean_logits(items)):

@@ -1,41 +1,36 @@
-"""What diagnostics of single latents at single tokens share: where latents fire, edited rows measured, work units, provenance.
+"""What diagnostics of single latents at single tokens share: where latents fire, work units, provenance.
 
 A diagnostic says at which tokens it asks (`Items`) and what it does with some of them at a `Bench`; a study runs this SAE by SAE,
 shard by shard, and keeps what a reader must know.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from diagnostics.active_latents import active_latents
+from diagnostics.edit_bench import Bench
 from diagnostics.firings import Firings
 from diagnostics.frames import where
-from diagnostics.probes import Probe
+from diagnostics.latent_results import LatentResult
+from diagnostics.probes import Probe, probes_of
 from diagnostics.results import model_provenance
-from diagnostics.sampling import generator
-from diagnostics.study import SHARD, Clean, Settings, Study
-from diagnostics.units import Done, Tick, Unit, Units
-from interventions.edits import random_like
-from interventions.effects import Effects, intervened_logits, measure
+from diagnostics.sampling import ranked_tokens
+from diagnostics.study import SHARD, Clean, Settings
+from diagnostics.units import Done, Tick, Unit, Units, narrowed
 from interventions.errors import ResultError
-from interventions.metrics import TokenMetric
-from interventions.models import CausalModel
-from interventions.replay import unembed
-from interventions.texts import Prompts
-from sae_models.sae import SAE
+from interventions.models import CausalModel, wrap
+from interventions.texts import Prompts, as_prompts
 
-LOGITS, LOGITS_GPU = 2**24, 2**27
-"""Logits held at once; what is formed of them takes several times as much."""
-PLACEBOS = ("placebo_token", "placebo_isotropic")
-"""Random directions of two kinds: along differences of two other tokens' activations, and isotropic."""
+R = TypeVar("R", bound=LatentResult)
 
 
 @dataclass(frozen=True)
@@ -48,144 +43,80 @@ class Items:
     """what was drawn and what was dropped"""
 
 
-@dataclass(eq=False)
-class Bench:
-    """Edits at tokens of one shard, of one SAE."""
-
-    clean: Clean
-    probe: Probe
-    firings: Firings
-    shard: int
-    notes: dict[str, Any]
-    tick: Tick = field(default=lambda n: None)
-
-    @property
-    def sae(self) -> SAE:
-        assert self.probe.sae is not None
-        return self.probe.sae
-
-    @property
-    def device(self) -> torch.device:
-        return self.clean.model.device
-
-    @property
-    def at_once(self) -> int:
-        """Rows whose logits are held at once."""
-        room = LOGITS if self.device.type == "cpu" else LOGITS_GPU
-        return max(1, room // self.clean.model.vocab_size)
-
-    def x(self, items: pd.DataFrame) -> Float[Tensor, "item d_model"]:
-        """What stands at the items' tokens, float32 at least."""
-        where = (items[name].to_numpy(np.int64, copy=True) for name in ("target_prompt", "target_position"))
-        x = self.clean.at(self.probe.site, *where)
-        return x if x.dtype == torch.float64 else x.float()
-
-    def measured(
-        self,
-        items: pd.DataFrame,
-        vectors: Float[Tensor, "item row d_model"],
-        metrics: Sequence[str | TokenMetric] = ("kl",),
-    ) -> Effects:
-        """Effects of several vectors at each item's token, `[item · row]`."""
-        prompt, position = self._tokens(items, vectors.shape[1])
-        settings = self.clean.settings
-        effects = measure(
-            self.clean.recording(self.shard), self.probe.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
-            metrics=metrics, path=settings.path, batch_rows=settings.batch_rows,
-        )  # fmt: skip
-        self.note(effects)
-        return effects
-
-    def logits(
-        self, items: pd.DataFrame, vectors: Float[Tensor, "item row d_model"], horizon: int = 1
-    ) -> Float[Tensor, "item row *read vocab"]:
-        """Logits of several vectors at each item's token, float32 at least; for as many as `batches` gives."""
-        prompt, position = self._tokens(items, vectors.shape[1])
-        found = intervened_logits(
-            self.clean.recording(self.shard), self.probe.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
-            horizon=horizon, path=self.clean.settings.path,
-        )  # fmt: skip
-        found = found if found.dtype == torch.float64 else found.float()
-        return found.unflatten(0, vectors.shape[:2])
-
-    def clean_logits(self, items: pd.DataFrame, ahead: int = 0) -> Float[Tensor, "item vocab"]:
-        """The clean logits, so many positions after the items' own."""
-        prompt, position = (t.to(self.device) for t in self._tokens(items, 1))
-        recording = self.clean.recording(self.shard)
-        found = unembed(recording, recording.final_hidden[prompt, position + ahead])
-        return found if found.dtype == torch.float64 else found.float()
-
-    def batches(self, items: pd.DataFrame, rows: int) -> Iterator[pd.DataFrame]:
-        """The items, as many at once as leave room for `rows` logits each."""
-        size = max(1, self.at_once // rows)
-        for start in range(0, len(items), size):
-            yield items.iloc[start : start + size].reset_index(drop=True)
-
-    def towards(self, kind: str, items: pd.DataFrame, n: int, label: str) -> Float[Tensor, "item n d_model"]:
-        """n random directions for each item, of one of `PLACEBOS`, a function of seed, label and the item's token alone."""
-        drawn = []
-        clean, where = self.clean, [int(p) for p in items["target_position"]]
-        for prompt, position in zip(items["target_prompt"].tolist(), where, strict=True):
-            stream = generator(clean.settings.seed, label, kind, self.probe.label, prompt, position)
-            if kind == "placebo_token":
-                drawn.append(clean.between(self.probe.site, n, stream, np.arange(n)))
-            else:
-                drawn.append(random_like(torch.empty(n, clean.model.d_model), stream).to(self.device))
-        return torch.stack(drawn)
-
-    def check(self, items: pd.DataFrame) -> None:
-        """Which path serves and how exact it is, from a few tokens put back as they were; their KL is the noise floor."""
-        some = items.iloc[:16].reset_index(drop=True)
-        effects = self.measured(some, self.x(some)[:, None])
-        self.notes["self_kl"] = float(effects["kl"].max())
-
-    def note(self, effects: Effects) -> None:
-        self.notes["path"] = sorted({*self.notes.get("path", []), effects.path})
-        self.notes["why_hooks"] = self.notes.get("why_hooks") or effects.why_hooks
-        known = self.notes.get("replay_delta")
-        self.notes["replay_delta"] = effects.delta if known is None else float(np.fmax(known, effects.delta))
-
-    def _tokens(self, items: pd.DataFrame, repeats: int) -> tuple[Tensor, Tensor]:
-        prompt, position = (
-            items[name].to_numpy(np.int64).repeat(repeats) for name in ("target_prompt", "target_position")
-        )
-        return torch.from_numpy(prompt - self.clean.shard(self.shard)[0]), torch.from_numpy(position)
-
-
 Choose = Callable[[Clean, Probe, Firings], Items]
 Compute = Callable[[Bench, pd.DataFrame], pd.DataFrame]
 
 
+def check_numbers(least: int = 1, **numbers: int) -> None:
+    """Raise `ResultError` where one of the numbers named is below `least`."""
+    if low := {name: n for name, n in numbers.items() if n < least}:
+        said = ", ".join(f"{name} {n}" for name, n in low.items())
+        raise ResultError(f"{said}; expected {least} or more")
+
+
+def asked_latents(latents: int | Sequence[int]) -> int | list[int]:
+    """How many, or which, as JSON can hold it. Raises `ResultError` for none."""
+    if isinstance(latents, int):
+        check_numbers(latents=latents)
+        return latents
+    if not len(latents):
+        raise ResultError("no latents; give at least one, or how many")
+    return [int(i) for i in latents]
+
+
+def token_items(clean: Clean, firings: Firings, n_tokens: int, among: np.ndarray | None = None) -> Items:
+    """The first usable tokens of an order fixed by the seed; with `among`, of those at which two of these latents are active."""
+    prompt, position = ranked_tokens(clean.length, clean.settings.seed, "target")
+    good = clean.usable.copy()
+    if among is not None:
+        entry = np.isin(firings.active.latent, among)
+        met = np.bincount(firings.active.token[entry], minlength=firings.active.n_tokens) >= 2
+        good[firings.prompt, firings.position] &= met
+    some = np.flatnonzero(good[prompt, position])[:n_tokens]
+    said: dict[str, Any] = {"tokens": len(some), "asked": n_tokens, "usable": int(clean.usable.sum())}
+    said["tokens left out"] = clean.filter.left_out()
+    said |= {} if among is None else {"tokens with two of the latents": int(good.sum())}
+    return Items(pd.DataFrame({"target_prompt": prompt[some], "target_position": position[some]}), said)
+
+
 def run_latent_study(
-    name: str,
-    model: CausalModel,
-    prompts: Prompts,
-    probes: Sequence[Probe],
+    kind: type[R],
+    model: Any,
+    prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
+    saes: Any,
     choose: Choose,
     compute: Compute,
-    settings: Settings,
     own: dict[str, Any],
+    finite: Sequence[str],
     *,
-    folder: Any = None,
-    overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
-) -> Study:
-    """Ask at the items of every SAE, a unit for each SAE and 64 prompts.
+    sink_filter: float | None,
+    seed: int,
+    path: str,
+    folder: str | Path | None,
+    overwrite: bool,
+    progress: Callable[[int, int], object] | None,
+) -> R:
+    """Ask at the items of every SAE, a unit for each SAE and 64 prompts; a result of this kind.
 
     choose: the items of one SAE. compute: the table of some items of one shard, with `target_prompt`, `target_position`. own: the
-    diagnostic's settings, part of the run's identity. Lines that are not finite in a column of `finite` in `own` are dropped and
-    counted. Raises `ResultError` when no line is left.
+    diagnostic's settings, part of the run's identity; `latents`, where they are named there, must exist. Lines that are not finite
+    in a column of `finite` are dropped and counted. Raises `ResultError` when no line is left, and what `probes_of` raises.
     """
-    settings = replace(settings, sites=tuple(dict.fromkeys(probe.site for probe in probes)))
+    model = wrap(model)
+    prompts = as_prompts(prompts, model.tokenizer)
+    probes = probes_of(saes, model, None)
+    _check_exist(own.get("latents"), probes)
+    sites = tuple(dict.fromkeys(probe.site for probe in probes))
+    settings = Settings(sites=sites, sink_filter=sink_filter, seed=seed, path=path)
     settings.check(model)
     identity = {
-        "diagnostic": name,
+        "diagnostic": kind.NAME,
         "settings": own | {k: v for k, v in vars(settings).items() if k != "cache_bytes"},
         "saes": {p.name: p.provenance() for p in probes},
-        "tokens": prompts.tokens,
+        "tokens": hashlib.sha256(json.dumps(prompts.tokens).encode()).hexdigest(),
         **model_provenance(model),
     }
-    runner = _Runner(model, prompts, probes, choose, compute, settings, own.get("finite", ()))
+    runner = _Runner(model, prompts, probes, choose, compute, settings, finite)
     with Units(folder, identity, overwrite) as units:
         planned = runner.units()
         if units.missing(planned):
@@ -197,22 +128,29 @@ def run_latent_study(
         raise ResultError(f"no row is left; drawn: {notes['drawn']}, dropped: {notes['rows_dropped']}")
     frame = pd.concat(tables, ignore_index=True)
     provenance = {
-        "diagnostic": name,
+        "diagnostic": kind.NAME,
         **model_provenance(model),
         "text": prompts.provenance,
-        "sites": [str(site) for site in settings.sites],
+        "sites": [str(site) for site in sites],
         "context": ["in_place"],
         "prompts": len(prompts.tokens),
         "tokens": sum(map(len, prompts.tokens)),
-        "sink_filter": settings.sink_filter,
-        "seed": settings.seed,
+        "sink_filter": sink_filter,
+        "seed": seed,
         "null_models": [],
-        "saes": {p.name: p.provenance() for p in probes},
+        "saes": identity["saes"],
         **own,
         "rows": len(frame),
         **notes,
     }
-    return Study(frame, prompts.tokens, provenance)
+    return kind(frame, prompts.tokens, provenance)
+
+
+def _check_exist(latents: Any, probes: Sequence[Probe]) -> None:
+    named = latents if isinstance(latents, list) else []
+    for probe in probes:
+        if bad := [i for i in named if not 0 <= i < len(probe)]:
+            raise ResultError(f"latents {bad} of {probe.name} do not exist; it has {len(probe)}, from 0 on")
 
 
 class _Runner:
@@ -265,7 +203,9 @@ class _Runner:
         if not len(some):
             return pd.DataFrame(), notes
         bench = Bench(self.clean, probe, firings, unit["shard"], notes, tick)
-        bench.check(some)
+        # Which path serves and how exact it is, from a few tokens put back as they were; their KL is the noise floor.
+        few = some.iloc[:16].reset_index(drop=True)
+        notes["self_kl"] = float(bench.measured(few, bench.x(few)[:, None])["kl"].max())
         table = self.compute(bench, some)
         good = np.isfinite(table[self.finite].to_numpy(float)).all(axis=1)
         if not good.all():
@@ -274,13 +214,7 @@ class _Runner:
         table.insert(0, "sae", probe.name)
         table.insert(1, "layer", probe.site.layer)
         table.insert(2, "point", probe.site.point)
-        return _narrowed(table), notes
-
-
-def _narrowed(table: pd.DataFrame) -> pd.DataFrame:
-    """Whole numbers as int32, others but truth values as float32 (float64 stays), names as strings."""
-    kinds = {"i": "int32", "u": "int32", "O": "str", "U": "str", "T": "str"}
-    return table.astype({name: kinds[c.dtype.kind] for name, c in table.items() if c.dtype.kind in kinds})
+        return narrowed(table), notes
 
 
 def _merged(done: Sequence[Done]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from interventions.errors import EditError
 
+INDEPENDENT = 1e-4
+"""Share of a direction's length that must lie across those before it; rounding of float32 activations leaves some 1e-6."""
+
 
 def rotated_edits(
     x: Float[Tensor, "d_model"], deltas: Float[Tensor, "edit d_model"], towards: Float[Tensor, "random d_model"]
@@ -15,12 +18,13 @@ def rotated_edits(
         R x = x,   Rᵀ R = 1:   δ′_i = R δ_i,   hence  <δ′_i, δ′_j> = <δ_i, δ_j>  and  <δ′_i, x> = <δ_i, x>
 
     So every norm, every cosine to x, every cosine between two edits, and with them the dose and angle of every sum of edits, are
-    kept exactly; all else is random. The edits' parts across x lie in a space of r dimensions; R carries it into the space that
-    the first r of `towards` span across x, orthonormalised in their order (Gaussian rows: a uniformly random rotation; differences
-    of two other tokens' activations: directions that the model's own data take). Formed in float64; the dtype of `deltas`.
+    kept exactly; all else is random. The edits' parts across x lie in a space of r dimensions; R carries it into the space of the
+    first r of `towards` that are linearly independent of x and of each other, orthonormalised in their order (Gaussian rows: a
+    uniformly random rotation; differences of two other tokens' activations: directions that the model's own data take). Give more
+    than there are edits: those that repeat but for rounding, vanish or are not finite are passed over. nan where r are not found.
+    Formed in float64; the dtype of `deltas`.
 
-    Raises `EditError` when there are fewer than r directions, or they do not span r dimensions across x. Source: ours, after the
-    geometry-matched controls of arXiv:2605.03160.
+    Raises `EditError` when there are fewer than r directions. Source: ours, after the geometry-matched controls of arXiv:2605.03160.
     """
     unit = x.double() / x.double().norm()
     wide = deltas.double()
@@ -31,11 +35,22 @@ def rotated_edits(
         return deltas.clone()
     if len(towards) < rank:
         raise EditError(f"{len(towards)} random directions for edits of {rank} dimensions; give at least {rank}")
-    rows = towards[:rank].double()
-    rows = torch.cat([unit[None], rows / rows.norm(dim=-1, keepdim=True)])
-    found, triangle = torch.linalg.qr(rows.T)
-    diagonal = triangle.diagonal()
-    if bool((diagonal.abs() < 1e-9).any()) or not bool(diagonal.isfinite().all()):
-        raise EditError(f"{rank} random directions that do not span {rank} dimensions across x; give others")
-    turned = (found * diagonal.sign())[:, 1:].T
-    return (along + (wide - along) @ basis[:rank].T @ turned).to(deltas)
+    found = _independent(unit, towards.double(), rank)
+    if len(found) < rank:
+        return torch.full_like(deltas, torch.nan)
+    return (along + (wide - along) @ basis[:rank].T @ found).to(deltas)
+
+
+def _independent(
+    unit: Float[Tensor, "d_model"], rows: Float[Tensor, "random d_model"], most: int
+) -> Float[Tensor, "found d_model"]:
+    """The first so many rows that add a dimension to `unit` and those before them, orthonormalised."""
+    found = unit[None]
+    for row in rows / rows.norm(dim=1, keepdim=True):
+        if len(found) > most:
+            break
+        rest = row - found.T @ (found @ row)
+        if bool(rest.norm() > INDEPENDENT):
+            rest = rest - found.T @ (found @ rest)  # once more, for what rounding leaves
+            found = torch.cat([found, rest[None] / rest.norm()])
+    return found[1:]

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from diagnostics.held_out import split
 from diagnostics.inputs import Inputs, short_names
@@ -16,7 +18,7 @@ from sae_models.sae import SAE
 
 @dataclass(frozen=True)
 class SAEInputs(Inputs):
-    """Options shared by these commands; SAEs say themselves where they belong."""
+    """Options shared by these commands. SAEs say themselves where they belong: the command line takes no sites and no horizon."""
 
     saes: tuple[str, ...] = ("standard", "cosine")
     """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of each of --layers"""
@@ -26,12 +28,14 @@ class SAEInputs(Inputs):
     """prompts drawn from the text"""
     held_out: float = 0.1
     """share of the paragraphs that train_sae.py keeps for evaluation; only these are read (0: all are)"""
+    sites: Annotated[tuple[str, ...], tyro.conf.Suppress] = ("resid_post",)
+    horizon: Annotated[str, tyro.conf.Suppress] = "1"
 
     def check(self, files: tuple[str, ...]) -> None:
         """What can be wrong without a model. Raises `MechdiagError`."""
         if self.sites != ("resid_post",) or self.horizon != "1":
             raise MechdiagError(
-                "SAEs say where they belong, and effects are read in place: leave out --sites and --horizon"
+                "SAEs say where they belong, and effects are read in place: leave sites and horizon as they are"
             )
         if not self.saes or not 0 <= self.held_out < 1:
             raise MechdiagError(

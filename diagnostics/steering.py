@@ -13,20 +13,18 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from diagnostics.edit_bench import PLACEBOS, Bench, parts, repeated
 from diagnostics.firings import Firings, chosen_latents, partner_of
-from diagnostics.frames import each
-from diagnostics.interaction_summary import from_sums, terminal
 from diagnostics.latent_logits import direct_logits
-from diagnostics.latent_pairs import token_items
-from diagnostics.latent_study import PLACEBOS, Bench, Items, run_latent_study
-from diagnostics.probes import Probe, probes_of
-from diagnostics.results import Result
-from diagnostics.study import Clean, Settings
+from diagnostics.latent_results import LatentResult
+from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study, token_items
+from diagnostics.probes import Probe
+from diagnostics.steering_summary import NOTE, means, peaks
+from diagnostics.study import Clean
 from interventions.edits import matched_placebo
 from interventions.errors import ResultError
 from interventions.metrics import Probability, Rank, TokenMetric, centred_logits, entropy
-from interventions.models import wrap
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts
 
 STEERED = ("single", "partner", "joint")
 CONDITIONS = (*STEERED, *(f"{edit}_{kind}" for edit in ("single", "joint") for kind in PLACEBOS))
@@ -42,10 +40,6 @@ COLUMNS = (
 )  # fmt: skip
 """Of the table. target_token: whose logit (less the vocabulary's mean), probability and rank (0: most likely) are followed; entropy of
 the steered next-token distribution, nats; norm: ‖x‖ before the edit."""
-NOTE = (
-    "peak: coefficient at which the target token's mean probability is largest; means over latents and tokens, 95 % delete-one-prompt "
-    "jackknife. target: the token that the latent's direction raises most when it is carried straight to the unembedding"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,72 +63,34 @@ class _Entropy(TokenMetric):
 
 
 @dataclass(frozen=True)
-class Steering(Result):
+class Steering(LatentResult):
     """Effects of adding latents, coefficient by coefficient. The table has a line for each latent × token × condition × coefficient;
     see `COLUMNS`."""
 
     NAME: ClassVar[str] = "latent_steering"
-
-    @property
-    def saes(self) -> list[str]:
-        """Names of the SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
+    NOTE: ClassVar[str] = NOTE
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """Means of each SAE, condition and coefficient, with their intervals."""
-        keys = ["sae", "condition", "coefficient"]
-        columns = {
-            "dose": "delta_norm",
-            "KL": "kl",
-            "logit change": "logit_change",
-            "probability": "probability",
-            "entropy": "entropy",
-        }
-        found = []
-        for (sae, condition, c), lines in each(self.frame.assign(one=1.0), keys):
-            means = {said: from_sums(lines, [name, "one"], lambda a, n: a / n) for said, name in columns.items()}
-            found.append({"sae": sae, "condition": condition, "coefficient": c, "rows": len(lines)} | means)
-        return found
+        return means(self.frame)
 
     def peaks(self) -> pd.DataFrame:
-        """Of each SAE and condition: where the target's mean probability is largest (0: unsteered), and whether that
-        lies between two coefficients, 0 left aside (inverted U)."""
-        found = []
-        for (sae, condition), lines in each(self.frame, ["sae", "condition"]):
-            clean = float(lines["clean_probability"].mean())
-            mean = {c: float(some["probability"].mean()) for (c,), some in each(lines, ["coefficient"])}
-            peak = max(sorted({**mean, 0.0: clean}), key=lambda c: {**mean, 0.0: clean}[c])
-            inside = min(0.0, *mean) < peak < max(0.0, *mean) and peak != 0
-            found.append(
-                {"sae": sae, "condition": condition, "clean": clean, "peak": peak, "probability at peak": {**mean, 0.0: clean}[peak],
-                 "at the last": mean[max(mean)], "inverted U": inside}
-            )  # fmt: skip
-        return pd.DataFrame(found)
-
-    def summary(self) -> pd.DataFrame:
-        """One row an SAE, condition and coefficient."""
-        return pd.DataFrame([{k: str(v) if hasattr(v, "se") else v for k, v in g.items()} for g in self.groups])
+        """Of each SAE and condition: where the target's mean probability is largest, and whether it falls again beyond (`peaks`)."""
+        return peaks(self.frame)
 
     def as_dict(self) -> dict[str, Any]:
         return super().as_dict() | {"peaks": self.peaks().to_dict("records")}
 
     def table(self) -> str:
         """The peaks and the means as text, for a terminal."""
-        return self.peaks().to_string(index=False) + "\n\n" + terminal(self.summary(), NOTE, self.provenance)
+        return self.peaks().to_string(index=False) + "\n\n" + super().table()
 
     def plot(self) -> Any:
         """KL, target and entropy against the dose. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_steering
 
         return plot_steering(self)
-
-    def figures(self) -> dict[str, Any]:
-        """The sweep."""
-        return {self.NAME: self.plot()}
-
-    def _repr_html_(self) -> str:
-        return self.peaks().to_html(index=False) + f"<p>{NOTE}</p>"
 
 
 @torch.no_grad()
@@ -169,27 +125,16 @@ def latent_steering(
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source: sweep
     crossed with the joint condition after arXiv:2605.03160; our reconstruction.
     """
-    model = wrap(model)
-    prompts = as_prompts(prompts, model.tokenizer)
     coefficients = [float(c) for c in coefficients]
-    if (
-        n_tokens < 1
-        or not coefficients
-        or len(set(coefficients)) < len(coefficients)
-        or not all(np.isfinite(coefficients))
-    ):
-        raise ResultError(
-            f"n_tokens {n_tokens}, coefficients {coefficients}; expected 1 or more, and numbers, each once"
-        )
-    if unit not in UNITS or min_active < 1:
-        raise ResultError(
-            f"unit {unit!r}, min_active {min_active}; known units: {', '.join(UNITS)}; expected 1 or more"
-        )
-    probes = probes_of(saes, model, None)
+    check_numbers(n_tokens=n_tokens, min_active=min_active)
+    check_coefficients(coefficients)
+    if unit not in UNITS:
+        raise ResultError(f"unit {unit!r}; known: {', '.join(UNITS)}")
+    asked = asked_latents(latents)
 
     def choose(clean: Clean, probe: Probe, firings: Firings) -> Items:
         tokens = token_items(clean, firings, n_tokens)
-        drawn = chosen_latents(firings, latents, clean.settings.seed, probe, min_active)
+        drawn = chosen_latents(firings, asked, clean.settings.seed, probe, min_active)
         found = {
             i: partner_of(firings, i) if partners is None or i not in partners else partners[i] for i in drawn.tolist()
         }
@@ -209,23 +154,23 @@ def latent_steering(
         return Items(tokens.table.merge(pairs, how="cross"), tokens.said | said)
 
     def compute(bench: Bench, items: pd.DataFrame) -> pd.DataFrame:
-        some = max(1, 512 // (len(CONDITIONS) * len(coefficients)))
-        starts = range(0, len(items), some)
-        return pd.concat(
-            [_swept(bench, items.iloc[s : s + some].reset_index(drop=True), coefficients, unit) for s in starts]
-        )
+        size = max(1, 512 // (len(CONDITIONS) * len(coefficients)))
+        return pd.concat([_swept(bench, part, coefficients, unit) for part in parts(items, size)])
 
     own = {
-        "latents": latents if isinstance(latents, int) else [int(i) for i in latents], "n_tokens": n_tokens, "coefficients": coefficients,
-        "unit": unit, "min_active": min_active, "partners": partners and dict(partners), "targets": targets and dict(targets),
-        "finite": ["kl", "logit", "entropy"],
+        "latents": asked, "n_tokens": n_tokens, "coefficients": coefficients, "unit": unit, "min_active": min_active,
+        "partners": partners and dict(partners), "targets": targets and dict(targets),
     }  # fmt: skip
-    study = run_latent_study(
-        Steering.NAME, model, prompts, probes, choose, compute,
-        Settings(sites=(), sink_filter=sink_filter, seed=seed, path=path), own,
-        folder=folder, overwrite=overwrite, progress=progress,
+    return run_latent_study(
+        Steering, model, prompts, saes, choose, compute, own, ("kl", "logit", "entropy"),
+        sink_filter=sink_filter, seed=seed, path=path, folder=folder, overwrite=overwrite, progress=progress,
     )  # fmt: skip
-    return Steering(study.frame, study.tokens, study.provenance)
+
+
+def check_coefficients(coefficients: Sequence[float]) -> None:
+    """Raise `ResultError` unless there are some, finite, each once."""
+    if not coefficients or len(set(coefficients)) < len(coefficients) or not all(np.isfinite(coefficients)):
+        raise ResultError(f"coefficients {list(coefficients)}; expected one or more, finite, each once")
 
 
 def _raised(clean: Clean, probe: Probe, firings: Firings, latents: Int[ndarray, "latent"]) -> list[int]:
@@ -251,10 +196,10 @@ def _swept(bench: Bench, items: pd.DataFrame, coefficients: list[float], unit: s
     target = torch.from_numpy(items["target_token"].to_numpy(np.int64).repeat(n))[:, None]
     metrics = ("kl", _CentredLogit(target), Probability(target), Rank(target), _Entropy(target))
     effects = bench.measured(items, vectors, metrics)
-    table = items.loc[items.index.repeat(n)].reset_index(drop=True)
+    table = repeated(items, n)
     table["condition"] = np.tile(np.repeat(CONDITIONS, len(c)), len(items))
     table["coefficient"] = np.tile(coefficients, len(items) * len(CONDITIONS))
-    table["delta_norm"] = (vectors.to(bench.clean.model.dtype).to(x) - x[:, None]).norm(dim=-1).flatten().cpu().numpy()
+    table["delta_norm"] = bench.dose(x, vectors).flatten().cpu().numpy()
     table["norm"] = x.norm(dim=-1).cpu().numpy().repeat(n)
     for name in ("kl", "logit", "probability", "clean_probability", "rank", "clean_rank", "entropy", "clean_entropy"):
         table[name] = effects[name].numpy()

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.frames import each, lines_of
 from diagnostics.interaction_plots import GREYS, INTERVALS, PLACEBO_LABELS, finish, plain_ticks
-from diagnostics.interaction_summary import from_sums
+from diagnostics.interaction_summary import mean_of
 from diagnostics.plots import STYLE
 from diagnostics.sae_plots import looks
 from diagnostics.statistics import Estimate
@@ -63,7 +63,7 @@ def plot_steering(result: "Steering") -> Figure:
             len(saes), 4, figsize=(12.5, 2.8 * len(saes) + 1.3), squeeze=False, layout="constrained"
         )
         for row, sae in zip(axes, saes, strict=True):
-            some = lines_of(result.frame, sae=sae).assign(one=1.0)
+            some = lines_of(result.frame, sae=sae)
             for (condition,), lines in each(some, ["condition"]):
                 edit, _, kind = str(condition).partition("_")
                 colour, marker, dash = GREYS.get(kind, CONDITION_LOOKS.get(edit, ("0.5", "o", "-")))
@@ -72,7 +72,7 @@ def plot_steering(result: "Steering") -> Figure:
                 x = np.array([float(part["delta_norm"].sum() / part["norm"].sum()) for part in groups])
                 for ax, measure in zip(row, measures, strict=True):
                     scale = "log" if measure in LOGARITHMIC else None
-                    means = [from_sums(part, [measure, "one"], lambda a, n: a / n, scale) for part in groups]
+                    means = [mean_of(part, measure, scale) for part in groups]
                     _points(ax, x, means, colour, marker, dash, label, filled=edit != "joint" or not kind)
             for ax, (measure, label) in zip(row, measures.items(), strict=True):
                 ax.set(xscale="log", ylabel=label)

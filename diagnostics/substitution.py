@@ -12,18 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diagnostics.edit_bench import PLACEBOS, Bench, parts, repeated
 from diagnostics.firings import Firings, chosen_latents
-from diagnostics.interaction_summary import from_sums, terminal
-from diagnostics.latent_study import PLACEBOS, Bench, Items, run_latent_study
-from diagnostics.probes import Probe, probes_of
-from diagnostics.results import Result
+from diagnostics.frames import lines_of, where
+from diagnostics.interaction_summary import mean_of
+from diagnostics.latent_results import LatentResult
+from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study
+from diagnostics.probes import Probe
 from diagnostics.sampling import generator
 from diagnostics.statistics import log_ratio_of_means, share
-from diagnostics.study import Clean, Settings
+from diagnostics.study import Clean
 from interventions.edits import matched_placebo
-from interventions.errors import ResultError
-from interventions.models import wrap
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts
 
 ATOMS = ("nearest", "active", "random")
 """What takes the latent's place: the decoder row of largest |cosine|; one of the token's other active latents, by lot; any live latent, by
@@ -42,21 +42,18 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Substitutions(Result):
+class Substitutions(LatentResult):
     """KL of replacing latents' atoms and of taking them away; see `COLUMNS`."""
 
     NAME: ClassVar[str] = "atom_substitution"
-
-    @property
-    def saes(self) -> list[str]:
-        """Names of the SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
+    NOTE: ClassVar[str] = NOTE
 
     def contests(self, sae: str, atom: str) -> pd.DataFrame:
-        """One line a (latent, token): KL of each edit, in columns."""
-        f = self.frame[(self.frame["sae"] == sae) & (self.frame["atom"] == atom)]
+        """One line a (latent, token): KL of each edit, in columns; nan for a placebo that has no direction."""
+        f = lines_of(self.frame, sae=sae, atom=atom)
         keys = ["target_prompt", "target_position", "latent", "decoder_cosine"]
-        return f.pivot(index=keys, columns="edit", values="kl").dropna().reset_index()
+        edits = f.pivot(index=keys, columns="edit", values="kl").reindex(columns=list(EDITS))
+        return edits.dropna(subset=list(EDITS[:3])).reset_index()
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -68,37 +65,24 @@ class Substitutions(Result):
                 if not len(c):
                     continue
                 prompt, kl = c["target_prompt"].to_numpy(), {edit: c[edit].to_numpy(float) for edit in EDITS}
-                ratios = {
-                    f"KL / {edit}": log_ratio_of_means(kl["substitution"], kl[edit], prompt)
-                    for edit in EDITS[1:]
-                }  # fmt: skip
+                ratios = {}
+                for edit in EDITS[1:]:
+                    known = np.isfinite(kl[edit])
+                    ratios[f"KL / {edit}"] = log_ratio_of_means(
+                        kl["substitution"][known], kl[edit][known], prompt[known]
+                    )
                 found.append(
                     {"sae": sae, "atom": atom, "rows": len(c), "wins": share(kl["substitution"] < kl["matched_deletion"], prompt),
                      "wins over plain deletion": share(kl["substitution"] < kl["deletion"], prompt),
-                     "decoder cosine": from_sums(c.assign(one=1.0), ["decoder_cosine", "one"], lambda a, n: a / n)} | ratios
+                     "decoder cosine": mean_of(c, "decoder_cosine")} | ratios
                 )  # fmt: skip
         return found
-
-    def summary(self) -> pd.DataFrame:
-        """One row an SAE and kind of atom."""
-        return pd.DataFrame([{k: str(v) if hasattr(v, "se") else v for k, v in g.items()} for g in self.groups])
-
-    def table(self) -> str:
-        """The summary as text, for a terminal."""
-        return terminal(self.summary(), NOTE, self.provenance)
 
     def plot(self) -> Any:
         """KL of substitution against that of deletion of equal dose. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_substitution
 
         return plot_substitution(self)
-
-    def figures(self) -> dict[str, Any]:
-        """The contests."""
-        return {self.NAME: self.plot()}
-
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False) + f"<p>{NOTE}</p>"
 
 
 @torch.no_grad()
@@ -128,13 +112,11 @@ def atom_substitution(
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source: after
     WriteSAE's substitution against matched-norm ablation (wins published there: 92.4 %), on the residual stream; our reconstruction.
     """
-    model = wrap(model)
-    prompts = as_prompts(prompts, model.tokenizer)
-    if tokens_per_latent < 1 or min_active < 1:
-        raise ResultError(f"tokens_per_latent {tokens_per_latent}, min_active {min_active}; expected 1 or more")
+    check_numbers(tokens_per_latent=tokens_per_latent, min_active=min_active)
+    asked = asked_latents(latents)
 
     def choose(clean: Clean, probe: Probe, firings: Firings) -> Items:
-        drawn = chosen_latents(firings, latents, clean.settings.seed, probe, min_active)
+        drawn = chosen_latents(firings, asked, clean.settings.seed, probe, min_active)
         table = firings.some(drawn, tokens_per_latent, clean.settings.seed, f"substitution/{probe.label}")
         live = np.flatnonzero(firings.count)
         nearest = _nearest(probe, drawn, live)
@@ -144,21 +126,13 @@ def atom_substitution(
         return Items(table, said | {"alone at their token": int((table["active"] < 0).sum())})
 
     def compute(bench: Bench, items: pd.DataFrame) -> pd.DataFrame:
-        tables = [_replaced(bench, items.iloc[s : s + 128].reset_index(drop=True)) for s in range(0, len(items), 128)]
-        return pd.concat(tables)
+        return pd.concat([_replaced(bench, part) for part in parts(items, 128)])
 
-    own = {
-        "latents": latents if isinstance(latents, int) else [int(i) for i in latents],
-        "tokens_per_latent": tokens_per_latent,
-        "min_active": min_active,
-        "finite": ["kl", "delta_norm"],
-    }
-    study = run_latent_study(
-        Substitutions.NAME, model, prompts, probes_of(saes, model, None), choose, compute,
-        Settings(sites=(), sink_filter=sink_filter, seed=seed, path=path), own,
-        folder=folder, overwrite=overwrite, progress=progress,
+    own = {"latents": asked, "tokens_per_latent": tokens_per_latent, "min_active": min_active}
+    return run_latent_study(
+        Substitutions, model, prompts, saes, choose, compute, own, ("kl", "delta_norm"),
+        sink_filter=sink_filter, seed=seed, path=path, folder=folder, overwrite=overwrite, progress=progress,
     )  # fmt: skip
-    return Substitutions(study.frame, study.tokens, study.provenance)
 
 
 def _nearest(probe: Probe, drawn: np.ndarray, live: np.ndarray) -> list[int]:
@@ -188,12 +162,12 @@ def _by_lot(
 def _replaced(bench: Bench, items: pd.DataFrame) -> pd.DataFrame:
     x = bench.x(items)
     unit = torch.nn.functional.normalize(bench.sae.W_dec.to(x), dim=1)
-    latent = torch.from_numpy(items["latent"].to_numpy(np.int64, copy=True)).to(x.device)
+    latent = bench.column(items, "latent")
     z = torch.from_numpy(items["z"].to_numpy(copy=True)).to(x)
     part = (z * bench.sae.W_dec[latent].to(x).norm(dim=1))[:, None] * unit[latent]
     vectors, others, cosines = [], [], []
     for atom in ATOMS:
-        other = torch.from_numpy(items[atom].to_numpy(np.int64, copy=True)).to(x.device)
+        other = bench.column(items, atom)
         cosine = (unit[other.clamp(min=0)] * unit[latent]).sum(1, keepdim=True)
         side = torch.where(cosine < 0, -1.0, 1.0).to(x)
         replaced = x - part + (part * unit[latent]).sum(1, keepdim=True) * side * unit[other.clamp(min=0)]
@@ -204,15 +178,15 @@ def _replaced(bench: Bench, items: pd.DataFrame) -> pd.DataFrame:
         cosines.append((cosine * side)[:, 0])
     stacked = torch.stack(vectors, dim=1)
     n = len(EDITS)
-    table = items.drop(columns=list(ATOMS)).loc[items.index.repeat(len(ATOMS) * n)].reset_index(drop=True)
+    table = repeated(items.drop(columns=list(ATOMS)), len(ATOMS) * n)
     table["atom"] = np.tile(np.repeat(ATOMS, n), len(items))
     table["other"] = torch.stack(others, dim=1).cpu().numpy().repeat(n)
     table["decoder_cosine"] = torch.stack(cosines, dim=1).cpu().numpy().repeat(n)
     table["edit"] = np.tile(EDITS, len(items) * len(ATOMS))
-    table["delta_norm"] = (stacked.to(bench.clean.model.dtype).to(x) - x[:, None]).norm(dim=-1).flatten().cpu().numpy()
+    table["delta_norm"] = bench.dose(x, stacked).flatten().cpu().numpy()
     table["kl"] = bench.measured(items, stacked)["kl"].numpy()
     bench.tick(len(items))
-    return table[table["other"] >= 0]
+    return where(table, table["other"] >= 0)
 
 
 def _deleted(

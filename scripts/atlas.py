@@ -3,6 +3,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from diagnostics import command
 from diagnostics.atlas import CausalAtlas, causal_atlas
@@ -39,11 +42,14 @@ class Settings(SAEInputs):
     """next tokens drawn for the Fisher form"""
     placebo_share: float = 0.05
     """share of the rows that also get a random edit of the same norm and angle"""
+    context: Annotated[str, tyro.conf.Suppress] = "in_place"
+    null_model: Annotated[str, tyro.conf.Suppress] = "none"
+    null_seeds: Annotated[int, tyro.conf.Suppress] = 3
 
     def check(self, files: tuple[str, ...]) -> None:
         """What can be wrong without a model. Raises `MechdiagError`."""
         if self.context != "in_place" or self.null_model != "none":
-            raise MechdiagError("an atlas is of the model in context: leave out --context and --null-model")
+            raise MechdiagError("an atlas is of the model in context: leave context and null_model as they are")
         if self.results:
             if self.out.resolve() in {folder.resolve() for folder in self.results}:
                 raise MechdiagError(f"--out {self.out} is one of --results; name another folder")

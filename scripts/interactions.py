@@ -3,7 +3,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from diagnostics import command
 from diagnostics.concentration import Concentration, causal_concentration
@@ -11,7 +13,7 @@ from diagnostics.effect_sparsity import AblationSparsity, ablation_sparsity
 from diagnostics.latent_pairs import Interactions, interactions
 from diagnostics.results import Result, claim_folder, result_files
 from diagnostics.sae_inputs import SAEInputs
-from diagnostics.steering import COEFFICIENTS, UNITS, Steering, latent_steering
+from diagnostics.steering import COEFFICIENTS, UNITS, Steering, check_coefficients, latent_steering
 from diagnostics.substitution import Substitutions, atom_substitution
 from interventions.errors import MechdiagError
 from interventions.models import resolve_device
@@ -31,7 +33,7 @@ class Settings(SAEInputs):
     """What do an SAE's latents do, alone and together?
 
     pairs: do two latents active at a token act independently, in the logits, beside pairs of like geometry? matrix: the same of the
-    most frequent latents, as a heat map. concentration: how many of a token's latents carry its effect, and do single effects add up?
+    most frequent latents of each SAE, where two of them meet, as a heat map. concentration: how many of a token's latents carry its effect, and do single effects add up?
     steering: latents added more and more strongly, alone and jointly. substitution: another atom in a latent's place against
     deletion of equal dose. sparsity: how many logits, and how many later tokens, an ablation reaches. Every edit stands beside random
     ones of equal dose. Each part writes a table (Parquet), its tokens, a summary with provenance (JSON) and figures into a folder of
@@ -49,7 +51,7 @@ class Settings(SAEInputs):
     n_prompts: int = 60
     """prompts drawn from the text"""
     n_tokens: int = 100
-    """tokens that pairs, matrix, concentration and steering ask at, the same for all SAEs"""
+    """tokens that pairs, concentration and steering ask at, the same for all SAEs; matrix: of each SAE, where two of its latents meet"""
     per_token: int = 8
     """pairs, matrix: all pairs of so many active latents of a token"""
     matrix_latents: int = 30
@@ -68,6 +70,10 @@ class Settings(SAEInputs):
     """steering: activation (mean |z| where active) or norm (||x||)"""
     ahead: int = 16
     """sparsity: positions that are read, from the edited one on"""
+    context: Annotated[str, tyro.conf.Suppress] = "in_place"
+    null_model: Annotated[str, tyro.conf.Suppress] = "none"
+    null_seeds: Annotated[int, tyro.conf.Suppress] = 3
+    batch_rows: Annotated[int | None, tyro.conf.Suppress] = None
 
     def check(self, files: tuple[str, ...]) -> None:
         """What can be wrong without a model. Raises `MechdiagError`."""
@@ -75,17 +81,18 @@ class Settings(SAEInputs):
             raise MechdiagError(f"--parts {' '.join(self.parts)}; known: {', '.join(PARTS)}")
         if self.unit not in UNITS:
             raise MechdiagError(f"--unit {self.unit}; known: {', '.join(UNITS)}")
-        others = {
-            "sites": ("resid_post",),
-            "horizon": "1",
-            "context": "in_place",
-            "null_model": "none",
-            "batch_rows": None,
-        }
-        if given := [name for name, default in others.items() if getattr(self, name) != default]:
+        if (self.context, self.null_model, self.batch_rows) != ("in_place", "none", None):
             raise MechdiagError(
-                f"--{given[0].replace('_', '-')} does not serve here: SAEs say where they belong, and effects are read in place"
+                "effects are read in place, of the model as it is: leave context, null_model and batch_rows"
             )
+        least = {"n_prompts": 1, "n_tokens": 1, "per_token": 2, "matrix_latents": 2, "min_tokens": 1, "latents": 1,
+                 "tokens_per_latent": 1, "ahead": 1}  # fmt: skip
+        for name, n in least.items():
+            if getattr(self, name) < n:
+                raise MechdiagError(f"--{name.replace('_', '-')} {getattr(self, name)}; expected {n} or more")
+        if min(self.latent, default=0) < 0:
+            raise MechdiagError(f"--latent {' '.join(map(str, self.latent))}; latents are numbered from 0")
+        check_coefficients(self.coefficients)
         super().check(())
         for part in self.parts:
             there = (self.out / part / "run.json").exists()

@@ -103,7 +103,6 @@ def test_summary_matrix_and_the_way_to_disk(real, tmp_path):
     lines = result.frame[result.frame["kind"] == LATENTS]
     ratio = lines["rms_interaction"].sum() / (lines["rms_i"] + lines["rms_j"]).sum()
     assert group["interaction"].value == pytest.approx(ratio) and group["interaction"].value > 0.001
-    assert group["latents / kind"].value == pytest.approx(1)
     matrix = result.matrix(at_least=5)
     assert len(matrix) > 3 and (matrix.index == matrix.columns).all()
     np.testing.assert_array_equal(matrix.to_numpy(), matrix.to_numpy().T)
@@ -119,6 +118,50 @@ def test_summary_matrix_and_the_way_to_disk(real, tmp_path):
         again.frame.equals(result.frame)
         and len(json.loads((tmp_path / "interactions.json").read_text())["summary"]) == 3
     )
+
+
+def test_the_ratio_to_each_placebo_is_that_of_the_pairs_that_have_both(real):
+    """Some of the placebo's lines are taken away: the latents' lines of these pairs must not enter either."""
+    _, _, result = real
+    left_out = (result.frame["kind"] != LATENTS) & (result.frame["latent_i"] == result.frame["latent_i"].min())
+    some = Interactions(result.frame[~left_out].reset_index(drop=True), result.tokens, result.provenance)
+    both = result.frame[result.frame["latent_i"] != result.frame["latent_i"].min()]
+    value = {}
+    for kind in KINDS:
+        lines = both[both["kind"] == kind]
+        value[kind] = sum(lines["rms_interaction"]) / (sum(lines["rms_i"]) + sum(lines["rms_j"]))
+    found = {g["kind"]: g["latents / kind"] for g in some.groups}
+    assert found[LATENTS].value == 1
+    for kind in KINDS[1:]:
+        assert found[kind].value == pytest.approx(value[LATENTS] / value[kind], rel=1e-5)
+        assert abs(found[kind].value - 1) > 0.01 and found[kind].low < found[kind].value < found[kind].high
+
+
+def test_prompts_that_begin_alike_keep_all_their_placebos(real):
+    """Tokens of one context have one activation: their difference, and a second one with the same third token, give no direction."""
+    hf, sae, _ = real
+    (first,) = prompts((8,))
+    alike = interactions(hf, [[*first, i] for i in range(1, 27)], sae, n_tokens=60, per_token=4)
+    assert alike.provenance["rows_dropped"] == {} and alike.frame["kind"].value_counts().nunique() == 1
+    test_placebos_have_the_geometry_of_their_pair(alike, (hf, sae, alike))
+
+
+def test_placebos_without_a_direction_are_dropped_and_counted(real):
+    """Three usable tokens differ in two dimensions, four edits move in four."""
+    hf, sae, _ = real
+    few = interactions(hf, [PROMPTS[0][:4]] * 25, sae, n_tokens=70, per_token=4)
+    assert set(few.frame["kind"]) == {LATENTS, "placebo_isotropic"}
+    assert few.provenance["rows_dropped"] == {"effect not finite": len(few.frame) // 2}
+    assert [g["pairs"] > 0 for g in few.groups] == [True, False, True] and "effect not finite" in few.table()
+
+
+def test_maps_of_another_run_do_not_stay(real, tmp_path, monkeypatch):
+    _, _, result = real
+    monkeypatch.setattr(Interactions, "figures", lambda self: {})
+    for name in ("interactions_matrix_15-cosine.png", "interactions_matrix_15-cosine.svg", "mine.png"):
+        (tmp_path / name).touch()
+    result.write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")} == {"mine.png"}
 
 
 def test_from_sums_is_the_jackknife_of_a_ratio():
@@ -149,7 +192,7 @@ def test_what_does_not_serve_is_refused(real):
     hf, sae, _ = real
     with pytest.raises(ResultError, match="per_token 1"):
         interactions(hf, PROMPTS, sae, per_token=1)
-    with pytest.raises(ResultError, match="below 12"):
+    with pytest.raises(ResultError, match=r"latents \[12\] of inner do not exist; it has 12"):
         interactions(hf, PROMPTS, sae, latents=[0, 12])
     with pytest.raises(SiteError, match="do not say where they act"):
         interactions(hf, PROMPTS, {"one": torch.eye(D_MODEL)}, n_tokens=5)

@@ -26,7 +26,11 @@ def test_packaged_ones_are_loaded_under_names_that_tell_them_apart():
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [({"horizon": "2"}, "leave out --sites"), ({"held_out": 1.0}, "a share below 1"), ({"saes": ()}, "expected some")],
+    [
+        ({"horizon": "2"}, "leave sites and horizon"),
+        ({"held_out": 1.0}, "a share below 1"),
+        ({"saes": ()}, "expected some"),
+    ],
 )
 def test_options_that_do_not_serve(tmp_path, more, message):
     with pytest.raises(MechdiagError, match=message):

@@ -72,23 +72,6 @@ def test_a_line_is_what_a_full_forward_pass_says():
     assert (result.frame["partner"] == 5).all()
 
 
-def test_peaks_tell_an_inverted_u_from_a_climb(planted):
-    frame = planted.frame[planted.frame["condition"].isin(["single", "joint"])].copy()
-    shape = {
-        ("single", 0.5): 0.2,
-        ("single", 1.0): 0.5,
-        ("single", 3.0): 0.1,
-        ("joint", 0.5): 0.2,
-        ("joint", 1.0): 0.3,
-        ("joint", 3.0): 0.9,
-    }
-    frame["probability"] = [shape[key] for key in zip(frame["condition"], frame["coefficient"], strict=True)]
-    peaks = Steering(frame, planted.tokens, planted.provenance).peaks().set_index("condition")
-    assert peaks["peak"].to_dict() == {"single": 1.0, "joint": 3.0}
-    assert peaks["inverted U"].to_dict() == {"single": True, "joint": False}
-    assert not Steering(frame.assign(probability=0.0), planted.tokens, planted.provenance).peaks()["inverted U"].any()
-
-
 def test_to_disk_and_back(planted, tmp_path):
     assert "latent_steering.png" in planted.write(tmp_path)
     assert Steering.load(tmp_path).frame.equals(planted.frame)

@@ -71,3 +71,11 @@ def test_wins_are_counted(found, tmp_path):
 def test_no_tokens_are_refused(found):
     with pytest.raises(ResultError, match="tokens_per_latent 0"):
         atom_substitution(found[0], PROMPTS, found[1], tokens_per_latent=0)
+
+
+def test_a_placebo_without_a_direction_costs_no_contest(found):
+    hf, sae, _ = found
+    few = atom_substitution(hf, [PROMPTS[0][:2]] * 25, sae, latents=4)  # one usable token: no difference of two
+    assert few.provenance["rows_dropped"]["effect not finite"] == len(few.contests("inner", "random")) * len(ATOMS)
+    group = few.groups[-1]
+    assert np.isnan(group["KL / placebo_token"].value) and group["KL / placebo_isotropic"].value > 0

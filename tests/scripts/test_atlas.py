@@ -51,7 +51,10 @@ def test_an_atlas_is_written_whole_and_bad_input_costs_nothing(run, sae, tmp_pat
     for words, message in (
         ((*asked, "--steps", 3), "steps was 6, is 3"),
         ((*asked, "--results", out), "is one of --results"),
-        (("--saes", sae, "--out", tmp_path / "no", "--held-out", 0, "--context", "both"), "leave out --context"),
+        (
+            ("--saes", sae, "--out", tmp_path / "no", "--held-out", 0, "--context", "both"),
+            "Unrecognized options: --context",
+        ),
         (("--saes", tmp_path, "--out", tmp_path / "no", "--held-out", 0), "error:"),
     ):
         status, _, err = run(*words)

@@ -73,13 +73,19 @@ def test_every_part_writes_its_folder_and_says_what_the_library_says(run, sae, g
     ("words", "said"),
     [
         (("--parts", "pears"), "known: pairs, matrix"),
-        (("--horizon", 4), "--horizon does not serve"),
+        (("--horizon", 4), "Unrecognized options: --horizon"),
+        (("--batch-rows", 4), "Unrecognized options: --batch-rows"),
         (("--unit", "z"), "--unit z"),
+        (("--ahead", 0), "--ahead 0; expected 1 or more"),
+        (("--per-token", 1), "--per-token 1; expected 2 or more"),
+        (("--coefficients", 1, 2, 1), "each once"),
+        (("--latent", 3, -1), "numbered from 0"),
         (("--saes", "nowhere/at/all"), "nowhere"),
     ],
-    ids=["part", "horizon", "unit", "sae"],
+    ids=["part", "horizon", "batch", "unit", "ahead", "per-token", "coefficients", "latent", "sae"],
 )
-def test_what_cannot_serve_is_said_on_one_line(run, sae, tmp_path, words, said):
+def test_what_cannot_serve_is_said_on_one_line_and_before_the_model(run, sae, tmp_path, monkeypatch, words, said):
+    monkeypatch.setattr("diagnostics.inputs.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     first = () if "--saes" in words else ("--saes", sae)
     status, _, errors = run(*first, "--out", tmp_path / "out", *words)
     assert status == 2 and said in errors and len(errors.strip().splitlines()) == 1

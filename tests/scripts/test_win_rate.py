@@ -100,7 +100,7 @@ def test_input_that_does_not_serve_is_said_on_one_line(run, saes, tmp_path):
     out = tmp_path / "out"
     given = ("--saes", saes[0], "--out", out)
     assert "no SAE" in ended(run, "--saes", "smollm2-135m/15/none", "--out", out)
-    assert "SAEs say where they belong" in ended(run, *given, "--horizon", 4)
+    assert "Unrecognized options: --horizon" in ended(run, *given, "--horizon", 4)
     assert "--sampling all" in ended(run, *given, "--sampling", "all")
     assert "--min-tokens 1" in ended(run, *given, "--min-tokens", 1)
     assert "holds no projections result" in ended(run, "--results", tmp_path / "none", "--out", out, model=False)
