@@ -240,7 +240,8 @@ def plot_effect(result: "DictionaryComparison") -> Figure:
         own = result.frame.loc[
             (result.frame["sae"] == name) & (result.frame["kl"] > 0) & (result.frame["kl_placebo_token"] > 0)
         ]
-        ax.scatter(own[column], own["kl"] / own["kl_placebo_token"], s=8, alpha=0.5, color=colour, lw=0)
+        area = 8 * own["latent_weight"] / own["latent_weight"].mean()
+        ax.scatter(own[column], own["kl"] / own["kl_placebo_token"], s=area, alpha=0.5, color=colour, lw=0)
         ax.axhline(1, color="0.6", lw=0.8)
         ax.set_yscale("log")
         lines = []
@@ -255,7 +256,8 @@ def plot_effect(result: "DictionaryComparison") -> Figure:
     words = (
         f"x − zᵢdᵢ at up to {p['causal_tokens']} tokens where a latent is active, {p['causal_latents']} latents of each SAE from bins of log "
         "frequency; KL(clean ‖ ablated) at the token, mean over tokens, over the same of a placebo with the norm and angle of what is left, "
-        "turned along the difference of two other tokens. ρ: Spearman's over latents, with 95 % delete-one-prompt jackknife intervals"
+        "turned along the difference of two other tokens. ρ: Spearman's over latents, each weighted by how many live ones of the SAE it stands for (area of "
+        "the dots), with 95 % delete-one-prompt jackknife intervals"
     )
     return _panels(result, draw, "KL of ablation ÷ KL of placebo", words)
 

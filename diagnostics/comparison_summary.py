@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from scipy import stats
 
 from diagnostics.statistics import Estimate, jackknife
+from diagnostics.weighted_ranks import weighted_spearman
 from sae_models.sae import SAE
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def joined_latents(
     for column, some in (("mcs_seeds", seeds), ("mcs_mean", partners)):
         frame = frame.join(_by(some, column, "mcs"), on=keys)
     frame["duplicates"] = frame["duplicates"].fillna(0).astype("int32")
-    effects = ["kl", "kl_placebo_token", "kl_placebo_isotropic", "delta_norm"]
+    effects = ["kl", "kl_placebo_token", "kl_placebo_isotropic", "delta_norm", "latent_weight"]
     if len(rows):
         for column in effects:
             frame = frame.join(_by(rows, column, column), on=keys)
@@ -109,7 +109,9 @@ def alignment_lines(
     """Correlations of <w_i, d_i>, and of the cosine of w_i and d_i, with MCS and with causal effect; a line an SAE.
 
     MCS: mean over the SAE's other seeds, or, without any, over all other SAEs; over live latents, which are no sample: no
-    interval. Effect: Spearman over ablated latents, jackknifed by prompt. None where one of the two does not vary.
+    interval. Effect: Spearman over ablated latents, each weighted by how many of the SAE's live latents it stands for
+    (`weighted_spearman`), jackknifed by prompt, the draw of latents held fixed; `ablated_effective`, (Σw)²/Σw², is how many of equal
+    weight tell as much as the `ablated` ones (Kish). None where one of the two does not vary.
     """
     in_groups = {name for names in groups.values() for name in names}
     found = []
@@ -127,34 +129,38 @@ def alignment_lines(
                 found_here = _with_effect(own[column].to_numpy(float), some, effect)
                 line[f"{column}_{effect}_spearman"] = found_here.as_dict()
         line["latents"] = int(live.sum())
+        weight = own.loc[own["ablated_tokens"] > 0, "latent_weight"].to_numpy(float)
+        if len(weight):
+            line |= {"ablated": len(weight), "ablated_effective": float(weight.sum() ** 2 / (weight**2).sum())}
         found.append(line)
     return found
 
 
 def _with_effect(score: Float[ndarray, "latent"], rows: pd.DataFrame, effect: str) -> Estimate:
-    latent, at = np.unique(rows["latent"].to_numpy(), return_inverse=True)
+    latent, first, at = np.unique(rows["latent"].to_numpy(), return_index=True, return_inverse=True)
+    weight = rows["latent_weight"].to_numpy(float)[first]
     columns = ("kl", "kl_placebo_token") if effect == "kl_over_placebo" else (effect,)
     values = [rows[column].to_numpy(float) for column in columns]
 
     def statistic(keep: Bool[ndarray, "row"]) -> float:
         count = np.bincount(at[keep], minlength=len(latent))
-        means = [np.bincount(at[keep], value[keep], len(latent)) / np.maximum(count, 1) for value in values]
-        known = (count > 0) & (means[-1] > 0)
-        size = means[0][known] / (means[1][known] if len(means) == 2 else 1.0)
-        r = _correlation(score[latent][known], size)
+        sums = [np.bincount(at[keep], value[keep], len(latent)) for value in values]
+        divisor = sums[1] if len(sums) == 2 else count
+        known = divisor > 0  # else no token is left, or the placebo has no effect
+        r = _correlation(score[latent][known], sums[0][known] / divisor[known], weight[known])
         return np.nan if r is None else r
 
     return jackknife(statistic, len(rows), rows["prompt"].to_numpy(), correct_pairs=False)
 
 
-def _correlation(x: ndarray, y: ndarray, rank: bool = True) -> float | None:
-    """None where one of the two does not vary, or nothing is known of it."""
+def _correlation(x: ndarray, y: ndarray, weight: ndarray | None = None, rank: bool = True) -> float | None:
+    """None where one of the two does not vary, or nothing is known of it. Only ranks are weighted."""
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     if len(x) < 3 or any(np.ptp(v) <= 1e-5 * np.abs(v).max() for v in (x, y)):
         return None
     if rank:
-        x, y = stats.rankdata(x), stats.rankdata(y)
+        return weighted_spearman(x, y, None if weight is None else weight[known])
     return float(np.corrcoef(x, y)[0, 1])
 
 
@@ -220,7 +226,8 @@ def terminal(result: "DictionaryComparison") -> str:
     ]
     if lines["discovery"]:
         known = [{k: said(v) for k, v in s.items()} for s in lines["discovery"]]
-        parts += ["Probing gap (other - sae), discovery and separability:", pd.DataFrame(known).to_string(index=False)]
+        gaps = pd.DataFrame(known).fillna("-")  # a pair that could not be probed says why and nothing else
+        parts += ["Probing gap (other - sae), discovery and separability:", gaps.to_string(index=False)]
     dropped = {
         name: notes["rows_dropped"] for name, notes in p["ablations"].items() if any(notes["rows_dropped"].values())
     }

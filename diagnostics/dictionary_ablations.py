@@ -25,6 +25,19 @@ from interventions.sites import Site
 PLACEBOS = ("placebo_token", "placebo_isotropic")
 """As far from x, as long and at the same angle as what is left: turned along the difference of two other tokens' activations, or
 in a random direction."""
+COLUMNS = {
+    "sae": "name of the SAE in this comparison",
+    "latent": "index in the SAE",
+    "latent_weight": "how many of the SAE's live latents it stands for: those of its bin of log frequency over those drawn from it",
+    "prompt": "row of tokens.npy",
+    "position": "token's place in the prompt, from 0",
+    "activation": "z of the latent at the token",
+    "delta_norm": "‖z·d‖, the dose: how far the edit moves x",
+    "kl": "KL(clean ‖ x − z·d) of the next token at the token's own position, nats",
+    "kl_placebo_token": "the same of a vector with the norm and angle of x − z·d, turned along the difference of two other tokens",
+    "kl_placebo_isotropic": "the same, turned in a random direction",
+}
+"""Of the table of ablations, a line for each SAE × latent × token."""
 SHARD, _SELF = 64, 64
 
 
@@ -62,7 +75,7 @@ def ablations(
     """KL(clean ‖ intervened) of x − z_i·d_i at tokens where latent i is active, and of its two placebos; what was dropped.
 
     latents: in equal numbers from bins of log frequency, `latent_weight` says how many each stands for. tokens: up to so many of
-    each. One line a (latent, token): `delta_norm` is ‖z_i·d_i‖, effects at the token's own position, nats.
+    each. One line a (latent, token), with `COLUMNS`.
     """
     assert probe.sae is not None
     drawn, said = draw_latents(active.frequency(), active.n_tokens, latents, "stratified", seed, probe.label)
@@ -78,10 +91,11 @@ def ablations(
     token, latent = active.token[entry], active.latent[entry]
     table = pd.DataFrame(
         {
-            "latent": latent.astype(np.int32),
+            "sae": probe.name,
+            "latent": latent,
             "latent_weight": [weight[int(i)] for i in latent],
-            "prompt": sample.prompt[token].astype(np.int32),
-            "position": sample.position[token].astype(np.int32),
+            "prompt": sample.prompt[token],
+            "position": sample.position[token],
             "activation": active.z[entry],
         }
     )
@@ -103,8 +117,7 @@ def ablations(
     good = np.isfinite(table[["kl", *(f"kl_{name}" for name in PLACEBOS)]].to_numpy(float)).all(axis=1)
     notes |= {"drawn": said, "noise_floor": floor, "rows": int(good.sum())}
     notes["rows_dropped"] = {"no placebo of this norm and angle, or effect not finite": int((~good).sum())}
-    table = table.loc[good].drop(columns="kl_self").reset_index(drop=True)
-    return narrowed(table), notes
+    return narrowed(table.loc[good, list(COLUMNS)].reset_index(drop=True)), notes
 
 
 def _measured(

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from diagnostics.comparison_summary import NOTE, alignment_lines, joined_latents, seed_groups, seed_lines, terminal
 from diagnostics.dictionary_matching import HUNGARIAN_LIMIT
 from diagnostics.dictionary_units import CLASSES, Comparison, Plan
+from diagnostics.labelled_gaps import LabelledTexts
 from diagnostics.probes import Probe, probes_of
 from diagnostics.results import Result, model_provenance, result_files, write_frame
 from diagnostics.units import Done, Unit, Units
@@ -32,8 +33,9 @@ class DictionaryComparison(Result):
     The table has a line for each SAE × latent: `fired` (tokens), `frequency`, `usable` (for matching), `mean_activation`,
     `negative_share`, `share_q1` to `share_q4` (of its firing, by quartile of ‖x‖), `alignment` <w_i, d_i>, `alignment_cosine`,
     `gradient_ratio` and `sensitivity_ratio` (see `encoder_gradients`; fourth ÷ first quartile), `duplicates` (how many near-duplicates
-    it has), `mcs_seeds` and `mcs_mean` (mean MCS to its other seeds, and to all other SAEs), and where it was ablated means over tokens of `kl`, `kl_placebo_token`,
-    `kl_placebo_isotropic` (nats), `delta_norm`, and `ablated_tokens`.
+    it has), `mcs_seeds` and `mcs_mean` (mean MCS to its other seeds, and to all other SAEs), `ablated_tokens`, and where it was
+    ablated means over tokens of `kl`, `kl_placebo_token`, `kl_placebo_isotropic` (nats) and `delta_norm`, and `latent_weight` (how many
+    live latents it stands for).
     """
 
     partners: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -42,7 +44,7 @@ class DictionaryComparison(Result):
     duplicates: pd.DataFrame = field(default_factory=pd.DataFrame)
     """a line for each pair of near-duplicates within an SAE: cosine of decoder rows, correlation of activations"""
     ablations: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """a line for each ablated SAE × latent × token: effects in nats, dose, placebos; without lines where none were asked for"""
+    """a line for each ablated SAE × latent × token, with `COLUMNS` of `dictionary_ablations`; empty where none were asked for"""
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """statistics as they stand in the JSON file: `saes`, `pairs`, `seeds`, `alignment`, `discovery`"""
 
@@ -137,7 +139,7 @@ def compare_dictionaries(
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
     saes: Mapping[str, Any],
     *,
-    labelled: Mapping[str, tuple[Any, Sequence[str]]] | None = None,
+    labelled: Mapping[str, Sequence[Any]] | None = None,
     correlation: float = 0.7,
     cosine: float = 0.7,
     duplicate_cosine: float = 0.9,
@@ -160,39 +162,40 @@ def compare_dictionaries(
         matched   correlation of activations ≥ `correlation` and cosine of decoder rows > `cosine`, one to one
         MCS       max over the other's decoder rows of the cosine with d_i
 
-    saes: anything that `as_sae` takes, by name. labelled: by name texts (anything that prompts may be) and their labels, for the
-    split of the probing gap into discovery and separability. duplicate_cosine: near-duplicates within an SAE lie above. min_active:
-    latents active on fewer tokens are not matched, but counted. min_quartile: active tokens that a latent needs in the first and in
-    the fourth quartile of ‖x‖ for its gradient ratio. hungarian_limit: see `matched`. causal_latents: of each SAE so many are ablated
-    at up to `causal_tokens` tokens each where they are active (0: none). sink_filter, skip_first: tokens left out, as in
+    saes: anything that `as_sae` takes, by name. labelled: by name (texts, labels) or (texts, labels, groups), texts being anything that
+    prompts may be, for the split of the probing gap into discovery and separability; texts of one group are held out together, and of
+    each class there must be five groups (without groups: texts) or more. duplicate_cosine: near-duplicates
+    within an SAE lie above. min_active: latents active on fewer tokens are not matched, but counted. min_quartile: active tokens that
+    a latent needs in the first and in the fourth quartile of ‖x‖ for its gradient ratio. hungarian_limit: see `matched`.
+    causal_latents: of each SAE so many are ablated at up to `causal_tokens` tokens each where they are active (0: none), from bins of
+    log frequency; correlations weight them by how many they stand for. sink_filter, skip_first: tokens left out, as in
     `evaluate_saes`; everything is counted on the others. Other arguments as in `direction_norm`.
 
     Chance levels: matched share with one SAE's activations on the tokens of other prompts (the token axis turned by half);
     MCS with random rows, isotropic and with the other's covariance. Intervals, where there are any, are over prompts; a
     dictionary's latents are no sample, and MCS is given with its quantiles over latents. Training seeds are points.
     Raises `BelongingError` or `SiteError` for SAEs of another model or width, `ResultError` for fewer than two, SAEs of different
-    sites, and settings out of range. Source: arXiv:2606.15054 (thresholds, quartiles, ratio, split), arXiv:2605.18629 (MCS,
-    alignment); one-to-one matching, chance levels and intervals are ours.
+    sites, settings out of range, labels that do not fit their texts, and classes of too few. Source: arXiv:2606.15054
+    (thresholds, quartiles, ratio, split), arXiv:2605.18629 (MCS, alignment); one-to-one matching, chance levels and intervals are ours.
     """
     model = wrap(model)
     plan = Plan(
         correlation, cosine, duplicate_cosine, min_active, min_quartile, hungarian_limit, causal_latents, causal_tokens,
         sink_filter or None, skip_first, seed,
     )  # fmt: skip
-    _check(plan, len(saes))
+    plan.check(len(saes))
     probes = probes_of(saes, model, None)
     if len(sites := {str(probe.site) for probe in probes}) > 1:
         raise ResultError(
             f"SAEs of {', '.join(sorted(sites))}; dictionaries are compared at one site: give those of one"
         )
     prompts = as_prompts(prompts, model.tokenizer)
-    texts = {
-        name: (as_prompts(some, model.tokenizer), list(labels)) for name, (some, labels) in (labelled or {}).items()
-    }
+    skipped = plan.skip_first if plan.sink_filter else None
+    texts = {name: LabelledTexts.of(name, some, model.tokenizer, skipped) for name, some in (labelled or {}).items()}
     own = {
         "saes": {probe.name: probe.provenance() for probe in probes},
         **asdict(plan),
-        "labelled": {name: {**some.provenance, "texts": len(labels)} for name, (some, labels) in texts.items()},
+        "labelled": {name: some.provenance() for name, some in texts.items()},
     }
     identity = {
         "diagnostic": DictionaryComparison.NAME,
@@ -224,21 +227,6 @@ class _Together:
 
     def initial(self, n: int, _: int) -> None:
         getattr(self.progress, "initial", self.progress)(n, self.total)
-
-
-def _check(plan: Plan, n_saes: int) -> None:
-    if n_saes < 2:
-        raise ResultError(f"{n_saes} SAE; a comparison needs two or more")
-    thresholds = {"correlation": plan.correlation, "cosine": plan.cosine, "duplicate_cosine": plan.duplicate_cosine}
-    if wrong := [f"{name} {value}" for name, value in thresholds.items() if not 0 < value <= 1]:
-        raise ResultError(f"threshold {wrong[0]}; expected a number above 0, up to 1")
-    counts = ("min_active", "min_quartile", "hungarian_limit", "causal_tokens")
-    if wrong := [f"{name} {getattr(plan, name)}" for name in counts if getattr(plan, name) < 1]:
-        raise ResultError(f"{wrong[0]}; expected 1 or more")
-    if plan.causal_latents < 0 or (plan.sink_filter or 0) < 0 or plan.skip_first < 0:
-        raise ResultError(
-            f"causal_latents {plan.causal_latents}, sink_filter {plan.sink_filter}, skip_first {plan.skip_first}; expected 0 or more"
-        )
 
 
 def _of(done: Sequence[Done], part: str) -> list[Done]:

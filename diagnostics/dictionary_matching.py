@@ -163,7 +163,7 @@ def one_to_one(
             continue
         place = np.full((len(rows), len(columns)), -1)
         place[row, column] = part
-        value = np.where(place >= 0, np.where(place >= 0, weight[place], 0), 0.0)
+        value = np.where(place >= 0, weight[place], 0.0)
         found = place[linear_sum_assignment(value, maximize=True)]
         chosen.append(found[found >= 0])
     some = np.concatenate(chosen) if chosen else np.zeros(0, dtype=int)

@@ -14,13 +14,14 @@ from diagnostics.active_latents import ActiveLatents, active_latents
 from diagnostics.dictionary_ablations import Recordings, ablations
 from diagnostics.dictionary_activity import Activity, near_duplicates, pair_correlations, random_rows, usable
 from diagnostics.dictionary_matching import Matching, Partners, matched
-from diagnostics.discovery import discovery_split
 from diagnostics.encoder_gradients import entry_gradients
+from diagnostics.labelled_gaps import LabelledTexts, gap_lines
 from diagnostics.norm_quartiles import QUARTILES, Sample, counted, gradient_ratios, quartile_shares
 from diagnostics.probes import Probe
 from diagnostics.sae_measures import Tokens
 from diagnostics.sampling import generator
 from diagnostics.units import Unit, narrowed
+from interventions.errors import ResultError
 from interventions.models import CausalModel
 from interventions.recording import record
 from interventions.texts import Prompts
@@ -48,6 +49,21 @@ class Plan:
     skip_first: int
     seed: int
 
+    def check(self, n_saes: int) -> None:
+        """Raises `ResultError` for fewer than two SAEs and settings out of range."""
+        if n_saes < 2:
+            raise ResultError(f"{n_saes} SAE; a comparison needs two or more")
+        thresholds = {name: getattr(self, name) for name in ("correlation", "cosine", "duplicate_cosine")}
+        if wrong := [f"{name} {value}" for name, value in thresholds.items() if not 0 < value <= 1]:
+            raise ResultError(f"threshold {wrong[0]}; expected a number above 0, up to 1")
+        counts = ("min_active", "min_quartile", "hungarian_limit", "causal_tokens")
+        if wrong := [f"{name} {getattr(self, name)}" for name in counts if getattr(self, name) < 1]:
+            raise ResultError(f"{wrong[0]}; expected 1 or more")
+        if self.causal_latents < 0 or (self.sink_filter or 0) < 0 or self.skip_first < 0:
+            raise ResultError(
+                f"causal_latents {self.causal_latents}, sink_filter {self.sink_filter}, skip_first {self.skip_first}; expected 0 or more"
+            )
+
 
 class Comparison:
     """Computes units; what several of them need is kept."""
@@ -57,7 +73,7 @@ class Comparison:
         model: CausalModel,
         prompts: Prompts,
         probes: list[Probe],
-        labelled: dict[str, tuple[Prompts, list[str]]],
+        labelled: dict[str, LabelledTexts],
         plan: Plan,
         how: dict[str, Any],
     ):
@@ -211,34 +227,26 @@ class Comparison:
         return line
 
     def _ablations(self, name: str) -> Made:
-        table, notes = ablations(
+        plan = self.plan
+        return ablations(
             self.recordings,
             self.sample[0],
             self.probes[name],
             self.active(name),
-            latents=self.plan.causal_latents,
-            tokens=self.plan.causal_tokens,
-            seed=self.plan.seed,
+            latents=plan.causal_latents,
+            tokens=plan.causal_tokens,
+            seed=plan.seed,
             **self.how,
         )
-        return table.assign(sae=pd.array([name] * len(table), dtype="str")), notes
 
     def _discovery(self, data: str) -> Made:
-        prompts, labels = self.labelled[data]
-        recording = record(self.model, prompts.tokens, [self.site], keep_cache=False)
-        sample, said = counted(
-            Tokens(recording, self.site, prompts.special, self.plan.sink_filter, self.plan.skip_first)
-        )
-        texts = np.unique(sample.prompt)
-        means = {name: _pooled(probe, sample, len(prompts.tokens))[texts] for name, probe in self.probes.items()}
-        names, lines = [labels[i] for i in texts], []
-        for (a, b), pairs in self.matches.items():
-            line: dict[str, Any] = {"data": data, "sae": a, "other": b, "matches": len(pairs)}
-            if len(pairs):
-                line |= discovery_split(means[a], means[b], pairs, names, seed=self.plan.seed).as_dict()
-            lines.append(line)
-        said["texts without a token that counts"] = len(labels) - len(texts)
-        return pd.DataFrame({"text": texts}), {"lines": lines, "tokens": said}
+        texts = self.labelled[data]
+        recording = record(self.model, texts.prompts.tokens, [self.site], keep_cache=False)
+        plan = self.plan
+        sample, said = counted(Tokens(recording, self.site, texts.prompts.special, plan.sink_filter, plan.skip_first))
+        table, lines = gap_lines(texts, self.probes, sample, self.matches, plan.seed)
+        said["texts without a token that counts"] = len(texts.labels) - len(table)
+        return narrowed(table), {"lines": lines, "tokens": said}
 
 
 @torch.no_grad()
@@ -271,15 +279,6 @@ def _largest_cosine(rows: torch.Tensor, others: torch.Tensor, signed: bool) -> F
         cos = part @ others.T
         parts.append((cos.abs() if signed else cos).amax(dim=1))
     return torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
-
-
-def _pooled(probe: Probe, sample: Sample, n_texts: int) -> Float[ndarray, "text latent"]:
-    """Mean of each latent over the tokens of each text."""
-    assert probe.sae is not None
-    z = active_latents(probe.sae, sample.x)
-    count = np.maximum(np.bincount(sample.prompt, minlength=n_texts), 1)
-    total = np.bincount(sample.prompt[z.token] * z.d_sae + z.latent, z.z, n_texts * z.d_sae)
-    return total.reshape(n_texts, z.d_sae) / count[:, None]
 
 
 def _quantile(values: ndarray, q: float) -> float | None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Dictionaries of one site compared: matched and unique latents, norm detectors, stability over seeds, alignment and effect."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +9,12 @@ import tyro
 
 from diagnostics import command
 from diagnostics.dictionary_comparison import DictionaryComparison, compare_dictionaries
+from diagnostics.dictionary_units import Plan
 from diagnostics.held_out import split
+from diagnostics.inputs import short_names
+from diagnostics.labelled_gaps import FOLDS
 from diagnostics.results import claim_folder
-from diagnostics.sae_inputs import named_saes
+from diagnostics.sae_inputs import named_saes, sae_paths
 from interventions.effects import PATHS
 from interventions.errors import MechdiagError
 from interventions.labelled import load_labelled
@@ -28,15 +31,16 @@ class Settings:
     aligned latents are the stable or the effective ones, and whether a gap in probing comes from latents that the other has not.
     Writes tables (Parquet), tokens, a summary with provenance (JSON) and figures into --out.
 
-    Example: scripts/compare_saes.py standard cosine --layer 15 --causal-latents 200 --data topics language --out results/compared
+    Example: scripts/compare_saes.py --saes standard cosine --layers 15 --causal-latents 200 --data topics language --out results/compared
     """
 
-    saes: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """two or more: folders, files, names in the zoo, hf:owner/name/folder; or kinds of the zoo, such as cosine, of --layer"""
     out: Path
     """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
-    layer: int = 15
-    """block that kinds are taken of, 0-based"""
+    saes: tuple[str, ...] = ("standard", "cosine")
+    """two or more of one site: folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of
+    each of --layers"""
+    layers: tuple[int, ...] = (15,)
+    """blocks that kinds in --saes are taken of, 0-based; SAEs that are named say themselves where they belong"""
     model: str = "smollm2-135m"
     """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
     prompts: str = "boolq"
@@ -89,38 +93,47 @@ class Settings:
 
     def check(self) -> None:
         """What can be wrong without a model. Raises `MechdiagError`."""
-        if len(self.saes) < 2:
-            raise MechdiagError(f"{len(self.saes)} SAE; a comparison needs two or more")
+        self.plan().check(len(sae_paths(self.saes, self.layers, self.model)))
         if self.path not in PATHS:
             raise MechdiagError(f"unknown path {self.path!r}; known: {', '.join(PATHS)}")
         if not 0 <= self.held_out < 1:
             raise MechdiagError(f"--held-out {self.held_out}; expected a share from 0 to below 1")
+        if self.n_prompts < 1 or self.max_length < 1 or self.per_class < FOLDS:
+            raise MechdiagError(
+                f"--n-prompts {self.n_prompts}, --max-length {self.max_length}, --per-class {self.per_class}; expected 1 or more, and "
+                f"{FOLDS} texts of a class or more"
+            )
         resolve_dtype(self.dtype)
         resolve_device(self.device)
         # A folder with units says itself whose they are; one without may hold somebody's files.
         files = () if (self.out / "run.json").exists() else DictionaryComparison.files()
         claim_folder(self.out, files, self.overwrite)
 
+    def plan(self) -> Plan:
+        """What the comparison asks for."""
+        own: dict[str, Any] = {name: getattr(self, name) for name in Plan.__dataclass_fields__}
+        own["sink_filter"] = self.sink_filter or None
+        return Plan(**own)
+
     def asked(self) -> dict[str, Any]:
         """Keyword arguments of `compare_dictionaries`."""
-        own = (
-            "correlation", "cosine", "duplicate_cosine", "min_active", "min_quartile", "hungarian_limit", "causal_latents",
-            "causal_tokens", "skip_first", "seed", "path", "batch_rows", "overwrite",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in own} | {
-            "sink_filter": self.sink_filter or None,
-            "folder": self.out,
-        }
+        own = {name: getattr(self, name) for name in ("path", "batch_rows", "overwrite")}
+        return asdict(self.plan()) | own | {"folder": self.out}
 
 
 def main(settings: Settings) -> None:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
-    saes = named_saes(settings.saes, [settings.layer], settings.model, resolve_device(settings.device))
+    saes = named_saes(settings.saes, settings.layers, settings.model, resolve_device(settings.device))
+    if len(sites := sorted({str(sae.hook_name) for sae in saes.values()})) > 1:
+        raise MechdiagError(f"SAEs of {', '.join(sites)}; dictionaries are compared at one site: give those of one")
     texts = load_texts(settings.prompts)
     if settings.held_out:
         texts = split(texts, settings.held_out)[1]
-    data = {name: load_labelled(name, per_class=settings.per_class, seed=settings.seed) for name in settings.data}
+    data = {
+        name: load_labelled(where, per_class=settings.per_class, seed=settings.seed)
+        for name, where in zip(short_names(settings.data) if settings.data else [], settings.data, strict=True)
+    }
     model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
     if model.tokenizer is None:
         raise MechdiagError(f"model {settings.model!r} has no tokenizer, so it cannot read text; name another")
@@ -128,9 +141,10 @@ def main(settings: Settings) -> None:
     prompts = tokenize(texts, model.tokenizer, n_prompts=settings.n_prompts, **how)
     labelled = {}
     for name, some in data.items():
-        found, label_of = tokenize(some.texts, model.tokenizer, **how), dict(zip(some.texts, some.labels, strict=True))
+        found, place = tokenize(some.texts, model.tokenizer, **how), {text: i for i, text in enumerate(some.texts)}
         found.provenance.update(some.provenance())
-        labelled[name] = (found, [label_of[text] for text in found.texts])
+        kept = [place[text] for text in found.texts]
+        labelled[name] = (found, [some.labels[i] for i in kept], [some.groups[i] for i in kept])
     with command.Progress("comparing", unit="unit") as progress:
         result = compare_dictionaries(model, prompts, saes, labelled=labelled, progress=progress, **settings.asked())
     print(result.table())

@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from diagnostics.comparison_summary import seed_groups
+from diagnostics.dictionary_ablations import COLUMNS
 from diagnostics.dictionary_comparison import DictionaryComparison, compare_dictionaries
 from diagnostics.results import jsonable
 from interventions import ResultError, Site, record
@@ -152,8 +153,16 @@ def test_ablations_are_full_forward_passes_without_the_latent():
     np.testing.assert_allclose(joined.sort_index(), mean.sort_index(), rtol=1e-5)
     own = found.frame.query("sae == 'cosine'").dropna(subset="kl")
     line = next(line for line in found.lines["alignment"] if line["sae"] == "cosine")
-    expected = stats.spearmanr(own["alignment"], own["kl"]).statistic
-    assert line["alignment_kl_spearman"]["value"] == pytest.approx(expected)
+    fired = found.frame.query("sae == 'cosine'")["fired"].gt(0).sum()
+    assert own["latent_weight"].sum() == pytest.approx(fired) and own["latent_weight"].nunique() > 1
+    # of weights that are whole multiples of 1/k: each latent so many times
+    times = (own["latent_weight"] * 60).round().astype(int)
+    expected = stats.spearmanr(own["alignment"].repeat(times), own["kl"].repeat(times)).statistic
+    assert line["alignment_kl_spearman"]["value"] == pytest.approx(expected, abs=1e-3)
+    assert stats.spearmanr(own["alignment"], own["kl"]).statistic != pytest.approx(expected, abs=1e-2)
+    assert tuple(rows) == tuple(COLUMNS)
+    w = rows[rows["sae"] == "cosine"].groupby("latent")["latent_weight"].first()
+    assert line["ablated"] == len(w) == 16 and line["ablated_effective"] == pytest.approx(w.sum() ** 2 / (w @ w))
 
 
 def test_the_split_of_the_gap_is_there_for_each_pair():
@@ -162,7 +171,7 @@ def test_the_split_of_the_gap_is_there_for_each_pair():
         ("standard", "standard-seed1"), ("standard", "cosine"), ("standard-seed1", "cosine"),
     ]  # fmt: skip
     assert lines[0]["gap"]["value"] == lines[0]["separability"]["value"] == 0
-    assert all("gap" in line for line in lines if line["matches"])
+    assert all(("gap" in line) == (line["why_not"] is None) == (line["matches"] > 0) for line in lines)
 
 
 def test_it_goes_to_disk_and_back_and_goes_on_from_units(tmp_path):
@@ -192,6 +201,9 @@ def test_it_goes_to_disk_and_back_and_goes_on_from_units(tmp_path):
     assert jsonable(one.as_dict()) == jsonable(again.as_dict())
     pd.testing.assert_frame_equal(one.frame, again.frame)
     assert len(one.ablations) == 0 and one.frame["kl"].isna().all()
+    others = {"parity": (PROMPTS, LABELLED["parity"][1][::-1])}  # the same texts
+    with pytest.raises(ResultError, match=r"holds units of another run: labelled\.parity\.labels_sha256 was"):
+        compare_dictionaries(tiny_model("llama"), PROMPTS, some, **settings | {"labelled": others})
     plt.close("all")
 
 
@@ -216,6 +228,11 @@ def test_seed_groups_go_by_what_saes_say_then_by_names():
         (("standard", "cosine"), {"cosine": 1.5}, "threshold cosine 1.5"),
         (("standard", "cosine"), {"min_active": 0}, "min_active 0; expected 1 or more"),
         (("standard", "cosine"), {"causal_latents": -1}, "causal_latents -1"),
+        (
+            ("standard", "cosine"),
+            {"labelled": {"few": (PROMPTS, ["a"] * 20 + ["b"] * 2)}},
+            "'few': class 'b' has 2 texts",
+        ),
         (("standard", "early"), {}, "SAEs of 1.resid_post, 3.resid_post; dictionaries are compared at one site"),
     ],
 )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pandas as pd
@@ -52,7 +53,7 @@ def saes(given) -> dict[str, Path]:
 
 def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, given, saes, tmp_path):
     out = tmp_path / "out"
-    words = (saes["1/standard"], saes["1/cosine"], "--out", out, "--held-out", 0, "--min-active", 3)
+    words = ("--saes", saes["1/standard"], saes["1/cosine"], "--out", out, "--held-out", 0, "--min-active", 3)
     status, said, err = run(*words, "--data", given / "labelled.jsonl", "--max-length", 16)
     assert status == 0, err
     figures = {
@@ -63,7 +64,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, given, sa
     assert "matched" in said and f"into {out}" in said
     found = DictionaryComparison.load(out)
     assert found.names == ["standard", "cosine"]
-    assert [some["texts"] for some in found.provenance["labelled"].values()] == [24]
+    assert {name: some["texts"] for name, some in found.provenance["labelled"].items()} == {"labelled.jsonl": 24}
     model = load_model(given / "model", device="cpu")
     text = tokenize(load_texts(str(given / "text.txt")), model.tokenizer, max_length=16, n_prompts=24)
     some = {name: load_sae(saes[f"1/{name}"]) for name in found.names}
@@ -76,7 +77,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, given, sa
 
 
 def test_the_prompts_are_held_out(run, given, saes, tmp_path):
-    words = (saes["1/standard"], saes["1/cosine"], "--out", tmp_path, "--held-out", 0.5, "--n-prompts", 6)
+    words = ("--saes", saes["1/standard"], saes["1/cosine"], "--out", tmp_path, "--held-out", 0.5, "--n-prompts", 6)
     assert (
         run(*words, "--model", given / "model", "--prompts", given / "text.txt", "--device", "cpu", model=False)[0] == 0
     )
@@ -90,21 +91,32 @@ def test_the_prompts_are_held_out(run, given, saes, tmp_path):
     [
         (("--path", "blocks"), "unknown path 'blocks'; known: auto, replay, hooks"),
         (("--held-out", 1), "--held-out 1"),
+        (("--cosine", 0), "threshold cosine 0.0; expected a number above 0"),
+        (("--min-active", 0), "min_active 0; expected 1 or more"),
+        (("--per-class", 4), "--per-class 4; expected"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
         (("--data", "/no/such.csv"), "/no/such.csv"),
     ],
 )
 def test_options_are_looked_at_before_the_model(run, saes, tmp_path, more, message):
-    words = (saes["1/standard"], saes["1/cosine"], "--out", tmp_path / "out", "--held-out", 0)
+    words = ("--saes", saes["1/standard"], saes["1/cosine"], "--out", tmp_path / "out", "--held-out", 0)
     status, said, err = run(*words, *more, "--model", "/nowhere/at/all", model=False)
     assert (status, said) == (2, "") and message in err and "Traceback" not in err
 
 
 def test_what_does_not_serve_is_one_line(run, saes, tmp_path):
-    status, _, err = run(saes["1/standard"], "--out", tmp_path, model=False)
+    status, _, err = run("--saes", saes["1/standard"], "--out", tmp_path, model=False)
     assert status == 2 and "1 SAE; a comparison needs two or more" in err
-    usual = ("--out", tmp_path, "--held-out", 0)
-    status, _, err = run(saes["1/standard"], saes["4/standard"], *usual)
-    assert status == 2 and "dictionaries are compared at one site" in err.strip().split("\n")[-1]
-    status, _, err = run(saes["1/standard"], saes["1/cosine"], *usual, "--cosine", 0)
-    assert status == 2 and "threshold cosine 0" in err.strip().split("\n")[-1]
+    several = ("--saes", saes["1/standard"], saes["4/standard"], "--model", "/nowhere/at/all")
+    status, _, err = run(*several, "--out", tmp_path, model=False)
+    assert status == 2 and "SAEs of blocks.1.hook_resid_post, blocks.4.hook_resid_post" in err
+    assert "dictionaries are compared at one site" in err.strip().split("\n")[-1]
+
+
+def test_the_zoos_kinds_are_of_the_layers(script):
+    asked = script.Settings(out=Path("out"))
+    assert (asked.saes, asked.layers) == (("standard", "cosine"), (15,))
+    assert set(asked.asked()) <= set(signature(compare_dictionaries).parameters)
+    assert script.Settings(out=Path("out"), sink_filter=0).asked()["sink_filter"] is None
+    with pytest.raises(script.MechdiagError, match="1 SAE; a comparison needs two"):
+        script.Settings(out=Path("out"), saes=("cosine",)).check()
