@@ -45,9 +45,9 @@ def peaks(frame: pd.DataFrame) -> pd.DataFrame:
         table = lines.pivot(index=keys, columns="coefficient", values="probability")
         table[0.0] = lines.groupby(keys)["clean_probability"].first()
         table = table.dropna().sort_index(axis=1)
-        mean = table.mean()
-        peak = float(mean.idxmax())
-        last = min(mean.index) if peak < 0 else max(mean.index)
+        mean = {float(c): float(table[c].mean()) for c in table}
+        peak = max(mean, key=lambda c: mean[c])
+        last = min(mean) if peak < 0 else max(mean)
         rises, falls = (
             from_sums(
                 pd.DataFrame({"change": table[peak] - table[other], "one": 1.0}).reset_index(),
