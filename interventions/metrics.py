@@ -15,7 +15,7 @@ from interventions.errors import EditError
 Logits = Float[Tensor, "row vocab"]
 
 _LARGE = 60.0  # exp(60) is far from float32's largest number
-_SMALL_KL = 1e-4  # above, what cancels in exp(d) − 1 − d for |d| < 0.01 is less than 1e-5 of the whole
+_SMALL_KL = 1e-5  # above, what cancels in exp(d) − 1 − d for |d| < 0.01 is about 1e-5 of the whole
 
 
 class CleanSide:
@@ -111,7 +111,11 @@ class Comparison:
     @cached_property
     def top1(self) -> Int[Tensor, "row"]:
         # Where the clean token ties for the largest logit (half precision) it is still the one.
-        return torch.where(self.top1_changed, self.intervened.argmax(-1), self.clean.top1.expand(len(self.intervened)))
+        top, changed = self.clean.top1.expand(len(self.intervened)), self.top1_changed
+        if top.device.type != "cpu":
+            return torch.where(changed, self.intervened.argmax(-1), top)
+        which = changed.nonzero()[:, 0]  # few; an argmax of all costs more than their KL
+        return top.index_copy(0, which, self.intervened[which].argmax(-1)) if len(which) else top
 
     @cached_property
     def top1_drop(self) -> Float[Tensor, "row"]:
