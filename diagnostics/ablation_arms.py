@@ -13,48 +13,55 @@ from interventions.edits import matched_placebo
 
 ARMS = ("selected", "random", "placebo", "keep")
 """`selected`: the top N latents of the ranking, z_i·d_i subtracted wherever they fire, the SAE's error kept. `random`: as many other
-latents that are active on the concept's texts, of like frequency. `placebo`: at each token a vector of the norm and angle of the
-selected edit, turned towards the difference of two other tokens' activations. `keep`: all active latents but the top N subtracted,
-the error kept: what the N suffice for (N = 0: none kept)."""
-NEAREST = 10
-"""latents of the nearest log frequency, one of which is drawn"""
+latents that are active on the concept's texts, each of like expected dose. `placebo`: at each token a vector of the norm and
+angle of the selected edit, turned towards one direction for the whole text, the difference of two other tokens' activations. `keep`: all
+active latents but the top N subtracted, the error kept: what the N suffice for (N = 0: none kept)."""
+NEAREST, WITHIN = 10, 1.25
+"""of so many latents of the nearest expected dose, no further off than this factor, one is drawn"""
+_TRIES = 8  # tokens to find two of different activations among
 
 
-def frequency_matched(
+def dose_matched(
     selected: Int[Tensor, "latent"],
-    frequency: Float[Tensor, "d_sae"],
-    candidates: Bool[Tensor, "d_sae"],
+    dose: Float[Tensor, "d_sae"],
+    active: Bool[Tensor, "d_sae"],
     seed: int,
     label: str,
 ) -> Int[Tensor, "other"]:
-    """For each selected latent, in turn, another one: of the `NEAREST` unused candidates in log frequency that of the smallest key.
+    """For each selected latent, in turn, another active one that is not selected, of like expected dose (`Encoded.dose`).
 
-    Fewer than `selected` where the candidates run out. Latents of frequency 0 are no candidates.
+    Of the `NEAREST` unused ones in log dose that are within a factor `WITHIN` the one of the smallest key; the nearest where none is. A
+    function of the selected latents alone, whatever else is asked for; where one more is selected, most of the others stay. Fewer than
+    `selected` where the candidates run out. Source: ours.
     """
-    frequencies = frequency.double().cpu().numpy()
-    pool = np.flatnonzero(candidates.cpu().numpy() & (frequencies > 0))
-    pool = pool[np.argsort(frequencies[pool], kind="stable")]
-    level, key = np.log(frequencies[pool]), hash_keys(seed, label, pool)
+    doses = dose.double().cpu().numpy()
+    candidates = active.cpu().numpy() & (doses > 0)
+    candidates[selected.cpu().numpy()] = False
+    pool = np.flatnonzero(candidates)
+    level, key = np.log(doses[pool]), hash_keys(seed, label, pool)
     free = np.ones(len(pool), dtype=bool)
     chosen = []
     for latent in selected.tolist()[: len(pool)]:
-        wanted = np.log(max(frequencies[latent], 1e-12))
-        far = np.where(free, np.abs(level - wanted), np.inf)
-        near = np.argsort(far, kind="stable")[: min(NEAREST, int(free.sum()))]
+        far = np.where(free, np.abs(level - np.log(max(doses[latent], 1e-12))), np.inf)
+        near = np.argsort(far, kind="stable")[:NEAREST]
+        near = near[far[near] <= max(np.log(WITHIN), far[near[0]])]
         best = near[np.argmin(key[near])]
         free[best] = False
         chosen.append(int(pool[best]))
     return torch.tensor(chosen, dtype=torch.long, device=selected.device)
 
 
-def tangents(
-    x: Float[Tensor, "row d_model"], pool: Float[Tensor, "token d_model"], seed: int, label: str
-) -> Float[Tensor, "row d_model"]:
-    """For each row the difference of two tokens drawn from `pool` (tokens of other texts), the same for the same seed and label."""
-    two = torch.randint(len(pool), (2, len(x)), generator=generator(seed, label))
-    two[1] = torch.where(two[0] == two[1], (two[1] + 1) % len(pool), two[1])
-    one, other = (pool[i.to(pool.device)] for i in two)
-    return one - other
+def directions(
+    n_texts: int, pool: Float[Tensor, "token d_model"], seed: int, label: str
+) -> Float[Tensor, "text d_model"]:
+    """For each text the difference of two tokens of `pool` (tokens of other texts), drawn by seed and label.
+
+    One a text, as a latent's decoder direction is the same wherever it fires: effects that add up over tokens do so here too.
+    """
+    drawn = torch.randint(len(pool), (_TRIES, n_texts), generator=generator(seed, label)).to(pool.device)
+    apart = pool[drawn[0]] - pool[drawn[1:]]
+    first = (apart != 0).any(-1).byte().argmax(0)
+    return apart[first, torch.arange(n_texts, device=pool.device)]
 
 
 class Arm:

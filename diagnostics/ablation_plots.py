@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
-from diagnostics.ablation_summary import KEEP, Curve
+from diagnostics.ablation_curves import KEEP, Curve
 from diagnostics.ablation_tables import measured
 from diagnostics.equal_effects import EqualEffect
 from diagnostics.plots import STYLE
@@ -58,13 +58,13 @@ def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | N
         counts = ", ".join(map(str, result.provenance["counts"]))
         words = (
             f"Collateral against intended effect of the top N latents ({ranking.replace('_', ' ')}), N = {counts} (first and last "
-            "written), log scales; grey: as many random active latents of like frequency, and at each token a vector of the same norm "
-            "and angle as the selected edit; light diagonal: equal effects; open, at the bottom: no collateral effect at all. "
-            f"Bars: 95 % delete-one-{_unit(result)} jackknife intervals. Last panel: "
+            "written), log scales; grey: as many other active latents, each of like expected dose (mean |z|·‖d‖), and at each token a vector of "
+            "the same norm and angle as the selected edit, turned towards one direction for the whole text; light diagonal: equal effects; open, at the bottom: no collateral effect at all. "
+            f"Bars: 95 % delete-one-{_unit(result)} jackknife intervals, none below 10. Last panel: "
             "selectivity, intended/(intended + collateral), where the intended effect is half the median over SAEs of the largest; small: "
             "concepts, large: their mean"
         )
-        words += f"; {hidden} points with an effect not above 0 are not drawn" if hidden else ""
+        words += f"; {hidden} points with an effect not above 0, or not finite, are not drawn" if hidden else ""
         figure.supxlabel(_caption(result, words, 3.5 * columns), fontsize=7.5, x=0.01, ha="left")
     return figure
 
@@ -155,6 +155,8 @@ def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str,
                     place, 0.01, f"{missing} of {len(alone)} not reached", rotation=90, fontsize=5.5, color=colour, ha="center",
                     va="bottom",
                 )  # fmt: skip
+    if not found:
+        ax.text(0.5, 0.5, "no selected arm", transform=ax.transAxes, ha="center", color="0.45")
     ax.set_ylim(0, 1)
     ax.set_xlim(-0.5, len(saes) - 0.3)
     ax.set_xticks(range(len(saes)), ["\n".join(textwrap.wrap(sae.replace("/", " "), 10)) for sae in saes], fontsize=7.5)
@@ -275,4 +277,4 @@ def _caption(result: "FeatureAblation", words: str, inches: float) -> str:
         f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}). {texts}. Other {others} ranked the latents. Left as they are: position 0, "
         f"special tokens, sinks ({sink}). Effects read at {reads}. {words}."
     )
-    return textwrap.fill(sentence, int(16 * inches))
+    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)

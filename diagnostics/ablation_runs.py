@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
-from diagnostics.ablation_arms import Arm, frequency_matched, tangents
+from diagnostics.ablation_arms import Arm, directions, dose_matched
 from diagnostics.concept_activations import ConceptActivations, Settings
 from diagnostics.concepts import Concept, ConceptTexts
 from diagnostics.latent_ranking import Encoded, attribution, best, mean_difference, probe_difference, target_gradient
@@ -88,7 +88,7 @@ class _Concept:
         return found if at is None else found & at[self.data.text, self.data.position]
 
     def ranked(self, ranking: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents from the best on, those active on the concept's ranking texts, and their frequency there."""
+        """Latents from the best on, those active on the concept's ranking texts, and their expected dose there."""
         concept, texts = self.concept, self.data.texts
         own_texts, other_texts = texts.side(concept.own, True), texts.side(concept.others, True)
         everywhere = self.rows(own_texts)
@@ -104,11 +104,13 @@ class _Concept:
                     "attribution runs the blocks above the site alone, which do not serve here; take another ranking"
                 )
             order = sorted(own_texts)
-            gradient = target_gradient(self.passes, order, self.reads, concept.targets)
+            gradient = target_gradient(
+                self.passes, order, self.reads, concept.targets, batch_tokens=self.settings.batch_tokens
+            )
             score = attribution(self.encoded.take(everywhere), gradient)
-        frequency = self.encoded.take(everywhere).frequency
-        active = frequency > 0
-        return best(score, active), active, frequency
+        found = self.encoded.take(everywhere)
+        active = found.frequency > 0
+        return best(score, active), active, found.dose
 
     def _class_probes(self) -> ClassProbes:
         found = self.data.probes(self.probe.site)
@@ -117,39 +119,32 @@ class _Concept:
         return found[0]
 
     def arms(self, ranking: str) -> dict[tuple[str, int], Arm]:
-        """Every arm at every N, the `keep` arm at 0 too."""
-        order, active, frequency = self.ranked(ranking)
+        """Every arm at every N, the `keep` arm at 0 too; what one N is given does not depend on the others."""
+        order, active, dose = self.ranked(ranking)
         if not len(order):
             raise ResultError(f"{self.probe.name}: no latent is active on the texts of {self.concept.name!r} that rank")
         top = order[: self.settings.counts[-1]]
         label = f"{self.data.name}/{self.concept.name}/{self.probe.label}/{ranking}"
-        others = top[:0]
-        if "random" in self.settings.arms:
-            left = active.clone()
-            left[top] = False
-            others = frequency_matched(top, frequency, left, self.settings.seed, f"random/{label}")
         towards = self._towards(label) if "placebo" in self.settings.arms else None
         self.notes = {
             "active": int(active.sum()),
             "top": top[:10].tolist(),
-            "random latents": len(others),
         }
         found = {("keep", 0): Arm("keep", top[:0])} if "keep" in self.settings.arms else {}
         for name in self.settings.arms:
             for n in self.settings.counts:
-                which = others[:n] if name == "random" else top[:n]
+                which = top[:n]
+                if name == "random":
+                    which = dose_matched(which, dose, active, self.settings.seed, f"random/{label}")
                 found[name, n] = Arm(name, which, towards if name == "placebo" else None)
         return found
 
     def _towards(self, label: str) -> Callable[[Tensor], Tensor]:
-        """Tangents of the measured tokens, from tokens of the texts that rank: never their own."""
-        ranking = [i for i, ranks in enumerate(self.data.texts.ranking) if ranks]
-        between = torch.zeros_like(self.encoded.x)
-        mine = self.rows(self.measured)
-        between[mine] = tangents(
-            self.encoded.x[mine], self.encoded.x[self.rows(ranking)], self.settings.seed, f"between/{label}"
-        )
-        return lambda keep: between[keep]
+        """What the tokens of a measured text turn to, from tokens of the texts that rank: never its own."""
+        sides = self.data.texts.ranking
+        pool = self.encoded.x[self.rows([i for i, ranks in enumerate(sides) if ranks])]
+        found = directions(len(sides), pool, self.settings.seed, f"between/{label}")
+        return lambda keep: found[self.data.text[keep]]
 
     def change(self, arm: Arm) -> Change:
         def delta(texts: Tensor) -> Tensor:
@@ -166,16 +161,20 @@ class _Concept:
     def lines(self, unit: Unit, first_text: int, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
         """The table of this concept and SAE, and its notes."""
         arms = self.arms(unit["ranking"])
+        key = {place: (arm.name, *arm.latents.tolist()) for place, arm in arms.items()}
+        distinct = {key[place]: arm for place, arm in arms.items()}  # with fewer latents than N, what a smaller N does
         found = stream_effects(
             self.passes,
             self.measured,
             self.reads,
-            {f"{name} {n}": self.change(arm) for (name, n), arm in arms.items()},
+            {f"{arm.name} {i}": self.change(arm) for i, arm in enumerate(distinct.values())},
             self.concept.targets,
             through_blocks=self.through_blocks,
             batch_tokens=self.settings.batch_tokens,
             tick=tick,
         )
+        tick((len(arms) - len(distinct)) * len(self.measured))
+        columns_of = dict(zip(distinct, self._columns(found), strict=True))
         site = self.probe.site
         keys = {"sae": unit["sae"], "layer": site.layer, "point": site.point, "data": unit["data"]}
         keys |= {"concept": self.concept.name, "ranking": unit["ranking"]}
@@ -190,7 +189,8 @@ class _Concept:
                     **{place: columns[place] + first_text for place in ("text", "group")},
                 }
             )
-            for ((name, n), arm), columns in zip(arms.items(), self._columns(found), strict=True)
+            for (name, n), arm in arms.items()
+            for columns in [columns_of[key[name, n]]]
         ]
         notes = {
             "site": str(site),
@@ -202,7 +202,7 @@ class _Concept:
             "dropped": {
                 "texts without a token to read at": self.n_unread,
                 "placebos that do not exist: nothing is left of x, or the two tokens they turn to are alike": self.n_unformed,
-                "reads whose KL is not finite": found.n_nonfinite,
+                "reads whose effect is not finite": found.n_nonfinite,
             },
             "tokens_left_out": self.data.left_out,
             "probe_accuracy": {} if self.data.texts.labels is None else self._class_probes().accuracy,
@@ -219,34 +219,30 @@ class _Concept:
             "group": np.array(self.data.texts.groups)[measured],
             "own": np.isin(measured, self.concept.own),
             "n_tokens": n_tokens,
-            "n_reads": self.reads[self.measured].sum(1).cpu().numpy(),
         }
         for i in range(len(found.kl)):
             n_edited = found.n_edited[i].numpy()
-            shift = found.shift[i].numpy() / n_tokens[:, None]
+            shift, norm_sum = found.shift[i].numpy(), found.norm_sum[i].numpy()
+            with np.errstate(invalid="ignore"):
+                coherence = np.linalg.norm(shift, axis=1) / norm_sum
             yield fixed | {
                 "n_edited": n_edited,
-                "delta_norm": found.norm_sum[i].numpy() / np.maximum(n_edited, 1),
+                "n_reads": found.n_reads[i].numpy(),
+                "delta_norm": norm_sum / np.maximum(n_edited, 1),
+                "coherence": coherence,
                 "delta_square": found.square_sum[i].numpy() / n_tokens,
                 "kl": found.kl[i].numpy(),
                 "target_fall": found.target_fall[i].numpy(),
                 "other_square": found.other_square[i].numpy(),
-                **self._probe_columns(measured, shift),
+                **self._probe_columns(measured, shift / n_tokens[:, None]),
             }
 
     def _probe_columns(self, measured: ndarray, shift: Float[ndarray, "text d_model"]) -> dict[str, ndarray]:
         known = self.data.probes(self.probe.site)
         if known is None:
-            none = np.full(len(measured), np.nan)
-            return dict.fromkeys(("class_probe_clean", "class_probe", "target_probe_clean", "target_probe"), none)
+            return dict.fromkeys(("class_probe_clean", "class_probe"), np.full(len(measured), np.nan))
         probes, clean = known
         assert self.data.texts.labels is not None
         own = np.array([probes.classes.index(self.data.texts.labels[i]) for i in measured])
-        target = np.full(len(measured), probes.classes.index(self.concept.name))
         after, each = clean[measured] + shift @ probes.weight.T, np.arange(len(measured))
-        return {
-            "class_probe_clean": clean[measured][each, own],
-            "class_probe": after[each, own],
-            "target_probe_clean": clean[measured][each, target],
-            "target_probe": after[each, target],
-        }
+        return {"class_probe_clean": clean[measured][each, own], "class_probe": after[each, own]}

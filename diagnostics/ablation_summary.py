@@ -1,95 +1,27 @@
-"""Intended and collateral effects by N, with intervals by group of texts, and the comparison of SAEs at one intended effect."""
+"""Intended and collateral effects by N, from the table of a feature ablation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
-from scipy import stats
 
-from diagnostics.statistics import Estimate, FiellerInterval, covariance_from_deletions, fieller_from, from_deletions
+from diagnostics.ablation_curves import KEEP, Curve, deleted, joined
+from diagnostics.statistics import Estimate, FiellerInterval
 from diagnostics.text_groups import sums_without
 from interventions.errors import ResultError
 
 FORMS = ("kl", "logit", "probe")
 """Of intended and collateral effect: see `feature_ablation`."""
-KEEP = "keep"
 _KEYS = ("sae", "layer", "point", "data", "concept", "ranking", "arm")
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Intended and collateral effect of one arm by N, and what they are without each group of texts."""
-
-    sae: str
-    site: str
-    data: str
-    concept: str
-    """of `data`; for a mean over concepts, how many"""
-    ranking: str
-    arm: str
-    form: str
-    counts: Int[ndarray, "count"]
-    """N, ascending; for `keep` from 0"""
-    value: Float[ndarray, "count 2"]
-    """intended, collateral"""
-    texts: Int[ndarray, "text"]
-    """on which it is measured"""
-    groups: Int[ndarray, "group"]
-    """of them, ascending; as many as texts where none were named"""
-    without: Float[ndarray, "group count 2"]
-    """the same without each group"""
-
-    def estimate(self, k: int, part: int) -> Estimate:
-        """Intended (0) or collateral (1) effect at the k-th N."""
-        return from_deletions(float(self.value[k, part]), self.without[:, k, part], len(self.texts))
-
-    def selectivity(self, k: int) -> Estimate:
-        """intended/(intended + collateral) in [0, 1]; 0, without an interval, where the intended effect is not above 0. nan where
-        both are 0. Ends may leave [0, 1]."""
-        whole, parts = selectivity(self.value[k]), selectivity(self.without[:, k])
-        if self.value[k, 0] <= 0:
-            parts = np.full(len(parts), np.nan)
-        return from_deletions(float(whole), parts, len(self.texts))
-
-    def ratio(self, k: int) -> FiellerInterval:
-        """intended/collateral with Fieller's interval."""
-        covariance, df = covariance_from_deletions(self.without[:, k])
-        t = float(stats.t.ppf(0.975, df)) if np.isfinite(df) else 1.0
-        (var_a, cov), (_, var_b) = covariance
-        a, b = self.value[k]
-        size = {"n_rows": len(self.texts), "n_prompts": len(self.groups)}
-        return fieller_from(float(a), float(b), float(var_a), float(cov), float(var_b), t, **size)
-
-    def log_ratio(self, k: int) -> Estimate:
-        """intended/collateral, the interval by the jackknife of its logarithm; nan unless both are above 0."""
-        with np.errstate(all="ignore"):
-            whole, parts = (
-                np.where((v > 0).all(-1), v[..., 0] / v[..., 1], np.nan) for v in (self.value[k], self.without[:, k])
-            )
-        return from_deletions(float(whole), parts, len(self.texts), transform="log")
-
-    def recovered(self, k: int, part: int) -> Estimate:
-        """1 − effect with N kept / effect with none kept; of the `keep` arm of the KL form, on texts with (0) or without (1) the concept."""
-        with np.errstate(all="ignore"):
-            whole, parts = (1 - v[..., k, part] / v[..., 0, part] for v in (self.value, self.without))
-        return from_deletions(float(whole), parts, len(self.texts))
-
-
-def selectivity(effects: Float[ndarray, "*any 2"]) -> Float[ndarray, "*any"]:
-    """I/(I + C), I the intended effect or 0 if it is below."""
-    intended = np.maximum(effects[..., 0], 0)
-    with np.errstate(invalid="ignore"):
-        return intended / (intended + effects[..., 1])
 
 
 def curves(frame: pd.DataFrame, forms: Sequence[str]) -> list[Curve]:
     """A curve for each SAE × concept × ranking × arm × form of a table of `feature_ablation`.
 
-    Each text weighs alike; intervals leave out one group at a time. Raises `ResultError` for a table in which an N lacks some text.
+    Each text weighs alike, and counts wherever its effect is finite; intervals leave out one group at a time. Raises `ResultError` for a table in which an N lacks some text.
     """
     found = []
     for keys, rows in frame.groupby(list(_KEYS), sort=False):
@@ -109,38 +41,43 @@ def curves(frame: pd.DataFrame, forms: Sequence[str]) -> list[Curve]:
             **{name: labels[name] for name in ("data", "concept", "ranking", "arm")},
         }
         for form in forms:
-            if form == "probe" and np.isnan(columns["fall"]).any():
+            if form == "probe" and np.isnan(columns["fall"]).all():
                 continue  # a data set without classes
-            value, groups, without, kept = _effects(columns, own, group, form)
-            found.append(
-                Curve(**named, form=form, counts=counts, value=value, texts=texts[kept], groups=groups, without=without)
-            )
+            found.append(Curve(**named, form=form, counts=counts, **_effects(columns, texts, own, group, form)))
     return found
 
 
 def _effects(
-    columns: dict[str, Float[ndarray, "count text"]], own: ndarray, group: ndarray, form: str
-) -> tuple[Float[ndarray, "count 2"], Int[ndarray, "group"], Float[ndarray, "group count 2"], ndarray]:
-    """Both effects, the groups of the texts that enter, both effects without each, and which texts these are."""
-    kept = own if form == "logit" else np.ones_like(own)
-    columns = {name: values[:, kept] for name, values in columns.items()}
-    own, group = own[kept], group[kept]
+    columns: dict[str, Float[ndarray, "count text"]], texts: ndarray, own: ndarray, group: ndarray, form: str
+) -> dict[str, Any]:
+    """Both effects, the texts of each, their groups and sides, and both effects without each group: of a `Curve`."""
     if form == "logit":
-        parts = [_means(columns["target_fall"], own, group), _means(columns["other_square"], own, group)]
-        parts[1] = (np.sqrt(parts[1][0]), np.sqrt(parts[1][1]))
+        parts = [(columns["target_fall"], own), (columns["other_square"], own)]
     else:
         which = columns["kl"] if form == "kl" else columns["fall"]
-        other = which if form == "kl" else np.abs(which)
-        parts = [_means(which, own, group), _means(other, ~own, group)]
-    value, without = (np.stack(part, axis=-1) for part in zip(*parts, strict=True))
-    return value, np.unique(group), without, kept
+        parts = [(which, own), (which if form == "kl" else np.abs(which), ~own)]
+    value, without = (np.stack(some, axis=-1) for some in zip(*(_means(*part, group) for part in parts), strict=True))
+    if form == "logit":
+        value[..., 1], without[..., 1] = np.sqrt(value[..., 1]), np.sqrt(without[..., 1])
+    groups = np.unique(group)
+    sides = np.stack([np.isin(groups, group[of]) for _, of in parts], axis=-1)
+    used = sides.any(1)
+    return {
+        "value": value,
+        "texts": (texts[parts[0][1]], texts[parts[1][1]]),
+        "groups": groups[used],
+        "sides": sides[used],
+        "without": without[used],
+    }
 
 
 def _means(values: Float[ndarray, "count text"], of: ndarray, group: ndarray) -> tuple[ndarray, ndarray]:
-    """The mean over some texts, and without each group, `[group, count]`."""
+    """The mean over those of some texts that are finite, and without each group, `[group, count]`."""
+    known = of & np.isfinite(values)
+    own = np.where(known, values, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        without = sums_without(np.where(of, values, 0), group) / sums_without(of.astype(float), group)
-        return values[:, of].mean(1), np.maximum(without, 0).T if (values >= 0).all() else without.T
+        without = sums_without(own, group) / sums_without(known.astype(float), group)
+        return own.sum(1) / known.sum(1), np.maximum(without, 0).T if (own >= 0).all() else without.T
 
 
 def mean_over_concepts(some: Sequence[Curve]) -> list[Curve]:
@@ -150,22 +87,12 @@ def mean_over_concepts(some: Sequence[Curve]) -> list[Curve]:
         alike.setdefault((curve.sae, curve.site, curve.ranking, curve.arm, curve.form), []).append(curve)
     found = []
     for (sae, site, ranking, arm, form), own in alike.items():
-        texts, groups = (np.unique(np.concatenate(part)) for part in ([c.texts for c in own], [c.groups for c in own]))
+        texts, groups, sides = joined(own)
         value = np.mean([c.value for c in own], axis=0)
         without = deleted([(c.groups, c.value, c.without) for c in own], groups)
         head = (sae, site, "all", f"mean of {len(own)}", ranking, arm, form, own[0].counts)
-        found.append(Curve(*head, value, texts, groups, without))
+        found.append(Curve(*head, value, texts, groups, sides, without))
     return found
-
-
-def deleted(parts: Sequence[tuple[ndarray, Any, ndarray]], groups: Int[ndarray, "group"]) -> ndarray:
-    """The mean of several statistics without each group, from (groups of one, its value, its value without each of them)."""
-    total = np.zeros((len(groups), *np.shape(parts[0][1])))
-    for own, value, without in parts:
-        whole = np.broadcast_to(value, total.shape).copy()
-        whole[np.searchsorted(groups, own)] = without
-        total += whole
-    return total / len(parts)
 
 
 def summaries(frame: pd.DataFrame, some: Sequence[Curve]) -> list[dict[str, Any]]:
@@ -189,17 +116,18 @@ def summaries(frame: pd.DataFrame, some: Sequence[Curve]) -> list[dict[str, Any]
 
 
 def _doses(frame: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, float]]:
-    """Mean ‖Δx‖² and share of tokens edited, on texts with and without the concept; latents removed."""
+    """Mean ‖Δx‖², share of tokens edited and coherence, on texts with and without the concept; latents removed."""
     table = frame.assign(edited=frame["n_edited"] / frame["n_tokens"])
     keys = ["sae", "data", "concept", "ranking", "arm", "count"]
     means = cast(
-        pd.DataFrame, table.groupby([*keys, "own"], sort=False)[["delta_square", "edited", "n_latents"]].mean()
+        pd.DataFrame,
+        table.groupby([*keys, "own"], sort=False)[["delta_square", "edited", "coherence", "n_latents"]].mean(),
     )
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     for row in means.reset_index().to_dict("records"):
         side = "" if row["own"] else "_others"
         found.setdefault(tuple(row[key] for key in keys), {"n_latents": int(row["n_latents"])}).update(
-            {f"delta_square{side}": float(row["delta_square"]), f"edited{side}": float(row["edited"])}
+            {f"{name}{side}": float(row[name]) for name in ("delta_square", "edited", "coherence")}
         )
     return found
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 NOTE = (
     "95 % delete-one-group jackknife intervals (a group: texts that are alike for another reason than the concept, all on one side of the "
-    "split between ranking and measuring; one text each where none are named), none below 10 groups. intended, collateral: kl in "
-    "nats, logit and probe in logits; ‖Δx‖²: mean over tokens, on texts with / without the concept. At equal intended effect: half the median over SAEs of the largest one."
+    "split between ranking and measuring; one text each where none are named): intended and collateral effect, over the groups of the texts "
+    "that each is measured on; selectivity, with t of the fewer of the two; none below 10 groups. intended, collateral: kl in "
+    "nats, logit and probe in logits; ‖Δx‖²: mean over tokens, coherence: ‖ΣΔx‖/Σ‖Δx‖ over a text, both on texts with / without the concept. At equal intended effect: half the median over SAEs of the largest one."
 )
 
 
@@ -23,22 +24,25 @@ def terminal(result: "FeatureAblation") -> str:
     parts = []
     for form in result.forms:
         parts += [f"{form}, mean over concepts:", _means(result, form).to_string(index=False)]
-        parts += [f"{form}, at equal intended effect:", equal_frame(result, form).to_string(index=False)]
+        equal = equal_frame(result, form)
+        said = "no selected arm, so none" if equal.empty else equal.to_string(index=False)
+        parts += [f"{form}, at equal intended effect:", said]
     return "\n".join([*parts, NOTE, *left_out(result.provenance)])
 
 
 def _means(result: "FeatureAblation", form: str) -> pd.DataFrame:
-    means = result.frame.groupby(["sae", "ranking", "arm", "count", "own"])["delta_square"].mean()
-    doses: dict[Any, float] = cast(pd.Series, means).to_dict()
+    means = result.frame.groupby(["sae", "ranking", "arm", "count", "own"])[["delta_square", "coherence"]].mean()
+    doses: dict[str, dict[Any, float]] = cast(pd.DataFrame, means).to_dict()
     lines = []
     for c in result.means(form):
         for k, n in enumerate(c.counts.tolist()):
             line: dict[str, Any] = {"sae": c.sae, "ranking": c.ranking, "arm": c.arm, "N": n}
             line |= {"intended": str(c.estimate(k, 0)), "collateral": str(c.estimate(k, 1))}
             line |= {"selectivity": "" if c.arm == "keep" else str(c.selectivity(k))}
-            lines.append(
-                line | {"‖Δx‖²": " / ".join(f"{doses[c.sae, c.ranking, c.arm, n, own]:.3g}" for own in (True, False))}
-            )
+            for name, column in (("‖Δx‖²", "delta_square"), ("coherence", "coherence")):
+                both = [doses[column][c.sae, c.ranking, c.arm, n, own] for own in (True, False)]
+                line[name] = " / ".join(f"{value:.3g}" for value in both)
+            lines.append(line)
     return pd.DataFrame(lines)
 
 

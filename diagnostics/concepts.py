@@ -129,7 +129,7 @@ def labelled_concepts(
     tokenizer: Any,
     *,
     classes: Sequence[str] | None = None,
-    n_texts: int = 48,
+    per_class: int = 48,
     max_length: int = 48,
     min_length: int = 8,
     n_targets: int = N_TARGETS,
@@ -137,7 +137,7 @@ def labelled_concepts(
 ) -> ConceptTexts:
     """A concept for each class: its own texts, and as many of the other classes in equal shares.
 
-    n_texts: of each class, cut at `max_length` tokens, one of each group in turn; about half of them rank, whole groups (`held_groups`).
+    per_class: texts of each class, cut at `max_length` tokens, one of each group in turn; about half of them rank, whole groups (`held_groups`).
     classes: which concepts are asked about (default all); texts of the others still serve as those without it. Texts that begin with
     the same `max_length` tokens count once. Target tokens are `telling_tokens` of the ranking half. Raises `TextError` for fewer
     than two classes and too few texts or groups. Source: ours.
@@ -159,15 +159,15 @@ def labelled_concepts(
         kept, seen = [], {tuple(ids) for ids in tokens}
         for i in in_turn([group_of[text] for text in some.texts]):
             ids = some.tokens[i]
-            if len(kept) == n_texts:
+            if len(kept) == per_class:
                 break
             if tuple(ids) in seen:
                 dropped[f"{name}: begins as a text of another class"] += 1
             else:
                 seen.add(tuple(ids))
                 kept.append(i)
-        if len(kept) < n_texts:
-            dropped[f"{name}: fewer texts than asked for"] = n_texts - len(kept)
+        if len(kept) < per_class:
+            dropped[f"{name}: fewer texts than asked for"] = per_class - len(kept)
         tokens += [some.tokens[i] for i in kept]
         special += [some.special[i] for i in kept]
         labels += [name] * len(kept)
@@ -220,12 +220,8 @@ def token_concepts(
         others = [i for i, row in enumerate(prompts.tokens) if not wanted & set(row)][: len(own)]
         used.update((*own, *others))
         concepts.append(Concept(name, tuple(own), tuple(others), tuple(sorted(wanted)), {i: where[i] for i in own}))
-    groups = [
-        "".join("o" if i in c.own else "w" if i in c.others else "-" for c in concepts)
-        for i in range(len(prompts.tokens))
-    ]
     provenance = {**prompts.provenance, "seed": seed}
-    sides = _sides(prompts.tokens, groups, seed)
+    sides = _sides(prompts.tokens, concepts, seed)
     return ConceptTexts("tokens", prompts.tokens, prompts.special, sides, tuple(concepts), None, provenance)
 
 
@@ -250,20 +246,19 @@ def given_concepts(
         )
         concepts.append(Concept(concept, own, others, tuple(map(int, (targets or {}).get(concept, ())))))
     tokens = [list(ids) for ids in place]
-    groups = [
-        "".join("o" if i in c.own else "w" if i in c.others else "-" for c in concepts) for i in range(len(tokens))
-    ]
     flags = [[token in set(special) for token in ids] for ids in tokens]
-    found = ConceptTexts(name, tokens, flags, _sides(tokens, groups, seed), tuple(concepts), None, {"seed": seed})
+    found = ConceptTexts(name, tokens, flags, _sides(tokens, concepts, seed), tuple(concepts), None, {"seed": seed})
     return with_targets(found, n_targets)
 
 
-def _sides(tokens: Sequence[Sequence[int]], groups: Sequence[str], seed: int) -> tuple[bool, ...]:
-    """Every second text of each group ranks, in an order that the seed and the texts fix."""
+def _sides(tokens: Sequence[Sequence[int]], concepts: Sequence[Concept], seed: int) -> tuple[bool, ...]:
+    """Every second of the texts with the same concepts ranks, in an order that the seed and the texts fix."""
+    own, others = ([set(some) for some in part] for part in ([c.own for c in concepts], [c.others for c in concepts]))
+    kinds = [tuple((i in a) - (i in b) for a, b in zip(own, others, strict=True)) for i in range(len(tokens))]
     key = [hashlib.blake2b(f"{seed}:{list(ids)}".encode(), digest_size=8).digest() for ids in tokens]
     ranking = [False] * len(tokens)
-    for group in dict.fromkeys(groups):
-        some = sorted((i for i, g in enumerate(groups) if g == group), key=lambda i: key[i])
+    for kind in dict.fromkeys(kinds):
+        some = sorted((i for i, other in enumerate(kinds) if other == kind), key=lambda i: key[i])
         for i in some[::2]:
             ranking[i] = True
     return tuple(ranking)

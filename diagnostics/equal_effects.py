@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from diagnostics.ablation_summary import KEEP, Curve, deleted
-from diagnostics.statistics import Estimate, from_deletions
+from diagnostics.ablation_curves import KEEP, Curve, deleted, joined, two_sided
+from diagnostics.statistics import Estimate
 from interventions.errors import ResultError
 
 REACHED, WITHIN, NOT_REACHED = "reached", "within the smallest N", "not reached"
@@ -46,15 +46,18 @@ def equal_effects(some: Sequence[Curve], share: float = 0.5) -> list[EqualEffect
     The level of a concept and site is `share` of the median, over SAEs, of the largest intended effect of their `selected` arm:
     one that most SAEs reach. Between two N both effects are linear in log N, below the smallest proportional; where an arm does
     not reach the level, it says so. The interval is the jackknife's at that fixed level. The mean over concepts is of those that every
-    SAE's selected arm reaches, of selectivities. Source: ours.
+    SAE's selected arm reaches, of selectivities. Nothing without `selected` arms. Source: ours.
     """
     if not 0 < share < 1:
         raise ResultError(f"a share of {share} of the intended effect; expected one between 0 and 1")
     if len({c.form for c in some}) > 1:
         raise ResultError(f"curves of forms {sorted({c.form for c in some})}; give those of one")
+    if all(c.arm != "selected" for c in some):
+        return []
     levels: dict[tuple[str, ...], float] = {}
     for key in dict.fromkeys(map(_place, some)):
-        largest = [c.value[:, 0].max() for c in some if _place(c) == key and c.arm == "selected"]
+        own = [c.value[:, 0] for c in some if _place(c) == key and c.arm == "selected"]
+        largest = [np.nanmax(value) for value in own if np.isfinite(value).any()]
         levels[key] = share * float(np.median(largest)) if largest else np.nan
     found = []
     parts: dict[tuple[str, ...], list[tuple[Curve, float, ndarray]]] = {}
@@ -68,9 +71,11 @@ def equal_effects(some: Sequence[Curve], share: float = 0.5) -> list[EqualEffect
             found.append(EqualEffect(*head, np.nan, None, None))
             continue
         without = np.array([_at(c.counts, v, level)[0] for v in c.without])
-        n = len(c.texts)
         selective = level / (level + without)
-        estimates = from_deletions(one, without, n), from_deletions(level / (level + one), selective, n)
+        estimates = [
+            two_sided(whole, parts, c.sides, c.n_texts)
+            for whole, parts in ((one, without), (level / (level + one), selective))
+        ]
         found.append(EqualEffect(*head, count, *estimates))
         parts.setdefault((c.sae, c.site, c.ranking, c.arm), []).append((c, level / (level + one), selective))
     return found + _means_of(some, parts)
@@ -102,11 +107,12 @@ def _means_of(
                 )
             )
             continue
-        texts = np.unique(np.concatenate([c.texts for c, *_ in own]))
-        groups = np.unique(np.concatenate([c.groups for c, *_ in own]))
+        texts, groups, sides = joined([c for c, *_ in own])
         without = deleted([(c.groups, value, each) for c, value, each in own], groups)
         mean = float(np.mean([value for _, value, _ in own]))
-        found.append(EqualEffect(*head, REACHED, np.nan, None, from_deletions(mean, without, len(texts))))
+        found.append(
+            EqualEffect(*head, REACHED, np.nan, None, two_sided(mean, without, sides, len(np.union1d(*texts))))
+        )
     return found
 
 
@@ -115,7 +121,9 @@ def _place(c: Curve) -> tuple[str, ...]:
 
 
 def _at(counts: Int[ndarray, "count"], value: Float[ndarray, "count 2"], level: float) -> tuple[float, float, str]:
-    """Collateral effect and N where the intended effect first is `level`."""
+    """Collateral effect and N where the intended effect first is `level`; an N without finite effects is passed over."""
+    known = np.isfinite(value).all(1)
+    counts, value = counts[known], value[known]
     effects = np.vstack([[0.0, 0.0], value])
     there = np.flatnonzero(effects[:, 0] >= level) if level > 0 else np.zeros(0, dtype=int)
     if not len(there):

@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from diagnostics.ablation_arms import ARMS
+from diagnostics.ablation_curves import Curve
 from diagnostics.ablation_runs import Runner
-from diagnostics.ablation_summary import FORMS, Curve, curves, mean_over_concepts, summaries, summary_frame
+from diagnostics.ablation_summary import FORMS, curves, mean_over_concepts, summaries, summary_frame
 from diagnostics.concept_activations import Settings
 from diagnostics.concepts import ConceptTexts
 from diagnostics.equal_effects import EqualEffect, equal_effects
@@ -27,16 +28,16 @@ COUNTS = (1, 2, 5, 10, 20, 50, 100, 500)
 """N. Source: arXiv:2606.15054."""
 COLUMNS = (
     "sae", "layer", "point", "data", "concept", "ranking", "arm", "count", "n_latents", "text", "group", "own", "n_tokens", "n_edited",
-    "n_reads", "delta_norm", "delta_square", "kl", "target_fall", "other_square", "class_probe_clean", "class_probe",
-    "target_probe_clean", "target_probe",
+    "n_reads", "delta_norm", "delta_square", "coherence", "kl", "target_fall", "other_square", "class_probe_clean", "class_probe",
 )  # fmt: skip
 """Of the table. count: N; n_latents: how many of them there were; text: index of the text in `tokens`; group: that of the first text
 of its group, which is left out with it; own: whether it has the
-concept. n_tokens: tokens that count; n_edited: those with Δx ≠ 0; n_reads: tokens at which effects are read. delta_norm: mean ‖Δx‖
-over the edited tokens (0: none); delta_square: mean ‖Δx‖² over all that count. kl: nats; target_fall: of the target tokens' mean
-vocabulary-centred logit; other_square: mean squared change of the other tokens' centred logits; each a mean over the reads.
-class_probe, target_probe: logit of the probe of the text's own class, of the concept's, at the text's mean activation (nan where the
-texts have no classes)."""
+concept. n_tokens: tokens that count; n_edited: those with Δx ≠ 0; n_reads: tokens at which effects are read,
+those left out whose effect is not finite. delta_norm: mean ‖Δx‖ over the edited tokens (0: none); delta_square: mean ‖Δx‖² over all
+that count; coherence: ‖Σ Δx‖/Σ ‖Δx‖ over the text (nan: no token edited); Δx as realised, after rounding to the model's dtype. kl: nats; target_fall: of the target tokens' mean
+vocabulary-centred logit; other_square: mean squared change of the other tokens' centred logits; each a mean over the reads (nan:
+none is left). class_probe: logit of the probe of the text's own class at the text's mean activation (nan where the texts have no
+classes)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class FeatureAblation(Result):
         return summaries(self.frame, self.curves)
 
     def equal_effects(self, form: str = "kl", share: float = 0.5) -> list[EqualEffect]:
-        """Collateral effect of each SAE and concept at one intended effect: see `equal_effects.equal_effects`."""
+        """Collateral effect of each SAE and concept at one intended effect: see `equal_effects.equal_effects`; none without `selected`."""
         return equal_effects([c for c in self.curves if c.form == form], share)
 
     def means(self, form: str = "probe") -> list[Curve]:
@@ -126,9 +127,9 @@ def feature_ablation(
     saes: Any,
     *,
     counts: Sequence[int] = COUNTS,
-    arms: Sequence[str] = ARMS,
+    arms: Sequence[str] = ARMS[:3],
     rankings: Sequence[str] = RANKINGS[:1],
-    reads: int | None = 16,
+    reads: int | None = 8,
     sink_filter: float | None = 10.0,
     seed: int = 0,
     batch_tokens: int | None = None,
@@ -151,7 +152,7 @@ def feature_ablation(
     texts: concepts of one data set, or of several by name (`concepts.labelled_concepts`, `token_concepts`, `given_concepts`): half of
     their texts rank latents and train probes, the other half measure. saes: anything that `as_sae` takes, one or several by name,
     each at its own site. counts: N; where fewer latents are active on the concept's texts, these (column `n_latents`). arms: some of
-    `ARMS`. rankings: some of `RANKINGS`. reads: tokens of a text at which effects are read, drawn by seeded hash (None: all that
+    `ARMS`, by default all but `keep`, which edits every token. rankings: some of `RANKINGS`. reads: tokens of a text at which effects are read, drawn by seeded hash (None: all that
     count; where a concept has positions, these in its own texts). Neither edited, counted nor read: position 0, special tokens, and
     sinks, ‖x‖ > sink_filter × the site's median at any of the sites. batch_tokens, path: as in `spliced`. folder: where finished units
     (data × SAE × concept × ranking) are kept; None: in memory. progress: called with (change, text) pairs done and their number.

@@ -1,6 +1,6 @@
 """Which latents speak of a concept: encoded texts, and three rankings of the latents that are active on them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,14 +44,24 @@ class Encoded:
         place = keep.cumsum(0) - 1
         return Encoded(self.sae, self.x[keep], place[self.row[inside]], self.latent[inside], self.z[inside])
 
+    def mean(self, values: Float[Tensor, "entry"]) -> Float[Tensor, "d_sae"]:
+        """Mean over all tokens, active or not, of a number that each entry has; float64, so that near ties do not turn on an order of sums."""
+        return self.total(values) / max(1, len(self.x))
+
     def total(self, values: Float[Tensor, "entry"]) -> Float[Tensor, "d_sae"]:
-        """Sum over the tokens of a number that each entry has."""
-        return values.new_zeros(self.sae.d_sae).index_add_(0, self.latent, values)
+        """The sum, float64."""
+        total = torch.zeros(self.sae.d_sae, dtype=torch.float64, device=values.device)
+        return total.index_add_(0, self.latent, values.double())
 
     @property
     def frequency(self) -> Float[Tensor, "d_sae"]:
         """Share of the tokens at which each latent is active."""
-        return self.total(torch.ones_like(self.z)) / max(1, len(self.x))
+        return self.mean(torch.ones_like(self.z))
+
+    @property
+    def dose(self) -> Float[Tensor, "d_sae"]:
+        """Mean |z_i|·‖d_i‖ over all tokens: how far subtracting each latent moves x on average."""
+        return self.mean(self.z.abs()) * self.sae.W_dec.double().norm(dim=-1)
 
     def contribution(self, latents: Int[Tensor, "latent"], rest: bool = False) -> Float[Tensor, "row d_model"]:
         """Σ z_i·d_i over the latents given, or over all others (`rest`); exactly 0 where none of them is active."""
@@ -67,8 +77,7 @@ def mean_difference(own: Encoded, others: Encoded) -> Float[Tensor, "d_sae"]:
     Means are over all tokens, active or not. Source: arXiv:2606.15054; |z| for latents of either sign and the factor ‖d_i‖, 1 for
     unit rows, are ours.
     """
-    means = [part.total(part.z.abs()) / max(1, len(part.x)) for part in (own, others)]
-    return (means[0] - means[1]) * own.sae.W_dec.norm(dim=-1)
+    return own.dose - others.dose
 
 
 def probe_difference(own: Encoded, others: Encoded, weight: Float[Tensor, "d_model"]) -> Float[Tensor, "d_sae"]:
@@ -76,20 +85,19 @@ def probe_difference(own: Encoded, others: Encoded, weight: Float[Tensor, "d_mod
 
     Source: arXiv:2606.15054 (probe weight × mean difference), carried to decoder rows.
     """
-    means = [part.total(part.z) / max(1, len(part.x)) for part in (own, others)]
-    return (own.sae.W_dec @ weight.to(own.sae.W_dec)) * (means[0] - means[1])
+    return (own.sae.W_dec.double() @ weight.to(own.z.device).double()) * (own.mean(own.z) - others.mean(others.z))
 
 
 def attribution(own: Encoded, gradient: Float[Tensor, "row d_model"]) -> Float[Tensor, "d_sae"]:
     """Σ z_i·<d_i, g> over the tokens, g the gradient of the target logit there: its first-order fall when the latent is subtracted."""
-    return own.total(own.z * _products(own, gradient.to(own.sae.W_dec)))
+    return own.total(own.z.double() * _products(own, gradient.to(own.sae.W_dec)))
 
 
 def _products(own: Encoded, gradient: Float[Tensor, "row d_model"], many: int = 2**16) -> Float[Tensor, "entry"]:
     """<d_i, g_row> at each entry, some at a time."""
-    found = torch.empty_like(own.z)
+    found = torch.empty_like(own.z, dtype=torch.float64)
     for some in torch.arange(len(own.z), device=own.z.device).split(many):
-        found[some] = (own.sae.W_dec[own.latent[some]] * gradient[own.row[some]]).sum(-1)
+        found[some] = (own.sae.W_dec[own.latent[some]] * gradient[own.row[some]]).sum(-1, dtype=torch.float64)
     return found
 
 
@@ -105,23 +113,27 @@ def target_gradient(
     reads: Bool[Tensor, "prompt pos"],
     targets: Sequence[int],
     *,
-    batch_tokens: int = 512,
-    tick: Callable[[int], object] | None = None,
+    batch_tokens: int | None = None,
 ) -> Float[Tensor, "row d_model"]:
     """∂(target logit)/∂x at the edited tokens of some texts, text after text, in one pass forward and back a text.
 
         target logit = Σ over the text's reads of (mean logit of the targets − mean logit of the vocabulary) / number of reads
 
-    A token's gradient counts its part in all later reads of its text. Through the blocks above the site alone.
+    A token's gradient counts its part in all later reads of its text. Through the blocks above the site alone, `batch_tokens` at once
+    (default 512 on the CPU, 8192 elsewhere).
     """
     ids = torch.as_tensor(list(targets), device=passes.device)
     index = torch.as_tensor(list(texts), device=passes.device)
     found = []
-    size = max(1, batch_tokens // int(passes.length[index].max()))
+    many = batch_tokens or (512 if passes.device.type == "cpu" else 8192)
+    size = max(1, many // int(passes.length[index].max()))
     for some in index.split(size):
         width = int(passes.length[some].max())
         edited = passes.edited[some, :width]
         leaf = torch.zeros(int(edited.sum()), passes.model.d_model, device=passes.device, dtype=passes.model.dtype)
+        found.append(leaf)
+        if not len(leaf):
+            continue
         leaf.requires_grad_(True)
         with torch.enable_grad():
             hidden = passes.above(some, width, "gradient", lambda old, leaf=leaf: old + leaf)
@@ -129,8 +141,5 @@ def target_gradient(
             logits = unembed(passes.recording, hidden[at]).to(torch.promote_types(leaf.dtype, torch.float32))
             centred = logits[:, ids].mean(-1) - logits.mean(-1)
             share = 1.0 / reads[some, :width].sum(-1).clamp(min=1)
-            (gradient,) = torch.autograd.grad((centred * share[at[0]]).sum(), leaf)
-        found.append(gradient)
-        if tick is not None:
-            tick(len(some))
+            (found[-1],) = torch.autograd.grad((centred * share[at[0]]).sum(), leaf)
     return torch.cat(found)

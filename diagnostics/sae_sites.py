@@ -27,8 +27,8 @@ PATHS = ("auto", "blocks", "hooks")
 _OTHER_NAMES = {"gpt2-small": "gpt2"}
 """TransformerLens' name of a model, under which SAEs of it are known, and the hub's"""
 _TRIAL_TOKENS = 128  # logits of more would fill the memory
-_LOGITS, _LOGITS_GPU = 2**24, 2**26  # formed at once, of each edit; a comparison holds several times as many numbers
-_COMPARED = 2**18  # on the CPU: what fits its caches is several times faster
+LOGITS, LOGITS_GPU = 2**24, 2**26  # formed at once, of each edit; a comparison holds several times as many numbers
+COMPARED = 2**18  # on the CPU: what fits its caches is several times faster
 
 
 def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
@@ -174,15 +174,21 @@ class Passes:
         if not bool(self.edited.any()):
             raise EditError("where leaves no token to edit; give at least one")
 
-    def batches(self, tokens: int | None, through_blocks: bool, n_edits: int) -> Iterator[Tensor]:
-        """Prompts that go together, the longest first: what is to run out of memory does so at once."""
+    def batches(
+        self, tokens: int | None, through_blocks: bool, n_edits: int, among: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Prompts that go together, the longest first: what is to run out of memory does so at once.
+
+        among: some of the prompts, of which the places in `among` are given.
+        """
         cpu = self.device.type == "cpu"
         most = tokens or (1024 if cpu else 8192)
         if not through_blocks:  # all logits of a batch are held
-            most = min(most, 8 * (_LOGITS if cpu else _LOGITS_GPU) // ((n_edits + 1) * self.model.vocab_size))
-        order = self.length.argsort(descending=True, stable=True)
+            most = min(most, 8 * (LOGITS if cpu else LOGITS_GPU) // ((n_edits + 1) * self.model.vocab_size))
+        length = self.length if among is None else self.length[among]
+        order = length.argsort(descending=True, stable=True)
         while len(order):
-            size = max(1, most // int(self.length[order[0]]))
+            size = max(1, most // int(length[order[0]]))
             yield order[:size]
             order = order[size:]
 
@@ -249,8 +255,8 @@ class Passes:
         With d = log q − log p + c, c such that Σ p·d = 0:  KL = log Σ p·exp(d), and −log q = −log p − d + KL.
         """
         cpu, vocab = self.device.type == "cpu", self.model.vocab_size
-        many = max(1, (_LOGITS if cpu else _LOGITS_GPU) // vocab)
-        few = max(1, _COMPARED // vocab) if cpu else many
+        many = max(1, (LOGITS if cpu else LOGITS_GPU) // vocab)
+        few = max(1, COMPARED // vocab) if cpu else many
         head: Callable[[Tensor], Tensor] = partial(unembed, self.recording) if hidden else lambda logits: logits
         parts = []
         for start in range(0, len(clean), many):

@@ -7,20 +7,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diagnostics.sae_sites import Passes
+from diagnostics.sae_sites import COMPARED, LOGITS, LOGITS_GPU, Passes
 from interventions.errors import EditError
 from interventions.metrics import CleanRows, CleanSide, Comparison
 from interventions.replay import unembed
 
 Change = Callable[[Int[Tensor, "text"]], Float[Tensor, "row d_model"]]
 """Δx at the edited tokens of the texts asked for, text after text; a row of zeros leaves its token as it is."""
-_LOGITS, _LOGITS_GPU = 2**24, 2**26  # formed at once
-_COMPARED = 2**18  # on the CPU: what fits its caches is several times faster
 
 
 @dataclass(frozen=True)
 class StreamEffects:
-    """What came of each change, a number a text, on the CPU; means over the reads are 0 where the change is 0 before them all."""
+    """What came of each change, a number a text, on the CPU.
+
+    Means are over the reads whose numbers are finite: 0 where the change is 0 before them all, nan where none is left. Doses are those
+    realised, after rounding to the model's dtype: what stands at the site with the change less what stood there.
+    """
 
     kl: Float[Tensor, "change text"]
     """KL(clean ‖ changed) of the next-token distribution, nats, mean over the reads"""
@@ -28,6 +30,8 @@ class StreamEffects:
     """how far the mean vocabulary-centred logit of the target tokens falls, mean over the reads"""
     other_square: Float[Tensor, "change text"]
     """squared change of a vocabulary-centred logit, mean over all other tokens and the reads"""
+    n_reads: Int[Tensor, "change text"]
+    """reads that entered"""
     n_edited: Int[Tensor, "change text"]
     """tokens with Δx ≠ 0"""
     norm_sum: Float[Tensor, "change text"]
@@ -37,7 +41,7 @@ class StreamEffects:
     shift: Float[Tensor, "change text d_model"]
     """Σ Δx"""
     n_nonfinite: int
-    """reads with a KL that is not finite"""
+    """reads left out of a change and text, as some number of theirs is not finite"""
     passed: int
     """texts that went through the blocks, all changes together"""
     untouched: int
@@ -68,58 +72,46 @@ def stream_effects(
     if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= vocab or len(ids) == vocab:
         raise EditError(f"target tokens {ids.tolist()[:5]}; expected one or more of the vocabulary of {vocab}, not all")
     index = torch.as_tensor(list(texts), device=device)
-    sums = torch.zeros(len(changes), len(index), 6, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(changes), len(index), 4, dtype=torch.float64, device=device)
+    doses = torch.zeros(len(changes), len(index), 3, dtype=torch.float64, device=device)
     shift = torch.zeros(len(changes), len(index), passes.model.d_model, dtype=torch.float64, device=device)
-    n_reads = reads[index].sum(-1)
-    counts = [0, 0, 0]
-    for place in _batches(passes, index, len(changes), through_blocks, batch_tokens):
+    passed = untouched = 0
+    tokens = batch_tokens or (384 if device.type == "cpu" else None)  # few: texts of unequal length would be padded
+    for place in passes.batches(tokens, through_blocks, len(changes), index):
         batch = _Batch(passes, index[place], reads, through_blocks)
         hidden = []
         for i, (name, change) in enumerate(changes.items()):
             delta = batch.checked(name, change(batch.texts))
-            length = delta.double().norm(dim=-1)
-            doses = torch.stack([length > 0, length, length.square()], dim=-1)
-            sums[i, place, 3:] = torch.zeros_like(sums[i, place, 3:]).index_add(0, batch.text, doses)
-            shift[i, place] = torch.zeros_like(shift[i, place]).index_add(0, batch.text, delta.double())
-            hidden.append(batch.through(name, delta))
-            touched = int((sums[i, place, 3] > 0).sum())
-            counts = [counts[0], counts[1] + touched, counts[2] + len(place) - touched]
+            done = batch.realised(delta)
+            length = done.norm(dim=-1)
+            dose = torch.stack([length != 0, length, length.square()], dim=-1)
+            doses[i, place] = torch.zeros_like(doses[i, place]).index_add(0, batch.text, dose)
+            shift[i, place] = torch.zeros_like(shift[i, place]).index_add(0, batch.text, done)
+            hidden.append(batch.through(name, delta, (done != 0).any(-1)))
+            touched = int((doses[i, place, 0] > 0).sum())
+            passed, untouched = passed + touched, untouched + len(place) - touched
             if tick is not None:
                 tick(len(place))
         for i, read, numbers in batch.compared(hidden, ids.to(device)):
-            counts[0] += int((~numbers[:, 0].isfinite()).sum())
-            sums[i, place, :3] += torch.zeros_like(sums[i, place, :3]).index_add(0, batch.read_text[read], numbers)
-    means = (sums[..., :3] / n_reads.clamp(min=1)[:, None]).cpu().unbind(-1)
-    n_edited, norm_sum, square_sum = sums[..., 3:].cpu().unbind(-1)
-    kl, target_fall, other_square = means
-    n_nonfinite, passed, untouched = counts
+            lost = ~numbers.isfinite().all(-1, keepdim=True)
+            numbers = torch.cat([numbers.masked_fill(lost, 0), lost], dim=-1)
+            sums[i, place] += torch.zeros_like(sums[i, place]).index_add(0, batch.read_text[read], numbers)
+    n_reads = reads[index].sum(-1) - sums[..., 3]
+    kl, target_fall, other_square = (sums[..., :3] / n_reads[..., None]).cpu().unbind(-1)
+    n_edited, norm_sum, square_sum = doses.cpu().unbind(-1)
     return StreamEffects(
         kl,
         target_fall,
         other_square,
+        n_reads.long().cpu(),
         n_edited.long(),
         norm_sum,
         square_sum,
         shift.cpu(),
-        n_nonfinite,
+        int(sums[..., 3].sum()),
         passed,
         untouched,
     )
-
-
-def _batches(
-    passes: Passes, index: Tensor, n_changes: int, through_blocks: bool, tokens: int | None
-) -> Iterator[Int[Tensor, "text"]]:
-    """Places in `index` of texts that go together, the longest first: what is to run out of memory does so at once."""
-    cpu = passes.device.type == "cpu"
-    most = tokens or (384 if cpu else 8192)  # few on the CPU: texts of unequal length would be padded
-    if not through_blocks:  # all logits of a batch are held
-        most = min(most, 8 * (_LOGITS if cpu else _LOGITS_GPU) // ((n_changes + 1) * passes.model.vocab_size))
-    order = passes.length[index].argsort(descending=True, stable=True)
-    while len(order):
-        size = max(1, most // int(passes.length[index[order[0]]]))
-        yield order[:size]
-        order = order[size:]
 
 
 class _Batch:
@@ -129,6 +121,7 @@ class _Batch:
         self.passes, self.texts, self.through_blocks = passes, texts, through_blocks
         self.width = int(passes.length[texts].max())
         self.text, self.position = passes.edited[texts, : self.width].nonzero(as_tuple=True)
+        self.old = passes.recording.activations[passes.site][texts[self.text], self.position]
         self.read_text, self.read_position = reads[texts, : self.width].nonzero(as_tuple=True)
         at = texts[self.read_text], self.read_position
         if through_blocks:
@@ -143,10 +136,13 @@ class _Batch:
             )
         return delta
 
-    def through(self, name: str, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def realised(self, delta: Tensor) -> Float[Tensor, "row d_model"]:
+        """What adding Δx changes at the site once it is rounded to the model's dtype."""
+        return (self.old + delta.to(self.old.device)).to(self.old).double() - self.old.double()
+
+    def through(self, name: str, delta: Tensor, changed: Bool[Tensor, "row"]) -> tuple[Tensor, Tensor]:
         """Final hidden states (or logits) of the changed stream, and the reads that they belong to; the others are as they were."""
-        changed = (delta != 0).any(-1)
-        first = torch.full((len(self.texts),), self.width, device=delta.device)
+        first = torch.full((len(self.texts),), self.width, device=changed.device)
         first = first.scatter_reduce(0, self.text[changed], self.position[changed], "amin")
         some = (first < self.width).nonzero()[:, 0]
         if not len(some):
@@ -164,8 +160,8 @@ class _Batch:
     ) -> Iterator[tuple[int, Int[Tensor, "read"], Float[Tensor, "read 3"]]]:
         """KL, fall of the targets' and mean square of the other tokens' centred logits, of some reads of some change at a time."""
         cpu, vocab = self.passes.device.type == "cpu", self.passes.model.vocab_size
-        many = max(1, (_LOGITS if cpu else _LOGITS_GPU) // vocab)
-        few = max(1, _COMPARED // vocab) if cpu else many
+        many = max(1, (LOGITS if cpu else LOGITS_GPU) // vocab)
+        few = max(1, COMPARED // vocab) if cpu else many
         for start in range(0, len(self.clean), many):
             clean = self._logits(self.clean[start : start + many])
             sides = [CleanSide(part) for part in clean.split(few)]

@@ -27,8 +27,8 @@ class Settings:
 
     Ranks the latents of each concept (a class of labelled texts) on half of the texts, subtracts the top N wherever they fire, and
     measures intended and collateral effects on the other half: KL, target logits, probes of the classes. Compared with random active
-    latents, placebos of the same norm and angle, and keeping only the top N. Writes a table (Parquet), its tokens, a summary with
-    provenance (JSON) and figures into --out.
+    latents, with placebos of the same norm and angle, and on request with keeping only the top N. Writes a table (Parquet), its
+    tokens, a summary with provenance (JSON) and figures into --out.
 
     Example: scripts/ablate_features.py --saes standard cosine --layers 15 --data language code --out results/features
     """
@@ -48,15 +48,16 @@ class Settings:
     """classes that are asked about (default: all); the other classes still serve as texts without the concept"""
     counts: tuple[int, ...] = COUNTS
     """N: so many of the best latents are ablated"""
-    arms: tuple[str, ...] = ARMS
-    """selected, random (active latents of like frequency), placebo (same norm and angle), keep (only the top N kept)"""
+    arms: tuple[str, ...] = ARMS[:3]
+    """selected, random (other active latents of like expected dose), placebo (same norm and angle, one direction a text), keep (only the
+    top N kept: also without any, and at every token)"""
     rankings: tuple[str, ...] = RANKINGS[:1]
     """mean_difference, probe (its weight x mean difference), attribution (of the target logit)"""
-    n_texts: int = 48
+    per_class: int = 48
     """texts of each class; half of them rank latents and train probes, half measure"""
     max_length: int = 48
     """tokens a text is cut at"""
-    reads: int = 16
+    reads: int = 8
     """tokens of a text at which effects are read, drawn by lot (0: all)"""
     sink_filter: float = 10.0
     """leave out tokens with ||x|| above this many times the site's median (0: keep them)"""
@@ -85,9 +86,9 @@ class Settings:
             raise MechdiagError(
                 f"--saes {list(self.saes)}, --data {list(self.data)}, --counts {list(self.counts)}; expected some of each, counts from 1"
             )
-        if self.n_texts < 4 or self.reads < 0 or self.sink_filter < 0:
+        if self.per_class < 4 or self.reads < 0 or self.sink_filter < 0:
             raise MechdiagError(
-                f"--n-texts {self.n_texts}, --reads {self.reads}, --sink-filter {self.sink_filter}; expected 4 texts or more, and "
+                f"--per-class {self.per_class}, --reads {self.reads}, --sink-filter {self.sink_filter}; expected 4 texts or more, and "
                 "numbers from 0"
             )
         resolve_dtype(self.dtype)
@@ -102,7 +103,7 @@ def main(settings: Settings) -> None:
     settings.check()
     saes = named_saes(settings.saes, settings.layers, settings.model, resolve_device(settings.device))
     labelled = {
-        name: load_labelled(where, per_class=4 * settings.n_texts, seed=settings.seed)
+        name: load_labelled(where, per_class=4 * settings.per_class, seed=settings.seed)
         for name, where in zip(short_names(settings.data), settings.data, strict=True)
     }
     known = {name for some in labelled.values() for name in some.labels}
@@ -119,7 +120,7 @@ def main(settings: Settings) -> None:
                 some,
                 model.tokenizer,
                 classes=wanted,
-                n_texts=settings.n_texts,
+                per_class=settings.per_class,
                 max_length=settings.max_length,
                 seed=settings.seed,
             )

@@ -51,7 +51,7 @@ def test_selective_latents_without_collateral_stand_at_the_bottom_and_negative_e
     assert figure.axes[0].get_xscale() == "log" and figure.axes[0].get_yscale() == "linear"
     bottom = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert len(bottom) == 2 and all(len(line.get_xdata()) == 3 for line in bottom)
-    assert "1 points with an effect not above 0 are not drawn" in said(figure)
+    assert "1 points with an effect not above 0, or not finite, are not drawn" in said(figure)
     figure.draw_without_rendering()
     plt.close(figure)
 
@@ -75,3 +75,12 @@ def test_the_terminal_says_effects_doses_comparisons_and_losses():
     words = terminal(result())
     for part in ("kl, mean over concepts", "probe, at equal intended effect", "‖Δx‖²", "2 reads lost", "mean of 2"):
         assert part in words
+    alone = terminal(result(arms=("random",)))
+    assert "kl, at equal intended effect:\nno selected arm, so none" in alone
+
+
+def test_without_a_selected_arm_there_is_no_comparison():
+    figure = result(arms=("random",)).plot("kl")
+    assert [t.get_text() for t in figure.axes[2].texts] == ["no selected arm"]
+    figure.draw_without_rendering()
+    plt.close(figure)

@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from diagnostics.ablation_summary import Curve, curves, mean_over_concepts, selectivity, summaries, summary_frame
+from diagnostics.ablation_curves import Curve, selectivity
+from diagnostics.ablation_summary import curves, mean_over_concepts, summaries, summary_frame
 from diagnostics.equal_effects import NOT_REACHED, REACHED, WITHIN, equal_effects
 from diagnostics.statistics import fieller, from_deletions, jackknife, mean
 from interventions.errors import ResultError
@@ -29,7 +31,7 @@ def table(
                                 "ranking": "probe", "arm": arm, "count": count, "n_latents": count, "text": text,
                                 "group": text // per_group * per_group,
                                 "own": (text < n // 2) == (c == 0), "n_tokens": 10, "n_edited": k, "kl": draw[0],
-                                "delta_square": 4.0 * k, "target_fall": draw[1], "other_square": draw[2],
+                                "delta_square": 4.0 * k, "coherence": 0.5, "target_fall": draw[1], "other_square": draw[2],
                                 "class_probe_clean": 2.0, "class_probe": 2.0 - generator.normal(0.5),
                             }
                         )  # fmt: skip
@@ -41,6 +43,7 @@ def table(
 @pytest.mark.parametrize("form", ["kl", "logit", "probe"])
 def test_estimates_are_those_of_a_loop_over_deletions(form, per_group):
     frame = table(per_group=per_group, n=60)
+    frame.loc[(frame["text"] == 7) & (frame["count"] == 100), "kl"] = np.nan  # at another N than is asked about here
     (curve,) = (c for c in curves(frame, [form]) if (c.sae, c.concept, c.arm) == ("two", "b", "selected"))
     rows = frame.query("sae == 'two' and concept == 'b' and arm == 'selected' and count == 10")
     rows = rows[rows["own"]] if form == "logit" else rows
@@ -58,15 +61,55 @@ def test_estimates_are_those_of_a_loop_over_deletions(form, per_group):
         return intended, np.sqrt(collateral) if form == "logit" else collateral
 
     group = rows["group"].to_numpy()
-    for got, statistic in (
-        (curve.estimate(1, 0), lambda keep: effects(keep)[0]),
-        (curve.estimate(1, 1), lambda keep: effects(keep)[1]),
-        (curve.selectivity(1), lambda keep: effects(keep)[0] / sum(effects(keep))),
-    ):
-        with_loop = jackknife(statistic, len(rows), group)
-        assert got.value == pytest.approx(with_loop.value)
-        assert (got.low, got.high) == (pytest.approx(with_loop.low), pytest.approx(with_loop.high))
-    assert sorted(curve.texts) == sorted(rows["text"]) and curve.groups.tolist() == sorted(set(group))
+    other = own if form == "logit" else ~own
+    for part, side in ((0, own), (1, other)):  # one effect: its own texts alone
+
+        def alone(keep, part=part, side=side):
+            values = columns[part][side][keep].mean()
+            return np.sqrt(values) if form == "logit" and part else values
+
+        got, with_loop = curve.estimate(1, part), jackknife(alone, int(side.sum()), group[side])
+        assert (got.n_rows, got.n_prompts, got.df) == (side.sum(), len(set(group[side])), with_loop.df)
+        assert (got.value, got.low, got.high) == pytest.approx((with_loop.value, with_loop.low, with_loop.high))
+    got = curve.selectivity(1)
+    with_loop = jackknife(lambda keep: effects(keep)[0] / sum(effects(keep)), len(rows), group)
+    few = min(len(set(group[side])) for side in (own, other))
+    wider = stats.t.ppf(0.975, few - 1) / stats.t.ppf(0.975, len(set(group)) - 1)
+    assert (got.value, got.se, got.df) == pytest.approx((with_loop.value, with_loop.se, few - 1))
+    assert got.high - got.value == pytest.approx(wider * (with_loop.high - with_loop.value))
+    for texts, side in zip(curve.texts, (own, other), strict=True):
+        assert sorted(texts) == sorted(rows["text"][side])
+    assert curve.groups.tolist() == sorted(set(group))
+
+
+def test_few_texts_of_one_kind_are_not_helped_by_many_of_the_other():
+    """Two texts with the concept and 20 without: no interval of what is intended, nor of what is formed from both."""
+    frame = table(arms=("selected",), saes=("one",), concepts=("a",), n=40)
+    (c,) = curves(frame[(frame["text"] < 2) | (frame["text"] >= 20)], ["kl"])
+    assert c.estimate(0, 1).df == 19 and np.isfinite(c.estimate(0, 1).low)
+    assert (c.estimate(0, 0).n_prompts, c.estimate(0, 0).n_rows) == (2, 2)
+    for estimate in (c.estimate(0, 0), c.selectivity(0), c.log_ratio(0)):
+        assert np.isfinite(estimate.value) and np.isnan([estimate.low, estimate.high, estimate.df]).all()
+    assert c.ratio(0).kind == "none"
+    assert all(e.collateral is None or np.isnan(e.collateral.low) for e in equal_effects([c]))
+
+
+def test_an_effect_that_is_not_finite_is_left_out_where_it_stands_alone():
+    """One text of one SAE at one N: the curve is that of the others there, and no SAE loses the comparison."""
+    frame = table(arms=("selected",))
+    at = (frame["sae"] == "one") & (frame["concept"] == "a") & (frame["text"] == 3) & (frame["count"] == 100)
+    frame.loc[at, "kl"] = np.nan
+    whole, broken = curves(table(arms=("selected",)), ["kl"]), curves(frame, ["kl"])
+    rows = frame[(frame["sae"] == "one") & (frame["concept"] == "a") & (frame["count"] == 100) & frame["own"]]
+    for a, b in zip(whole, broken, strict=True):
+        first = (a.sae, a.concept) == ("one", "a")
+        assert np.array_equal(a.value, b.value) is not first and np.array_equal(a.value[:2], b.value[:2])
+        if first:
+            assert b.value[2, 0] == pytest.approx(rows["kl"].dropna().mean()) and np.isfinite(b.estimate(2, 0).low)
+    frame.loc[at | (frame["sae"].eq("one") & frame["concept"].eq("a") & frame["count"].eq(100)), "kl"] = np.nan
+    lost = equal_effects(curves(frame, ["kl"]))  # a whole point of one curve is gone
+    assert [e.level > 0 for e in lost if e.data != "all"] == [True] * 4
+    assert all(np.isfinite(e.collateral.value) for e in lost if e.collateral is not None)
 
 
 def test_the_ratio_is_fiellers_where_both_effects_are_of_the_same_texts():
@@ -90,7 +133,8 @@ def test_a_mean_over_concepts_deletes_a_group_from_all():
     frame = table(per_group=2)
     own = [c for c in curves(frame, ["kl"]) if c.sae == "one" and c.arm == "selected"]
     (pooled,) = mean_over_concepts(own)
-    assert pooled.concept == "mean of 2" and (len(pooled.texts), len(pooled.groups)) == (40, 20)
+    assert pooled.concept == "mean of 2" and (pooled.n_texts, len(pooled.groups)) == (40, 20)
+    assert pooled.sides.all()  # each group has the one concept and not the other
     rows = frame.query("sae == 'one' and arm == 'selected' and count == 100")
 
     def collateral(keep):
@@ -127,7 +171,9 @@ def _curve(sae="one", concept="a", arm="selected", counts=(1,), value=None, text
     value = np.asarray(value, dtype=float)
     texts = np.arange(24) if texts is None else texts
     without = np.broadcast_to(value, (len(texts), *value.shape)) if without is None else without
-    return Curve(sae, "3.resid_post", "d", concept, "probe", arm, "kl", np.array(counts), value, texts, texts, without)
+    sides = np.ones((len(texts), 2), dtype=bool)
+    head = (sae, "3.resid_post", "d", concept, "probe", arm, "kl", np.array(counts))
+    return Curve(*head, value, (texts, texts), texts, sides, without)
 
 
 def test_collateral_at_one_intended_effect_by_hand():
@@ -161,7 +207,9 @@ def test_the_interval_at_one_intended_effect_is_that_of_deletions_at_that_level(
             (x0, y0), (x1, y1) = np.vstack([[0, 0], v])[k - 1 : k + 1]
             by_text.append(y0 + (e.level - x0) / (x1 - x0) * (y1 - y0))
         known = from_deletions(e.collateral.value, np.array(by_text), len(by_text))
-        assert (e.collateral.low, e.collateral.high) == pytest.approx((known.low, known.high))
+        assert (e.collateral.se, e.collateral.df) == (pytest.approx(known.se), 19)
+        half = stats.t.ppf(0.975, 19) * known.se
+        assert (e.collateral.low, e.collateral.high) == pytest.approx((known.value - half, known.value + half))
     assert sum(e.status == REACHED for e in found) >= 3
 
 
@@ -176,6 +224,7 @@ def test_a_mean_is_of_the_concepts_that_every_sae_reaches():
     ]
     means = [e for e in equal_effects(some) if e.data == "all"]
     assert [(e.sae, e.concept, e.status) for e in means] == [(s, "mean of 1", REACHED) for s in ("one", "two", "weak")]
+    assert equal_effects([_curve(arm="random", counts=(1, 2), value=reach)]) == []
     for share in (0, 1):
         with pytest.raises(ResultError, match="expected one between 0 and 1"):
             equal_effects(some, share)

@@ -41,7 +41,7 @@ def test_each_class_is_a_concept_with_as_many_texts_of_the_others_on_both_sides(
     texts = labelled_concepts(
         labelled(a=sentences("w90", 12), b=sentences("w91", 12), c=sentences("w92", 12)),
         tokenizer(),
-        n_texts=8,
+        per_class=8,
         max_length=16,
     )
     assert [c.name for c in texts.concepts] == ["a", "b", "c"] and texts.labels is not None
@@ -55,14 +55,14 @@ def test_each_class_is_a_concept_with_as_many_texts_of_the_others_on_both_sides(
         assert c.targets[0] == {"a": 90, "b": 91, "c": 92}[c.name]
     assert texts.provenance["licence"] == "CC0"
     again = labelled_concepts(
-        labelled(a=sentences("w90", 12), b=sentences("w91", 12)), tokenizer(), classes=["b"], n_texts=8, max_length=16
+        labelled(a=sentences("w90", 12), b=sentences("w91", 12)), tokenizer(), classes=["b"], per_class=8, max_length=16
     )
     assert [c.name for c in again.concepts] == ["b"] and again.sha256 != texts.sha256
 
 
 def test_texts_that_begin_alike_count_once_and_are_counted():
     twice = [text + f" w{i}" for i, text in enumerate(sentences("w90", 6) + sentences("w90", 6))]
-    texts = labelled_concepts(labelled(a=twice, b=sentences("w91", 12)), tokenizer(), n_texts=8, max_length=10)
+    texts = labelled_concepts(labelled(a=twice, b=sentences("w91", 12)), tokenizer(), per_class=8, max_length=10)
     assert len({tuple(ids) for ids in texts.tokens}) == len(texts.tokens)
     dropped = texts.provenance["texts_dropped"]
     assert dropped["a: the first 10 tokens of another prompt"] == 6 and dropped["a: fewer texts than asked for"] == 2
@@ -70,7 +70,7 @@ def test_texts_that_begin_alike_count_once_and_are_counted():
 
 def test_groups_stand_on_one_side_and_take_turns():
     some = labelled(3, a=sentences("w90", 24), b=sentences("w91", 24))
-    texts = labelled_concepts(some, tokenizer(), n_texts=12, max_length=16)
+    texts = labelled_concepts(some, tokenizer(), per_class=12, max_length=16)
     assert texts.labels is not None and len(texts.tokens) == 24
     whole = {group: {texts.ranking[i] for i in range(24) if texts.groups[i] == group} for group in texts.groups}
     assert all(len(sides) == 1 for sides in whole.values())
@@ -84,7 +84,7 @@ def test_groups_stand_on_one_side_and_take_turns():
         replace(texts, ranking=tuple(i % 2 == 0 for i in range(24)))
     few = labelled(8, a=sentences("w90", 24), b=sentences("w91", 24))
     with pytest.raises(TextError, match=r"fewer than 2 texts \(or groups of texts\) with the concept"):
-        labelled_concepts(few, tokenizer(), n_texts=12, max_length=16)
+        labelled_concepts(few, tokenizer(), per_class=12, max_length=16)
 
 
 def test_telling_tokens_by_hand():

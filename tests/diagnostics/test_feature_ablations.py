@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from diagnostics.ablation_arms import ARMS
 from diagnostics.concepts import Concept, ConceptTexts, given_concepts
 from diagnostics.feature_ablations import COLUMNS, FeatureAblation, feature_ablation
 from diagnostics.results import jsonable
@@ -44,7 +45,7 @@ def planted_texts(labelled: bool = True) -> ConceptTexts:
 def planted(request):
     texts = planted_texts()
     saes = {"planted": planted_sae(request.param)}
-    return texts, feature_ablation(planted_model(), texts, saes, counts=(1, 2), reads=None, sink_filter=None)
+    return texts, feature_ablation(planted_model(), texts, saes, counts=(1, 2), arms=ARMS, reads=None, sink_filter=None)
 
 
 def test_a_planted_latent_by_hand(planted):
@@ -85,7 +86,6 @@ def test_the_planted_probe_form(planted):
     assert not (rows["class_probe_clean"] - rows["class_probe"])[~rows["own"]].any()
     (group,) = (g for g in found.groups if _is(g, "concept", "selected", "probe", 1))
     assert group["selectivity"].value == 1 and group["intended"].value == pytest.approx(fall[0] * m.mean(), rel=1e-5)
-    assert np.allclose(own["class_probe"], own["target_probe"])
     assert found.provenance["probe_accuracy"]["planted, 2.resid_post"]["concept"] > 0.9
 
 
@@ -99,18 +99,41 @@ def test_the_other_latent_is_all_collateral_and_what_is_kept_suffices(planted):
     assert none["recovered"].value == 0
     # Without latent 1 the norm is a little smaller and the logit larger: 25 of about 30 in ‖x‖² against 1.
     assert 0.9 < one["recovered"].value <= 1 and none["intended"].value == pytest.approx(selected["intended"].value)
-    assert frame.query("arm == 'random' and concept == 'concept' and count == 1")["n_latents"].eq(0).all()
+    random = frame.query("arm == 'random' and concept == 'concept'")
+    assert random.groupby("count")["n_latents"].unique().map(list).to_dict() == {
+        1: [1],
+        2: [0],
+    }  # two latents are active
 
 
 def test_doses_of_placebos_are_those_of_the_selected_edit(planted):
     _, found = planted
     arms = {name: rows.reset_index(drop=True) for name, rows in found.frame.groupby("arm")}
-    same = arms["placebo"]["n_edited"] == arms["selected"]["n_edited"]
+    assert (arms["placebo"]["n_edited"] == arms["selected"]["n_edited"]).all() and not found.provenance["dropped"]
     for column in ("delta_norm", "delta_square"):
-        assert np.allclose(arms["placebo"][column][same], arms["selected"][column][same], rtol=1e-5, atol=1e-6)
-    (missing,) = found.provenance["dropped"].values()  # two tokens are the same word now and then
-    assert missing == (arms["selected"]["n_edited"] - arms["placebo"]["n_edited"]).sum() < (~same).sum() * 3
+        assert np.allclose(arms["placebo"][column], arms["selected"][column], rtol=1e-5, atol=1e-6)
+    one = arms["selected"]["n_edited"].eq(1)
+    for arm in ("placebo", "selected"):
+        assert np.allclose(arms[arm]["coherence"][one], 1)
+    alike = arms["selected"].query("count == 1 and n_edited > 1")["coherence"]
+    assert len(alike) and np.allclose(alike, 1)  # one latent: one direction
     assert found.provenance["texts_untouched"] > 0
+
+
+def test_what_an_n_is_compared_with_does_not_depend_on_the_others_and_is_computed_once():
+    texts, sae = random_texts(12), random_sae()
+    alone, many = (
+        feature_ablation(tiny_model("llama"), texts, {"sae": sae}, counts=n, sink_filter=None, arms=ARMS)
+        for n in ((1,), (1, 4, 50, 60))
+    )
+    key = ["arm", "count", "text"]
+    both = (f[f["count"] <= 1].sort_values(key).reset_index(drop=True) for f in (alone.frame, many.frame))
+    pd.testing.assert_frame_equal(*both)
+    last, before = (many.frame.query("count == @n").drop(columns="count").reset_index(drop=True) for n in (60, 50))
+    pd.testing.assert_frame_equal(last, before)  # fewer than 50 latents
+    assert last["n_latents"].max() < 50 and last.query("arm == 'random'")["n_latents"].eq(0).all()
+    p, n_texts = many.provenance, many.frame["text"].nunique()
+    assert p["texts_passed"] + p["texts_untouched"] == n_texts * (4 * 3 + 1)  # of 4 * 4 + 1 changes
 
 
 def _is(group, concept, arm, form, count):
@@ -185,10 +208,10 @@ def test_units_resume_and_a_result_comes_back_from_its_folder(tmp_path, monkeypa
     settings = {"counts": (1, 2), "reads": 4, "sink_filter": None, "folder": tmp_path}
     done = []
     first = feature_ablation(model, texts, saes, **settings, progress=lambda n, total: done.append((n, total)))
-    assert sum(n for n, _ in done) == done[0][1] == 2 * 40 * (4 * 2 + 1)
+    assert sum(n for n, _ in done) == done[0][1] == 2 * 40 * (3 * 2)
     again = []
     second = feature_ablation(model, texts, saes, **settings, progress=lambda n, total: again.append(n))
-    assert again == [720]  # in one step
+    assert again == [480]  # in one step
     pd.testing.assert_frame_equal(first.frame, second.frame)
     assert tuple(first.frame) == COLUMNS and first.frame["group"].equals(first.frame["text"])
     grouped = replace(texts, groups=tuple(i - i % 4 + i % 2 for i in range(2 * N)))  # two texts of one side
@@ -196,7 +219,7 @@ def test_units_resume_and_a_result_comes_back_from_its_folder(tmp_path, monkeypa
     rows = pairs.frame[pairs.frame["data"] == "planted"]
     first_text = (rows["text"] - 2 * N) // 4 * 4 + (rows["text"] - 2 * N) % 2 + 2 * N
     assert rows["group"].equals(first_text.rename("group")) and rows["group"].nunique() == N // 2
-    by = {c.data: (len(c.texts), len(c.groups)) for c in pairs.curves if c.form == "kl"}
+    by = {c.data: (c.n_texts, len(c.groups)) for c in pairs.curves if c.form == "kl"}
     assert by == {"first": (N, N), "planted": (N, N // 2)}
     assert pairs.provenance["texts"]["planted"]["concepts"]["other"]["measuring_groups"] == [10, 10]
     assert pairs.provenance["texts"]["planted"]["measured"] == {"texts": 40, "groups": 20}

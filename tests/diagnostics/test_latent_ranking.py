@@ -45,22 +45,26 @@ def test_part_of_the_tokens_is_what_those_alone_give():
     part, alone = Encoded.of(dictionary, x).take(keep), Encoded.of(dictionary, x[keep])
     for name in ("row", "latent", "z", "x"):
         assert torch.equal(getattr(part, name), getattr(alone, name))
-    assert torch.equal(part.frequency, (dictionary.encode(x[keep]) != 0).double().mean(0))
+    z = dictionary.encode(x[keep])
+    assert torch.equal(part.frequency, (z != 0).double().mean(0))
+    expected = (z.abs().mean(0) * dictionary.W_dec.norm(dim=1)).double()
+    torch.testing.assert_close(part.dose, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_scores_are_the_dense_sums():
     dictionary = sae(True)
     x, y = inputs(20), inputs(12, seed=4)
     own, others = Encoded.of(dictionary, x), Encoded.of(dictionary, y)
-    z, w = (dictionary.encode(part) for part in (x, y))
-    length = dictionary.W_dec.norm(dim=1)
+    z, w = (dictionary.encode(part).double() for part in (x, y))
+    W_dec = dictionary.W_dec.double()
+    length = W_dec.norm(dim=1)
     tolerance = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(mean_difference(own, others), (z.abs().mean(0) - w.abs().mean(0)) * length, **tolerance)
     probe = drawn(x.shape[1], seed=2)
-    expected = (dictionary.W_dec @ probe) * (z.mean(0) - w.mean(0))
+    expected = (W_dec @ probe.double()) * (z.mean(0) - w.mean(0))
     torch.testing.assert_close(probe_difference(own, others, probe), expected, **tolerance)
     gradient = drawn(*x.shape, seed=3)
-    torch.testing.assert_close(attribution(own, gradient), (z * (gradient @ dictionary.W_dec.T)).sum(0), **tolerance)
+    torch.testing.assert_close(attribution(own, gradient), (z * (gradient.double() @ W_dec.T)).sum(0), **tolerance)
 
 
 def test_best_takes_active_latents_in_order_and_ties_by_number():
@@ -89,3 +93,16 @@ def test_the_gradient_of_the_target_logit_is_that_of_a_full_forward_pass():
         expected.append(leaf.grad[1:])
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-3, atol=1e-6)
     assert not found[5:8].any() and found[:5].any(-1).all()  # after the last read of text 0
+    counted[0] = False  # a batch without a token to edit
+    late = target_gradient(Passes(recording, site, counted), [0, 2], reads, targets, batch_tokens=9)
+    torch.testing.assert_close(late, torch.cat(expected)[8:], rtol=1e-3, atol=1e-6)
+
+
+def test_near_ties_are_summed_in_double_precision():
+    """Two latents active at 10,000 tokens, one by one unit in the last place stronger: float32 sums would not tell which."""
+    dictionary, n = sae(False), 10_000
+    pair = torch.tensor([1000.0, torch.nextafter(torch.tensor(1000.0), torch.tensor(2000.0))])
+    row = torch.arange(n).repeat_interleave(2)
+    some = Encoded(dictionary, inputs(1).expand(n, -1), row, torch.arange(2).repeat(n), pair.repeat(n))
+    total = some.total(some.z)
+    assert float(total[1] - total[0]) == pytest.approx(n * float(pair[1].double() - pair[0].double()), rel=1e-9)

@@ -191,7 +191,7 @@ def test_the_size_of_batches_and_the_company_of_edits(path, device):
 @pytest.mark.parametrize("path", ["blocks", "hooks"])
 def test_more_logits_than_are_formed_at_once(path, monkeypatch, device):
     """Ten tokens' at a time, three of them compared at a time."""
-    for name, tokens in (("_LOGITS", 10), ("_LOGITS_GPU", 10), ("_COMPARED", 3)):
+    for name, tokens in (("LOGITS", 10), ("LOGITS_GPU", 10), ("COMPARED", 3)):
         monkeypatch.setattr(module, name, tokens * VOCAB)
     hf = tiny_model("llama", device)
     recording = record(hf, PROMPTS, [SITE], keep_cache=False)

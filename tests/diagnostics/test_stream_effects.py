@@ -6,7 +6,17 @@ import torch
 from diagnostics.sae_sites import Passes
 from diagnostics.stream_effects import stream_effects
 from interventions import EditError, Site, record, wrap
-from tests.tiny import D_MODEL, TOLERANCE, VOCAB, assert_same_effect, exact_kl, forward_alone, prompts, tiny_model
+from tests.tiny import (
+    D_MODEL,
+    TOLERANCE,
+    VOCAB,
+    assert_same_effect,
+    exact_kl,
+    forward_alone,
+    fresh,
+    prompts,
+    tiny_model,
+)
 
 TOKENS = prompts((14, 9, 11, 6, 12))
 TARGETS = [3, 40]
@@ -63,7 +73,8 @@ def test_effects_are_those_of_full_forward_passes(name, site, path):
             assert float(found.other_square[k, j]) == pytest.approx(
                 float(change[:, rest].square().mean()), rel=1e-3, abs=1e-6
             )
-            own = drawn[text][counted[text]].double()
+            x = passes.recording.activations[site][text][counted[text]]
+            own = (x + drawn[text][counted[text]]).double() - x.double()
             assert int(found.n_edited[k, j]) == int((own != 0).any(-1).sum())
             assert float(found.norm_sum[k, j]) == pytest.approx(float(own.norm(dim=-1).sum()))
             assert float(found.square_sum[k, j]) == pytest.approx(float(own.square().sum()))
@@ -73,6 +84,49 @@ def test_effects_are_those_of_full_forward_passes(name, site, path):
         assert not values[2].any()  # no change is the identity, exactly
     assert (found.passed, found.untouched, found.n_nonfinite) == (4 + 2, 2 + 4, 0)
     assert sum(ticks) == 12
+    assert (found.n_reads == reads[texts].sum(1)).all()
+
+
+def test_a_read_that_is_not_finite_is_left_out_of_its_change_alone(monkeypatch):
+    """The blocks overflow from token 12 on under one change, beside one under which they do not."""
+    passes, counted, reads = setup(Site(2))
+    _, change = noise(counted, TOKENS)
+    above = passes.above
+
+    def overflowing(texts, width, name, edit):
+        found = above(texts, width, name, edit)
+        return found.masked_fill((torch.arange(width) >= 12)[:, None], torch.inf) if name == "bad" else found
+
+    monkeypatch.setattr(passes, "above", overflowing)
+    found = stream_effects(passes, [0], reads, {"bad": change, "good": change}, TARGETS)
+    lost = int(reads[0, 12:].sum())
+    assert 0 < lost < int(reads[0].sum()) and found.n_nonfinite == lost
+    assert found.n_reads[:, 0].tolist() == [int(reads[0].sum()) - lost, int(reads[0].sum())]
+    early = stream_effects(passes, [0], reads & (torch.arange(14) < 12), {"good": change}, TARGETS)
+    assert float(found.kl[0]) == pytest.approx(float(early.kl), rel=1e-4)
+    assert float(found.kl[1]) == float(stream_effects(passes, [0], reads, {"good": change}, TARGETS).kl)
+    none = stream_effects(passes, [0], reads & (torch.arange(14) >= 12), {"bad": change}, TARGETS)
+    assert torch.isnan(none.kl).all() and int(none.n_reads) == 0
+
+
+def test_doses_are_those_that_are_left_after_rounding():
+    """In bfloat16 a change far below the spacing of x is none: not edited, no dose, no pass."""
+    site = Site(2)
+    model = wrap(fresh("llama").to(torch.bfloat16))
+    recording = record(model, TOKENS, [site], keep_cache=False)
+    counted = torch.arange(14)[None] < recording.length[:, None]
+    counted[:, 0] = False
+    passes = Passes(recording, site, counted)
+    x = recording.activations[site][0][counted[0]]
+
+    def change(scale):
+        return lambda texts: scale * x.float()
+
+    found = stream_effects(passes, [0], counted, {"tiny": change(1e-4), "some": change(0.01)}, TARGETS)
+    assert int(found.n_edited[0]) == float(found.norm_sum[0]) == float(found.kl[0]) == 0 and found.untouched == 1
+    expected = (x + 0.01 * x.float()).to(torch.bfloat16).double() - x.double()
+    assert float(found.norm_sum[1]) == pytest.approx(float(expected.norm(dim=1).sum()))
+    assert float(found.norm_sum[1]) != pytest.approx(float(0.01 * x.double().norm(dim=1).sum()), rel=1e-3)
 
 
 def test_what_comes_before_the_first_changed_token_is_left_out_exactly():

@@ -61,11 +61,11 @@ def words(made, out, *more):
         "--data",
         made / "texts.csv",
     )
-    small = ("--counts", 1, 3, "--n-texts", 40, "--reads", 3, "--sink-filter", 0, "--concepts", "b", "c")
+    small = ("--counts", 1, 3, "--per-class", 40, "--reads", 3, "--sink-filter", 0, "--concepts", "b", "c")
     return (*usual, *small, "--out", out, *more)
 
 
-def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, made, tmp_path):
+def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, made, tmp_path, undrawn):
     status, said, err = run(*words(made, tmp_path / "out"), model=False)
     assert status == 0, err
     figures = {
@@ -77,7 +77,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, made, tmp
     assert found.concepts == [("texts.csv", "b"), ("texts.csv", "c")] and found.saes == ["tiny"]
     model = load_model(made / "model", device="cpu")
     labelled = load_labelled(str(made / "texts.csv"), per_class=160)
-    texts = labelled_concepts(labelled, model.tokenizer, classes=["b", "c"], n_texts=40)
+    texts = labelled_concepts(labelled, model.tokenizer, classes=["b", "c"], per_class=40)
     sae = load_sae(made / "saes" / "tiny")
     by_hand = feature_ablation(model, {"texts.csv": texts}, {"tiny": sae}, counts=(1, 3), reads=3, sink_filter=None)
     pd.testing.assert_frame_equal(found.frame, by_hand.frame, check_dtype=False)
@@ -95,7 +95,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, made, tmp
         (("--rankings", "worst"), "--rankings worst; known: mean_difference"),
         (("--path", "replay"), "unknown path 'replay'"),
         (("--counts", 0), "counts from 1"),
-        (("--n-texts", 3), "--n-texts 3"),
+        (("--per-class", 3), "--per-class 3"),
         (("--concepts", "d"), "--concepts d; the texts have: a, b, c"),
         (("--data", "nothing.csv"), "nothing.csv"),
     ],
