@@ -26,7 +26,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
 
     monkeypatch.setattr(texts, "load_texts", beginnings)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     script = tmp_path / "readme.py"  # a file: nnsight reads the source of the code around a trace
     script.write_text("\n".join(blocks), encoding="utf-8")
     space = runpy.run_path(str(script))
@@ -36,6 +36,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     assert {"direction", "norm", "self"} <= set(result.to_frame().edit)
     assert space["effects"].path == "replay"
     assert tuple(space["logits"].shape) == (1, 5, 49152)
+    assert "Latent" in space["card"]._repr_html_() and len(space["atlas"].frame) > 500
 
 
 def test_first_notebook_block_has_seven_lines():

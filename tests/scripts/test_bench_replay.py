@@ -44,7 +44,7 @@ def test_every_way_is_timed(script, run, monkeypatch, tmp_path):
         model.name, model.tokenizer = name, tokenizer()
         return model
 
-    words = [" ".join(f"w{(i * j) % 40 + 1}" for j in range(1, 40)) for i in range(1, 210)]
+    words = [" ".join(f"w{(i * j + j * j * (i // 89)) % 89 + 1}" for j in range(1, 40)) for i in range(1, 210)]
     monkeypatch.setattr(script, "load_texts", lambda name, n: Texts(words, "words", "0", "", ""))
     monkeypatch.setattr(script, "load_model", tiny)
     monkeypatch.setattr(script, "gc", SimpleNamespace(collect=lambda: 0))  # of all that other tests hold, 24 times
