@@ -28,21 +28,22 @@ def dose_matched(
     seed: int,
     label: str,
 ) -> Int[Tensor, "other"]:
-    """For each selected latent, in turn, another active one that is not selected, of like expected dose (`Encoded.dose`).
+    """For each selected latent, in turn, another active one of like expected dose (`Encoded.dose`), each once: a ranking by lot.
 
-    Of the `NEAREST` unused ones in log dose that are within a factor `WITHIN` the one of the smallest key; the nearest where none is. A
-    function of the selected latents alone, whatever else is asked for; where one more is selected, most of the others stay. Fewer than
-    `selected` where the candidates run out. Source: ours.
+    Of the `NEAREST` unused ones in log dose that are within a factor `WITHIN` the one of the smallest key; the nearest where none is.
+    What else is selected may be drawn: without it the floor would be drawn from the bottom of the ranking, from latents of other
+    concepts. The first ones stay as more are selected. Fewer than `selected` where the active ones run out. Source: ours.
     """
     doses = dose.double().cpu().numpy()
-    candidates = active.cpu().numpy() & (doses > 0)
-    candidates[selected.cpu().numpy()] = False
-    pool = np.flatnonzero(candidates)
+    pool = np.flatnonzero(active.cpu().numpy() & (doses > 0))
     level, key = np.log(doses[pool]), hash_keys(seed, label, pool)
     free = np.ones(len(pool), dtype=bool)
     chosen = []
-    for latent in selected.tolist()[: len(pool)]:
-        far = np.where(free, np.abs(level - np.log(max(doses[latent], 1e-12))), np.inf)
+    for latent in selected.tolist():
+        usable = free & (pool != latent)
+        if not usable.any():
+            break
+        far = np.where(usable, np.abs(level - np.log(max(doses[latent], 1e-12))), np.inf)
         near = np.argsort(far, kind="stable")[:NEAREST]
         near = near[far[near] <= max(np.log(WITHIN), far[near[0]])]
         best = near[np.argmin(key[near])]

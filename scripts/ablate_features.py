@@ -49,7 +49,7 @@ class Settings:
     counts: tuple[int, ...] = COUNTS
     """N: so many of the best latents are ablated"""
     arms: tuple[str, ...] = ARMS[:3]
-    """selected, random (other active latents of like expected dose), placebo (same norm and angle, one direction a text), keep (only the
+    """selected, random (active latents of like expected dose, by lot), placebo (same norm and angle, one direction a text), keep (only the
     top N kept: also without any, and at every token)"""
     rankings: tuple[str, ...] = RANKINGS[:1]
     """mean_difference, probe (its weight x mean difference), attribution (of the target logit)"""

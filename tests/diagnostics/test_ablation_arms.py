@@ -19,7 +19,7 @@ def test_random_latents_are_others_of_like_dose_each_once():
     active = torch.ones(400, dtype=torch.bool)
     selected = torch.tensor([200, 120, 300, 60])
     drawn = dose_matched(selected, dose, active, 0, "x").tolist()
-    assert len(set(drawn)) == 4 and not set(drawn) & set(selected.tolist())
+    assert len(set(drawn)) == 4 and not any(a == b for a, b in zip(drawn, selected.tolist(), strict=True))
     assert all(1 / WITHIN <= dose[a] / dose[b] <= WITHIN for a, b in zip(drawn, selected.tolist(), strict=True))
     assert drawn == dose_matched(selected, dose, active, 0, "x").tolist()
     assert drawn != dose_matched(selected, dose, active, 1, "x").tolist()
@@ -27,12 +27,13 @@ def test_random_latents_are_others_of_like_dose_each_once():
     top = torch.tensor([399])  # none within the factor: the nearest
     assert dose_matched(top, dose, active & (torch.arange(400) < 100), 0, "x").tolist() == [99]
     few = torch.tensor([0.0, 1, 2, 3, 4])  # latent 0 moves nothing
-    assert sorted(dose_matched(torch.tensor([4, 3]), few, few >= 0, 0, "x").tolist()) == [1, 2]
-    assert dose_matched(torch.arange(1, 5), few, few >= 0, 0, "x").tolist() == []
+    assert dose_matched(torch.tensor([4]), few, few >= 0, 0, "x").tolist() == [3]
+    every = dose_matched(torch.arange(1, 5), few, few >= 0, 0, "x").tolist()
+    assert len(set(every)) == len(every) >= 3 and not any(a == b for a, b in zip(every, range(1, 5), strict=False))
 
 
 def test_a_ranking_that_says_nothing_has_a_floor_of_its_own_size():
-    """Doses over four decades, selected by lot: random latents move x as far in all, at every N; and most stay as N grows."""
+    """Doses over four decades, selected by lot: random latents move x as far in all, at every N; and those drawn stay."""
     generator = torch.Generator().manual_seed(0)
     dose = torch.exp(2 * torch.randn(3000, generator=generator))
     order = torch.randperm(3000, generator=generator)
@@ -40,8 +41,10 @@ def test_a_ranking_that_says_nothing_has_a_floor_of_its_own_size():
     drawn = {n: dose_matched(order[:n], dose, active, 0, "x") for n in (5, 20, 100, 500)}
     for n, found in drawn.items():
         assert float(dose[found].sum()) == pytest.approx(float(dose[order[:n]].sum()), rel=0.15)
-    for few, many in ((5, 20), (20, 100), (100, 500)):
-        assert len(set(drawn[few].tolist()) & set(drawn[many].tolist())) > 0.7 * few
+        assert found.tolist() == drawn[500][:n].tolist()
+    # as many of the selected ones as chance says: 500 of 3,000, with a standard error of 1.7 %
+    among = np.isin(drawn[500].numpy(), order[:500].numpy()).mean()
+    assert among == pytest.approx(1 / 6, abs=0.07)
 
 
 def test_a_placebo_has_the_norm_and_the_angle_of_the_selected_edit():
