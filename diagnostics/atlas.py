@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ from diagnostics.study import Settings
 from diagnostics.units import run_units
 from interventions.errors import ResultError
 from interventions.models import wrap
+from interventions.sites import Site
 from interventions.texts import Prompts, as_prompts
 
 _SAME = ("model", "weights_sha256", "dtype", "sink_filter", "path_share", "steps", "samples", "placebo_share", "seed")
@@ -86,7 +87,8 @@ class CausalAtlas(Result):
 
     @classmethod
     def joined(cls, atlases: Sequence["CausalAtlas"]) -> "CausalAtlas":
-        """Atlases of several SAEs as one, also where some read fewer of the same prompts.
+        """Atlases of several SAEs as one, also where some read fewer of the same prompts. Where two SAEs have one name, those of all
+        begin with their block: `15/cosine`.
 
         Raises `ResultError` where model, text or settings differ, or two SAEs have one name.
         """
@@ -102,6 +104,8 @@ class CausalAtlas(Result):
                 )
             if atlas.tokens != tokens[: len(atlas.tokens)]:
                 raise ResultError("the atlases are of other prompts; join such as begin with the same ones")
+        if len({name for atlas in atlases for name in atlas.saes}) < sum(len(atlas.saes) for atlas in atlases):
+            atlases = [atlas._with_blocks() for atlas in atlases]
         names = [name for atlas in atlases for name in atlas.saes]
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise ResultError(f"two SAEs have the name {twice[0]!r}; join atlases of different ones")
@@ -117,6 +121,16 @@ class CausalAtlas(Result):
             "joined": [{key: value for key, value in p.items() if value != first.get(key)} for p in every],
         }
         return cls(_whole([atlas.frame for atlas in atlases], both["saes"]), tokens, first | both)
+
+    def _with_blocks(self) -> "CausalAtlas":
+        """The same with each SAE's block before its name, where it is not there already."""
+        p = self.provenance
+        blocks = {name: str(Site.parse(p["atlas"][name]["site"]).layer) for name in self.saes}
+        new = {name: name if name.startswith(f"{n}/") else f"{n}/{name}" for name, n in blocks.items()}
+        renamed = {part: {new[name]: value for name, value in p[part].items()} for part in ("saes", "atlas", "path")}
+        return replace(
+            self, frame=self.frame.assign(sae=self.frame.sae.cat.rename_categories(new)), provenance=p | renamed
+        )
 
     @property
     def saes(self) -> list[str]:

@@ -186,6 +186,13 @@ def test_atlases_of_several_saes_are_joined_where_they_agree():
         mine, theirs = (some.drop(columns="kl_placebo").reset_index(drop=True) for some in (mine, theirs))
         pd.testing.assert_frame_equal(mine, theirs)  # placebos turn towards tokens of the whole text
     assert [g["prompts"] for g in both.groups] == [16, 21]
+    alike = causal_atlas(tiny_model("llama"), PROMPTS, {"2/signed": sae_of("cosine:topk", LAST)}, **how)
+    named = CausalAtlas.joined([one, alike])  # one name, two blocks
+    assert named.saes == ["2/signed", "5/2/signed"] == list(named.frame.sae.cat.categories)
+    assert named.frame.groupby("sae", observed=True).layer.unique().map(list).to_dict() == {
+        "2/signed": [2],
+        "5/2/signed": [5],
+    }
     again = CausalAtlas.joined([CausalAtlas.joined([one]), other])
     pd.testing.assert_frame_equal(again.frame, both.frame)
     assert again.provenance["text"] == other.provenance["text"]
