@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from typing_extensions import Self
@@ -22,7 +20,15 @@ from typing_extensions import Self
 from diagnostics.atlas_summary import summaries, summary_frame
 from diagnostics.atlas_units import COLUMNS, METRICS, PROMPTS, AtlasRunner, merged
 from diagnostics.probes import probes_of
-from diagnostics.results import Result, model_provenance, save_tokens, write_frame, write_json, write_whole
+from diagnostics.results import (
+    Result,
+    load_tokens,
+    model_provenance,
+    save_figures,
+    save_tokens,
+    write_frame,
+    write_json,
+)
 from diagnostics.study import Settings
 from diagnostics.units import run_units
 from interventions.errors import ResultError
@@ -30,6 +36,7 @@ from interventions.models import wrap
 from interventions.sites import Site
 from interventions.texts import Prompts, as_prompts
 
+_SHARDS = ".shards-"
 _SAME = ("model", "weights_sha256", "dtype", "sink_filter", "path_share", "steps", "samples", "placebo_share", "seed")
 
 
@@ -60,14 +67,15 @@ class CausalAtlas(Result):
             raise ResultError(
                 f"{folder / cls.NAME} holds {len(frame)} rows, its JSON says {provenance['rows']}; write it again"
             )
-        tokens = [[int(t) for t in row if t >= 0] for row in np.load(folder / "tokens.npy")]
-        return cls(frame, tokens, provenance)
+        return cls(frame, load_tokens(folder / "tokens.npy"), provenance)
 
     def write(self, folder: Path) -> list[str]:
         """Shards, tokens, summary with schema and provenance, and figures, into a folder; the names of the files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        shards = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
+        for left in folder.glob(f"{_SHARDS}*"):  # by a process that was killed here
+            shutil.rmtree(left)
+        shards = Path(tempfile.mkdtemp(dir=folder, prefix=_SHARDS))
         for number, name in enumerate(self.saes):
             own = self.frame.loc[self.frame.sae == name]
             for part, some in own.groupby(own.prompt // PROMPTS, sort=True):
@@ -77,13 +85,7 @@ class CausalAtlas(Result):
         shards.rename(folder / self.NAME)
         save_tokens(folder / "tokens.npy", self.tokens)
         write_json(folder / f"{self.NAME}.json", self.as_dict())
-        names = list(self.files())
-        for name, figure in self.figures().items():
-            for end, how in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
-                write_whole(folder / f"{name}.{end}", lambda path, f=figure, how=how: f.savefig(path, **how))
-                names.append(f"{name}.{end}")
-            plt.close(figure)
-        return names
+        return [*self.files(), *save_figures(folder, self.figures())]
 
     @classmethod
     def joined(cls, atlases: Sequence["CausalAtlas"]) -> "CausalAtlas":

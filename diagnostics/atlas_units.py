@@ -15,8 +15,8 @@ from diagnostics.probes import Probe
 from diagnostics.sampling import TokenFilter, generator, hash_keys
 from diagnostics.statistics import noise_floor
 from diagnostics.study import SHARD, Clean, Settings
-from diagnostics.units import Tick, Unit
-from interventions.along import Along, Directions
+from diagnostics.units import Tick, Unit, narrowed
+from interventions.along import Directions
 from interventions.edits import matched_placebo
 from interventions.effects import Effects, measure
 from interventions.models import CausalModel
@@ -150,17 +150,16 @@ class _Work:
         self.own, self.at = torch.from_numpy(self.prompt % SHARD), torch.from_numpy(self.position)
         self.token, self.latent = torch.from_numpy(self.active.token), torch.from_numpy(self.active.latent)
         self.z = torch.from_numpy(self.active.z)
-        self.directions = runner.directions(probe)
-
-    def along(self, extra: int = 0) -> Along:
-        """Each entry's latent subtracted; `extra` more rows are put back as they were."""
-        nothing = torch.zeros(extra, dtype=torch.long)
+        # Every token is also put back as it was, once, after the entries: the noise floor of this very batching.
+        selves = torch.arange(len(self.prompt))
+        nothing = torch.zeros_like(selves)
+        self.every = torch.cat([self.token, selves])
         coefficient = torch.cat([-self.z, nothing.to(self.z)])
-        return self.directions.times(coefficient, torch.cat([self.latent, nothing]))
+        self.edits = runner.directions(probe).times(coefficient, torch.cat([self.latent, nothing]))
 
     def removed(self, some: torch.Tensor) -> torch.Tensor:
         """z_i·d_i of some entries."""
-        return -self.along().change(some)
+        return -self.edits.change(some)
 
     def measured(self, token: torch.Tensor, edits: Any, metrics: Sequence[str]) -> Effects:
         return measure(
@@ -169,9 +168,9 @@ class _Work:
         )  # fmt: skip
 
     def effects(self, notes: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Of every entry; every token is also put back once, for the noise floor of this very batching."""
-        n, selves = len(self.active), torch.arange(len(self.prompt))
-        found = self.measured(torch.cat([self.token, selves]), self.along(len(selves)), METRICS)
+        """Of every entry; what putting tokens back did goes to the notes."""
+        n = len(self.active)
+        found = self.measured(self.every, self.edits, METRICS)
         notes |= {"path": found.path, "why_hooks": found.why_hooks, "delta": found.delta}
         notes["self_kl"] = found["kl"][n:].tolist()
         return {name: found[name][:n] for name in METRICS}
@@ -228,9 +227,7 @@ class _Work:
             "prompt": self.prompt[token], "position": self.position[token], "latent": self.active.latent, "z": self.active.z,
         } | {name: value.cpu().numpy() for name, value in columns.items()}  # fmt: skip
         found = pd.DataFrame({name: known.get(name, np.zeros(n)) for name in COLUMNS})
-        kinds = {name: "float32" for name in COLUMNS if found[name].dtype.kind == "f"}
-        kinds |= {name: "int32" for name in COLUMNS if found[name].dtype.kind in "iu"}
-        return found.astype(kinds | {"point": "str", "sae": "str"})
+        return narrowed(found)
 
 
 def _drawn(keys: np.ndarray, share: float) -> np.ndarray:

@@ -48,8 +48,7 @@ class ConceptActivations:
         length = self.recording.length.numpy()
         some = [self.recording.activations[site] for site in dict.fromkeys(sites)]
         found = token_filter(some, length, mask(texts), settings.sink_filter)
-        inside = int(length.sum())
-        self.left_out = {why: int(bad.sum()) for why, bad in found.reasons.items() if why != "padding"} | {"of": inside}
+        self.left_out = found.left_out() | {"of": int(length.sum())}
         self.counted: Bool[ndarray, "text pos"] = found.usable
         self.counted_here = torch.from_numpy(self.counted).to(self.device)
         """on the device"""

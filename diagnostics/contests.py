@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -17,7 +16,7 @@ from diagnostics.adversarial import AdversarialGroups, adversarial_groups
 from diagnostics.norm_exponent import Exponent
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
-from diagnostics.results import write_frame, write_json, write_whole
+from diagnostics.results import save_figures, write_frame, write_json
 from diagnostics.simpsons_paradox import SCORES, Simpson, simpson
 from diagnostics.wins import EditRates, WinRate, WinRates, win_rates
 from interventions.errors import ResultError
@@ -144,13 +143,7 @@ class WinRateReport:
         write_frame(folder / f"{self.NAME}.parquet", self.frame)
         write_frame(folder / f"{self.NAME}_latents.parquet", self.latents)
         write_json(folder / f"{self.NAME}.json", self.as_dict())
-        names = list(self.files())
-        for name, figure in self.figures().items():
-            write_whole(folder / f"{name}.png", lambda path, f=figure: f.savefig(path, dpi=200))
-            write_whole(folder / f"{name}.svg", lambda path, f=figure: f.savefig(path, metadata={"Date": None}))
-            plt.close(figure)
-            names += [f"{name}.png", f"{name}.svg"]
-        return names
+        return [*self.files(), *save_figures(folder, self.figures())]
 
     @classmethod
     def files(cls) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """A text as one vector: activations, and latents of an SAE, averaged over its tokens."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,10 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from interventions.anatomy import at_site, check_site
-from interventions.errors import HookError, ResultError, TextError
+from diagnostics.sampling import TokenFilter
+from interventions.activations import run_to_sites
+from interventions.anatomy import check_site
+from interventions.errors import ResultError, TextError
 from interventions.labelled import Labelled
 from interventions.models import CausalModel, wrap
 from interventions.sites import Site
@@ -61,10 +62,8 @@ class PooledTexts:
             "zero norm": norm == 0,
             "sink": norm > limit,
         }
-        left, dropped = np.ones(len(norm), dtype=bool), {}
-        for reason, bad in reasons.items():
-            dropped[reason] = int((left & bad).sum())
-            left &= ~bad
+        found = TokenFilter(reasons | {"padding": np.zeros_like(finite)})
+        left, dropped = found.usable, dict.fromkeys(reasons, 0) | found.left_out()
         if not left.any():
             raise ResultError(
                 f"no token is left at {site}: {dropped} of {len(norm)}; give longer texts or another sink filter"
@@ -155,25 +154,9 @@ def _batches(length: Sequence[int], most: int) -> Iterator[list[int]]:
         left = left[n:]
 
 
-class _AllSeen(Exception):
-    """Ends a forward pass whose sites have all been seen."""
-
-
 def _seen(model: CausalModel, tokens: list[list[int]], sites: Sequence[Site]) -> dict[Site, Tensor]:
     """What stands at the sites, `[prompt, pos, d_model]`, padded on the right, where nothing that causal attention reads is changed."""
     found: dict[Site, Tensor] = {}
-
-    def see(hidden: Tensor, site: Site) -> None:
-        found[site] = hidden.clone()
-        if len(found) == len(set(sites)):
-            raise _AllSeen
-
     ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True).to(model.device)
-    with ExitStack() as stack:
-        for site in dict.fromkeys(sites):
-            stack.enter_context(at_site(model, site, lambda hidden, site=site: see(hidden, site)))
-        with suppress(_AllSeen):
-            model.base(input_ids=ids, use_cache=False)
-    if missing := [str(site) for site in sites if site not in found]:
-        raise HookError(f"nothing was seen at {', '.join(missing)}; the forward pass did not run there")
+    run_to_sites(model, ids, sites, lambda site, hidden: found.update({site: hidden.clone()}))
     return found

@@ -106,12 +106,10 @@ class Projections:
         self.mean: dict[Site, Tensor] = {}
         self.median: dict[Site, float] = {}
         self.edges: dict[Site, np.ndarray] = {}
-        reasons = {name: int(bad.sum()) for name, bad in clean.filter.reasons.items() if name != "padding"}
-        dropped = {name: n for name, n in reasons.items() if n}
         self.found: dict[str, Any] = {
             "pairs_dropped": {},
             "usable_tokens": len(prompt),
-            "tokens_left_out": dropped,
+            "tokens_left_out": clean.filter.left_out(),
             "saes": {},
         }
         for probe in probes:

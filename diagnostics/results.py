@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -107,23 +107,14 @@ class Result:
             raise ResultError(f"{folder} holds no {cls.NAME} result: {missing[0]} is missing")
         frame = pd.read_parquet(folder / f"{cls.NAME}.parquet")
         provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
-        tokens = [[int(t) for t in row if t >= 0] for row in np.load(folder / "tokens.npy")]
-        return cls(frame, tokens, provenance)
+        return cls(frame, load_tokens(folder / "tokens.npy"), provenance)
 
     def write(self, folder: Path) -> list[str]:
         """Table, tokens, summary with provenance, and figures, into a folder; the names of the files."""
         write_frame(folder / f"{self.NAME}.parquet", self.frame)
         save_tokens(folder / "tokens.npy", self.tokens)
         write_json(folder / f"{self.NAME}.json", self.as_dict())
-        names = list(result_files(type(self)))
-        for name, figure in self.figures().items():
-            write_whole(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=200))
-            write_whole(
-                folder / f"{name}.svg", lambda path, figure=figure: figure.savefig(path, metadata={"Date": None})
-            )
-            plt.close(figure)
-            names += [f"{name}.png", f"{name}.svg"]
-        return names
+        return [*result_files(type(self)), *save_figures(folder, self.figures())]
 
     def to_frame(self) -> pd.DataFrame:
         """The tidy table."""
@@ -164,6 +155,22 @@ def save_tokens(path: Path, tokens: list[list[int]]) -> None:
     for row, prompt in zip(table, tokens, strict=True):
         row[: len(prompt)] = prompt
     write_whole(path, lambda p: np.save(p, table))
+
+
+def load_tokens(path: Path) -> list[list[int]]:
+    """What `save_tokens` kept."""
+    return [[int(t) for t in row if t >= 0] for row in np.load(path)]
+
+
+def save_figures(folder: Path, figures: Mapping[str, Any]) -> list[str]:
+    """Each figure as PNG (200 dpi) and SVG under its name, then closed; the names of the files."""
+    names = []
+    for name, figure in figures.items():
+        for end, how in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
+            write_whole(folder / f"{name}.{end}", lambda path, figure=figure, how=how: figure.savefig(path, **how))
+            names.append(f"{name}.{end}")
+        plt.close(figure)
+    return names
 
 
 def model_provenance(model: CausalModel) -> dict[str, Any]:

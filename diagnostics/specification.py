@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from diagnostics import statistics
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import write_frame, write_json, write_whole
+from diagnostics.results import save_figures, write_frame, write_json
 from diagnostics.study import TRAINED
 from interventions.errors import ResultError
 
@@ -105,16 +104,8 @@ class Specifications:
         write_frame(folder / "specification.parquet", self.frame)
         summary = {"summary": self.summary().to_dict("records"), "provenance": self.provenance}
         write_json(folder / "specification.json", summary)
-        names = ["specification.parquet", "specification.json"]
-        for claim in CLAIMS:
-            figure = self.plot(claim)
-            write_whole(folder / f"specification_{claim}.png", lambda path, f=figure: f.savefig(path, dpi=200))
-            write_whole(
-                folder / f"specification_{claim}.svg", lambda path, f=figure: f.savefig(path, metadata={"Date": None})
-            )
-            plt.close(figure)
-            names += [f"specification_{claim}.png", f"specification_{claim}.svg"]
-        return names
+        figures = save_figures(folder, {f"specification_{claim}": self.plot(claim) for claim in CLAIMS})
+        return ["specification.parquet", "specification.json", *figures]
 
     def _repr_html_(self) -> str:
         return self.summary().to_html(index=False)

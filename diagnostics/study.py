@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diagnostics.results import model_provenance
 from diagnostics.sampling import Pairs, TokenFilter, token_filter
-from diagnostics.units import Done, Unit, Units
+from diagnostics.units import Done, Unit, Units, narrowed
 from interventions.anatomy import check_site
 from interventions.edits import angle_between, norm
 from interventions.effects import Effects, measure
@@ -462,7 +462,7 @@ class _Runner:
                     table[f"kl_at_{j}"] = np.zeros(0, dtype=np.float32) if value is None else value[:, j].numpy()
             total = None if value is None else (value.any(1) if value.dtype == torch.bool else value.sum(1))
             table[name] = np.zeros(0, dtype=np.float32) if total is None else total.numpy()
-        return _narrowed(table)
+        return narrowed(table)
 
 
 def _noted(notes: dict[str, Any], effects: Effects) -> None:
@@ -500,19 +500,6 @@ def _usable(rows: Rows, clean: Clean, horizon: Horizon) -> tuple[Rows, dict[str,
 
 def _count(counts: dict[str, int], reason: str, n: int) -> None:
     counts[reason] = counts.get(reason, 0) + n
-
-
-def _narrowed(table: pd.DataFrame) -> pd.DataFrame:
-    """Whole numbers as int32, others but truth values as float32, names as strings."""
-    kinds = {}
-    for name, column in table.items():
-        if column.dtype.kind in "iu":
-            kinds[name] = "int32"
-        elif column.dtype.kind == "f":
-            kinds[name] = "float32"
-        elif column.dtype.kind != "b":
-            kinds[name] = "str"
-    return table.astype(kinds)
 
 
 def _merged(done: Iterable[Done]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -387,6 +387,35 @@ class _AllSeen(Exception):
 
 
 @torch.no_grad()
+def run_to_sites(
+    model: CausalModel,
+    ids: Int[Tensor, "prompt pos"],
+    sites: Iterable[Site],
+    see: Callable[[Site, Float[Tensor, "prompt pos d_model"]], object],
+) -> None:
+    """A forward pass that hands what stands at each site to `see`, and ends with the last of the sites.
+
+    Raises `HookError` where the pass did not run through one of them. Check sites (`check_site`) before.
+    """
+    missing = set(sites)
+
+    def take(hidden: Tensor, site: Site) -> None:
+        see(site, hidden)
+        missing.discard(site)
+        if not missing:
+            raise _AllSeen
+
+    with ExitStack() as stack:
+        for site in dict.fromkeys(sites):
+            stack.enter_context(at_site(model, site, partial(take, site=site)))
+        with suppress(_AllSeen):
+            model.base(input_ids=ids, use_cache=False)
+    if missing:
+        raise HookError(
+            f"nothing was seen at {', '.join(map(str, sorted(missing)))}; the forward pass did not run there"
+        )
+
+
 def _run(
     model: CausalModel,
     ids: Int[Tensor, "prompt pos"],
@@ -394,26 +423,12 @@ def _run(
     rows: dict[Site, Float[Tensor, "row d_model"]],
     bfloat16: bool,
 ) -> None:
-    """Copy the activations of the tokens `which`, counted through `ids`, to `rows`; the pass ends with the last of the sites."""
+    """Copy the activations of the tokens `which`, counted through `ids`, to `rows`."""
     ids, which = ids.to(model.device), which.to(model.device)
-    missing = set(rows)
-
-    def see(hidden: Tensor, site: Site) -> None:
-        rows[site].copy_(hidden.flatten(0, 1)[which.to(hidden.device)])
-        missing.discard(site)
-        if not missing:
-            raise _AllSeen
-
-    with ExitStack() as stack:
-        # Entered also where it is off: the caller may stand in an autocast of their own.
-        stack.enter_context(torch.autocast(model.device.type, torch.bfloat16 if bfloat16 else None, enabled=bfloat16))
-        for site in rows:
-            stack.enter_context(at_site(model, site, partial(see, site=site)))
-        with suppress(_AllSeen):
-            model.base(input_ids=ids, use_cache=False)
-    if missing:
-        raise HookError(
-            f"nothing was seen at {', '.join(map(str, sorted(missing)))}; the forward pass did not run there"
+    # Entered also where it is off: the caller may stand in an autocast of their own.
+    with torch.autocast(model.device.type, torch.bfloat16 if bfloat16 else None, enabled=bfloat16):
+        run_to_sites(
+            model, ids, rows, lambda site, hidden: rows[site].copy_(hidden.flatten(0, 1)[which.to(hidden.device)])
         )
 
 
