@@ -22,6 +22,7 @@ from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study, token_items
 from diagnostics.logit_changes import kl_of, rms, spread
 from diagnostics.probes import Probe
+from diagnostics.results import FIGURE_KINDS
 from diagnostics.strongest_latents import removals, strongest, turned
 from diagnostics.study import Clean
 from interventions.texts import Prompts
@@ -79,7 +80,7 @@ class Interactions(LatentResult):
 
     def write(self, folder: Path) -> list[str]:
         """Table, tokens, summary with provenance, and figures, into a folder; the names of the files."""
-        for end in ("png", "svg"):  # of another run, whose SAEs had other names or enough pairs
+        for end in FIGURE_KINDS:  # of another run, whose SAEs had other names or enough pairs
             for old in folder.glob(f"{self.NAME}_matrix_*.{end}"):
                 old.unlink()
         return super().write(folder)

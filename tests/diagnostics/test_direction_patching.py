@@ -626,6 +626,7 @@ def test_a_result_comes_back_from_its_folder(tmp_path):
     assert set(names) == {"direction_norm.parquet", "direction_norm.json", "tokens.npy"} | {
         "direction_norm.png",
         "direction_norm.svg",
+        "direction_norm.pdf",
     }
     loaded = DirectionNorm.load(tmp_path)
     assert loaded.tokens == run.tokens

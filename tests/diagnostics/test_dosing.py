@@ -498,7 +498,7 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
 def test_a_result_comes_back_from_its_folder(tmp_path):
     run = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **SMALL)
     names = run.write(tmp_path)
-    figures = {f"dose_response{kind}.{end}" for kind in ("", "_depth") for end in ("png", "svg")}
+    figures = {f"dose_response{kind}.{end}" for kind in ("", "_depth") for end in ("png", "svg", "pdf")}
     assert set(names) == {path.name for path in tmp_path.iterdir()}
     assert set(names) == {"dose_response.parquet", "dose_response.json", "tokens.npy"} | figures
     loaded = DoseResponse.load(tmp_path)

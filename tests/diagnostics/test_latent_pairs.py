@@ -158,10 +158,15 @@ def test_placebos_without_a_direction_are_dropped_and_counted(real):
 def test_maps_of_another_run_do_not_stay(real, tmp_path, monkeypatch):
     _, _, result = real
     monkeypatch.setattr(Interactions, "figures", lambda self: {})
-    for name in ("interactions_matrix_15-cosine.png", "interactions_matrix_15-cosine.svg", "mine.png"):
+    for name in (
+        "interactions_matrix_15-cosine.png",
+        "interactions_matrix_15-cosine.svg",
+        "interactions_matrix_15-cosine.pdf",
+        "mine.png",
+    ):
         (tmp_path / name).touch()
     result.write(tmp_path)
-    assert {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg")} == {"mine.png"}
+    assert {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".svg", ".pdf")} == {"mine.png"}
 
 
 def test_from_sums_is_the_jackknife_of_a_ratio():

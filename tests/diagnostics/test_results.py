@@ -186,7 +186,7 @@ def mine() -> Mine:
 
 def test_a_result_comes_back_as_it_was_written(tmp_path):
     names = mine().write(tmp_path)
-    figures = ["mine.png", "mine.svg", "mine_attn_out.png", "mine_attn_out.svg"]
+    figures = [f"{name}.{kind}" for name in ("mine", "mine_attn_out") for kind in ("png", "svg", "pdf")]
     assert names == [*result_files(Mine), *figures] == ["mine.parquet", "mine.json", "tokens.npy", *figures]
     assert sorted(everything(tmp_path)) == sorted(names)
     found = Mine.load(str(tmp_path))
@@ -198,6 +198,7 @@ def test_a_result_comes_back_as_it_was_written(tmp_path):
     assert found.write(tmp_path) == names  # again: the same bytes, figures without a date
     assert everything(tmp_path) == before
     assert "'Date': None" in (tmp_path / "mine.svg").read_text()
+    assert "'CreationDate': None" in (tmp_path / "mine.pdf").read_text()
 
 
 @pytest.mark.parametrize(

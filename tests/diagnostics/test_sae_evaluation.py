@@ -636,7 +636,9 @@ def test_a_result_comes_back_from_its_folder(tmp_path):
     run = evaluate_saes(model(), TEXTS, {"cosine": SAES["cosine"]}, splice_prompts=2)
     names = run.write(tmp_path)
     figures = {
-        f"{name}.{end}" for name in ("sae_evaluation", "sae_alignment", "sae_exponents") for end in ("png", "svg")
+        f"{name}.{end}"
+        for name in ("sae_evaluation", "sae_alignment", "sae_exponents")
+        for end in ("png", "svg", "pdf")
     }
     assert set(names) == {*SAEEvaluation.files(), *figures} == {path.name for path in tmp_path.iterdir()}
     loaded = SAEEvaluation.load(tmp_path)

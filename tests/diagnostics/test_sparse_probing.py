@@ -195,6 +195,7 @@ def test_files_and_figure(tmp_path):
             *SparseProbing.files(),
             "sparse_probing.png",
             "sparse_probing.svg",
+            "sparse_probing.pdf",
         }
     )
     back = SparseProbing.load(tmp_path)

@@ -399,7 +399,7 @@ def test_the_files_hold_the_table_and_are_the_same_every_time(tmp_path):
         (tmp_path / name).mkdir()
         names = curve_of_two().write(tmp_path / name)
         assert {path.name for path in (tmp_path / name).iterdir()} == set(names)
-    figures = [f"specification_{claim}.{kind}" for claim in CLAIMS for kind in ("png", "svg")]
+    figures = [f"specification_{claim}.{kind}" for claim in CLAIMS for kind in ("png", "svg", "pdf")]
     assert names == ["specification.parquet", "specification.json", *figures]
     for name in names:
         if not name.endswith(".png"):

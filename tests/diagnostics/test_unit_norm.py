@@ -358,7 +358,12 @@ def test_a_run_goes_on_where_it_was_interrupted_and_comes_back_from_its_folder(t
     with pytest.raises(ResultError):
         run(folder=tmp_path, tokens=13)
     names = again.write(tmp_path)
-    assert set(names) == {"unit_norm.parquet", "unit_norm.json", "tokens.npy", "unit_norm.png", "unit_norm.svg"}
+    assert set(names) == {
+        "unit_norm.parquet",
+        "unit_norm.json",
+        "tokens.npy",
+        *(f"unit_norm.{kind}" for kind in ("png", "svg", "pdf")),
+    }
     loaded = UnitNorm.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.frame, again.frame, check_exact=True)
     assert loaded.table() == again.table()

@@ -69,7 +69,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, made, tmp
     status, said, err = run(*words(made, tmp_path / "out"), model=False)
     assert status == 0, err
     figures = {
-        f"feature_ablation_{name}.{end}" for name in ("kl", "logit", "probe", "counts") for end in ("png", "svg")
+        f"feature_ablation_{name}.{end}" for name in ("kl", "logit", "probe", "counts") for end in ("png", "svg", "pdf")
     }
     assert figures < {path.name for path in (tmp_path / "out").iterdir()}
     assert "probe, at equal intended effect" in said and f"into {tmp_path / 'out'}" in said

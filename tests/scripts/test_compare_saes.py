@@ -57,7 +57,9 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, given, sa
     status, said, err = run(*words, "--data", given / "labelled.jsonl", "--max-length", 16)
     assert status == 0, err
     figures = {
-        f"dictionary_{n}.{e}" for n in ("quartiles", "stability", "gradients", "alignment") for e in ("png", "svg")
+        f"dictionary_{n}.{e}"
+        for n in ("quartiles", "stability", "gradients", "alignment")
+        for e in ("png", "svg", "pdf")
     }
     there = {path.name for path in out.iterdir()}
     assert {*DictionaryComparison.files(), *figures} <= there and "dictionary_effect.png" not in there

@@ -18,7 +18,7 @@ from tests.tiny import D_MODEL
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "dose_response.py"
 FILES = {"dose_response.parquet", "dose_response.json", "tokens.npy"} | {
-    f"dose_response{which}.{kind}" for which in ("", "_depth") for kind in ("png", "svg")
+    f"dose_response{which}.{kind}" for which in ("", "_depth") for kind in ("png", "svg", "pdf")
 }
 FEW = ("--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20)
 

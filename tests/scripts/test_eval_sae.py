@@ -84,7 +84,9 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(evaluate, give
     )
     assert status == 0, err
     assert "Traceback" not in err
-    figures = {f"{n}.{end}" for n in ("sae_evaluation", "sae_alignment", "sae_exponents") for end in ("png", "svg")}
+    figures = {
+        f"{n}.{end}" for n in ("sae_evaluation", "sae_alignment", "sae_exponents") for end in ("png", "svg", "pdf")
+    }
     assert {path.name for path in out.iterdir()} == {*SAEEvaluation.files(), *figures}
     assert f"into {out}" in said and "KL score" in said
     found = SAEEvaluation.load(out)

@@ -25,7 +25,12 @@ from tests.tiny import VOCAB, tiny_model, tokenizer
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "patch_direction_norm.py"
-FILES = {"direction_norm.parquet", "direction_norm.json", "tokens.npy", "direction_norm.png", "direction_norm.svg"}
+FILES = {
+    "direction_norm.parquet",
+    "direction_norm.json",
+    "tokens.npy",
+    *(f"direction_norm.{kind}" for kind in ("png", "svg", "pdf")),
+}
 KEPT = {"run.json", ".lock"}
 """beside the folder `units`, what says whose units these are"""
 TINY = ["--layers", "15", "29", "--pairs", "6", "--n-prompts", "12", "--max-length", "24", "--context", "both"]
@@ -201,7 +206,7 @@ def test_sites_horizon_and_untrained_networks_end_to_end(script, tiny, tmp_path,
     settings = script.Settings(out=tmp_path, **{**tiny, **MORE, "pairs": 15})
     script.main(settings)
     said = capsys.readouterr().out
-    second = {"direction_norm_resid_post.png", "direction_norm_resid_post.svg"}
+    second = {f"direction_norm_resid_post.{kind}" for kind in ("png", "svg", "pdf")}
     assert set(contents(tmp_path)) == FILES | second | KEPT
     assert len(units(tmp_path)) == 2 * 2 * 4  # models × shards × sites
     frame = pd.read_parquet(tmp_path / "direction_norm.parquet")

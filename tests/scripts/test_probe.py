@@ -66,7 +66,7 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, given, fi
     status, said, err = run("--saes", files["sae"], *words, model=False)
     assert status == 0, err
     made = {path.name for path in out.iterdir() if path.name not in (".lock", "units", "run.json")}
-    assert made == {*SparseProbing.files(), "sparse_probing.png", "sparse_probing.svg"}
+    assert made == {*SparseProbing.files(), *(f"sparse_probing.{kind}" for kind in ("png", "svg", "pdf"))}
     assert f"into {out}" in said and "probe loss" in said
     found = SparseProbing.load(out)
     assert found.names == ["standard"] and found.datasets == ["mine.csv"]

@@ -20,7 +20,7 @@ from tests.tiny import prompts, tiny_model
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "specification_curve.py"
 FILES = {"specification.parquet", "specification.json"} | {
-    f"specification_{claim}.{kind}" for claim in ("direction", "deeper") for kind in ("png", "svg")
+    f"specification_{claim}.{kind}" for claim in ("direction", "deeper") for kind in ("png", "svg", "pdf")
 }
 
 pytestmark = [pytest.mark.filterwarnings("ignore:an interval from"), pytest.mark.usefixtures("undrawn")]

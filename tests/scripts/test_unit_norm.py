@@ -15,7 +15,7 @@ from tests.tiny import N_LAYERS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "unit_norm.py"
-FILES = {"unit_norm.parquet", "unit_norm.json", "tokens.npy", "unit_norm.png", "unit_norm.svg"}
+FILES = {"unit_norm.parquet", "unit_norm.json", "tokens.npy", *(f"unit_norm.{kind}" for kind in ("png", "svg", "pdf"))}
 
 pytestmark = [pytest.mark.filterwarnings("ignore:an interval from"), pytest.mark.usefixtures("undrawn")]
 

@@ -91,7 +91,8 @@ def test_the_ablations_alone(run, given, saes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [ablate.__file__, *map(str, [*words, "--n-prompts", 24, "--device", "cpu"])])
     ablate.command.run(ablate.Settings, ablate.main)
     assert {p.name for p in out.glob("projections*")} == {
-        f"projections{end}" for end in (".parquet", ".json", "_dose.png", "_dose.svg", "_exponent.png", "_exponent.svg")
+        *(f"projections{end}" for end in (".parquet", ".json")),
+        *(f"projections_{name}.{kind}" for name in ("dose", "exponent") for kind in ("png", "svg", "pdf")),
     }
     assert "norm exponent" in capsys.readouterr().out
 
