@@ -1,31 +1,88 @@
-"""What every command shares: errors on one line and exit 2, interruption and exit 130 or 143, a progress bar."""
+"""What every command shares: what it says and where, errors on one line and exit 2, interruption and exit 130 or 143."""
 
 import contextlib
 import inspect
 import io
+import json
 import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType, TracebackType
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
-from tqdm import tqdm
 
+from diagnostics.progress import Progress as Progress
+from diagnostics.progress import followed
+from diagnostics.results import jsonable
 from diagnostics.units import Interrupted
 from interventions.errors import MechdiagError
 from sae_models.errors import SAEError
 
 Settings = TypeVar("Settings")
 
+Document = dict[str, Any]
+
+
+class Finding(Protocol):
+    """What a diagnostic found: all results are this."""
+
+    def table(self) -> str: ...
+
+    def as_dict(self) -> Document: ...
+
+    def write(self, folder: Path) -> list[str]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """Options of every command: what it says."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """print one JSON document on stdout in place of tables: summary, provenance, files"""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """print no table and no progress bar, only errors and warnings"""
+
+    def say(self, text: str) -> None:
+        """A table or a line for people: on stdout, and not at all with --json or --quiet."""
+        if not (self.json or self.quiet):
+            print(text, flush=True)
+
+    def progress(self, what: str, unit: str = "row") -> AbstractContextManager[Callable[[int, int], object] | None]:
+        """A progress bar on stderr, for `progress=` of a diagnostic; none with --quiet."""
+        return followed(not self.quiet, what, unit)
+
+    def finish(self, result: Finding, folder: Path) -> Document:
+        """Show the result's table, write its files, and say which; the document that `main` returns for --json."""
+        self.say(result.table())
+        files = result.write(folder)
+        self.say(f"wrote {', '.join(files)} into {folder}")
+        return {**result.as_dict(), "out": str(folder), "files": files}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Spoken):
+    """Options of every command that writes results into a folder."""
+
+    out: Path
+    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the results of another run in --out"""
+
+
 _IMPATIENCE = 1.0  # seconds after a signal in which another one is the same wish, not a new one
 
 
-def run(settings: type[Settings], main: Callable[[Settings], object]) -> None:
+def run(settings: type[Settings], main: Callable[[Settings], Document | None]) -> None:
     """Parse the command line into `settings` and call `main`; its docstring is the help text.
+
+    With --json, stdout holds the document that `main` returns and nothing else: what anything prints meanwhile goes to stderr.
 
     Exit 0 when done, 2 for input that does not serve (one line on stderr, no traceback), 130 when interrupted (SIGINT,
     Ctrl-C), 143 when told to end (SIGTERM); one line says what is kept of a sweep. 1 with a traceback is our mistake.
@@ -34,7 +91,11 @@ def run(settings: type[Settings], main: Callable[[Settings], object]) -> None:
         try:
             given = _parsed(settings)
             warnings.showwarning = _warning_line
-            main(given)
+            as_json = isinstance(given, Spoken) and given.json
+            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+                document = main(given)
+            if as_json:
+                print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
         except (MechdiagError, SAEError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -86,46 +147,3 @@ def _parsed(settings: type[Settings]) -> Settings:
 
 def _warning_line(message: Warning | str, category: type[Warning], *_: object) -> None:
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-class Progress:
-    """A progress bar over rows, for `progress=` of diagnostics; it appears with the first rows."""
-
-    def __init__(self, what: str, unit: str = "row"):
-        self.what, self.unit, self.bar = what, unit, None
-
-    def __call__(self, n: int, total: int) -> None:
-        self._begun(total).update(n)
-
-    def initial(self, n: int, total: int) -> None:
-        """Rows that were there before: they count as done, not towards the speed and the time left."""
-        bar = self._begun(total)
-        bar.initial += n
-        bar.n += n
-        bar.last_print_n += n
-        bar.refresh()
-
-    def training(self, n: int, total: int, said: Mapping[str, float]) -> None:
-        """Steps of a training run, with what its metrics say, where they say something."""
-        if n > 1:  # a run that goes on
-            return self.initial(n, total)
-        bar = self._begun(total)
-        if said:
-            bar.set_postfix(
-                {name: f"{said[name]:.3g}" for name in ("fve", "l0", "dead") if name in said}, refresh=False
-            )
-        bar.update(n)
-
-    def _begun(self, total: int) -> tqdm:
-        if self.bar is None:
-            self.bar = tqdm(total=total, desc=self.what, unit=self.unit, unit_scale=True)
-        return self.bar
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()

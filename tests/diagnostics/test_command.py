@@ -1,4 +1,5 @@
 import contextlib
+import json
 import signal
 import sys
 import time
@@ -31,12 +32,12 @@ class Settings:
 def run(monkeypatch, capsys):
     """Run a command with words; returns its exit status, what it printed and what it complained of."""
 
-    def with_words(main, *words):
+    def with_words(main, *words, settings=Settings):
         monkeypatch.setattr(sys, "argv", ["some_command.py", *words])
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back after the test
         status = 0
         try:
-            command.run(Settings, main)
+            command.run(settings, main)
         except SystemExit as ended:
             status = ended.code
         said = capsys.readouterr()
@@ -179,29 +180,53 @@ def test_run_shows_warnings_that_way(run):
     assert seen == [command._warning_line]
 
 
-def test_progress_counts_rows_and_is_silent_without_any(capsys):
-    with command.Progress("patching") as progress:
-        pass
-    assert capsys.readouterr().err == ""
-    with command.Progress("patching") as progress:
-        progress(3, 10)
-        progress(7, 10)
-        assert (progress.bar.n, progress.bar.total) == (10, 10)
-    said = capsys.readouterr().err
-    assert "patching" in said
-    assert "10.0/10.0" in said
+class Found:
+    """What a diagnostic found."""
+
+    def table(self):
+        return "the table"
+
+    def as_dict(self):
+        return {"summary": [1.5, float("nan")], "provenance": {"where": Path("x")}}
+
+    def write(self, folder):
+        print("somebody prints")
+        (folder / "found.json").write_text("{}")
+        return ["found.json"]
 
 
-def test_rows_that_were_there_count_as_done_and_not_towards_the_speed(capsys):
-    with command.Progress("patching") as progress:
-        progress.initial(60, 100)
-        assert (progress.bar.n, progress.bar.total, progress.bar.initial) == (60, 100, 60)
-        progress(10, 100)
-        # Ten rows in ten seconds: thirty seconds are left.
-        facts = {**progress.bar.format_dict, "elapsed": 10.0, "rate": None}
-        said = progress.bar.format_meter(**facts)
-        assert "70.0/100" in said
-        assert "00:10<00:30" in said
-        progress.initial(5, 100)
-        assert (progress.bar.n, progress.bar.initial) == (75, 65)
-    assert "75.0/100" in capsys.readouterr().err
+@pytest.fixture
+def finishes(run, monkeypatch, tmp_path):
+    """A command that writes what it found into --out."""
+
+    def main(settings):
+        with settings.progress("looking") as progress:
+            if progress:
+                progress(3, 3)
+        return settings.finish(Found(), settings.out)
+
+    return lambda *words: run(main, "--out", str(tmp_path), *words, settings=command.Output)
+
+
+def test_people_get_the_table_and_the_files(finishes, tmp_path):
+    status, out, err = finishes()
+    assert (status, out) == (0, f"the table\nsomebody prints\nwrote found.json into {tmp_path}\n")
+    assert "looking" in err
+
+
+def test_machines_get_one_document_and_nothing_else(finishes, tmp_path):
+    status, out, err = finishes("--json")
+    said = {"summary": [1.5, None], "provenance": {"where": "x"}, "out": str(tmp_path), "files": ["found.json"]}
+    assert (status, json.loads(out)) == (0, said)
+    assert "somebody prints" in err
+    assert "the table" not in err
+
+
+@pytest.mark.parametrize("words", [["--quiet"], ["--quiet", "--json"]])
+def test_quiet_leaves_what_was_asked_for(finishes, words):
+    status, out, err = finishes(*words)
+    assert status == 0
+    if "--json" in words:
+        assert (json.loads(out)["files"], err) == (["found.json"], "somebody prints\n")
+    else:
+        assert (out, err) == ("somebody prints\n", "")
