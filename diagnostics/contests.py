@@ -7,16 +7,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
+from typing_extensions import Self
 
 from diagnostics.adversarial import AdversarialGroups, adversarial_groups
 from diagnostics.norm_exponent import Exponent
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
-from diagnostics.results import save_figures, write_frame, write_json
+from diagnostics.results import Shown, save_figures, write_frame, write_json
 from diagnostics.simpsons_paradox import SCORES, Simpson, simpson
 from diagnostics.wins import EditRates, WinRate, WinRates, win_rates
 from interventions.errors import ResultError
@@ -51,14 +52,26 @@ class Contest:
 
 
 @dataclass(frozen=True, eq=False)
-class WinRateReport:
+class WinRateReport(Shown):
     """Win rates, overall and by quartile of ‖x‖, with their placebos, their bands and what they are called."""
 
     contests: list[Contest]
     runs: dict[str, ProjectionEffects]
     """the runs that they were formed of, by name"""
 
-    NAME = "win_rate"
+    NAME: ClassVar[str] = "win_rate"
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """A report as the command wrote it; its runs without their rows. Raises `ResultError` when the folder does not hold one."""
+        from diagnostics.contest_files import load_contests
+
+        return cls(*load_contests(Path(folder), cls.files()))
+
+    @property
+    def provenance(self) -> dict[str, Any]:  # type: ignore[override]
+        """Of the runs it was formed of, by name."""
+        return {name: run.provenance for name, run in self.runs.items()}
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -133,10 +146,7 @@ class WinRateReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Every group's numbers, and the provenance of every run."""
-        return {
-            "summary": [contest.as_dict() for contest in self.contests],
-            "provenance": {name: run.provenance for name, run in self.runs.items()},
-        }
+        return {"summary": [contest.as_dict() for contest in self.contests], "provenance": self.provenance}
 
     def write(self, folder: Path) -> list[str]:
         """Tables, summary with provenance, and figures, into a folder; the names of the files."""

@@ -85,8 +85,33 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
+class Shown:
+    """What every kind of result has: a table, a summary, figures, its provenance, and a page of them in a notebook."""
+
+    NAME: ClassVar[str] = ""
+    """of its files"""
+    provenance: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
+        raise NotImplementedError
+
+    def to_frame(self) -> pd.DataFrame:
+        """The tidy table."""
+        raise NotImplementedError
+
+    def summary(self) -> pd.DataFrame:
+        """Statistics of the table, for a reader."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, Any]:
+        """matplotlib Figures by file name."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Result:
+class Result(Shown):
     """A tidy table, the tokens it speaks of, and how it was made. A diagnostic's result adds statistics and a figure."""
 
     frame: pd.DataFrame
@@ -95,9 +120,6 @@ class Result:
     """the prompts, as token ids, that the prompt and position columns refer to"""
     provenance: dict[str, Any]
     """model, text, settings, counts of what was dropped, which path ran and how exact it was"""
-
-    NAME: ClassVar[str] = ""
-    """of its files"""
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -138,10 +160,6 @@ class Result:
     def null_models(self) -> list[str]:
         """Labels of the untrained networks."""
         return self.provenance["null_models"]
-
-    def figures(self) -> dict[str, Any]:
-        """matplotlib Figures by file name."""
-        raise NotImplementedError
 
 
 def result_files(kind: type[Result]) -> tuple[str, ...]:

@@ -5,18 +5,20 @@ of arXiv:2606.15054, section on direction and norm: that direction matters more 
 """
 
 import itertools
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from typing_extensions import Self
 
 from diagnostics import statistics
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import save_figures, write_frame, write_json
+from diagnostics.results import Shown, save_figures, write_frame, write_json
 from diagnostics.study import TRAINED
 from interventions.errors import ResultError
 
@@ -43,7 +45,7 @@ FACTORS = {
 
 
 @dataclass(frozen=True)
-class Specifications:
+class Specifications(Shown):
     """Every claim under every combination of choices."""
 
     frame: pd.DataFrame
@@ -51,6 +53,22 @@ class Specifications:
     from the first block to the last, by a line fitted without the last; `n_pairs` that the comparison has; nan where it is undefined (no effect to divide by)"""
     provenance: dict[str, Any]
     """of the runs it was formed of, by text"""
+
+    NAME: ClassVar[str] = "specification"
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """The files that every curve has."""
+        return (f"{cls.NAME}.parquet", f"{cls.NAME}.json")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """A curve as the command wrote it. Raises `ResultError` when the folder does not hold one."""
+        folder = Path(folder)
+        if missing := [name for name in cls.files() if not (folder / name).is_file()]:
+            raise ResultError(f"{folder} holds no {cls.NAME} result: {missing[0]} is missing")
+        provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
+        return cls(pd.read_parquet(folder / f"{cls.NAME}.parquet"), provenance)
 
     def to_frame(self) -> pd.DataFrame:
         """The tidy table."""
@@ -101,11 +119,14 @@ class Specifications:
 
     def write(self, folder: Path) -> list[str]:
         """Table, summary with provenance, and a figure a claim; the names of the files."""
-        write_frame(folder / "specification.parquet", self.frame)
+        write_frame(folder / f"{self.NAME}.parquet", self.frame)
         summary = {"summary": self.summary().to_dict("records"), "provenance": self.provenance}
-        write_json(folder / "specification.json", summary)
-        figures = save_figures(folder, {f"specification_{claim}": self.plot(claim) for claim in CLAIMS})
-        return ["specification.parquet", "specification.json", *figures]
+        write_json(folder / f"{self.NAME}.json", summary)
+        return [*self.files(), *save_figures(folder, self.figures())]
+
+    def figures(self) -> dict[str, Any]:
+        """A figure for each claim."""
+        return {f"{self.NAME}_{claim}": self.plot(claim) for claim in CLAIMS}
 
     def _repr_html_(self) -> str:
         return self.summary().to_html(index=False)

@@ -79,6 +79,22 @@ def test_files_and_pictures(tmp_path):
     assert "Win rate" in report().table() and "label cosine" in report()._repr_html_()
 
 
+def test_a_report_comes_back_from_its_files(tmp_path):
+    report().write(tmp_path)
+    found = WinRateReport.load(tmp_path)
+    pd.testing.assert_frame_equal(found.frame, report().frame)
+    pd.testing.assert_frame_equal(found.latents, report().latents)
+    assert found.table() == report().table() and found.as_dict() == report().as_dict()
+    drawn = [figure.axes[0].lines[0].get_ydata() for figure in (found.plot(), report().plot())]
+    np.testing.assert_array_equal(*drawn)
+    for name in WinRateReport.files():
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        with pytest.raises(ResultError, match=f"{name} is missing"):
+            WinRateReport.load(tmp_path)
+        (tmp_path / name).write_bytes(content)
+
+
 def test_bars_of_the_figure_are_the_table_s():
     figure = report().plot_paradox("strata")
     frame = report().frame

@@ -1,0 +1,130 @@
+import importlib
+import json
+import pkgutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import diagnostics
+from diagnostics.contest_files import from_json
+from diagnostics.direction_patching import DirectionNorm
+from diagnostics.results import Shown, save_tokens, write_frame, write_json
+from diagnostics.saved import KINDS, saved_results, unfinished
+from diagnostics.specification import Specifications
+from diagnostics.statistics import Estimate, FiellerInterval
+from diagnostics.unit_norm import UnitNorm
+from interventions.errors import ResultError
+
+
+def stored(folder, kind=UnitNorm, value=1.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_frame(folder / f"{kind.NAME}.parquet", pd.DataFrame({"kl": [value]}))
+    save_tokens(folder / "tokens.npy", [[1, 2]])
+    write_json(folder / f"{kind.NAME}.json", {"summary": [], "provenance": {"seed": 3}})
+
+
+def every_kind():
+    for module in pkgutil.iter_modules(diagnostics.__path__):
+        importlib.import_module(f"diagnostics.{module.name}")
+    todo, found = [Shown], set()
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        if kind.NAME and kind.__module__.startswith("diagnostics."):
+            found.add(kind)
+    return found
+
+
+def test_every_kind_of_result_in_the_package_is_found():
+    assert set(KINDS.values()) == every_kind()
+    assert all(name == kind.NAME for name, kind in KINDS.items())
+
+
+def test_every_kind_can_be_loaded():
+    for kind in KINDS.values():
+        assert kind.load.__func__ is not Shown.load.__func__  # type: ignore[attr-defined]
+
+
+def test_results_have_the_names_of_their_places(tmp_path):
+    for place in ("b", "a/x", "a/y", "both"):
+        stored(tmp_path / "out" / place)
+    stored(tmp_path / "out/both", DirectionNorm)
+    found = saved_results(tmp_path / "out")
+    assert list(found) == ["a/x", "a/y", "b", "both/direction_norm", "both/unit_norm"]
+    assert type(found["b"]) is UnitNorm and type(found["both/direction_norm"]) is DirectionNorm
+    assert found["b"].provenance == {"seed": 3}
+
+
+def test_a_result_of_the_folder_itself_has_its_name(tmp_path):
+    stored(tmp_path / "mine", value=4.0)
+    found = saved_results(tmp_path / "mine")
+    assert list(found) == ["mine"]
+    pd.testing.assert_frame_equal(found["mine"].to_frame(), pd.DataFrame({"kl": [4.0]}))
+
+
+def test_work_and_hidden_folders_hold_no_results(tmp_path):
+    for place in ("out", "out/units", "out/.shards-x"):
+        stored(tmp_path / place)
+    assert list(saved_results(tmp_path)) == ["out"]
+
+
+def test_a_folder_without_results_says_what_was_looked_for(tmp_path):
+    with pytest.raises(ResultError, match=r"no folder .*nowhere"):
+        saved_results(tmp_path / "nowhere")
+    with pytest.raises(ResultError) as raised:
+        saved_results(tmp_path)
+    assert all(name in str(raised.value) for name in KINDS)
+
+
+def test_a_run_that_has_no_result_yet_is_said(tmp_path):
+    (tmp_path / "begun/units").mkdir(parents=True)
+    (tmp_path / "begun/run.json").write_text("{}")
+    assert unfinished(tmp_path) == ["begun"]
+    with pytest.raises(ResultError, match="unfinished"):
+        saved_results(tmp_path)
+    stored(tmp_path / "begun")
+    assert unfinished(tmp_path) == []
+
+
+def test_a_result_that_lacks_a_file_is_an_error(tmp_path):
+    stored(tmp_path / "out")
+    (tmp_path / "out/unit_norm.parquet").unlink()
+    with pytest.raises(ResultError, match=r"unit_norm\.parquet is missing"):
+        saved_results(tmp_path)
+
+
+def test_a_specification_curve_comes_back(tmp_path):
+    frame = pd.DataFrame({"claim": ["direction"], "model": ["trained"], "value": [2.0], "low": [1.5], "high": [2.5]})
+    write_frame(tmp_path / "specification.parquet", frame)
+    write_json(tmp_path / "specification.json", {"summary": [], "provenance": {"boolq": {"seed": 0}}})
+    found = saved_results(tmp_path)[tmp_path.name]
+    assert isinstance(found, Specifications) and found.provenance == {"boolq": {"seed": 0}}
+    pd.testing.assert_frame_equal(found.frame, frame)
+    (tmp_path / "specification.parquet").unlink()
+    with pytest.raises(ResultError, match=r"specification\.parquet is missing"):
+        saved_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Estimate(1.0, np.nan, np.nan, np.nan, 5, 3),
+        Estimate(2.0, 1.0, 4.0, 0.25, 5, 3, bound=True),
+        FiellerInterval(1.0, -np.inf, np.inf, "everything", 5, 3),
+        FiellerInterval(1.0, -np.inf, -2.0, "exclusive", 5, 3),
+        FiellerInterval(1.0, -3.0, 2.0, "exclusive", 5, 3),
+        FiellerInterval(np.nan, np.nan, np.nan, "none", 5, 3),
+        FiellerInterval(1.0, 0.5, 2.0, "bounded", 5, 3),
+    ],
+)
+def test_numbers_come_back_from_json(value):
+    back = from_json(type(value), json.loads(json.dumps(value.as_dict(), allow_nan=False)))
+    for name in value.__dataclass_fields__:
+        np.testing.assert_equal(getattr(back, name), getattr(value, name))
+
+
+def test_types_within_types_come_back():
+    assert from_json(tuple[float, ...], [1.0, None, 2.0])[0::2] == (1.0, 2.0)
+    assert from_json(dict[str, Estimate | None], {"a": None}) == {"a": None}
+    assert from_json(tuple[str, str], ["a", "b"]) == ("a", "b")
