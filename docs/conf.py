@@ -1,0 +1,50 @@
+"""How the documentation is built: `make docs`. Nothing that it shows is fetched from a network, equations included."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import equations  # noqa: E402
+import reference  # noqa: E402
+
+project = "mechdiag"
+author = "the mechdiag authors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+suppress_warnings = ["toc.empty_glob"]
+
+html_theme = "furo"
+html_title = "mechdiag"
+html_static_path = ["_static"]
+html_css_files = ["mechdiag.css"]
+html_copy_source = False
+html_show_copyright = html_show_sphinx = False
+html_math_renderer = "mathml"
+html_theme_options = {"navigation_with_keys": True}
+
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+myst_dmath_double_inline = True
+copybutton_exclude = ".linenos, .gp"
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
+autodoc_class_signature = "mixed"
+python_maximum_signature_line_length = 90
+python_display_short_literal_types = True
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+# Every reference between our own pages and objects must resolve. Types of other packages are named and not linked, for
+# their indexes would have to be fetched; so are shapes, which are no objects.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(?!(interventions|sae_models|diagnostics)\.).*")]
+
+
+def setup(app):
+    equations.setup(app)
+    reference.setup(app)

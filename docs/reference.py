@@ -1,0 +1,98 @@
+"""Docstrings as they stand in the code, made ready for the page.
+
+They are plain text: `names` in single backticks, equations and tables set in by four spaces, arguments explained as
+`name: what it is`. Everything else (stars, bars, underscores) means itself.
+"""
+
+import inspect
+import re
+from importlib import import_module
+
+PAGES = {
+    "interventions": "sites models texts labelled recording edits rows effects metrics along attribution hooks replay "
+    "activations anatomy errors",
+    "sae_models": "loading sae live edits architectures scores selectors normalise training objective saving swap saebench errors",
+    "diagnostics": "direction_patching dosing unit_norm specification projections contests wins adversarial "
+    "simpsons_paradox norm_exponent prevalence sae_evaluation sae_training zoo",
+    "latents": "sae_sites atlas atlas_rows cards card_content latent_corpus latent_examples latent_logits latent_effects "
+    "latent_neighbours feature_ablations concepts ablation_curves equal_effects "
+    "sparse_probing probes dictionary_comparison latent_results latent_pairs concentration steering substitution "
+    "effect_sparsity",
+    "statistics": "statistics results sampling units",
+}
+"""Modules by the page of `api/` that shows them, in the order in which they are read."""
+
+
+def modules():
+    """Full names of the modules that the reference shows."""
+    packages = {"latents": "diagnostics", "statistics": "diagnostics"}
+    return [f"{packages.get(page, page)}.{module}" for page, named in PAGES.items() for module in named.split()]
+
+
+def setup(app):
+    names = _names()
+    app.connect("autodoc-process-docstring", lambda _a, _k, full, of, _o, lines: _process(lines, full, of, names))
+
+
+def _names():
+    """Full names of what the reference shows, by the short name that docstrings use; none where two share one."""
+    found: dict[str, set[str]] = {}
+    for module in modules():
+        for name, value in vars(import_module(module)).items():
+            if not name.startswith("_") and getattr(value, "__module__", None) == module and value.__doc__:
+                found.setdefault(name, set()).add(f"{module}.{name}")
+    return {name: full.pop() for name, full in found.items() if len(full) == 1}
+
+
+def _process(lines, full, of, names):
+    arguments = _arguments(of)
+    known = {name: to for name, to in names.items() if to != full}
+    lines[:] = as_rst(lines, arguments, known)
+
+
+def _arguments(of):
+    try:
+        return set(inspect.signature(of).parameters) if callable(of) else set()
+    except (ValueError, TypeError):
+        return set()
+
+
+def as_rst(lines, arguments=(), names=None):
+    """reStructuredText of a docstring's lines: code spans, links to `names`, preformatted blocks, marked arguments."""
+    made, preformatted = [], False
+    for line in lines:
+        if line.startswith("    "):
+            if not preformatted:
+                made += ["", ".. code-block:: text", ""]
+            preformatted = True
+            made.append(line)
+        elif not line.strip():
+            made.append("")
+        else:
+            if preformatted:
+                made.append("")
+            preformatted = False
+            made.append(_inline(line, arguments, names or {}))
+    return [*made, ""]
+
+
+def _inline(line, arguments, names):
+    indent = line[: len(line) - len(line.lstrip())]
+    parts = re.split(r"(``.+?``|`[^`]+`)", line.lstrip())
+    return indent + "".join(_code(part, names) if i % 2 else _text(part, arguments) for i, part in enumerate(parts))
+
+
+def _code(span, names):
+    text = span.strip("`")
+    if text in names:
+        return f"\\ :py:obj:`{text} <{names[text]}>`\\ "
+    return f"\\ ``{text}``\\ "
+
+
+def _text(part, arguments):
+    part = re.sub(r"([\\*_|])", r"\\\1", part)
+
+    def marked(match):
+        return f"{match[1]}**{match[2]}**:" if match[2].replace("\\", "") in arguments else match[0]
+
+    return re.sub(r"(^|[.;:] )((?:\w|\\_)+):(?= )", marked, part)
