@@ -103,7 +103,7 @@ class RowAttention:
         return ungrouped(seen) + ungrouped(on_own @ by_branch(value))
 
 
-_ACTIVE: ContextVar[RowAttention] = ContextVar("rows that are being replayed")
+_ACTIVE: ContextVar[RowAttention | None] = ContextVar("rows that are being replayed", default=None)
 
 
 def _forward(
@@ -121,7 +121,9 @@ def _forward(
     if s_aux is not None or position_bias is not None:
         raise TypeError("attention with sinks or position biases")
     scale = float(query.shape[-1] ** -0.5) if scaling is None else scaling
-    return _ACTIVE.get().attend(query[0], key[0], value[0], scale, softcap)[None], None
+    rows = _ACTIVE.get()
+    assert rows is not None
+    return rows.attend(query[0], key[0], value[0], scale, softcap)[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _forward)
@@ -131,11 +133,11 @@ ALL_ATTENTION_FUNCTIONS.register(_NAME, _forward)
 def attending(rows: RowAttention) -> Iterator[None]:
     """Let the model's blocks attend as `rows` say."""
     config = rows.recording.model.hf.config
-    own = config._attn_implementation
-    token = _ACTIVE.set(rows)
-    config._attn_implementation = _NAME
-    try:
+    own, before = config._attn_implementation, _ACTIVE.get()
+    try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
+        _ACTIVE.set(rows)
+        config._attn_implementation = _NAME
         yield
     finally:
         config._attn_implementation = own
-        _ACTIVE.reset(token)
+        _ACTIVE.set(before)

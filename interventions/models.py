@@ -150,12 +150,12 @@ def forward_replaced(module: nn.Module, forward: Any):
     A bridge and nnsight put a `forward` of their own on the instance, so what stands there is put back, not deleted.
     """
     own = module.__dict__.get("forward")
-    object.__setattr__(module, "forward", forward)
-    try:
+    try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
+        object.__setattr__(module, "forward", forward)
         yield
     finally:
         if own is None:
-            del module.__dict__["forward"]
+            module.__dict__.pop("forward", None)
         else:
             object.__setattr__(module, "forward", own)
 

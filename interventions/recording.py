@@ -137,8 +137,8 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
     seen: dict[Site, Tensor] = {}
     tuples: list[bool] = []
     with ExitStack() as stack:
-        last = model.blocks[-1].register_forward_hook(lambda _, __, out: tuples.append(isinstance(out, tuple)))
-        stack.callback(last.remove)
+        seen_last = lambda _, __, out: tuples.append(isinstance(out, tuple))  # noqa: E731
+        stack.callback(model.blocks[-1].register_forward_hook(seen_last).remove)
         for site in sites:
 
             def keep(hidden: Tensor, site: Site = site) -> None:
