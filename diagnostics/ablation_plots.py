@@ -14,15 +14,13 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Nul
 from diagnostics.ablation_curves import KEEP, Curve
 from diagnostics.ablation_tables import measured
 from diagnostics.equal_effects import EqualEffect
-from diagnostics.plots import STYLE
-from diagnostics.sae_plots import looks
+from diagnostics.plots import write_caption
 from diagnostics.statistics import Estimate
+from diagnostics.style import FLOORS, STYLE, looks
 
 if TYPE_CHECKING:
     from diagnostics.feature_ablations import FeatureAblation
 
-FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
-"""Colour and dashes of what the selected latents are compared with."""
 AXES = {
     "kl": ("KL on texts with the concept, nats", "KL on texts without it, nats"),
     "logit": ("fall of the target logit", "RMS change of other logits"),
@@ -65,7 +63,7 @@ def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | N
             "concepts, large: their mean"
         )
         words += f"; {hidden} points with an effect not above 0, or not finite, are not drawn" if hidden else ""
-        figure.supxlabel(_caption(result, words, 3.5 * columns), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, _caption(result, words, 3.5 * columns))
     return figure
 
 
@@ -202,7 +200,7 @@ def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure
             + ("Right: all active latents but the top N subtracted, the SAE's error kept. " if kept else "")
             + f"Bars: 95 % delete-one-{_unit(result)} jackknife intervals (ratios: of the logarithm)"
         )
-        figure.supxlabel(_caption(result, words, 10.5 if kept else 7.5), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, _caption(result, words, 10.5 if kept else 7.5))
     return figure
 
 

@@ -9,16 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diagnostics.atlas_summary import FIRST, LABELS, calibration
-from diagnostics.plots import STYLE
+from diagnostics.plots import write_caption
+from diagnostics.style import SCORE_LOOKS, STYLE
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
     from diagnostics.atlas import CausalAtlas
 
-LOOKS = {
-    "delta_norm": ("0.45", "o"), "z": ("0.45", "x"), "cosine": ("#56B4E9", "v"), "inner": ("#E69F00", "^"),
-    "direct": ("#CC79A7", "D"), "gradient": ("#0072B2", "s"), "integrated": ("#009E73", "P"), "fisher": ("#D55E00", "*"),
-}  # fmt: skip
 STATISTICS = {
     "rank": "Spearman's ρ with KL\namong a token's latents",
     "recall": f"of a token's {FIRST} largest KLs\namong its {FIRST} largest scores",
@@ -53,7 +50,7 @@ def plot_atlas(result: "CausalAtlas") -> Figure:
             ax.set_title(words, fontsize=9)
         handles, labels = axes[0].get_legend_handles_labels()
         below.legend(handles, labels, loc="outside lower center", ncols=5)
-        figure.supxlabel(_caption(result, width), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, _caption(result, width))
     return figure
 
 
@@ -69,7 +66,7 @@ def _predictions(ax: Axes, group: dict[str, Any], result: "CausalAtlas") -> None
             continue
         bins = calibration(np.abs(some[name].to_numpy(float)), np.abs(some[effect].to_numpy(float)))
         x, y, low, high = (np.array([b[k] for b in bins]) for k in ("predicted", "median", "low", "high"))
-        colour, marker = LOOKS[name]
+        colour, marker = SCORE_LOOKS[name]
         ax.plot(x, y, color=colour, marker=marker, ms=4, lw=1, label=words)
         ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
         shown += [x[x > 0], y[y > 0]]
@@ -84,7 +81,7 @@ def _by_depth(ax: Axes, groups: list[dict[str, Any]], statistic: str) -> None:
     if all(g["scores"]["z"][statistic].value == g["scores"]["delta_norm"][statistic].value for g in groups):
         names.remove("z")  # unit rows: the dose itself
     for i, name in enumerate(names):
-        colour, marker = LOOKS[name]
+        colour, marker = SCORE_LOOKS[name]
         shift = (i - (len(names) - 1) / 2) * 0.085
         own = [(place, g["scores"][name][statistic]) for place, g in enumerate(groups) if name in g["scores"]]
         value = np.array([e.value for _, e in own])

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from diagnostics.comparison_summary import quartiles_said
-from diagnostics.plots import STYLE
-from diagnostics.sae_plots import looks
+from diagnostics.plots import write_caption
+from diagnostics.style import STYLE, looks
 
 if TYPE_CHECKING:
     from diagnostics.dictionary_comparison import DictionaryComparison
@@ -61,7 +61,7 @@ def plot_quartiles(result: "DictionaryComparison") -> Figure:
         )
         if len(pairs) > MOST:
             words += f". {MOST} of {len(pairs)} pairs are shown"
-        figure.supxlabel(caption(result, words, width), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, caption(result, words, width))
     return figure
 
 
@@ -136,7 +136,7 @@ def plot_stability(result: "DictionaryComparison") -> Figure:
             f"Chance (activations on other prompts' tokens): {_range(chance[1])}. Framed: SAEs that differ in their training seed "
             "alone; seeds are points, without an interval. *: both trained from one seed"
         )
-        figure.supxlabel(caption(result, words, width), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, caption(result, words, width))
     return figure
 
 
@@ -202,7 +202,7 @@ def plot_gradients(result: "DictionaryComparison") -> Figure:
             f"Latents with at least {result.provenance['min_quartile']} active tokens in the first and the fourth quartile. "
             "Of the activation: 1 on all tokens where the score is an inner product. Intervals: 95 % delete-one-prompt jackknife"
         )
-        figure.supxlabel(caption(result, words, width), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, caption(result, words, width))
     return figure
 
 
@@ -285,7 +285,7 @@ def _panels(result: "DictionaryComparison", draw: Any, label: str, words: str) -
             ax.set_visible(False)
         for ax in axes[:, 0]:
             ax.set_ylabel(label)
-        figure.supxlabel(caption(result, words, width), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, caption(result, words, width))
     return figure
 
 

@@ -71,6 +71,7 @@ class DirectionNorm(Result):
     """
 
     NAME: ClassVar[str] = "direction_norm"
+    NOTE: ClassVar[str] = NOTE
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -92,14 +93,14 @@ class DirectionNorm(Result):
     def table(self) -> str:
         """The summary of the random pairs as text, for a terminal."""
         lines = []
-        for point in self.points:
+        for point, short in self.tables().items():
             lines += [f"{point}:"] * (len(self.points) > 1)
-            lines.append(self._short(point).to_string(index=False))
+            lines.append(short.to_string(index=False))
         return "\n".join([*lines, NOTE, *left_out(self.provenance, self._few())])
 
     def plot(self, point: str | None = None) -> Any:
         """The figure: KL by depth above, ratios below, of one point (default: the first). Returns a matplotlib Figure."""
-        from diagnostics.plots import plot_direction_norm
+        from diagnostics.direction_plots import plot_direction_norm
 
         return plot_direction_norm(self, point or self.points[0])
 
@@ -109,8 +110,9 @@ class DirectionNorm(Result):
             return {}
         return {self.NAME + ("" if i == 0 else f"_{point}"): self.plot(point) for i, point in enumerate(self.points)}
 
-    def _repr_html_(self) -> str:
-        return "".join(self._short(point).to_html(index=False) for point in self.points) + f"<p>{NOTE}</p>"
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """KL, doses and ratios of the random pairs by depth, a table for each point."""
+        return {point: self._short(point) for point in self.points}
 
     def _short(self, point: str) -> pd.DataFrame:
         nulls = {label: self.select(model=label, point=point) for label in self.null_models}

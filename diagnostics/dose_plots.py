@@ -7,30 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diagnostics.plots import COLOURS, STYLE, Depth, caption, points
+from diagnostics.plots import Depth, caption, points, write_caption
+from diagnostics.style import EDIT_COLOURS, EDIT_LABELS, EDIT_MARKERS, GIVEN, STYLE, UNTRAINED
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
     from diagnostics.dosing import DoseResponse
     from diagnostics.unit_norm import UnitNorm
 
-EDIT_COLOURS = {
-    "toward_token": COLOURS["direction"],
-    "between_tokens": COLOURS["placebo_token"],
-    "isotropic": COLOURS["placebo_direction"],
-    "norm_up": COLOURS["norm"],
-    "norm_down": COLOURS["placebo_norm"],
-}
-EDIT_LABELS = {
-    "toward_token": "towards another token",
-    "between_tokens": "towards a difference of two other tokens",
-    "isotropic": "towards a random direction",
-    "norm_up": "norm up",
-    "norm_down": "norm down (dose 1: zero ablation)",
-}
-EDIT_MARKERS = {"toward_token": "o", "between_tokens": "v", "isotropic": "^", "norm_up": "s", "norm_down": "D"}
-GIVEN = ("#CC79A7", "#000000", "#F0E442")
-"""Colours of directions that the user gives."""
 _GREYS = {"toward_token": "-", "norm_up": "--"}
 _LOWEST_KL, _LOWEST_RATIO = 1e-7, 1e-3
 """Below, an effect is said in words: an axis that holds it would show nothing else."""
@@ -101,7 +85,7 @@ def plot_dose_response(result: "DoseResponse", point: str, context: str) -> Figu
         _legend(figure, axes.flat[0], 3 if columns == 3 else 1)
         words = f"{max(g['n_tokens'] for g in groups)} tokens of"
         words = caption(result.provenance, words, point=point, context=context, inches=width)
-        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, words)
     return figure
 
 
@@ -128,7 +112,7 @@ def _dose_panel(
             kl = np.array([g["edits"][edit]["mean_kl"].value for g in some])
             kl = np.where(kl > np.array([10 * g["noise_floor"] for g in some]), kl, np.nan)
             label = f"untrained: {EDIT_LABELS[edit]}" if i == 0 else None
-            ax.plot([g["dose"] for g in some], kl, color="0.65", lw=0.9, ls=dashes, zorder=0, label=label)
+            ax.plot([g["dose"] for g in some], kl, color=UNTRAINED, lw=0.9, ls=dashes, zorder=0, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xticks(dose, [f"{d:g}" for d in dose])
@@ -168,7 +152,7 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
                     y = np.array([value(g).value if s else np.nan for g, s in zip(rows, seen, strict=True)])
                     y[y < _LOWEST_RATIO] = np.nan
                     label = f"untrained: {EDIT_LABELS[edit]}" if j == 0 else None
-                    ax.plot(depth.at(rows), y, color="0.65", lw=0.9, ls=_GREYS[edit], zorder=0, label=label)
+                    ax.plot(depth.at(rows), y, color=UNTRAINED, lw=0.9, ls=_GREYS[edit], zorder=0, label=label)
         top = max(depth.layers)
         silent = [
             e.replace("_", " ")
@@ -188,7 +172,7 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
         _legend(figure, left, 3)
         words = f"{max(g['n_tokens'] for g in groups)} tokens of"
         words = caption(result.provenance, words, point=point, context=context)
-        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, words)
     return figure
 
 
@@ -212,12 +196,12 @@ def plot_unit_norm(result: "UnitNorm") -> Figure:
                     kl = [g[edit + end].value if g[edit + end].value > 10 * g["noise_floor"] else np.nan for g in rows]
                     dashes = "--" if edit == "unit_norm" else "-"
                     name = f"untrained: {label}" if j == 0 else None
-                    ax.plot(depth.at(rows), kl, color="0.65", lw=0.9, ls=dashes, zorder=0, label=name)
+                    ax.plot(depth.at(rows), kl, color=UNTRAINED, lw=0.9, ls=dashes, zorder=0, label=name)
             ax.set_yscale("log")
             ax.set_title(title)
             depth.label(ax)
         axes[0].set_ylabel("mean KL(clean ‖ intervened), nats")
         _legend(figure, axes[0], 2)
         words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
-        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, words)
     return figure

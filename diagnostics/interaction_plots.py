@@ -14,18 +14,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from diagnostics.edit_bench import PLACEBOS
 from diagnostics.frames import each, lines_of, where
 from diagnostics.interaction_summary import from_sums
-from diagnostics.plots import STYLE
-from diagnostics.sae_plots import looks
+from diagnostics.plots import write_caption
 from diagnostics.statistics import FEW_PROMPTS
+from diagnostics.style import GREYS, PLACEBO_LABELS, STYLE, looks
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
     from diagnostics.concentration import Concentration
     from diagnostics.latent_pairs import Interactions
 
-GREYS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
-"""Colour, marker and dashes of placebos, in every figure of latents' edits."""
-PLACEBO_LABELS = {"placebo_token": "placebo, between tokens", "placebo_isotropic": "placebo, isotropic"}
 INTERVALS = "Bars and bands: 95 % delete-one-prompt jackknife intervals"
 
 
@@ -45,7 +42,7 @@ def study_caption(provenance: dict[str, Any], words: str, inches: float) -> str:
 def finish(figure: Figure, provenance: dict[str, Any], words: str) -> Figure:
     """With the caption below."""
     inches = float(figure.get_size_inches()[0])
-    figure.supxlabel(study_caption(provenance, words, inches), fontsize=7.5, x=0.01, ha="left")
+    write_caption(figure, study_caption(provenance, words, inches))
     return figure
 
 

@@ -1,51 +1,15 @@
-"""Figures: a function each, from results to a matplotlib Figure."""
+"""What figures share: points with their intervals, the axis of depth, grey lines of untrained networks, the caption."""
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from diagnostics.statistics import Estimate
-from interventions.errors import ResultError
+from diagnostics.style import CAPTION_SIZE, LABELS
 
-if TYPE_CHECKING:
-    from diagnostics.direction_patching import DirectionNorm
-
-# Okabe and Ito's palette: told apart by colour-blind readers, and in print.
-COLOURS = {
-    "direction": "#0072B2",
-    "norm": "#D55E00",
-    "placebo_direction": "#56B4E9",
-    "placebo_token": "#009E73",
-    "placebo_norm": "#E69F00",
-    "in_place": "#000000",
-    "single_token": "#CC79A7",
-}
-LABELS = {
-    "direction": "direction patch",
-    "norm": "norm patch",
-    "placebo_direction": "   its placebo, isotropic tangent",
-    "placebo_token": "   its placebo, tangent between tokens",
-    "placebo_norm": "   its placebo: rotation by the same distance",
-    "in_place": "in context",
-    "single_token": "as the only token",
-}
-MARKERS = {"direction": "o", "norm": "s", "placebo_direction": "^", "placebo_token": "v", "placebo_norm": "D"}
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
-plt.rcParams["svg.hashsalt"] = "mechdiag"  # read when a figure is saved: the same figure gives the same file
-NULL_DASHES = {"in_place": "-", "single_token": ":"}
 CAP = 1e6
 """Ratios beyond are drawn at the top as lower bounds: their denominator is nothing but rounding."""
 
@@ -91,137 +55,9 @@ class Depth:
         ax.set_xlabel(what + ("" if self.to_scale else " (not to scale)"))
 
 
-def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> Figure:
-    """KL of the patches and their placebos by depth (above, a column a context), direction ÷ norm and ÷ placebo (below).
-
-    Random pairs. Points are means over pairs (direction ÷ norm: medians), bars 95 % delete-one-prompt jackknife
-    intervals. The strip under the KL panels holds the noise floor, many decades lower. Grey: untrained networks, a line each.
-    """
-    groups = result.select(point=point)
-    nulls = [result.select(model=label, point=point) for label in result.null_models]
-    if not groups:
-        raise ResultError(
-            "no random pairs in this result, which the figure shows; run with pair_sets that hold 'random'"
-        )
-    contexts = list(dict.fromkeys(g["context"] for g in groups))
-    depth = Depth(sorted({g["layer"] for g in groups}), point)
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(9.6, 9.2), layout="constrained")
-        grid = figure.add_gridspec(3, 2, height_ratios=[4, 1.1, 4.2])
-        tops = [figure.add_subplot(grid[0, column]) for column in range(len(contexts))]
-        for column, (ax, context) in enumerate(zip(tops, contexts, strict=True)):
-            strip = figure.add_subplot(grid[1, column])
-            _kl_panel(ax, strip, [g for g in groups if g["context"] == context], depth, context)
-            if column:
-                ax.set_ylabel("")
-                strip.set_ylabel("")
-        ends = np.array([ax.get_ylim() for ax in tops])
-        for ax in tops:
-            ax.set_ylim(ends[:, 0].min(), ends[:, 1].max())
-        handles, labels = tops[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=2)
-        left, right = (figure.add_subplot(grid[2, column]) for column in range(2))
-        _ratio_panel(left, groups, nulls, contexts, depth)
-        _placebo_panel(right, groups, nulls, contexts, depth)
-        used = max(g["n_pairs"] for g in groups)
-        words = caption(result.provenance, f"{used} random cross-prompt token pairs of", bounds=True, point=point)
-        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
-    return figure
-
-
-def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: Depth, context: str) -> None:
-    x, floor = depth.at(groups), np.array([g["noise_floor"] for g in groups])
-    lowest = floor.copy()
-    for i, name in enumerate(("direction", "placebo_token", "placebo_direction", "norm", "placebo_norm")):
-        estimates = [g["edits"][name]["mean_kl"] for g in groups]
-        value = np.array([e.value for e in estimates])
-        effect = value > 10 * floor
-        some = [e for e, keep in zip(estimates, effect, strict=True) if keep]
-        points(ax, x[effect], some, COLOURS[name], LABELS[name], MARKERS[name], (i - 2) * depth.step)
-        noise = ~effect & (value > 0)
-        strip.plot(x[noise], value[noise], color=COLOURS[name], marker=MARKERS[name], ms=4, lw=0)
-        lowest = np.minimum(lowest, np.where(noise, value, lowest))
-    strip.plot(x, np.where(floor > 0, floor, np.nan), color="0.4", lw=1, ls="--")
-    strip.text(
-        0.01,
-        0.93,
-        "noise floor: 99th percentile of self-swaps",
-        transform=strip.transAxes,
-        fontsize=7,
-        color="0.4",
-        va="top",
-    )
-    for panel in (ax, strip):
-        panel.set_yscale("log")
-    positive = lowest[lowest > 0]
-    if len(positive):
-        strip.set_ylim(positive.min() / 4, floor.max() * 40)
-    strip.yaxis.set_major_locator(LogLocator(numticks=4))
-    strip.minorticks_off()
-    ax.tick_params(labelbottom=False)
-    ax.set_xticks([depth.place[layer] for layer in depth.layers])
-    ax.set_xlim(strip.get_xlim())
-    ax.set_ylabel("KL(clean ‖ intervened), nats")
-    strip.set_ylabel("nats")
-    ax.set_title(f"{LABELS[context]}: mean KL over pairs")
-    depth.label(strip)
-
-
-def _grey(ax: Axes, nulls: list[list[dict[str, Any]]], context: str, value: Any, depth: Depth, label: str) -> None:
-    """A thin grey line for each untrained network: what it also shows is architecture."""
-    for i, groups in enumerate(nulls):
-        some = [g for g in groups if g["context"] == context]
-        y = np.array([min(value(g).value, CAP) for g in some])
-        ax.plot(depth.at(some), np.where(y > 0, y, np.nan), color="0.65", lw=0.9, ls=NULL_DASHES[context], marker=".",
-                ms=3, zorder=0, label=label if i == 0 else None)  # fmt: skip
-
-
-def _ratio_panel(
-    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: Depth
-) -> None:
-    for i, context in enumerate(contexts):
-        some = [g for g in groups if g["context"] == context]
-        estimates = [g["ratios"]["direction ÷ norm"]["median"].estimate for g in some]
-        points(ax, depth.at(some), estimates, COLOURS[context], LABELS[context], "o", (i - 0.5) * depth.step)
-    for context in contexts:
-        ratio = lambda g: g["ratios"]["direction ÷ norm"]["median"].estimate  # noqa: E731
-        _grey(ax, nulls, context, ratio, depth, f"untrained networks, {LABELS[context]}")
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.set_ylim(min(low, 0.7), high * 20 if high >= CAP else high * 3)
-    ax.axhline(1, color="0.6", lw=0.8)
-    ax.set_ylabel("direction patch ÷ norm patch")
-    ax.set_title("unequal doses: ratio of KLs, median over pairs")
-    ax.legend(loc="upper left")
-    depth.label(ax)
-
-
-def _placebo_panel(
-    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: Depth
-) -> None:
-    faint = {"in_place": "0.6", "single_token": "#E8B9D5"}
-    shift = 0
-    for context in contexts:
-        some = [g for g in groups if g["context"] == context]
-        for name, label in (("placebo_token", "tangent between tokens"), ("placebo_direction", "isotropic tangent")):
-            estimates = [g["ratios"][f"direction ÷ {name}"]["of_means"] for g in some]
-            colour = COLOURS[context] if name == "placebo_token" else faint[context]
-            points(ax, depth.at(some), estimates, colour, f"{LABELS[context]}, {label}", MARKERS[name],
-                    (shift - 1.5) * depth.step)  # fmt: skip
-            shift += 1
-    ratio = lambda g: g["ratios"]["direction ÷ placebo_token"]["of_means"]  # noqa: E731
-    _grey(ax, nulls, contexts[0], ratio, depth, f"untrained networks, {LABELS[contexts[0]]}, between tokens")
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.set_ylim(min(low, 0.9), max(high, 1.1) * 1.7)
-    ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low * 0.9 <= t <= high * 1.2]
-    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
-    ax.minorticks_off()
-    ax.axhline(1, color="0.6", lw=0.8)
-    ax.set_ylabel("direction patch ÷ its placebo")
-    ax.set_title("equal doses: ratio of mean KLs")
-    ax.legend(loc="upper left")
-    depth.label(ax)
+def write_caption(figure: Figure, words: str) -> None:
+    """The caption, under all panels."""
+    figure.supxlabel(words, fontsize=CAPTION_SIZE, x=0.01, ha="left")
 
 
 def caption(

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from diagnostics.plots import STYLE
+from diagnostics.plots import write_caption
 from diagnostics.probing_summary import MEAN, described
-from diagnostics.sae_plots import looks
+from diagnostics.style import STYLE, looks
 
 if TYPE_CHECKING:
     from diagnostics.sparse_probing import SparseProbing
@@ -47,7 +47,7 @@ def plot_probing(result: "SparseProbing") -> Figure:
         ends = [g["accuracy"].value for g in result.groups] + [0.5]
         axes[0, 0].set_ylim(min(ends) - 0.04, 1.02)
         figure.legend(handles=_handles(style), loc="outside upper center", ncols=min(7, len(style) + 3))
-        figure.supxlabel(_caption(result, width), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, _caption(result, width))
     return figure
 
 

@@ -10,9 +10,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from diagnostics.plots import COLOURS, LABELS, STYLE, Depth, caption
-from diagnostics.sae_plots import looks
+from diagnostics.plots import Depth, caption, write_caption
 from diagnostics.study import TRAINED
+from diagnostics.style import COLOURS, LABELS, STYLE, looks
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
         words = (
             f"{max(g['n_latents'] for g in result.groups)} latents of each SAE, up to {most:,} (latent, token) pairs of"
         )
-        figure.supxlabel(_caption(result, words, nulls=True), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, _caption(result, words, nulls=True))
     return figure
 
 
@@ -213,7 +213,7 @@ def plot_dose(
         handles, labels = _unique(list(axes.flat))
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
         words = f"{group['sae']}, {LABELS[group['context']]}: {shown.groupby('latent').size().max() // 2} tokens a latent of"
-        figure.supxlabel(_caption(result, words), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, _caption(result, words))
     return figure
 
 
@@ -293,8 +293,8 @@ def plot_win_rate(report: "WinRateReport") -> Figure:
                 ax.set_xlabel(f"block, ablated at {depth.point}")
             row[0].set_ylabel("win rate of the cosine")
         figure.legend(*_unique([ax for row in axes for ax in row]), loc="outside upper left", ncols=4)
-        figure.supxlabel(_caption(report.runs[runs[0]], "the first row: (latent, token) pairs of" if len(runs) > 1 else
-                         "(latent, token) pairs of", nulls=True), fontsize=7.5, x=0.01, ha="left")  # fmt: skip
+        write_caption(figure, _caption(report.runs[runs[0]], "the first row: (latent, token) pairs of" if len(runs) > 1 else
+                         "(latent, token) pairs of", nulls=True))  # fmt: skip
     return figure
 
 
@@ -328,7 +328,7 @@ def plot_paradox(report: "WinRateReport", run: str | None = None, context: str |
             ax.set_xlabel("quartile of ‖x‖")
         figure.legend(*_unique([ax for row in axes for ax in row]), loc="outside upper left", ncols=3)
         words = f"{LABELS[where]}: {max(c.rates.main.overall.n_latents for c in own)} latents of each SAE,"
-        figure.supxlabel(_caption(report.runs[shown], words), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, _caption(report.runs[shown], words))
     return figure
 
 

@@ -48,6 +48,9 @@ class SAEEvaluation(Result):
     out), its mean activation there, <w_i, d_i> (`alignment`), its cosine, and the exponent a_i of a cosine score"""
 
     NAME: ClassVar[str] = "sae_evaluation"
+    NOTE: ClassVar[str] = (
+        "95 % delete-one-prompt jackknife intervals. MSE: summed over d_model. KL and CE scores: against zero ablation, nats."
+    )
     LATENTS: ClassVar[str] = "sae_latents.parquet"
     _EXPONENTS: ClassVar[str] = "sae_exponents"
     _ALIGNMENT: ClassVar[str] = "sae_alignment"
@@ -69,7 +72,7 @@ class SAEEvaluation(Result):
         """Both tables, tokens, summary with provenance, and figures, into a folder; the names of the files."""
         write_frame(folder / self.LATENTS, self.latents)
         for figure in (self._EXPONENTS, self._ALIGNMENT):  # of another run, which had them
-            for end in ("png", "svg"):
+            for end in FIGURE_KINDS:
                 (folder / f"{figure}.{end}").unlink(missing_ok=True)
         return [self.LATENTS, *super().write(folder)]
 
@@ -113,6 +116,13 @@ class SAEEvaluation(Result):
 
     def table(self) -> str:
         """The summary as text, for a terminal."""
+        parts = []
+        for title, some in self.tables().items():
+            parts += [f"{title}:"] * bool(title) + [some.to_string(index=False)] + [self.NOTE] * (not title)
+        return "\n".join([*parts, *_left_out(self.provenance)])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Over all quartiles; by quartile; alignment of encoder and decoder."""
         overall = [_overall(g) for g in self.select(quartile=QUARTILES[0])]
         quartiles = [
             _by_quartile(self.select(sae=name, corpus=corpus, tokens=self.counted))
@@ -120,17 +130,12 @@ class SAEEvaluation(Result):
             for corpus in self.corpora
         ]
         aligned = [{k: f"{v:.3g}" if isinstance(v, float) else v for k, v in g.items()} for g in self.alignments]
-        return "\n".join(
-            [
-                pd.DataFrame(overall).to_string(index=False),
-                "95 % delete-one-prompt jackknife intervals. MSE: summed over d_model. KL and CE scores: against zero ablation, nats.",
-                f"By quartile of ‖x‖, {self.counted if self.counted == NO_SINKS else 'all tokens'}:",
-                pd.DataFrame(quartiles).to_string(index=False),
-                f"Alignment <w, d> of live latents; a bimodality above {UNIFORM:.2f}, a uniform distribution's, speaks for two modes:",
-                pd.DataFrame(aligned).to_string(index=False),
-                *_left_out(self.provenance),
-            ]
-        )
+        speaks = f"a bimodality above {UNIFORM:.2f}, a uniform distribution's, speaks for two modes"
+        return {
+            "": pd.DataFrame(overall),
+            f"By quartile of ‖x‖, {self.counted if self.counted == NO_SINKS else 'all tokens'}": pd.DataFrame(quartiles),
+            f"Alignment <w, d> of live latents; {speaks}": pd.DataFrame(aligned),
+        }
 
     def plot(self) -> Any:
         """FVE and KL score of each SAE by quartile. Returns a matplotlib Figure."""
@@ -148,9 +153,6 @@ class SAEEvaluation(Result):
         if self.latents.exponent.notna().any():
             found[self._EXPONENTS] = plot_exponents(self)
         return found
-
-    def _repr_html_(self) -> str:
-        return self.summary()[[*_KEYS, *MEASURES, "dead_share", "n_tokens"]].to_html(index=False, float_format="%.3g")
 
 
 def _as_group(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Figures of evaluations of SAEs."""
 
-import re
 import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,30 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from diagnostics.plots import STYLE
+from diagnostics.plots import write_caption
 from diagnostics.sae_measures import NO_SINKS, QUARTILES
+from diagnostics.style import DEAD, STYLE, looks
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
     from diagnostics.sae_evaluation import SAEEvaluation
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-"""Okabe and Ito's, and a brown in place of their yellow, too light for thin lines."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-FIXED = ("standard", "cosine", "cosine-global", "bypass", "aligned")
-"""Architectures whose colour does not depend on what else is drawn."""
-DEAD = "0.75"
-
-
-def looks(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each SAE: those of its architecture, in every figure, at all depths and for all seeds.
-
-    What follows the last `/` of a name tells the architecture, a number of a seed apart: `7/cosine`, `15/cosine-seed1`. Others than
-    those in `FIXED` take what is left, in the order in which they were given.
-    """
-    kinds = {name: re.sub(r"-seed\d+$", "", name.rsplit("/", 1)[-1]) for name in names}
-    places, n = {kind: i for i, kind in enumerate(dict.fromkeys([*FIXED, *kinds.values()]))}, len(PALETTE)
-    return {name: (PALETTE[places[k] % n], MARKERS[(places[k] + places[k] // n) % n]) for name, k in kinds.items()}
 
 
 def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figure:
@@ -78,7 +60,7 @@ def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figur
             f"site. KL score: x̂ in place of x at every position of {spliced} prompts"
             f"{', sinks too' if p['splice_sinks'] else ''}. Bars: 95 % delete-one-prompt jackknife intervals"
         )
-        figure.supxlabel(caption(result, words, width), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, caption(result, words, width))
     return figure
 
 
@@ -220,7 +202,7 @@ def _histograms(result: "SAEEvaluation", names: list[str], draw: Draw, label: st
                 ax.set_xlabel(label)
         for ax in axes[:, 0]:
             ax.set_ylabel("latents")
-        figure.supxlabel(caption(result, words, width), fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, caption(result, words, width))
     return figure
 
 

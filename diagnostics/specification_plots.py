@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from diagnostics.plots import COLOURS, STYLE, caption
+from diagnostics.plots import caption, write_caption
 from diagnostics.study import TRAINED
+from diagnostics.style import COLOURS, STYLE
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -76,5 +77,5 @@ def plot_specifications(curve: "Specifications", claim: str) -> Figure:
         lost = len(frame[frame.model == TRAINED]) - len(trained)
         words = words.replace("sink filter: none", "sink filter: as chosen").replace("Bars:", "Lines:")
         words += f"\n{lost} specifications are undefined (an effect within the noise floor)." if lost else ""
-        figure.supxlabel(words, fontsize=7.5, x=0.01, ha="left")
+        write_caption(figure, words)
     return figure

@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diagnostics.frames import each, lines_of
-from diagnostics.interaction_plots import GREYS, INTERVALS, PLACEBO_LABELS, finish, plain_ticks
+from diagnostics.interaction_plots import INTERVALS, finish, plain_ticks
 from diagnostics.interaction_summary import mean_of
-from diagnostics.plots import STYLE
-from diagnostics.sae_plots import looks
 from diagnostics.statistics import Estimate
+from diagnostics.style import GREYS, PLACEBO_LABELS, STYLE, looks
 
 if TYPE_CHECKING:
     from diagnostics.effect_sparsity import AblationSparsity

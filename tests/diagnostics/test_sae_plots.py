@@ -10,7 +10,8 @@ from matplotlib.colors import to_hex
 
 from diagnostics.sae_evaluation import SAEEvaluation
 from diagnostics.sae_measures import ALL, MEASURES, NO_SINKS, QUARTILES
-from diagnostics.sae_plots import DEAD, FIXED, PALETTE, caption, looks, plot_alignment, plot_evaluation, plot_exponents
+from diagnostics.sae_plots import caption, plot_alignment, plot_evaluation, plot_exponents
+from diagnostics.style import DEAD, looks
 from interventions.errors import ResultError
 
 SITES = {"standard": "7.resid_post", "cosine": "7.resid_post", "late": "22.mlp_out"}
@@ -73,22 +74,6 @@ def bars(ax) -> list[tuple[str, np.ndarray, np.ndarray]]:
         ends = np.array([s[:, 1] for s in segments.get_segments()])
         found.append((to_hex(points.get_color()).upper(), points.get_ydata(), ends))
     return found
-
-
-def test_looks_are_told_apart_and_fixed_by_place():
-    names = [*FIXED, *(f"sae {i}" for i in range(15))]
-    found = looks(names)
-    assert len(set(found.values())) == 20
-    assert [looks(names[:5])[n] for n in names[:5]] == [found[n] for n in names[:5]]
-    assert [found[n][0] for n in names[:8]] == list(PALETTE)
-    assert len(set(PALETTE)) == 8
-
-
-def test_an_architecture_looks_the_same_at_every_depth_and_seed_and_in_every_company():
-    alone = looks(["15/cosine-seed2"])["15/cosine-seed2"]
-    assert set(looks(["7/cosine", "15/cosine", "15/cosine-seed1"]).values()) == {alone}
-    assert looks(["a/other", "22/cosine"])["22/cosine"] == alone == looks(["cosine", "x", "y"])["cosine"]
-    assert looks(["7/other", "9/other"])["7/other"] != alone
 
 
 def test_every_quartile_is_drawn_with_its_interval():

@@ -12,8 +12,8 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.plots import COLOURS
 from diagnostics.specification import CLAIMS, COMPARISONS, DEPTHS, FACTORS, METRICS, Specifications, specification_curve
+from diagnostics.style import COLOURS
 from interventions import ResultError
 
 N_LAYERS = 7

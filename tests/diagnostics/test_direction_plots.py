@@ -11,7 +11,8 @@ import torch
 from matplotlib.container import ErrorbarContainer
 
 from diagnostics.direction_patching import DirectionNorm, direction_norm
-from diagnostics.plots import CAP, COLOURS, LABELS, caption
+from diagnostics.plots import CAP, caption
+from diagnostics.style import LABELS
 from interventions import Site
 from interventions.errors import MechdiagError
 from interventions.texts import Prompts
@@ -304,8 +305,3 @@ def test_the_same_result_gives_the_same_file(tmp_path):
     for name in ("a.svg", "b.svg"):
         result((3,), "in_place").plot().savefig(tmp_path / name, metadata={"Date": None})
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-
-
-def test_colours_and_labels_tell_series_apart():
-    assert len(set(COLOURS.values())) == len(COLOURS)
-    assert len(set(LABELS.values())) == len(LABELS)

@@ -1,0 +1,104 @@
+"""The look of every figure, said once: type, colours that colour-blind readers tell apart, markers, and what things are called."""
+
+import re
+from typing import Any
+from zlib import crc32
+
+import matplotlib.pyplot as plt
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+plt.rcParams["svg.hashsalt"] = "mechdiag"  # read when a figure is saved: the same figure gives the same file
+CAPTION_SIZE = 7.5
+UNTRAINED, DEAD = "0.65", "0.75"
+"""Greys of untrained networks and of dead latents."""
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in print.
+COLOURS = {
+    "direction": "#0072B2",
+    "norm": "#D55E00",
+    "placebo_direction": "#56B4E9",
+    "placebo_token": "#009E73",
+    "placebo_norm": "#E69F00",
+    "in_place": "#000000",
+    "single_token": "#CC79A7",
+}
+LABELS = {
+    "direction": "direction patch",
+    "norm": "norm patch",
+    "placebo_direction": "   its placebo, isotropic tangent",
+    "placebo_token": "   its placebo, tangent between tokens",
+    "placebo_norm": "   its placebo: rotation by the same distance",
+    "in_place": "in context",
+    "single_token": "as the only token",
+}
+MARKERS = {"direction": "o", "norm": "s", "placebo_direction": "^", "placebo_token": "v", "placebo_norm": "D"}
+EDIT_COLOURS = {
+    "toward_token": COLOURS["direction"],
+    "between_tokens": COLOURS["placebo_token"],
+    "isotropic": COLOURS["placebo_direction"],
+    "norm_up": COLOURS["norm"],
+    "norm_down": COLOURS["placebo_norm"],
+}
+EDIT_LABELS = {
+    "toward_token": "towards another token",
+    "between_tokens": "towards a difference of two other tokens",
+    "isotropic": "towards a random direction",
+    "norm_up": "norm up",
+    "norm_down": "norm down (dose 1: zero ablation)",
+}
+EDIT_MARKERS = {"toward_token": "o", "between_tokens": "v", "isotropic": "^", "norm_up": "s", "norm_down": "D"}
+GIVEN = ("#CC79A7", "#000000", "#882255")
+"""Colours of directions that the user gives."""
+SCORE_LOOKS = {
+    "delta_norm": ("0.45", "o"), "z": ("0.45", "x"), "cosine": ("#56B4E9", "v"), "inner": ("#E69F00", "^"),
+    "direct": ("#CC79A7", "D"), "gradient": ("#0072B2", "s"), "integrated": ("#009E73", "P"), "fisher": ("#D55E00", "*"),
+}  # fmt: skip
+"""Colour and marker of the scores of an atlas."""
+GREYS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
+"""Colour, marker and dashes of placebos, in every figure of latents' edits."""
+PLACEBO_LABELS = {"placebo_token": "placebo, between tokens", "placebo_isotropic": "placebo, isotropic"}
+FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
+"""Colour and dashes of what selected latents are compared with."""
+
+SAE_LOOKS = {
+    "standard": ("#0072B2", "o"),
+    "cosine": ("#D55E00", "s"),
+    "cosine-global": ("#009E73", "^"),
+    "bypass": ("#CC79A7", "D"),
+    "aligned": ("#E69F00", "v"),
+}
+"""Colour and marker of the architectures of the zoo."""
+_OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#882255", "#332288", "#999933", "#000000")
+_OTHER_MARKERS = ("P", "X", "h", "<", ">", "p")
+"""Of kinds that the zoo does not know."""
+
+
+def sae_kind(name: str) -> str:
+    """What follows the last `/` of an SAE's name, without the number of a seed: `15/cosine-seed1` is a `cosine`."""
+    return re.sub(r"-seed\d+$", "", name.rsplit("/", 1)[-1])
+
+
+def looks(names: list[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each SAE: those of its kind (`sae_kind`), in every figure, at all depths, for all seeds and in any order.
+
+    Kinds that the zoo does not know get theirs by a hash of their name; only where two of one figure meet in one look does the
+    later one by name take the next.
+    """
+    found, n = dict(SAE_LOOKS), len(_OTHER_COLOURS)
+    for kind in sorted({sae_kind(name) for name in names} - set(found)):
+        start, taken = crc32(kind.encode()) % n, set(found.values())
+        order = [
+            (_OTHER_COLOURS[(start + i) % n], _OTHER_MARKERS[(start + i + turn) % n])
+            for turn in range(n)
+            for i in range(n)
+        ]
+        found[kind] = next((look for look in order if look not in taken), order[0])
+    return {name: found[sae_kind(name)] for name in names}

@@ -1,0 +1,35 @@
+"""Looks are told apart, and the same in whatever company."""
+
+from diagnostics.style import COLOURS, LABELS, SAE_LOOKS, looks, sae_kind
+
+
+def test_colours_and_labels_tell_series_apart():
+    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert len(set(LABELS.values())) == len(LABELS)
+
+
+def test_looks_are_told_apart():
+    names = [*SAE_LOOKS, *(f"sae {i}" for i in range(15))]
+    found = looks(names)
+    assert len(set(found.values())) == len(names)
+    assert len({colour for colour, _ in SAE_LOOKS.values()}) == len({marker for _, marker in SAE_LOOKS.values()}) == 5
+    assert len({looks(["a", "b", "c", "d", "e", "f"])[name][0] for name in "abcdef"}) == 6, "colours before markers"
+
+
+def test_a_kind_looks_the_same_at_every_depth_and_seed_and_in_every_company():
+    alone = looks(["15/cosine-seed2"])["15/cosine-seed2"]
+    assert set(looks(["7/cosine", "15/cosine", "15/cosine-seed1"]).values()) == {alone}
+    assert looks(["a/other", "22/cosine"])["22/cosine"] == alone == looks(["cosine", "x", "y"])["cosine"]
+    assert looks(["7/other", "9/other"])["7/other"] != alone
+    other = looks(["7/other"])["7/other"]
+    assert other == looks(["standard", "3/other", "bypass"])["3/other"]
+    assert looks(["x", "y", "z"]) == looks(["z", "x", "y"])
+
+
+def test_a_kind_is_the_last_part_of_a_name_without_its_seed():
+    assert [sae_kind(n) for n in ("15/cosine-seed1", "a/b/mine", "standard", "seed1")] == [
+        "cosine",
+        "mine",
+        "standard",
+        "seed1",
+    ]
