@@ -15,7 +15,7 @@ from scipy import stats
 from typing_extensions import Self
 
 from diagnostics import sae_measures
-from diagnostics.results import Result, model_provenance, result_files, write_frame
+from diagnostics.results import FIGURE_KINDS, Result, model_provenance, result_files, write_frame
 from diagnostics.sae_measures import ALL, MEASURES, NO_SINKS, QUARTILES
 from diagnostics.sae_sites import sae_site
 from diagnostics.statistics import Estimate
