@@ -10,7 +10,7 @@ REQUIREMENTS := pyproject.toml constraints.txt requirements-data.txt
 
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
-.PHONY: demo zoo test install lint types unit tl3 clean
+.PHONY: demo zoo notebook docs test install lint types unit tl3 clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -20,7 +20,12 @@ demo: install
 zoo: install
 	@HF_HUB_OFFLINE=1 .venv/bin/python scripts/train_zoo.py $(if $(ONLY),--only $(ONLY))
 
-test: lint types unit tl3
+# Jupyter opens in the folder of notebooks; .venv is their kernel.
+notebook: install
+	@.venv/bin/pip install -q -c constraints.txt -e '.[notebook]' jupyterlab
+	@HF_HUB_OFFLINE=1 .venv/bin/jupyter lab notebooks
+
+test: lint types docs unit tl3
 
 install: $(INSTALLED)
 
@@ -42,6 +47,10 @@ lint: $(TESTABLE)
 
 types: $(TESTABLE)
 	@.venv/bin/basedpyright --pythonpath .venv/bin/python
+
+docs: $(TESTABLE)
+	@.venv/bin/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "docs: build/docs/index.html"
 
 unit: $(TESTABLE)
 	@$(TEST_ENV) .venv/bin/python -m pytest -q $(PYTEST_ARGS)
