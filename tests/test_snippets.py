@@ -1,0 +1,160 @@
+"""README and documentation do what they say: their Python runs as written, page by page, and their commands parse."""
+
+import ast
+import copy
+import importlib.util
+import re
+import runpy
+import shlex
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+import interventions
+from diagnostics.command_line import parsed
+from interventions import labelled, models, texts
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", flags=re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"<!-- not run: (\S.*?) -->\n\s*```python")
+WORDS = 24  # of each text: what the blocks cost is the model's time for each token
+
+
+def blocks(page: str, *languages: str) -> list[str]:
+    """The code blocks of a page in some languages, in order, without those that are marked."""
+    text = NOT_RUN.sub("```skipped", PAGES[page])
+    return [code for _, language, code in BLOCK.findall(text) if language in languages]
+
+
+def with_python() -> list[str]:
+    return [page for page in PAGES if blocks(page, "python")]
+
+
+_load = models.load_model
+
+
+@cache
+def the_model(name, options):
+    return _load(name, **dict(options))
+
+
+def a_model(name=models.DEFAULT_MODEL, **options):
+    """A model of its own, as each block expects, whose weights are those of the one that is loaded once."""
+    if not isinstance(name, (str, Path)):
+        return _load(name, **options)
+    loaded = the_model(name, tuple(sorted(options.items())))
+    tensors = [*loaded.hf.parameters(), *loaded.hf.buffers(), loaded.tokenizer]
+    return copy.deepcopy(loaded, {id(shared): shared for shared in tensors})
+
+
+def beginnings(function):
+    """The same function of texts, which gives the beginning of each."""
+
+    def shortened(*args, **options):
+        found = function(*args, **options)
+        return replace(found, texts=[" ".join(text.split()[:WORDS]) for text in found.texts])
+
+    return shortened
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """A reader's place: an empty folder, a model that is there at once, short texts."""
+    monkeypatch.chdir(tmp_path)
+    for module in (interventions, models):
+        monkeypatch.setattr(module, "load_model", a_model)
+    monkeypatch.setattr(texts, "load_texts", beginnings(texts.load_texts))
+    monkeypatch.setattr(labelled, "load_labelled", beginnings(labelled.load_labelled))
+    yield tmp_path
+    plt.close("all")
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", with_python())
+def test_python_blocks_run_in_order(page, reader):
+    """As written; what stands alone on a block's last line shows itself, as in a notebook."""
+    shown: list[str] = []
+    script = reader / "blocks.py"  # a file: nnsight reads the source of the code around a trace
+    script.write_text("\n".join(map(_showing, blocks(page, "python"))), encoding="utf-8")
+    runpy.run_path(str(script), {"_shows": lambda value: shown.append(_html(value))})
+    assert all(shown)
+
+
+def _showing(code: str) -> str:
+    last = ast.parse(code).body[-1]
+    alone = isinstance(last, ast.Expr) and isinstance(last.value, (ast.Name, ast.Attribute))
+    return f"{code}\n_shows({ast.unparse(last)})" if alone else code
+
+
+def _html(value) -> str:
+    html = getattr(value, "_repr_html_", None)
+    return repr(value) if html is None else html()
+
+
+def test_few_blocks_are_not_run():
+    """A page may say why one of its blocks cannot run; that is rare, and the count says how rare."""
+    assert sum(len(NOT_RUN.findall(text)) for text in PAGES.values()) == 0
+
+
+def test_every_language_is_known():
+    """A block in a language that nobody checks would rot."""
+    known = {"python", "sh", "text", "json", "csv"}
+    for page, text in PAGES.items():
+        assert {language for _, language, _ in BLOCK.findall(text)} <= known, page
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for code in blocks(page, "sh"):
+            lines = code.replace("\\\n", " ").splitlines()
+            found += [(page, words) for line in lines if (words := re.sub(r"(^|\s)#.*", "", line).strip())]
+    return found
+
+
+def test_commands_parse():
+    """Each script and option exists and takes the values given; each target of make exists."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert len(commands()) > 5
+    for page, line in commands():
+        words = shlex.split(line)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if words[0].startswith("python"):
+            words = words[1:]
+        if words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets), (page, line)
+        elif words[0] not in ("pip", "git", "cd", "jupyter"):
+            script = re.fullmatch(r"(?:\./)?scripts/(\w+)\.py", words[0])
+            assert script, (page, line)
+            _parse(script[1], words[1:], (page, line))
+
+
+def _parse(name: str, words: list[str], where: tuple[str, str]) -> None:
+    module = script(name)
+    try:
+        parsed(module.Settings, words)
+    except SystemExit as ended:
+        assert ended.code == 0, where  # --help
+
+
+@cache
+def script(name: str):
+    """A command as a module."""
+    path = ROOT / "scripts" / f"{name}.py"
+    assert path.is_file(), path
+    spec = importlib.util.spec_from_file_location(f"_command_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where its settings look for their source
+    spec.loader.exec_module(module)
+    return module
