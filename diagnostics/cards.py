@@ -1,6 +1,6 @@
 """All that a reader wants to see of one latent: where it fires, what it adds, what the model does without it, and its neighbours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from diagnostics.latent_examples import Example, choose, token_texts, tokens_sho
 from diagnostics.latent_logits import direct_logits, extremes, token_text
 from diagnostics.latent_neighbours import Neighbour, nearest
 from diagnostics.probes import Probe, probes_of
+from diagnostics.progress import Progressing, followed
 from diagnostics.results import model_provenance
 from diagnostics.sampling import hash_keys
 from interventions.errors import ResultError
@@ -52,6 +53,7 @@ def latent_cards(
     sink_filter: float | None = 10.0,
     seed: int = 0,
     path: str = "auto",
+    progress: Progressing = None,
 ) -> list[LatentCard]:
     """Cards of some latents of an SAE, on prompts that it was not trained on; the text is read once for all of them.
 
@@ -62,7 +64,7 @@ def latent_cards(
     those of its rows at usable tokens of the prompts that both have, and it has a rank among its SAE's latents; what is shown is
     measured again, and compared. top: prompts with the largest |z| that are shown; few: drawn from each of `BANDS` beside them (per
     sign); context_tokens: shown of each. n_effects: active tokens, drawn uniformly, whose effects and placebos are measured.
-    n_logits: tokens promoted and suppressed. sink_filter, seed, path: as elsewhere.
+    n_logits: tokens promoted and suppressed. sink_filter, seed, path, progress: as elsewhere.
 
     Raises `SAEError` for a latent that does not exist, `BelongingError` for an SAE of another model or site, `ResultError` for settings
     that do not serve, an atlas of something else, and a text without usable tokens. Source: ours; histograms, texts and logits as
@@ -80,9 +82,9 @@ def latent_cards(
         raise ResultError(f"two SAEs are called {name!r}; give the one that is compared another name")
     corpus = LatentCorpus(model, probe, as_prompts(prompts, model.tokenizer), sink_filter, seed)
     rows = None if atlas is None else atlas_rows(atlas, corpus)
-    return _Cards(corpus, rows, compared, top, few, context_tokens, n_effects, n_logits, path).of(
-        chosen(latents, corpus, rows)
-    )
+    wanted = chosen(latents, corpus, rows)
+    with followed(progress, "cards", "latent") as told:
+        return _Cards(corpus, rows, compared, top, few, context_tokens, n_effects, n_logits, path).of(wanted, told)
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,20 @@ class _Cards:
     n_logits: int
     path: str
 
-    def of(self, latents: Mapping[int, str]) -> list[LatentCard]:
-        """latents: what chose each."""
+    def of(self, latents: Mapping[int, str], told: Callable[..., object] | None) -> list[LatentCard]:
+        """latents: what chose each. told: called with (1, number of latents) after each."""
         corpus, probe = self.corpus, self.corpus.probe
         found: dict[int, list[Neighbour]] = {i: [] for i in latents}
         for other in [probe, *self.others]:  # one at a time in memory
             z = corpus.z[np.flatnonzero(corpus.usable)] if other is probe else corpus.elsewhere(other)
             for i in found:
                 found[i] += nearest(i, corpus.of(i)[corpus.usable], probe, other, z)
-        return [self.card(i, by, tuple(found[i])) for i, by in latents.items()]
+        cards = []
+        for i, by in latents.items():
+            cards.append(self.card(i, by, tuple(found[i])))
+            if told is not None:
+                told(1, len(latents))
+        return cards
 
     def card(self, latent: int, chosen_by: str, neighbours: tuple[Neighbour, ...]) -> LatentCard:
         corpus, probe = self.corpus, self.corpus.probe

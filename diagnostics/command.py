@@ -1,7 +1,6 @@
 """What every command shares: what it says and where, errors on one line and exit 2, interruption and exit 130 or 143."""
 
 import contextlib
-import inspect
 import io
 import json
 import re
@@ -18,7 +17,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
 
-from diagnostics.progress import Progress as Progress
+from diagnostics.command_line import parsed
 from diagnostics.progress import followed
 from diagnostics.results import jsonable
 from diagnostics.units import Interrupted
@@ -54,7 +53,7 @@ class Spoken:
         if not (self.json or self.quiet):
             print(text, flush=True)
 
-    def progress(self, what: str, unit: str = "row") -> AbstractContextManager[Callable[[int, int], object] | None]:
+    def progress(self, what: str, unit: str = "row") -> AbstractContextManager[Callable[..., object] | None]:
         """A progress bar on stderr, for `progress=` of a diagnostic; none with --quiet."""
         return followed(not self.quiet, what, unit)
 
@@ -71,9 +70,17 @@ class Output(Spoken):
     """Options of every command that writes results into a folder."""
 
     out: Path
-    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
+    """folder for the results"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace the results of another run in --out"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumable(Output):
+    """Options of every command that goes on where it was interrupted."""
+
+    out: Path
+    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
 
 
 _IMPATIENCE = 1.0  # seconds after a signal in which another one is the same wish, not a new one
@@ -137,7 +144,7 @@ def _parsed(settings: type[Settings]) -> Settings:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(settings, description=inspect.getdoc(settings))
+            return parsed(settings)
     except SystemExit as ended:
         if ended.code != 2:
             raise

@@ -4,7 +4,7 @@ Necessity: latents removed one after another. Sufficiency: all others removed, t
 the causal dimensionality of arXiv:2605.08740 is an effective rank of the model above the site.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, check_numbers, run_latent_study, token_items
 from diagnostics.logit_changes import cosine, kl_of, rms
 from diagnostics.probes import Probe
+from diagnostics.progress import Progressing
 from diagnostics.sampling import generator
 from diagnostics.strongest_latents import removals, strongest, turned
 from diagnostics.study import Clean
@@ -85,7 +86,7 @@ def causal_concentration(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> Concentration:
     """Remove a token's active latents one after another, or keep only the first n, and add up what each does alone.
 

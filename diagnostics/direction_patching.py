@@ -4,7 +4,7 @@ Source of the patches: arXiv:2606.15054. In-context patching, doses, matched pla
 the statistics are ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.direction_summary import NOTE, SCALES, short_frame, summaries, summary_frame
+from diagnostics.progress import Progressing
 from diagnostics.results import Result
 from diagnostics.sampling import Pairs, cross_prompt_pairs, generator, matching_pairs
 from diagnostics.study import (
@@ -159,7 +160,7 @@ def direction_norm(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> DirectionNorm:
     """Patch direction and norm between tokens of different prompts, beside matched placebos.
 

@@ -4,7 +4,7 @@ For numbers drawn from a normal distribution the measure is 2/π = 64 % whatever
 so every edit's size stands beside it, with that of putting the token back as it was.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study
 from diagnostics.logit_changes import kl_of
 from diagnostics.probes import Probe
+from diagnostics.progress import Progressing
 from diagnostics.sampling import hash_keys
 from diagnostics.statistics import log_ratio_of_means
 from diagnostics.study import Clean
@@ -121,7 +122,7 @@ def ablation_sparsity(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> AblationSparsity:
     """Take one latent away at one position and read the logits there and at the T − 1 positions after it.
 

@@ -7,21 +7,74 @@ from typing import Annotated, Any
 
 import tyro
 
+from diagnostics.command import Resumable
 from diagnostics.results import claim_folder
 from interventions.errors import MechdiagError, SiteError
-from interventions.models import CausalModel, load_model, resolve_device, resolve_dtype
+from interventions.models import DEFAULT_MODEL, CausalModel, load_model, resolve_device, resolve_dtype
 from interventions.rows import Horizon
 from interventions.sites import POINTS, Site
 from interventions.texts import Prompts, Texts, load_texts, tokenize
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Options shared by commands; each adds its own."""
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """Options of every command that runs a model."""
 
-    out: Path
-    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
-    model: str = "smollm2-135m"
+    model: str = DEFAULT_MODEL
+    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
+    dtype: str = "float32"
+    """of the model: float32, bfloat16 or float16"""
+    device: str | None = None
+    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+
+    def check_model(self) -> None:
+        """What can be wrong without the model. Raises `ModelError`."""
+        resolve_dtype(self.dtype)
+        resolve_device(self.device)
+
+    def load_model(self) -> CausalModel:
+        """The model, with a tokenizer. Raises `MechdiagError`."""
+        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        if model.tokenizer is None:
+            raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInputs:
+    """Options of every command that reads a text."""
+
+    prompts: str = "boolq"
+    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
+    hf:owner/name[:split:column]"""
+    n_prompts: int = 200
+    """prompts drawn from the text"""
+    max_length: int = 128
+    """tokens a prompt is cut at"""
+    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """put each prompt into the tokenizer's chat template, as a user's turn"""
+
+    def texts(self, name: str) -> Texts:
+        """The text of a name. Raises `MechdiagError`."""
+        return load_texts(name)
+
+    def tokenized(self, texts: Texts, model: CausalModel, seed: int) -> Prompts:
+        """Prompts drawn from a text by seed, as token ids. Raises `TextError`."""
+        return tokenize(
+            texts,
+            model.tokenizer,
+            max_length=self.max_length,
+            n_prompts=self.n_prompts,
+            chat_template=self.chat_template,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(Resumable, ModelInputs, TextInputs):
+    """Options shared by commands that patch a model; each adds its own."""
+
+    model: str = DEFAULT_MODEL
     """smollm2-135m (packaged), smollm2-135m-layernorm (its weights under LayerNorm, for parity tests alone), a folder, or a
     Hugging Face hub id"""
     layers: tuple[int, ...] = ()
@@ -32,33 +85,20 @@ class Inputs:
     """in_place (the token's own prompt and position), single_token (the vector as the only token, id 0), or both"""
     horizon: str = "1"
     """read the effect at so many positions from the edited one on, or at the prompt's 'last' position"""
-    prompts: str = "boolq"
-    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
-    hf:owner/name[:split:column]"""
     n_prompts: int = 100
     """prompts drawn from the text"""
-    max_length: int = 128
-    """tokens a prompt is cut at"""
-    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """put each prompt into the tokenizer's chat template, as a user's turn"""
     sink_filter: float = 10.0
     """drop tokens with ||x|| above this many times the site's median (0: keep them)"""
     null_model: str = "none"
     """random: also networks of the same configuration with random weights, through the same diagnostic, drawn in grey"""
     null_seeds: int = 3
     """how many of them"""
-    dtype: str = "float32"
-    """float32, bfloat16 or float16"""
-    device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
     batch_rows: int | None = None
     """tokens in one forward pass (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
     path: str = "auto"
     """auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
     seed: int = 0
     """of prompts, rows and placebos"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """replace the results of another run in --out"""
 
     def check(self, files: tuple[str, ...]) -> None:
         """What can be wrong without a model: options, device, folder. Raises `MechdiagError`."""
@@ -66,8 +106,7 @@ class Inputs:
             raise MechdiagError(f"unknown path {self.path!r}; known: auto, replay, hooks")
         if self.null_model not in ("none", "random"):
             raise MechdiagError(f"unknown null model {self.null_model!r}; known: none, random")
-        resolve_dtype(self.dtype)
-        resolve_device(self.device)
+        self.check_model()
         self.positions()
         for name in self.sites:
             if name not in POINTS:
@@ -78,21 +117,8 @@ class Inputs:
     def load(self, prompts: str | None = None) -> tuple[CausalModel, Prompts]:
         """The model and its prompts (of another text than `self.prompts` where one is named). Raises `MechdiagError`."""
         texts = self.texts(prompts or self.prompts)
-        model = load_model(self.model, dtype=self.dtype, device=self.device)
-        if model.tokenizer is None:
-            raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
-        return model, tokenize(
-            texts,
-            model.tokenizer,
-            max_length=self.max_length,
-            n_prompts=self.n_prompts,
-            chat_template=self.chat_template,
-            seed=self.seed,
-        )
-
-    def texts(self, name: str) -> Texts:
-        """The text of a name. Raises `MechdiagError`."""
-        return load_texts(name)
+        model = self.load_model()
+        return model, self.tokenized(texts, model, self.seed)
 
     def positions(self) -> Horizon:
         """The horizon as the engine takes it. Raises `SiteError`."""

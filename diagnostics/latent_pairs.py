@@ -3,7 +3,7 @@
 Logits, not KLs, are compared: effects that add exactly in the logits differ in KL by up to tenths of a nat.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study, token_items
 from diagnostics.logit_changes import kl_of, rms, spread
 from diagnostics.probes import Probe
+from diagnostics.progress import Progressing
 from diagnostics.results import FIGURE_KINDS
 from diagnostics.strongest_latents import removals, strongest, turned
 from diagnostics.study import Clean
@@ -101,7 +102,7 @@ def interactions(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> Interactions:
     """Remove latents i and j, each alone and both, at tokens where both are active, and compare the changes of the logits.
 

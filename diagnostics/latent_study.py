@@ -22,6 +22,7 @@ from diagnostics.firings import Firings
 from diagnostics.frames import where
 from diagnostics.latent_results import LatentResult
 from diagnostics.probes import Probe, probes_of
+from diagnostics.progress import Progressing
 from diagnostics.results import model_provenance
 from diagnostics.sampling import ranked_tokens
 from diagnostics.study import SHARD, Clean, Settings
@@ -94,7 +95,7 @@ def run_latent_study(
     path: str,
     folder: str | Path | None,
     overwrite: bool,
-    progress: Callable[[int, int], object] | None,
+    progress: Progressing,
 ) -> R:
     """Ask at the items of every SAE, a unit for each SAE and 64 prompts; a result of this kind.
 

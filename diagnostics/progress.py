@@ -9,7 +9,7 @@ from types import TracebackType
 import tqdm as bars
 from typing_extensions import Self
 
-Progressing = Callable[[int, int], object] | bool | None
+Progressing = Callable[..., object] | bool | None
 """`progress=` of a diagnostic: called with (rows done since the last call, rows in all); True: a bar; False: none; None: a bar in a
 notebook, none elsewhere"""
 
@@ -58,7 +58,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def followed(progress: Progressing, what: str, unit: str = "row") -> Iterator[Callable[[int, int], object] | None]:
+def followed(progress: Progressing, what: str, unit: str = "row") -> Iterator[Callable[..., object] | None]:
     """What to call while something runs: `progress` where it can be called, else a bar or nothing, as `Progressing` says."""
     if callable(progress):
         yield progress

@@ -9,7 +9,7 @@ from diagnostics.sae_inputs import SAEInputs
 from interventions.errors import MechdiagError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProjectionInputs(SAEInputs):
     """Options of both commands."""
 

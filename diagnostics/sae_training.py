@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diagnostics.progress import Progressing, followed
 from diagnostics.results import jsonable, model_provenance
 from interventions.activations import ActivationStream
 from interventions.errors import MechdiagError
@@ -12,7 +13,7 @@ from interventions.models import wrap
 from interventions.sites import Site
 from interventions.texts import Prompts
 from sae_models.architectures import Architecture
-from sae_models.runs import Job, Progress, train
+from sae_models.runs import Job, train
 from sae_models.sae import SAE
 from sae_models.training import Recipe
 
@@ -45,7 +46,7 @@ def train_saes(
     folder: str | Path | None = None,
     log_every: int = 50,
     checkpoint_every: int | None = None,
-    progress: Progress | None = None,
+    progress: Progressing = None,
 ) -> dict[str, SAE]:
     """Train SAEs of several sites on one pass over the prompts, which is repeated until `tokens` have been seen.
 
@@ -53,7 +54,7 @@ def train_saes(
     are those of `ActivationStream`; skip_first leaves out each prompt's first tokens, where sinks sit that the filter on norms does
     not see at every depth. also_sites: sites that no SAE reads, but whose sinks are left out too, so that a part of a run sees the
     same batches as the whole. With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
-    what became of the text. Each SAE says where it belongs, with a hash of the weights. Raises what `ActivationStream` and
+    what became of the text. progress: as of `followed`, called with a step's metrics too. Each SAE says where it belongs, with a hash of the weights. Raises what `ActivationStream` and
     `sae_models.runs.train` raise, and `MechdiagError` for less than a batch of tokens.
     """
     model = wrap(model)
@@ -92,14 +93,15 @@ def train_saes(
         Job(name, one.site, one.architecture, one.recipe, model.name, one.site.hook_name)
         for name, one in wanted.items()
     ]
-    return train(
-        stream,
-        jobs,
-        steps=steps,
-        folder=folder,
-        log_every=log_every,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-        about=about,
-        manifest=lambda: jsonable({"stream": stream.provenance(), "model": model_provenance(model)}),
-    )
+    with followed(progress, f"training {len(jobs)} SAEs", "step") as told:
+        return train(
+            stream,
+            jobs,
+            steps=steps,
+            folder=folder,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            progress=getattr(told, "training", told),
+            about=about,
+            manifest=lambda: jsonable({"stream": stream.provenance(), "model": model_provenance(model)}),
+        )

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diagnostics.progress import Progressing
 from diagnostics.results import model_provenance
 from diagnostics.sampling import Pairs, TokenFilter, token_filter
 from diagnostics.units import Done, Unit, Units, narrowed
@@ -275,7 +276,7 @@ def run_study(
     *,
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> Study:
     """Run a design on a model and on `settings.null_seeds` untrained networks of its configuration.
 

@@ -1,6 +1,6 @@
 """Is a latent's part of the stream better replaced by another atom than taken away? Substitution against deletion of equal dose."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from diagnostics.interaction_summary import mean_of
 from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study
 from diagnostics.probes import Probe
+from diagnostics.progress import Progressing
 from diagnostics.sampling import generator
 from diagnostics.statistics import log_ratio_of_means, share
 from diagnostics.study import Clean
@@ -99,7 +100,7 @@ def atom_substitution(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> Substitutions:
     """Put another atom in a latent's place, at tokens where it is active, and compare with taking it away by the same distance.
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 import interventions
 import sae_models
+from diagnostics.progress import Progressing, followed
 from diagnostics.results import claim_folder, jsonable, write_whole
 from interventions.errors import ResultError
 
@@ -148,17 +149,15 @@ class Units:
         """Those of `units` that are not there, in their order. A file that cannot be read is warned of and removed."""
         return [unit for key, unit in self._keyed(units).items() if self._read(key, unit) is None]
 
-    def run(
-        self, units: Sequence[Unit], fn: Compute, progress: Callable[[int, int], object] | None = None
-    ) -> list[Done]:
+    def run(self, units: Sequence[Unit], fn: Compute, progress: Progressing = None) -> list[Done]:
         """`units` in their order; `fn(unit, tick)` gives the table and notes of those that are missing.
 
         A table has columns of numbers, booleans or strings with unique names and rows without names. Other columns,
         categories among them, are refused: what came back from the file would depend on what a unit happens to hold.
         Strings kept as objects come back as pandas' own strings, and every NaN as the same NaN.
         `fn` may report rows as they come with `tick(n)`; the rest of `unit.rows` counts when the unit is stored.
-        `progress(n, total)` gets rows; what was there already comes first, in one step, to its method `initial` if it
-        has one (see `command.Progress`).
+        `progress` is what `followed` takes and gets rows; what was there already comes first, in one step, to its method
+        `initial` if it has one.
 
         Raises `ResultError` for units that are not distinct, a table that is refused or a folder that takes no more;
         `Interrupted` for a KeyboardInterrupt. The units done stay in each case, and when `fn` raises.
@@ -168,11 +167,12 @@ class Units:
         try:
             done = {key: found for key, unit in keyed.items() if (found := self._read(key, unit)) is not None}
             already = sum(found.unit.rows for found in done.values())
-            if progress is not None and already:
-                getattr(progress, "initial", progress)(already, total)
-            for key, unit in keyed.items():
-                if key not in done:
-                    done[key] = self._compute(key, unit, fn, lambda n: progress and progress(n, total))
+            with followed(progress, str(self.identity.get("diagnostic", "units"))) as told:
+                if told is not None and already:
+                    getattr(told, "initial", told)(already, total)
+                for key, unit in keyed.items():
+                    if key not in done:
+                        done[key] = self._compute(key, unit, fn, lambda n: told and told(n, total))
         except KeyboardInterrupt as error:
             kept = sum(self._path(key).exists() for key in keyed) if self.folder is not None else 0
             raise Interrupted(kept, len(keyed), self.folder) from error
@@ -266,7 +266,7 @@ def run_units(
     *,
     identity: dict[str, Any],
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> list[Done]:
     """`Units(folder, identity, overwrite).run(units, fn, progress)`, the folder claimed for as long."""
     with Units(folder, identity, overwrite) as claimed:

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from diagnostics.held_out import split
+from diagnostics.progress import Progressing
 from diagnostics.sae_training import Wanted, train_saes
 from interventions.errors import MechdiagError
 from interventions.models import DEFAULT_MODEL, cache_folder, load_model
 from interventions.sites import Site
 from interventions.texts import load_texts, tokenize
 from sae_models.architectures import named
-from sae_models.runs import Progress
 from sae_models.saving import own_sae, save_sae, stored
 from sae_models.training import Recipe
 
@@ -52,7 +52,7 @@ def chosen(only: Sequence[str]) -> list[str]:
 
 
 def train_zoo(
-    only: Sequence[str] = (), *, tokens: int = TOKENS, device: str | None = None, progress: Progress | None = None
+    only: Sequence[str] = (), *, tokens: int = TOKENS, device: str | None = None, progress: Progressing = None
 ) -> list[str]:
     """Train those of the zoo that are not there yet, from one pass over the text, and return the names of all asked for.
 

@@ -2,10 +2,6 @@
 """Ablate the latents of concepts wherever they fire: what was meant beside what was not, at equal intended effect."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from diagnostics import command
 from diagnostics.ablation_arms import ARMS
@@ -14,15 +10,14 @@ from diagnostics.feature_ablations import COUNTS, FeatureAblation, feature_ablat
 from diagnostics.inputs import short_names
 from diagnostics.latent_ranking import RANKINGS
 from diagnostics.results import claim_folder, result_files
-from diagnostics.sae_inputs import named_saes
+from diagnostics.sae_inputs import SAEChoice
 from diagnostics.sae_sites import PATHS
 from interventions.errors import MechdiagError
 from interventions.labelled import load_labelled
-from interventions.models import DEFAULT_MODEL, load_model, resolve_device, resolve_dtype
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Resumable, SAEChoice):
     """Does ablating a concept's latents take away the concept and nothing else?
 
     Ranks the latents of each concept (a class of labelled texts) on half of the texts, subtracts the top N wherever they fire, and
@@ -30,17 +25,12 @@ class Settings:
     latents, with placebos of the same norm and angle, and on request with keeping only the top N. Writes a table (Parquet), its
     tokens, a summary with provenance (JSON) and figures into --out.
 
-    Example: scripts/ablate_features.py --saes standard cosine --layers 15 --data language code --out results/features
+    Examples:
+      scripts/ablate_features.py --data language code --out results/features
+      scripts/ablate_features.py --data mine.csv --saes cosine --arms selected random placebo keep \\
+          --out results/mine
     """
 
-    out: Path
-    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
-    saes: tuple[str, ...] = ("standard", "cosine")
-    """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of each of --layers"""
-    layers: tuple[int, ...] = (15,)
-    """blocks that kinds in --saes are taken of, 0-based; SAEs that are named say themselves where they belong"""
-    model: str = DEFAULT_MODEL
-    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
     data: tuple[str, ...] = ("language", "code")
     """labelled texts: topics, toxicity, sentiment, language, code (packaged), or .csv and .jsonl files with text and label (and group,
     for texts that must stand on one side of the split)"""
@@ -61,18 +51,12 @@ class Settings:
     """tokens of a text at which effects are read, drawn by lot (0: all)"""
     sink_filter: float = 10.0
     """leave out tokens with ||x|| above this many times the site's median (0: keep them)"""
-    dtype: str = "float32"
-    """float32, bfloat16 or float16"""
-    device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
     batch_tokens: int | None = None
     """tokens in one forward pass (default: 384 on the CPU, 8192 elsewhere)"""
     path: str = "auto"
     """auto (the blocks above a site, checked against full forward passes), blocks, or hooks (full forward passes)"""
     seed: int = 0
     """of texts, their split, reads, random latents and placebos"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """replace the results of another run in --out"""
 
     def check(self) -> None:
         """What can be wrong without a model. Raises `MechdiagError`."""
@@ -91,17 +75,16 @@ class Settings:
                 f"--per-class {self.per_class}, --reads {self.reads}, --sink-filter {self.sink_filter}; expected 4 texts or more, and "
                 "numbers from 0"
             )
-        resolve_dtype(self.dtype)
-        resolve_device(self.device)
+        self.check_model()
         claim_folder(
             self.out, () if (self.out / "run.json").exists() else result_files(FeatureAblation), self.overwrite
         )
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
-    saes = named_saes(settings.saes, settings.layers, settings.model, resolve_device(settings.device))
+    saes = settings.load_saes()
     labelled = {
         name: load_labelled(where, per_class=4 * settings.per_class, seed=settings.seed)
         for name, where in zip(short_names(settings.data), settings.data, strict=True)
@@ -109,9 +92,7 @@ def main(settings: Settings) -> None:
     known = {name for some in labelled.values() for name in some.labels}
     if unknown := [name for name in settings.concepts if name not in known]:
         raise MechdiagError(f"--concepts {' '.join(unknown)}; the texts have: {', '.join(sorted(known))}")
-    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
-    if model.tokenizer is None:
-        raise MechdiagError(f"model {settings.model!r} has no tokenizer, so it cannot read text; name another")
+    model = settings.load_model()
     texts = {}
     for name, some in labelled.items():
         wanted = [c for c in some.classes if not settings.concepts or c in settings.concepts]
@@ -124,7 +105,7 @@ def main(settings: Settings) -> None:
                 max_length=settings.max_length,
                 seed=settings.seed,
             )
-    with command.Progress("ablating", unit="text") as progress:
+    with settings.progress("ablating", unit="text") as progress:
         result = feature_ablation(
             model,
             texts,
@@ -141,8 +122,7 @@ def main(settings: Settings) -> None:
             overwrite=settings.overwrite,
             progress=progress,
         )
-    print(result.table())
-    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+    return settings.finish(result, settings.out)
 
 
 if __name__ == "__main__":

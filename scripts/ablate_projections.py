@@ -7,10 +7,9 @@ from diagnostics import command
 from diagnostics.projection_inputs import ProjectionInputs
 from diagnostics.projections import ProjectionEffects, projection_effects
 from diagnostics.results import result_files
-from interventions.models import resolve_device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(ProjectionInputs):
     """What does removing an SAE latent's direction do, and which score of it predicts the effect?
 
@@ -19,19 +18,20 @@ class Settings(ProjectionInputs):
     activations. Measures KL(clean || intervened) in nats and the direct effect; says whether it goes with the cosine or with the inner
     product (the norm exponent). Writes a table (Parquet), its tokens, a summary with provenance (JSON) and figures into --out.
 
-    Example: scripts/ablate_projections.py --saes standard cosine --layers 7 15 22 --out results/projections
+    Examples:
+      scripts/ablate_projections.py --layers 15 --out results/projections
+      scripts/ablate_projections.py --saes cosine --layers 15 --latent 12 345 --out results/two
     """
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check(result_files(ProjectionEffects))
-    saes = settings.load_saes(resolve_device(settings.device))
+    saes = settings.load_saes()
     model, prompts = settings.load()
-    with command.Progress("ablating") as progress:
+    with settings.progress("ablating") as progress:
         result = projection_effects(model, prompts, saes, progress=progress, **settings.asked())
-    print(result.table())
-    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+    return settings.finish(result, settings.out)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ from diagnostics.atlas import CausalAtlas, causal_atlas
 from diagnostics.results import claim_folder
 from diagnostics.sae_inputs import SAEInputs
 from interventions.errors import MechdiagError
-from interventions.models import resolve_device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(SAEInputs):
     """What does removing each active latent of an SAE at each token do, and which cheap attribution can be trusted?
 
@@ -24,7 +23,9 @@ class Settings(SAEInputs):
     gradients and a sampled Fisher form. Writes the table in shards (Parquet, --out/atlas), its tokens, schema and summary with
     provenance (JSON) and the calibration figure. Interrupted, the same command goes on where it was.
 
-    Example: scripts/atlas.py --saes standard --layers 15 --n-prompts 160 --out results/atlas
+    Examples:
+      scripts/atlas.py --layers 15 --out results/atlas
+      scripts/atlas.py --results results/atlas7 results/atlas15 --out results/atlases
     """
 
     results: tuple[Path, ...] = ()
@@ -57,14 +58,15 @@ class Settings(SAEInputs):
         super().check(files)
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check(CausalAtlas.files())
     if settings.results:
-        return _show(CausalAtlas.joined([CausalAtlas.load(folder) for folder in settings.results]), settings.out)
-    saes = settings.load_saes(resolve_device(settings.device))
+        joined = CausalAtlas.joined([CausalAtlas.load(folder) for folder in settings.results])
+        return settings.finish(joined, settings.out)
+    saes = settings.load_saes()
     model, prompts = settings.load()
-    with command.Progress("ablating", unit="token") as progress:
+    with settings.progress("ablating", unit="token") as progress:
         result = causal_atlas(
             model,
             prompts,
@@ -81,12 +83,7 @@ def main(settings: Settings) -> None:
             overwrite=settings.overwrite,
             progress=progress,
         )
-    _show(result, settings.out)
-
-
-def _show(result: CausalAtlas, out: Path) -> None:
-    print(result.table())
-    print(f"wrote {', '.join(result.write(out))} into {out}")
+    return settings.finish(result, settings.out)
 
 
 if __name__ == "__main__":

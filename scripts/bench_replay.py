@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 import torch
-import tyro
 
 from diagnostics import command
 from diagnostics.results import claim_folder, model_provenance, write_json
@@ -28,8 +27,8 @@ HORIZON = 8
 BATCH = 16  # prompts in one forward pass of the other tools
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Output):
     """Interventions a second: replay against what users do today and against what the hardware allows.
 
     Ways: replay with KL (one edit a position, five edits a position; with the direct effect; read at 8 positions; at
@@ -38,11 +37,11 @@ class Settings:
     and the dense limit: as many tokens through the same blocks and the unembedding, attending to nothing. A hooked forward
     pass gives the logits of all later positions at once, so its rate is the one to compare every replay with.
 
-    Example: scripts/bench_replay.py --lengths 128 --layers 15 --out results/bench
+    Examples:
+      scripts/bench_replay.py --lengths 128 --layers 15 --out results/bench
+      scripts/bench_replay.py --model YOUR_MODEL --dtypes bfloat16 --out results/yours
     """
 
-    out: Path
-    """folder for bench_replay.json"""
     model: str = "smollm2-135m"
     """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
     layers: tuple[int, ...] = ()
@@ -57,11 +56,11 @@ class Settings:
     """the fastest of so many runs counts"""
     device: str | None = None
     """cpu, cuda, cuda:1 (default: cuda where there is one)"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """replace the results of another run in --out"""
+    out: Path
+    """folder for bench_replay.json"""
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """One table a dtype; every ratio is of numbers from this run."""
     out = claim_folder(settings.out, ["bench_replay.json"], settings.overwrite)
     device = resolve_device(settings.device)
@@ -78,25 +77,24 @@ def main(settings: Settings) -> None:
             layers = settings.layers or sorted({model.n_layers // 4, model.n_layers // 2, 9 * model.n_layers // 10})
             for layer in layers:
                 ways = _compare(model, others, prompts, Site(layer), dtype, settings)
-                print(_table(pd.DataFrame(ways)), flush=True)
+                settings.say(_table(pd.DataFrame(ways)))
                 found += ways
         del model, others
         gc.collect()
     matmul = {dtype: _matmul_rate(dtype, device) for dtype in settings.dtypes}
     frame = pd.DataFrame(found)
-    write_json(
-        out / "bench_replay.json",
-        {
-            "rows": frame.to_dict("records"),
-            "matmul_gflops": matmul,
-            "machine": _machine(),
-            "provenance": {**provenance, "dtype": None},
-        },
-    )
-    print("matrix products alone, GFLOP/s: " + ", ".join(f"{k} {v:.0f}" for k, v in matmul.items()))
+    document = {
+        "rows": frame.to_dict("records"),
+        "matmul_gflops": matmul,
+        "machine": _machine(),
+        "provenance": {**provenance, "dtype": None},
+    }
+    write_json(out / "bench_replay.json", document)
+    settings.say("matrix products alone, GFLOP/s: " + ", ".join(f"{k} {v:.0f}" for k, v in matmul.items()))
     for line in _ratios(frame):
-        print(line)
-    print(f"wrote bench_replay.json into {out}")
+        settings.say(line)
+    settings.say(f"wrote bench_replay.json into {out}")
+    return {**document, "out": str(out), "files": ["bench_replay.json"]}
 
 
 def _prompts(model: CausalModel, length: int) -> list[list[int]]:

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
 from diagnostics import command
 from diagnostics.results import claim_folder, model_provenance, write_json
@@ -24,18 +23,18 @@ from sae_models.training import Recipe, SAETraining
 VARIANTS = ("standard", "cosine", "cosine-global", "cosine-feature", "bypass", "aligned")
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Output):
     """How fast SAEs are trained: on cached activations against SAELens, and many from one pass over a text against one pass each.
 
     On cached activations: a step of a BatchTopK SAE, ours and sae_lens.SAETrainer's (where sae-lens is installed: .venv-tl3), and
     the limit: the product of the batch with the encoder alone. From text: six variants fed by one pass, and by six passes.
 
-    Example: .venv-tl3/bin/python scripts/bench_sae_training.py --out results/bench_sae
+    Examples:
+      .venv-tl3/bin/python scripts/bench_sae_training.py --out results/bench_sae
+      .venv-tl3/bin/python scripts/bench_sae_training.py --d-sae 2304 --text-tokens 0 --out results/cached
     """
 
-    out: Path
-    """folder for bench_sae_training.json"""
     d_sae: int = 4608
     """latents"""
     k: int = 32
@@ -50,22 +49,24 @@ class Settings:
     """block whose output the SAEs are trained on"""
     text_tokens: int = 8192
     """tokens from text (0: leave this part out)"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """replace the results of another run in --out"""
+    out: Path
+    """folder for bench_sae_training.json"""
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Two tables; every ratio is of numbers from this run."""
     out = claim_folder(settings.out, ["bench_sae_training.json"], settings.overwrite)
     model = load_model("smollm2-135m", device="cpu")
     cached = on_cached(settings, model)
-    _print("cached activations", cached, "SAELens SAETrainer")
+    settings.say(_table("cached activations", cached, "SAELens SAETrainer"))
     found: dict[str, Any] = {"cached": cached}
     if settings.text_tokens:
         found["text"] = from_text(settings, model)
-        _print(f"{len(VARIANTS)} SAEs from text, block {settings.layer}", found["text"], "six passes")
-    write_json(out / "bench_sae_training.json", {"tokens_per_second": found, **model_provenance(model)})
-    print(f"wrote bench_sae_training.json into {out}")
+        settings.say(_table(f"{len(VARIANTS)} SAEs from text, block {settings.layer}", found["text"], "six passes"))
+    document = {"tokens_per_second": found, **model_provenance(model)}
+    write_json(out / "bench_sae_training.json", document)
+    settings.say(f"wrote bench_sae_training.json into {out}")
+    return {**document, "out": str(out), "files": ["bench_sae_training.json"]}
 
 
 def on_cached(settings: Settings, model: CausalModel) -> dict[str, float]:
@@ -102,7 +103,7 @@ def _sae_lens_step(settings: Settings, d_model: int) -> Callable[[torch.Tensor],
         config_module: Any = importlib.import_module("sae_lens.config")
         trainer_module: Any = importlib.import_module("sae_lens.training.sae_trainer")
     except ImportError:
-        print("sae-lens is not installed here, so it is left out; run this in .venv-tl3 (make tl3)")
+        settings.say("sae-lens is not installed here, so it is left out; run this in .venv-tl3 (make tl3)")
         return None
     sae = lens.BatchTopKTrainingSAE(lens.BatchTopKTrainingSAEConfig(d_in=d_model, d_sae=settings.d_sae, k=settings.k))
     many = 10**9 * settings.batch_tokens
@@ -164,11 +165,11 @@ def _stream(model: CausalModel, prompts: Prompts, settings: Settings, batch_toke
     )
 
 
-def _print(title: str, found: dict[str, float], reference: str) -> None:
+def _table(title: str, found: dict[str, float], reference: str) -> str:
     base = found.get(reference)
-    print(f"\n{title:40} tokens/s   ratio to {reference}")
-    for name, rate in found.items():
-        print(f"{name:40} {rate:8.0f}" + (f"   {rate / base:5.2f}" if base else ""))
+    lines = [f"\n{title:40} tokens/s   ratio to {reference}"]
+    lines += [f"{name:40} {rate:8.0f}" + (f"   {rate / base:5.2f}" if base else "") for name, rate in found.items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

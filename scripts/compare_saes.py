@@ -2,28 +2,23 @@
 """Dictionaries of one site compared: matched and unique latents, norm detectors, stability over seeds, alignment and effect."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from diagnostics import command
 from diagnostics.dictionary_comparison import DictionaryComparison, compare_dictionaries
 from diagnostics.dictionary_units import Plan
-from diagnostics.held_out import split
 from diagnostics.inputs import short_names
 from diagnostics.labelled_gaps import FOLDS
 from diagnostics.results import claim_folder
-from diagnostics.sae_inputs import named_saes, sae_paths
+from diagnostics.sae_inputs import HeldOutText, SAEChoice, sae_paths
 from interventions.effects import PATHS
 from interventions.errors import MechdiagError
 from interventions.labelled import load_labelled
-from interventions.models import load_model, resolve_device, resolve_dtype
-from interventions.texts import load_texts, tokenize
+from interventions.texts import tokenize
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Resumable, SAEChoice, HeldOutText):
     """Which latents do SAEs share, and what sets their own apart?
 
     Matches latents one to one by activations and decoder rows, beside chance; says where matched and unique latents fire by
@@ -31,29 +26,15 @@ class Settings:
     aligned latents are the stable or the effective ones, and whether a gap in probing comes from latents that the other has not.
     Writes tables (Parquet), tokens, a summary with provenance (JSON) and figures into --out.
 
-    Example: scripts/compare_saes.py --saes standard cosine --layers 15 --causal-latents 200 --data topics language --out results/compared
+    Examples:
+      scripts/compare_saes.py --layers 15 --out results/compared
+      scripts/compare_saes.py --causal-latents 200 --data topics language \\
+          --out results/compared
     """
 
-    out: Path
-    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
     saes: tuple[str, ...] = ("standard", "cosine")
     """two or more of one site: folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of
     each of --layers"""
-    layers: tuple[int, ...] = (15,)
-    """blocks that kinds in --saes are taken of, 0-based; SAEs that are named say themselves where they belong"""
-    model: str = "smollm2-135m"
-    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
-    prompts: str = "boolq"
-    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
-    hf:owner/name[:split:column]"""
-    held_out: float = 0.1
-    """share of the paragraphs that train_sae.py keeps for evaluation; only these are read (0: all are)"""
-    n_prompts: int = 200
-    """prompts drawn from the text"""
-    max_length: int = 128
-    """tokens a prompt is cut at"""
-    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """put each prompt into the tokenizer's chat template, as a user's turn"""
     data: tuple[str, ...] = ()
     """labelled texts for the split of the probing gap: topics, toxicity, sentiment, language, code, or .csv and .jsonl files"""
     per_class: int = 200
@@ -78,33 +59,25 @@ class Settings:
     """leave out tokens with ||x|| above this many times the site's median (0: keep them, first and special tokens too)"""
     skip_first: int = 1
     """first tokens of each prompt that are left out with the sinks"""
-    dtype: str = "float32"
-    """of the model: float32, bfloat16 or float16"""
-    device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
     batch_rows: int | None = None
     """tokens in one forward pass of ablations (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
     path: str = "auto"
     """of ablations: auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
     seed: int = 0
     """of prompts, drawn latents and tokens, placebos and chance levels"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """replace the results of another run in --out"""
 
     def check(self) -> None:
         """What can be wrong without a model. Raises `MechdiagError`."""
         self.plan().check(len(sae_paths(self.saes, self.layers, self.model)))
         if self.path not in PATHS:
             raise MechdiagError(f"unknown path {self.path!r}; known: {', '.join(PATHS)}")
-        if not 0 <= self.held_out < 1:
-            raise MechdiagError(f"--held-out {self.held_out}; expected a share from 0 to below 1")
+        self.check_share()
         if self.n_prompts < 1 or self.max_length < 1 or self.per_class < FOLDS:
             raise MechdiagError(
                 f"--n-prompts {self.n_prompts}, --max-length {self.max_length}, --per-class {self.per_class}; expected 1 or more, and "
                 f"{FOLDS} texts of a class or more"
             )
-        resolve_dtype(self.dtype)
-        resolve_device(self.device)
+        self.check_model()
         # A folder with units says itself whose they are; one without may hold somebody's files.
         files = () if (self.out / "run.json").exists() else DictionaryComparison.files()
         claim_folder(self.out, files, self.overwrite)
@@ -121,34 +94,29 @@ class Settings:
         return asdict(self.plan()) | own | {"folder": self.out}
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
-    saes = named_saes(settings.saes, settings.layers, settings.model, resolve_device(settings.device))
+    saes = settings.load_saes()
     if len(sites := sorted({str(sae.hook_name) for sae in saes.values()})) > 1:
         raise MechdiagError(f"SAEs of {', '.join(sites)}; dictionaries are compared at one site: give those of one")
-    texts = load_texts(settings.prompts)
-    if settings.held_out:
-        texts = split(texts, settings.held_out)[1]
+    texts = settings.texts(settings.prompts)
     data = {
         name: load_labelled(where, per_class=settings.per_class, seed=settings.seed)
         for name, where in zip(short_names(settings.data) if settings.data else [], settings.data, strict=True)
     }
-    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
-    if model.tokenizer is None:
-        raise MechdiagError(f"model {settings.model!r} has no tokenizer, so it cannot read text; name another")
+    model = settings.load_model()
+    prompts = settings.tokenized(texts, model, settings.seed)
     how = {"max_length": settings.max_length, "chat_template": settings.chat_template, "seed": settings.seed}
-    prompts = tokenize(texts, model.tokenizer, n_prompts=settings.n_prompts, **how)
     labelled = {}
     for name, some in data.items():
         found, place = tokenize(some.texts, model.tokenizer, **how), {text: i for i, text in enumerate(some.texts)}
         found.provenance.update(some.provenance())
         kept = [place[text] for text in found.texts]
         labelled[name] = (found, [some.labels[i] for i in kept], [some.groups[i] for i in kept])
-    with command.Progress("comparing", unit="unit") as progress:
+    with settings.progress("comparing", unit="unit") as progress:
         result = compare_dictionaries(model, prompts, saes, labelled=labelled, progress=progress, **settings.asked())
-    print(result.table())
-    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+    return settings.finish(result, settings.out)
 
 
 if __name__ == "__main__":

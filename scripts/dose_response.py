@@ -16,7 +16,7 @@ from diagnostics.study import default_layers
 from interventions.errors import MechdiagError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(Inputs):
     """How much does the model change when an activation moves by so much?
 
@@ -25,7 +25,9 @@ class Settings(Inputs):
     measures KL(clean || intervened) in nats and the direct effect. Writes a table (Parquet), its tokens, a summary with
     provenance (JSON) and two figures into --out.
 
-    Example: scripts/dose_response.py --layers 7 22 --null-model random --directions steering.npy --out results/mine
+    Examples:
+      scripts/dose_response.py --layers 7 22 --null-model random --out results/dose
+      scripts/dose_response.py --layers 15 --directions steering.npy --out results/steering
     """
 
     doses: tuple[float, ...] = DOSES
@@ -36,7 +38,7 @@ class Settings(Inputs):
     """.npy or .pt files, each with one vector [d_model]; named after the file"""
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check(result_files(DoseResponse))
     directions = {path.stem: _direction(path) for path in settings.directions}
@@ -44,7 +46,7 @@ def main(settings: Settings) -> None:
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise MechdiagError(f"two directions have the name {twice[0]!r}, that of their files; rename one")
     model, prompts = settings.load()
-    with command.Progress("dosing") as progress:
+    with settings.progress("dosing") as progress:
         result = dose_response(
             model,
             prompts,
@@ -55,8 +57,7 @@ def main(settings: Settings) -> None:
             progress=progress,
             **settings.common(),
         )
-    print(result.table())
-    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+    return settings.finish(result, settings.out)
 
 
 def _direction(path: Path) -> torch.Tensor:

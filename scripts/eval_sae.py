@@ -2,73 +2,56 @@
 """Sparse autoencoders judged: reconstruction, sparsity, what the model does with them in its stream, alignment."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from diagnostics import command
 from diagnostics.held_out import split
-from diagnostics.inputs import short_names
+from diagnostics.inputs import ModelInputs, short_names
 from diagnostics.results import claim_folder
 from diagnostics.sae_evaluation import SAEEvaluation, evaluate_saes
+from diagnostics.sae_inputs import HeldOutText
 from diagnostics.sae_sites import PATHS
 from interventions.errors import MechdiagError
-from interventions.models import load_model, resolve_device, resolve_dtype
-from interventions.texts import Prompts, load_texts, tokenize
+from interventions.models import resolve_device
+from interventions.texts import Prompts, load_texts
 from sae_models.loading import load_sae
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Output, ModelInputs, HeldOutText):
     """How well do SAEs stand for the activations they read?
 
     Measures variance explained, L0, dead latents, KL and CE scores, norms, by quartile of the activation's norm, with and without
     sinks, and the alignment of each latent's encoder and decoder. All SAEs are of one model, each at its own site. Writes a table
     and a table of latents (Parquet), its tokens, a summary with provenance (JSON) and the figures into --out.
 
-    Example: scripts/eval_sae.py results/saes/15/standard results/saes/15/cosine --prompts-second sotu --out results/mine
+    Examples:
+      scripts/eval_sae.py smollm2-135m/15/standard smollm2-135m/15/cosine --out results/saes
+      scripts/eval_sae.py results/saes/15/standard --prompts-second sotu --out results/mine
     """
 
     saes: Annotated[tuple[str, ...], tyro.conf.Positional]
     """folders or files, names in the zoo, or hf:owner/name/folder"""
-    out: Path
-    """folder for the results"""
-    model: str = "smollm2-135m"
-    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
-    prompts: str = "boolq"
-    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
-    hf:owner/name[:split:column]"""
     prompts_second: str = "none"
     """the same on another text, or none"""
-    held_out: float = 0.1
-    """share of the paragraphs that training keeps for evaluation, as in train_sae.py; only these are read (0: all are)"""
     on_training_text: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """read the other paragraphs, those that SAEs were trained on"""
     n_prompts: int = 200
     """prompts drawn from each text"""
     splice_prompts: int = 50
     """so many of them, the first, also pass through the model with each SAE's output in its stream (0: all)"""
-    max_length: int = 128
-    """tokens a prompt is cut at"""
-    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """put each prompt into the tokenizer's chat template, as a user's turn"""
     sink_filter: float = 10.0
     """tokens with ||x|| above this many times the site's median are sinks: all is measured with and without them (0: with them)"""
     skip_first: int = 1
     """first tokens of each prompt that are left out with the sinks"""
     splice_sinks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """without sinks: let the SAE's output replace them too, uncounted (they stay as they are otherwise)"""
-    dtype: str = "float32"
-    """of the model: float32, bfloat16 or float16"""
-    device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
     path: str = "auto"
     """auto (the blocks above a site, checked against full forward passes), blocks, or hooks (full forward passes)"""
     seed: int = 0
     """of the order in which prompts are drawn"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """replace the results of another run in --out"""
 
     def check(self) -> None:
         """What can be wrong without a model. Raises `MechdiagError`."""
@@ -76,17 +59,16 @@ class Settings:
             raise MechdiagError("no SAE; name at least one folder, file or name in the zoo")
         if self.path not in PATHS:
             raise MechdiagError(f"unknown path {self.path!r}; known: {', '.join(PATHS)}")
-        if not 0 <= self.held_out < 1 or self.splice_prompts < 0 or self.sink_filter < 0:
+        self.check_share()
+        if self.splice_prompts < 0 or self.sink_filter < 0:
             raise MechdiagError(
-                f"--held-out {self.held_out}, --splice-prompts {self.splice_prompts}, --sink-filter {self.sink_filter}; "
-                "expected a share from 0 to below 1, and numbers from 0"
+                f"--splice-prompts {self.splice_prompts}, --sink-filter {self.sink_filter}; expected numbers from 0"
             )
         if self.on_training_text and not self.held_out:
             raise MechdiagError(
                 "--on-training-text leaves out what --held-out keeps; give a share above 0, or leave it out"
             )
-        resolve_dtype(self.dtype)
-        resolve_device(self.device)
+        self.check_model()
         claim_folder(self.out, SAEEvaluation.files(), self.overwrite)
 
     def corpora(self) -> list[str]:
@@ -94,7 +76,7 @@ class Settings:
         return list(dict.fromkeys([self.prompts] + [self.prompts_second] * (self.prompts_second != "none")))
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
     names, device = short_names(settings.saes), resolve_device(settings.device)
@@ -103,21 +85,12 @@ def main(settings: Settings) -> None:
     if settings.held_out:
         parts = {name: split(text, settings.held_out) for name, text in texts.items()}
         texts = {name: part[0 if settings.on_training_text else 1] for name, part in parts.items()}
-    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
-    if model.tokenizer is None:
-        raise MechdiagError(f"model {settings.model!r} has no tokenizer, so it cannot read text; name another")
+    model = settings.load_model()
     prompts: dict[str, Prompts] = {
-        name: tokenize(
-            text,
-            model.tokenizer,
-            max_length=settings.max_length,
-            n_prompts=settings.n_prompts,
-            chat_template=settings.chat_template,
-            seed=settings.seed,
-        )
+        name: settings.tokenized(text, model, settings.seed)
         for name, text in zip(short_names(tuple(texts)), texts.values(), strict=True)
     }
-    with command.Progress("splicing", unit="prompt") as progress:
+    with settings.progress("splicing", unit="prompt") as progress:
         result = evaluate_saes(
             model,
             prompts,
@@ -129,8 +102,7 @@ def main(settings: Settings) -> None:
             path=settings.path,
             progress=progress,
         )
-    print(result.table())
-    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+    return settings.finish(result, settings.out)
 
 
 if __name__ == "__main__":

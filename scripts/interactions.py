@@ -16,7 +16,6 @@ from diagnostics.sae_inputs import SAEInputs
 from diagnostics.steering import COEFFICIENTS, UNITS, Steering, check_coefficients, latent_steering
 from diagnostics.substitution import Substitutions, atom_substitution
 from interventions.errors import MechdiagError
-from interventions.models import resolve_device
 
 PARTS: dict[str, tuple[type[Result], Callable[..., Any]]] = {
     "pairs": (Interactions, interactions),
@@ -28,22 +27,26 @@ PARTS: dict[str, tuple[type[Result], Callable[..., Any]]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(SAEInputs):
     """What do an SAE's latents do, alone and together?
 
-    pairs: do two latents active at a token act independently, in the logits, beside pairs of like geometry? matrix: the same of the
-    most frequent latents of each SAE, where two of them meet, as a heat map. concentration: how many of a token's latents carry its effect, and do single effects add up?
-    steering: latents added more and more strongly, alone and jointly. substitution: another atom in a latent's place against
-    deletion of equal dose. sparsity: how many logits, and how many later tokens, an ablation reaches. Every edit stands beside random
-    ones of equal dose. Each part writes a table (Parquet), its tokens, a summary with provenance (JSON) and figures into a folder of
-    its name in --out.
+    Every edit stands beside random ones of equal dose. Parts:
+      pairs: do two latents active at a token act independently, in the logits, beside pairs of like geometry?
+      matrix: the same of the most frequent latents of each SAE, where two of them meet, as a heat map.
+      concentration: how many of a token's latents carry its effect, and do single effects add up?
+      steering: latents added more and more strongly, alone and jointly.
+      substitution: another atom in a latent's place against deletion of equal dose.
+      sparsity: how many logits, and how many later tokens, an ablation reaches.
 
-    Example: scripts/interactions.py --saes standard cosine --layers 15 --parts pairs concentration --out results/interactions
+    Each part writes a table (Parquet), its tokens, a summary with provenance (JSON) and figures into a folder of its name in --out.
+
+    Examples:
+      scripts/interactions.py --parts pairs concentration --out results/interactions
+      scripts/interactions.py --parts steering --latent 12 345 --saes cosine \\
+          --out results/steering
     """
 
-    saes: tuple[str, ...] = ("standard", "cosine")
-    """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of each of --layers"""
     layers: tuple[int, ...] = (15,)
     """blocks that kinds in --saes are taken of, 0-based; SAEs that are named say themselves where they belong"""
     parts: tuple[str, ...] = tuple(PARTS)
@@ -119,16 +122,17 @@ class Settings(SAEInputs):
         return own | ({"horizon": self.ahead} if part == "sparsity" else {})
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check(())
-    saes = settings.load_saes(resolve_device(settings.device))
+    saes = settings.load_saes()
     model, prompts = settings.load()
+    found = {}
     for part in dict.fromkeys(settings.parts):
-        with command.Progress(part, unit="item") as progress:
+        with settings.progress(part, unit="item") as progress:
             result = PARTS[part][1](model, prompts, saes, progress=progress, **settings.asked(part))
-        print(result.table())
-        print(f"wrote {', '.join(result.write(settings.out / part))} into {settings.out / part}")
+        found[part] = settings.finish(result, settings.out / part)
+    return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from diagnostics.results import result_files
 from diagnostics.study import default_layers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(Inputs):
     """Does the model read an activation's direction or its norm?
 
@@ -19,7 +19,10 @@ class Settings(Inputs):
     direct effect, and a random edit of the same norm and angle. Writes a table (Parquet), its tokens, a summary with
     provenance (JSON) and the figure into --out.
 
-    Example: scripts/patch_direction_norm.py --layers 7 22 --pairs 200 --null-model random --out results/mine
+    Examples:
+      scripts/patch_direction_norm.py --out results/mine
+      scripts/patch_direction_norm.py --layers 7 22 --pairs 200 --null-model random \\
+          --out results/null
     """
 
     context: str = "both"
@@ -30,12 +33,12 @@ class Settings(Inputs):
     """random, same_norm, high_cosine, scale_rotate"""
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check(result_files(DirectionNorm))
     model, prompts = settings.load()
     sites = settings.places(default_layers(model.n_layers))
-    with command.Progress("patching") as progress:
+    with settings.progress("patching") as progress:
         result = direction_norm(
             model,
             prompts,
@@ -45,8 +48,7 @@ def main(settings: Settings) -> None:
             progress=progress,
             **settings.common(),
         )
-    print(result.table())
-    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+    return settings.finish(result, settings.out)
 
 
 if __name__ == "__main__":

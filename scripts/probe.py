@@ -2,43 +2,32 @@
 """Sparse probing: how well do k latents of an SAE tell labelled texts apart?"""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from diagnostics import command
 from diagnostics.results import claim_folder
-from diagnostics.sae_inputs import named_saes
+from diagnostics.sae_inputs import SAEChoice
 from diagnostics.sparse_probing import SparseProbing, probe_saes
 from interventions.errors import MechdiagError
 from interventions.labelled import load_labelled
-from interventions.models import load_model, resolve_device, resolve_dtype
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Resumable, SAEChoice):
     """How much of a class do a few latents hold?
 
     Fits logistic probes of each class against the rest on the k latents of largest mean difference, on k random ones, with shuffled
     labels, on all latents and on the raw activations; and finds the best single latent (probe loss). Writes a table and a table of
     texts (Parquet), their tokens, a summary with provenance (JSON) and the figure into --out.
 
-    Example: scripts/probe.py --saes standard cosine --layers 15 --data topics language mine.csv --out results/mine
+    Examples:
+      scripts/probe.py --layers 15 --data language code --out results/probe
+      scripts/probe.py --data topics mine.csv:text:label --out results/mine
     """
 
-    out: Path
-    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
-    saes: tuple[str, ...] = ("standard", "cosine")
-    """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the zoo, such as cosine, of each of --layers"""
-    layers: tuple[int, ...] = (15,)
-    """blocks that kinds in --saes are taken of, 0-based"""
     data: tuple[str, ...] = ("topics", "sentiment", "language", "code")
     """topics, toxicity, sentiment, language, code (all in packages; topics and toxicity hold offensive sentences), or a .csv or .jsonl
     file with fields text and label (and group, for texts that must stand on one side of a split), or file.csv:text:label and
     file.csv:text:label:group to name them"""
-    model: str = "smollm2-135m"
-    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
     ks: tuple[int, ...] = (1, 2, 5, 20)
     """numbers of latents"""
     seeds: int = 3
@@ -53,14 +42,8 @@ class Settings:
     """C of the logistic regression: the inverse strength of its L2 penalty"""
     sink_filter: float = 10.0
     """leave out tokens with ||x|| above this many times the site's median (0: keep them)"""
-    dtype: str = "float32"
-    """of the model: float32, bfloat16 or float16"""
-    device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
     seed: int = 0
     """of the draw of texts, of splits and of random latents"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """replace the results of another run in --out"""
 
     def check(self) -> None:
         """What can be wrong without a model. Raises `MechdiagError`."""
@@ -68,18 +51,17 @@ class Settings:
             raise MechdiagError("no SAE or no data; name at least one of each")
         if self.sink_filter < 0 or self.per_class < 0:
             raise MechdiagError(f"--sink-filter {self.sink_filter}, --per-class {self.per_class}; expected 0 or more")
-        resolve_dtype(self.dtype)
-        resolve_device(self.device)
+        self.check_model()
         claim_folder(self.out, () if (self.out / "run.json").exists() else SparseProbing.files(), self.overwrite)
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
-    saes = named_saes(settings.saes, settings.layers, settings.model, resolve_device(settings.device))
+    saes = settings.load_saes()
     texts = [load_labelled(x, per_class=settings.per_class or None, seed=settings.seed) for x in settings.data]
-    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
-    with command.Progress("probing", unit="task") as progress:
+    model = settings.load_model()
+    with settings.progress("probing", unit="task") as progress:
         result = probe_saes(
             model,
             texts,
@@ -96,8 +78,7 @@ def main(settings: Settings) -> None:
             overwrite=settings.overwrite,
             progress=progress,
         )
-    print(result.table())
-    print(f"wrote {', '.join(result.write(settings.out))} into {settings.out}")
+    return settings.finish(result, settings.out)
 
 
 if __name__ == "__main__":

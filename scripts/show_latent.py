@@ -10,13 +10,12 @@ import tyro
 from diagnostics import command
 from diagnostics.card_html import index_page
 from diagnostics.cards import latent_cards
-from diagnostics.held_out import split
-from diagnostics.inputs import short_names
+from diagnostics.inputs import ModelInputs, short_names
 from diagnostics.latent_choice import check_exist, parsed
 from diagnostics.results import claim_folder, write_whole
+from diagnostics.sae_inputs import HeldOutText
 from interventions.errors import MechdiagError
-from interventions.models import CausalModel, load_model, resolve_device, resolve_dtype
-from interventions.texts import Prompts, load_texts, tokenize
+from interventions.models import resolve_device
 from sae_models.loading import load_sae
 
 if TYPE_CHECKING:
@@ -25,15 +24,18 @@ if TYPE_CHECKING:
 INDEX = "index.html"
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Output, ModelInputs, HeldOutText):
     """What is this latent?
 
     Writes a self-contained HTML page for each latent: the texts on which it fires, coloured by token; histograms of its activation and of
     the norms on which it fires; what its decoder direction says of the next token; the exact effect of removing it, token by token, beside
     matched placebos; its nearest latents in other SAEs. Several latents get an index.html too.
 
-    Example: scripts/show_latent.py --sae smollm2-135m/15/cosine --latents 12 345 --compare smollm2-135m/15/standard --out results/cards
+    Examples:
+      scripts/show_latent.py --sae smollm2-135m/15/cosine --latents 12 345 --out results/cards
+      scripts/show_latent.py --sae smollm2-135m/15/standard --latents top:5 \\
+          --atlas results/atlas --compare smollm2-135m/15/cosine --out results/cards
     """
 
     sae: str
@@ -41,25 +43,10 @@ class Settings:
     latents: tuple[str, ...]
     """numbers; or top:5, those of the largest summed effect at the even prompts of the --atlas (their effects are then shown of the other
     prompts, since those that chose them would flatter them); or frequent:5, those that fire most often"""
-    out: Path
-    """folder for the pages"""
     atlas: Path | None = None
     """folder of a causal atlas of this model, SAE and text"""
     compare: tuple[str, ...] = ()
     """other SAEs of the model whose latents are compared"""
-    model: str = "smollm2-135m"
-    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
-    prompts: str = "boolq"
-    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
-    hf:owner/name[:split:column]"""
-    held_out: float = 0.1
-    """share of the paragraphs that training keeps for evaluation, as in train_sae.py; only these are read (0: all are)"""
-    n_prompts: int = 200
-    """prompts drawn from the text"""
-    max_length: int = 128
-    """tokens a prompt is cut at"""
-    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """put each prompt into the tokenizer's chat template, as a user's turn"""
     top: int = 12
     """texts with the largest |z|"""
     few: int = 4
@@ -70,14 +57,12 @@ class Settings:
     """active tokens, drawn uniformly, whose effects and placebos are measured"""
     sink_filter: float = 10.0
     """leave out tokens with ||x|| above this many times the site's median (0: keep them)"""
-    dtype: str = "float32"
-    """of the model: float32, bfloat16 or float16"""
-    device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
     path: str = "auto"
     """auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
     seed: int = 0
     """of prompts, tokens drawn and placebos"""
+    out: Path
+    """folder for the pages"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace cards that are in --out already"""
 
@@ -88,16 +73,14 @@ class Settings:
         asked = [parsed(word) for word in self.latents]
         if (kinds := {kind for kind, _ in asked}) & {"top"} and self.atlas is None:
             raise MechdiagError("top:N asks for the largest effects of an atlas; give --atlas, or frequent:N")
-        if not 0 <= self.held_out < 1 or self.sink_filter < 0:
-            raise MechdiagError(
-                f"--held-out {self.held_out}, --sink-filter {self.sink_filter}; expected a share from 0 to below 1, and a number from 0"
-            )
+        self.check_share()
+        if self.sink_filter < 0:
+            raise MechdiagError(f"--sink-filter {self.sink_filter}; expected a number from 0")
         if min(self.top, self.few, self.context_tokens, self.effects) < 1:
             raise MechdiagError(
                 f"--top {self.top}, --few {self.few}, --context-tokens {self.context_tokens}, --effects {self.effects}; expected at least 1"
             )
-        resolve_dtype(self.dtype)
-        resolve_device(self.device)
+        self.check_model()
         pages = [page_name(n) for kind, n in asked if not kind]
         if kinds != {""}:  # which pages these will be is known once all are made: too late to refuse
             pages += sorted(path.name for path in self.out.glob(page_name("*")))
@@ -108,23 +91,13 @@ class Settings:
         """The index page, where more is asked for than one latent by its number."""
         return [INDEX] if len(self.latents) != 1 or parsed(self.latents[0])[0] else []
 
-    def load(self) -> tuple[CausalModel, Prompts]:
-        """The model and its prompts. Raises `MechdiagError`."""
-        texts = load_texts(self.prompts)
-        texts = split(texts, self.held_out)[1] if self.held_out else texts
-        model = load_model(self.model, dtype=self.dtype, device=self.device)
-        if model.tokenizer is None:
-            raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
-        how = {"max_length": self.max_length, "n_prompts": self.n_prompts, "chat_template": self.chat_template}
-        return model, tokenize(texts, model.tokenizer, seed=self.seed, **how)
-
 
 def page_name(latent: int | str) -> str:
     """The file of a latent's card, or of `*` the pattern of all."""
     return f"latent_{latent}.html"
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check()
     name, *other_names = short_names((settings.sae, *settings.compare))
@@ -132,33 +105,40 @@ def main(settings: Settings) -> None:
     sae, *others = (load_sae(path, device=device) for path in (settings.sae, *settings.compare))
     check_exist(settings.latents, name, sae.d_sae)
     atlas = None if settings.atlas is None else _atlas(settings.atlas)
-    model, prompts = settings.load()
-    cards = latent_cards(
-        model,
-        sae,
-        settings.latents,
-        prompts,
-        atlas=atlas,
-        others=dict(zip(other_names, others, strict=True)),
-        name=name,
-        top=settings.top,
-        few=settings.few,
-        context_tokens=settings.context_tokens,
-        n_effects=settings.effects,
-        sink_filter=settings.sink_filter or None,
-        seed=settings.seed,
-        path=settings.path,
-    )
+    texts = settings.texts(settings.prompts)
+    model = settings.load_model()
+    prompts = settings.tokenized(texts, model, settings.seed)
+    with settings.progress("cards", unit="latent") as progress:
+        cards = latent_cards(
+            model,
+            sae,
+            settings.latents,
+            prompts,
+            atlas=atlas,
+            others=dict(zip(other_names, others, strict=True)),
+            name=name,
+            top=settings.top,
+            few=settings.few,
+            context_tokens=settings.context_tokens,
+            n_effects=settings.effects,
+            sink_filter=settings.sink_filter or None,
+            seed=settings.seed,
+            path=settings.path,
+            progress=progress,
+        )
     files = {card.latent: page_name(card.latent) for card in cards}
     index = settings.index
     folder = claim_folder(settings.out, [*files.values(), *index], settings.overwrite)
     for card in cards:
         card.write(folder / files[card.latent])
-        print(card.line())
+        settings.say(card.line())
     if index:
         text = index_page(cards, files)
         write_whole(folder / INDEX, lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"wrote {', '.join([*files.values(), *index])} into {folder}")
+    written = [*files.values(), *index]
+    settings.say(f"wrote {', '.join(written)} into {folder}")
+    said = [{"latent": card.latent, "line": card.line(), "provenance": card.provenance} for card in cards]
+    return {"cards": said, "out": str(folder), "files": written}
 
 
 def _atlas(folder: Path) -> "CausalAtlas":

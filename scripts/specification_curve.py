@@ -15,7 +15,7 @@ from interventions.errors import MechdiagError
 FILES = ("specification.parquet", "specification.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(Inputs):
     """Does "direction matters more than norm, and the more so the deeper" survive the choices behind it?
 
@@ -23,7 +23,9 @@ class Settings(Inputs):
     patch_direction_norm.py would), then forms both claims under every combination of choices. Or takes results of
     patch_direction_norm.py that are already there. Writes a table (Parquet), a summary (JSON) and a figure a claim into --out.
 
-    Example: scripts/specification_curve.py --null-model random --out results/curve
+    Examples:
+      scripts/specification_curve.py --null-model random --out results/curve
+      scripts/specification_curve.py --results results/mine results/other --out results/curve
     """
 
     results: tuple[Path, ...] = ()
@@ -38,7 +40,7 @@ class Settings(Inputs):
     """token pairs of each text, the same at every depth"""
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     if settings.results:
         claim_folder(settings.out, FILES, settings.overwrite)
@@ -47,8 +49,7 @@ def main(settings: Settings) -> None:
     else:
         found = _patched(settings)
     curve = specification_curve(found)
-    print(curve.table())
-    print(f"wrote {', '.join(curve.write(settings.out))} into {settings.out}")
+    return settings.finish(curve, settings.out)
 
 
 def _different(names: list[str], what: str) -> None:
@@ -70,7 +71,7 @@ def _patched(settings: Settings) -> dict[str, DirectionNorm]:
     for name, run in runs.items():
         model, prompts = run.load(texts[name])
         sites = run.places(default_layers(model.n_layers))
-        with command.Progress(f"patching, {name}") as progress:
+        with settings.progress(f"patching, {name}") as progress:
             result = direction_norm(
                 model, prompts, sites=sites, pairs=run.pairs, pair_sets=("random",), progress=progress, **run.common()
             )

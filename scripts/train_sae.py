@@ -9,24 +9,27 @@ import tyro
 
 from diagnostics import command
 from diagnostics.held_out import split
+from diagnostics.inputs import ModelInputs
 from diagnostics.sae_training import Wanted, train_saes
 from interventions.errors import MechdiagError
-from interventions.models import load_model, resolve_device, resolve_dtype
 from interventions.sites import POINTS, Site
 from interventions.texts import load_texts, tokenize
 from sae_models.architectures import named
 from sae_models.training import Recipe
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Spoken, ModelInputs):
     """Trains sparse autoencoders on a model's activations: any number of them, at any sites, from one pass over the text.
 
     The model's pass stops after the deepest site. Interrupted, the same command goes on where the last checkpoint was (on a CPU bit
     for bit).
     Writes each SAE into OUT/<layer>/<name> (SAELens loads those of standard shape), metrics.jsonl and a manifest beside them.
 
-    Example: scripts/train_sae.py --out results/saes --layers 7 15 22 --saes standard cosine aligned:topk
+    Examples:
+      scripts/train_sae.py --layers 15 --saes standard cosine --out results/saes
+      scripts/train_sae.py --layers 7 15 22 --saes aligned:topk --tokens 5000000 \\
+          --out results/more
     """
 
     out: Path
@@ -40,7 +43,7 @@ class Settings:
     """where in each block: resid_pre, attn_out, mlp_out, resid_post; or single sites such as 15.mlp_out"""
     seeds: tuple[int, ...] = ()
     """of the first weights, an SAE for each (default: --seed alone)"""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=lambda: Recipe(d_sae=2304))
+    recipe: Recipe = field(default_factory=lambda: Recipe(d_sae=2304))
     """how each SAE is trained"""
     layer_norm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """layer-normalise each input first, as in arXiv:2406.04093"""
@@ -50,8 +53,6 @@ class Settings:
     """tokens a step"""
     buffer_tokens: int = 131_072
     """tokens that are shuffled together"""
-    model: str = "smollm2-135m"
-    """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
     prompts: str = "boolq"
     """boolq (packaged Wikipedia paragraphs), sotu, a .txt, .jsonl or .csv file, or hf:owner/name[:split:column]"""
     held_out: float = 0.1
@@ -64,10 +65,6 @@ class Settings:
     """leave out so many first tokens of each prompt: attention sinks sit there"""
     autocast: str = "auto"
     """bfloat16 in the model's pass: auto (where the hardware multiplies matrices of it), bfloat16, none"""
-    dtype: str = "float32"
-    """of the model: float32, bfloat16 or float16; SAEs are float32"""
-    device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
     order_seed: int = 0
     """of the order of the text"""
     log_every: int = 50
@@ -100,21 +97,18 @@ def folder_of(site: Site, name: str, seed: int = 0) -> str:
     return f"{where}/{name.replace(':', '-')}" + (f"-seed{seed}" if seed else "")
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
-    resolve_dtype(settings.dtype)
-    resolve_device(settings.device)
+    settings.check_model()
     wanted = settings.wanted()
     if not 0 <= settings.held_out < 1:
         raise MechdiagError(f"--held-out {settings.held_out}; expected a share from 0 (none) to below 1")
     texts = load_texts(settings.prompts)
     if settings.held_out:
         texts, _ = split(texts, settings.held_out)
-    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
-    if model.tokenizer is None:
-        raise MechdiagError(f"model {settings.model!r} has no tokenizer, so it cannot read text; name another")
+    model = settings.load_model()
     prompts = tokenize(texts, model.tokenizer, max_length=settings.max_length, seed=settings.order_seed)
-    with command.Progress(f"training {len(wanted)} SAEs", unit="step") as progress:
+    with settings.progress(f"training {len(wanted)} SAEs", unit="step") as progress:
         saes = train_saes(
             model,
             prompts,
@@ -129,12 +123,13 @@ def main(settings: Settings) -> None:
             folder=settings.out,
             log_every=settings.log_every,
             checkpoint_every=settings.checkpoint_every,
-            progress=progress.training,
+            progress=progress,
         )
-    for name, sae in saes.items():
-        said = sae.metadata["training"]
-        print(f"{name:30} FVE {said['fve']:.3f}   L0 {said['l0']:5.1f}   dead {said['dead']:.1%}")
-    print(f"wrote {len(saes)} SAEs into {settings.out}")
+    found = {name: sae.metadata["training"] for name, sae in saes.items()}
+    for name, said in found.items():
+        settings.say(f"{name:30} FVE {said['fve']:.3f}   L0 {said['l0']:5.1f}   dead {said['dead']:.1%}")
+    settings.say(f"wrote {len(saes)} SAEs into {settings.out}")
+    return {"saes": found, "out": str(settings.out), "files": list(saes)}
 
 
 if __name__ == "__main__":

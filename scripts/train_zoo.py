@@ -9,14 +9,16 @@ from diagnostics.zoo import TOKENS, package_zoo, train_zoo, zoo_folder
 from sae_models.saving import stored
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Spoken):
     """Trains the SAEs of the zoo that are not in the cache folder yet; interrupted, the same command goes on.
 
     standard, cosine (base + delta), cosine-global, bypass and aligned BatchTopK SAEs of SmolLM2-135M at blocks 7, 15 and 22 (2,304
     latents, k = 32), three seeds of the first two at block 15; for load_sae("smollm2-135m/15/cosine") and every command.
 
-    Example: scripts/train_zoo.py --only standard 15/aligned
+    Examples:
+      scripts/train_zoo.py --only 15/aligned
+      scripts/train_zoo.py --only standard cosine
     """
 
     only: tuple[str, ...] = ()
@@ -29,17 +31,20 @@ class Settings:
     """also write those that the package carries into this folder, in half precision"""
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Train what is missing and print what there is."""
-    with command.Progress("training the zoo", unit="step") as progress:
-        names = train_zoo(settings.only, tokens=settings.tokens, device=settings.device, progress=progress.training)
+    with settings.progress("training the zoo", unit="step") as progress:
+        names = train_zoo(settings.only, tokens=settings.tokens, device=settings.device, progress=progress)
+    found = {}
     for name in names:
         config, _ = stored(zoo_folder() / name)
         said = config["metadata"]["mechdiag"]["metadata"]["training"]
-        print(f"{name:20} FVE {said['fve']:.3f}   L0 {said['l0']:5.1f}   dead {said['dead']:.1%}")
-    print(f"{len(names)} SAEs in {zoo_folder()}")
+        found[name] = said
+        settings.say(f"{name:20} FVE {said['fve']:.3f}   L0 {said['l0']:5.1f}   dead {said['dead']:.1%}")
+    settings.say(f"{len(names)} SAEs in {zoo_folder()}")
     if settings.package is not None:
-        print(f"wrote {len(package_zoo(settings.package))} of them into {settings.package}")
+        settings.say(f"wrote {len(package_zoo(settings.package))} of them into {settings.package}")
+    return {"saes": found, "out": str(zoo_folder()), "files": names}
 
 
 if __name__ == "__main__":

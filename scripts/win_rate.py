@@ -14,10 +14,9 @@ from diagnostics.projection_inputs import ProjectionInputs
 from diagnostics.projections import ProjectionEffects, projection_effects
 from diagnostics.results import claim_folder, result_files
 from interventions.errors import MechdiagError
-from interventions.models import resolve_device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(ProjectionInputs):
     """How often does a latent's causal effect correlate more with its cosine than with its inner product?
 
@@ -25,7 +24,9 @@ class Settings(ProjectionInputs):
     context. Overall and by quartile of ||x||, beside the same rate of placebos of equal dose, the band that range restriction alone
     predicts, and Simpson labels. Writes tables (Parquet), a summary with provenance (JSON) and two figures into --out.
 
-    Example: scripts/win_rate.py --results results/projections results/replication --out results/win_rate
+    Examples:
+      scripts/win_rate.py --saes standard cosine --layers 15 --out results/win_rate
+      scripts/win_rate.py --results results/projections --out results/win_rate
     """
 
     results: tuple[Path, ...] = ()
@@ -45,7 +46,7 @@ class Settings(ProjectionInputs):
         return {name: ProjectionEffects.load(path) for name, path in zip(names, self.results, strict=True)}
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     if settings.min_tokens < 3 or settings.draws < 1:
         raise MechdiagError(
@@ -53,7 +54,9 @@ def main(settings: Settings) -> None:
         )
     if settings.results:
         own = {
-            field.name: field.default for field in fields(ProjectionInputs) if field.name not in ("out", "overwrite")
+            field.name: field.default
+            for field in fields(ProjectionInputs)
+            if field.name not in ("out", "overwrite", "json", "quiet")
         }
         own["context"] = "both"
         if unused := [name for name, default in own.items() if getattr(settings, name) != default]:
@@ -64,19 +67,17 @@ def main(settings: Settings) -> None:
         runs = settings.loaded()
     else:
         settings.check((*WinRateReport.files(), *result_files(ProjectionEffects)))
-        saes = settings.load_saes(resolve_device(settings.device))
+        saes = settings.load_saes()
         model, prompts = settings.load()
-        with command.Progress("ablating") as progress:
+        with settings.progress("ablating") as progress:
             run = projection_effects(model, prompts, saes, progress=progress, **settings.asked())
-        print(run.table())
-        print(f"wrote {', '.join(run.write(settings.out))} into {settings.out}")
+        settings.finish(run, settings.out)
         runs = {settings.out.name: run}
-    with command.Progress("fitting", unit="group") as progress:
+    with settings.progress("fitting", unit="group") as progress:
         report = win_rate_report(
             runs, signed=settings.signed, min_tokens=settings.min_tokens, draws=settings.draws, progress=progress
         )
-    print(report.table())
-    print(f"wrote {', '.join(report.write(settings.out))} into {settings.out}")
+    return settings.finish(report, settings.out)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def test_packaged_ones_are_loaded_under_names_that_tell_them_apart():
     ("more", "message"),
     [
         ({"horizon": "2"}, "leave sites and horizon"),
-        ({"held_out": 1.0}, "a share below 1"),
-        ({"saes": ()}, "expected some"),
+        ({"held_out": 1.0}, "a share from 0 to below 1"),
+        ({"saes": ()}, "name at least one"),
     ],
 )
 def test_options_that_do_not_serve(tmp_path, more, message):

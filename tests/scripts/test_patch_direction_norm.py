@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from diagnostics import command as commands
-from diagnostics import inputs
+from diagnostics import inputs, progress
 from diagnostics.direction_patching import COLUMNS, EDITS, PAIR_SETS, DirectionNorm
+from diagnostics.progress import Progress
 from diagnostics.study import CONTEXTS
 from diagnostics.units import Interrupted
 from interventions.errors import MechdiagError, ModelError, ResultError, SiteError, TextError
@@ -318,7 +319,7 @@ def test_a_command_killed_at_any_moment_goes_on_to_the_same_table(script, tiny, 
 
 @pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_command_says_what_is_kept(script, tiny, tmp_path, monkeypatch, capsys):
-    class Stops(commands.Progress):
+    class Stops(Progress):
         def __call__(self, n: int, total: int) -> None:
             super().__call__(n, total)
             if self.bar.n > total / 2:
@@ -327,7 +328,7 @@ def test_an_interrupted_command_says_what_is_kept(script, tiny, tmp_path, monkey
     given = ["--out", str(tmp_path), *words(tiny)]
     monkeypatch.setattr(sys, "argv", ["patch_direction_norm.py", *given])
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "Progress", Stops)
+        patch.setattr(progress, "Progress", Stops)
         with pytest.raises(SystemExit) as ended:
             commands.run(script.Settings, script.main)
     assert ended.value.code == 130

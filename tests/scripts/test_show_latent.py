@@ -66,7 +66,7 @@ def test_several_latents_leave_a_page_each_and_an_index(run, saes, tmp_path):
 
 def test_pages_of_another_run_are_seen_before_the_model_runs(run, script, saes, tmp_path, monkeypatch):
     """Which pages `frequent:N` will write is not known yet: any page stands in the way. A number's page only by its own name."""
-    monkeypatch.setattr(script.Settings, "load", lambda self: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(script.Settings, "load_model", lambda self: pytest.fail("the model is loaded"))
     (tmp_path / "latent_9.html").write_text("a page")
     words = ("--sae", saes["cosine"], "--out", tmp_path, "--latents")
     status, said, err = run(*words, "frequent:1")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diagnostics.held_out import split
+from diagnostics.progress import Progress
 from diagnostics.sae_training import Wanted, train_saes
 from interventions import Site, load_model
 from interventions.texts import load_texts, tokenize
@@ -115,7 +116,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(train, script, tmp_path, monke
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(script.command.Progress, "training", stop)
+        patched.setattr(Progress, "training", stop)
         status, _, err = train(tmp_path / "out", *words)
     assert status == 130 and err.rstrip().endswith("interrupted")
     assert (tmp_path / "out" / "checkpoint.pt").exists()

@@ -113,8 +113,8 @@ def test_input_that_does_not_serve_is_said_on_one_line(run, saes, tmp_path):
 @pytest.mark.model
 def test_kinds_of_the_packaged_zoo_are_named_by_their_blocks(script, tmp_path):
     settings = script.Settings(out=tmp_path, layers=(7, 22))
-    assert list(settings.load_saes("cpu")) == ["7/standard", "22/standard", "7/cosine", "22/cosine"]
+    assert list(settings.load_saes()) == ["7/standard", "22/standard", "7/cosine", "22/cosine"]
     counterpart = script.Settings(out=tmp_path, model="smollm2-135m-layernorm", saes=("cosine",), layers=(15,))
-    assert list(counterpart.load_saes("cpu")) == ["cosine"]
+    assert list(counterpart.load_saes()) == ["cosine"]
     with pytest.raises(CheckpointError, match="no SAE"):
-        script.Settings(out=tmp_path, saes=("nothing",)).load_saes("cpu")
+        script.Settings(out=tmp_path, saes=("nothing",)).load_saes()
