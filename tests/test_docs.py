@@ -1,5 +1,6 @@
 """The pages hold together: links, pictures and objects that they name exist, and every error has its page."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 import diagnostics
 import interventions
 import sae_models
+from diagnostics import units
+from interventions.errors import MechdiagError
+from sae_models.errors import SAEError
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -18,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 def prose(page: Path) -> str:
     """A page without its code, in blocks and in spans."""
     text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"(?<!\})`[^`\n]+`", "", text)
+    return re.sub(r"(\{py:\w+\}`[^`\n]+`)|`[^`\n]+`", r"\1", text)
 
 
 def anchors(page: Path) -> set[str]:
@@ -75,3 +79,71 @@ def test_reference_shows_every_public_name(package):
     assert not missing
     undocumented = [name for name in package.__all__ if not getattr(package, name).__doc__]
     assert not undocumented
+
+
+ERRORS = {
+    name: error
+    for package in (interventions, sae_models, units)
+    for name, error in vars(package).items()
+    if isinstance(error, type) and issubclass(error, (MechdiagError, SAEError, units.Interrupted))
+}
+
+
+def test_every_error_has_a_page_and_a_line_in_the_index():
+    index = (DOCS / "errors" / "index.md").read_text(encoding="utf-8")
+    assert len(ERRORS) >= 12
+    for name in ERRORS:
+        page = (DOCS / "errors" / f"{name}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {name}\n") and f"[{name}]({name}.md)" in index
+    listed = [line for line in index.splitlines() if line in ERRORS]
+    assert sorted(listed) == sorted(ERRORS)
+
+
+def quoted() -> list[tuple[str, str]]:
+    """Messages that the pages on errors quote: (class, error or warning; message)."""
+    pages = [path.read_text(encoding="utf-8") for path in sorted((DOCS / "errors").glob("*.md"))]
+    lines = [
+        line
+        for page in pages
+        for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    return [(kind, message) for kind, _, message in (line.partition(": ") for line in lines)]
+
+
+def formats() -> dict[str, list[re.Pattern[str]]]:
+    """What the sources may say, by the class that they raise; a field stands for any text."""
+    found: dict[str, list[re.Pattern[str]]] = {}
+    for folder in ("interventions", "sae_models", "diagnostics", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(call, ast.Call) and (called := ast.unparse(call.func).split(".")[-1]) in [
+                    *ERRORS,
+                    "warn",
+                ]:
+                    found.setdefault(called, []).extend(_patterns(call))
+    return found
+
+
+def _patterns(call: ast.Call) -> list[re.Pattern[str]]:
+    texts = [part for argument in call.args[:1] for part in ast.walk(argument)]
+    said = [part.values if isinstance(part, ast.JoinedStr) else [part] for part in texts if _is_text(part)]
+    whole = ["".join(re.escape(str(v.value)) if isinstance(v, ast.Constant) else ".*" for v in parts) for parts in said]
+    return [re.compile(pattern) for pattern in whole if len(pattern.replace(".*", "")) > 10]
+
+
+def _is_text(part: ast.AST) -> bool:
+    return isinstance(part, ast.JoinedStr) or (isinstance(part, ast.Constant) and isinstance(part.value, str))
+
+
+def test_quoted_messages_are_what_the_sources_say():
+    known = formats()
+    assert len(quoted()) > 60
+    kinds = {"warning": ["warn"], "error": list(ERRORS)}
+    strange = [
+        (kind, message)
+        for kind, message in quoted()
+        if kind != "Interrupted"  # its words are its own: `test_units` has them
+        and not any(p.fullmatch(message) for name in kinds.get(kind, [kind]) for p in known[name])
+    ]
+    assert not strange
