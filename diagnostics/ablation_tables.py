@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 
 from diagnostics.equal_effects import EqualEffect
-from interventions.errors import ResultError
 from interventions.labelled import UNSPLIT
 
 if TYPE_CHECKING:
@@ -22,12 +21,18 @@ NOTE = (
 def terminal(result: "FeatureAblation") -> str:
     """Means over concepts by N of the selected latents and their floors, and SAEs at equal intended effect."""
     parts = []
-    for form in result.forms:
-        parts += [f"{form}, mean over concepts:", _means(result, form).to_string(index=False)]
-        equal = equal_frame(result, form)
-        said = "no selected arm, so none" if equal.empty else equal.to_string(index=False)
-        parts += [f"{form}, at equal intended effect:", said]
+    for title, some in tables(result).items():
+        parts += [f"{title}:", "no selected arm, so none" if some.empty else some.to_string(index=False)]
     return "\n".join([*parts, NOTE, *left_out(result.provenance)])
+
+
+def tables(result: "FeatureAblation") -> dict[str, pd.DataFrame]:
+    """Of each form: means over concepts by N, and SAEs at equal intended effect (empty without a selected arm)."""
+    found = {}
+    for form in result.forms:
+        found[f"{form}, mean over concepts"] = _means(result, form)
+        found[f"{form}, at equal intended effect"] = equal_frame(result, form)
+    return found
 
 
 def _means(result: "FeatureAblation", form: str) -> pd.DataFrame:
@@ -60,13 +65,6 @@ def _line(e: EqualEffect) -> dict[str, Any]:
         "selectivity": "" if e.selectivity is None else str(e.selectivity),
         "status": e.status,
     }
-
-
-def short_frame(result: "FeatureAblation") -> pd.DataFrame:
-    """Means over concepts of the first form."""
-    if not result.forms:
-        raise ResultError("no form of effect in this result")
-    return _means(result, result.forms[0])
 
 
 def measured(found: dict[str, Any]) -> str:

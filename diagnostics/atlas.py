@@ -7,7 +7,7 @@ attributions. The table is a data set on which others can score methods of their
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ import pandas as pd
 import torch
 from typing_extensions import Self
 
-from diagnostics.atlas_summary import summaries, summary_frame
+from diagnostics.atlas_summary import NOTE, effects_frame, scores_frame, summaries, summary_frame, terminal
 from diagnostics.atlas_units import COLUMNS, METRICS, PROMPTS, AtlasRunner, merged
 from diagnostics.probes import probes_of
+from diagnostics.progress import Progressing
 from diagnostics.results import (
     Result,
     load_tokens,
@@ -48,6 +49,7 @@ class CausalAtlas(Result):
     """
 
     NAME: ClassVar[str] = "atlas"
+    NOTE: ClassVar[str] = NOTE
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
@@ -154,8 +156,6 @@ class CausalAtlas(Result):
 
     def table(self) -> str:
         """The summary as text, for a terminal."""
-        from diagnostics.atlas_summary import terminal
-
         return terminal(self.groups, self.provenance)
 
     def plot(self) -> Any:
@@ -168,8 +168,9 @@ class CausalAtlas(Result):
         """The calibration figure."""
         return {f"{self.NAME}_calibration": self.plot()}
 
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False, float_format="%.3g")
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Effects of each SAE's latents, and how well each score finds them."""
+        return {"effects": effects_frame(self.groups), "scores": scores_frame(self.groups)}
 
 
 @torch.no_grad()
@@ -188,7 +189,7 @@ def causal_atlas(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> CausalAtlas:
     """Subtract z_i·d_i, the SAE's error kept, for every active latent at every usable token, and measure what the model does.
 

@@ -200,9 +200,9 @@ NOTE = (
 )
 
 
-def terminal(groups: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
-    """Effects, then scores, as text."""
-    effects = [
+def effects_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """A line for each SAE: rows, mean KL beside its placebo's, doses, the noise floor."""
+    lines = [
         {
             "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "tokens": f"{g['tokens']:,}", "latents": g["latents"],
             "mean KL": str(g["kl"]), "direct": str(g["kl_direct"]), "dose": f"{g['relative_dose']:.2g}",
@@ -212,14 +212,24 @@ def terminal(groups: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
         }
         for g in groups
     ]  # fmt: skip
-    scores = [
+    return pd.DataFrame(lines)
+
+
+def scores_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """A line for each SAE and score: how well it finds the latents of large effect."""
+    lines = [
         {
             "SAE": g["sae"], "block": g["layer"], "score": name, "ρ": str(s["rank"]), "recall": str(s["recall"]),
             "chance": f"{g['chance_recall']:.2f}", "captured": str(s["captured"]), "missed": str(s["false_negatives"]),
         }
         for g in groups for name, s in g["scores"].items()
     ]  # fmt: skip
-    lines = [pd.DataFrame(effects).to_string(index=False), pd.DataFrame(scores).to_string(index=False), NOTE]
+    return pd.DataFrame(lines)
+
+
+def terminal(groups: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
+    """Effects, then scores, as text."""
+    lines = [effects_frame(groups).to_string(index=False), scores_frame(groups).to_string(index=False), NOTE]
     for name, notes in provenance["atlas"].items():
         said = {"tokens left out": notes["tokens_left_out"], "rows not finite": notes["rows_not_finite"]}
         said |= {

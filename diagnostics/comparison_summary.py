@@ -185,9 +185,16 @@ def quartiles_said(line: Mapping[str, Any], kind: str) -> str:
     return "-" if any(v is None for v in values) else "/".join(f"{100 * v:.0f}" for v in values)
 
 
-def terminal(result: "DictionaryComparison") -> str:
-    """The summary as text."""
-    lines, p = result.lines, result.provenance
+def _matching(p: Mapping[str, Any]) -> str:
+    return (
+        f"rare: active on fewer than {p['min_active']} tokens, not matched. Matched: correlation >= {p['correlation']:g}, cosine > "
+        f"{p['cosine']:g}, one to one; shared: agrees with latents that are others' matches."
+    )
+
+
+def tables(result: "DictionaryComparison") -> dict[str, pd.DataFrame]:
+    """SAEs, pairs of them, seeds, alignment against MCS and effect, discovery."""
+    lines = result.lines
     saes = [
         {
             "sae": s["sae"], "latents": s["latents"], "silent": s["silent"], "rare": s["rare"], "L0": said(s["l0"]),
@@ -207,27 +214,32 @@ def terminal(result: "DictionaryComparison") -> str:
         }
         for s in lines["pairs"]
     ]  # fmt: skip
-    parts = [
-        f"{p['counted']} tokens of {p['prompts']} prompts at {p['site']}; left out: {p['left_out']}",
-        pd.DataFrame(saes).to_string(index=False),
-        f"rare: active on fewer than {p['min_active']} tokens, not matched. Matched: correlation >= {p['correlation']:g}, cosine > "
-        f"{p['cosine']:g}, one to one; shared: agrees with latents that are others' matches.",
-        pd.DataFrame(pairs).to_string(index=False),
-        NOTE,
-    ]
+    found = {"SAEs": pd.DataFrame(saes), "Pairs": pd.DataFrame(pairs)}
     if lines["seeds"]:
         seeds = [
             {k: said(v) for k, v in s.items() if not k.endswith("_points") and k != "saes"} for s in lines["seeds"]
         ]
-        parts += ["Over training seeds, means of pairs:", pd.DataFrame(seeds).to_string(index=False)]
-    parts += [
-        "Alignment against MCS and effect:",
-        pd.DataFrame([{k: said(v) for k, v in s.items()} for s in lines["alignment"]]).T.to_string(header=False),
-    ]
+        found["Over training seeds, means of pairs"] = pd.DataFrame(seeds)
+    aligned = pd.DataFrame([{k: said(v) for k, v in s.items()} for s in lines["alignment"]])
+    found["Alignment against MCS and effect"] = aligned
     if lines["discovery"]:
         known = [{k: said(v) for k, v in s.items()} for s in lines["discovery"]]
         gaps = pd.DataFrame(known).fillna("-")  # a pair that could not be probed says why and nothing else
-        parts += ["Probing gap (other - sae), discovery and separability:", gaps.to_string(index=False)]
+        found["Probing gap (other - sae), discovery and separability"] = gaps
+    return found
+
+
+def terminal(result: "DictionaryComparison") -> str:
+    """The tables as text."""
+    p = result.provenance
+    parts = [f"{p['counted']} tokens of {p['prompts']} prompts at {p['site']}; left out: {p['left_out']}"]
+    for title, some in tables(result).items():
+        if title.startswith("Alignment"):
+            parts += [f"{title}:", some.T.to_string(header=False)]
+        elif title in ("SAEs", "Pairs"):
+            parts += [some.to_string(index=False), _matching(p) if title == "SAEs" else NOTE]
+        else:
+            parts += [f"{title}:", some.to_string(index=False)]
     dropped = {
         name: notes["rows_dropped"] for name, notes in p["ablations"].items() if any(notes["rows_dropped"].values())
     }

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from diagnostics.adversarial import AdversarialGroups, adversarial_groups
 from diagnostics.norm_exponent import Exponent
+from diagnostics.progress import Progressing, followed
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
 from diagnostics.results import Shown, save_figures, write_frame, write_json
@@ -23,6 +24,14 @@ from diagnostics.wins import EditRates, WinRate, WinRates, win_rates
 from interventions.errors import ResultError
 
 QUARTILES = ("all", "1", "2", "3", "4")
+NOTE = (
+    "a across tokens: log KL on log|cos| and log||x||; rescaled: the same token's activation 10 % shorter and longer. Win rate: share "
+    "of latents whose\nKL correlates more with the cosine than with the inner product; it moves with the number of tokens whatever is "
+    "true, so read it beside the\nplacebos', which have the same doses and no meaning. Labels: what becomes of a score's slope within "
+    "deciles of ||x|| (pooled less within).\ncos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens "
+    "with low |cos| and high norm; over placebo's: over the same\nratio of the placebo. Latents count for as many as they stand for. "
+    "Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +69,7 @@ class WinRateReport(Shown):
     """the runs that they were formed of, by name"""
 
     NAME: ClassVar[str] = "win_rate"
+    NOTE: ClassVar[str] = NOTE
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -112,17 +122,27 @@ class WinRateReport(Shown):
 
     def table(self) -> str:
         """The summary as text, for a terminal, in three parts; and what has no label, with the reason."""
+        parts = []
+        for title, part in self.tables().items():
+            parts += [f"{title}:", part.to_string(index=False)]
+        return "\n".join([*parts, *self.without_labels(), NOTE])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The summary in three parts."""
         whole = self.summary()
         place = [name for name in _PLACE if name != "model" or whole["model"].nunique() > 1]
+        return {
+            title: whole[[*place, *(name for name in columns if name in whole)]] for title, columns in _PARTS.items()
+        }
+
+    def without_labels(self) -> list[str]:
+        """Scores that have no label, with the reason."""
         parts = []
-        for title, columns in _PARTS.items():
-            own = [name for name in columns if name in whole]
-            parts += [f"{title}:", whole[[*place, *own]].to_string(index=False)]
         for c in self.contests:
             reasons = {"": c.why_no_labels} if c.simpson is None else c.simpson.reasons
             where = f"{c.run}, {c.place['context'].replace('_', '-')}, {c.place['sae']}"
             parts += [f"{where}: no label{' of ' + score if score else ''}: {why}" for score, why in reasons.items()]
-        return "\n".join([*parts, NOTE])
+        return parts
 
     def plot(self) -> Any:
         """Win rate by depth, in context beside the one-token context, with the placebos' band. Returns a matplotlib Figure."""
@@ -159,9 +179,6 @@ class WinRateReport(Shown):
     def files(cls) -> tuple[str, ...]:
         """The files that every report has."""
         return (f"{cls.NAME}.parquet", f"{cls.NAME}_latents.parquet", f"{cls.NAME}.json")
-
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False) + f"<p>{NOTE}</p>"
 
 
 _BAND: dict[str, Callable[[Any], float]] = {
@@ -236,50 +253,45 @@ def win_rate_report(
     absolute: bool | None = None,
     min_tokens: int = 10,
     draws: int = 200,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> WinRateReport:
     """Win rates of the cosine over the inner product, in every group of runs of `projection_effects`, with what they must be read beside.
 
     absolute: whether scores enter as |cos| and |inner| (None: where tokens were drawn over all values, as stratified sampling does; as
     published, signed values over active tokens). signed: a win is r_cos > r_inner, not |r_cos| > |r_inner|. draws: tables simulated
-    from the pooled fit for the band that range restriction alone predicts. progress: called with (1, groups) after each group.
+    from the pooled fit for the band that range restriction alone predicts. progress: as of `followed`, in groups.
     Raises `ResultError` for no runs, and runs without placebos. Source: arXiv:2606.15054; nulls, bands, labels and errors are ours.
     """
     if not runs:
         raise ResultError("no run; give at least one")
     keyed = {name: list(run.frame.groupby(PLACE, sort=False)) for name, run in runs.items()}
     total, contests = sum(map(len, keyed.values())), []
-    for name, groups in keyed.items():
-        run = runs[name]
-        magnitudes = run.provenance["sampling"] != "active" if absolute is None else absolute
-        for key, rows in groups:
-            place = dict(zip(PLACE, cast(tuple[Any, ...], key), strict=True))
-            floor = noise_floor(run.frame, place)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # few prompts: their number stands beside each interval
-                rates = win_rates(rows, edit=run.main, signed=signed, absolute=magnitudes, min_tokens=min_tokens)
-                groups_ = adversarial_groups(rows, edit=run.main, min_tokens=min_tokens)
-                labels, why = None, None
-                try:
-                    labels = simpson(
-                        rows, floor, edit=run.main, draws=draws, seed=run.provenance["seed"], min_tokens=min_tokens,
-                        absolute=magnitudes, signed=signed,
-                    )  # fmt: skip
-                except ResultError as error:  # too few rows: the rates stand without labels, and the reason beside them
-                    why = str(error)
-            own = next(g for g in run.groups if all(g[name_] == place[name_] for name_ in PLACE))
-            known = None if own["learned_a"] is None else own["learned_a"]["mean"]
-            contests.append(Contest(name, place, rates, groups_, own["exponents"], known, labels, why))
-            if progress is not None:
-                progress(1, total)
+    with followed(progress, "fitting", "group") as told:
+        for name, groups in keyed.items():
+            run = runs[name]
+            magnitudes = run.provenance["sampling"] != "active" if absolute is None else absolute
+            for key, rows in groups:
+                place = dict(zip(PLACE, cast(tuple[Any, ...], key), strict=True))
+                floor = noise_floor(run.frame, place)
+                with warnings.catch_warnings():
+                    warnings.simplefilter(
+                        "ignore", UserWarning
+                    )  # few prompts: their number stands beside each interval
+                    rates = win_rates(rows, edit=run.main, signed=signed, absolute=magnitudes, min_tokens=min_tokens)
+                    groups_ = adversarial_groups(rows, edit=run.main, min_tokens=min_tokens)
+                    labels, why = None, None
+                    try:
+                        labels = simpson(
+                            rows, floor, edit=run.main, draws=draws, seed=run.provenance["seed"], min_tokens=min_tokens,
+                            absolute=magnitudes, signed=signed,
+                        )  # fmt: skip
+                    except (
+                        ResultError
+                    ) as error:  # too few rows: the rates stand without labels, and the reason beside them
+                        why = str(error)
+                own = next(g for g in run.groups if all(g[name_] == place[name_] for name_ in PLACE))
+                known = None if own["learned_a"] is None else own["learned_a"]["mean"]
+                contests.append(Contest(name, place, rates, groups_, own["exponents"], known, labels, why))
+                if told is not None:
+                    told(1, total)
     return WinRateReport(contests, dict(runs))
-
-
-NOTE = (
-    "a across tokens: log KL on log|cos| and log||x||; rescaled: the same token's activation 10 % shorter and longer. Win rate: share "
-    "of latents whose\nKL correlates more with the cosine than with the inner product; it moves with the number of tokens whatever is "
-    "true, so read it beside the\nplacebos', which have the same doses and no meaning. Labels: what becomes of a score's slope within "
-    "deciles of ||x|| (pooled less within).\ncos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens "
-    "with low |cos| and high norm; over placebo's: over the same\nratio of the placebo. Latents count for as many as they stand for. "
-    "Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
-)

@@ -11,12 +11,21 @@ import numpy as np
 import pandas as pd
 from typing_extensions import Self
 
-from diagnostics.comparison_summary import NOTE, alignment_lines, joined_latents, seed_groups, seed_lines, terminal
+from diagnostics.comparison_summary import (
+    NOTE,
+    alignment_lines,
+    joined_latents,
+    seed_groups,
+    seed_lines,
+    tables,
+    terminal,
+)
 from diagnostics.dictionary_matching import HUNGARIAN_LIMIT
-from diagnostics.dictionary_units import CLASSES, Comparison, Plan
+from diagnostics.dictionary_units import Comparison, Plan
 from diagnostics.labelled_gaps import LabelledTexts
 from diagnostics.probes import Probe, probes_of
-from diagnostics.results import Result, model_provenance, result_files, write_frame
+from diagnostics.progress import Progressing, followed
+from diagnostics.results import FIGURE_KINDS, Result, model_provenance, result_files, write_frame
 from diagnostics.units import Done, Unit, Units
 from interventions.errors import ResultError
 from interventions.models import CausalModel, wrap
@@ -49,6 +58,7 @@ class DictionaryComparison(Result):
     """statistics as they stand in the JSON file: `saes`, `pairs`, `seeds`, `alignment`, `discovery`"""
 
     NAME: ClassVar[str] = "dictionary_comparison"
+    NOTE: ClassVar[str] = NOTE
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
@@ -69,7 +79,7 @@ class DictionaryComparison(Result):
         for name in TABLES:
             write_frame(folder / _parquet(name), getattr(self, name))
         for figure in ("gradients", "alignment", "effect"):  # of another run, which had them
-            for end in ("png", "svg"):
+            for end in FIGURE_KINDS:
                 (folder / f"dictionary_{figure}.{end}").unlink(missing_ok=True)
         return [*(_parquet(name) for name in TABLES), *super().write(folder)]
 
@@ -121,9 +131,9 @@ class DictionaryComparison(Result):
                 found["dictionary_effect"] = plot_effect(self)
         return found
 
-    def _repr_html_(self) -> str:
-        columns = ["sae", "other", "usable", *CLASSES, "matched_share", "matched_share_null", "mcs", "stable_share"]
-        return self.summary()[columns].to_html(index=False, float_format="%.3g") + f"<p>{NOTE}</p>"
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """SAEs, pairs of them, seeds, alignment against MCS and effect, discovery."""
+        return tables(self)
 
 
 def _parquet(table: str) -> str:
@@ -155,7 +165,7 @@ def compare_dictionaries(
     batch_rows: int | None = None,
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> DictionaryComparison:
     """Compare two or more SAEs of one site on one text.
 
@@ -204,9 +214,12 @@ def compare_dictionaries(
         "path": path,
     }
     work = Comparison(model, prompts, probes, texts, plan, {"path": path, "batch_rows": batch_rows})
-    with Units(folder, identity | {"batch_rows": batch_rows, **model_provenance(model)}, overwrite) as units:
+    with (
+        followed(progress, DictionaryComparison.NAME, "unit") as told,
+        Units(folder, identity | {"batch_rows": batch_rows, **model_provenance(model)}, overwrite) as units,
+    ):
         last = [Unit.of(part="discovery", data=name) for name in texts]  # they need what the others find
-        together = None if progress is None else _Together(progress, len(work.units()) + len(last))
+        together = told and _Together(told, len(work.units()) + len(last))
         done = units.run(work.units(), work, together)
         for pair in _of(done, "pair"):
             matches = np.array(pair.notes["matches"], dtype=int).reshape(-1, 2)

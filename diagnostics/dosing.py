@@ -3,7 +3,7 @@
 Ours: arXiv:2606.15054 compares a direction patch with a norm patch that moves x four to ten times less.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.dose_summary import NOTE, short_frame, summaries, summary_frame
+from diagnostics.progress import Progressing
 from diagnostics.results import Result
 from diagnostics.sampling import cross_prompt_pairs, generator
 from diagnostics.study import (
@@ -64,6 +65,7 @@ class DoseResponse(Result):
     """
 
     NAME: ClassVar[str] = "dose_response"
+    NOTE: ClassVar[str] = NOTE
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -85,9 +87,8 @@ class DoseResponse(Result):
     def table(self) -> str:
         """KL by layer and dose as text, for a terminal."""
         lines = []
-        for context in self.provenance["context"]:
-            for point in self.points:
-                lines += [f"{context.replace('_', '-')}, {point}:", self._short(point, context).to_string(index=False)]
+        for place, short in self.tables().items():
+            lines += [f"{place}:", short.to_string(index=False)]
         return "\n".join([*lines, NOTE, *left_out(self.provenance)])
 
     def plot(self, point: str | None = None, context: str | None = None) -> Any:
@@ -113,8 +114,13 @@ class DoseResponse(Result):
                 found[f"{self.NAME}_depth{end}"] = self.plot_depth(dose, point, context)
         return found
 
-    def _repr_html_(self) -> str:
-        return self._short(self.points[0], self.provenance["context"][0]).to_html(index=False) + f"<p>{NOTE}</p>"
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """KL and ratios by layer and dose, a table for each context and point."""
+        return {
+            f"{context.replace('_', '-')}, {point}": self._short(point, context)
+            for context in self.provenance["context"]
+            for point in self.points
+        }
 
     def _short(self, point: str, context: str) -> pd.DataFrame:
         nulls = [self.select(label, point, context) for label in self.null_models]
@@ -149,7 +155,7 @@ def dose_response(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> DoseResponse:
     """Move activations by a share of their own norm, along directions that differ in meaning, and measure the KL.
 

@@ -1,6 +1,6 @@
 """Does ablating a concept's latents take away the concept and nothing else? Intended against collateral effects of the top N."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import pandas as pd
 import torch
 
+from diagnostics import ablation_tables
 from diagnostics.ablation_arms import ARMS
 from diagnostics.ablation_curves import Curve
 from diagnostics.ablation_runs import Runner
@@ -18,6 +19,7 @@ from diagnostics.concepts import ConceptTexts
 from diagnostics.equal_effects import EqualEffect, equal_effects
 from diagnostics.latent_ranking import RANKINGS
 from diagnostics.probes import probes_of
+from diagnostics.progress import Progressing
 from diagnostics.results import Result, model_provenance
 from diagnostics.sae_sites import PATHS
 from diagnostics.units import Units
@@ -48,6 +50,7 @@ class FeatureAblation(Result):
     """
 
     NAME: ClassVar[str] = "feature_ablation"
+    NOTE: ClassVar[str] = ablation_tables.NOTE
 
     @property
     def saes(self) -> list[str]:
@@ -93,9 +96,7 @@ class FeatureAblation(Result):
 
     def table(self) -> str:
         """Effects and comparisons as text, for a terminal."""
-        from diagnostics.ablation_tables import terminal
-
-        return terminal(self)
+        return ablation_tables.terminal(self)
 
     def plot(self, form: str = "kl") -> Any:
         """Collateral against intended effect, a panel a concept, and selectivity at equal intended effect. A matplotlib Figure."""
@@ -115,10 +116,9 @@ class FeatureAblation(Result):
             f"{self.NAME}_counts": self.plot_counts()
         }
 
-    def _repr_html_(self) -> str:
-        from diagnostics.ablation_tables import short_frame
-
-        return short_frame(self).to_html(index=False)
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Of each form: means over concepts by N, and SAEs at equal intended effect."""
+        return ablation_tables.tables(self)
 
 
 def feature_ablation(
@@ -136,7 +136,7 @@ def feature_ablation(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> FeatureAblation:
     """Ablate the top N latents of each concept wherever they fire, and measure what was meant beside what was not.
 

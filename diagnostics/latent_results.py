@@ -1,7 +1,7 @@
 """What results of edits of single latents share: SAEs by name, and their statistics as a table."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 
@@ -11,9 +11,6 @@ from diagnostics.results import Result
 @dataclass(frozen=True)
 class LatentResult(Result):
     """A table with a line for each edit, of SAEs by name. A diagnostic adds `groups` and `plot`."""
-
-    NOTE: ClassVar[str] = ""
-    """how the numbers of the summary are to be read"""
 
     @property
     def saes(self) -> list[str]:
@@ -38,6 +35,3 @@ class LatentResult(Result):
     def figures(self) -> dict[str, Any]:
         """The figure of `plot`."""
         return {self.NAME: self.plot()}
-
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False) + f"<p>{self.NOTE}</p>"

@@ -104,8 +104,8 @@ def summary_frame(found: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def terminal(found: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
-    """Accuracy by SAE, data set and probe, and probe loss, as text."""
+def short_frame(found: list[dict[str, Any]], provenance: dict[str, Any]) -> pd.DataFrame:
+    """Accuracy by SAE, data set and probe, and probe loss."""
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for group in found:
         line = lines.setdefault((group["sae"], group["dataset"]), {"sae": group["sae"], "dataset": group["dataset"]})
@@ -116,6 +116,11 @@ def terminal(found: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
             line["probe loss"] = f"{group['cross_entropy']} (in sample {group['cross_entropy_train']:.3g})"
         elif group["k"] == min(provenance["ks"]) or group["kind"] in ("all", "raw"):
             line[group["kind"]] = f"{accuracy.value:.3g}"
+    return pd.DataFrame(list(lines.values()))
+
+
+def terminal(found: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
+    """Accuracy by SAE, data set and probe, and probe loss, as text."""
     nulls = f"random, shuffled: k={min(provenance['ks'])}. Probe loss: nats, the best one-latent probe; ln 2 = 0.693 is chance."
     dropped = {
         where: [f"{n} {why}" for why, n in counts.items() if why != "position 0"]
@@ -123,7 +128,7 @@ def terminal(found: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
     }
     left = [f"{where}: {', '.join(some)} left out" for where, some in dropped.items() if some]
     sizes = [f"{name}: {described(text)}" for name, text in provenance["texts"].items()]
-    return "\n".join([pd.DataFrame(list(lines.values())).to_string(index=False), NOTE, nulls, *sizes, *left])
+    return "\n".join([short_frame(found, provenance).to_string(index=False), NOTE, nulls, *sizes, *left])
 
 
 def described(texts: dict[str, Any]) -> str:

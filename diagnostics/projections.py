@@ -4,7 +4,7 @@ One line a (latent, token, edit): effects beside every score that is said to pre
 The statistics stand in `projection_summary`; how latents and tokens are drawn in `latent_sampling`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ import torch
 
 from diagnostics.latent_sampling import SAMPLINGS
 from diagnostics.probes import Probe, probes_of
+from diagnostics.progress import Progressing
 from diagnostics.projection_design import EDITS, REFERENCES, Latents, Plan, Projections
-from diagnostics.projection_summary import summaries, summary_frame
+from diagnostics.projection_summary import NOTE, short_frame, summaries, summary_frame, terminal
 from diagnostics.results import Result
 from diagnostics.study import METRICS, TRAINED, Settings, chosen_contexts, left_out, run_study
 from interventions.errors import ResultError
@@ -35,6 +36,7 @@ class ProjectionEffects(Result):
     """
 
     NAME: ClassVar[str] = "projections"
+    NOTE: ClassVar[str] = NOTE
 
     @property
     def saes(self) -> list[str]:
@@ -71,8 +73,6 @@ class ProjectionEffects(Result):
 
     def table(self) -> str:
         """Effects and exponents as text, for a terminal."""
-        from diagnostics.projection_summary import NOTE, terminal
-
         return "\n".join([terminal(self.groups), NOTE, *left_out(self.provenance)])
 
     def plot(self, context: str | None = None) -> Any:
@@ -91,10 +91,9 @@ class ProjectionEffects(Result):
         """Exponents by depth; KL against dose of some latents of the SAE in the middle."""
         return {f"{self.NAME}_exponent": self.plot(), f"{self.NAME}_dose": self.plot_dose()}
 
-    def _repr_html_(self) -> str:
-        from diagnostics.projection_summary import NOTE, short_frame
-
-        return short_frame(self.groups).to_html(index=False) + f"<p>{NOTE}</p>"
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Effects and exponents, a line for each model, context, block and SAE."""
+        return {"": short_frame(self.groups)}
 
 
 COLUMNS = (
@@ -136,7 +135,7 @@ def projection_effects(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> ProjectionEffects:
     """Remove single directions from single activations, and measure the KL beside what is said to predict it.
 

@@ -90,6 +90,8 @@ class Shown:
 
     NAME: ClassVar[str] = ""
     """of its files"""
+    NOTE: ClassVar[str] = ""
+    """how the numbers of the tables are to be read"""
     provenance: dict[str, Any]
 
     @classmethod
@@ -105,9 +107,26 @@ class Shown:
         """Statistics of the table, for a reader."""
         raise NotImplementedError
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Short tables for a reader, by title; estimates as text, with their intervals."""
+        return {"": self.summary()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Summary and provenance, as they stand in the JSON file."""
+        raise NotImplementedError
+
+    def plot(self) -> Any:
+        """The figure to look at first. Returns a matplotlib Figure."""
+        raise NotImplementedError
+
     def figures(self) -> dict[str, Any]:
         """matplotlib Figures by file name."""
         raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        from diagnostics.result_html import shown
+
+        return shown(self)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How well SAEs stand for the activations they read: reconstruction, sparsity, what the model makes of it, alignment."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from scipy import stats
 from typing_extensions import Self
 
 from diagnostics import sae_measures
+from diagnostics.progress import Progressing, followed
 from diagnostics.results import FIGURE_KINDS, Result, model_provenance, result_files, write_frame
 from diagnostics.sae_measures import ALL, MEASURES, NO_SINKS, QUARTILES
 from diagnostics.sae_sites import sae_site
@@ -133,7 +134,9 @@ class SAEEvaluation(Result):
         speaks = f"a bimodality above {UNIFORM:.2f}, a uniform distribution's, speaks for two modes"
         return {
             "": pd.DataFrame(overall),
-            f"By quartile of ‖x‖, {self.counted if self.counted == NO_SINKS else 'all tokens'}": pd.DataFrame(quartiles),
+            f"By quartile of ‖x‖, {self.counted if self.counted == NO_SINKS else 'all tokens'}": pd.DataFrame(
+                quartiles
+            ),
             f"Alignment <w, d> of live latents; {speaks}": pd.DataFrame(aligned),
         }
 
@@ -239,7 +242,7 @@ def evaluate_saes(
     splice_prompts: int | None = 50,
     splice_sinks: bool = False,
     path: str = "auto",
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> SAEEvaluation:
     """Evaluate SAEs, each at its own site of one model, on one text or several: `MEASURES`, by quartile of ‖x‖, and latent by latent.
 
@@ -270,20 +273,21 @@ def evaluate_saes(
         for text in texts.values()
         for names in by_site.values()
     ]
-    tick = lambda n: progress(n, sum(steps)) if progress is not None else None  # noqa: E731
     lines, latents, notes = [], [], _Notes()
-    for corpus, text in texts.items():
-        recording = record(model, text.tokens, tuple(by_site), keep_cache=False)
-        for site, names in by_site.items():
-            tokens = sae_measures.Tokens(recording, site, text.special, sink_filter or None, skip_first)
-            some = {name: named[name] for name in names}
-            splices = sae_measures.spliced_stream(tokens, some, splice_prompts, splice_sinks, path, tick)
-            notes.add(corpus, tokens, splices, names)
-            for name, sae in some.items():
-                passed = sae_measures.encoded(sae, tokens)
-                keys = {"sae": name, "site": str(site), "layer": site.layer, "point": site.point, "corpus": corpus}
-                lines += [keys | _as_row(line) for line in sae_measures.lines(tokens, passed, splices, name)]
-                latents.append(_latents(name, corpus, sae, passed, tokens))
+    with followed(progress, "splicing", "prompt") as told:
+        tick = lambda n: told(n, sum(steps)) if told is not None else None  # noqa: E731
+        for corpus, text in texts.items():
+            recording = record(model, text.tokens, tuple(by_site), keep_cache=False)
+            for site, names in by_site.items():
+                tokens = sae_measures.Tokens(recording, site, text.special, sink_filter or None, skip_first)
+                some = {name: named[name] for name in names}
+                splices = sae_measures.spliced_stream(tokens, some, splice_prompts, splice_sinks, path, tick)
+                notes.add(corpus, tokens, splices, names)
+                for name, sae in some.items():
+                    passed = sae_measures.encoded(sae, tokens)
+                    keys = {"sae": name, "site": str(site), "layer": site.layer, "point": site.point, "corpus": corpus}
+                    lines += [keys | _as_row(line) for line in sae_measures.lines(tokens, passed, splices, name)]
+                    latents.append(_latents(name, corpus, sae, passed, tokens))
     provenance = {
         "diagnostic": SAEEvaluation.NAME,
         **model_provenance(model),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from diagnostics.pooling import PooledTexts, labelled_prompts, pooled_texts
 from diagnostics.probes import Probe, probes_of
 from diagnostics.probing_fits import cross_entropies
 from diagnostics.probing_tasks import split_seed, tasks
+from diagnostics.progress import Progressing
 from diagnostics.results import Result, model_provenance, result_files, write_frame
 from diagnostics.sampling import generator
 from diagnostics.statistics import Estimate
@@ -55,6 +56,7 @@ class SparseProbing(Result):
     pooled estimates are made of it"""
 
     NAME: ClassVar[str] = "sparse_probing"
+    NOTE: ClassVar[str] = probing_summary.NOTE
     TEXTS: ClassVar[str] = "probed_texts.parquet"
 
     @classmethod
@@ -119,8 +121,9 @@ class SparseProbing(Result):
         """The figure."""
         return {self.NAME: self.plot()}
 
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False, float_format="%.3g") + f"<p>{probing_summary.NOTE}</p>"
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Accuracy by SAE, data set and probe, and probe loss."""
+        return {"": probing_summary.short_frame(self.groups, self.provenance)}
 
 
 @torch.no_grad()
@@ -140,7 +143,7 @@ def probe_saes(
     seed: int = 0,
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> SparseProbing:
     """Fit probes of each class against the rest on k latents of each SAE, averaged over each text's tokens.
 

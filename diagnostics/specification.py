@@ -55,6 +55,10 @@ class Specifications(Shown):
     """of the runs it was formed of, by text"""
 
     NAME: ClassVar[str] = "specification"
+    NOTE: ClassVar[str] = (
+        "A specification: one choice of each factor. Interval above 1, below 1: share of specifications whose whole 95 % delete-one-prompt "
+        "jackknife interval lies there. Deeper: factor of growth from the first block to the last."
+    )
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
@@ -103,13 +107,15 @@ class Specifications(Shown):
 
     def table(self) -> str:
         """Summary and medians by choice, for a terminal."""
-        parts = [self.summary().to_string(index=False, float_format="%.3g")]
-        for claim in CLAIMS:
-            parts += [
-                f"{CLAIMS[claim]}, median by choice:",
-                self.by_choice(claim).to_string(index=False, float_format="%.3g"),
-            ]
+        parts = []
+        for title, some in self.tables().items():
+            parts += [f"{title}:"] * bool(title) + [some.to_string(index=False, float_format="%.3g")]
         return "\n".join(parts)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The summary, and of each claim medians by choice."""
+        medians = {f"{words}, median by choice": self.by_choice(claim) for claim, words in CLAIMS.items()}
+        return {"": self.summary()} | medians
 
     def plot(self, claim: str = "direction") -> Any:
         """The curve of one claim. Returns a matplotlib Figure."""
@@ -117,19 +123,19 @@ class Specifications(Shown):
 
         return plot_specifications(self, claim)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Summary and provenance, as they stand in the JSON file."""
+        return {"summary": self.summary().to_dict("records"), "provenance": self.provenance}
+
     def write(self, folder: Path) -> list[str]:
         """Table, summary with provenance, and a figure a claim; the names of the files."""
         write_frame(folder / f"{self.NAME}.parquet", self.frame)
-        summary = {"summary": self.summary().to_dict("records"), "provenance": self.provenance}
-        write_json(folder / f"{self.NAME}.json", summary)
+        write_json(folder / f"{self.NAME}.json", self.as_dict())
         return [*self.files(), *save_figures(folder, self.figures())]
 
     def figures(self) -> dict[str, Any]:
         """A figure for each claim."""
         return {f"{self.NAME}_{claim}": self.plot(claim) for claim in CLAIMS}
-
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False)
 
 
 def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 0.95) -> Specifications:

@@ -1,6 +1,6 @@
 """What happens as a latent's direction is added more and more strongly: alone, with a partner, and in a random direction instead."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from diagnostics.latent_logits import direct_logits
 from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study, token_items
 from diagnostics.probes import Probe
+from diagnostics.progress import Progressing
+from diagnostics.statistics import Estimate
 from diagnostics.steering_summary import NOTE, means, peaks
 from diagnostics.study import Clean
 from interventions.edits import matched_placebo
@@ -82,6 +84,11 @@ class Steering(LatentResult):
     def as_dict(self) -> dict[str, Any]:
         return super().as_dict() | {"peaks": self.peaks().to_dict("records")}
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The peaks, with their intervals as text, and the means."""
+        peaks = self.peaks().map(lambda cell: str(cell) if isinstance(cell, Estimate) else cell)
+        return {"peaks": peaks, "means": self.summary()}
+
     def table(self) -> str:
         """The peaks and the means as text, for a terminal."""
         return self.peaks().to_string(index=False) + "\n\n" + super().table()
@@ -111,7 +118,7 @@ def latent_steering(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> Steering:
     """Add c times a latent's direction at single tokens, alone, with a partner, and at random instead.
 

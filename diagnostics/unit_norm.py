@@ -1,7 +1,7 @@
 """What if tokens lost their norm? Activations forced to norm 1 after one block, alone or all together, by depth."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from diagnostics import statistics
+from diagnostics.progress import Progressing
 from diagnostics.results import Result
 from diagnostics.sampling import generator, hash_keys
 from diagnostics.study import (
@@ -46,6 +47,9 @@ class UnitNorm(Result):
     """
 
     NAME: ClassVar[str] = "unit_norm"
+    NOTE: ClassVar[str] = (
+        "Mean KL in nats, 95 % jackknife intervals; rotation: by the same distance, norm kept; everywhere: all tokens at once."
+    )
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -73,14 +77,16 @@ class UnitNorm(Result):
 
     def table(self) -> str:
         """The summary as text, for a terminal."""
+        rows = self.tables()[""].to_string(index=False, float_format="%.3g")
+        return "\n".join([rows, self.NOTE, *left_out(self.provenance)])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """A line for each model and layer."""
         rows = [
             {k: str(v) if isinstance(v, statistics.Estimate) else v for k, v in g.items() if k != "noise_floor"}
             for g in self.groups
         ]
-        note = "Mean KL in nats, 95 % jackknife intervals; rotation: by the same distance, norm kept; everywhere: all tokens at once."
-        return "\n".join(
-            [pd.DataFrame(rows).to_string(index=False, float_format="%.3g"), note, *left_out(self.provenance)]
-        )
+        return {"": pd.DataFrame(rows)}
 
     def plot(self) -> Any:
         """KL by depth. Returns a matplotlib Figure."""
@@ -91,9 +97,6 @@ class UnitNorm(Result):
     def figures(self) -> dict[str, Any]:
         """The figure."""
         return {self.NAME: self.plot()}
-
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False)
 
 
 def _group(key: Any, rows: pd.DataFrame) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def unit_norm_sweep(
     path: str = "auto",
     folder: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progressing = None,
 ) -> UnitNorm:
     """Force activations to norm 1 at `resid_post` of some blocks: each token alone, and all tokens of its prompt at once.
 

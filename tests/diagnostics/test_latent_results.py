@@ -1,9 +1,11 @@
 """The table of a result, as a terminal and a notebook show it."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from diagnostics.latent_results import LatentResult
 from diagnostics.statistics import Estimate
+from tests.pages import read
 
 
 class Found(LatentResult):
@@ -17,7 +19,7 @@ class Found(LatentResult):
         return [{"sae": "one", "share": share}, {"sae": "two", "share": "few"}]
 
     def plot(self):
-        return "the figure"
+        return plt.figure(num="the figure", figsize=(2, 1))
 
 
 def found(**more):
@@ -25,8 +27,10 @@ def found(**more):
 
 
 def test_estimates_stand_with_their_intervals_and_only_what_was_dropped_is_told():
-    assert found().saes == ["one", "two"] and found().figures() == {"found": "the figure"}
+    assert found().saes == ["one", "two"] and list(found().figures()) == ["found"]
+    plt.close("the figure")
     assert found().table().splitlines()[1:] == ["one 0.5 [0.25, 0.75]", "two              few", "what the numbers are"]
     said = found(rows_dropped={"effect not finite": 3}, why_hooks=["no keys"]).table().splitlines()[-2:]
     assert said == ["rows dropped: {'effect not finite': 3}", "full forward passes: ['no keys']"]
-    assert "0.5 [0.25, 0.75]" in found()._repr_html_() and "<p>what the numbers are</p>" in found()._repr_html_()
+    page = read(found()._repr_html_())
+    assert "0.5 [0.25, 0.75]" in "".join(page.text) and "what the numbers are" in page.text

@@ -1,0 +1,35 @@
+"""Figures within a page: drawn once, closed, and carried as data, so that the page needs no other file."""
+
+import base64
+import io
+from html import escape
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+_MOST_BYTES = 300_000
+_DPI = 150
+_STEADY = {"svg.hashsalt": "mechdiag"}
+
+
+def picture(figure: Figure, words: str) -> str:
+    """An `<img>` of a figure, which is closed then: as SVG, or as PNG where thousands of points make that large.
+
+    words: what readers are told who do not see it. The same figure gives the same bytes.
+    """
+    try:
+        with plt.rc_context(_STEADY):
+            kind, data = "svg+xml", _saved(figure, "svg", metadata={"Date": None})
+            if len(data) > _MOST_BYTES:
+                kind, data = "png", _saved(figure, "png", dpi=_DPI)
+        width = round(figure.get_figwidth() * 96)
+    finally:
+        plt.close(figure)
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return f'<img src="{source}" alt="{escape(words)}" width="{width}" loading="lazy">'
+
+
+def _saved(figure: Figure, kind: str, **how: object) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, facecolor="white", **how)  # type: ignore[arg-type]
+    return out.getvalue()
