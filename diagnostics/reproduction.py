@@ -1,0 +1,101 @@
+"""How a result is made again: the command it came from where that is known, else the call, from its tokens and settings."""
+
+import inspect
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diagnostics.atlas import causal_atlas
+from diagnostics.concentration import causal_concentration
+from diagnostics.direction_patching import direction_norm
+from diagnostics.dosing import dose_response
+from diagnostics.effect_sparsity import ablation_sparsity
+from diagnostics.latent_pairs import interactions
+from diagnostics.projections import projection_effects
+from diagnostics.results import Result, Shown
+from diagnostics.settings_words import provenances
+from diagnostics.steering import latent_steering
+from diagnostics.substitution import atom_substitution
+from diagnostics.unit_norm import unit_norm_sweep
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "direction_norm": direction_norm,
+    "dose_response": dose_response,
+    "unit_norm": unit_norm_sweep,
+    "projections": projection_effects,
+    "atlas": causal_atlas,
+    "interactions": interactions,
+    "causal_concentration": causal_concentration,
+    "latent_steering": latent_steering,
+    "atom_substitution": atom_substitution,
+    "ablation_sparsity": ablation_sparsity,
+}
+"""Diagnostics whose prompts are the tokens beside their results; the others read labelled or several texts."""
+_FORMED = {
+    "win_rate": ("win_rate_report", "ProjectionEffects"),
+    "specification": ("specification_curve", "DirectionNorm"),
+}
+
+
+def reproduction(result: Shown, folder: str) -> str:
+    """Lines of a shell or of Python that make a result again, in the folder where it lies; empty where settings alone must do."""
+    if command := result.provenance.get("command"):
+        return shlex.join(map(str, command))
+    if result.NAME in _FORMED:
+        call, kind = _FORMED[result.NAME]
+        runs = ", ".join(f"{name!r}: {kind}.load({name!r})" for name in provenances(result))
+        return f"from diagnostics import {kind}, {call}\n\nresult = {call}({{{runs}}})  # the folders of these runs"
+    if result.NAME not in _CALLS or not isinstance(result, Result):
+        return ""
+    p, call = result.provenance, _CALLS[result.NAME]
+    saes = list(p.get("saes", {}))
+    lines = [
+        f"from diagnostics import {call.__name__}",
+        "from diagnostics.results import load_tokens",
+        "from interventions import load_model",
+        *(["from sae_models import load_sae"] if saes else []),
+        "",
+        f"model = load_model({p['model']!r}, dtype={p['dtype']!r}, device={p['device']!r})  # weights {p['weights_sha256'][:12]}",
+        f"prompts = load_tokens({f'{folder}/tokens.npy'!r})  # {len(result.tokens)} prompts, as token ids",
+    ]
+    if saes:
+        lines.append("saes = {  # the folder or the name in the zoo of each")
+        lines += [f"    {name!r}: load_sae({name!r}),  # {_sha(p['saes'][name])}" for name in saes]
+        lines.append("}")
+    for name, digest in p.get("directions", {}).items():
+        lines.append(f"{name} = ...  # your direction, sha256 {digest}")
+    asked = "".join(f"    {name}={value},\n" for name, value in arguments(call, p).items())
+    return "\n".join([*lines, f"result = {call.__name__}(\n    model, prompts,{' saes,' * bool(saes)}\n{asked})"])
+
+
+def _sha(sae: Any) -> str:
+    return f"sha256 {sae['sha256']}" if isinstance(sae, Mapping) and "sha256" in sae else "as it was"
+
+
+def arguments(call: Callable[..., Any], p: Mapping[str, Any]) -> dict[str, str]:
+    """Keyword arguments that provenance holds and that are not a diagnostic's defaults, as Python."""
+    given: dict[str, Any] = {**p, **p.get("settings", {})}
+    given |= {
+        "pairs": p.get("pairs_asked"),
+        "path": p.get("asked_path", "auto"),
+        "null_seeds": len(p.get("null_models", ())),
+    }
+    given |= {"tokens": p["tokens_asked"]} if "tokens_asked" in p else {}
+    if not given.get("latents") and "n_latents" in p:
+        given["latents"] = p["n_latents"]
+    if isinstance(given.get("context"), list):
+        given["context"] = "both" if len(given["context"]) == 2 else given["context"][0]
+    found = {}
+    for name, parameter in inspect.signature(call).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name not in given:
+            continue
+        value = given[name]
+        if name == "directions":
+            found |= {name: "{" + ", ".join(f"{n!r}: {n}" for n in value) + "}"} if value else {}
+        elif not isinstance(value, Mapping) and _plain(value) != _plain(parameter.default):
+            found[name] = repr(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value

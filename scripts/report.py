@@ -1,0 +1,81 @@
+#!/usr/bin/env python
+"""Results of any of the commands as one page: figures, tables, what to know before believing them, how to make them again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from diagnostics import command
+from diagnostics.inputs import short_names
+from diagnostics.results import Shown, write_whole
+from diagnostics.saved import saved_results, unfinished
+from interventions.errors import ResultError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(command.Spoken):
+    """What did these runs find, and what must a reader know before believing it?
+
+    Takes folders of results, with every result below them, and writes one HTML page that needs no network and no other file: the
+    numbers to look at first beside their nulls, each result's question, figures and sortable tables, warnings (full forward passes,
+    dropped rows, noise floors, few prompts, different code or weights), settings, and how to make each result again.
+
+    Example: scripts/report.py results --out report.html
+    """
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of results; those below them count too"""
+    out: Path = Path("report.html")
+    """the page"""
+    title: str = "Results"
+    """of the page"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace a page that is there"""
+
+
+def main(settings: Settings) -> command.Document:
+    """Everything that can be wrong with the input is looked at before a figure is drawn."""
+    from diagnostics.report_html import report
+
+    if settings.out.exists() and not settings.overwrite:
+        raise ResultError(f"{settings.out} is there already; name another file or pass --overwrite")
+    if not settings.out.resolve().parent.is_dir():
+        raise ResultError(f"no folder {settings.out.parent}; expected one to write {settings.out.name} into")
+    results, code, begun = _found(settings.results)
+    page = report(results, title=settings.title, unfinished=begun, code=code)
+    write_whole(settings.out, lambda path: path.write_text(page, encoding="utf-8"))
+    settings.say(
+        f"wrote {len(results)} result{'s' * (len(results) > 1)} into {settings.out} ({len(page) / 1e6:.1f} MB)"
+    )
+    return {
+        "out": str(settings.out),
+        "results": {name: result.NAME for name, result in results.items()},
+        "unfinished": begun,
+    }
+
+
+def _found(folders: tuple[Path, ...]) -> tuple[dict[str, Shown], dict[str, str], list[str]]:
+    """Results, versions of their code, and unfinished runs, by name; of several folders names begin with the folder's."""
+    if not folders:
+        raise ResultError("no folder; name at least one that holds results")
+    results: dict[str, Shown] = {}
+    code: dict[str, str] = {}
+    begun: list[str] = []
+    for folder, short in zip(folders, short_names(tuple(map(str, folders))), strict=True):
+        own = folder.resolve().name
+        for name, result in saved_results(folder).items():
+            alone = name == own or name == f"{own}/{result.NAME}"
+            called = name if len(folders) == 1 else short if alone else f"{short}/{name}"
+            results[called] = result
+            place = folder if alone else folder / name.removesuffix(f"/{result.NAME}")
+            if (place / "run.json").is_file():
+                code[called] = str(json.loads((place / "run.json").read_text(encoding="utf-8")).get("code", "unknown"))
+        begun += [name if len(folders) == 1 else f"{short}/{name}" for name in unfinished(folder)]
+    return results, code, begun
+
+
+if __name__ == "__main__":
+    command.run(Settings, main)
