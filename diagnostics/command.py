@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
+from transformers.utils import logging as loading
 
 from diagnostics.command_line import parsed
 from diagnostics.progress import followed
@@ -98,10 +99,9 @@ def run(settings: type[Settings], main: Callable[[Settings], Document | None]) -
         try:
             given = _parsed(settings)
             warnings.showwarning = _warning_line
-            as_json = isinstance(given, Spoken) and given.json
-            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            with _spoken(given):
                 document = main(given)
-            if as_json:
+            if getattr(given, "json", False):
                 print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
         except (MechdiagError, SAEError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -109,6 +109,18 @@ def run(settings: type[Settings], main: Callable[[Settings], Document | None]) -
         except KeyboardInterrupt as stopped:
             print(stopped if isinstance(stopped, Interrupted) else "interrupted", file=sys.stderr)
             raise SystemExit(128 + (signals[0] if signals else signal.SIGINT)) from None
+
+
+@contextlib.contextmanager
+def _spoken(given: object) -> Iterator[None]:
+    """With --json whatever is printed goes to stderr; with --quiet models load without a bar."""
+    with contextlib.ExitStack() as stack:
+        if getattr(given, "json", False):
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if getattr(given, "quiet", False) and loading.is_progress_bar_enabled():
+            loading.disable_progress_bar()
+            stack.callback(loading.enable_progress_bar)
+        yield
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def main(settings: Settings) -> command.Document:
     how = settings.common()
     if (how.pop("context"), how.pop("horizon"), settings.sites) != ("in_place", 1, ("resid_post",)):
         raise MechdiagError(
-            "this sweep runs in place, at resid_post, with horizon 1; leave out --context, --horizon, --sites"
+            "this sweep runs in place, at resid_post, with horizon 1: leave context, horizon and sites as they are"
         )
     model, prompts = settings.load()
     with settings.progress("forcing norms") as progress:

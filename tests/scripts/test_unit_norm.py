@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from diagnostics.unit_norm import UnitNorm, unit_norm_sweep
-from interventions import ResultError
+from interventions import MechdiagError, ResultError
 from tests.tiny import N_LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,8 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(run, script, g
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert run(*words)[0] == 0
     assert {name: (out / name).read_bytes() for name in before} == before
+    status, said, err = run(*words, "--json", "--quiet")
+    assert (status, err) == (0, "") and json.loads(said)["files"] and json.loads(said)["summary"] == summary
     status, said, err = run(*words[:-1], 3)
     assert (status, said) == (2, "") and "holds units of another run" in one_line(err)
     status, _, err = run(*words[:-1], 3, "--overwrite")
@@ -80,9 +82,9 @@ def test_all_blocks_are_the_default(run, tmp_path):
     ("words", "message"),
     [
         (("--path", "fast"), "unknown path 'fast'; known: auto, replay, hooks"),
-        (("--context", "both"), "this sweep runs in place, at resid_post, with horizon 1"),
-        (("--horizon", 2), "leave out --context, --horizon, --sites"),
-        (("--sites", "attn_out"), "leave out --context, --horizon, --sites"),
+        (("--context", "both"), "Unrecognized options: --context"),
+        (("--horizon", 2), "Unrecognized options: --horizon"),
+        (("--sites", "attn_out"), "Unrecognized options: --sites"),
         (("--pairs", 3), "--pairs"),
     ],
 )
@@ -105,6 +107,12 @@ def test_what_needs_the_model_is_one_line_too(run, tmp_path, words, message):
     status, said, err = run("--out", tmp_path / "out", "--tokens", 20, *words)
     assert (status, said) == (2, "")
     assert message in one_line(err)
+
+
+@pytest.mark.parametrize("more", [{"context": "both"}, {"horizon": "2"}, {"sites": ("attn_out",)}])
+def test_what_the_sweep_cannot_do_is_refused_without_a_command_line_too(script, tmp_path, more):
+    with pytest.raises(MechdiagError, match="runs in place, at resid_post, with horizon 1"):
+        script.main(script.Settings(out=tmp_path, model="/nowhere/at/all", **more))
 
 
 def test_a_folder_of_another_run_is_refused_first(script, tmp_path):
