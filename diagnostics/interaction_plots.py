@@ -7,14 +7,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from diagnostics.edit_bench import PLACEBOS
 from diagnostics.frames import each, lines_of, where
 from diagnostics.interaction_summary import from_sums
-from diagnostics.plots import write_caption
+from diagnostics.plots import plain_ticks, write_caption
 from diagnostics.statistics import FEW_PROMPTS
 from diagnostics.style import GREYS, PLACEBO_LABELS, STYLE, looks
 from interventions.errors import ResultError
@@ -44,13 +42,6 @@ def finish(figure: Figure, provenance: dict[str, Any], words: str) -> Figure:
     inches = float(figure.get_size_inches()[0])
     write_caption(figure, study_caption(provenance, words, inches))
     return figure
-
-
-def plain_ticks(axis: Axis) -> None:
-    """Of a log axis that spans few decades: 1, 2 and 5 times powers of ten, as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def plot_interactions(result: "Interactions") -> Figure:

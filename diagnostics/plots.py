@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from diagnostics.statistics import Estimate
 from diagnostics.style import CAPTION_SIZE, LABELS
@@ -15,24 +17,39 @@ CAP = 1e6
 
 
 def points(
-    ax: Axes, x: np.ndarray, estimates: list[Estimate], colour: str, label: str, marker: str, shift: float = 0.0
-) -> None:
-    """A line with intervals on a log axis; a lower bound is an open marker with an arrow up."""
-    value = np.array([min(e.value, CAP) for e in estimates])
-    low = np.array([min(e.low, CAP) for e in estimates])
-    high = np.array([min(e.high, CAP) for e in estimates])
-    bound = np.array([e.bound or e.value > CAP for e in estimates], dtype=bool)
-    shown = np.isfinite(value) & (value > 0)
-    below = np.where(np.isfinite(low), value - low, 0)
-    above = np.where(np.isfinite(high), high - value, 0)
-    bars = np.vstack([below, above]).clip(min=0)
+    ax: Axes, x: np.ndarray, estimates: list[Estimate], colour: str, label: str, marker: str, shift: float = 0.0, *,
+    dash: Any = "-", log: bool = True, thin: bool = False,
+) -> None:  # fmt: skip
+    """A line with intervals; a lower bound is an open marker with an arrow up.
+
+    log: the axis is; what is not above 0 is left out, and what is above `CAP` is drawn there as a bound. thin: as lines that others are compared with.
+    """
+    cap, floor = (CAP, 0.0) if log else (np.inf, -np.inf)
+    value = np.array([min(e.value, cap) for e in estimates])
+    low = np.array([min(e.low, cap) for e in estimates])
+    high = np.array([min(e.high, cap) for e in estimates])
+    bound = np.array([e.bound or e.value > cap for e in estimates], dtype=bool)
+    shown = np.isfinite(value) & (value > floor)
+    under = np.where(np.isfinite(low), value - low, 0)
+    over = np.where(np.isfinite(high), high - value, 0)
+    bars = np.vstack([under, over]).clip(min=0)
     solid, x = shown & ~bound, x + shift
-    ax.plot(x[shown], value[shown], color=colour, lw=1, alpha=0.6)
-    ax.errorbar(x[solid], value[solid], bars[:, solid], color=colour, marker=marker, ms=4, lw=0, elinewidth=1.2,
-                capsize=2, label=label)  # fmt: skip
+    ax.plot(x[solid], value[solid], color=colour, lw=0.8 if thin else 1, ls=dash, alpha=0.6)
+    ax.errorbar(
+        x[solid], value[solid], bars[:, solid], color=colour, marker=marker, 
+        ms=3 if thin else 4, lw=0, elinewidth=0.7 if thin else 1.2, capsize=0 if thin else 2, label=label, zorder=1 if thin else None,
+    )  # fmt: skip
     ax.plot(x[shown & bound], value[shown & bound], color=colour, marker=marker, ms=5, mfc="white", lw=0)
     for xi, yi in zip(x[shown & bound], value[shown & bound], strict=True):
         ax.annotate("", (xi, yi * 9), (xi, yi * 1.5), arrowprops={"arrowstyle": "->", "color": colour})
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Of a log axis that spans few decades: round numbers, as many as there is room for."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if high / low < 8 else (1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 class Depth:

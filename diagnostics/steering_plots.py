@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diagnostics.frames import each, lines_of
-from diagnostics.interaction_plots import INTERVALS, finish, plain_ticks
+from diagnostics.interaction_plots import INTERVALS, finish
 from diagnostics.interaction_summary import mean_of
+from diagnostics.plots import plain_ticks
 from diagnostics.statistics import Estimate
 from diagnostics.style import GREYS, PLACEBO_LABELS, STYLE, looks
 

@@ -1,0 +1,229 @@
+"""Figures by depth from any results: several models, texts and SAEs in one panel, a line each, and never two questions in one."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from diagnostics.depth_marks import Mark
+from diagnostics.depth_panels import draw, width_of
+from diagnostics.depth_plans import PLANS, Looks, Plan
+from diagnostics.depth_runs import caption, identity, labels, said_of
+from diagnostics.plots import CAP
+from diagnostics.results import Shown, save_figures, write_whole
+from diagnostics.saved import saved_results
+from diagnostics.statistics import Estimate
+from diagnostics.style import looks
+from interventions.errors import ResultError
+
+Runs = dict[str, Mapping[str, Any]]
+_PLACE = ["setting", "row", "panel", "series", "role", "network", "point", "layer"]
+
+
+@dataclass(frozen=True)
+class DepthFigure:
+    """One figure by depth, and the table that it draws."""
+
+    name: str
+    """of its files"""
+    plan: Plan
+    table: pd.DataFrame
+    """a line a point: setting, row, panel, series, role, network, run, label, layer, depth l/(L − 1), value, low, high, state, n, n_prompts,
+    noise_floor is in `state`: `value`, `lower bound`, `no effect`, `not identified`, `undefined`; the last two are not drawn"""
+    runs: Runs
+    """provenance of each run drawn"""
+    looks: Looks
+    """colour and marker of each series"""
+
+    @property
+    def caption(self) -> str:
+        """What a reader must know, formed of the provenance of all runs drawn."""
+        return caption(self.plan, self.table, self.runs, width_of(self.plan, self.table))
+
+    def plot(self) -> Figure:
+        """The matplotlib Figure."""
+        return draw(self.plan, self.table, self.looks, labels(self.runs), self.caption)
+
+
+@dataclass(frozen=True)
+class DepthFigures:
+    """What some results allow to be drawn by depth."""
+
+    figures: dict[str, DepthFigure]
+    """by name"""
+    notes: list[str] = field(default_factory=list)
+    """what was not drawn, or drawn apart, and why"""
+
+    def plot(self) -> Iterator[Figure]:
+        """The figures, one after another."""
+        return (figure.plot() for figure in self.figures.values())
+
+    def table(self) -> str:
+        """What is drawn and what is not, as text, for a terminal."""
+        lines = []
+        for name, figure in self.figures.items():
+            drawn = figure.table["state"].isin(("value", "lower bound", "no effect")).sum()
+            lines.append(
+                f"{name}: {drawn} of {len(figure.table)} values, of {', '.join(dict.fromkeys(figure.table['run']))}"
+            )
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Captions and drawn values of every figure, and the notes, as JSON can hold them."""
+        figures = {
+            name: {"caption": " ".join(figure.caption.split()), "table": figure.table.to_dict("records")}
+            for name, figure in self.figures.items()
+        }
+        return {"figures": figures, "notes": self.notes}
+
+    def write(self, folder: Path) -> list[str]:
+        """Each figure as PNG (200 dpi), SVG, PDF and the table that it draws as CSV; the names of the files."""
+        names = []
+        for name, figure in self.figures.items():
+            names += save_figures(folder, {name: figure.plot()})
+            write_whole(folder / f"{name}.csv", lambda p, f=figure: f.table.to_csv(p, index=False))
+            names.append(f"{name}.csv")
+        return names
+
+
+def depth_figures(results: Mapping[str, Shown], figures: Iterable[str] | None = None) -> DepthFigures:
+    """Every figure by depth that results allow, each drawn from all of them that can be compared.
+
+    results: by the place that they are known by (`saved_results`). figures: names of `PLANS`; default: all. Values and intervals are
+    the results' own. Runs that differ in model, wrapper, text, seed or sink filter are lines of one panel, with their names in legend
+    and caption; runs of one setting at different depths are one line; what differs in site, horizon, dose, sampling or
+    edit is drawn in figures of its own, and `notes` says so. A result drawn already is left out with a note.
+
+    Raises `ResultError` for a figure that is not known, and where nothing can be drawn.
+    """
+    asked = list(PLANS) if figures is None else list(figures)
+    if unknown := [name for name in asked if name not in PLANS]:
+        raise ResultError(f"no figure {unknown[0]!r}; known: {', '.join(PLANS)}")
+    drawn: dict[str, DepthFigure] = {}
+    notes: list[str] = []
+    used: set[str] = set()
+    for name in asked:
+        plan = PLANS[name]
+        table, runs = _table(plan, results, notes)
+        used |= {place for place, result in results.items() if isinstance(result, plan.kind)}
+        if len(table):
+            drawn |= _by_setting(name, plan, table, runs, notes)
+    for place, result in results.items():
+        if place not in used:
+            notes.append(f"{place}: a {type(result).__name__} has no figure by depth" + _of_those(asked))
+    if not drawn:
+        raise ResultError(f"nothing to draw by depth: {'; '.join(notes) or 'no results were given'}")
+    return DepthFigures(drawn, list(dict.fromkeys(notes)))
+
+
+def found_results(folders: Iterable[str | Path]) -> dict[str, Shown]:
+    """Every result in some folders and below them, by its place; the folder's own path goes before where there are several."""
+    folders = [Path(folder) for folder in folders]
+    found: dict[str, Shown] = {}
+    for folder in folders:
+        for place, result in saved_results(folder).items():
+            known = place if place not in found else f"{folder}/{place}"
+            found[known] = result
+    return found
+
+
+def _of_those(asked: list[str]) -> str:
+    return "" if len(asked) == len(PLANS) else f" of those asked for ({', '.join(asked)})"
+
+
+def _table(plan: Plan, results: Mapping[str, Shown], notes: list[str]) -> tuple[pd.DataFrame, Runs]:
+    """A line a mark of every result that the plan draws; provenance of the runs by their places."""
+    lines: list[dict[str, Any]] = []
+    runs: Runs = {}
+    for place, result in results.items():
+        if not isinstance(result, plan.kind):
+            continue
+        marks = list(plan.marks(result))
+        if not marks:
+            notes.append(f"{place}: holds nothing of what the figure of {plan.kind.NAME} shows")
+        for run in dict.fromkeys(mark.run for mark in marks):
+            where = f"{place}/{run}" if run else place
+            p = result.provenance[run] if run else result.provenance
+            own = _lines(plan, [mark for mark in marks if mark.run == run], p)
+            if twin := next((other for other in runs if _same(lines, other, own) and runs[other] == p), None):
+                notes.append(f"{where}: the same result as {twin}, drawn once")
+                continue
+            runs[where] = p
+            lines += [line | {"run": where} for line in own]
+    return pd.DataFrame(lines), runs
+
+
+def _same(lines: list[dict[str, Any]], run: str, own: list[dict[str, Any]]) -> bool:
+    drawn = [{k: v for k, v in line.items() if k != "run"} for line in lines if line["run"] == run]
+    return pd.DataFrame(drawn).equals(pd.DataFrame(own))
+
+
+def _lines(plan: Plan, marks: list[Mark], p: Mapping[str, Any]) -> list[dict[str, Any]]:
+    blocks = p["n_layers"]
+    return [
+        {
+            "setting": said_of({"point": m.point, "horizon": p.get("horizon", 1), **m.settings}), "row": m.row, "panel": m.panel,
+            "series": m.series, "role": m.role, "network": m.network, "point": m.point, "layer": m.layer, "n_layers": blocks,
+            "depth": m.layer / max(blocks - 1, 1), "value": m.estimate.value, "low": m.estimate.low, "high": m.estimate.high,
+            "state": _state(m, plan.panels[m.panel].lowest), "n": m.estimate.n_rows, "n_prompts": m.estimate.n_prompts,
+        }
+        for m in marks
+    ]  # fmt: skip
+
+
+def _state(mark: Mark, lowest: float) -> str:
+    e = mark.estimate
+    if not isinstance(e, Estimate):
+        return "value" if e.kind == "bounded" else "not identified"
+    if np.isnan(e.value):
+        return "undefined"
+    if mark.noise or e.value <= lowest:
+        return "no effect"
+    return "lower bound" if e.bound or e.value > CAP else "value"
+
+
+def _by_setting(name: str, plan: Plan, table: pd.DataFrame, runs: Runs, notes: list[str]) -> dict[str, DepthFigure]:
+    """A figure for each setting that must not be mixed with another."""
+    settings = list(dict.fromkeys(table["setting"]))
+    if len(settings) > 1:
+        notes.append(f"{name}: drawn apart, for their settings differ: {'; '.join(settings)}")
+    found = {}
+    for setting in settings:
+        own = table.loc[table["setting"] == setting].reset_index(drop=True)
+        own, some = _joined(own, runs)
+        if plan.looks is None:
+            own["series"] = _short(own, "series")
+        elif set(own["row"]) - {""} and plan.unit.startswith("tokens or"):
+            own["row"] = _short(own, "row")
+        style = looks(sorted(set(own["series"]))) if plan.looks is None else plan.looks
+        own.insert(own.columns.get_loc("run") + 1, "label", own["run"].map(labels(some)))
+        end = "" if len(settings) == 1 else "_" + "-".join("".join(c if c.isalnum() else " " for c in setting).split())
+        found[name + end] = DepthFigure(name + end, plan, own, some, style)
+    return found
+
+
+def _joined(table: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, Runs]:
+    """Runs that share all but depths and SAEs as one, named by the first of them, wherever no two of their points meet."""
+    by: dict[str, list[str]] = {}
+    for run in dict.fromkeys(table["run"]):
+        by.setdefault(identity(runs[run]), []).append(run)
+    first = {}
+    for alike in by.values():
+        some = table.loc[table["run"].isin(alike)]
+        apart = some.duplicated(_PLACE).any()
+        first |= {run: run if apart else alike[0] for run in alike}
+    return table.assign(run=table["run"].map(first)), {run: runs[run] for run in dict.fromkeys(first.values())}
+
+
+def _short(table: pd.DataFrame, column: str) -> pd.Series:
+    """SAEs by the last part of their names, where no two of one run and depth share it; else by their whole names."""
+    short = table[column].str.rsplit("/", n=1).str[-1]
+    where = [name for name in (*_PLACE, "run") if name != column]
+    pairs = table.assign(short=short)[[*where, column, "short"]].drop_duplicates()
+    meet = pairs.duplicated([*where, "short"], keep=False)
+    ambiguous = set(pairs.loc[meet, "short"])
+    return short.where(~short.isin(ambiguous), table[column].str.replace("/", " "))
