@@ -47,7 +47,7 @@ def differences(named: Mapping[str, Shown]) -> list[str]:
     """What results of one report do not share, though a reader might take it for granted: weights, versions, precision."""
     every = {f"{name} ({run})" if run else name: p for name, r in named.items() for run, p in provenances(r).items()}
     looked_at = {
-        "model weights": lambda p: (p.get("model"), str(p.get("weights_sha256"))[:12]),
+        "weights of the model": lambda p: (p.get("model"), str(p.get("weights_sha256"))[:12]),
         "dtype": lambda p: p.get("dtype"),
         "sink filter": lambda p: p.get("sink_filter"),
     }
@@ -69,7 +69,10 @@ def _unlike(what: str, values: Mapping[str, Any]) -> list[str]:
         by.setdefault(said, []).append(name)
     if len(by) < 2:
         return []
-    return [f"{what} differs: " + "; ".join(f"{said} in {listed(names, 4)}" for said, names in by.items())]
+    return [
+        f"{what} differ{'' if what.startswith('weights') else 's'}: "
+        + "; ".join(f"{said} in {listed(names, 4)}" for said, names in by.items())
+    ]
 
 
 def _of_provenance(p: Mapping[str, Any], kind: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ from diagnostics.settings_words import provenances
 from diagnostics.steering import latent_steering
 from diagnostics.substitution import atom_substitution
 from diagnostics.unit_norm import unit_norm_sweep
+from interventions.sites import Site
 
 _CALLS: dict[str, Callable[..., Any]] = {
     "direction_norm": direction_norm,
@@ -52,7 +53,7 @@ def reproduction(result: Shown, folder: str) -> str:
     lines = [
         f"from diagnostics import {call.__name__}",
         "from diagnostics.results import load_tokens",
-        "from interventions import load_model",
+        "from interventions import Site, load_model",
         *(["from sae_models import load_sae"] if saes else []),
         "",
         f"model = load_model({p['model']!r}, dtype={p['dtype']!r}, device={p['device']!r})  # weights {p['weights_sha256'][:12]}",
@@ -74,7 +75,7 @@ def _sha(sae: Any) -> str:
 
 def arguments(call: Callable[..., Any], p: Mapping[str, Any]) -> dict[str, str]:
     """Keyword arguments that provenance holds and that are not a diagnostic's defaults, as Python."""
-    given: dict[str, Any] = {**p, **p.get("settings", {})}
+    given: dict[str, Any] = {"sites": [], **p, **p.get("settings", {})}
     given |= {
         "pairs": p.get("pairs_asked"),
         "path": p.get("asked_path", "auto"),
@@ -85,13 +86,20 @@ def arguments(call: Callable[..., Any], p: Mapping[str, Any]) -> dict[str, str]:
         given["latents"] = p["n_latents"]
     if isinstance(given.get("context"), list):
         given["context"] = "both" if len(given["context"]) == 2 else given["context"][0]
+    parameters = inspect.signature(call).parameters
+    sites = [Site.parse(site) for site in p.get("sites", ())]
+    if all(site.point == "resid_post" for site in sites):
+        given["layers"] = [site.layer for site in sites]
+        del given["sites"]
     found = {}
-    for name, parameter in inspect.signature(call).parameters.items():
+    for name, parameter in parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name not in given:
             continue
         value = given[name]
         if name == "directions":
             found |= {name: "{" + ", ".join(f"{n!r}: {n}" for n in value) + "}"} if value else {}
+        elif name == "sites":
+            found[name] = f"[Site.parse(site) for site in {value!r}]"
         elif not isinstance(value, Mapping) and _plain(value) != _plain(parameter.default):
             found[name] = repr(value)
     return found
