@@ -26,6 +26,8 @@ AXES = {
     "logit": ("fall of the target logit", "RMS change of other logits"),
     "probe": ("fall of the concept's probe, logits", "mean |change| of other probes, logits"),
 }
+LEAST = 0.1
+"""Smallest ratio of intended to collateral effect that is drawn: below, an intended effect is nothing but noise."""
 NAMES = {"selected": "selected latents", "random": "random active latents", "placebo": "matched placebo"}
 
 
@@ -49,7 +51,7 @@ def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | N
             ax.set_xlabel(AXES[form][0])
             ax.set_ylabel(AXES[form][1])
         last = flat[len(concepts)]
-        _equal(last, [e for e in result.equal_effects(form) if e.ranking == ranking], result.saes, style)
+        missed = _equal(last, [e for e in result.equal_effects(form) if e.ranking == ranking], result.saes, style)
         for ax in flat[len(concepts) + 1 :]:
             ax.set_visible(False)
         figure.legend(handles=_handles(result, style), loc="outside upper center", ncols=4)
@@ -62,6 +64,10 @@ def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | N
             "selectivity, intended/(intended + collateral), where the intended effect is half the median over SAEs of the largest; small: "
             "concepts, large: their mean"
         )
+        if missed:
+            of = len(result.saes) * len(concepts)
+            said = ", ".join(f"{NAMES[arm]} in {n}" for arm, n in missed.items())
+            words += f", left out where a concept did not reach that effect (of {of} SAEs and concepts {said})"
         words += f"; {hidden} points with an effect not above 0, or not finite, are not drawn" if hidden else ""
         write_caption(figure, _caption(result, words, 3.5 * columns))
     return figure
@@ -121,45 +127,37 @@ def _label_few(axis: Axis) -> None:
         axis.set_major_formatter(FormatStrFormatter("%.3g"))
 
 
-def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str, tuple[str, str]]) -> None:
-    """Selectivity at equal intended effect: concepts small, their mean large with its interval."""
+def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str, tuple[str, str]]) -> dict[str, int]:
+    """Selectivity at equal intended effect: concepts small, their mean large with its interval; how many did not reach it, by arm."""
     shifts = {"selected": 0.0, "random": 0.22, "placebo": 0.38}
-    for place, sae in enumerate(saes):
-        for arm, shift in shifts.items():
-            own = [e for e in found if e.sae == sae and e.arm == arm]
-            colour, marker = style[sae] if arm == "selected" else (FLOORS[arm][0], style[sae][1])
-            for e in own:
-                if e.selectivity is None or not np.isfinite(e.selectivity.value):
-                    continue
-                mean = e.data == "all"
-                x = place + shift - (0 if mean else 0.09)
-                y = [e.selectivity.value]
-                if mean:
-                    ax.errorbar(
-                        [x], y, _bars([e.selectivity]), color=colour, marker=marker, ms=6 if arm == "selected" else 4, lw=0,
-                        elinewidth=1.2, capsize=2,
-                    )  # fmt: skip
-                else:
-                    ax.plot([x], y, color=colour, marker=marker, ms=2.5, lw=0, alpha=0.6)
-            alone = [e for e in own if e.data != "all"]
-            missing = sum(e.selectivity is None for e in alone)
-            if missing and arm != "selected":
-                ax.text(
-                    place + shift, 0.01, f"{arm}: {missing} of {len(alone)} not reached", rotation=90, fontsize=5.5, color="0.45",
-                    ha="center", va="bottom",
+    missed = {}
+    for arm, shift in shifts.items():
+        own = [e for e in found if e.arm == arm]
+        if lacking := sum(e.selectivity is None for e in own if e.data != "all"):
+            missed[arm] = lacking
+        for e in own:
+            if e.selectivity is None or not np.isfinite(e.selectivity.value):
+                continue
+            colour, marker = style[e.sae] if arm == "selected" else (FLOORS[arm][0], style[e.sae][1])
+            x, y = saes.index(e.sae) + shift, e.selectivity.value
+            if e.data == "all":
+                ax.errorbar(
+                    [x], [y], _bars([e.selectivity]), color=colour, marker=marker, ms=6 if arm == "selected" else 4, lw=0,
+                    elinewidth=1.2, capsize=2,
                 )  # fmt: skip
-            elif missing:
-                ax.text(
-                    place, 0.01, f"{missing} of {len(alone)} not reached", rotation=90, fontsize=5.5, color=colour, ha="center",
-                    va="bottom",
-                )  # fmt: skip
+            else:
+                ax.plot([x - 0.09], [y], color=colour, marker=marker, ms=2.5, lw=0, alpha=0.6)
     if not found:
         ax.text(0.5, 0.5, "no selected arm", transform=ax.transAxes, ha="center", color="0.45")
     ax.set_ylim(0, 1)
     ax.set_xlim(-0.5, len(saes) - 0.3)
-    ax.set_xticks(range(len(saes)), ["\n".join(textwrap.wrap(sae.replace("/", " "), 10)) for sae in saes], fontsize=7.5)
+    crowded = len(saes) > 4
+    labels = [sae if crowded else "\n".join(textwrap.wrap(sae.replace("/", " "), 10)) for sae in saes]
+    ax.set_xticks(range(len(saes)), labels, fontsize=7.5, rotation=50 if crowded else 0, ha="right" if crowded else "center",
+                  rotation_mode="anchor" if crowded else "default")  # fmt: skip
     ax.set_ylabel("selectivity")
     ax.set_title("at equal intended effect")
+    return missed
 
 
 def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure:
@@ -177,6 +175,9 @@ def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure
                 _by_count(axes[0], c, some, style)
         axes[0].axhline(1, color="0.85", lw=0.8, zorder=0)
         axes[0].set_yscale("log")
+        low, high = axes[0].get_ylim()
+        axes[0].set_ylim(max(low, LEAST), high)
+        unseen = sum(e.value < LEAST for c in means if c.arm != KEEP for e in map(c.log_ratio, range(len(c.counts))))
         axes[0].set_ylabel(f"intended / collateral ({form})")
         axes[0].set_title("precision")
         _doses(axes[1], result, ranking, style)
@@ -195,8 +196,8 @@ def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure
             ax.set_xlabel("N latents")
         figure.legend(handles=_handles(result, style, sides=True), loc="outside upper center", ncols=4)
         words = (
-            f"Means over concepts. Left: ratio of the mean effects ({form} form; latents by {ranking.replace('_', ' ')}). Middle: "
-            "mean ‖Δx‖² over tokens of the selected latents' edit. "
+            f"Means over concepts. Left: ratio of the mean effects ({form} form; latents by {ranking.replace('_', ' ')}"
+            f"{f'; {unseen} points below {LEAST:g} are not drawn' if unseen else ''}). {'Middle' if kept else 'Right'}: mean ‖Δx‖² over tokens of the selected latents' edit. "
             + ("Right: all active latents but the top N subtracted, the SAE's error kept. " if kept else "")
             + f"Bars: 95 % delete-one-{_unit(result)} jackknife intervals (ratios: of the logarithm)"
         )
@@ -244,7 +245,15 @@ def _bars(some: list[Estimate]) -> np.ndarray:
 
 
 def _handles(result: "FeatureAblation", style: dict[str, tuple[str, str]], sides: bool = False) -> list[Line2D]:
-    found = [Line2D([], [], color=style[sae][0], marker=style[sae][1], ms=4, lw=1.2, label=sae) for sae in result.saes]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for sae in result.saes:
+        alike.setdefault(style[sae], []).append(sae)
+    found = [
+        Line2D(
+            [], [], color=colour, marker=marker, ms=4, lw=1.2, label=some[0] + f" ({len(some)} seeds)" * (len(some) > 1)
+        )
+        for (colour, marker), some in alike.items()
+    ]
     for arm, (colour, dashes) in FLOORS.items():
         if arm in result.provenance["arms"]:
             found.append(Line2D([], [], color=colour, ls=dashes, lw=1, label=NAMES[arm]))
