@@ -76,12 +76,8 @@ def _sha(sae: Any) -> str:
 def arguments(call: Callable[..., Any], p: Mapping[str, Any]) -> dict[str, str]:
     """Keyword arguments that provenance holds and that are not a diagnostic's defaults, as Python."""
     given: dict[str, Any] = {"sites": [], **p, **p.get("settings", {})}
-    given |= {
-        "pairs": p.get("pairs_asked"),
-        "path": p.get("asked_path", "auto"),
-        "null_seeds": len(p.get("null_models", ())),
-    }
-    given |= {"tokens": p["tokens_asked"]} if "tokens_asked" in p else {}
+    given |= {"path": p.get("asked_path", "auto"), "null_seeds": len(p.get("null_models", ()))}
+    given |= {name: p[f"{name}_asked"] for name in ("pairs", "tokens") if f"{name}_asked" in p}
     if not given.get("latents") and "n_latents" in p:
         given["latents"] = p["n_latents"]
     if isinstance(given.get("context"), list):

@@ -56,7 +56,7 @@ def test_sites_within_blocks_are_named():
     found = arguments(
         direction_norm, {"sites": ["1.attn_out"], "context": ["in_place", "single_token"], "pairs_asked": 7}
     )
-    assert found == {"sites": "[Site.parse(site) for site in ['1.attn_out']]", "pairs": "7"}
+    assert found == {"sites": "[Site.parse(site) for site in ['1.attn_out']]", "pairs": "7", "context": "'both'"}
 
 
 def test_a_command_that_is_known_is_the_answer():
