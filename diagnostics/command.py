@@ -160,8 +160,10 @@ def _parsed(settings: type[Settings]) -> Settings:
     except SystemExit as ended:
         if ended.code != 2:
             raise
-        words = re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]+", " ", said.getvalue()).split()
-        raise MechdiagError(" ".join(words)) from None
+        plain = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", " ", said.getvalue())
+        parts = [words.rstrip(".") for part in re.split(r"[─-]{5,}", plain) if (words := " ".join(part.split()))]
+        told = parts[1:-1]  # without the box's title, and how to get help, which is said shorter
+        raise MechdiagError(f"{'; '.join(told)}; see {sys.argv[0]} --help") from None
 
 
 def _warning_line(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -153,6 +153,8 @@ def test_a_command_line_that_cannot_be_read_is_one_line_and_exit_2(run, words, n
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert named in err
+    assert err.endswith("; see some_command.py --help\n")
+    assert not set(err) & set("─│╭╮╰╯") and "---" not in err and "full helptext" not in err
     assert "Traceback" not in err
 
 
