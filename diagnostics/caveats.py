@@ -40,7 +40,10 @@ def caveats(result: Shown) -> list[str]:
     found: list[str] = []
     for name, p in provenances(result).items():
         found += [f"{name}: {line}" if name else line for line in _of_provenance(p, result.NAME)]
-    return [*found, *_within_noise(result), *_few_prompts(result)]
+    with warnings.catch_warnings(record=True) as said:  # while the statistics are formed
+        warnings.simplefilter("always")
+        found += [*_within_noise(result), *_few_prompts(result)]
+    return [*found, *dict.fromkeys(text for w in said if not (text := str(w.message)).startswith("an interval from"))]
 
 
 def differences(named: Mapping[str, Shown]) -> list[str]:
@@ -167,21 +170,16 @@ def _floor_said(floor: float, below: int, rows: int, whose: str = "") -> str:
     return f"{whose}noise floor {floor:.1g} nats; {share} of {rows:,} effects lie at or below it"
 
 
-def _few_prompts(result: Shown) -> list[str]:
-    """Intervals from few prompts, and what the statistics warned of while they were formed."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        counts = list(_prompts(_statistics(result)))
+def _few_prompts(result: Shown) -> Iterator[str]:
+    """How many intervals stand on few prompts."""
+    counts = list(_prompts(_statistics(result)))
     few = [n for n in counts if n < FEW_PROMPTS]
-    found = []
     if few:
         none = sum(n < MIN_PROMPTS for n in few)
-        found.append(
+        yield (
             f"{len(few):,} of {len(counts):,} estimates stand on fewer than {FEW_PROMPTS} prompts (the least: {min(few)}): their "
             f"intervals are too narrow{f', and {none:,} on fewer than {MIN_PROMPTS} have none' if none else ''}"
         )
-    others = dict.fromkeys(str(w.message) for w in said if "an interval from" not in str(w.message))
-    return [*found, *others]
 
 
 def _statistics(result: Shown) -> Any:

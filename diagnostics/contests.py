@@ -131,9 +131,8 @@ class WinRateReport(Shown):
         """The summary in three parts."""
         whole = self.summary()
         place = [name for name in _PLACE if name != "model" or whole["model"].nunique() > 1]
-        return {
-            title: whole[[*place, *(name for name in columns if name in whole)]] for title, columns in _PARTS.items()
-        }
+        parts = {title: [*place, *(name for name in columns if name in whole)] for title, columns in _PARTS.items()}
+        return {title: cast(pd.DataFrame, whole[columns]) for title, columns in parts.items()}
 
     def without_labels(self) -> list[str]:
         """Scores that have no label, with the reason."""

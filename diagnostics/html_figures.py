@@ -3,13 +3,14 @@
 import base64
 import io
 from html import escape
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 _MOST_BYTES = 300_000
 _DPI = 150
-_STEADY = {"svg.hashsalt": "mechdiag"}
+_STEADY: dict[Any, Any] = {"svg.hashsalt": "mechdiag"}
 
 
 def picture(figure: Figure, words: str) -> str:

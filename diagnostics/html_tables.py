@@ -41,7 +41,7 @@ def table_html(frame: pd.DataFrame, caption: str = "", *, most: int | None = Non
     head = "".join(_head(str(name), right, sortable) for name, right in zip(columns, numeric, strict=True))
     body = []
     for n, (line, value) in enumerate(zip(cells, values, strict=True)):
-        row = "".join(_cell(*both, right) for *both, right in zip(line, value, numeric, strict=True))
+        row = "".join(_cell(text, number, right) for text, number, right in zip(line, value, numeric, strict=True))
         body.append(f"<tr{' class=more' if most is not None and n >= most else ''}>{row}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

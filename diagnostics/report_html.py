@@ -1,7 +1,6 @@
 """Results as one page: what was measured, the numbers to look at first, every figure and table, and how to make them again."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -14,7 +13,7 @@ from diagnostics.html_tables import table_html
 from diagnostics.questions import QUESTIONS
 from diagnostics.report_style import REPORT_STYLE, SCRIPT
 from diagnostics.reproduction import reproduction
-from diagnostics.result_html import measured, note
+from diagnostics.result_html import measured, note, quiet
 from diagnostics.results import Shown, jsonable
 from diagnostics.settings_words import listed, measured_on, provenances
 from interventions.errors import MechdiagError, ResultError
@@ -80,7 +79,7 @@ def _title(result: Shown) -> str:
 def _first(results: Mapping[str, Shown], anchors: Mapping[str, str]) -> str:
     rows = []
     for name, result in results.items():
-        with _quiet():
+        with quiet():
             found = headlines(result)
         link = f'<a href="#{anchors[name]}">{escape(name)}</a>'
         rows += [
@@ -133,7 +132,7 @@ def _section(name: str, result: Shown, anchor: str, known: Sequence[str], code: 
 
 def _figures(result: Shown) -> str:
     try:
-        with _quiet():
+        with quiet():
             figures = result.figures()
     except MechdiagError as error:
         return f"<p class=soft>No figure: {escape(str(error))}</p>"
@@ -144,7 +143,7 @@ def _figures(result: Shown) -> str:
 
 
 def _tables(result: Shown, anchor: str) -> str:
-    with _quiet():
+    with quiet():
         tables = result.tables()
     return "<h3>Tables</h3>" + "".join(
         _table(title, frame, f"{anchor}-t{n}") for n, (title, frame) in enumerate(tables.items(), 1)
@@ -204,11 +203,3 @@ def _texts(p: Mapping[str, object]) -> str:
             ]
             parts.append(", ".join(part for part in said if part))
     return "; ".join(parts)
-
-
-class _quiet(warnings.catch_warnings):
-    """Warnings of statistics are among the caveats, once."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
-        warnings.simplefilter("ignore", UserWarning)

@@ -1,6 +1,8 @@
 """A result as a notebook shows it: what was measured on what, its tables, what a reader must know, its figure."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from html import escape
 
 from diagnostics.card_style import STYLE
@@ -31,10 +33,19 @@ _MOST_LINES = 400
 def shown(result: Shown) -> str:
     """A result as a fragment with its style sheet. The figure is drawn, closed, and part of it: it does not appear a second time."""
     title = QUESTIONS.get(result.NAME, (result.NAME, ""))[0]
+    known = warned(result)  # before anything else forms the statistics, whose warnings it keeps
     return (
         f'<div class="mdc"><style>{STYLE}{RESULT_STYLE}</style><h3>{escape(title)}</h3>{measured(result)}'
-        f"{_tables(result)}{note(result)}{warned(result)}{_figure(result, title)}</div>"
+        f"{_tables(result)}{note(result)}{known}{_figure(result, title)}</div>"
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What statistics warn of is among the caveats, once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def measured(result: Shown) -> str:
@@ -60,8 +71,7 @@ def warned(result: Shown) -> str:
 
 def _tables(result: Shown) -> str:
     parts = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few prompts: said once, below
+    with quiet():
         tables = result.tables()
     for title, frame in tables.items():
         some = frame.head(_MOST_LINES)
@@ -73,8 +83,7 @@ def _tables(result: Shown) -> str:
 
 def _figure(result: Shown, title: str) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with quiet():
             figure = result.plot()
     except MechdiagError as error:
         return f"<p class=soft>No figure: {escape(str(error))}</p>"

@@ -205,7 +205,10 @@ FIGURE_KINDS: dict[str, dict[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None}},
 }
 """Of files of figures, and how each is saved: without a date, so that the same figure gives the same bytes."""
-_FIGURE_FILES = {"pdf.fonttype": 42, "svg.hashsalt": "mechdiag"}  # text stays text in a PDF; ids that do not change
+_FIGURE_FILES: dict[Any, Any] = {
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "mechdiag",
+}  # text stays text in a PDF; ids that do not change
 
 
 def save_figures(folder: Path, figures: Mapping[str, Any]) -> list[str]:
