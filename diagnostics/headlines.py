@@ -161,7 +161,11 @@ def _probing(result: Any) -> Iterator[Headline]:
         for g in result.select(sae=sae, dataset=data, kind="selected", k=k):
             said = {"random": "random latents", "raw": "all of the activation"}
             against = "; ".join(f"{said[kind]}: {value.value:.3g}" for kind, value in other.items())
-            yield Headline(f"accuracy of {k} latent{'s' * (k > 1)}, {sae}, {data}", str(g["accuracy"]), against)
+            yield Headline(
+                f"accuracy of {k} latent{'s' * (k > 1)}, {sae}, {'mean over data sets' if data == 'mean' else data}",
+                str(g["accuracy"]),
+                against,
+            )
 
 
 def _dictionaries(result: Any) -> Iterator[Headline]:

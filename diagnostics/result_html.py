@@ -21,7 +21,7 @@ RESULT_STYLE = """
 .mdc caption{text-align:left;font-weight:600;padding:.6em 0 .2em}
 .mdc .long{overflow:auto;max-height:27em}
 .mdc .long thead th{position:sticky;top:0;background:var(--page)}
-.mdc img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px;margin:.8em 0 .2em}
+.mdc img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px;padding:6px;margin:.8em 0 .2em}
 .mdc .note{white-space:normal}
 .mdc ul.caveats{margin:.6em 0;padding:.5em .8em .5em 1.9em;border-left:3px solid var(--minus);background:var(--panel);font-size:.9em;
 list-style:disc}
