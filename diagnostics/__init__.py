@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.feature_ablations import FeatureAblation, feature_ablation
     from diagnostics.latent_pairs import Interactions, interactions
     from diagnostics.projections import ProjectionEffects, projection_effects
+    from diagnostics.sae_evaluation import SAEEvaluation, evaluate_saes
     from diagnostics.sparse_probing import SparseProbing, probe_saes
     from diagnostics.specification import Specifications, specification_curve
     from diagnostics.steering import Steering, latent_steering
@@ -33,6 +34,7 @@ __all__ = [
     "Interactions",
     "LatentCard",
     "ProjectionEffects",
+    "SAEEvaluation",
     "SparseProbing",
     "Specifications",
     "Steering",
@@ -46,6 +48,7 @@ __all__ = [
     "compare_dictionaries",
     "direction_norm",
     "dose_response",
+    "evaluate_saes",
     "feature_ablation",
     "interactions",
     "latent_card",
@@ -69,6 +72,7 @@ _HOMES = {
     "Interactions": "latent_pairs",
     "LatentCard": "card_content",
     "ProjectionEffects": "projections",
+    "SAEEvaluation": "sae_evaluation",
     "SparseProbing": "sparse_probing",
     "Specifications": "specification",
     "Steering": "steering",
@@ -82,6 +86,7 @@ _HOMES = {
     "compare_dictionaries": "dictionary_comparison",
     "direction_norm": "direction_patching",
     "dose_response": "dosing",
+    "evaluate_saes": "sae_evaluation",
     "feature_ablation": "feature_ablations",
     "interactions": "latent_pairs",
     "latent_card": "cards",

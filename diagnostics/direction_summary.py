@@ -101,9 +101,10 @@ def _put(row: dict[str, Any], name: str, estimate: Estimate) -> None:
 
 
 def _short(value: Estimate | CensoredMedian) -> str:
-    """Three digits. A lower bound beyond 10⁶ says no more than that the denominator is nothing but rounding."""
+    """Three digits. Beyond 10⁶ a ratio says no more than that the denominator is nothing but rounding."""
     estimate = value.estimate if isinstance(value, CensoredMedian) else value
-    return f"≥ {min(estimate.value, 1e6):.3g}" if estimate.bound else f"{estimate.value:.3g}"
+    bound = estimate.bound or estimate.value > 1e6
+    return f"≥ {min(estimate.value, 1e6):.3g}" if bound else f"{estimate.value:.3g}"
 
 
 def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
