@@ -32,8 +32,8 @@ class DepthFigure:
     """of its files"""
     plan: Plan
     table: pd.DataFrame
-    """a line a point: setting, row, panel, series, role, network, run, label, layer, depth l/(L − 1), value, low, high, state, n, n_prompts,
-    noise_floor is in `state`: `value`, `lower bound`, `no effect`, `not identified`, `undefined`; the last two are not drawn"""
+    """a line a point: setting, row and panel, series, role, network, run and its label, layer, depth l/(L − 1), value, low, high, n, n_prompts;
+    state: `value`, `lower bound`, `no effect` (within 10 noise floors), `not identified`, `undefined`; the last two are not drawn"""
     runs: Runs
     """provenance of each run drawn"""
     looks: Looks
@@ -111,6 +111,8 @@ def depth_figures(results: Mapping[str, Shown], figures: Iterable[str] | None = 
         table, runs = _table(plan, results, notes)
         used |= {place for place, result in results.items() if isinstance(result, plan.kind)}
         if len(table):
+            missing = [panel.title for key, panel in plan.panels.items() if not (table["panel"] == key).any()]
+            notes += [f"{name}: no values for the panel {title!r} in these results" for title in missing]
             drawn |= _by_setting(name, plan, table, runs, notes)
     for place, result in results.items():
         if place not in used:
@@ -149,7 +151,9 @@ def _table(plan: Plan, results: Mapping[str, Shown], notes: list[str]) -> tuple[
             where = f"{place}/{run}" if run else place
             p = result.provenance[run] if run else result.provenance
             own = _lines(plan, [mark for mark in marks if mark.run == run], p)
-            if twin := next((other for other in runs if _same(lines, other, own) and runs[other] == p), None):
+            if twin := next(
+                (other for other in runs if _same(lines, other, own) and identity(runs[other]) == identity(p)), None
+            ):
                 notes.append(f"{where}: the same result as {twin}, drawn once")
                 continue
             runs[where] = p
@@ -197,13 +201,20 @@ def _by_setting(name: str, plan: Plan, table: pd.DataFrame, runs: Runs, notes: l
         own, some = _joined(own, runs)
         if plan.looks is None:
             own["series"] = _short(own, "series")
-        elif set(own["row"]) - {""} and plan.unit.startswith("tokens or"):
+        elif plan.rows_are_saes:
             own["row"] = _short(own, "row")
         style = looks(sorted(set(own["series"]))) if plan.looks is None else plan.looks
         own.insert(own.columns.get_loc("run") + 1, "label", own["run"].map(labels(some)))
-        end = "" if len(settings) == 1 else "_" + "-".join("".join(c if c.isalnum() else " " for c in setting).split())
-        found[name + end] = DepthFigure(name + end, plan, own, some, style)
+        file = "_".join([name, *filter(None, [_own_words(setting, settings)])])
+        found[file] = DepthFigure(file, plan, own, some, style)
     return found
+
+
+def _own_words(setting: str, settings: list[str]) -> str:
+    """What a setting has that not all have, as part of a file's name."""
+    common = set.intersection(*(set(other.split(", ")) for other in settings))
+    own = ", ".join(part for part in setting.split(", ") if part not in common)
+    return "-".join("".join(c if c.isalnum() else " " for c in own).split())
 
 
 def _joined(table: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, Runs]:
@@ -211,12 +222,19 @@ def _joined(table: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, Runs]:
     by: dict[str, list[str]] = {}
     for run in dict.fromkeys(table["run"]):
         by.setdefault(identity(runs[run]), []).append(run)
-    first = {}
+    first, whole = {}, {}
     for alike in by.values():
-        some = table.loc[table["run"].isin(alike)]
-        apart = some.duplicated(_PLACE).any()
+        apart = table.loc[table["run"].isin(alike)].duplicated(_PLACE).any()
         first |= {run: run if apart else alike[0] for run in alike}
-    return table.assign(run=table["run"].map(first)), {run: runs[run] for run in dict.fromkeys(first.values())}
+        whole |= {run: runs[run] for run in alike} if apart else {alike[0]: _merged([runs[run] for run in alike])}
+    return table.assign(run=table["run"].map(first)), whole
+
+
+def _merged(every: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Provenance of one line's runs: the paths of all, and the largest difference."""
+    deltas = [p[name] for p in every for name in ("replay_delta", "path_delta") if p.get(name)]
+    paths = {f"{i} {site}": path for i, p in enumerate(every) for site, path in p["path"].items()}
+    return {**every[0], "path": paths, "replay_delta": max(deltas, default=None)}
 
 
 def _short(table: pd.DataFrame, column: str) -> pd.Series:

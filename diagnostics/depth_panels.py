@@ -128,6 +128,7 @@ class _Drawing:
                 _placebo(ax, own, x, colour)
         for (series, run, _, _), own in table.loc[table["network"] != TRAINED].groupby(LINE, sort=False):
             marker = GREY_MARKERS[self.greys.index(str(series)) % len(GREY_MARKERS) if self.greys else 0]
+            marker = marker if self.plan.looks else self.looks[str(series)][1]
             _line(ax, own, depth.at(own), panel, UNTRAINED, marker, self._of_run(str(run))[0], thin=True)
 
     def _of_run(self, run: str) -> tuple[Any, str]:

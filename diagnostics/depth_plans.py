@@ -69,6 +69,8 @@ class Plan:
     bars: str = JACKKNIFE
     done: str = "edited"
     """what is done to a block's output"""
+    rows_are_saes: bool = False
+    """a row of panels for each SAE"""
     one_scale: bool = False
     """all panels share the y axis"""
     placebo: str = ""
@@ -223,6 +225,7 @@ PLANS: dict[str, Plan] = {
         "tokens or ablations",
         {**SCORE_LOOKS, "chance": ("0.6", "_")},
         {**SCORES, "chance": "chance"},
+        rows_are_saes=True,
         done="edited",
     ),
 }

@@ -40,7 +40,9 @@ def main(settings: Settings) -> command.Document:
     if not settings.results:
         raise MechdiagError("no folder of results; name at least one")
     claim_folder(settings.out, [f"{name}.csv" for name in PLANS], settings.overwrite)
-    return settings.finish(depth_figures(found_results(settings.results), settings.figures or None), settings.out)
+    found = depth_figures(found_results(settings.results), settings.figures or None)
+    claim_folder(settings.out, [f"{name}.csv" for name in found.figures], settings.overwrite)
+    return settings.finish(found, settings.out)
 
 
 if __name__ == "__main__":
