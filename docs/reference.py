@@ -63,7 +63,7 @@ def as_rst(lines, arguments=(), names=None):
     for line in lines:
         if line.startswith("    "):
             if not preformatted:
-                made += ["", ".. code-block:: text", ""]
+                made += ["", ".. code-block:: none", ""]
             preformatted = True
             made.append(line)
         elif not line.strip():
