@@ -87,7 +87,7 @@ def _of_provenance(p: Mapping[str, Any], kind: str) -> Iterator[str]:
     for place, key, counts in _lost(p):
         lost.setdefault((_COUNTS[key], counts), []).append(place)
     for (what, counts), places in lost.items():
-        at = listed([place for place in places if place], 4)
+        at = listed([place for place in places if place], 4, "; ")
         yield f"{what}{f' ({at})' if at else ''}: {counts}"
     if p.get("dtype") in ("bfloat16", "float16"):
         yield f"{p['dtype']}: noise floors lie near 1e-3 nats, and ablations of tiny dose are lost in rounding"

@@ -7,8 +7,6 @@ from typing import Any
 from diagnostics.results import Shown
 from diagnostics.study import TRAINED
 
-_MOST = 8
-
 
 @dataclass(frozen=True)
 class Headline:
@@ -23,9 +21,9 @@ class Headline:
 
 
 def headlines(result: Shown) -> list[Headline]:
-    """At most eight numbers: of results by depth those of the middle block measured, of several SAEs one line each."""
+    """Of results by depth the numbers of the middle block measured, of several SAEs a line for each."""
     found = _KINDS.get(result.NAME)
-    return [] if found is None else list(found(result))[:_MOST]
+    return [] if found is None else list(found(result))
 
 
 def _middle(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -20,6 +20,8 @@ from interventions.errors import MechdiagError, ResultError
 
 FIRST_LINES = 12
 """Of a long table; the rest shows on a click."""
+FIRST_NUMBERS = 8
+"""Of one result, on the first screen; how many more there are is said."""
 
 
 def report(
@@ -67,9 +69,15 @@ def _lead(results: Mapping[str, Shown]) -> str:
             [p["text"].get("name", "given text")] if isinstance(p.get("text"), Mapping) else p.get("texts", ())
         )
     )
-    kinds = dict.fromkeys(_title(result) for result in results.values())
-    said = f"{len(results)} result{'s' * (len(results) > 1)} ({listed(kinds).lower()}) on {listed(models)}; text: {listed(texts)}."
+    kinds = dict.fromkeys(_within_a_sentence(_title(result)) for result in results.values())
+    said = (
+        f"{len(results)} result{'s' * (len(results) > 1)} ({listed(kinds)}) on {listed(models)}; text: {listed(texts)}."
+    )
     return f'<p class="lead">{escape(said)}</p>'
+
+
+def _within_a_sentence(title: str) -> str:
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _title(result: Shown) -> str:
@@ -85,8 +93,12 @@ def _first(results: Mapping[str, Shown], anchors: Mapping[str, str]) -> str:
         rows += [
             f"<tr><td class=words>{escape(h.what)} <span class=ci>({link})</span></td>"
             f'<td class="words value"><b>{escape(h.value)}</b></td><td class="words ci">{escape(h.against)}</td></tr>'
-            for h in found
+            for h in found[:FIRST_NUMBERS]
         ]
+        if more := len(found[FIRST_NUMBERS:]):
+            rows.append(
+                f"<tr><td class=words colspan=3>and {more} more such number{'s' * (more > 1)} in {link}</td></tr>"
+            )
     if not rows:
         return ""
     head = "<tr><th scope=col class=words>what</th><th scope=col class=words>value</th><th scope=col class=words>compare with</th></tr>"

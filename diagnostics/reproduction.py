@@ -49,11 +49,11 @@ def reproduction(result: Shown, folder: str) -> str:
     if result.NAME not in _CALLS or not isinstance(result, Result):
         return ""
     p, call = result.provenance, _CALLS[result.NAME]
-    saes = list(p.get("saes", {}))
+    saes, given = list(p.get("saes", {})), arguments(call, p)
     lines = [
         f"from diagnostics import {call.__name__}",
         "from diagnostics.results import load_tokens",
-        "from interventions import Site, load_model",
+        f"from interventions import {'Site, ' * ('sites' in given)}load_model",
         *(["from sae_models import load_sae"] if saes else []),
         "",
         f"model = load_model({p['model']!r}, dtype={p['dtype']!r}, device={p['device']!r})  # weights {p['weights_sha256'][:12]}",
@@ -65,7 +65,7 @@ def reproduction(result: Shown, folder: str) -> str:
         lines.append("}")
     for name, digest in p.get("directions", {}).items():
         lines.append(f"{name} = ...  # your direction, sha256 {digest}")
-    asked = "".join(f"    {name}={value},\n" for name, value in arguments(call, p).items())
+    asked = "".join(f"    {name}={value},\n" for name, value in given.items())
     return "\n".join([*lines, f"result = {call.__name__}(\n    model, prompts,{' saes,' * bool(saes)}\n{asked})"])
 
 

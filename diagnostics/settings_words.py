@@ -69,7 +69,7 @@ def _path(p: Mapping[str, Any]) -> str:
     return f"by {' and '.join(named.get(path, path) for path in paths)}{exact}" if paths else ""
 
 
-def listed(names: Iterable[Any], most: int = 8) -> str:
-    """Names with commas between them, the rest as a number."""
+def listed(names: Iterable[Any], most: int = 8, between: str = ", ") -> str:
+    """Names with commas (or what is given) between them, the rest as a number."""
     given = [str(name) for name in names]
-    return ", ".join(given[:most]) + (f" and {len(given) - most} more" if len(given) > most else "")
+    return between.join(given[:most]) + (f" and {len(given) - most} more" if len(given) > most else "")

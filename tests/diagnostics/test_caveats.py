@@ -36,7 +36,7 @@ def test_what_was_dropped_is_told_with_reasons_and_like_places_as_one():
     }
     lines = caveats(planted(**p))
     assert "rows dropped: 3 effect not finite" in lines
-    assert "pairs dropped (trained, random 0): 9 position 0" in lines
+    assert "pairs dropped (trained; random 0): 9 position 0" in lines
     assert "tokens left out (boolq, 15.resid_post): 1,201 sinks" in lines
     assert "tokens left out (language): 391 sink, of 9,014" in lines
     assert "rows not finite (standard): 2" in lines

@@ -48,15 +48,3 @@ def test_a_specification_curve_counts_what_survives():
     found = headlines(Specifications(pd.DataFrame(lines), {"boolq": {}}))
     assert [(h.value, h.against) for h in found] == [("50%", "untrained networks: 100% to 100%")] * 2
     assert all("of 2" in h.what for h in found)
-
-
-def test_there_are_never_many():
-    some = replace(measured(), frame=measured().frame.copy())
-    some.__dict__["groups"] = [
-        {
-            "model": TRAINED,
-            "layer": 1,
-            **{f"{i} ÷ x": g for i, g in enumerate([measured().groups[0]["unit_norm"]] * 20)},
-        }
-    ]
-    assert len(headlines(some)) == 8

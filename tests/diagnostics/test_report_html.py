@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from diagnostics.headlines import Headline
 from diagnostics.report_html import FIRST_LINES, report
 from interventions.errors import ResultError
 from tests.pages import read
@@ -56,6 +57,14 @@ def test_long_tables_fold_and_sort(html):
     keys = [float(value) for value in re.findall(r'data-v="([^"]+)"', table)]
     assert keys == [pytest.approx((7 * i) % 40 / 10) for i in range(40)]
     assert "folded" in html and "Show all 40 lines" in html
+
+
+def test_more_numbers_than_the_first_screen_holds_are_counted(monkeypatch):
+    monkeypatch.setattr(
+        "diagnostics.report_html.headlines", lambda result: [Headline(f"n {i}", str(i), "") for i in range(11)]
+    )
+    text = "".join(read(report({"x": planted()})).text)
+    assert "n 7" in text and "n 8" not in text and "and 3 more such numbers in x" in text
 
 
 def test_hostile_text_stays_text():
