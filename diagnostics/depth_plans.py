@@ -77,7 +77,10 @@ class Plan:
     """what the broad bars of placebos mean"""
 
 
-_QUARTERS = {q: Panel(f"quartile {q} of ‖x‖", "", lines=(0.5,), limits=(-0.04, 1.04), whole=True) for q in "1234"}
+_QUARTERS = {
+    q: Panel(f"quartile {q} of ‖x‖", "win rate of the cosine", lines=(0.5,), limits=(-0.04, 1.04), whole=True)
+    for q in "1234"
+}
 _A = {"label": "norm exponent a", "lines": (0, 1), "limits": (-1.6, 2.6)}
 PLANS: dict[str, Plan] = {
     "direction_norm_kl": Plan(

@@ -68,6 +68,9 @@ PLACEBO_LABELS = {"placebo_token": "placebo, between tokens", "placebo_isotropic
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""
 
+CONDITION_LOOKS = {"single": ("#332288", "o", "-"), "partner": ("#999933", "s", "-"), "joint": ("#882255", "D", "-")}
+"""Colour, marker and dashes of steering one latent, its partner, both: no colour of an SAE of the zoo."""
+
 SAE_LOOKS = {
     "standard": ("#0072B2", "o"),
     "cosine": ("#D55E00", "s"),
@@ -81,9 +84,22 @@ _OTHER_MARKERS = ("P", "X", "h", "<", ">", "p")
 """Of kinds that the zoo does not know."""
 
 
+_SEED = re.compile(r"-seed\d+$")
+
+
 def sae_kind(name: str) -> str:
     """What follows the last `/` of an SAE's name, without the number of a seed: `15/cosine-seed1` is a `cosine`."""
-    return re.sub(r"-seed\d+$", "", name.rsplit("/", 1)[-1])
+    return _SEED.sub("", name.rsplit("/", 1)[-1])
+
+
+def legend_looks(names: list[str]) -> dict[str, tuple[str, str]]:
+    """`looks` for a legend, seeds of one kind, which look alike, in one entry: `cosine (3 seeds)`."""
+    found = looks(names)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_SEED.sub("", name), []).append(name)
+    alone = {kind: own[0] if len(own) == 1 else f"{kind} ({len(own)} seeds)" for kind, own in groups.items()}
+    return {alone[kind]: found[own[0]] for kind, own in groups.items()}
 
 
 def looks(names: list[str]) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,6 @@
 """Looks are told apart, and the same in whatever company."""
 
-from diagnostics.style import COLOURS, LABELS, SAE_LOOKS, looks, sae_kind
+from diagnostics.style import COLOURS, CONDITION_LOOKS, LABELS, SAE_LOOKS, legend_looks, looks, sae_kind
 
 
 def test_colours_and_labels_tell_series_apart():
@@ -33,3 +33,13 @@ def test_a_kind_is_the_last_part_of_a_name_without_its_seed():
         "standard",
         "seed1",
     ]
+
+
+def test_seeds_of_one_kind_are_one_entry_of_a_legend():
+    found = legend_looks(["standard", "cosine", "cosine-seed1", "cosine-seed2", "7/bypass", "15/bypass"])
+    assert list(found) == ["standard", "cosine (3 seeds)", "7/bypass", "15/bypass"]
+    assert found["cosine (3 seeds)"] == SAE_LOOKS["cosine"] and found["7/bypass"] == SAE_LOOKS["bypass"]
+
+
+def test_conditions_do_not_look_like_saes():
+    assert not {colour for colour, _ in SAE_LOOKS.values()} & {colour for colour, _, _ in CONDITION_LOOKS.values()}

@@ -28,6 +28,7 @@ def given(tmp_path_factory):
 def undrawn(monkeypatch):
     """Figures are made, and their files hold nothing: drawing takes longer than all else, and has tests of its own."""
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: Path(path).write_bytes(b"not drawn"))
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)
 
 
 @pytest.fixture
