@@ -25,7 +25,7 @@ PAGES = {
 }
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", flags=re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: (\S.*?) -->\n\s*```python")
-WORDS = 24  # of each text: what the blocks cost is the model's time for each token
+WORDS = 12  # of each text: what the blocks cost is the model's time for each token
 
 
 def blocks(page: str, *languages: str) -> list[str]:
