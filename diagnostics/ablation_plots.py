@@ -16,7 +16,7 @@ from diagnostics.ablation_tables import measured
 from diagnostics.equal_effects import EqualEffect
 from diagnostics.plots import write_caption
 from diagnostics.statistics import Estimate
-from diagnostics.style import FLOORS, STYLE, looks
+from diagnostics.style import FLOORS, STYLE, legend_looks, looks
 
 if TYPE_CHECKING:
     from diagnostics.feature_ablations import FeatureAblation
@@ -54,7 +54,7 @@ def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | N
         missed = _equal(last, [e for e in result.equal_effects(form) if e.ranking == ranking], result.saes, style)
         for ax in flat[len(concepts) + 1 :]:
             ax.set_visible(False)
-        figure.legend(handles=_handles(result, style), loc="outside upper center", ncols=4)
+        figure.legend(handles=_handles(result), loc="outside upper center", ncols=4)
         counts = ", ".join(map(str, result.provenance["counts"]))
         words = (
             f"Collateral against intended effect of the top N latents ({ranking.replace('_', ' ')}), N = {counts} (first and last "
@@ -194,7 +194,7 @@ def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure
             ax.set_xticks(result.provenance["counts"], list(map(str, result.provenance["counts"])), fontsize=7.5)
             ax.xaxis.set_minor_locator(NullLocator())
             ax.set_xlabel("N latents")
-        figure.legend(handles=_handles(result, style, sides=True), loc="outside upper center", ncols=4)
+        figure.legend(handles=_handles(result, sides=True), loc="outside upper center", ncols=4)
         words = (
             f"Means over concepts. Left: ratio of the mean effects ({form} form; latents by {ranking.replace('_', ' ')}"
             f"{f'; {unseen} points below {LEAST:g} are not drawn' if unseen else ''}). {'Middle' if kept else 'Right'}: mean ‖Δx‖² over tokens of the selected latents' edit. "
@@ -244,15 +244,10 @@ def _bars(some: list[Estimate]) -> np.ndarray:
     return np.where(np.isfinite(ends), ends, 0).clip(min=0)
 
 
-def _handles(result: "FeatureAblation", style: dict[str, tuple[str, str]], sides: bool = False) -> list[Line2D]:
-    alike: dict[tuple[str, str], list[str]] = {}
-    for sae in result.saes:
-        alike.setdefault(style[sae], []).append(sae)
+def _handles(result: "FeatureAblation", sides: bool = False) -> list[Line2D]:
     found = [
-        Line2D(
-            [], [], color=colour, marker=marker, ms=4, lw=1.2, label=some[0] + f" ({len(some)} seeds)" * (len(some) > 1)
-        )
-        for (colour, marker), some in alike.items()
+        Line2D([], [], color=colour, marker=marker, ms=4, lw=1.2, label=name)
+        for name, (colour, marker) in legend_looks(result.saes).items()
     ]
     for arm, (colour, dashes) in FLOORS.items():
         if arm in result.provenance["arms"]:

@@ -119,4 +119,4 @@ def _caption(result: "CausalAtlas", inches: float) -> str:
         f"sink filter: {sink}. Every active latent of every token subtracted once, the SAE's error kept. {counts}. Above: medians and quartiles in 20 "
         f"bins of equal numbers of rows; grey: y = x. Below: 95 % delete-one-prompt jackknife intervals. Effects by {paths}{delta}."
     )
-    return textwrap.fill(sentence, int(16 * inches))
+    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)

@@ -193,7 +193,7 @@ def plot_gradients(result: "DictionaryComparison") -> Figure:
         ):
             ax.axvline(2, color="0.6", lw=0.8)
             ax.set_xscale("log", base=2)
-            ax.set_xlim(min(low, 0.5) / 1.1, max(high, 3) * 1.1)
+            ax.set_xlim(min(low, 0.5) / 1.1, max(high, 3) * 2.2)  # room for the legend
             ax.set_xlabel("mean norm in Q4 of ‖x‖ ÷ in Q1")
             ax.set_title(f"gradient {title}", fontsize=9)
             ax.legend(title="above 2", loc="upper right", fontsize=7, title_fontsize=7.5)
@@ -306,6 +306,6 @@ def caption(result: "DictionaryComparison", words: str, inches: float) -> str:
     text = p["text"].get("name", "given")
     sentence = (
         f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {p['site']}. {p['counted']:,} tokens of {p['prompts']} prompts "
-        f"({text}). Sink filter: {sink}. {words}."
+        f"({text}), seed {p['seed']}. Sink filter: {sink}. {words}."
     )
-    return textwrap.fill(sentence, int(16 * inches))
+    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)

@@ -126,21 +126,20 @@ def _ratio_panel(
 def _placebo_panel(
     ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: Depth
 ) -> None:
-    faint = {"in_place": "0.6", "single_token": "#E8B9D5"}
     shift = 0
     for context in contexts:
         some = [g for g in groups if g["context"] == context]
         for name, label in (("placebo_token", "tangent between tokens"), ("placebo_direction", "isotropic tangent")):
             estimates = [g["ratios"][f"direction ÷ {name}"]["of_means"] for g in some]
-            colour = COLOURS[context] if name == "placebo_token" else faint[context]
-            points(ax, depth.at(some), estimates, colour, f"{LABELS[context]}, {label}", MARKERS[name],
-                    (shift - 1.5) * depth.step)  # fmt: skip
+            dash = "-" if name == "placebo_token" else ":"
+            points(ax, depth.at(some), estimates, COLOURS[context], f"{LABELS[context]}, {label}", MARKERS[name],
+                    (shift - 1.5) * depth.step, dash=dash)  # fmt: skip
             shift += 1
     ratio = lambda g: g["ratios"]["direction ÷ placebo_token"]["of_means"]  # noqa: E731
     _grey(ax, nulls, contexts[0], ratio, depth, f"untrained networks, {LABELS[contexts[0]]}, between tokens")
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    ax.set_ylim(min(low, 0.9), max(high, 1.1) * 1.7)
+    ax.set_ylim(min(low, 0.9), max(high, 1.1) * (max(high, 1.1) / min(low, 0.9)) ** 0.7)  # room for the legend
     ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low * 0.9 <= t <= high * 1.2]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()

@@ -28,13 +28,13 @@ def study_caption(provenance: dict[str, Any], words: str, inches: float) -> str:
     """What a reader of the figure must know, from how it was made."""
     p, text = provenance, provenance["text"]
     sink = f"‖x‖ > {p['sink_filter']:g} × median and position 0 left out" if p["sink_filter"] else "position 0 left out"
-    exact = f"; logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
-    path = "+".join(sorted(set("+".join(p["path"].values()).split("+"))))
+    exact = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
+    path = " and ".join(sorted(set("+".join(p["path"].values()).split("+"))))
     sentence = (
         f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {', '.join(p['sites'])}. {p['prompts']} prompts of "
-        f"{text.get('name', 'given text')}; {sink}. {path}{exact}. {words}."
+        f"{text.get('name', 'given text')}, seed {p['seed']}; {sink}. Effects by {path}{exact}. {words}."
     )
-    return textwrap.fill(sentence, int(16 * inches))
+    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)
 
 
 def finish(figure: Figure, provenance: dict[str, Any], words: str) -> Figure:
@@ -63,7 +63,7 @@ def plot_interactions(result: "Interactions") -> Figure:
             row[0].set(ylabel="share of pairs", ylim=(0, 1.01), xscale="log")
             row[0].set_title(f"{sae}: interaction of a pair at a token")
             row[1].set_title("at equal size of the single effects")
-            row[1].set(xscale="log", ylabel="interaction", ylim=(0, None))
+            row[1].set(xscale="log", ylabel="interaction, ratio of sums", ylim=(0, None))
             plain_ticks(row[1].xaxis)
         axes[-1, 0].set_xlabel("rms(joint − sum) / (rms(i) + rms(j))")
         axes[-1, 1].set_xlabel("rms(i) + rms(j), logits")

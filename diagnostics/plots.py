@@ -82,13 +82,14 @@ def caption(
     rows: str,
     bounds: bool = False,
     *,
+    bars: bool = True,
     point: str | None = None,
     context: str | None = None,
     inches: float = 9.6,
 ) -> str:
     """What a reader of the figure must know, from how it was made.
 
-    rows: what was drawn, in words; bounds: lower bounds are; point and context: of the one that the figure shows (default:
+    rows: what was drawn, in words; bounds: lower bounds are; bars: intervals are; point and context: of the one that the figure shows (default:
     all); inches: width of the figure.
     """
     p, text = provenance, provenance["text"]
@@ -104,7 +105,7 @@ def caption(
     sentence = (
         f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {rows} {p['prompts']} prompts "
         f"({text.get('name', 'given')}{', chat template' if text.get('chat_template') else ''}), seed {p['seed']}, sink filter: {sink}; "
-        f"patched{shown} at {', '.join(points)}, read at {read}. Bars: 95 % delete-one-prompt jackknife intervals. {nulls}"
+        f"patched{shown} at {', '.join(points)}, read at {read}. {'Bars: 95 % delete-one-prompt jackknife intervals. ' if bars else ''}{nulls}"
         f"{'Open marker with arrow: lower bound, the denominator lies within the noise floor. ' if bounds else ''}Effects by {' and '.join(paths)}{delta}."
     )
-    return textwrap.fill(sentence, int(16 * inches))
+    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from diagnostics.plots import write_caption
 from diagnostics.probing_summary import MEAN, described
-from diagnostics.style import STYLE, looks
+from diagnostics.style import STYLE, legend_looks, looks
 
 if TYPE_CHECKING:
     from diagnostics.sparse_probing import SparseProbing
@@ -85,7 +85,9 @@ def _panel(ax: Axes, result: "SparseProbing", dataset: str, ks: list[int], style
 
 
 def _handles(style: dict[str, tuple[str, str]]) -> list[Line2D]:
-    handles = [Line2D([], [], color=c, marker=m, ms=5, lw=1, label=name) for name, (c, m) in style.items()]
+    handles = [
+        Line2D([], [], color=c, marker=m, ms=5, lw=1, label=name) for name, (c, m) in legend_looks(list(style)).items()
+    ]
     handles.append(Line2D([], [], ls=":", color="0.3", marker="o", mfc="white", ms=4, lw=1, label="random latents"))
     handles.append(Line2D([], [], ls="--", color=SHUFFLED, lw=1.1, label="shuffled labels"))
     return [*handles, Line2D([], [], ls="", color="0.3", marker=".", ms=4, label="one split")]
@@ -103,6 +105,6 @@ def _caption(result: "SparseProbing", inches: float) -> str:
         f"{p['inverse_penalty']:g}) on latents averaged over a text's tokens ({sinks} left out; cut at {p['max_length']} tokens). "
         f"Filled: the k latents of largest mean difference on the training texts; all: every active latent; raw x: the activations. "
         f"Tasks are balanced, chance is .5{whole}. Bars: 95 % delete-one-{unit} jackknife intervals, pooled over classes and {p['seeds']} splits "
-        "with probes held fixed; they do not hold what training another SAE would change."
+        f"(seed {p['seed']}) with probes held fixed; they do not hold what training another SAE would change."
     )
-    return textwrap.fill(words, int(16 * inches))
+    return textwrap.fill(words, int(16 * inches), break_on_hyphens=False)

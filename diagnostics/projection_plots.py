@@ -10,9 +10,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from diagnostics.plots import Depth, caption, write_caption
+from diagnostics.plots import Depth, caption, plain_ticks, write_caption
 from diagnostics.study import TRAINED
-from diagnostics.style import COLOURS, LABELS, STYLE, looks
+from diagnostics.style import COLOURS, GREYS, LABELS, STYLE, looks
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -92,9 +92,11 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
                 at, step = depth.at(groups), 2.2 * depth.step
                 colour = style[groups[0]["sae"]][0]
                 for i, way in enumerate(("observational", "placebo_token", "interventional")):
-                    of = {"observational": colour, "placebo_token": COLOURS["placebo_norm"], "interventional": "black"}[
-                        way
-                    ]
+                    of = {
+                        "observational": colour,
+                        "placebo_token": GREYS["placebo_token"][0],
+                        "interventional": "black",
+                    }[way]
                     _exponents(ax, at + (i - 1) * step, [g["exponents"].get(way) for g in groups], way, of)
                 learned = [np.nan if g["learned_a"] is None else g["learned_a"]["mean"] for g in groups]
                 if np.isfinite(learned).any():
@@ -143,14 +145,14 @@ def _unique(axes: list[Axes]) -> tuple[list[Any], list[str]]:
     return list(found.values()), list(found)
 
 
-def _caption(result: "ProjectionEffects", rows: str, nulls: bool = False) -> str:
-    """The caption of a run, with how latents and tokens were drawn; nulls: whether the figure shows untrained networks."""
+def _caption(result: "ProjectionEffects", rows: str, nulls: bool = False, bars: bool = True) -> str:
+    """The caption of a run, with how latents and tokens were drawn; nulls, bars: whether the figure shows untrained networks, intervals."""
     p: dict[str, Any] = result.provenance if nulls else {**result.provenance, "null_models": []}
     how = {
         "stratified": "stratified by frequency, norm and |cos|",
         "active": "the most frequent latents, at active tokens",
     }
-    words = caption(p, f"{how[p['sampling']]}: {rows}")
+    words = caption(p, f"{how[p['sampling']]}: {rows}", bars=bars)
     return words.replace("patched", "ablated")
 
 
@@ -209,11 +211,12 @@ def plot_dose(
         for ax in axes[-1]:
             ax.set_xlabel("‖Δx‖, length of what is removed")
         assert drawn is not None
-        figure.colorbar(drawn, ax=axes, label="‖x‖", shrink=0.6)
+        bar = figure.colorbar(drawn, ax=axes, label="‖x‖", shrink=0.6)
+        plain_ticks(bar.ax.yaxis)
         handles, labels = _unique(list(axes.flat))
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
         words = f"{group['sae']}, {LABELS[group['context']]}: {shown.groupby('latent').size().max() // 2} tokens a latent of"
-        write_caption(figure, _caption(result, words))
+        write_caption(figure, _caption(result, words, bars=False))
     return figure
 
 
@@ -348,7 +351,9 @@ def _quartile_panel(ax: Axes, contest: "Contest", colour: str) -> None:
         )
     if token is not None:
         for i, rate in enumerate((token.overall, *token.quartiles)):
-            _bars(ax, i + 0.18, rate.estimate, COLOURS["placebo_norm"], "v", "its placebo" if i == 0 else None, "white")
+            _bars(
+                ax, i + 0.18, rate.estimate, GREYS["placebo_token"][0], "v", "its placebo" if i == 0 else None, "white"
+            )
     ax.axhline(0.5, color="0.6", lw=0.8, zorder=0)
     ax.axvline(0.5, color="0.85", lw=0.8, zorder=0)
     ax.set_ylim(-0.04, 1.04)

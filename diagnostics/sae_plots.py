@@ -233,4 +233,4 @@ def caption(result: "SAEEvaluation", words: str, inches: float) -> str:
         for name, text in p["texts"].items()
     )
     sentence = f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}). {texts}. Sink filter: {sink}. {words}."
-    return textwrap.fill(sentence, int(16 * inches))
+    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)

@@ -7,24 +7,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from diagnostics.frames import each, lines_of
 from diagnostics.interaction_plots import INTERVALS, finish
 from diagnostics.interaction_summary import mean_of
 from diagnostics.plots import plain_ticks
 from diagnostics.statistics import Estimate
-from diagnostics.style import GREYS, PLACEBO_LABELS, STYLE, looks
+from diagnostics.style import CONDITION_LOOKS, GREYS, PLACEBO_LABELS, STYLE, looks
 
 if TYPE_CHECKING:
     from diagnostics.effect_sparsity import AblationSparsity
     from diagnostics.steering import Steering
     from diagnostics.substitution import Substitutions
 
-CONDITION_LOOKS = {
-    "single": ("#0072B2", "o", "-"),
-    "partner": ("#E69F00", "s", "-"),
-    "joint": ("#D55E00", "D", "-"),
-}
 LOGARITHMIC = ("kl", "probability")
 EDIT_LABELS = {
     "latent": "latent", "channel": "channel", "placebo_token": "placebo,\nbetween tokens", "placebo_isotropic": "placebo,\nisotropic",
@@ -110,11 +106,23 @@ def plot_substitution(result: "Substitutions") -> Figure:
             _points(axes[0], x, [g["wins"] for g in groups], *style[sae], "none", sae)
             shades = {"matched_deletion": ("deletion, equal ‖Δx‖", -0.24), "deletion": ("deletion", -0.08),
                       "placebo_token": ("placebo, between tokens", 0.08), "placebo_isotropic": ("placebo, isotropic", 0.24)}  # fmt: skip
-            for (edit, (label, shift)), marker in zip(shades.items(), "osv^", strict=True):
+            handles = [
+                Line2D(
+                    [],
+                    [],
+                    color="0.3",
+                    marker=marker,
+                    mfc="0.3" if edit == EDITS[1] else "white",
+                    ms=4,
+                    lw=0,
+                    label=label,
+                )
+                for (edit, (label, _)), marker in zip(shades.items(), "osv^", strict=True)
+            ]
+            for (edit, (_, shift)), marker in zip(shades.items(), "osv^", strict=True):
                 at = (
                     np.array([atoms.index(g["atom"]) for g in groups]) + shift + (n - (len(result.saes) - 1) / 2) * 0.05
                 )
-                shown = label if n == 0 else None
                 _points(
                     axes[1],
                     at,
@@ -122,7 +130,7 @@ def plot_substitution(result: "Substitutions") -> Figure:
                     style[sae][0],
                     marker,
                     "none",
-                    shown,
+                    None,
                     filled=edit == EDITS[1],
                 )
         axes[0].axhline(0.5, color="0.7", lw=0.8)
@@ -140,7 +148,7 @@ def plot_substitution(result: "Substitutions") -> Figure:
         axes[0].legend(fontsize=7, loc="lower left")
         plain_ticks(axes[1].yaxis)
         axes[1].set_ylim(top=1.6 * axes[1].get_ylim()[1])
-        axes[1].legend(fontsize=7, ncols=4, loc="upper left", columnspacing=1.0, handletextpad=0.2)
+        axes[1].legend(handles=handles, fontsize=7, ncols=4, loc="upper left", columnspacing=1.0, handletextpad=0.2)
         most = max(g["rows"] for g in result.groups)
         words = (
             f"nearest: the decoder row of largest |cosine|; active: another latent active at the token; random: any live one, which is the null. "
@@ -177,7 +185,7 @@ def plot_sparsity(result: "AblationSparsity") -> Figure:
                 along = result.horizon(sae, edit)
                 own, _, dash = GREYS.get(edit, (colour, "", "-" if edit == "latent" else "-."))
                 dash = dash if edit != "channel" else "-."
-                label = f"{sae}: {EDIT_LABELS[edit]}".replace("\n", " ") if n == 0 or edit == "latent" else None
+                label = f"{sae}: {edit}" if edit not in GREYS else PLACEBO_LABELS[edit] if n == 0 else None
                 _line(axes[1], along, own, dash, label, band=edit == "latent")
         axes[0].axhline(2 / np.pi, color="0.7", lw=0.8)
         axes[0].text(3.55, 2 / np.pi, "normal numbers ", va="bottom", ha="right", fontsize=7, color="0.4")
@@ -188,12 +196,13 @@ def plot_sparsity(result: "AblationSparsity") -> Figure:
         axes[1].set(
             yscale="log", xlabel="positions after the edited one", ylabel="mean KL, nats", title="how far it reaches"
         )
-        axes[1].legend(fontsize=7)
+        axes[1].set_ylim(top=30 * axes[1].get_ylim()[1])
+        axes[1].legend(fontsize=7, loc="upper right", ncols=2)
         lost = sum(g["within rounding"] for g in result.groups)
         words = (
             f"One edit at one position; logits of T = {result.provenance['horizon']} positions from there on, less their median over the "
             f"vocabulary. channel: one coordinate of the stream set to its mean. Placebos: of the latent's norm and angle. Faint: each "
-            f"latent's mean. {lost} rows within 10 times the rounding error are left out. {INTERVALS}"
+            f"latent's mean. {f'{lost} rows within 10 times the rounding error are left out. ' if lost else ''}{INTERVALS}"
         )
         return finish(figure, result.provenance, words)
 
