@@ -67,7 +67,8 @@ def _form(settings: type) -> tuple[Any, dict[str, Any]]:
     types = get_type_hints(settings, include_extras=True)
     docs, fields, within = attribute_docs(settings), {}, {}
     for field in dataclasses.fields(settings):
-        if dataclasses.is_dataclass(kind := _bare(types[field.name])):
+        kind = _bare(types[field.name])
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             assert field.default_factory is not dataclasses.MISSING
             within[field.name], own, hints = kind, attribute_docs(kind), get_type_hints(kind)
             options = [_option(hints[k], k, v, own) for k, v in _values(field.default_factory()).items()]
@@ -142,7 +143,9 @@ def _filled(item: str, width: int) -> str:
 def attribute_docs(settings: type) -> dict[str, str]:
     """The docstrings under a dataclass's fields, its own before those of the classes that it builds on."""
     found: dict[str, str] = {}
-    for base in filter(dataclasses.is_dataclass, reversed(settings.__mro__)):
+    for base in reversed(settings.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
         [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(definition, ast.ClassDef)
         for field, under in pairwise(definition.body):

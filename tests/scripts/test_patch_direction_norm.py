@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 from diagnostics import command as commands
 from diagnostics import inputs, progress
@@ -272,6 +274,7 @@ def run_command(script, given: list[str]) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
+    tqdm.set_lock(threading.RLock())  # its own: the usual one is shared by all forked from here, and goes with who is killed
     sys.argv = ["patch_direction_norm.py", *given]
     commands.run(script.Settings, script.main)
 
