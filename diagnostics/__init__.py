@@ -16,7 +16,9 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.feature_ablations import FeatureAblation, feature_ablation
     from diagnostics.latent_pairs import Interactions, interactions
     from diagnostics.projections import ProjectionEffects, projection_effects
+    from diagnostics.report_html import report
     from diagnostics.sae_evaluation import SAEEvaluation, evaluate_saes
+    from diagnostics.saved import saved_results
     from diagnostics.sparse_probing import SparseProbing, probe_saes
     from diagnostics.specification import Specifications, specification_curve
     from diagnostics.steering import Steering, latent_steering
@@ -56,6 +58,8 @@ __all__ = [
     "latent_steering",
     "probe_saes",
     "projection_effects",
+    "report",
+    "saved_results",
     "specification_curve",
     "unit_norm_sweep",
     "win_rate_report",
@@ -94,6 +98,8 @@ _HOMES = {
     "latent_steering": "steering",
     "probe_saes": "sparse_probing",
     "projection_effects": "projections",
+    "report": "report_html",
+    "saved_results": "saved",
     "specification_curve": "specification",
     "unit_norm_sweep": "unit_norm",
     "win_rate_report": "contests",

@@ -24,6 +24,7 @@ from diagnostics.progress import Progressing
 from diagnostics.results import (
     Result,
     load_tokens,
+    made,
     model_provenance,
     save_figures,
     save_tokens,
@@ -71,10 +72,9 @@ class CausalAtlas(Result):
             )
         return cls(frame, load_tokens(folder / "tokens.npy"), provenance)
 
-    def write(self, folder: Path) -> list[str]:
+    def write(self, folder: str | Path) -> list[str]:
         """Shards, tokens, summary with schema and provenance, and figures, into a folder; the names of the files."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made(folder)
         for left in folder.glob(f"{_SHARDS}*"):  # by a process that was killed here
             shutil.rmtree(left)
         shards = Path(tempfile.mkdtemp(dir=folder, prefix=_SHARDS))

@@ -18,7 +18,7 @@ from diagnostics.norm_exponent import Exponent
 from diagnostics.progress import Progressing, followed
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
-from diagnostics.results import Shown, save_figures, write_frame, write_json
+from diagnostics.results import Shown, made, save_figures, write_frame, write_json
 from diagnostics.simpsons_paradox import SCORES, Simpson, simpson
 from diagnostics.wins import EditRates, WinRate, WinRates, win_rates
 from interventions.errors import ResultError
@@ -167,8 +167,9 @@ class WinRateReport(Shown):
         """Every group's numbers, and the provenance of every run."""
         return {"summary": [contest.as_dict() for contest in self.contests], "provenance": self.provenance}
 
-    def write(self, folder: Path) -> list[str]:
+    def write(self, folder: str | Path) -> list[str]:
         """Tables, summary with provenance, and figures, into a folder; the names of the files."""
+        folder = made(folder)
         write_frame(folder / f"{self.NAME}.parquet", self.frame)
         write_frame(folder / f"{self.NAME}_latents.parquet", self.latents)
         write_json(folder / f"{self.NAME}.json", self.as_dict())

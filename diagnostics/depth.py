@@ -14,7 +14,7 @@ from diagnostics.depth_panels import draw, width_of
 from diagnostics.depth_plans import PLANS, Looks, Plan
 from diagnostics.depth_runs import caption, identity, labels, said_of
 from diagnostics.plots import CAP
-from diagnostics.results import Shown, save_figures, write_whole
+from diagnostics.results import Shown, made, save_figures, write_whole
 from diagnostics.saved import saved_results
 from diagnostics.statistics import Estimate
 from diagnostics.style import looks
@@ -80,8 +80,9 @@ class DepthFigures:
         }
         return {"figures": figures, "notes": self.notes}
 
-    def write(self, folder: Path) -> list[str]:
+    def write(self, folder: str | Path) -> list[str]:
         """Each figure as PNG (200 dpi), SVG, PDF and the table that it draws as CSV; the names of the files."""
+        folder = made(folder)
         names = []
         for name, figure in self.figures.items():
             names += save_figures(folder, {name: figure.plot()})
@@ -204,7 +205,7 @@ def _by_setting(name: str, plan: Plan, table: pd.DataFrame, runs: Runs, notes: l
         elif plan.rows_are_saes:
             own["row"] = _short(own, "row")
         style = looks(sorted(set(own["series"]))) if plan.looks is None else plan.looks
-        own.insert(own.columns.get_loc("run") + 1, "label", own["run"].map(labels(some)))
+        own = own.assign(label=own["run"].map(labels(some)))
         file = "_".join([name, *filter(None, [_own_words(setting, settings)])])
         found[file] = DepthFigure(file, plan, own, some, style)
     return found
@@ -241,7 +242,7 @@ def _short(table: pd.DataFrame, column: str) -> pd.Series:
     """SAEs by the last part of their names, where no two of one run and depth share it; else by their whole names."""
     short = table[column].str.rsplit("/", n=1).str[-1]
     where = [name for name in (*_PLACE, "run") if name != column]
-    pairs = table.assign(short=short)[[*where, column, "short"]].drop_duplicates()
+    pairs = table.assign(short=short).drop_duplicates([*where, column])
     meet = pairs.duplicated([*where, "short"], keep=False)
     ambiguous = set(pairs.loc[meet, "short"])
     return short.where(~short.isin(ambiguous), table[column].str.replace("/", " "))

@@ -25,7 +25,7 @@ from diagnostics.dictionary_units import Comparison, Plan
 from diagnostics.labelled_gaps import LabelledTexts
 from diagnostics.probes import Probe, probes_of
 from diagnostics.progress import Progressing, followed
-from diagnostics.results import FIGURE_KINDS, Result, model_provenance, result_files, write_frame
+from diagnostics.results import FIGURE_KINDS, Result, made, model_provenance, result_files, write_frame
 from diagnostics.units import Done, Unit, Units
 from interventions.errors import ResultError
 from interventions.models import CausalModel, wrap
@@ -74,8 +74,9 @@ class DictionaryComparison(Result):
         lines = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["summary"]
         return replace(found, lines=lines, **{name: pd.read_parquet(folder / _parquet(name)) for name in TABLES})
 
-    def write(self, folder: Path) -> list[str]:
+    def write(self, folder: str | Path) -> list[str]:
         """Tables, tokens, summary with provenance, and figures, into a folder; the names of the files."""
+        folder = made(folder)
         for name in TABLES:
             write_frame(folder / _parquet(name), getattr(self, name))
         for figure in ("gradients", "alignment", "effect"):  # of another run, which had them

@@ -42,6 +42,13 @@ def claim_folder(folder: str | Path, names: Iterable[str], overwrite: bool) -> P
     return folder
 
 
+def made(folder: str | Path) -> Path:
+    """The folder, which is there from now on."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then put it in its place at once; a failure leaves what stood there."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
@@ -150,16 +157,17 @@ class Result(Shown):
         provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
         return cls(frame, load_tokens(folder / "tokens.npy"), provenance)
 
-    def write(self, folder: Path) -> list[str]:
+    def write(self, folder: str | Path) -> list[str]:
         """Table, tokens, summary with provenance, and figures, into a folder; the names of the files."""
+        folder = made(folder)
         write_frame(folder / f"{self.NAME}.parquet", self.frame)
         save_tokens(folder / "tokens.npy", self.tokens)
         write_json(folder / f"{self.NAME}.json", self.as_dict())
         return [*result_files(type(self)), *save_figures(folder, self.figures())]
 
     def to_frame(self) -> pd.DataFrame:
-        """The tidy table."""
-        return self.frame
+        """The tidy table: columns that are added to it leave the result as it is."""
+        return self.frame.copy(deep=False)
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from diagnostics import sae_measures
 from diagnostics.progress import Progressing, followed
-from diagnostics.results import FIGURE_KINDS, Result, model_provenance, result_files, write_frame
+from diagnostics.results import FIGURE_KINDS, Result, made, model_provenance, result_files, write_frame
 from diagnostics.sae_measures import ALL, MEASURES, NO_SINKS, QUARTILES
 from diagnostics.sae_sites import sae_site
 from diagnostics.statistics import Estimate
@@ -69,8 +69,9 @@ class SAEEvaluation(Result):
             raise ResultError(f"{folder} holds no {cls.NAME} result: {cls.LATENTS} is missing")
         return replace(found, latents=pd.read_parquet(Path(folder) / cls.LATENTS))
 
-    def write(self, folder: Path) -> list[str]:
+    def write(self, folder: str | Path) -> list[str]:
         """Both tables, tokens, summary with provenance, and figures, into a folder; the names of the files."""
+        folder = made(folder)
         write_frame(folder / self.LATENTS, self.latents)
         for figure in (self._EXPONENTS, self._ALIGNMENT):  # of another run, which had them
             for end in FIGURE_KINDS:

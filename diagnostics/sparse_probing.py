@@ -20,7 +20,7 @@ from diagnostics.probes import Probe, probes_of
 from diagnostics.probing_fits import cross_entropies
 from diagnostics.probing_tasks import split_seed, tasks
 from diagnostics.progress import Progressing
-from diagnostics.results import Result, model_provenance, result_files, write_frame
+from diagnostics.results import Result, made, model_provenance, result_files, write_frame
 from diagnostics.sampling import generator
 from diagnostics.statistics import Estimate
 from diagnostics.text_groups import first_of_group
@@ -72,8 +72,9 @@ class SparseProbing(Result):
             raise ResultError(f"{folder} holds no {cls.NAME} result: {cls.TEXTS} is missing")
         return replace(found, held_out=pd.read_parquet(Path(folder) / cls.TEXTS))
 
-    def write(self, folder: Path) -> list[str]:
+    def write(self, folder: str | Path) -> list[str]:
         """Both tables, tokens, summary with provenance, and the figure, into a folder; the names of the files."""
+        folder = made(folder)
         write_frame(folder / self.TEXTS, self.held_out)
         return [self.TEXTS, *super().write(folder)]
 

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from diagnostics import statistics
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import Shown, save_figures, write_frame, write_json
+from diagnostics.results import Shown, made, save_figures, write_frame, write_json
 from diagnostics.study import TRAINED
 from interventions.errors import ResultError
 
@@ -127,8 +127,9 @@ class Specifications(Shown):
         """Summary and provenance, as they stand in the JSON file."""
         return {"summary": self.summary().to_dict("records"), "provenance": self.provenance}
 
-    def write(self, folder: Path) -> list[str]:
+    def write(self, folder: str | Path) -> list[str]:
         """Table, summary with provenance, and a figure a claim; the names of the files."""
+        folder = made(folder)
         write_frame(folder / f"{self.NAME}.parquet", self.frame)
         write_json(folder / f"{self.NAME}.json", self.as_dict())
         return [*self.files(), *save_figures(folder, self.figures())]

@@ -14,6 +14,7 @@ from interventions.anatomy import at_site, check_site
 from interventions.errors import SiteError, TextError
 from interventions.models import CausalModel, wrap
 from interventions.sites import Site
+from interventions.texts import Prompts
 
 
 @dataclass(eq=False)
@@ -77,7 +78,7 @@ class Recording:
 
 def record(
     model: Any,
-    tokens: Sequence[Sequence[int]] | Int[Tensor, "prompt pos"],
+    tokens: Prompts | Sequence[Sequence[int]] | Int[Tensor, "prompt pos"],
     sites: Sequence[Site] = (),
     *,
     attention_mask: Int[Tensor, "prompt pos"] | None = None,
@@ -86,7 +87,7 @@ def record(
 ) -> Recording:
     """One clean pass over the prompts, without forming logits.
 
-    tokens: lists of token ids of any lengths, or a tensor with its attention mask, padded on either side (padding is
+    tokens: `Prompts`, lists of token ids of any lengths, or a tensor with its attention mask, padded on either side (padding is
     taken off: positions count from a prompt's own first token). sites: where to keep activations. `keep_cache=False`
     leaves out keys and values (no replay then). Memory: keys and values take 2 · blocks · kv_heads · d_head numbers a token.
     Raises `SiteError` for a site the model does not have, `TextError` for an empty prompt or ids outside the vocabulary.
@@ -95,7 +96,7 @@ def record(
     for site in sites:
         check_site(model, site)
     kept = tuple(dict.fromkeys([*sites, *(site.entry for site in sites), Site(model.n_layers - 1)]))
-    prompts = _unpadded(tokens, attention_mask)
+    prompts = _unpadded(tokens.tokens if isinstance(tokens, Prompts) else tokens, attention_mask)
     length = torch.tensor([len(p) for p in prompts])
     ids = torch.zeros(len(prompts), int(length.max()), dtype=torch.long)
     for row, prompt in zip(ids, prompts, strict=True):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from interventions import Site, SiteError, TextError, record, wrap
+from interventions.texts import as_prompts
 from tests.tiny import D_MODEL, N_LAYERS, REPLAYED, TOLERANCE, VOCAB, fresh, prompts, tiny_model
 
 PRE = Site(2, "resid_pre")
@@ -29,6 +30,13 @@ def test_activations_are_the_models_hidden_states(name, device):
         assert torch.allclose(recording.final_hidden[i, : len(ids)], output[0][0], atol=TOLERANCE, rtol=1e-5)
     last = recording.activations[Site(N_LAYERS - 1)]
     assert not torch.allclose(last[0], recording.activations[Site(N_LAYERS - 1, "resid_pre")][0], atol=0.1)
+
+
+def test_prompts_are_their_tokens(device):
+    hf = tiny_model("llama", device)
+    recording, bare = record(hf, as_prompts(prompts(), None), [PRE]), record(hf, prompts(), [PRE])
+    assert torch.equal(recording.tokens, bare.tokens)
+    assert torch.equal(recording.activations[PRE], bare.activations[PRE])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
