@@ -28,7 +28,8 @@ def executed(path: Path) -> Any:
     """The notebook with the outputs of a fresh kernel; whatever a cell raises is raised."""
     notebook = nbformat.read(path, as_version=4)
     there = {"metadata": {"path": str(path.parent)}}
-    return NotebookClient(notebook, timeout=600, record_timing=False, resources=there).execute(env=environment())
+    client = NotebookClient(notebook, timeout=1800, startup_timeout=300, record_timing=False, resources=there)
+    return client.execute(env=environment())
 
 
 def hash_of(notebook: Any) -> str:

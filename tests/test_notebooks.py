@@ -13,7 +13,7 @@ NAMES = ("01_first_intervention", "02_direction_norm", "03_probe_a_latent", "04_
 SHOWN = {
     "01_first_intervention": ("' Rome' 0.", "path: replay", "image/png"),
     "02_direction_norm": ("KL direction", "÷ placebo", "data:image/"),
-    "03_probe_a_latent": ("KL of the placebo", "inert by this rule", "Latent", "data:image/", "image/png"),
+    "03_probe_a_latent": ("KL of the placebo", "silent: ", "Latent", "data:image/", "image/png"),
     "04_your_model_your_sae": ("TransformerBridge", "BelongingError", "SAELens folder"),
 }
 """What a reader must find among the outputs."""
@@ -48,8 +48,12 @@ def test_runs_from_clean(name):
     page = shown(notebook)
     for words in SHOWN[name]:
         assert words in page
-    kinds = [sorted({key for output in cell.outputs for key in output.get("data", {})}) for cell in code_cells(notebook)]
-    committed = [sorted({key for output in cell.outputs for key in output.get("data", {})}) for cell in code_cells(read(name))]
+    kinds = [
+        sorted({key for output in cell.outputs for key in output.get("data", {})}) for cell in code_cells(notebook)
+    ]
+    committed = [
+        sorted({key for output in cell.outputs for key in output.get("data", {})}) for cell in code_cells(read(name))
+    ]
     assert [[k for k in some if "widget" not in k] for some in kinds] == committed
 
 
@@ -66,7 +70,9 @@ def test_committed_outputs_are_of_this_source(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_outputs_hold_no_error_warning_or_local_path(name):
     notebook = read(name)
-    assert not [output for output in outputs(notebook) if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [
+        output for output in outputs(notebook) if output.output_type == "error" or output.get("name") == "stderr"
+    ]
     assert not LOCAL.search(re.sub(r"data:image/[^\"]*", "", shown(notebook)))
     assert Path(FOLDER / f"{name}.ipynb").stat().st_size < 1_000_000
 
