@@ -180,7 +180,7 @@ def plot_gradients(result: "DictionaryComparison") -> Figure:
                 share = 100 * (1 - np.arange(len(x)) / len(x))
                 label = f"{name}: {_above(lines[name][f'{kind}_above_2'])}"
                 ax.step(
-                    np.r_[low / 2, x, high * 2],
+                    np.r_[min(low, 0.5) / 2, x, max(high, 3) * 3],
                     np.r_[100, share, 0],
                     where="pre",
                     color=colour,

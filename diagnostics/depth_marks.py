@@ -12,7 +12,7 @@ from diagnostics.direction_patching import DirectionNorm
 from diagnostics.dosing import DoseResponse
 from diagnostics.norm_exponent import CLEAR
 from diagnostics.projections import ProjectionEffects
-from diagnostics.sae_evaluation import SAEEvaluation, live
+from diagnostics.sae_evaluation import SAEEvaluation
 from diagnostics.sae_measures import QUARTILES as EVALUATED
 from diagnostics.statistics import Estimate, FiellerInterval
 from diagnostics.study import TRAINED
@@ -150,13 +150,12 @@ def evaluated(result: SAEEvaluation) -> Iterator[Mark]:
 
 def aligned(result: SAEEvaluation) -> Iterator[Mark]:
     """Alignment <w_i, d_i>, cosine of both, and exponent a_i: mean over live latents ± standard deviation over them."""
-    counts = live(result.latents).groupby("sae", sort=False).size()
     place = {g["sae"]: g for g in result.groups}
     for line in result.alignments:
         g = place[line["sae"]]
         for panel in ("alignment", "cosine", "exponent"):
             if np.isfinite(line[panel]):
-                value = _plain(line[panel], int(counts.get(line["sae"], 0)), line[f"{panel} sd"])
+                value = _plain(line[panel], line["live"], line[f"{panel} sd"])
                 yield Mark(panel, line["sae"], g["layer"], g["point"], value)
 
 

@@ -74,7 +74,7 @@ class _Axis:
         self.depth = Depth(sorted(int(layer) for layer in set(table["layer"])))
         gaps = np.diff(sorted(set(self.at(table))))
         lines = table.loc[table["network"] == TRAINED, ["series", "run"]].drop_duplicates()
-        self.step = 0.0 if not len(gaps) else min(0.02 * gaps.sum(), 0.7 * gaps.min() / len(lines))
+        self.step = 0.0 if not len(gaps) else min(0.03 * gaps.sum(), 0.7 * gaps.min() / len(lines))
         if not len(gaps):  # one depth: lines stand side by side
             self.step = 0.04
 
@@ -165,7 +165,8 @@ def _line(
     own, x = own.iloc[order], x[order]
     drawn = own["state"].isin(("value", "lower bound")).to_numpy()
     found = [
-        Estimate(r.value, r.low, r.high, np.nan, r.n, r.n_prompts, r.state == "lower bound") for r in own.itertuples()
+        Estimate(r["value"], r["low"], r["high"], np.nan, r["n"], r["n_prompts"], r["state"] == "lower bound")
+        for r in own.to_dict("records")
     ]
     label = _named(own)
     some = [e for e, keep in zip(found, drawn, strict=True) if keep]

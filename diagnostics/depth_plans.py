@@ -141,7 +141,7 @@ PLANS: dict[str, Plan] = {
         },
         "tokens",
         DOSED,
-        EDIT_LABELS,
+        EDIT_LABELS | {"norm_down": "norm down"},
     ),
     "win_rate": Plan(
         WinRateReport,

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from diagnostics.plots import Depth, caption, plain_ticks, write_caption
@@ -128,6 +129,11 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
                 ax.set_xlabel(f"block, ablated at {depth.point}")
             row[0].set_ylabel("norm exponent a = β_norm / β_cosine")
         handles, labels = _unique([ax for row in axes for ax in row])
+        own_colour = (_NAMES["observational"][0], "learned by the SAE")  # of each panel's SAE
+        handles = [
+            Line2D([], [], color="0.35", marker=h.get_marker(), ms=5.5, lw=0) if label in own_colour else h
+            for h, label in zip(handles, labels, strict=True)
+        ]
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
         most = max(g["n_pairs"] for g in result.groups)
         words = (
@@ -196,6 +202,8 @@ def plot_dose(
                 (~fires, "o", "ablation, latent not active"),
                 (fires, "^", "ablation, latent active"),
             ):
+                if not some.any():
+                    continue
                 drawn = ax.scatter(
                     main.delta_norm[some], main.kl[some], c=main["norm"][some], norm=colours, cmap="viridis", marker=shape,
                     s=20 if shape == "^" else 11, lw=0.3, edgecolor="black" if shape == "^" else "none", label=words,

@@ -100,25 +100,16 @@ def plot_substitution(result: "Substitutions") -> Figure:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), width_ratios=(1, 1.5), layout="constrained")
         step = 0.7 / max(1, len(result.saes))
+        shades = {"matched_deletion": ("deletion, equal ‖Δx‖", -0.24), "deletion": ("deletion", -0.08),
+                  "placebo_token": ("placebo, between tokens", 0.08), "placebo_isotropic": ("placebo, isotropic", 0.24)}  # fmt: skip
+        handles = [
+            Line2D([], [], color="0.3", marker=m, mfc="0.3" if edit == EDITS[1] else "white", ms=4, lw=0, label=label)
+            for (edit, (label, _)), m in zip(shades.items(), "osv^", strict=True)
+        ]
         for n, sae in enumerate(result.saes):
             groups = [g for g in result.groups if g["sae"] == sae]
             x = np.array([atoms.index(g["atom"]) for g in groups]) + (n - (len(result.saes) - 1) / 2) * step
             _points(axes[0], x, [g["wins"] for g in groups], *style[sae], "none", sae)
-            shades = {"matched_deletion": ("deletion, equal ‖Δx‖", -0.24), "deletion": ("deletion", -0.08),
-                      "placebo_token": ("placebo, between tokens", 0.08), "placebo_isotropic": ("placebo, isotropic", 0.24)}  # fmt: skip
-            handles = [
-                Line2D(
-                    [],
-                    [],
-                    color="0.3",
-                    marker=marker,
-                    mfc="0.3" if edit == EDITS[1] else "white",
-                    ms=4,
-                    lw=0,
-                    label=label,
-                )
-                for (edit, (label, _)), marker in zip(shades.items(), "osv^", strict=True)
-            ]
             for (edit, (_, shift)), marker in zip(shades.items(), "osv^", strict=True):
                 at = (
                     np.array([atoms.index(g["atom"]) for g in groups]) + shift + (n - (len(result.saes) - 1) / 2) * 0.05
