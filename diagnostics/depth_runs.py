@@ -85,9 +85,8 @@ def caption(plan: Plan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any
     common = [f"{name}" for name in next(iter(every.values())) if len({f[name] for f in every.values()}) == 1]
     first = next(iter(every.values()))
     parts = [f"{plan.what}. {counts}. {_listed(first, common)}."]
-    for run in runs if len(runs) > 1 else ():
-        own = _listed(every[run], [name for name in every[run] if name not in common])
-        parts += [f"{names[run]}: {own}."] * (own not in ("", names[run]))
+    if len(runs) > 1:
+        parts.append(f"Runs: {'; '.join(_told(names[run], every[run], common) for run in runs)}.")
     parts.append(f"{_first_up(plan.done)} at {table['setting'].iloc[0]}.")
     parts.append(f"Bars: {plan.bars}.")
     parts += _notes(plan, table)
@@ -120,6 +119,13 @@ def _notes(plan: Plan, table: pd.DataFrame) -> list[str]:
     if (table["n_prompts"].between(1, 9) & table["low"].isna()).any():
         found.append("Points without a bar: fewer than 10 prompts, no interval.")
     return found
+
+
+def _told(name: str, every: Mapping[str, str], common: list[str]) -> str:
+    """A run's name, and what sets it apart that its name does not say."""
+    own = {fact: value for fact, value in every.items() if fact not in common}
+    more = _listed(own, [fact for fact, value in own.items() if value not in name])
+    return f"{name} ({more})" if more else name
 
 
 def _listed(every: Mapping[str, str], names: Iterable[str]) -> str:

@@ -180,7 +180,7 @@ def test_several_models_are_lines_of_one_panel_named_where_they_differ():
     names = ["some-model, huggingface, some text", "other-model, nnsight, another text"]
     assert figure.table["label"].unique().tolist() == names and not found.notes
     words = flat(figure.caption)
-    for part in ("other-model (nnsight), another text", "some-model (huggingface), some text", "seed 3", "24 prompts"):
+    for part in (f"Runs: {'; '.join(names)}.", "a note; float32", "seed 3", "24 prompts"):
         assert part in words, words
     several = figure.plot()
     assert {ax.get_xlabel() for ax in several.axes[-2:]} == {"depth l / (L − 1), output of block l edited"}
