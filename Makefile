@@ -10,7 +10,7 @@ REQUIREMENTS := pyproject.toml constraints.txt requirements-data.txt
 
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
-.PHONY: demo zoo notebook docs test install lint types unit tl3 clean
+.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -22,7 +22,7 @@ zoo: install
 
 # Jupyter opens in the folder of notebooks; .venv is their kernel.
 notebook: install
-	@.venv/bin/pip install -q -c constraints.txt -e '.[notebook]' jupyterlab
+	@.venv/bin/pip install -q -c constraints.txt -e '.[notebook]'
 	@HF_HUB_OFFLINE=1 .venv/bin/jupyter lab notebooks
 
 test: lint types docs unit tl3
@@ -47,6 +47,10 @@ lint: $(TESTABLE)
 
 types: $(TESTABLE)
 	@.venv/bin/basedpyright --pythonpath .venv/bin/python
+
+# Runs the notebooks from clean and writes their outputs into them.
+notebooks: $(TESTABLE)
+	@$(TEST_ENV) .venv/bin/python -m tests.notebooks
 
 docs: $(TESTABLE)
 	@.venv/bin/sphinx-build -W --keep-going -q -b html docs build/docs

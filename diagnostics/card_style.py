@@ -19,9 +19,10 @@ max-width:960px;margin:0 auto;padding:20px 18px 28px;box-sizing:border-box;text-
 .mdc .soft,.mdc figcaption,.mdc .meta{color:var(--soft);font-size:.86em}
 .mdc .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:14px 0 0;padding:0}
 .mdc .tiles div{background:var(--panel);border-radius:6px;padding:8px 11px}
-.mdc dt{color:var(--soft);font-size:.8em;line-height:1.3}
-.mdc dd{margin:2px 0 0;font-size:1.2em;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.25}
-.mdc dd small{display:block;font-size:.67em;font-weight:400;color:var(--soft)}
+.mdc .tiles dt,.mdc .tiles dd{float:none;width:auto;padding:0}
+.mdc .tiles dt{color:var(--soft);font-size:.8em;line-height:1.3}
+.mdc .tiles dd{margin:2px 0 0;font-size:1.2em;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.25}
+.mdc .tiles dd small{display:block;font-size:.67em;font-weight:400;color:var(--soft)}
 .mdc .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,360px),1fr));gap:16px 26px}
 .mdc figure{margin:0}
 .mdc svg{display:block;width:100%;height:auto;overflow:visible}
@@ -37,7 +38,7 @@ max-width:960px;margin:0 auto;padding:20px 18px 28px;box-sizing:border-box;text-
 .mdc svg .dot{opacity:.7}
 .mdc svg .step{fill:none;stroke:var(--mark);stroke-width:1.7}
 .mdc svg .placebo{fill:none;stroke:var(--soft);stroke-width:.8;opacity:.75}
-.mdc ol{list-style:none;margin:0;padding:0}
+.mdc ol:not(.list-inline){list-style:none;margin:0;padding:0}
 .mdc li.text{padding:7px 0 8px;border-bottom:1px solid var(--line)}
 .mdc .run{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.75}
 .mdc .run .t{border-radius:2px;padding:1px 0 2px}
@@ -51,7 +52,7 @@ max-width:960px;margin:0 auto;padding:20px 18px 28px;box-sizing:border-box;text-
 padding:0 .25em;white-space:pre-wrap;overflow-wrap:anywhere;color:inherit}
 .mdc .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:6px 28px}
 .mdc .scroll{overflow-x:auto}
-.mdc table{border-collapse:collapse;width:100%;font-size:.9em;font-variant-numeric:tabular-nums;margin:0;color:inherit}
+.mdc table{border-collapse:collapse;table-layout:auto;width:100%;font-size:.9em;font-variant-numeric:tabular-nums;margin:0;color:inherit}
 .mdc th,.mdc td{text-align:right;padding:3px 8px;border-bottom:1px solid var(--line);background:none;white-space:nowrap}
 .mdc th{font-weight:600;color:var(--soft)}
 .mdc th:first-child,.mdc td:first-child{text-align:left;padding-left:0}

@@ -141,12 +141,19 @@ def _filled(item: str, width: int) -> str:
 
 
 def attribute_docs(settings: type) -> dict[str, str]:
-    """The docstrings under a dataclass's fields, its own before those of the classes that it builds on."""
+    """The docstrings under a dataclass's fields, its own before those of the classes that it builds on.
+
+    A class that was typed in, and stands in no file, has none.
+    """
     found: dict[str, str] = {}
     for base in reversed(settings.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
-        [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        try:
+            source = inspect.getsource(base)
+        except OSError:
+            continue
+        [definition] = ast.parse(textwrap.dedent(source)).body
         assert isinstance(definition, ast.ClassDef)
         for field, under in pairwise(definition.body):
             match field, under:

@@ -118,6 +118,10 @@ class Shown:
         """Short tables for a reader, by title; estimates as text, with their intervals."""
         return {"": self.summary()}
 
+    def table(self) -> str:
+        """The summary as text, for a terminal."""
+        raise NotImplementedError
+
     def as_dict(self) -> dict[str, Any]:
         """Summary and provenance, as they stand in the JSON file."""
         raise NotImplementedError
@@ -129,6 +133,10 @@ class Shown:
     def figures(self) -> dict[str, Any]:
         """matplotlib Figures by file name."""
         raise NotImplementedError
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """As IPython shows it where there is no page: the table, not the whole of the frame and of the provenance."""
+        printer.text(self.table())
 
     def _repr_html_(self) -> str:
         from diagnostics.result_html import shown

@@ -94,6 +94,7 @@ def train_saes(
         for name, one in wanted.items()
     ]
     with followed(progress, f"training {len(jobs)} SAEs", "step") as told:
+        bar: Any = getattr(told, "training", told)  # ours says what the metrics say, a caller's own is called as it is
         return train(
             stream,
             jobs,
@@ -101,7 +102,7 @@ def train_saes(
             folder=folder,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
-            progress=getattr(told, "training", told),
+            progress=bar,
             about=about,
             manifest=lambda: jsonable({"stream": stream.provenance(), "model": model_provenance(model)}),
         )

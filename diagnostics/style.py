@@ -4,8 +4,12 @@ import re
 from typing import Any
 from zlib import crc32
 
+import matplotlib
 import matplotlib.pyplot as plt
 
+# Loaded here: a notebook's backend that is loaded within `rc_context` loses its interactive mode with it, and a reader's own
+# figures are then never shown.
+plt.switch_backend(matplotlib.get_backend())
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,

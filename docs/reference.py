@@ -18,7 +18,7 @@ PAGES = {
     "latent_neighbours feature_ablations concepts ablation_curves equal_effects "
     "sparse_probing probes dictionary_comparison latent_results latent_pairs concentration steering substitution "
     "effect_sparsity",
-    "statistics": "statistics results sampling units",
+    "statistics": "statistics results saved report_html depth sampling units",
 }
 """Modules by the page of `api/` that shows them, in the order in which they are read."""
 
