@@ -274,7 +274,8 @@ def run_command(script, given: list[str]) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    tqdm.set_lock(threading.RLock())  # its own: the usual one is shared by all forked from here, and goes with who is killed
+    # A lock of its own: the usual one is shared by all forked from here, and goes with who is killed.
+    tqdm.set_lock(threading.RLock())
     sys.argv = ["patch_direction_norm.py", *given]
     commands.run(script.Settings, script.main)
 
