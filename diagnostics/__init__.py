@@ -1,4 +1,4 @@
-"""Questions to a model: rows drawn, edits made and measured, compared with matched controls, with intervals that hold."""
+"""Questions to a model: rows drawn, edits made and measured, compared with matched controls, with intervals."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -9,9 +9,8 @@ import numpy as np
 from diagnostics.frames import each, where
 from diagnostics.results import Result, Shown
 from diagnostics.settings_words import listed, provenances
-from diagnostics.statistics import MIN_PROMPTS, noise_floor
+from diagnostics.statistics import FEW_PROMPTS, MIN_PROMPTS, noise_floor
 
-FEW_PROMPTS = 20
 _COUNTS = {
     "rows_dropped": "rows dropped",
     "pairs_dropped": "pairs dropped",

@@ -9,7 +9,7 @@ import numpy as np
 from diagnostics.atlas import CausalAtlas
 from diagnostics.contests import QUARTILES, WinRateReport
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.dosing import DoseResponse
+from diagnostics.dosing import DoseResponse, shown_dose
 from diagnostics.norm_exponent import CLEAR
 from diagnostics.projections import ProjectionEffects
 from diagnostics.sae_evaluation import SAEEvaluation
@@ -20,8 +20,6 @@ from diagnostics.style import EDIT_LABELS
 from diagnostics.unit_norm import UnitNorm
 
 PLACEBOS = ("placebo_token", "placebo_isotropic")
-DOSE = 0.2
-"""The dose whose ratios stand in the figure of dose responses, or the nearest that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def unit_norms(result: UnitNorm) -> Iterator[Mark]:
 
 def dosed(result: DoseResponse) -> Iterator[Mark]:
     """At one dose: KL of each edit over that of a random rotation, and direct over total effect."""
-    dose = min(result.provenance["doses"], key=lambda d: abs(np.log(d / DOSE)))
+    dose = shown_dose(result.provenance["doses"])
     for g in result.groups:
         if not np.isclose(g["dose"], dose):
             continue

@@ -48,6 +48,7 @@ from interventions.sites import Site
 from interventions.texts import Prompts
 
 DOSES = (0.05, 0.1, 0.2, 0.5, 1.0)
+_SHOWN_DOSE = 0.2
 """‖Δx‖/‖x‖"""
 EDITS = ("toward_token", "between_tokens", "isotropic", "norm_up", "norm_down")
 """`toward_token`: x turned towards another token's activation along the great circle; `between_tokens`: towards the difference
@@ -55,6 +56,11 @@ of two other tokens' activations; `isotropic`: towards a random direction; `norm
 SELF = "self"
 PLACEBOS = ("placebo_token", "placebo_isotropic")
 """Of a direction that the user gives: an edit of the same norm and angle, along each kind of random tangent."""
+
+
+def shown_dose(doses: Sequence[float]) -> float:
+    """Of some doses the one that figures by depth show: 0.2, or what is nearest to it by ratio."""
+    return min(doses, key=lambda dose: abs(np.log(dose / _SHOWN_DOSE)))
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class DoseResponse(Result):
     def figures(self) -> dict[str, Any]:
         """Both figures, for each point and context."""
         found, doses = {}, self.provenance["doses"]
-        dose = min(doses, key=lambda d: abs(np.log(d / 0.2)))
+        dose = shown_dose(doses)
         for i, point in enumerate(self.points):
             for j, context in enumerate(self.provenance["context"]):
                 end = "" if i == j == 0 else f"_{point}_{context}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diagnostics.dosing import shown_dose
 from diagnostics.results import Shown
 from diagnostics.study import TRAINED
 
@@ -63,8 +64,7 @@ def _direction(result: Any) -> Iterator[Headline]:
 
 
 def _dose(result: Any) -> Iterator[Headline]:
-    doses = result.provenance["doses"]
-    dose = min(doses, key=lambda d: abs(d - 0.2))
+    dose = shown_dose(result.provenance["doses"])
     given = list(result.provenance["directions"])
     for g in _middle([g for g in result.select() if g["dose"] == dose]):
         nulls = [

@@ -13,9 +13,9 @@ from diagnostics.html_tables import table_html
 from diagnostics.questions import QUESTIONS
 from diagnostics.report_style import REPORT_STYLE, SCRIPT
 from diagnostics.reproduction import reproduction
-from diagnostics.result_html import measured, note, quiet
+from diagnostics.result_html import measured, note, quiet, titled, to_know
 from diagnostics.results import Shown, jsonable
-from diagnostics.settings_words import listed, measured_on, provenances
+from diagnostics.settings_words import listed, measured_on, provenances, text_names
 from interventions.errors import MechdiagError, ResultError
 
 FIRST_LINES = 12
@@ -62,14 +62,8 @@ def report(
 def _lead(results: Mapping[str, Shown]) -> str:
     every = [p for result in results.values() for p in provenances(result).values()]
     models = dict.fromkeys(measured_on(p)[0] for p in every if "model" in p)
-    texts = dict.fromkeys(
-        str(name)
-        for p in every
-        for name in (
-            [p["text"].get("name", "given text")] if isinstance(p.get("text"), Mapping) else p.get("texts", ())
-        )
-    )
-    kinds = dict.fromkeys(_within_a_sentence(_title(result)) for result in results.values())
+    texts = dict.fromkeys(name for p in every for name in text_names(p))
+    kinds = dict.fromkeys(_within_a_sentence(titled(result)) for result in results.values())
     said = (
         f"{len(results)} result{'s' * (len(results) > 1)} ({listed(kinds)}) on {listed(models)}; text: {listed(texts)}."
     )
@@ -78,10 +72,6 @@ def _lead(results: Mapping[str, Shown]) -> str:
 
 def _within_a_sentence(title: str) -> str:
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]
-
-
-def _title(result: Shown) -> str:
-    return QUESTIONS.get(result.NAME, (result.NAME, ""))[0]
 
 
 def _first(results: Mapping[str, Shown], anchors: Mapping[str, str]) -> str:
@@ -111,7 +101,7 @@ def _first(results: Mapping[str, Shown], anchors: Mapping[str, str]) -> str:
 
 def _contents(results: Mapping[str, Shown], anchors: Mapping[str, str], known: Mapping[str, Sequence[str]]) -> str:
     lines = "".join(
-        f'<li><a href="#{anchors[name]}">{escape(name)}</a> <span class=soft>{escape(_title(result))}; {len(known[name])} to know first</span></li>'
+        f'<li><a href="#{anchors[name]}">{escape(name)}</a> <span class=soft>{escape(titled(result))}; {len(known[name])} to know first</span></li>'
         for name, result in results.items()
     )
     return f'<nav aria-label="Contents"><h2 id="contents">Contents</h2><ol>{lines}</ol></nav>'
@@ -127,16 +117,14 @@ def _shared(unlike: Sequence[str], unfinished: Sequence[str], code: Mapping[str,
         lines.append(f"code of the package differs: {said}")
     if not lines:
         return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<h2 id="unlike">Not the same in all results</h2><ul class=caveats>{items}</ul>'
+    return f'<h2 id="unlike">Not the same in all results</h2>{to_know(lines)}'
 
 
 def _section(name: str, result: Shown, anchor: str, known: Sequence[str], code: str | None) -> str:
     question = QUESTIONS.get(result.NAME, ("", ""))[1]
-    items = "".join(f"<li>{escape(line)}</li>" for line in known)
-    warned = f'<h3 id="{anchor}-know">What to know first</h3><ul class=caveats>{items}</ul>' if items else ""
+    warned = f'<h3 id="{anchor}-know">What to know first</h3>{to_know(known)}' if known else ""
     return (
-        f'<section id="{anchor}"><h2>{escape(name)}: {escape(_title(result))}<small>{escape(question)}</small></h2>{measured(result)}'
+        f'<section id="{anchor}"><h2>{escape(name)}: {escape(titled(result))}<small>{escape(question)}</small></h2>{measured(result)}'
         f"{warned}{_figures(result)}{_tables(result, anchor)}{note(result)}{_again(name, result, code)}"
         f'<p class=soft><a href="#contents">Contents</a></p></section>'
     )
@@ -149,7 +137,7 @@ def _figures(result: Shown) -> str:
     except MechdiagError as error:
         return f"<p class=soft>No figure: {escape(str(error))}</p>"
     shown = "".join(
-        f"<figure>{picture(figure, f'{_title(result)}: {name}')}</figure>" for name, figure in figures.items()
+        f"<figure>{picture(figure, f'{titled(result)}: {name}')}</figure>" for name, figure in figures.items()
     )
     return f'<h3>Figures</h3><div class="figures">{shown}</div>' if shown else ""
 

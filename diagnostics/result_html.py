@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from diagnostics.card_style import STYLE
@@ -32,7 +32,7 @@ _MOST_LINES = 400
 
 def shown(result: Shown) -> str:
     """A result as a fragment with its style sheet. The figure is drawn, closed, and part of it: it does not appear a second time."""
-    title = QUESTIONS.get(result.NAME, (result.NAME, ""))[0]
+    title = titled(result)
     known = warned(result)  # before anything else forms the statistics, whose warnings it keeps
     return (
         f'<div class="mdc"><style>{STYLE}{RESULT_STYLE}</style><h3>{escape(title)}</h3>{measured(result)}'
@@ -63,10 +63,20 @@ def note(result: Shown) -> str:
     return f'<p class="soft note">{escape(result.NOTE)}</p>' if result.NOTE else ""
 
 
+def titled(result: Shown) -> str:
+    """What its kind is called."""
+    return QUESTIONS.get(result.NAME, (result.NAME, ""))[0]
+
+
+def to_know(lines: Sequence[str]) -> str:
+    """Lines as a list that stands out; nothing where there are none."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul class=caveats>{items}</ul>" if items else ""
+
+
 def warned(result: Shown) -> str:
     """What a reader must know, as a list."""
-    lines = "".join(f"<li>{escape(line)}</li>" for line in caveats(result))
-    return f"<ul class=caveats>{lines}</ul>" if lines else ""
+    return to_know(caveats(result))
 
 
 def _tables(result: Shown) -> str:

@@ -27,12 +27,16 @@ def _model(p: Mapping[str, Any]) -> str:
     return f"{p['model']} ({', '.join(str(part) for part in more if part)})"
 
 
+def text_names(p: Mapping[str, Any]) -> list[str]:
+    """Of the text that a run read, or of each of its texts."""
+    if isinstance(p.get("text"), Mapping):
+        return [str(p["text"].get("name", "given text"))]
+    return [str(name) for name in p.get("texts", ())]
+
+
 def _text(p: Mapping[str, Any]) -> str:
-    names = (
-        [str(p["text"].get("name", "given text"))] if isinstance(p.get("text"), Mapping) else list(p.get("texts", {}))
-    )
     counts = [f"{p[what]:,} {what}" for what in ("prompts", "tokens") if isinstance(p.get(what), int)]
-    return ", ".join([*names, *counts])
+    return ", ".join([*text_names(p), *counts])
 
 
 def _sites(p: Mapping[str, Any]) -> str:

@@ -75,8 +75,8 @@ class Specifications(Shown):
         return cls(pd.read_parquet(folder / f"{cls.NAME}.parquet"), provenance)
 
     def to_frame(self) -> pd.DataFrame:
-        """The tidy table."""
-        return self.frame
+        """The tidy table: columns that are added to it leave the result as it is."""
+        return self.frame.copy(deep=False)
 
     def summary(self) -> pd.DataFrame:
         """Of each claim and model: how many specifications, their median, the share whose whole interval lies above 1, and below."""
