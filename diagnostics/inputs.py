@@ -10,7 +10,8 @@ import tyro
 from diagnostics.command import Resumable
 from diagnostics.results import claim_folder
 from interventions.errors import MechdiagError, SiteError
-from interventions.models import DEFAULT_MODEL, CausalModel, load_model, resolve_device, resolve_dtype
+from interventions.loading import DEFAULT_MODEL, load_model, resolve_device, resolve_dtype
+from interventions.models import CausalModel
 from interventions.rows import Horizon
 from interventions.sites import POINTS, Site
 from interventions.texts import Prompts, Texts, load_texts, tokenize

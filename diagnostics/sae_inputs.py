@@ -10,7 +10,7 @@ import tyro
 from diagnostics.held_out import split
 from diagnostics.inputs import Inputs, ModelInputs, TextInputs, short_names
 from interventions.errors import MechdiagError
-from interventions.models import DEFAULT_MODEL, LAYERNORM_MODEL, resolve_device
+from interventions.loading import DEFAULT_MODEL, LAYERNORM_MODEL, resolve_device
 from interventions.texts import Texts
 from sae_models.loading import load_sae
 from sae_models.sae import SAE

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from interventions import CausalModel, EditError, MechdiagError, Recording, ReplayError, Site, SiteError, wrap
 from interventions.anatomy import at_site, check_site
+from interventions.errors import is_out_of_memory
 from interventions.hooks import Edit, hooked_logits
+from interventions.loading import COUNTERPART, DEFAULT_MODEL, cache_folder
 from interventions.metrics import CleanSide, Comparison
-from interventions.models import COUNTERPART, DEFAULT_MODEL, cache_folder
 from interventions.replay import entering_at, unembed
 from interventions.sites import POINTS
-from interventions.trust import is_out_of_memory, logit_tolerance
+from interventions.trust import logit_tolerance
 from sae_models.errors import BelongingError
 from sae_models.live import as_sae
 

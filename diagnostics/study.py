@@ -25,7 +25,8 @@ from interventions.anatomy import check_site
 from interventions.edits import angle_between, norm
 from interventions.effects import Effects, measure
 from interventions.errors import ResultError
-from interventions.models import CausalModel, untrained, wrap
+from interventions.loading import untrained
+from interventions.models import CausalModel, wrap
 from interventions.recording import Recording, record
 from interventions.rows import Horizon, Reference
 from interventions.sites import Site

@@ -14,7 +14,7 @@ from diagnostics.held_out import split
 from diagnostics.progress import Progressing
 from diagnostics.sae_training import Wanted, train_saes
 from interventions.errors import MechdiagError
-from interventions.models import DEFAULT_MODEL, cache_folder, load_model
+from interventions.loading import DEFAULT_MODEL, cache_folder, load_model
 from interventions.sites import Site
 from interventions.texts import load_texts, tokenize
 from sae_models.architectures import named

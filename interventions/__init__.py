@@ -13,7 +13,8 @@ from interventions.errors import (
     TextError,
 )
 from interventions.hooks import edit_in_trace, fwd_hooks
-from interventions.models import CausalModel, load_model, wrap
+from interventions.loading import load_model
+from interventions.models import CausalModel, wrap
 from interventions.recording import Recording, record
 from interventions.rows import Reference
 from interventions.sites import Site

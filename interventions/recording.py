@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from interventions.anatomy import at_site, check_site
-from interventions.errors import SiteError, TextError
+from interventions.compat import cache_name, cache_understood
+from interventions.errors import MechdiagError, SiteError, TextError, is_out_of_memory, one_line
 from interventions.models import CausalModel, wrap
 from interventions.sites import Site
 from interventions.texts import Prompts
@@ -42,6 +43,8 @@ class Recording:
     """whether a block's own forward returns a tuple (transformers 4, some models of 5) or the tensor"""
     output_type: type = BaseModelOutputWithPast
     """what the model without its unembedding returns"""
+    why_no_keys: str | None = None
+    """why keys and values could not be kept although they were asked for, or None"""
 
     def check_rows(self, prompt: Tensor, position: Tensor) -> None:
         """Raise `SiteError` when a row lies outside its prompt."""
@@ -111,7 +114,24 @@ def record(
     for start in range(0, len(prompts), batch_prompts):
         batch = slice(start, start + batch_prompts)
         width = int(length[batch].max())
-        _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, keep_cache))
+        if keep_cache and recording.why_no_keys is None:
+            try:
+                _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, True))
+                continue
+            except (
+                TypeError,
+                ValueError,
+                IndexError,
+                RuntimeError,
+                AttributeError,
+                KeyError,
+                NotImplementedError,
+            ) as error:
+                if isinstance(error, MechdiagError) or is_out_of_memory(error):
+                    raise
+                recording.keys = recording.values = None
+                recording.why_no_keys = f"its forward pass does not take an ordinary cache ({one_line(error)})"
+        _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, False))
     return recording
 
 
@@ -147,8 +167,10 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
 
             stack.enter_context(at_site(model, site, keep))
         # No config: layers of full length, also where the model would slide.
-        cache = DynamicCache() if keep_cache else None
-        output = model.base(input_ids=ids, past_key_values=cache, use_cache=keep_cache)
+        cache, name = DynamicCache() if keep_cache else None, cache_name(model.base)
+        stack.enter_context(cache_understood(model.base))
+        kept = {} if name is None else {name: cache, "use_cache": keep_cache}
+        output = model.base(input_ids=ids, **kept)
     missing = [str(site) for site in sites if site not in seen]
     if missing:
         raise SiteError(f"block did not run, nothing recorded at {', '.join(missing)}")

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from interventions.anatomy import at_site
 from interventions.attention import RowAttention, attending
+from interventions.compat import cache_name, cache_understood
 from interventions.models import CausalModel, forward_replaced
 from interventions.recording import Recording
 from interventions.sites import Site
@@ -37,7 +38,7 @@ def unsupported(recording: Recording) -> str | None:
     if kinds:
         return f"blocks of kind {', '.join(sorted(kinds))} have no keys that a row could attend to"
     if recording.keys is None:
-        return "no keys and values were recorded"
+        return recording.why_no_keys or "no keys and values were recorded"
     return None
 
 
@@ -273,12 +274,13 @@ def replayed(
             stack.enter_context(at_site(model, site, overwrite))
         if site.first_block < model.n_layers:
             stack.enter_context(at_site(model, Site(model.n_layers - 1), lambda x: stream.append(x)))
+        stack.enter_context(cache_understood(model.base))
         hidden = model.base(
             input_ids=torch.zeros(value.shape[:2], dtype=torch.long, device=device),  # embedded, then left behind
             attention_mask=mask,
             position_ids=slot_position,
-            past_key_values=cache,
             use_cache=True,
+            **{cache_name(model.base) or "cache": cache},
         ).last_hidden_state
     found = [
         (x[0] if flat else x.flatten(0, 1).index_select(0, rows.slot)) for x in (hidden, stream[0] if stream else value)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interventions.errors import MechdiagError
+from interventions.errors import MechdiagError, is_out_of_memory, one_line
 from interventions.hooks import full_forwards
 from interventions.replay import ATTENTIONS, Branches, replayed, unembed, unsupported
 from interventions.rows import Rows
@@ -82,7 +82,7 @@ def _trial_fails(
     except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         if isinstance(error, MechdiagError) or is_out_of_memory(error):
             raise
-        return f"its forward pass does not take rows: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return f"its forward pass does not take rows: {one_line(error)}"
     delta = float((fast - slow).abs().max())
     if not delta <= allowed:
         return f"logits differ by {delta:.1e} from full forward passes, allowed {allowed:.1e}"
@@ -128,8 +128,3 @@ def _scale(rows: Rows, branches: Branches, vectors: Tensor) -> Tensor:
         clean = rows.recording.at(entry, *(torch.from_numpy(x[branches.edited]) for x in token))
         size = torch.maximum(size, clean.float().pow(2).mean(dim=-1, keepdim=True).sqrt())
     return size.to(vectors)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error).lower() for word in words)

@@ -17,7 +17,8 @@ from diagnostics.results import claim_folder, model_provenance, write_json
 from interventions.effects import measure
 from interventions.errors import MechdiagError
 from interventions.hooks import hooked_logits
-from interventions.models import CausalModel, load_model, resolve_device, wrap
+from interventions.loading import load_model, resolve_device
+from interventions.models import CausalModel, wrap
 from interventions.recording import Recording, record
 from interventions.replay import entering_at, unembed
 from interventions.sites import Site

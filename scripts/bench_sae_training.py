@@ -14,7 +14,8 @@ from diagnostics import command
 from diagnostics.results import claim_folder, model_provenance, write_json
 from diagnostics.sae_training import Wanted, train_saes
 from interventions.activations import ActivationStream
-from interventions.models import CausalModel, load_model
+from interventions.loading import load_model
+from interventions.models import CausalModel
 from interventions.sites import Site
 from interventions.texts import Prompts, load_texts, tokenize
 from sae_models.architectures import named

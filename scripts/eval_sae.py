@@ -14,7 +14,7 @@ from diagnostics.sae_evaluation import SAEEvaluation, evaluate_saes
 from diagnostics.sae_inputs import HeldOutText
 from diagnostics.sae_sites import PATHS
 from interventions.errors import MechdiagError
-from interventions.models import resolve_device
+from interventions.loading import resolve_device
 from interventions.texts import Prompts, load_texts
 from sae_models.loading import load_sae
 

@@ -15,7 +15,7 @@ from diagnostics.latent_choice import check_exist, parsed
 from diagnostics.results import claim_folder, write_whole
 from diagnostics.sae_inputs import HeldOutText
 from interventions.errors import MechdiagError
-from interventions.models import resolve_device
+from interventions.loading import resolve_device
 from sae_models.loading import load_sae
 
 if TYPE_CHECKING:

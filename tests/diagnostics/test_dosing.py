@@ -17,7 +17,7 @@ from diagnostics.results import jsonable
 from diagnostics.sampling import cross_prompt_pairs
 from diagnostics.units import Interrupted
 from interventions import EditError, MechdiagError, ResultError, Site, SiteError, measure, record, wrap
-from interventions.models import untrained
+from interventions.loading import untrained
 from tests.tiny import D_MODEL, TOLERANCE, alone, exact_kl, fresh, prompts, tiny_model
 
 LENGTHS = tuple(20 + (7 * i) % 21 for i in range(24))

@@ -4,7 +4,7 @@ import pytest
 
 from diagnostics.sae_inputs import SAEInputs, named_saes, sae_paths
 from interventions.errors import MechdiagError
-from interventions.models import LAYERNORM_MODEL
+from interventions.loading import LAYERNORM_MODEL
 from sae_models.errors import CheckpointError
 
 

@@ -21,7 +21,7 @@ from diagnostics.study import CONTEXTS, METRICS, Clean, Rows, Settings, Study, r
 from diagnostics.units import Interrupted, code_version
 from interventions import MechdiagError, Reference, ResultError, Site, measure, record, wrap
 from interventions.edits import random_like
-from interventions.models import untrained
+from interventions.loading import untrained
 from tests.tiny import (
     D_MODEL,
     N_LAYERS,

@@ -13,7 +13,7 @@ from diagnostics.results import jsonable
 from diagnostics.unit_norm import ALONE, TOGETHER, UnitNorm, unit_norm_sweep
 from diagnostics.units import Interrupted
 from interventions import ResultError, Site, SiteError, measure, record, wrap
-from interventions.models import untrained
+from interventions.loading import untrained
 from interventions.texts import Prompts
 from tests.tiny import N_LAYERS, TOLERANCE, changed_in, exact_kl, forward_alone, fresh, prompts, tiny_model
 

@@ -11,7 +11,8 @@ from diagnostics.held_out import split
 from diagnostics.sae_sites import sae_site
 from interventions import load_model, record
 from interventions.errors import MechdiagError
-from interventions.models import DEFAULT_MODEL, wrap
+from interventions.loading import DEFAULT_MODEL
+from interventions.models import wrap
 from interventions.texts import Texts, load_texts, tokenize
 from sae_models import load_sae
 from sae_models.loading import PACKAGED_ZOO

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from diagnostics import zoo
-from interventions.models import DEFAULT_MODEL, wrap
+from interventions.loading import DEFAULT_MODEL
+from interventions.models import wrap
 from interventions.texts import Texts
 from sae_models import load_sae
 from sae_models.training import Recipe
