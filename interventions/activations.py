@@ -16,7 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from interventions.anatomy import at_site, check_site
 from interventions.errors import HookError, MechdiagError, SiteError, TextError
+from interventions.exclusive import exclusive
 from interventions.models import CausalModel, wrap
+from interventions.rotary import forget_longer_passes
 from interventions.sites import Site
 from interventions.texts import Prompts, as_prompts
 
@@ -405,9 +407,10 @@ def run_to_sites(
         if not missing:
             raise _AllSeen
 
-    with ExitStack() as stack:
+    with exclusive(model), ExitStack() as stack:
         for site in dict.fromkeys(sites):
             stack.enter_context(at_site(model, site, partial(take, site=site)))
+        forget_longer_passes(model.hf)
         with suppress(_AllSeen):
             model.base(input_ids=ids, use_cache=False)
     if missing:
@@ -425,8 +428,8 @@ def _run(
 ) -> None:
     """Copy the activations of the tokens `which`, counted through `ids`, to `rows`."""
     ids, which = ids.to(model.device), which.to(model.device)
-    # Entered also where it is off: the caller may stand in an autocast of their own.
-    with torch.autocast(model.device.type, torch.bfloat16 if bfloat16 else None, enabled=bfloat16):
+    # `exclusive` first: it takes away an autocast that the caller may stand in, and would take away this one.
+    with exclusive(model), torch.autocast(model.device.type, torch.bfloat16 if bfloat16 else None, enabled=bfloat16):
         run_to_sites(
             model, ids, rows, lambda site, hidden: rows[site].copy_(hidden.flatten(0, 1)[which.to(hidden.device)])
         )

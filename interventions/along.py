@@ -9,6 +9,7 @@ over the vocabulary in place of a product with the unembedding.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from interventions.errors import EditError
 from interventions.recording import Recording
 from interventions.replay import Branches, replayed, unembed
 from interventions.sites import Site
-from interventions.trust import logit_tolerance
+from interventions.trust import logits_differ
 
 TABLE_BYTES, TABLE_BYTES_GPU = 2**30, 2**33
 """Of logits of directions, at most; beyond that direct effects are unembedded one by one."""
@@ -32,7 +33,7 @@ class Directions:
     """Directions that edits go along; keep the object where many calls edit along them, it keeps their logits."""
 
     matrix: Float[Tensor, "direction d_model"]
-    _tables: dict[str, tuple[Tensor, Tensor] | None] = field(default_factory=dict, repr=False)
+    _tables: dict[Any, tuple[Tensor, Tensor] | None] = field(default_factory=dict, repr=False)
 
     def times(self, coefficient: Float[Tensor, "row"], index: Int[Tensor, "row"]) -> "Along":
         """c_r·d[i_r] added at each row's token. Raises `EditError` for what does not fit."""
@@ -44,7 +45,7 @@ class Directions:
         most = TABLE_BYTES if model.device.type == "cpu" else TABLE_BYTES_GPU
         if (len(self.matrix) + 1) * model.vocab_size * 4 > most or model.dtype not in (torch.float32, torch.float64):
             return None
-        key = f"{model.weights_hash} {model.device}"
+        key = recording.fingerprint, model.device
         if key not in self._tables:
             d = self.matrix.to(model.device, model.dtype)
             size = d.norm(dim=-1, keepdim=True).clamp(min=1e-30) / d.shape[-1] ** 0.5  # so that no epsilon matters
@@ -112,5 +113,5 @@ class Along:
         furthest = (moved - clean[of]).norm(dim=-1).argmax()
         own = unembed(recording, moved[furthest][None])[0]
         good = (left <= _RESIDUAL * target.norm(dim=-1)).all()
-        good &= (found[furthest] - own).abs().max() <= logit_tolerance(recording.model.dtype, float(own.abs().max()))
-        return found if bool(good) else None
+        delta, allowed = logits_differ(found[furthest][None], own[None], recording.model.dtype)
+        return found if bool(good) and delta <= allowed else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.errors import SiteError
+from interventions.exclusive import exclusive
 from interventions.models import WRAPPED, CausalModel, wrap
 from interventions.sites import Site
 
@@ -85,7 +87,7 @@ def _block_kind(model: CausalModel, layer: int) -> str:
 
         return _at(model, Site(layer, point), keep)
 
-    with ExitStack() as stack:
+    with exclusive(model), ExitStack() as stack:
         for point in ("resid_pre", *_ADDS, "resid_post"):
             stack.enter_context(look(point))
         model.base(input_ids=tokens, use_cache=False)
@@ -99,7 +101,11 @@ def _block_kind(model: CausalModel, layer: int) -> str:
             f"what attention and MLP give does not add up to what the block hands on (off by {float(off.amax()):.1e})"
         )
     mlp = seen["mlp_out"]
-    with look("attn_out", torch.ones_like(mlp) * mlp.abs().amax() + seen["attn_out"].flip(-1)), look("mlp_out"):
+    with (
+        exclusive(model),
+        look("attn_out", torch.ones_like(mlp) * mlp.abs().amax() + seen["attn_out"].flip(-1)),
+        look("mlp_out"),
+    ):
         model.base(input_ids=tokens, use_cache=False)
     return _PARALLEL if torch.equal(seen["mlp_out"], mlp) else _SEQUENTIAL
 
@@ -122,10 +128,12 @@ def _with_value(output: Any, new: Tensor) -> Any:
 
 @contextmanager
 def _at(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    block = model.blocks[site.layer]
+    block, thread = model.blocks[site.layer], get_ident()
     entered: list[Tensor] = []
 
     def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if get_ident() != thread:  # another thread's own forward pass
+            return None
         value = args[0] if args else kwargs["hidden_states"]
         if site.point != "resid_pre":
             entered[:] = [value]
@@ -136,6 +144,8 @@ def _at(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | None]) 
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
     def after(_: Any, __: Any, output: Any) -> Any:
+        if get_ident() != thread:
+            return None
         value = _value_of(output)
         if site.point == "resid_post":
             new = see(value)

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from interventions.errors import ModelError
 from interventions.recording import Recording
 
 _NAME = "mechdiag_rows"
@@ -122,11 +124,21 @@ def _forward(
         raise TypeError("attention with sinks or position biases")
     scale = float(query.shape[-1] ** -0.5) if scaling is None else scaling
     rows = _ACTIVE.get()
-    assert rows is not None
+    if rows is None:
+        raise ModelError(_MEASURING)
     return rows.attend(query[0], key[0], value[0], scale, softcap)[None], None
 
 
+_MEASURING = "another thread began to measure on this model during this forward pass; run the pass again"
+
+
+def _mask(*_: Any, **__: Any) -> None:
+    """Rows bring their mask with them: a pass that asks for one is another thread's."""
+    raise ModelError(_MEASURING)
+
+
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, _mask)
 
 
 @contextmanager

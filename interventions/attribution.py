@@ -21,6 +21,7 @@ from interventions.errors import EditError, HookError
 from interventions.metrics import TokenMetric
 from interventions.recording import Recording
 from interventions.replay import replayed, unembed
+from interventions.rotary import forget_longer_passes
 from interventions.rows import Horizon, Rows
 from interventions.sites import Site
 
@@ -70,18 +71,19 @@ def gradients(
     if vectors is None:
         vectors = recording.at(site, prompt, position)
     vectors = vectors.to(recording.model.device, recording.model.dtype)
-    rows = check_rows(recording, site, prompt, position, vectors.detach(), horizon)
-    if isinstance(objective, TokenMetric):
-        objective.check(len(rows))
-    with torch.no_grad():
-        choose_path(rows, "replay")
-    wide = torch.promote_types(vectors.dtype, torch.float32)
-    grads, values = torch.empty_like(vectors), vectors.new_empty(len(vectors), dtype=wide)
-    for start in range(0, len(rows), batch_rows):
-        chunk = rows.order[start : start + batch_rows]
-        at = torch.from_numpy(chunk).to(vectors.device)
-        gradient, value = _gradient(rows, chunk, objective)
-        grads[at], values[at] = gradient, value.to(wide)
+    with recording.held():
+        rows = check_rows(recording, site, prompt, position, vectors.detach(), horizon)
+        if isinstance(objective, TokenMetric):
+            objective.check(len(rows))
+        with torch.no_grad():
+            choose_path(rows, "replay", batch_rows)
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        grads, values = torch.empty_like(vectors), vectors.new_empty(len(vectors), dtype=wide)
+        for start in range(0, len(rows), batch_rows):
+            chunk = rows.order[start : start + batch_rows]
+            at = torch.from_numpy(chunk).to(vectors.device)
+            gradient, value = _gradient(rows, chunk, objective)
+            grads[at], values[at] = gradient, value.to(wide)
     return grads, values
 
 
@@ -185,26 +187,46 @@ def gradients_everywhere(
     recording.check_rows(prompt, position)
     if isinstance(objective, TokenMetric):
         objective.check(len(prompt))
-    width = int(recording.length.max())
+    length = recording.length[prompt]
     found = {
-        site: torch.zeros(len(prompt), width, model.d_model, device=model.device, dtype=model.dtype) for site in sites
+        site: torch.zeros(
+            len(prompt), int(recording.length.max()), model.d_model, device=model.device, dtype=model.dtype
+        )
+        for site in sites
     }
-    for start in range(0, len(prompt), batch_rows):
-        rows = torch.arange(start, min(start + batch_rows, len(prompt)))
-        seen: dict[Site, Tensor] = {}
-        last = int(position[rows].max()) + 1
-        with ExitStack() as stack, torch.enable_grad():
-            for site in sites:
-                stack.enter_context(at_site(model, site, partial(_with_leaf, seen, site)))
-            logits = model.hf(input_ids=recording.tokens[prompt[rows].to(model.device), :last]).logits
-            own = logits[torch.arange(len(rows), device=logits.device), position[rows].to(logits.device)]
-            value = objective(own, rows)
-            if missing := [str(site) for site in sites if site not in seen]:
-                raise HookError(f"nothing passed {', '.join(missing)}; check that the model runs these blocks")
-            if not value.requires_grad:
-                raise EditError("the objective does not depend on the logits, or cannot be differentiated (a rank?)")
-            grads = torch.autograd.grad(value.sum(), [seen[site] for site in sites], allow_unused=True)
-        for site, gradient in zip(sites, grads, strict=True):
-            if gradient is not None:
-                found[site][rows.to(model.device), :last] = gradient.to(model.dtype)
+    if recording.own_code:
+        batch_rows = 1  # code of the user's own may tell prompts of a pass apart
+    with recording.held():
+        for tokens in length.unique().tolist():
+            for rows in (length == tokens).nonzero()[:, 0].split(batch_rows):
+                where = prompt[rows].to(model.device), position[rows].to(model.device)
+                grads = _whole_gradients(recording, sites, where, tokens, rows, objective)
+                for site, gradient in grads.items():
+                    found[site][rows.to(model.device), :tokens] = gradient.to(model.dtype)
     return found
+
+
+def _whole_gradients(
+    recording: Recording,
+    sites: Sequence[Site],
+    where: tuple[Tensor, Tensor],
+    n_tokens: int,
+    rows: Int[Tensor, "some_row"],
+    objective: Objective,
+) -> dict[Site, Float[Tensor, "some_row pos d_model"]]:
+    """One pass forward and back over whole prompts of `n_tokens` tokens each."""
+    model, (prompt, position) = recording.model, where
+    seen: dict[Site, Tensor] = {}
+    forget_longer_passes(model.hf)
+    with ExitStack() as stack, torch.enable_grad():
+        for site in sites:
+            stack.enter_context(at_site(model, site, partial(_with_leaf, seen, site)))
+        logits = model.hf(input_ids=recording.tokens[prompt, :n_tokens]).logits
+        own = logits[torch.arange(len(rows), device=logits.device), position]
+        value = objective(own, rows)
+        if missing := [str(site) for site in sites if site not in seen]:
+            raise HookError(f"nothing passed {', '.join(missing)}; check that the model runs these blocks")
+        if not value.requires_grad:
+            raise EditError("the objective does not depend on the logits, or cannot be differentiated (a rank?)")
+        grads = torch.autograd.grad(value.sum(), [seen[site] for site in sites], allow_unused=True)
+    return {site: gradient for site, gradient in zip(sites, grads, strict=True) if gradient is not None}

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from interventions.recording import Recording
 from interventions.replay import unembed
 from interventions.rows import Horizon, Reference, Rows, Vectors
 from interventions.sites import Site
-from interventions.trust import why_not_replay
+from interventions.trust import warn_of_full_passes, why_not_replay
 
 PATHS = ("auto", "replay", "hooks")
 
@@ -35,7 +36,7 @@ class Effects:
     path: str
     """`replay` or `hooks` (full forward passes)"""
     delta: float
-    """largest logit difference seen between replay and full forward passes of this model (nan: not compared)"""
+    """largest logit difference between replay and full forward passes of the rows that these were checked with (nan: not replayed)"""
     why_hooks: str | None
     """why replay did not serve, or None"""
     halvings: int
@@ -73,8 +74,8 @@ def measure(
     metrics: names in `METRICS`, `kl_direct` (the same change carried straight to the final norm and unembedding; 0 where
     a position is read that was not edited), or metrics of tokens (`LogitDifference`, `Probability`, `Rank`), which give
     `name` and `clean_name`. reference: compare with another vector in the same place instead of with the prompt as it
-    stands. path: `auto` (replay, checked against full forward passes on the longest positions; these where it is not
-    exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: tokens that a chunk replays (default 512 on
+    stands. path: `auto` (replay, checked against full forward passes on the longest positions; these, with a warning,
+    where it is not exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: tokens that a chunk replays (default 512 on
     the CPU, 4096 elsewhere): as many rows where each is read at its own position; halved when memory runs out.
 
     Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape, `ReplayError`.
@@ -84,11 +85,24 @@ def measure(
         raise MechdiagError(
             f"path {path!r}, batch_rows {batch_rows}; expected one of {', '.join(PATHS)}, and 1 row or more"
         )
-    rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
-    asked = Asked(metrics, len(rows))
-    why, replaying = choose_path(rows, path)
-    size = batch_rows or (512 if recording.model.device.type == "cpu" else 4096)
-    one_chunk = replay_chunk if replaying else hooks_chunk
+    with recording.held():
+        rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
+        asked = Asked(metrics, len(rows))
+        size = batch_rows or (512 if recording.model.device.type == "cpu" else 4096)
+        chosen = choose_path(rows, path, size)
+        size, halvings = _in_chunks(rows, asked, chosen.one_chunk, size, progress)
+    if halvings:
+        warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=2)
+    values, where = asked.values(rows)
+    read = where >= 0
+    bad = torch.stack([~v.isfinite() & read for v in values.values()]).any(0) if values else torch.zeros(1)
+    return Effects(values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, int(bad.sum()))
+
+
+def _in_chunks(
+    rows: Rows, asked: Asked, one_chunk: Callable, size: int, progress: Callable[[int], object] | None
+) -> tuple[int, int]:
+    """Run all rows, `size` tokens at a time; smaller chunks where memory runs out. The size at the end, and how often it was halved."""
     reached = np.cumsum((rows.stop - rows.start)[rows.order])
     done, halvings = 0, 0
     while done < len(rows):
@@ -103,28 +117,14 @@ def measure(
                 raise
         if found is None:  # here, where the error no longer holds the chunk's tensors
             size, halvings = max(1, size // 2), halvings + 1
-            if recording.model.device.type == "cuda":
+            if rows.recording.model.device.type == "cuda":
                 torch.cuda.empty_cache()
             continue
         asked.store(chunk, *found)
         done = stop
         if progress is not None:
             progress(len(chunk))
-    if halvings:
-        warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=2)
-    values, where = asked.values(rows)
-    read = where >= 0
-    bad = torch.stack([~v.isfinite() & read for v in values.values()]).any(0) if values else torch.zeros(1)
-    compared = any(recording.model.replay_reach.values()) or bool(recording.model.replay_otherwise)
-    return Effects(
-        values,
-        where,
-        "replay" if replaying else "hooks",
-        recording.model.replay_delta if compared else float("nan"),
-        why,
-        halvings,
-        int(bad.sum()),
-    )
+    return size, halvings
 
 
 @torch.no_grad()
@@ -142,15 +142,15 @@ def intervened_logits(
 
     With a horizon above 1 nan beyond the prompt's end.
     """
-    rows = check_rows(recording, site, prompt, position, vectors, horizon)
-    _, replaying = choose_path(rows, path)
-    everything = rows.order
-    reads = rows.reads(everything)
-    if replaying:
-        branches, found = replay_rows(rows, everything, rows.edited(everything))
-        logits = unembed(recording, found.hidden[read_tokens(branches, reads, found.hidden.device)])
-    else:
-        logits = hooked(rows, everything, rows.edited(everything)).logits
+    with recording.held():
+        rows = check_rows(recording, site, prompt, position, vectors, horizon)
+        everything = rows.order
+        reads = rows.reads(everything)
+        if choose_path(rows, path, len(rows)).path == "replay":
+            branches, found = replay_rows(rows, everything, rows.edited(everything))
+            logits = unembed(recording, found.hidden[read_tokens(branches, reads, found.hidden.device)])
+        else:
+            logits = hooked(rows, everything, rows.edited(everything)).logits
     if rows.one_read:
         return torch.empty_like(logits).index_copy(0, torch.from_numpy(everything).to(logits.device), logits)
     whole = logits.new_full((len(rows), rows.n_columns, logits.shape[-1]), torch.nan)
@@ -188,9 +188,32 @@ def check_rows(
     return rows
 
 
-def choose_path(rows: Rows, path: str) -> tuple[str | None, bool]:
-    """Why replay does not serve (None: it does, or was not asked), and whether it is to run. Raises `ReplayError`."""
-    why = None if path == "hooks" else why_not_replay(rows)
-    if path == "replay" and why:
+class Path(NamedTuple):
+    """How rows are to be run."""
+
+    path: str
+    """`replay` or `hooks`"""
+    delta: float
+    """largest logit difference from full forward passes (nan: not replayed)"""
+    why_hooks: str | None
+
+    @property
+    def one_chunk(self) -> Callable:
+        return replay_chunk if self.path == "replay" else hooks_chunk
+
+
+def choose_path(rows: Rows, path: str, size: int) -> Path:
+    """Replay where it is exact for these rows, `size` tokens at a time, and full forward passes, with a warning, where it is not.
+
+    Raises `ReplayError` where replay was asked for by name and is not exact.
+    """
+    if path == "hooks":
+        return Path("hooks", float("nan"), None)
+    why, certificate = why_not_replay(rows, size)
+    if why is None:
+        assert certificate is not None
+        return Path("replay", certificate.delta, None)
+    if path == "replay":
         raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
-    return why, path != "hooks" and why is None
+    warn_of_full_passes(rows, why)
+    return Path("hooks", float("nan"), why)

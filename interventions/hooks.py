@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from interventions.anatomy import adder, at_site, check_site
 from interventions.errors import EditError, HookError
+from interventions.exclusive import exclusive
 from interventions.models import CausalModel, wrap
 from interventions.recording import Recording
 from interventions.replay import Branches
+from interventions.rotary import forget_longer_passes
 from interventions.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
@@ -150,20 +152,22 @@ def hooked_logits(
     position: Position = None,
 ) -> Float[Tensor, "prompt pos vocab"]:
     """Logits of one full forward pass with `edit` at a site, by the wrapper's own hooks (no edit: clean)."""
-    if site is None or edit is None:
+    with exclusive(model):
+        forget_longer_passes(model.hf)
+        if site is None or edit is None:
+            if model.wrapper == "transformer_lens":
+                return model.handle(tokens)
+            return model.hf(input_ids=tokens).logits
         if model.wrapper == "transformer_lens":
-            return model.handle(tokens)
-        return model.hf(input_ids=tokens).logits
-    if model.wrapper == "transformer_lens":
-        with fwd_hooks(site, edit, position, may_change_nothing=True) as hooks:
-            return model.handle.run_with_hooks(tokens, fwd_hooks=hooks)
-    if model.wrapper == "nnsight":
-        with model.handle.trace(tokens):
-            edit_in_trace(model.handle, site, edit, position, may_change_nothing=True)
-            logits = model.handle.output.logits.save()
-        return logits
-    with torch_hook(model, site, edit, position):
-        return model.hf(input_ids=tokens).logits
+            with fwd_hooks(site, edit, position, may_change_nothing=True) as hooks:
+                return model.handle.run_with_hooks(tokens, fwd_hooks=hooks)
+        if model.wrapper == "nnsight":
+            with model.handle.trace(tokens):
+                edit_in_trace(model.handle, site, edit, position, may_change_nothing=True)
+                logits = model.handle.output.logits.save()
+            return logits
+        with torch_hook(model, site, edit, position):
+            return model.hf(input_ids=tokens).logits
 
 
 class Forwarded(NamedTuple):
@@ -183,12 +187,12 @@ def reference_forward(
 ) -> Forwarded:
     """One full forward pass of each row's prompt with `vectors` at its edited tokens (None: clean), seen at the tokens `read`.
 
-    One pass for all rows given: the caller bounds their number.
+    One pass for all rows given, whose prompts are equally long: the caller bounds their number. Whole prompts, whatever is read
+    of them: a hook of the user's own may count from the end.
     """
     model = recording.model
     device, last = model.device, Site(model.n_layers - 1)
-    prompt = torch.from_numpy(branches.prompt).to(device)
-    tokens = recording.tokens[prompt, : int(branches.position[read].max()) + 1]
+    tokens = recording.tokens[torch.from_numpy(branches.prompt).to(device), : _lengths(recording, branches)[0]]
 
     def at(which: np.ndarray) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(np.stack([branches.row, branches.position])[:, which]).to(device))
@@ -206,20 +210,32 @@ def reference_forward(
     return Forwarded(logits[at(read)], after[at(read)])
 
 
+def _lengths(recording: Recording, branches: Branches) -> Int[np.ndarray, "row"]:
+    """Tokens of each row's prompt."""
+    return recording.length.numpy()[branches.prompt]
+
+
 def full_forwards(
     recording: Recording, site: Site, branches: Branches, vectors: Tensor | None, read: np.ndarray
 ) -> Forwarded:
-    """`reference_forward`, 16 prompts at a time or fewer, so that the logits of every position stay below 2^28 numbers.
+    """`reference_forward` of prompts of equal length, 16 at a time or fewer, so that the logits of every position stay below 2^28 numbers.
 
-    read: tokens in the order of their rows, some of every row.
+    One at a time where code of the user's own stands on the model, which may tell prompts of a pass apart. read: tokens in the
+    order of their rows, some of every row.
     """
-    longest = int(branches.position[read].max()) + 1
-    batch = int(max(1, min(16, 2**28 // (longest * recording.model.vocab_size))))
-    found = []
-    for start in range(0, len(branches.prompt), batch):
-        rows = np.arange(start, min(start + batch, len(branches.prompt)))
-        among, reads = np.isin(branches.row[branches.edited], rows), read[np.isin(branches.row[read], rows)]
-        part = branches.take(rows)
-        own = None if vectors is None else vectors[torch.from_numpy(among).to(vectors.device)]
-        found.append(reference_forward(recording, site, part, own, reads - branches.first[start]))
-    return Forwarded(*(torch.cat(column) for column in zip(*found, strict=True)))
+    length, found, order = _lengths(recording, branches), [], []
+    for tokens in np.unique(length):
+        alike = np.flatnonzero(length == tokens)
+        batch = 1 if recording.own_code else int(max(1, min(16, 2**28 // (int(tokens) * recording.model.vocab_size))))
+        for rows in np.split(alike, np.arange(batch, len(alike), batch)):
+            among, reads = (
+                np.isin(branches.row[branches.edited], rows),
+                np.flatnonzero(np.isin(branches.row[read], rows)),
+            )
+            own = None if vectors is None else vectors[torch.from_numpy(among).to(vectors.device)]
+            part, token = branches.take(rows), read[reads]
+            of = np.searchsorted(rows, branches.row[token])
+            found.append(reference_forward(recording, site, part, own, part.first[of] + branches.place[token]))
+            order.append(reads)
+    back = torch.from_numpy(np.argsort(np.concatenate(order), kind="stable"))
+    return Forwarded(*(torch.cat(column)[back.to(column[0].device)] for column in zip(*found, strict=True)))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from interventions.errors import ModelError
-from interventions.models import CausalModel, canonical_parameters, wrap
+from interventions.models import CausalModel, canonical_tensors, wrap
 
 DEFAULT_MODEL = "smollm2-135m"
 COUNTERPART = "-layernorm"
@@ -124,7 +124,7 @@ def layernorm_counterpart(model: CausalModel) -> CausalModel:
     config, head = model.config, model.hf.get_output_embeddings()
     if config.model_type != "llama":
         raise ModelError(f"no LayerNorm counterpart of a {config.model_type!r} model ({model.name}); expected 'llama'")
-    values = {name: value.detach() for name, value in canonical_parameters(model.base)}
+    values = {name: value.detach() for name, value in canonical_tensors(model.base) if value is not None}
     biases = [name for name in values if name.endswith("bias")]
     if biases or (getattr(head, "bias", None) is not None and bool(head.bias.any())):
         raise ModelError(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from interventions.errors import ModelError
+from interventions.fingerprint import fingerprint
 
 WRAPPED = "_original_component"
 
@@ -38,15 +40,13 @@ class CausalModel:
     """what a reader of the numbers must know of the weights, e.g. that they are dequantised"""
     counterpart_of: str | None = None
     """`weights_hash` of the model whose weights these are under another norm (see `layernorm_counterpart`), or None"""
-    replay_reach: dict[tuple[str, int], dict[int, int]] = field(default_factory=dict)
-    """replay found exact: (point, longest branch, rounded up to a power of 2) -> first block run -> longest position checked"""
-    replay_delta: float = 0.0
-    """largest logit difference seen between replay and full forwards"""
     replay_attention: str = "grouped"
-    """how replayed rows attend (see `replay`): the way that is tried first, which `replay_reach` speaks of"""
-    replay_otherwise: dict[tuple[str, int, int], tuple[int, str | None, str]] = field(default_factory=dict)
-    """where that way is not exact: (point, longest branch, first block run) -> longest position checked, the other way where
-    that is exact, and why the first, or neither, is"""
+    """how replayed rows attend (see `replay`): the way that is tried first"""
+    certificates: Any = field(default_factory=dict, repr=False)
+    """fingerprint -> `trust.Certificates`: where replay was found exact while the model was so"""
+    warned: set[str] = field(default_factory=set, repr=False)
+    """reasons for full forward passes that a warning has named"""
+    _hashed: tuple[int, str, str | None] | None = field(default=None, repr=False)
 
     @cached_property
     def config(self) -> Any:
@@ -99,45 +99,94 @@ class CausalModel:
         kinds = {type(m).__name__ for m in self.base.modules()}
         return "RMSNorm" if any("RMSNorm" in kind for kind in kinds) else "LayerNorm"
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
         """SHA-256 over names, shapes, dtypes and bytes of the parameters; the same however the model is wrapped.
 
         Names are those outside a bridge. The unembedding counts whether tied or not, its bias unless it is zero: a
-        bridge may untie the one and add the other.
+        bridge may untie the one and add the other. Formed anew when the model's fingerprint has changed; `hash_weights`
+        forms it anew in any case.
         """
+        if self._hashed is None or self._hashed[0] != fingerprint(self.hf).weights:
+            return self.hash_weights()
+        return self._hashed[1]
+
+    def hash_weights(self) -> str:
+        """`weights_hash` of the weights as they are now, every byte of them read."""
         head = self.hf.get_output_embeddings()
-        values = dict(canonical_parameters(self.base)) | {"unembed.weight": head.weight}
-        if getattr(head, "bias", None) is not None and bool(head.bias.any()):
-            values["unembed.bias"] = head.bias
-        digest = hashlib.sha256()
+        values = dict(canonical_tensors(self.base)) | {"unembed.weight": _as_tensor(head.weight)}
+        bias = _as_tensor(getattr(head, "bias", None))
+        if bias is not None and bool(bias.any()):
+            values["unembed.bias"] = bias
+        digest, absent = hashlib.sha256(), 0
         for name, value in sorted(values.items()):
+            if value is None or value.device.type == "meta":
+                absent += 1
+                continue
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+            for part in _plain_parts(value):
+                digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        covers = f"{len(values) - absent} of {len(values)} tensors: the others lie on disk" if absent else None
+        self._hashed = fingerprint(self.hf).weights, digest.hexdigest(), covers
+        return self._hashed[1]
+
+    @property
+    def weights_covered(self) -> str | None:
+        """How many tensors `weights_hash` speaks of where it is not all of them, else None."""
+        _ = self.weights_hash
+        assert self._hashed is not None
+        return self._hashed[2]
 
 
-def canonical_parameters(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters under the names they have outside a bridge, whose components hold the module they stand for and copies."""
+def canonical_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Parameters under the names they have outside a bridge, whose components hold the module they stand for and copies.
+
+    Weights packed by dynamic quantization and weights that accelerate keeps elsewhere are taken from where they are.
+    """
     children = dict(module.named_children())
     if WRAPPED in children:
-        yield from canonical_parameters(children[WRAPPED], prefix)
+        yield from canonical_tensors(children[WRAPPED], prefix)
         return
+    elsewhere = getattr(getattr(module, "_hf_hook", None), "weights_map", None) or {}
     for name, value in module.named_parameters(recurse=False):
-        yield prefix + name, value
+        yield prefix + name, elsewhere.get(name, value) if value.device.type == "meta" else value
+    if callable(getattr(module, "weight", None)):  # packed
+        yield from ((prefix + name, _as_tensor(getattr(module, name, None))) for name in ("weight", "bias"))
+        return
     for name, child in children.items():
-        yield from canonical_parameters(child, f"{prefix}{name}.")
+        yield from canonical_tensors(child, f"{prefix}{name}.")
+
+
+def _as_tensor(value: Any) -> torch.Tensor | None:
+    """A weight, or what a quantized layer's method of that name gives."""
+    return value if value is None or isinstance(value, torch.Tensor) else value()
+
+
+def _plain_parts(value: Any) -> list[torch.Tensor]:
+    """The plain tensors that a quantized one is made of; a plain tensor itself."""
+    if hasattr(value, "__tensor_flatten__"):
+        return [part for name in value.__tensor_flatten__()[0] for part in _plain_parts(getattr(value, name))]
+    if not value.is_quantized:
+        return [value]
+    if value.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
+        return [value.int_repr(), value.q_per_channel_scales(), value.q_per_channel_zero_points()]
+    return [value.int_repr(), torch.tensor([value.q_scale(), value.q_zero_point()], dtype=torch.float64)]
 
 
 @contextmanager
-def forward_replaced(module: nn.Module, forward: Any):
+def forward_replaced(module: nn.Module, forward: Any, *, in_all_threads: bool = False):
     """Let `module` compute `forward` instead of its own.
 
-    A bridge and nnsight put a `forward` of their own on the instance, so what stands there is put back, not deleted.
+    A bridge and nnsight put a `forward` of their own on the instance, so what stands there is put back, not deleted. Other
+    threads go on computing the module's own, unless `in_all_threads`.
     """
-    own = module.__dict__.get("forward")
+    own, whole, thread = module.__dict__.get("forward"), module.forward, get_ident()
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        return (forward if in_all_threads or get_ident() == thread else whole)(*args, **kwargs)
+
     try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
-        object.__setattr__(module, "forward", forward)
+        object.__setattr__(module, "forward", replaced)
         yield
     finally:
         if own is None:

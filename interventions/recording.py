@@ -1,7 +1,7 @@
 """One clean pass, kept: activations at the sites asked for, keys and values, final hidden states."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from interventions.anatomy import at_site, check_site
 from interventions.compat import cache_name, cache_understood
-from interventions.errors import MechdiagError, SiteError, TextError, is_out_of_memory, one_line
+from interventions.errors import MechdiagError, ModelError, SiteError, TextError, is_out_of_memory, one_line
+from interventions.exclusive import exclusive
+from interventions.fingerprint import Fingerprint, fingerprint, own_code
 from interventions.models import CausalModel, wrap
+from interventions.rotary import depends_on_length, forget_longer_passes
 from interventions.sites import Site
 from interventions.texts import Prompts
 
@@ -45,6 +48,13 @@ class Recording:
     """what the model without its unembedding returns"""
     why_no_keys: str | None = None
     """why keys and values could not be kept although they were asked for, or None"""
+    fingerprint: Fingerprint | None = None
+    """what the model was when it was recorded"""
+    unsteady: frozenset[str] = frozenset()
+    """parts of the fingerprint that a mere forward pass changes"""
+    own_code: tuple[str, ...] = ()
+    """modules on which hooks or forwards of the user's own stand: such code may count positions or prompts, so that every
+    full pass takes one prompt alone"""
 
     def check_rows(self, prompt: Tensor, position: Tensor) -> None:
         """Raise `SiteError` when a row lies outside its prompt."""
@@ -65,6 +75,20 @@ class Recording:
             i = int(outside.nonzero()[0])
             raise SiteError(
                 f"position {int(position[i])} lies outside prompt {int(prompt[i])}, which has {int(self.length[prompt[i]])} tokens"
+            )
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the model for one thread (see `exclusive`). Raises `ModelError` when it is not what was recorded."""
+        return exclusive(self.model, self._check_model)
+
+    def _check_model(self) -> None:
+        if self.fingerprint is None:
+            return
+        changed = set(self.fingerprint.changed(fingerprint(self.model.hf))) - self.unsteady
+        if changed:
+            raise ModelError(
+                f"the model's {' and '.join(sorted(changed))} changed after it was recorded; record it again, with everything "
+                "in place that should act during the measurement"
             )
 
     def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row d_model"]:
@@ -111,7 +135,21 @@ def record(
         )
     ids = ids.to(model.device)
     recording = Recording(model, ids, length, {}, torch.empty(*ids.shape, 0, device=ids.device), None, None)
-    for start in range(0, len(prompts), batch_prompts):
+    recording.own_code = tuple(own_code(model.hf))
+    before = fingerprint(model.hf)
+    with exclusive(model):
+        _fill(recording, kept, keep_cache, batch_prompts)
+    recording.fingerprint = fingerprint(model.hf)
+    recording.unsteady = frozenset(before.changed(recording.fingerprint))
+    return recording
+
+
+def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_prompts: int) -> None:
+    """The clean pass, some prompts at a time: one where what a pass does to a prompt may depend on those beside it."""
+    model, ids, length = recording.model, recording.tokens, recording.length
+    if recording.own_code or depends_on_length(model.hf, int(length.max())):
+        batch_prompts = 1
+    for start in range(0, len(length), batch_prompts):
         batch = slice(start, start + batch_prompts)
         width = int(length[batch].max())
         if keep_cache and recording.why_no_keys is None:
@@ -132,7 +170,6 @@ def record(
                 recording.keys = recording.values = None
                 recording.why_no_keys = f"its forward pass does not take an ordinary cache ({one_line(error)})"
         _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, False))
-    return recording
 
 
 def _unpadded(tokens: Any, attention_mask: Tensor | None) -> list[Tensor]:
@@ -170,6 +207,7 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
         cache, name = DynamicCache() if keep_cache else None, cache_name(model.base)
         stack.enter_context(cache_understood(model.base))
         kept = {} if name is None else {name: cache, "use_cache": keep_cache}
+        forget_longer_passes(model.hf)
         output = model.base(input_ids=ids, **kept)
     missing = [str(site) for site in sites if site not in seen]
     if missing:

@@ -26,6 +26,7 @@ from interventions.attention import RowAttention, attending
 from interventions.compat import cache_name, cache_understood
 from interventions.models import CausalModel, forward_replaced
 from interventions.recording import Recording
+from interventions.rotary import depends_on_length
 from interventions.sites import Site
 
 ATTENTIONS = ("grouped", "masked")
@@ -37,6 +38,8 @@ def unsupported(recording: Recording) -> str | None:
     kinds = set(getattr(recording.model.config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if kinds:
         return f"blocks of kind {', '.join(sorted(kinds))} have no keys that a row could attend to"
+    if kind := depends_on_length(recording.model.hf, int(recording.length.max())):
+        return f"rotary frequencies depend on the length of the pass ({kind})"
     if recording.keys is None:
         return recording.why_no_keys or "no keys and values were recorded"
     return None
@@ -83,9 +86,11 @@ class Branches:
         return len(self.row)
 
     def take(self, rows: Int[np.ndarray, "some_row"]) -> "Branches":
-        """Some of the branches, neighbours in ascending order."""
+        """Some of the branches, in ascending order."""
         edited = self.edited[np.isin(self.row[self.edited], rows)]
-        return Branches(self.prompt[rows], self.start[rows], self.length[rows], edited - self.first[rows[0]])
+        length = self.length[rows]
+        first = (np.cumsum(length) - length)[np.searchsorted(rows, self.row[edited])]
+        return Branches(self.prompt[rows], self.start[rows], length, first + self.place[edited])
 
 
 @dataclass

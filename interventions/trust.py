@@ -1,101 +1,248 @@
-"""Replay is believed where it was seen to be exact: rows of this very run against full forward passes."""
+"""Replay is trusted where it was seen to be exact: rows of this very run against full forward passes."""
 
+import re
 import warnings
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.errors import MechdiagError, is_out_of_memory, one_line
 from interventions.hooks import full_forwards
+from interventions.recording import Recording
 from interventions.replay import ATTENTIONS, Branches, replayed, unembed, unsupported
 from interventions.rows import Rows
 
 _TRIAL_SLOTS = 4
 _TRIAL_READS = 32  # tokens compared at either end of a branch: logits of more would fill the memory
+_PER_UNIT = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+_NO_PROBABILITY = -104.0  # exp of less is 0 in float32
 
 
 def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
     """Largest logit difference between two ways of computing the same row that rounding explains (checked by experiment)."""
-    per_unit = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
-    return per_unit * max(1.0, largest_logit)
+    return _PER_UNIT[dtype] * max(1.0, largest_logit)
 
 
-def why_not_replay(rows: Rows) -> str | None:
-    """Why replay does not serve these rows, or None where it is exact; then `rows.attention` is how they are to attend.
+def logits_differ(
+    found: Float[Tensor, "row vocab"], expected: Float[Tensor, "row vocab"], dtype: torch.dtype
+) -> tuple[float, float]:
+    """The largest difference between two ways to the same logits, and how large rounding may make it.
 
-    Compares logits with full forward passes at the longest positions (a sliding window bites only there) and in branches
-    as long as the rows', unless the model was checked that far already, at this block or one below. A failure speaks for
-    its own block alone: the rows of a sweep go the same way wherever it was begun.
+    Seen are tokens that have any probability on either side. Others, such as those that a model pins to −1e9, must agree to the
+    same share of their own distance from the largest logit; −inf agrees with −inf. A difference that is not a number is inf.
+    """
+    found, expected = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (found, expected))
+    likely = torch.maximum(found.log_softmax(-1), expected.log_softmax(-1)) > _NO_PROBABILITY
+    top = expected.amax(-1, keepdim=True)
+    off = torch.where(found == expected, 0.0, (found - expected).abs()).nan_to_num(nan=torch.inf)
+    seen = torch.where(likely, expected, torch.nan)
+    scale = float((seen - seen.nanmean(-1, keepdim=True)).abs().nan_to_num(0.0).amax())
+    allowed = logit_tolerance(dtype, scale)
+    unlikely = off / (top - expected).abs().clamp(min=1.0)
+    if bool((torch.where(likely, 0.0, unlikely) > allowed).any()):
+        return float("inf"), allowed
+    return float(torch.where(likely, off, 0.0).amax()), allowed
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was seen when rows were replayed and run through full forward passes side by side."""
+
+    point: str
+    """where in a block the rows were edited"""
+    width: int
+    """longest branch, rounded up to a power of 2"""
+    first_block: int
+    """the first block that computed something new"""
+    longest: int
+    """the last position that was read"""
+    attention: str | None
+    """how rows are to attend (see `replay`), None where no way is exact"""
+    delta: float
+    """largest logit difference seen (nan where no way is exact)"""
+    reason: str | None = None
+    """why the way that is tried first, or every way, is not exact"""
+
+
+@dataclass
+class Certificates:
+    """Of one state of a model. Exact at a block means exact above it; a failure speaks for its own block alone, so that the rows
+    of a sweep go the same way wherever it was begun."""
+
+    exact: dict[tuple[str, int, int], Certificate] = field(default_factory=dict)
+    """by (point, width, first block)"""
+    otherwise: dict[tuple[str, int, int], Certificate] = field(default_factory=dict)
+    """where the way that is tried first is not exact"""
+
+    def find(self, point: str, width: int, first_block: int, longest: int) -> Certificate | None:
+        """The certificate that speaks for such rows, if there is one."""
+        other = self.otherwise.get((point, width, first_block))
+        if other is not None:
+            speaks = longest >= other.longest if other.attention is None else longest <= other.longest
+            return other if speaks else None
+        known = [
+            c
+            for (p, w, block), c in self.exact.items()
+            if (p, w) == (point, width) and block <= first_block and longest <= c.longest
+        ]
+        return max(known, key=lambda c: c.first_block, default=None)
+
+    def add(self, certificate: Certificate) -> None:
+        """Keep it; it takes the place of one for the same rows at less long positions."""
+        key = certificate.point, certificate.width, certificate.first_block
+        (self.exact if certificate.reason is None else self.otherwise)[key] = certificate
+
+
+def certificates(recording: Recording) -> Certificates:
+    """Those of the model in the state in which it was recorded; of other states none are kept."""
+    kept = recording.model.certificates
+    if recording.fingerprint not in kept:
+        kept.clear()
+        kept[recording.fingerprint] = Certificates()
+    return kept[recording.fingerprint]
+
+
+def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | None]:
+    """Why these rows cannot be replayed, or None where that is exact; then `rows.attention` is how they are to attend.
+
+    Compares logits with full forward passes at the longest positions (a sliding window bites only there) and before them, in
+    branches as long as the rows', beside the clean pass itself and that of the shortest prompt; unless the model was checked
+    that far already, at this block or one below. size: tokens of a chunk; where code of the user's own stands on the model, which
+    may count tokens, so many are tried at once.
     """
     recording, site = rows.recording, rows.site
     model, first = recording.model, site.first_block
     if reason := unsupported(recording):
-        return reason
-    longest, kind = int(rows.furthest.max()), (site.point, 2 ** int(np.ceil(np.log2(rows.width))))
-    known = model.replay_reach.setdefault(kind, {})
-    if (*kind, first) in model.replay_otherwise:
-        checked, way, reason = model.replay_otherwise[(*kind, first)]
-        if way is None and longest >= checked:
-            return reason
-        if way is not None and longest <= checked:
-            rows.attention = way
-            return None
-    elif longest <= max((reach for block, reach in known.items() if block <= first), default=-1):
-        rows.attention = model.replay_attention
-        return None
-    trial = _trial(rows)
-    if trial is None:
-        return "no row to check it with: the edited vectors are not finite"
-    branches, vectors = trial
-    to_end = branches.length[branches.row] - branches.place
-    read = np.flatnonzero((branches.place < _TRIAL_READS) | (to_end <= _TRIAL_READS))
-    slow = full_forwards(recording, site, branches, vectors, read).logits.float()
-    if not bool(slow.isfinite().all()):
-        return "no row to check it with: the model's own logits are not finite"  # this call; the next one asks again
-    allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
-    reasons = []
-    for way in ATTENTIONS[ATTENTIONS.index(model.replay_attention) :]:
-        failure = _trial_fails(rows, branches, vectors, read, way, slow, allowed)
-        if failure is None:
-            rows.attention = way
-            if reasons:
-                model.replay_otherwise[(*kind, first)] = longest, way, reasons[0]
-            else:
-                known[first] = longest
-            return None
-        reasons.append(failure)
-    reason = f"{reasons[-1]} (longest position {longest})"
-    if not any(way is None for _, way, _ in model.replay_otherwise.values()):
-        warnings.warn(f"replay does not serve this model: {reason}; full forward passes are used instead", stacklevel=5)
-    model.replay_otherwise[(*kind, first)] = longest, None, reason
-    return reason
+        return reason, None
+    kind = site.point, 2 ** int(np.ceil(np.log2(rows.width))), first, int(rows.furthest.max())
+    known = certificates(recording)
+    if (found := known.find(*kind)) is None:
+        trial = _Trial.of(rows, size if recording.own_code else 1)
+        if isinstance(trial, str):
+            return trial, None  # this call; the next one asks again
+        reasons = [reason] if (reason := why_not_recorded(rows)) else []
+        for way in () if reasons else ATTENTIONS[ATTENTIONS.index(model.replay_attention) :]:
+            reason, delta = trial.why_not(way)
+            if reason is None:
+                found = Certificate(*kind, way, delta, reasons[0] if reasons else None)
+                break
+            reasons.append(reason)
+        if found is None:
+            found = Certificate(*kind, None, float("nan"), f"{reasons[-1]} (longest position {kind[3]})")
+        known.add(found)
+    if found.attention is None:
+        return found.reason, found
+    rows.attention = found.attention
+    return None, found
 
 
-def _trial_fails(
-    rows: Rows, branches: Branches, vectors: Tensor, read: np.ndarray, attention: str, slow: Tensor, allowed: float
-) -> str | None:
+def warn_of_full_passes(rows: Rows, reason: str) -> None:
+    """Say once for a model and a reason that rows go through full forward passes, and what that costs."""
+    model, kind = rows.recording.model, re.split(r"\d", reason)[0]
+    if kind in model.warned:
+        return
+    model.warned.add(kind)
+    above = max(1, model.n_layers - rows.site.first_block)
+    cost = float(rows.recording.length.double().mean()) * model.n_layers / (rows.width * above)
+    warnings.warn(
+        f"mechdiag falls back to full forward passes for {model.name}: {reason}. Each row costs a pass over its whole prompt, "
+        f"about {cost:.0f} times what replay would compute",
+        stacklevel=5,
+    )
+
+
+@dataclass
+class _Trial:
+    """Rows to replay and to run in full, and what full forward passes gave."""
+
+    rows: Rows
+    branches: Branches
+    vectors: Float[Tensor, "edit d_model"]
+    read: Int[np.ndarray, "read"]
+    """tokens that are compared"""
+    slow: Float[Tensor, "read vocab"]
+    """logits there, by full forward passes"""
+    size: int
+    """so many tokens are replayed at once, the rows being repeated"""
+
+    @classmethod
+    def of(cls, rows: Rows, size: int) -> "_Trial | str":
+        """The trial, or why there can be none."""
+        made = _trial_rows(rows)
+        if made is None:
+            return "no row to check it with: the edited vectors are not finite"
+        branches, vectors = made
+        to_end = branches.length[branches.row] - branches.place
+        read = np.flatnonzero((branches.place < _TRIAL_READS) | (to_end <= _TRIAL_READS))
+        slow = full_forwards(rows.recording, rows.site, branches, vectors, read).logits
+        if bool((slow.amax(-1).isinf() | slow.isnan().any(-1)).any()):
+            return "no row to check it with: the model's own logits are not finite"
+        return cls(rows, branches, vectors, read, slow, size)
+
+    def why_not(self, attention: str) -> tuple[str | None, float]:
+        """Why replay is not exact (None: it is), and the largest logit difference from full forward passes."""
+        recording = self.rows.recording
+        try:
+            found = self._replayed(attention)
+        except (TypeError, ValueError, IndexError, RuntimeError, AttributeError, KeyError) as error:
+            if isinstance(error, MechdiagError) or is_out_of_memory(error):
+                raise
+            return f"its forward pass does not take rows: {one_line(error)}", float("nan")
+        largest = 0.0
+        for logits in found:
+            delta, allowed = logits_differ(logits, self.slow, recording.model.dtype)
+            if not delta <= allowed:
+                return f"logits differ by {delta:.1e} from full forward passes, allowed {allowed:.1e}", delta
+            largest = max(largest, delta)
+        return None, largest
+
+    def _replayed(self, attention: str) -> list[Float[Tensor, "read vocab"]]:
+        """Logits at the tokens compared, of each of the rows' copies."""
+        recording, own = self.rows.recording, self.branches
+        copies = max(1, -(-self.size // own.n_tokens))
+        each = np.repeat(np.arange(len(own.prompt)), copies)  # copies of a row side by side: prompts stay in order
+        first = np.cumsum(own.length[each]) - own.length[each]
+
+        def places(tokens: np.ndarray) -> Int[np.ndarray, "copy token"]:
+            return first[own.row[tokens] * copies + np.arange(copies)[:, None]] + own.place[tokens]
+
+        edited = places(own.edited).reshape(-1)
+        order = np.argsort(edited)
+        branches = Branches(own.prompt[each], own.start[each], own.length[each], edited[order])
+        vectors = self.vectors[torch.from_numpy(order % len(own.edited)).to(self.vectors.device)]
+        hidden = replayed(recording, self.rows.site, branches, vectors, attention, group_size=_TRIAL_SLOTS).hidden
+        return [unembed(recording, hidden[torch.from_numpy(token).to(hidden.device)]) for token in places(self.read)]
+
+
+def why_not_recorded(rows: Rows) -> str | None:
+    """Why the recorded clean pass is not that of each prompt alone, or None: asked of the rows' longest and shortest prompts."""
     recording = rows.recording
-    try:
-        hidden = replayed(recording, rows.site, branches, vectors, attention, group_size=_TRIAL_SLOTS).hidden
-        fast = unembed(recording, hidden[torch.from_numpy(read).to(hidden.device)]).float()
-    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-        if isinstance(error, MechdiagError) or is_out_of_memory(error):
-            raise
-        return f"its forward pass does not take rows: {one_line(error)}"
-    delta = float((fast - slow).abs().max())
-    if not delta <= allowed:
-        return f"logits differ by {delta:.1e} from full forward passes, allowed {allowed:.1e}"
-    recording.model.replay_delta = max(recording.model.replay_delta, delta)
-    return None
+    prompts = np.unique(rows.prompt)
+    length = recording.length.numpy()[prompts]
+    some = np.unique(prompts[[length.argmin(), length.argmax()]])
+    last = recording.length.numpy()[some] - 1
+    start = np.maximum(last - _TRIAL_READS + 1, 0)
+    branches = Branches(some, start, last - start + 1, np.zeros(0, dtype=int))
+    everything = np.arange(branches.n_tokens)
+    slow = full_forwards(recording, rows.site, branches, None, everything).logits
+    at = (torch.from_numpy(x).to(slow.device) for x in (branches.prompt[branches.row], branches.position))
+    delta, allowed = logits_differ(unembed(recording, recording.final_hidden[tuple(at)]), slow, recording.model.dtype)
+    if delta <= allowed:
+        return None
+    return f"logits of recorded prompts differ by {delta:.1e} from those of each prompt alone, allowed {allowed:.1e}"
 
 
-def _trial(rows: Rows) -> tuple[Branches, Tensor] | None:
-    """The run's two longest rows, each from four positions of its prompt side by side, with noise that tells them apart.
+def _trial_rows(rows: Rows) -> tuple[Branches, Tensor] | None:
+    """The run's two longest rows, each from four positions of its prompt side by side, with noise that tells them apart, and the
+    longest with what stands there already.
 
     A model that ignores the mask is right on a row that stands alone at the last position, or beside its like: it must
-    be asked about different rows at several positions in one group. Where rows are longer than a token, so are these,
-    and they are edited at both ends. None when no row's vectors are finite.
+    be asked about different rows at several positions in one group. The longest position is neither the first slot, where counting
+    on from the clean keys is right, nor the last, where code that counts from the end would find it. Where rows are longer than a token, so are these, and they are edited at both ends. None when
+    no row's vectors are finite.
     """
     order, found = np.argsort(-rows.furthest, kind="stable"), []
     for row in order:
@@ -109,7 +256,7 @@ def _trial(rows: Rows) -> tuple[Branches, Tensor] | None:
     longest = longest[np.argsort(rows.prompt[longest], kind="stable")]
     last = np.repeat(rows.furthest[longest], _TRIAL_SLOTS)
     p = rows.furthest[longest]
-    start = np.stack([p // 8, p // 2, np.maximum(p - 1, 0), p], axis=1).reshape(-1)
+    start = np.stack([p // 8, p, np.maximum(p - 1, 0), p // 2], axis=1).reshape(-1)
     length = np.minimum(rows.width, last - start + 1)
     ends = np.cumsum(length)
     edited = np.unique(np.r_[ends - length, ends - 1])
@@ -117,7 +264,12 @@ def _trial(rows: Rows) -> tuple[Branches, Tensor] | None:
     kinds = torch.cat([rows.edited(longest[i : i + 1])[:1] for i in range(len(longest))])
     vectors = kinds[torch.from_numpy(branches.row[edited] // _TRIAL_SLOTS).to(kinds.device)]
     noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
-    return branches, vectors + 0.3 * _scale(rows, branches, vectors) * noise
+    vectors = vectors + 0.3 * _scale(rows, branches, vectors) * noise
+    if rows.site in rows.recording.activations:
+        own = edited == branches.first[1]  # one token at the longest position keeps what it has
+        at = (torch.from_numpy(x[edited[own]]) for x in (branches.prompt[branches.row], branches.position))
+        vectors[torch.from_numpy(own).to(vectors.device)] = rows.recording.at(rows.site, *at)
+    return branches, vectors
 
 
 def _scale(rows: Rows, branches: Branches, vectors: Tensor) -> Tensor:

@@ -57,6 +57,15 @@ def attending(hf, way):
     return model
 
 
+def reach(model):
+    """How far replay was found exact: (point, longest branch) -> first block -> longest position."""
+    found = {}
+    for kept in model.certificates.values():
+        for (point, width, block), certificate in kept.exact.items():
+            found.setdefault((point, width), {})[block] = certificate.longest
+    return found
+
+
 def refusal(recording, *args, **options):
     """`measure` on a model that replay does not serve: what it gave, and what it warned."""
     with warnings.catch_warnings(record=True) as caught:
@@ -100,7 +109,7 @@ def test_replay_equals_full_forwards_of_each_prompt_alone(name, point, device):
             assert_effects(measure(recordings[1], *some, metrics=METRICS, horizon=horizon, path="replay"), q, p)
             exact = exact_kl(p, q)
             slight, violent = min(slight, np.nanmin(exact)), max(violent, np.nanmax(exact))
-    assert all(model.replay_reach and not model.replay_otherwise for model in models)  # each in the way it was told
+    assert all(reach(model) and not any(c.otherwise for c in model.certificates.values()) for model in models)
     assert slight < 1e-3 and violent > 0.5
 
 
@@ -308,8 +317,7 @@ def test_what_replay_cannot_serve_goes_through_full_forwards(name, device):
     vectors = edited(recording, site, prompt, position)
     effects, warned = refusal(recording, site, prompt, position, vectors)
     assert effects.path == "hooks" and effects.why_hooks
-    assert len(warned) == (0 if name == "mamba" else 1)  # that mamba has no keys is known without a trial
-    assert all("full forward passes are used instead" in message for message in warned)
+    assert len(warned) == 1 and "falls back to full forward passes" in warned[0] and effects.why_hooks in warned[0]
     clean = all_alone(name, hf, tokens, site, prompt, position, None)
     slow = all_alone(name, hf, tokens, site, prompt, position, vectors)
     assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
@@ -345,7 +353,8 @@ def test_what_replay_cannot_serve_goes_through_full_forwards_in_branches_too(nam
 def test_a_recording_without_keys_is_not_replayed(device):
     site, (prompt, position) = Site(2), rows()
     recording = record(tiny_model("llama", device), prompts(), [site], keep_cache=False)
-    effects = measure(recording, site, prompt, position, edited(recording, site, prompt, position))
+    with pytest.warns(UserWarning, match="falls back to full forward passes .* no keys and values were recorded"):
+        effects = measure(recording, site, prompt, position, edited(recording, site, prompt, position))
     assert effects.path == "hooks" and "no keys" in effects.why_hooks
     with pytest.raises(ReplayError, match="no keys and values"):
         measure(recording, site, prompt, position, edited(recording, site, prompt, position), path="replay")
@@ -425,26 +434,26 @@ def test_longer_positions_and_longer_branches_are_checked_again(device):
         assert measure(recording, where, prompt, position, vectors, horizon=horizon).path == "replay"
 
     single, branch = ("resid_post", 1), ("resid_post", 8)
-    assert model.replay_reach == {}
+    assert reach(model) == {}
     run(site, (0, 3), (1, 2))
-    assert model.replay_reach == {single: {2: 3}}
+    assert reach(model) == {single: {2: 3}}
     run(site, (0, 2))
-    assert model.replay_reach == {single: {2: 3}}
+    assert reach(model) == {single: {2: 3}}
     run(site, (0, 20), (0, 1))
-    assert model.replay_reach == {single: {2: 20}}
+    assert reach(model) == {single: {2: 20}}
     run(later, (0, 20))  # what is exact from block 2 is exact from block 4
-    assert model.replay_reach == {single: {2: 20}}
+    assert reach(model) == {single: {2: 20}}
     run(later, (3, 23))
-    assert model.replay_reach == {single: {2: 20, 4: 23}}
+    assert reach(model) == {single: {2: 20, 4: 23}}
     run(site, (0, 3), (0, 8), horizon=6)
-    assert model.replay_reach == {single: {2: 20, 4: 23}, branch: {2: 13}}
+    assert reach(model) == {single: {2: 20, 4: 23}, branch: {2: 13}}
     run(site, (0, 3), horizon=8)  # as long after rounding, and no further
     run(later, (0, 5), horizon=8)
-    assert model.replay_reach == {single: {2: 20, 4: 23}, branch: {2: 13}}
+    assert reach(model) == {single: {2: 20, 4: 23}, branch: {2: 13}}
     run(site, (0, 3), horizon="last")
-    assert model.replay_reach == {single: {2: 20, 4: 23}, branch: {2: 13}, ("resid_post", 32): {2: 23}}
+    assert reach(model) == {single: {2: 20, 4: 23}, branch: {2: 13}, ("resid_post", 32): {2: 23}}
     run(inside, (0, 3))
-    assert model.replay_reach["attn_out", 1] == {3: 3}
+    assert reach(model)["attn_out", 1] == {3: 3}
 
 
 def test_a_window_that_replay_does_not_know_is_found_out_when_positions_pass_it(device):
@@ -525,16 +534,18 @@ def test_nothing_is_left_on_a_model_that_raised(site, device):
     """Both paths, with an error in the middle of the model."""
     hf = fresh("llama", device)
     ids = torch.tensor([prompts()[0]], device=device)
-    before = hf(input_ids=ids).logits
+    before, broken = hf(input_ids=ids).logits, False
+
+    def fail(*_):
+        if broken:
+            raise KeyError("in the middle")
+
+    handle = hf.model.layers[4].mlp.register_forward_pre_hook(fail)
     recording = record(hf, prompts(), [site])
     prompt, position = rows()
     vectors = edited(recording, site, prompt, position)
     measure(recording, site, prompt, position, vectors)
-
-    def fail(*_):
-        raise KeyError("in the middle")
-
-    broken = hf.model.layers[4].mlp.register_forward_pre_hook(fail)
+    broken = True
     for call in (
         lambda: measure(recording, site, prompt, position, vectors, path="replay"),
         lambda: measure(recording, site, prompt, position, vectors, path="hooks"),
@@ -542,7 +553,7 @@ def test_nothing_is_left_on_a_model_that_raised(site, device):
     ):
         with pytest.raises(KeyError, match="in the middle"):
             call()
-    broken.remove()
+    handle.remove()
     assert torch.equal(hf(input_ids=ids).logits, before)
     assert_untouched(hf)
 

@@ -1,0 +1,191 @@
+"""What a model is at this moment: a cheap fingerprint that tells whether it changed, and a description to keep with results."""
+
+import functools
+import hashlib
+import os
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from interventions.rotary import is_moving
+
+_SAMPLE = 4
+"""numbers of each tensor that a fingerprint looks at: a change through `.data` leaves no other trace"""
+_NUMBERS = (bool, int, float)
+
+
+class Fingerprint(NamedTuple):
+    """Equal as long as a model is the same; each part says what changed. Only for the process that took it."""
+
+    weights: int
+    """storage, version and a few values of every parameter and buffer"""
+    modules: int
+    """which modules there are, and their own numbers (an epsilon, a scale)"""
+    hooks: int
+    """which hooks stand where"""
+    code: int
+    """which forward each module runs, and the attention implementation"""
+
+    def changed(self, other: "Fingerprint") -> list[str]:
+        """The parts in which two fingerprints differ."""
+        return [name for name, a, b in zip(self._fields, self, other, strict=True) if a != b]
+
+
+def fingerprint(hf: Any) -> Fingerprint:
+    """The fingerprint of a Hugging Face module, wrapped or not; about a millisecond for a hundred modules."""
+    weights, modules, hooks, code, samples = [], [], [], [_attention(hf)], []
+    for module in hf.modules():
+        own = vars(module)
+        moving = is_moving(module)
+        for tensors in (own["_parameters"], {} if moving else own["_buffers"]):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    weights.append(_identity(tensor))
+                    samples.append(tensor)
+        modules.append(id(module))
+        if not moving:
+            modules.extend(v for k, v in own.items() if type(v) in _NUMBERS and k != "training" and k[0] != "_")
+        hooks += [(id(module), number) for number, _ in _hooks(module)]
+        forward = own.get("forward")
+        code.append((id(type(module).forward), id(getattr(forward, "__func__", forward))))
+    values = _sampled(samples)
+    return Fingerprint(hash((tuple(weights), values)), hash(tuple(modules)), hash(tuple(hooks)), hash(tuple(code)))
+
+
+def _attention(hf: Any) -> tuple[Any, ...]:
+    config = hf.config
+    return tuple(getattr(c, "_attn_implementation", None) for c in (config, config.get_text_config()))
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    version = 0 if tensor.is_inference() else tensor._version
+    try:
+        where = tensor.data_ptr()
+    except RuntimeError:  # tensors made of several, quantized ones for example
+        where = id(tensor)
+    return where, version, tensor.shape
+
+
+def _sampled(tensors: Iterable[Tensor]) -> int:
+    """A hash of a few values of each tensor, brought to the CPU in one piece for each device and dtype."""
+    found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.device.type == "meta" or tensor.layout != torch.strided or type(tensor) not in _PLAIN:
+            continue
+        if tensor.numel() and tensor.is_contiguous():
+            step = max(1, tensor.numel() // _SAMPLE)
+            found.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach().view(-1)[::step][:_SAMPLE])
+    return hash(tuple(_bytes(torch.cat(parts)) for parts in found.values()))
+
+
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer) if hasattr(nn, "Buffer") else (Tensor, nn.Parameter)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+_LIBRARIES = ("accelerate.", "nnsight.", "torch.", "transformer_lens.model_bridge.", "transformers.")
+"""Hooks of these only move tensors or keep what passes by; those of TransformerLens' hook points call a user's."""
+
+
+def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
+    """Forward hooks of the user's own, with the numbers that torch gave them."""
+    for hooks in (vars(module)["_forward_pre_hooks"], vars(module)["_forward_hooks"]):
+        for number, hook in hooks.items():
+            if not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES):
+                yield number, hook
+
+
+def own_code(hf: nn.Module) -> list[str]:
+    """Modules on which hooks or a forward of the user's own stand, by name; what TransformerLens and nnsight put there is not."""
+    found = []
+    for name, module in hf.named_modules():
+        forward, usual = vars(module).get("forward"), type(module).forward
+        if any(_hooks(module)) or (forward is not None and not _alike(forward, usual)):
+            found.append(name or type(hf).__name__)
+    return found
+
+
+def _alike(forward: Any, usual: Any) -> bool:
+    """Whether a forward put on an instance goes by the name of the class's own, as a wrapper's does."""
+    return all(getattr(forward, name, None) == getattr(usual, name, "") for name in ("__module__", "__qualname__"))
+
+
+def described(hf: Any) -> dict[str, Any]:
+    """What beside its parameters decides what a model computes, to be kept with results: the same in every process.
+
+    `config`, `buffers` and `numbers` (of modules: an epsilon, a scale) as SHA-256, `attention` by name, `own_code` as what
+    `own_code` gives with a hash of that code and of the values it refers to. Code whose values cannot be hashed counts as new
+    in every process, so that no result is taken for another's.
+    """
+    numbers, buffers, code = hashlib.sha256(), hashlib.sha256(), []
+    for name, module in hf.named_modules():
+        own, moving = vars(module), is_moving(module)
+        if not moving:
+            kept = {k: v for k, v in own.items() if type(v) in _NUMBERS and k != "training" and k[0] != "_"}
+            numbers.update(repr((name, sorted(kept.items()))).encode())
+            for key, value in own["_buffers"].items():
+                if value is not None and value.device.type != "meta":
+                    buffers.update(f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode() + _bytes(value))
+        put_on = [hook for _, hook in _hooks(module)]
+        forward = own.get("forward")
+        if forward is not None and not _alike(forward, type(module).forward):
+            put_on.append(forward)
+        code += [f"{name} {hashlib.sha256(b''.join(_told(f))).hexdigest()[:16]}" for f in put_on]
+    config = {k: v for k, v in hf.config.to_dict().items() if k not in _NOT_THE_MODEL}
+    return {
+        "config_sha256": hashlib.sha256(repr(sorted(config.items(), key=str)).encode()).hexdigest(),
+        "buffers_sha256": buffers.hexdigest(),
+        "numbers_sha256": numbers.hexdigest(),
+        "attention": _attention(hf)[-1],
+        "own_code": code,
+    }
+
+
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "return_dict", "architectures", "dtype", "torch_dtype")
+_PROCESS = os.urandom(16)
+
+
+def _told(value: Any, depth: int = 0) -> Iterator[bytes]:
+    """Bytes that agree for code and values that do the same, in every process; new in each where that cannot be known."""
+    if isinstance(value, Tensor):
+        yield f"{tuple(value.shape)}{value.dtype}".encode() + _bytes(value)
+    elif value is None or isinstance(value, (str, bytes, *_NUMBERS)):
+        yield repr(value).encode()
+    elif isinstance(value, (types.ModuleType, type, types.BuiltinFunctionType)):
+        yield f"{getattr(value, '__module__', '')}.{value.__name__}".encode()
+    elif depth > _DEEP:
+        yield _PROCESS + str(id(value)).encode()
+    else:
+        parts = _parts(value)
+        yield f"{type(value).__module__}.{type(value).__qualname__}".encode()
+        for part in [_PROCESS, id(value)] if parts is None else parts:
+            yield from _told(part, depth + 1)
+
+
+_DEEP = 8  # functions in closures of functions: deeper than hooks go
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What code or a container is made of; None for what cannot be looked into."""
+    if isinstance(value, dict):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, *value.co_consts]
+    if isinstance(value, types.FunctionType):
+        named = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [value.__code__, *cells, *named, value.__defaults__, value.__kwdefaults__]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, nn.Module):
+        return [{**vars(value)["_parameters"], **vars(value)["_buffers"]}]
+    return None

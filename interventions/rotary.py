@@ -1,0 +1,56 @@
+"""Rotary embeddings whose frequencies depend on how long a pass is: dynamic NTK scaling and LongRoPE.
+
+Such a model computes something else for a prompt alone than for the same prompt beside a longer one, and dynamic scaling even
+remembers the longest pass it has seen. What counts here is what a fresh model gives for each prompt alone.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_KINDS = ("dynamic", "longrope")
+
+
+def _kinds(module: nn.Module) -> dict[str | None, str]:
+    """The kind of rotary embedding by the kind of block that uses it (None: by all), where it depends on length."""
+    kind = vars(module).get("rope_type")
+    kinds = kind if isinstance(kind, dict) else {None: kind}
+    return {k: v for k, v in kinds.items() if isinstance(v, str) and any(word in v for word in _KINDS)}
+
+
+def is_moving(module: nn.Module) -> bool:
+    """Whether this is a rotary embedding whose frequencies depend on the length of a pass."""
+    return bool(_kinds(module))
+
+
+def depends_on_length(hf: nn.Module, longest: int) -> str | None:
+    """The kind of rotary embedding that gives prompts of up to `longest` tokens other frequencies by their length, or None."""
+    for module in hf.modules():
+        for layer_type, kind in _kinds(module).items():
+            if longest > _unscaled_length(module, layer_type):
+                return kind
+    return None
+
+
+def _unscaled_length(module: nn.Module, layer_type: str | None) -> int:
+    """Up to how many tokens the frequencies are the same for all lengths."""
+    config: Any = vars(module).get("config")
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    settings = settings.get(layer_type, settings) if layer_type is not None else settings
+    known = [
+        settings.get("original_max_position_embeddings"),
+        getattr(config, "original_max_position_embeddings", None),
+        vars(module).get("original_max_seq_len"),
+    ]
+    return min((int(n) for n in known if n), default=0)
+
+
+@torch.no_grad()
+def forget_longer_passes(hf: nn.Module) -> None:
+    """Let a dynamic rotary embedding start from its own length again: after a longer pass it would keep that one's frequencies."""
+    for module in hf.modules():
+        for layer_type in _kinds(module):
+            some = next((b for b in module.buffers(recurse=False)), torch.zeros(1))
+            how = {} if layer_type is None else {"layer_type": layer_type}
+            module.forward(some.new_zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long, device=some.device), **how)

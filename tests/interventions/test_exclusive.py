@@ -1,0 +1,103 @@
+"""Passes run in eval mode and outside autocast, one thread at a time, and leave everything as it was."""
+
+import threading
+
+import pytest
+import torch
+
+from interventions import ModelError, Site, measure, record, wrap
+from interventions.exclusive import exclusive
+from tests.tiny import bridge, edited, fresh, prompts, rows
+
+SITE = Site(2)
+
+
+def setting(hf):
+    recording = record(hf, prompts(), [SITE])
+    prompt, position = rows()
+    return recording, prompt, position, edited(recording, SITE, prompt, position)
+
+
+@pytest.mark.parametrize("path", ["replay", "hooks"])
+def test_dropout_is_off_and_train_mode_comes_back(path):
+    expected = measure(*_at(setting(fresh("gpt2"))), path=path)["kl"]
+    hf = fresh("gpt2")
+    model = wrap(hf)
+    hf.train()
+    hf.transformer.h[3].eval()
+    modes = [module.training for module in hf.modules()]
+    recording, prompt, position, vectors = setting(model)
+    found = measure(recording, SITE, prompt, position, vectors, path=path)["kl"]
+    assert torch.equal(found, expected)
+    clean = recording.at(SITE, prompt, position)
+    assert measure(recording, SITE, prompt, position, clean, path=path)["kl"].max() < 1e-9
+    assert [module.training for module in hf.modules()] == modes
+
+
+def _at(made):
+    recording, *rest = made
+    return recording, SITE, *rest
+
+
+@pytest.mark.parametrize("path", ["replay", "hooks"])
+def test_a_callers_autocast_and_tuples_change_nothing(path):
+    expected = measure(*_at(setting(fresh("llama"))), path=path)["kl"]
+    hf = fresh("llama")
+    hf.config.return_dict = False
+    with torch.autocast("cpu", torch.bfloat16):
+        found = measure(*_at(setting(hf)), path=path)["kl"]
+    assert torch.equal(found, expected) and hf.config.return_dict is False
+
+
+@pytest.mark.parametrize("kind", ["plain", "bridge"])
+def test_threads_take_turns(kind):
+    """Several threads measure while others call the model: every number is what it is alone."""
+    hf = fresh("llama")
+    handle = bridge("llama", hf) if kind == "bridge" else hf
+    ids = torch.tensor([prompts()[0]])
+    recording, prompt, position, vectors = setting(handle)
+    run = lambda path: measure(recording, SITE, prompt, position, vectors, path=path, batch_rows=5)["kl"]  # noqa: E731
+    expected, clean = {path: run(path) for path in ("replay", "hooks")}, hf(input_ids=ids).logits
+    wrong, n = [], 6
+
+    def measuring(path):
+        for _ in range(n):
+            if not torch.equal(run(path), expected[path]):
+                wrong.append(path)
+
+    def calling():
+        for _ in range(5 * n):
+            try:
+                if not torch.equal(hf(input_ids=ids).logits, clean):
+                    wrong.append("forward")
+            except ModelError:
+                pass  # a pass that was under way when a measurement began
+
+    threads = [threading.Thread(target=measuring, args=(path,)) for path in ("replay", "hooks", "replay")]
+    threads += [threading.Thread(target=calling) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert torch.equal(hf(input_ids=ids).logits, clean)
+    assert hf.config._attn_implementation in ("eager", "sdpa")
+
+
+def test_another_threads_pass_waits():
+    model = wrap(fresh("llama"))
+    ids, done = torch.tensor([prompts()[0]]), threading.Event()
+
+    def call():
+        model.hf(input_ids=ids)
+        done.set()
+
+    thread = threading.Thread(target=call)
+    with exclusive(model):
+        thread.start()
+        assert not done.wait(0.2)
+        with exclusive(model):  # of the same thread, it goes on
+            model.hf(input_ids=ids)
+        assert not done.wait(0.1)
+    thread.join()
+    assert done.is_set() and "forward" not in vars(model.hf)

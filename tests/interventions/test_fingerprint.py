@@ -1,0 +1,136 @@
+"""A model that changed between two calls is noticed, and what it was is kept with results."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from interventions import ModelError, Site, measure, record, wrap
+from interventions.fingerprint import described, fingerprint, own_code
+from tests.tiny import bridge, edited, fresh, prompts, rows, tiny_model, traced
+
+SITE = Site(2)
+
+
+def replaced_block(hf):
+    hf.model.layers[4] = copy.deepcopy(hf.model.layers[4])
+
+
+def patched(hf):
+    own = hf.model.layers[4].forward
+    hf.model.layers[4].forward = lambda *args, **kwargs: own(*args, **kwargs)
+
+
+CHANGES = {
+    "a weight in place": ("weights", lambda hf: hf.lm_head.weight.mul_(1.1)),
+    "a weight through .data": ("weights", lambda hf: hf.model.layers[3].mlp.up_proj.weight.data.mul_(1.1)),
+    "another tensor": ("weights", lambda hf: setattr(hf.lm_head, "weight", nn.Parameter(hf.lm_head.weight + 1, False))),
+    "a buffer": ("weights", lambda hf: hf.model.rotary_emb.inv_freq.mul_(2)),
+    "an epsilon": ("modules", lambda hf: setattr(hf.model.norm, "variance_epsilon", 0.1)),
+    "a scale": ("modules", lambda hf: setattr(hf.model.layers[5].self_attn, "scaling", 1.0)),
+    "a block": ("modules", replaced_block),
+    "a hook": ("hooks", lambda hf: hf.model.layers[4].register_forward_hook(lambda *_: None)),
+    "a hook before": ("hooks", lambda hf: hf.model.layers[0].mlp.register_forward_pre_hook(lambda *_: None)),
+    "a forward": ("code", patched),
+    "attention": ("code", lambda hf: hf.set_attn_implementation("eager")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_changed_after_recording_is_refused(change):
+    hf, (part, make) = fresh("llama"), CHANGES[change]
+    recording, (prompt, position) = record(hf, prompts(), [SITE]), rows()
+    vectors = edited(recording, SITE, prompt, position)
+    expected = measure(recording, SITE, prompt, position, vectors)["kl"]
+    make(hf)
+    for path in ("auto", "replay", "hooks"):
+        with pytest.raises(ModelError, match=f"the model's .*{part}.* changed after it was recorded; record it again"):
+            measure(recording, SITE, prompt, position, vectors, path=path)
+    again = record(hf, prompts(), [SITE])
+    assert again.model.certificates == {}
+    assert measure(again, SITE, prompt, position, vectors)["kl"].shape == expected.shape
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "bridge", "nnsight"])
+def test_passes_leave_the_fingerprint_alone(wrapped):
+    hf = fresh("llama")
+    handle = {"plain": lambda x: x, "bridge": lambda x: bridge("llama", x), "nnsight": traced}[wrapped](hf)
+    model, ids = wrap(handle), torch.tensor([prompts()[0]])
+    before, code = fingerprint(model.hf), own_code(model.hf)
+    model.hf(input_ids=ids, output_hidden_states=True)
+    recording, (prompt, position) = record(model, prompts(), [SITE]), rows()
+    vectors = edited(recording, SITE, prompt, position)
+    for path in ("replay", "hooks"):
+        measure(recording, SITE, prompt, position, vectors, path=path)
+    assert fingerprint(model.hf) == before and own_code(model.hf) == code == [] and not recording.unsteady
+
+
+def test_the_hash_of_weights_follows_them():
+    hf = fresh("llama")
+    model = wrap(hf)
+    first = model.weights_hash
+    assert first == wrap(tiny_model("llama")).weights_hash
+    hf.model.layers[2].mlp.up_proj.weight[3, 4] += 1
+    assert model.weights_hash != first
+    hf.model.layers[2].mlp.up_proj.weight[3, 4] -= 1
+    hf.load_state_dict(tiny_model("llama").state_dict())
+    assert model.weights_hash == first
+    hf.model.layers[2].mlp.up_proj.weight.data[3, 4] += 1  # one number that no sample sees
+    assert model.hash_weights() != first
+
+
+SCALE = 2.0
+
+
+def scaled(_, __, out):
+    return out * SCALE
+
+
+def test_what_is_kept_of_a_model_tells_models_apart():
+    first = described(fresh("llama"))
+    assert described(fresh("llama")) == first
+    hf = fresh("llama")
+    hf.model.norm.variance_epsilon = 0.5
+    assert described(hf)["numbers_sha256"] != first["numbers_sha256"]
+    hf = fresh("llama")
+    hf.config.rms_norm_eps = 0.5
+    assert described(hf)["config_sha256"] != first["config_sha256"]
+    hf = fresh("llama")
+    hf.model.rotary_emb.inv_freq.mul_(2)
+    assert described(hf)["buffers_sha256"] != first["buffers_sha256"]
+
+
+def test_what_is_kept_of_hooks_tells_their_values_apart(monkeypatch):
+    def kept(hook):
+        hf = fresh("llama")
+        hf.model.layers[1].register_forward_hook(hook)
+        (code,) = described(hf)["own_code"]
+        return code
+
+    def by(vector):
+        return lambda _, __, out: out + vector
+
+    assert kept(by(torch.ones(32))) == kept(by(torch.ones(32))) != kept(by(2 * torch.ones(32)))
+    assert kept(by(1.0)) != kept(by(2.0)) and kept(lambda *_: None) != kept(by(1.0))
+    first = kept(scaled)
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert kept(scaled) != first
+    assert kept(by(object())) != kept(by(object()))
+
+
+def test_what_is_kept_of_a_model_is_the_same_in_another_process():
+    program = (
+        "import torch; from tests.tiny import fresh; from interventions.fingerprint import described\n"
+        "hf = fresh('llama'); v = torch.ones(3); hf.model.layers[1].register_forward_hook(lambda m, a, o: o + v.sum())\n"
+        "print(described(hf))"
+    )
+    one, other = (
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    )
+    assert one == other and "own_code" in one

@@ -1,0 +1,209 @@
+"""Replay must be right or be refused, whatever a user put on the model. Right values: each prompt alone, with a plain torch hook."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import transformers
+
+from interventions import Site, measure, record, wrap
+from interventions.trust import logits_differ
+from tests.tiny import exact_kl, fresh, noise, prompts
+
+SITE = Site(1)
+
+
+def llama(**settings):
+    config = transformers.LlamaConfig(
+        **{
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+            **settings,
+        }
+    )
+    return noisy(transformers.LlamaForCausalLM(config))
+
+
+def noisy(hf):
+    generator = torch.Generator().manual_seed(0)
+    hf.eval().requires_grad_(False)
+    for weight in hf.parameters():
+        weight.copy_(0.2 * torch.randn(weight.shape, generator=generator) + (weight.ndim == 1))
+    return hf
+
+
+def alone(hf, tokens, pairs, block=None, among=slice(None)):
+    """KL of each row, nats, over the tokens `among`: the block's output times 1.5, one plain pass over the row's whole prompt.
+
+    Each pass is a copy's: a dynamic rotary embedding remembers longer passes.
+    """
+    block, known = hf.model.layers[1] if block is None else block, {}
+
+    def logits(ids, position):
+        return copy.deepcopy(hf)(input_ids=ids, use_cache=False).logits[:, position, among].double()
+
+    for p, position in dict.fromkeys(pairs):
+
+        def scale(_, __, out, position=position):
+            (out[0] if isinstance(out, tuple) else out)[:, position] *= 1.5
+
+        ids = torch.tensor([tokens[p]])
+        clean = logits(ids, position)
+        handle = block.register_forward_hook(scale)
+        known[p, position] = exact_kl(clean, logits(ids, position))[0]
+        handle.remove()
+    return torch.tensor([known[pair] for pair in pairs])
+
+
+def measured(hf, tokens, pairs, **options):
+    """KL of each row by `measure`, what it says of its path, and how often it warned."""
+    recording = record(hf, tokens, [SITE])
+    prompt, position = (torch.tensor(x) for x in zip(*pairs, strict=True))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        effects = measure(recording, SITE, prompt, position, 1.5 * recording.at(SITE, prompt, position), **options)
+    return effects, [str(w.message) for w in caught]
+
+
+def assert_right(effects, expected, rtol=2e-3):
+    assert torch.allclose(effects["kl"].double(), expected.double(), rtol=rtol, atol=1e-6), (effects, expected)
+
+
+# Rotary frequencies that depend on length
+
+
+ROPES = {
+    "dynamic": {
+        "max_position_embeddings": 12,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+    },
+    "longrope": {
+        "max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 2.0, 4.0, 8.0],
+            "original_max_position_embeddings": 12,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("lengths", [(24, 10), (10, 13, 24), (10, 12)])
+def test_rotary_frequencies_are_those_of_the_prompt_alone(rope, lengths):
+    hf, tokens = llama(**ROPES[rope]), prompts(lengths)
+    pairs = [(p, position) for p, n in enumerate(lengths) for position in (3, n - 1)]
+    expected = alone(hf, tokens, pairs)
+    for batch_rows in (1, None):
+        effects, warned = measured(hf, tokens, pairs, batch_rows=batch_rows)
+        assert_right(effects, expected)
+        long = max(lengths) > 12
+        assert effects.path == ("hooks" if long else "replay")
+        assert [message for message in warned if rope in message] == (warned if long else [])
+    recording = record(hf, tokens, [SITE])
+    for p, ids in enumerate(tokens):
+        own = record(copy.deepcopy(hf), [ids], [SITE])
+        assert torch.allclose(recording.activations[SITE][p, : len(ids)], own.activations[SITE][0], atol=1e-5)
+
+
+def test_a_longer_pass_before_leaves_nothing_behind():
+    hf, tokens = llama(**ROPES["dynamic"]), prompts((16,))
+    expected = alone(hf, tokens, [(0, 5)])
+    hf(input_ids=torch.tensor(prompts((40,))))
+    assert_right(measured(hf, tokens, [(0, 5)])[0], expected)
+
+
+# Logits that the model pins
+
+
+@pytest.mark.parametrize("pinned", [-1e9, float("-inf"), -1e4])
+@pytest.mark.parametrize("kind", ["mpt", "gpt_neo", "llama"])
+def test_pinned_logits_do_not_widen_the_tolerance(kind, pinned):
+    hf, tokens, pairs = fresh(kind), prompts((24, 17)), [(0, 3), (0, 23), (1, 9)]
+    head = hf.get_output_embeddings()
+    bias = torch.zeros(97)
+    bias[[1, 5, 40, 41, 96]] = pinned
+    head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    expected = alone(hf, tokens, pairs, wrap(hf).blocks[1], bias == 0)
+    effects, _ = measured(hf, tokens, pairs)
+    assert_right(effects, expected)
+    assert effects.path == ("replay" if kind == "llama" else "hooks")
+
+
+def test_the_comparison_of_logits_sees_what_has_probability():
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(3, 50, generator=generator)
+    logits[:, :4] = torch.tensor([-1e9, float("-inf"), -1e4, -200.0])
+    slight = logits + 1e-6 * torch.randn(3, 50, generator=generator)
+    delta, allowed = logits_differ(slight, logits, torch.float32)
+    assert delta < 1e-5 < allowed < 1e-3
+    for token, value in ((10, float(logits[1, 10]) + 0.01), (0, 0.0), (1, -1.0), (2, -2e4), (3, float("nan"))):
+        wrong = slight.clone()
+        wrong[1, token] = value
+        delta, allowed = logits_differ(wrong, logits, torch.float32)
+        assert delta > allowed, token
+
+
+# Code of the user's own
+
+
+def add_at(where):
+    vector = 3 * noise(1)[0]
+
+    def hook(_, __, out):
+        (out[0] if isinstance(out, tuple) else out)[where] += vector
+
+    return hook
+
+
+def mixed(_, __, out):
+    out = out[0] if isinstance(out, tuple) else out
+    return out - out.mean(1, keepdim=True)
+
+
+def first_prompt_only(_, __, out):
+    (out[0] if isinstance(out, tuple) else out)[0, 3] *= 2
+
+
+HOOKS = {
+    "last token": add_at((slice(None), -1)),
+    "third token": add_at((slice(None), 2)),
+    "a stretch": add_at((slice(None), slice(100, 200))),
+    "the end but one": add_at((slice(None), slice(-4, -1))),
+    "every token": add_at((slice(None),)),
+    "mean over tokens": mixed,
+    "first prompt of a batch": first_prompt_only,
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
+@pytest.mark.parametrize("patched", [False, True], ids=["hook", "forward"])
+def test_code_of_the_users_own_acts_as_in_a_plain_pass(hook, patched):
+    hf, tokens = llama(), prompts((24, 10, 24))
+    pairs = [*((0, p) for p in (2, 3, 20, 23)), (1, 9), (1, 3), *((2, p) for p in range(24))] * 6
+    block = hf.model.layers[2]
+    if patched:
+        own = block.forward
+
+        def forward(*args, **kwargs):
+            out = own(*args, **kwargs)
+            given = hook(block, args, out)
+            return out if given is None else given
+
+        block.forward = forward
+    else:
+        block.register_forward_hook(hook)
+    expected = alone(hf, tokens, pairs)
+    for path in ("auto", "hooks"):
+        effects, _ = measured(hf, tokens, pairs, path=path)
+        assert_right(effects, expected)
+    if hook is HOOKS["every token"]:
+        assert measured(hf, tokens, pairs)[0].path == "replay"
