@@ -72,8 +72,19 @@ def random_sae(name: str, selector: str = "topk", kind: str = "none", dtype: tor
             if parameter.requires_grad:
                 parameter += 0.2 * drawn(*parameter.shape, seed=parameter.numel(), dtype=dtype)
         if isinstance(sae.selector, BatchTopK):
-            sae.selector.threshold.fill_(scores(sae, x).topk(K, dim=1).values[:, -1].median().clamp(min=0.01))
+            sae.selector.threshold.fill_(between(scores(sae, x), K))
     return sae
+
+
+def between(s: Tensor, k: int) -> Tensor:
+    """A threshold that about k scores of a row are above, in the widest gap nearby.
+
+    At a score itself its latent would be active on one processor and not on another.
+    """
+    weakest = s.topk(k, dim=1).values[:, -1].median().clamp(min=0.01)
+    near = s[(s - weakest).abs() <= 0.1 * weakest].sort().values
+    widest = near.diff().argmax()
+    return (near[widest] + near[widest + 1]) / 2
 
 
 def normalised(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
