@@ -9,8 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from sae_models import load_sae, save_sae, saving
 from sae_models.errors import CheckpointError, SAEError
+from sae_models.loading import saved_sae
+from sae_models.readers.own import is_own, own_sae
+from sae_models.readers.stored import opened
 from sae_models.sae import SAE
-from sae_models.saving import described, is_own, own_sae, stored
+from sae_models.saving import described
 from sae_models.scores import Inner
 from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, TopK
 from tests.sae_models.built import (
@@ -46,6 +49,12 @@ def gated():
 
 def jumping():
     return read_only(JumpReLU(drawn(D_SAE, seed=4).abs() + 1))
+
+
+def stored(folder: Path):
+    """The configuration and the tensors in a folder."""
+    found = opened(folder)
+    return found.config, found.values
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,7 +104,7 @@ def test_what_it_says_of_itself_comes_back(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["cosine-pure", "cosine-global"])
 def test_a_fixed_exponent_comes_back_fixed(name, tmp_path):
-    back = own_sae(*stored(save_sae(single(name), tmp_path)))
+    back = saved_sae(save_sae(single(name), tmp_path))
     assert back.score.fixed == (name == "cosine-pure")
 
 
@@ -119,7 +128,7 @@ def test_half_precision_is_close(name, dtype, tmp_path):
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_aligned_is_saved_plain(selector, tmp_path):
     sae = single("aligned", selector)
-    back = own_sae(*stored(save_sae(sae, tmp_path)))
+    back = saved_sae(save_sae(sae, tmp_path))
     assert type(back.score) is Inner
     assert torch.equal(back.score.W_enc, sae.encoder_rows()) and not torch.allclose(back.score.W_enc, sae.score.W_enc)
     assert (back.alignment() - 1).abs().max() < 1e-6
