@@ -8,7 +8,7 @@ import re
 
 from sae_models.errors import CheckpointError
 from sae_models.readers.stored import Stored
-from sae_models.readers.strict import Options, Tensors, setting, shown
+from sae_models.readers.strict import Options, Tensors, setting
 from sae_models.sae import SAE
 from sae_models.scores import Inner
 from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Selector, TopK
@@ -41,14 +41,12 @@ def read(stored: Stored, options: Options) -> SAE:
     trainer = setting(stored.config, "trainer", dict, default={})
     said = setting(trainer, "dict_class", str, default=_class_of(stored))
     dict_class = options.need("dict_class", said, "the keys fit several classes")
-    if not isinstance(dict_class, str) or dict_class not in CLASSES:
-        raise CheckpointError(f"a {shown(dict_class)} of dictionary_learning; expected {', '.join(CLASSES)}")
+    if dict_class not in [*CLASSES]:
+        raise CheckpointError(f"a {str(dict_class)[:60]} of dictionary_learning; expected {', '.join(CLASSES)}")
     buffer = setting(stored.config, "buffer", dict, type(None), default=None) or {}
     io = setting(buffer, "io", str, type(None), default=None)
     if io not in (None, "in", "out"):
-        raise CheckpointError(
-            f"its buffer has io = {io!r}: a transcoder reads one and writes the other; expected an SAE"
-        )
+        raise CheckpointError(f"a transcoder (its buffer has io = {io}); expected an SAE")
     tensors = Tensors(stored.values)
     plain = "encoder.weight" not in tensors
     W_enc, W_dec = (

@@ -8,7 +8,7 @@ from torch import Tensor
 from sae_models.errors import CheckpointError
 from sae_models.normalise import normalisation
 from sae_models.readers.stored import Stored
-from sae_models.readers.strict import Options, Tensors, shown
+from sae_models.readers.strict import Options, Tensors, setting, shown
 from sae_models.sae import SAE
 from sae_models.scores import Inner
 from sae_models.selectors import ReLU, Selector, TopK
@@ -47,9 +47,10 @@ def read(stored: Stored, options: Options) -> SAE:
     selector: Selector
     if activation == "TopK":
         selector = TopK(int(options.active(k, d_sae, "a TopK SAE, and the file does not say its k")))
-        after = state.pop("postact_fn", "ReLU")
+        after = setting(state, "postact_fn", str, default="ReLU")
+        state.pop("postact_fn", None)
         if after != "ReLU":
-            raise CheckpointError(f"TopK followed by {shown(after)}: latents of either sign; expected ReLU")
+            raise CheckpointError(f"TopK followed by {after}: latents of either sign; expected ReLU")
     elif activation == "ReLU":
         selector = ReLU()
     else:

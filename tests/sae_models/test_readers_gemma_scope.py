@@ -57,7 +57,7 @@ def test_keys_are_checked(tmp_path):
         load_sae(written(tmp_path, {key: value for key, value in WEIGHTS.items() if key != "threshold"}))
     with pytest.raises(CheckpointError, match="affine: not used by a Gemma Scope SAE"):
         load_sae(written(tmp_path, WEIGHTS | {"affine": torch.zeros(2)}))
-    with pytest.raises(CheckpointError, match=r"threshold has shape \(\); expected \(40,\)"):
-        load_sae(written(tmp_path, WEIGHTS | {"threshold": torch.zeros(())}))
+    with pytest.raises(CheckpointError, match=r"threshold has shape \(2,\); expected \(40,\), or one number for all"):
+        load_sae(written(tmp_path, WEIGHTS | {"threshold": torch.zeros(2)}))
     with pytest.raises(CheckpointError, match="b_dec holds values that are not numbers"):
         load_sae(written(tmp_path, WEIGHTS | {"b_dec": torch.full((D_MODEL,), torch.nan)}))

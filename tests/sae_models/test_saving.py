@@ -243,12 +243,12 @@ def tampered(name, change, selector="batchtopk"):
         (
             "standard",
             lambda t: {k: v for k, v in t.items() if k != "b_enc"},
-            "no tensor 'b_enc' among W_enc, W_dec, b_dec",
+            "no tensor 'b_enc' among W_dec, W_enc, b_dec",
         ),
         ("cosine", lambda t: {k: v for k, v in t.items() if k != "scale_b"}, "no tensor 'scale_b'"),
         ("standard", lambda t: {k: v for k, v in t.items() if k != "threshold"}, "no tensor 'threshold'"),
-        ("standard", lambda t: t | {"W_enc": t["W_enc"].T}, r"W_enc has shape \(40, 12\); expected \(12, 40\)"),
-        ("cosine", lambda t: t | {"W_enc": t["W_enc"].T}, r"W_enc has shape \(12, 40\); expected \(40, 12\)"),
+        ("standard", lambda t: t | {"W_enc": t["W_enc"].T}, "W_enc has 12 latents and W_dec 40; expected as many"),
+        ("cosine", lambda t: t | {"W_enc": t["W_enc"].T}, "W_enc has 12 latents and W_dec 40; expected as many"),
         (
             "cosine",
             lambda t: t | {"scale_a_delta": torch.zeros(1)},
@@ -257,9 +257,9 @@ def tampered(name, change, selector="batchtopk"):
         (
             "bypass",
             lambda t: t | {"b_enc": torch.zeros(40)},
-            "tensors b_enc are not used by a direction SAE with batchtopk",
+            "b_enc: not used by a direction SAE with batchtopk",
         ),
-        ("standard", lambda t: t | {"scale_a": torch.zeros(1)}, "tensors scale_a are not used by a inner SAE"),
+        ("standard", lambda t: t | {"scale_a": torch.zeros(1)}, "scale_a: not used by a inner SAE with batchtopk"),
     ],
 )
 def test_files_that_are_not_what_they_say_are_refused(name, change, message):
