@@ -112,9 +112,9 @@ def _check_unit(name: str, rows: Tensor) -> None:
 def _selector(tensors: Tensors, options: Options, d_sae: int) -> Selector:
     if "threshold" not in tensors:
         return TopK(int(options.active(None, d_sae, "no threshold in the file, and nothing says its k")))
-    threshold, given = tensors.number("threshold"), options.take("k")
+    threshold, given = tensors.single("threshold"), options.take("k")
     if threshold < 0:
-        raise CheckpointError(f"threshold = {threshold}: saved before it was learned; take a later checkpoint")
+        raise CheckpointError(f"threshold = {float(threshold)}: saved before it was learned; take a later checkpoint")
     if given is None:
-        return JumpReLU(torch.full((d_sae,), threshold))
-    return BatchTopK(options.active(None, d_sae, "", mean=True), threshold)
+        return JumpReLU(threshold.expand(d_sae).clone())
+    return BatchTopK(options.active(None, d_sae, "", mean=True), float(threshold))

@@ -114,12 +114,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_there(file: Path) -> None:
     """Raise `CheckpointError` for a file without content, and for one that only says where its content is."""
-    with file.open("rb") as opening:
-        head = opening.read(len(_LFS))
+    head = _head(file, len(_LFS))
     if not head:
         raise CheckpointError(f"{file} is empty (0 bytes); expected what was saved there: download or copy it again")
     if head == _LFS:
         raise CheckpointError(f"{file} is a pointer of git-lfs; expected the file itself: run `git lfs pull`")
+
+
+def _head(file: Path, n: int) -> bytes:
+    with file.open("rb") as opening:
+        return opening.read(n)
 
 
 def _values(file: Path) -> Mapping[str, Any]:
@@ -142,6 +146,8 @@ def _torch(file: Path) -> Any:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"{damaged} does not have its checksum")
+        elif _head(file, 1) != b"\x80":  # as every pickle begins that torch has written
+            raise ValueError("neither an archive nor a pickle")
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -154,7 +160,7 @@ def _torch(file: Path) -> Any:
 
 def _numpy(file: Path) -> Any:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opening, np.load(opening, allow_pickle=False) as arrays:
             if len(set(arrays.files)) < len(arrays.files):
                 raise ValueError("two arrays of one name")
             return {key: torch.from_numpy(arrays[key]) for key in arrays.files}

@@ -224,5 +224,5 @@ def shown(value: Any) -> str:
 
 
 def _listed(names: Mapping[str, Any]) -> str:
-    """Names, sorted, those of a damaged file cut short."""
-    return ", ".join(name if name.isprintable() else ascii(name) for name in sorted(names))
+    """Names, sorted."""
+    return ", ".join(sorted(names))
