@@ -22,6 +22,8 @@ NORMALISATIONS = {
     "layer_norm": {"kind": "layer_norm"},
     "constant_norm": {"kind": "constant_norm"},
     "factor": {"kind": "factor", "factor": 0.25},
+    "centred": {"kind": "centred"},
+    "centred_constant_norm": {"kind": "centred_constant_norm"},
 }
 
 
@@ -93,6 +95,12 @@ def normalised(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if kind == "layer_norm":
         std = ((x - x.mean(1, keepdim=True)) ** 2).sum(1, keepdim=True).div(x.shape[1] - 1).sqrt()
         return (x - x.mean(1, keepdim=True)) / (std + 1e-5), std, x.mean(1, keepdim=True)
+    if kind == "centred":
+        return x - x.mean(1, keepdim=True), one, x.mean(1, keepdim=True)
+    if kind == "centred_constant_norm":
+        shift = x.mean(1, keepdim=True)
+        scale = ((x - shift) ** 2).sum(1, keepdim=True).sqrt() / x.shape[1] ** 0.5
+        return (x - shift) / scale, scale, shift
     if kind == "constant_norm":
         scale = (x**2).sum(1, keepdim=True).sqrt() / x.shape[1] ** 0.5
         return x / scale, scale, 0 * one

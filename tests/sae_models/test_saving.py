@@ -1,6 +1,7 @@
 """Folders: what is written is what comes back, and what SAELens would read."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,71 @@ def test_another_sae_takes_the_place_of_the_first(tmp_path):
     save_sae(single("cosine", "relu"), tmp_path)
     assert set(contents(tmp_path)) == {"cfg.json", "sae_weights.safetensors"}
     assert_same_bits(single("cosine", "relu"), load_sae(tmp_path))
+
+
+# Files that do not belong together
+
+
+@pytest.mark.parametrize("replaced", [1, 2])
+def test_killed_between_its_two_files_it_is_not_believed(replaced, tmp_path, monkeypatch):
+    """Another SAE of the same shape was there: shapes tell nothing."""
+    first, second = single("standard", "relu"), single("aligned", "relu")
+    save_sae(first, tmp_path)
+    calls, replace = [], os.replace
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == replaced:
+            raise KeyboardInterrupt
+        replace(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", killed)
+        save_sae(second, tmp_path)
+    if replaced == 1:  # nothing had taken its place yet
+        assert_same_bits(first, load_sae(tmp_path))
+    else:
+        with pytest.raises(CheckpointError, match=r"the weights are not those that cfg\.json was written with"):
+            load_sae(tmp_path)
+    assert_same_bits(second, load_sae(save_sae(second, tmp_path)))
+
+
+@pytest.mark.parametrize("file", [saving.WEIGHTS, saving.CONFIG])
+def test_a_file_of_another_folder_is_not_believed(file, tmp_path):
+    save_sae(single("standard", "relu"), tmp_path / "a")
+    save_sae(single("aligned", "relu"), tmp_path / "b")
+    (tmp_path / "a" / file).write_bytes((tmp_path / "b" / file).read_bytes())
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/a/.* digest of the tensors differs"):
+        load_sae(tmp_path / "a")
+
+
+def test_one_bit_of_the_weights(tmp_path):
+    save_sae(single("cosine"), tmp_path)
+    content = bytearray((tmp_path / saving.WEIGHTS).read_bytes())
+    content[-3] ^= 1  # of a number that stays finite
+    (tmp_path / saving.WEIGHTS).write_bytes(content)
+    with pytest.raises(CheckpointError, match="digest of the tensors differs"):
+        load_sae(tmp_path)
+
+
+def test_folders_without_a_digest_are_read(tmp_path):
+    """Those of earlier versions; and the same tensors in another file are the same."""
+    sae = single("cosine")
+    save_sae(sae, tmp_path)
+    config = json.loads((tmp_path / saving.CONFIG).read_text())
+    save_file(load_file(tmp_path / saving.WEIGHTS), tmp_path / saving.WEIGHTS, metadata={"by": "another tool"})
+    assert_same_bits(sae, load_sae(tmp_path))
+    del config["metadata"]["mechdiag"]["tensors_sha256"]
+    (tmp_path / saving.CONFIG).write_text(json.dumps(config))
+    assert_same_bits(sae, load_sae(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["", " "])
+def test_an_empty_name_of_a_folder_is_not_the_working_directory(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SAEError, match="an empty name of a folder; give one"):
+        save_sae(single("standard"), folder)
+    assert not contents(tmp_path)
 
 
 # Files that are not what they say
