@@ -23,6 +23,7 @@ from interventions.sites import POINTS
 from interventions.trust import logit_tolerance
 from sae_models.errors import BelongingError
 from sae_models.live import as_sae
+from sae_models.normalise import CENTRED
 
 PATHS = ("auto", "blocks", "hooks")
 _OTHER_NAMES = {"gpt2-small": "gpt2"}
@@ -39,7 +40,7 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
     site, `SiteError` for a hook name that is no site here (`hook_z`, `ln2.hook_normalized`, …) or that the model has not.
     Models are the same where their weights' hashes are (the SAE's in `metadata["weights_sha256"]`), however they are wrapped;
     where the SAE's is not known names are compared, without owner and case. A `layernorm_counterpart` takes the SAEs of the
-    model that it is made of.
+    model that it is made of. An SAE of centred activations belongs to a model with LayerNorm, which does not see their mean.
     """
     causal, sae = wrap(model), as_sae(sae)
     if sae.hook_name is None:
@@ -54,6 +55,11 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
         ) from error
     sae.check_belongs(d_model=causal.d_model, hook_name=None if site is None else site.hook_name)
     _check_model(sae, causal)
+    if sae.normalise.kind in CENTRED.values() and causal.norm_kind != "LayerNorm":
+        raise BelongingError(
+            f"an SAE of a model with centred writing weights put to {causal.name}, which has {causal.norm_kind}: TransformerLens "
+            "centres those of models with LayerNorm alone; load the SAE with center_writing_weights=False"
+        )
     check_site(causal, own)
     return own
 
@@ -61,6 +67,10 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
 def _check_model(sae: Any, model: CausalModel) -> None:
     known = sae.metadata.get("weights_sha256")
     if known is not None:
+        if not isinstance(known, str):
+            raise BelongingError(
+                f"the SAE's weights_sha256 is a {type(known).__name__}; expected a text: remove it from sae.metadata"
+            )
         if known not in (model.weights_hash, model.counterpart_of):
             raise BelongingError(
                 f"an SAE of weights {known[:12]}… ({sae.model_name}) put to weights {model.weights_hash[:12]}… ({model.name}); "

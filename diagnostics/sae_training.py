@@ -1,5 +1,6 @@
 """SAEs trained on a model's activations: the stream from `interventions`, the training from `sae_models`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def train_saes(
     """Train SAEs of several sites on one pass over the prompts, which is repeated until `tokens` have been seen.
 
     wanted: by name, which is also the SAE's folder under `folder`. tokens: rounded down to whole batches. The options of the stream
-    are those of `ActivationStream`; skip_first leaves out each prompt's first tokens, where sinks sit that the filter on norms does
+    are those of `ActivationStream` (a run of fewer tokens than `buffer_tokens` has a buffer of its own size); skip_first leaves out each prompt's first tokens, where sinks sit that the filter on norms does
     not see at every depth. also_sites: sites that no SAE reads, but whose sinks are left out too, so that a part of a run sees the
     same batches as the whole. With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
     what became of the text. progress: as of `followed`, called with a step's metrics too. Each SAE says where it belongs, with a hash of the weights. Raises what `ActivationStream` and
@@ -63,6 +64,8 @@ def train_saes(
         raise MechdiagError(
             f"{len(wanted)} SAEs on {tokens} tokens in batches of {batch_tokens}; expected some of each"
         )
+    # What a short run reads, and a twentieth that the filter on norms may drop: a fuller buffer would cost its time for nothing.
+    buffer_tokens = min(buffer_tokens, max(batch_tokens, math.ceil(1.05 * steps * batch_tokens)))
     stream = ActivationStream(
         model,
         prompts,

@@ -18,7 +18,8 @@ from interventions.loading import DEFAULT_MODEL, cache_folder, load_model
 from interventions.sites import Site
 from interventions.texts import load_texts, tokenize
 from sae_models.architectures import named
-from sae_models.saving import own_sae, save_sae, stored
+from sae_models.loading import saved_sae
+from sae_models.saving import save_sae
 from sae_models.training import Recipe
 
 LAYERS = (7, 15, 22)
@@ -121,7 +122,7 @@ def package_zoo(folder: Path) -> list[str]:
     if absent := [name for name in PACKAGED if not (zoo_folder() / name / LABEL).exists()]:
         raise MechdiagError(f"{', '.join(absent)} are not trained yet; run this without --only")
     for name in PACKAGED:
-        save_sae(own_sae(*stored(zoo_folder() / name)), folder / DEFAULT_MODEL / name, dtype=torch.float16)
+        save_sae(saved_sae(zoo_folder() / name), folder / DEFAULT_MODEL / name, dtype=torch.float16)
     return list(PACKAGED)
 
 

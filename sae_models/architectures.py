@@ -65,6 +65,7 @@ _NAMED = {
     "bypass-free-decoder": Architecture("direction", unit_decoder=False, restore_norm=True),
     "bypass-free-both": Architecture("direction", unit_encoder=False, unit_decoder=False, restore_norm=True),
     "bypass-no-restore": Architecture("direction"),
+    "bypass-free-encoder-no-restore": Architecture("direction", unit_encoder=False),
     "bypass-free-decoder-no-restore": Architecture("direction", unit_decoder=False),
     "bypass-free-both-no-restore": Architecture("direction", unit_encoder=False, unit_decoder=False),
     "aligned": Architecture("aligned", unit_decoder=False),

@@ -2,7 +2,13 @@
 
 
 class SAEError(ValueError):
-    """Base of every error that this package raises on purpose: an SAE that cannot be built, used or trained as asked."""
+    """Base of every error that this package raises on purpose: an SAE that cannot be built, used or trained as asked.
+
+    What it says is one printable line, whatever names and values a damaged file holds.
+    """
+
+    def __init__(self, said: str):
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in said))
 
 
 class CheckpointError(SAEError):

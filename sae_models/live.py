@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from sae_models.errors import SAEError
 from sae_models.readers import saelens
-from sae_models.readers.stored import Stored
-from sae_models.readers.strict import Options
+from sae_models.readers.stored import Stored, unwrapped
+from sae_models.readers.strict import Options, weights
 from sae_models.sae import SAE
-from sae_models.saving import WEIGHTS
 from sae_models.scores import Score
 from sae_models.selectors import Selector
 
@@ -32,6 +31,8 @@ def as_sae(thing: Any, **options: Any) -> SAE:
     if isinstance(thing, SAE):
         return thing
     given = Options(options)
+    if isinstance(thing, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+        thing = thing.module
     config = _saelens_config(thing)
     sae = _wrapped(thing, given) if config is None else _read(thing, config, given)
     given.finish("a live object")
@@ -45,9 +46,16 @@ def _saelens_config(thing: Any) -> dict[str, Any] | None:
 
 
 def _read(thing: nn.Module, config: dict[str, Any], options: Options) -> SAE:
-    values = {key: value.detach().clone() for key, value in thing.state_dict().items()}
-    sae = saelens.read(Stored(Path(WEIGHTS), copy.deepcopy(config), values), options)
-    return sae.to(values["W_dec"])
+    what = f"a live {type(thing).__name__}"
+    values = unwrapped({key: value.detach().clone() for key, value in thing.state_dict().items()}, what)
+    try:
+        sae = saelens.read(Stored(Path(what), copy.deepcopy(config), values), options)
+    except SAEError as error:
+        raise type(error)(f"{what}: {error}") from error.__cause__
+    dtype = values["W_dec"].dtype
+    return sae.to(
+        values["W_dec"].device, dtype if dtype.itemsize > 1 else torch.float32
+    )  # float8 cannot be computed in
 
 
 class Wrapped(Score):
@@ -94,7 +102,12 @@ def _wrapped(thing: Any, options: Options) -> SAE:
         raise SAEError(
             f"a {what} has no encode, decode and W_dec [d_sae, d_model]; save it and use load_sae, or wrap it so"
         )
+    if W_dec.dtype.itemsize < 2:
+        raise SAEError(f"a {what} of {W_dec.dtype}, in which nothing can be computed; convert it to float32 first")
+    weights(f"W_dec of a {what}", W_dec)
     thing, W_dec = copy.deepcopy(thing), W_dec.detach().clone()
+    for name, value in thing.named_parameters() if isinstance(thing, nn.Module) else ():
+        weights(f"{name} of a {what}", value)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -104,6 +117,10 @@ def _wrapped(thing: Any, options: Options) -> SAE:
     latents = thing.encode(x)
     if not isinstance(latents, Tensor) or latents.shape != z.shape:
         raise SAEError(f"encode of a {what} gives {_shown(latents)}; expected latents {tuple(z.shape)} for 16 inputs")
+    if not bool(latents.isfinite().all()):
+        raise SAEError(
+            f"encode of a {what} gives latents that are not finite; expected finite ones: look at its weights"
+        )
     if not _close(latents[:4], thing.encode(x[:4])):
         raise SAEError(f"latents of a {what} depend on what else is in the batch; set it to what it does at inference")
     b_dec = _linear_offset(thing.encode, thing.decode, W_dec, x, z)

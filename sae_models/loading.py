@@ -30,12 +30,24 @@ def load_sae(
     cache folder; or `hf:owner/name/folder-or-file` of the hub, the only way to the network.
     layout: one of `sae_models.readers.LAYOUTS`; without it the layout is recognised from file names, settings and keys.
     options: settings that a file does not carry (`model_name`, `hook_name`, `k`, …); each reader documents its own.
-    Raises `CheckpointError` for what is not there, is of no known layout, or cannot be read exactly; `BelongingError` for SAEs
-    inside attention heads.
+    Raises `CheckpointError` for what is not there, is of no known layout, or cannot be read exactly (numbers that are not finite
+    in `dtype` among it); `BelongingError` for SAEs inside attention heads.
     """
-    given = Options(options)
-    sae = read(opened(_found(where)), given, layout)
-    return sae.to(device=device, dtype=dtype).requires_grad_(False)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise CheckpointError(
+            f"dtype {dtype}; expected a floating-point type of 16 bits or more, such as torch.float32"
+        )
+    path = _found(where)
+    sae = read(opened(path), Options(options), layout).to(device=device, dtype=dtype).requires_grad_(False)
+    for name, value in sae.state_dict().items():
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(f"{path}: {name} does not fit into {dtype}; load it in a wider one")
+    return sae
+
+
+def saved_sae(folder: Path) -> SAE:
+    """What `save_sae` wrote into a folder, in its own precision, float32 at least. Raises `CheckpointError`."""
+    return read(opened(folder), Options({}), "own").requires_grad_(False)
 
 
 def zoo_names() -> list[str]:
@@ -48,8 +60,15 @@ def _zoos() -> tuple[Path, Path]:
 
 
 def _found(where: str | Path) -> Path:
-    if Path(where).exists():
-        return Path(where)
+    if not isinstance(where, str | Path) or not str(where).strip():
+        raise CheckpointError(
+            f"{where!r} names no SAE; expected a file, a folder ('.' is the working directory), or a name in the zoo"
+        )
+    try:
+        if Path(where).exists():
+            return Path(where)
+    except (OSError, ValueError) as error:  # a name too long, or with a null byte
+        raise CheckpointError(f"no SAE {str(where)[:100]!r}: {error}") from error
     if str(where).startswith(_HUB):
         return _downloaded(str(where))
     for root in _zoos():

@@ -63,6 +63,34 @@ class ConstantNorm(Identity):
         return Normalised(x / scale, scale, None)
 
 
+class Centred(Identity):
+    """u = x − mean(x); the way back adds the mean.
+
+    What a model with LayerNorm adds to its residual stream may have its mean taken away without any effect on the logits:
+    TransformerLens does so (`center_writing_weights`), and an SAE trained there reads centred activations.
+    """
+
+    kind = "centred"
+
+    def forward(self, x: Float[Tensor, "*row d_model"]) -> Normalised:
+        mean = x.mean(dim=-1, keepdim=True)
+        return Normalised(x - mean, None, mean)
+
+
+class CentredConstantNorm(ConstantNorm):
+    """u = (x − mean(x))·√d_model/‖x − mean(x)‖: `ConstantNorm` of centred inputs."""
+
+    kind = "centred_constant_norm"
+
+    def forward(self, x: Float[Tensor, "*row d_model"]) -> Normalised:
+        mean = x.mean(dim=-1, keepdim=True)
+        return super().forward(x - mean)._replace(shift=mean)
+
+
+CENTRED = {"none": "centred", "constant_norm": "centred_constant_norm"}
+"""What a normalisation becomes where the SAE was trained on centred inputs (`layer_norm` centres them itself)."""
+
+
 class Factor(Identity):
     """u = factor·x, one number for all inputs."""
 
@@ -83,8 +111,12 @@ class Factor(Identity):
 
 
 def normalisation(kind: str = "none", **settings: float) -> Identity:
-    """By name: `none`, `layer_norm`, `constant_norm`, or `factor` with `factor=`. Raises `SAEError` for another name."""
-    known = {found.kind: found for found in (Identity, LayerNorm, ConstantNorm, Factor)}
+    """By name: `none`, `layer_norm`, `constant_norm`, `centred`, `centred_constant_norm`, or `factor` with `factor=`.
+
+    Raises `SAEError` for another name.
+    """
+    kinds = (Identity, LayerNorm, ConstantNorm, Factor, Centred, CentredConstantNorm)
+    known = {found.kind: found for found in kinds}
     if kind not in known:
         raise SAEError(f"no input normalisation {kind!r}; known: {', '.join(known)}")
     return known[kind](**settings)

@@ -7,6 +7,7 @@ checkpoint.pt   what the next step depends on; gone when the run is done
 manifest.json   last of all: the final metrics, and what the caller knows of the run at its end
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +22,14 @@ from torch import Tensor
 
 from sae_models.architectures import Architecture, check_size
 from sae_models.errors import SAEError
+from sae_models.loading import saved_sae
+from sae_models.readers.own import is_own
+from sae_models.readers.stored import opened
 from sae_models.sae import SAE
-from sae_models.saving import own_sae, save_sae, stored
+from sae_models.saving import CONFIG, WEIGHTS, save_sae
 from sae_models.training import Recipe, SAETraining
 
-MANIFEST = "manifest.json"
+RUN, METRICS, CHECKPOINT, MANIFEST = "run.json", "metrics.jsonl", "checkpoint.pt", "manifest.json"
 Batch = Mapping[Any, Float[Tensor, "row d_model"]]
 """Activations by where they come from."""
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -78,8 +82,8 @@ def train(
     goes on where it was interrupted: on a CPU bit for bit what an undisturbed run gives, if `batches` does (on the same hardware,
     with as many threads; on a GPU sums of many numbers have no fixed order). checkpoint_every: steps between checkpoints (default: a twentieth of the run). about: plain values that
     belong to the run (text, model), kept in run.json and in each SAE's metadata, and compared when it goes on. manifest: asked at the end for plain values that go into manifest.json.
-    Raises `SAEError` for a folder that holds another run, two jobs of one name, a stream that ends before `steps`, and a loss
-    that is not finite.
+    Raises `SAEError` for a folder that holds another run, or anything in the place of this one's files that this one did not
+    write, two jobs of one name, a stream that ends before `steps`, and a loss that is not finite.
     """
     if not jobs or len({job.name for job in jobs}) < len(jobs):
         raise SAEError(
@@ -96,6 +100,8 @@ def train(
     run = _Run(jobs, steps, log_every, dict(about or {}))
     if folder is None:
         return run.go(batches, None, steps, progress, manifest)
+    if not str(folder).strip():
+        raise SAEError("an empty name of a folder; give one ('.' is the working directory)")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -105,7 +111,7 @@ def train(
         raise SAEError(f"{folder} is being written by another run; wait for it or give another folder") from None
     try:
         if run.claim(folder):
-            return {job.name: own_sae(*stored(folder / job.name)).requires_grad_(False) for job in jobs}
+            return {job.name: run.finished(folder, job) for job in jobs}
         return run.go(batches, folder, checkpoint_every or max(1, steps // 20), progress, manifest)
     finally:
         lock.release()
@@ -126,21 +132,67 @@ class _Run:
             json.dumps({"jobs": jobs, "steps": self.steps, "log_every": self.log_every, "about": self.about})
         )
 
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
     def claim(self, folder: Path) -> bool:
         """Make the folder this run's; true when the run is already finished there."""
-        path = folder / "run.json"
+        path = folder / RUN
         if path.exists():
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-            if differ := _differences(theirs, self.identity):
+            if differ := _differences(_read_json(path), self.identity):
                 raise SAEError(
                     f"{folder} holds another run ({'; '.join(differ[:3])}); give another folder, or remove this one"
                 )
-        else:
-            _write(path, json.dumps(self.identity, indent=1))
-        finished = (folder / MANIFEST).exists()
-        if finished:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)  # of a run killed before it could
-        return finished
+            if (folder / MANIFEST).exists():
+                (folder / CHECKPOINT).unlink(missing_ok=True)  # of a run killed before it could
+                return True
+            for job in self.jobs:
+                self._check_place(folder, job)
+            return False
+        there = [name for name in (METRICS, MANIFEST, CHECKPOINT) if (folder / name).exists()]
+        there += [job.name for job in self.jobs if _has_sae(folder / job.name)]
+        if there:
+            raise SAEError(
+                f"{folder} has {', '.join(there[:3])}, and no {RUN} that says which run wrote it; it is left as it is: "
+                "give another folder, or move it"
+            )
+        _write(path, json.dumps(self.identity, indent=1))
+        return False
+
+    def _check_place(self, folder: Path, job: Job) -> None:
+        """Raise `SAEError` where an SAE that this run did not write stands where its own belongs."""
+        place = folder / job.name
+        if not _has_sae(place):
+            return
+        config = _read_json(place / CONFIG) if (place / CONFIG).exists() else {}
+        self._compare(place, config["metadata"]["mechdiag"].get("metadata") if is_own(config) else None, job)
+
+    def finished(self, folder: Path, job: Job) -> SAE:
+        """An SAE of this run, which has ended."""
+        place = folder / job.name
+        try:
+            sae = saved_sae(place)
+        except SAEError as error:
+            raise SAEError(f"the run in {folder} has ended, and {place} does not hold its SAE: {error}") from error
+        self._compare(place, sae.metadata, job)
+        return sae
+
+    def _compare(self, place: Path, found: Any, job: Job) -> None:
+        said = json.loads(json.dumps(self._said(job)))
+        if not isinstance(found, dict) or any(found.get(name) != value for name, value in said.items()):
+            raise SAEError(
+                f"{place} holds an SAE that this run did not write; it is left as it is: give another folder, or move it"
+            )
+
+    def _said(self, job: Job) -> dict[str, Any]:
+        """What an SAE of this run says of its training."""
+        return {
+            "architecture": asdict(job.architecture),
+            "recipe": asdict(job.recipe),
+            "steps": self.steps,
+            **self.about,
+        }
 
     def go(
         self,
@@ -150,12 +202,12 @@ class _Run:
         progress: Progress | None,
         manifest: Callable[[], Mapping[str, Any]],
     ) -> dict[str, SAE]:
-        if folder is not None and (folder / "checkpoint.pt").exists():
+        if folder is not None and (folder / CHECKPOINT).exists():
             stream = self._resume(folder, batches)
         else:
             stream = iter(batches)
             if folder is not None:
-                _write(folder / "metrics.jsonl", "")
+                _write(folder / METRICS, "")
         if progress and self.done:
             progress(self.done, self.steps, {})
         while self.done < self.steps:
@@ -199,23 +251,33 @@ class _Run:
         for line, job in zip(lines, self.jobs, strict=True):
             self.training[job.name].sae.metadata["training"] = line
         if folder is not None:
-            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (folder / METRICS).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         return {key: value for key, value in lines[0].items() if key != "sae"}
 
     def _checkpoint(self, folder: Path, batches: Iterable[Batch]) -> None:
+        metrics = (folder / METRICS).read_bytes()
         state = {
+            "run": self._digest,
             "done": self.done,
             "training": {name: training.state_dict() for name, training in self.training.items()},
-            "metrics": (folder / "metrics.jsonl").stat().st_size,
+            "metrics": len(metrics),
+            "metrics_sha256": hashlib.sha256(metrics).hexdigest(),
             "stream": batches.state_dict() if isinstance(batches, Resumable) else None,
         }
         partial = folder / "checkpoint.partial"
         torch.save(state, partial)
-        os.replace(partial, folder / "checkpoint.pt")
+        os.replace(partial, folder / CHECKPOINT)
 
     def _resume(self, folder: Path, batches: Iterable[Batch]) -> Iterator[Batch]:
-        state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        path, metrics = folder / CHECKPOINT, folder / METRICS
+        state = opened(path).values
+        remedy = f"remove {CHECKPOINT} to train from the beginning, or give another folder"
+        if state.get("run") != self._digest:
+            raise SAEError(f"{path} was not written by this run; {remedy}")
+        before = metrics.read_bytes()[: state["metrics"]] if metrics.exists() else b""
+        if state["metrics_sha256"] != hashlib.sha256(before).hexdigest():
+            raise SAEError(f"{metrics} is not what it was when {path} was written; {remedy}")
         self.saved, self.done = state["training"], state["done"]
         if isinstance(batches, Resumable):
             batches.load_state_dict(state["stream"])
@@ -224,7 +286,7 @@ class _Run:
             stream = iter(batches)
             for _ in range(self.done):
                 next(stream, None)
-        with (folder / "metrics.jsonl").open("r+b") as file:  # what came after the checkpoint comes again
+        with (folder / METRICS).open("r+b") as file:  # what came after the checkpoint comes again
             file.truncate(state["metrics"])
         return stream
 
@@ -232,19 +294,15 @@ class _Run:
         saes = {}
         for job in self.jobs:
             sae = self.training[job.name].sae.requires_grad_(False)
-            sae.metadata |= {
-                "architecture": asdict(job.architecture),
-                "recipe": asdict(job.recipe),
-                "steps": self.steps,
-                **self.about,
-            }
+            sae.metadata |= self._said(job)
             if folder is not None:
+                self._check_place(folder, job)  # again: a run takes its time
                 save_sae(sae, folder / job.name)
             saes[job.name] = sae
         if folder is not None:
             metrics = {name: sae.metadata["training"] for name, sae in saes.items()}
             _write(folder / MANIFEST, json.dumps({**manifest(), "saes": metrics}, indent=1))
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
         return saes
 
 
@@ -259,6 +317,24 @@ def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str 
             found += _differences(theirs[name], mine[name], f"{here}.")
         elif theirs[name] != mine[name]:
             found.append(f"{here} {str(theirs[name])[:60]} there, {str(mine[name])[:60]} here")
+    return found
+
+
+def _has_sae(place: Path) -> bool:
+    return any((place / name).exists() for name in (CONFIG, WEIGHTS))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SAEError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); give another folder, or move it"
+        ) from error
+    if not isinstance(found, dict):
+        raise SAEError(
+            f"{path} holds a {type(found).__name__}; expected what a run writes: give another folder, or move it"
+        )
     return found
 
 

@@ -1,10 +1,11 @@
 """Our folders: `cfg.json` and `sae_weights.safetensors`.
 
-An SAE of standard shape (inner product; ReLU, TopK, BatchTopK, JumpReLU or gated; input plain, layer-normalised or rescaled to a
-constant norm) is written so that SAELens loads it unchanged; what it says beyond that stands in the metadata, under `mechdiag`.
+An SAE of standard shape (inner product; ReLU, TopK, BatchTopK, JumpReLU or gated; input plain, centred, layer-normalised or rescaled to
+a constant norm) is written so that SAELens loads it unchanged; what it says beyond that stands in the metadata, under `mechdiag`.
 Others have an architecture `mechdiag:…`, which SAELens refuses by name, and the keys of arXiv:2606.15054's checkpoints.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_models.errors import CheckpointError, SAEError
-from sae_models.normalise import normalisation
+from sae_models.errors import SAEError
+from sae_models.normalise import CENTRED
 from sae_models.sae import SAE
-from sae_models.scores import Cosine, Direction, Inner, Score
-from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Selector, TopK
+from sae_models.scores import Cosine, Direction, Score
+from sae_models.selectors import BatchTopK, Gate, JumpReLU, Selector, TopK
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _LENS_ARCHITECTURES = {
@@ -31,14 +32,19 @@ _LENS_ARCHITECTURES = {
     "gated": "gated",
 }
 _LENS_NORMALISATION = {"none": "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
+_LENS_NORMALISATION |= {centred: _LENS_NORMALISATION[kind] for kind, centred in CENTRED.items()}
 
 
 def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
     """Write an SAE into a folder, each of its two files whole, and return the folder.
 
+    The configuration holds a digest of the tensors, so that `load_sae` refuses two files that were not written together.
     dtype: of the two matrices in the file (default: as they are); the small tensors stay as they are. Aligned and tied SAEs are
-    written with their encoder materialised, as plain ones. Raises `SAEError` for a BatchTopK SAE that has no threshold yet.
+    written with their encoder materialised, as plain ones. Raises `SAEError` for a BatchTopK SAE that has no threshold yet, and
+    for an empty name of a folder.
     """
+    if not str(folder).strip():
+        raise SAEError("an empty name of a folder; give one ('.' is the working directory)")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config, tensors = described(sae)
@@ -50,6 +56,7 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
         .clone()
         for key, value in tensors.items()
     }
+    config["metadata"]["mechdiag"]["tensors_sha256"] = digest(cpu)
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         save_file(cpu, Path(partial) / WEIGHTS)
         (Path(partial) / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
@@ -90,6 +97,8 @@ def described(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "mechdiag": own,
         },
     }
+    if lens and sae.normalise.kind in CENTRED.values():
+        config["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
     tensors: dict[str, Tensor] = {
         "W_enc": sae.encoder_rows() if plain else sae.score.W_enc,
         "W_dec": sae.W_dec,
@@ -107,75 +116,13 @@ def described(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
-def stored(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors in a folder."""
-    return json.loads((folder / CONFIG).read_text(encoding="utf-8")), load_file(folder / WEIGHTS)
-
-
-def is_own(config: Mapping[str, Any]) -> bool:
-    """Whether a `cfg.json` was written by `save_sae`."""
-    return isinstance(config.get("metadata"), Mapping) and "mechdiag" in config["metadata"]
-
-
-def own_sae(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SAE:
-    """The SAE that `described` described. Raises `CheckpointError` for keys or shapes that are not what it says."""
-    own = config["metadata"]["mechdiag"]
-    lens = not str(config["architecture"]).startswith("mechdiag:")
-    d_sae, d_model = config["d_sae"], config["d_in"]
-    left = dict(tensors)
-
-    def take(key: str, *shape: int) -> Tensor:
-        if key not in left:
-            raise CheckpointError(f"no tensor {key!r} among {', '.join(tensors)}; the file is not complete")
-        found = left.pop(key)
-        if tuple(found.shape) != shape:
-            raise CheckpointError(f"{key} has shape {tuple(found.shape)}; expected {shape}")
-        return found
-
-    W_enc = take("W_enc", d_model, d_sae).T.contiguous() if lens else take("W_enc", d_sae, d_model)
-    W_dec, b_dec = take("W_dec", d_sae, d_model), take("b_dec", d_model)
-    kind = own["score"]["kind"]
-    selector_kind = own["selector"]["kind"]
-    b_enc = None if kind == "direction" or selector_kind == "gated" else take("b_enc", d_sae)
-    score: Score
-    if kind == "cosine":
-        scales = own["score"]
-        base = "scale_a_base" if scales["delta"] else "scale_a"
-        a, b = take(base, scales["a"]), take("scale_b", scales["b"])
-        delta = take("scale_a_delta", d_sae) if scales["delta"] else None
-        assert b_enc is not None
-        score = Cosine(W_enc, b_enc, a, b, delta, fixed=scales["fixed"])
-    else:
-        score = Direction(W_enc, own["score"]["unit"]) if kind == "direction" else Inner(W_enc, b_enc)
-    selector: Selector
-    if selector_kind == "topk":
-        selector = TopK(own["selector"]["k"])
-    elif selector_kind == "batchtopk":
-        threshold = take("threshold", d_sae)[0] if lens else take("threshold")
-        selector = BatchTopK(own["selector"]["k"], float(threshold))
-    elif selector_kind == "jumprelu":
-        selector = JumpReLU(take("threshold", d_sae))
-    elif selector_kind == "gated":
-        selector = Gate(take("b_gate", d_sae), take("r_mag", d_sae), take("b_mag", d_sae))
-    else:
-        selector = ReLU()
-    if left:
-        raise CheckpointError(
-            f"tensors {', '.join(left)} are not used by a {kind} SAE with {selector_kind}; expected none left"
-        )
-    metadata = config["metadata"]
-    return SAE(
-        score,
-        selector,
-        W_dec,
-        b_dec,
-        normalise=normalisation(**own["normalise"]),
-        subtract_b_dec=config["apply_b_dec_to_input"],
-        restore_norm=own["restore_norm"],
-        model_name=metadata["model_name"],
-        hook_name=metadata["hook_name"],
-        metadata=own["metadata"],
-    )
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of tensors."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _score_settings(score: Score) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diagnostics import command
 from diagnostics.zoo import TOKENS, package_zoo, train_zoo, zoo_folder
-from sae_models.saving import stored
+from sae_models.loading import saved_sae
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,7 @@ def main(settings: Settings) -> command.Document:
         names = train_zoo(settings.only, tokens=settings.tokens, device=settings.device, progress=progress)
     found = {}
     for name in names:
-        config, _ = stored(zoo_folder() / name)
-        said = config["metadata"]["mechdiag"]["metadata"]["training"]
+        said = saved_sae(zoo_folder() / name).metadata["training"]
         found[name] = said
         settings.say(f"{name:20} FVE {said['fve']:.3f}   L0 {said['l0']:5.1f}   dead {said['dead']:.1%}")
     settings.say(f"{len(names)} SAEs in {zoo_folder()}")

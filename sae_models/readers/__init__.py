@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sae_models.errors import CheckpointError
+from sae_models.errors import CheckpointError, SAEError
 from sae_models.readers import cosine, dictionary_learning, gemma_scope, openai, own, saelens, sparsify
 from sae_models.readers.stored import Stored
 from sae_models.readers.strict import Options
@@ -27,7 +27,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def read(stored: Stored, options: Options, layout: str | None = None) -> SAE:
-    """The SAE in an opened file. Raises `CheckpointError` for files of no layout known here."""
+    """The SAE in an opened file. Raises `CheckpointError` for files of no layout known here; errors name the file."""
     if layout is None:
         layout = next((name for name, known in LAYOUTS.items() if known.recognises(stored)), None)
     if layout is None:
@@ -35,6 +35,9 @@ def read(stored: Stored, options: Options, layout: str | None = None) -> SAE:
         raise CheckpointError(f"{stored.path} is of no layout known here (keys {keys}); known: {', '.join(LAYOUTS)}")
     if layout not in LAYOUTS:
         raise CheckpointError(f"no layout {layout!r}; known: {', '.join(LAYOUTS)}")
-    sae = LAYOUTS[layout].read(stored, options)
-    options.finish(f"a file of layout {layout}")
+    try:
+        sae = LAYOUTS[layout].read(stored, options)
+        options.finish(f"a file of layout {layout}")
+    except SAEError as error:
+        raise type(error)(f"{stored.where}: {error}") from error.__cause__
     return sae

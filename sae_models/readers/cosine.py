@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_models.architectures import named
 from sae_models.errors import CheckpointError
 from sae_models.readers.stored import Stored
-from sae_models.readers.strict import Options, Tensors
+from sae_models.readers.strict import Options, Tensors, shown
 from sae_models.sae import SAE
 from sae_models.scores import Cosine, Direction, Inner, Score, unit_rows
 from sae_models.selectors import BatchTopK, JumpReLU, Selector, TopK
@@ -38,6 +38,8 @@ def read(stored: Stored, options: Options) -> SAE:
     d_sae, d_model = W_dec.shape
     b_dec = tensors.take("b_dec", d_model)
     variant = options.take("variant")
+    if not isinstance(variant, str | None):
+        raise CheckpointError(f"variant = {shown(variant)}; expected a text")
     restore = False
     if "b_enc" in tensors:
         b_enc = tensors.take("b_enc", d_sae)
@@ -74,7 +76,7 @@ def read(stored: Stored, options: Options) -> SAE:
 def _scored(tensors: Tensors, W_enc: Tensor, b_enc: Tensor, variant: str | None) -> tuple[str, Score]:
     d_sae = len(W_enc)
     if "scale_a_base" in tensors:
-        a, delta = tensors.take("scale_a_base").reshape(1), tensors.take("scale_a_delta", d_sae)
+        a, delta = tensors.single("scale_a_base"), tensors.take("scale_a_delta", d_sae)
         return "cosine-delta", Cosine(W_enc, b_enc, a, _scale_b(tensors, 1, d_sae), delta)
     if "scale_a" in tensors:
         a = tensors.vector("scale_a")
@@ -109,8 +111,10 @@ def _check_unit(name: str, rows: Tensor) -> None:
 
 def _selector(tensors: Tensors, options: Options, d_sae: int) -> Selector:
     if "threshold" not in tensors:
-        return TopK(options.whole("k", None, "no threshold in the file, and nothing says its k"))
-    threshold, k = tensors.number("threshold"), options.take("k")
+        return TopK(int(options.active(None, d_sae, "no threshold in the file, and nothing says its k")))
+    threshold, given = tensors.single("threshold"), options.take("k")
     if threshold < 0:
-        raise CheckpointError(f"threshold = {threshold}: saved before it was learned; take a later checkpoint")
-    return JumpReLU(torch.full((d_sae,), threshold)) if k is None else BatchTopK(k, threshold)
+        raise CheckpointError(f"threshold = {float(threshold)}: saved before it was learned; take a later checkpoint")
+    if given is None:
+        return JumpReLU(threshold.expand(d_sae).clone())
+    return BatchTopK(options.active(None, d_sae, "", mean=True), float(threshold))

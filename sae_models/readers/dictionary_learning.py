@@ -8,7 +8,7 @@ import re
 
 from sae_models.errors import CheckpointError
 from sae_models.readers.stored import Stored
-from sae_models.readers.strict import Options, Tensors
+from sae_models.readers.strict import Options, Tensors, setting
 from sae_models.sae import SAE
 from sae_models.scores import Inner
 from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Selector, TopK
@@ -38,14 +38,15 @@ def read(stored: Stored, options: Options) -> SAE:
     Raises `CheckpointError` for crosscoders and transcoders, and for a BatchTopK SAE whose threshold was never learned: its
     inference would keep every positive score.
     """
-    trainer = stored.config.get("trainer", {})
-    dict_class = options.need(
-        "dict_class", trainer.get("dict_class", _class_of(stored)), "the keys fit several classes"
-    )
-    if dict_class not in CLASSES:
-        raise CheckpointError(f"a {dict_class} of dictionary_learning; expected {', '.join(CLASSES)}")
-    if stored.config.get("buffer", {}).get("io") == "in_and_out":
-        raise CheckpointError("a transcoder (its buffer has io = in_and_out); expected an SAE")
+    trainer = setting(stored.config, "trainer", dict, default={})
+    said = setting(trainer, "dict_class", str, default=_class_of(stored))
+    dict_class = options.need("dict_class", said, "the keys fit several classes")
+    if dict_class not in [*CLASSES]:
+        raise CheckpointError(f"a {str(dict_class)[:60]} of dictionary_learning; expected {', '.join(CLASSES)}")
+    buffer = setting(stored.config, "buffer", dict, type(None), default=None) or {}
+    io = setting(buffer, "io", str, type(None), default=None)
+    if io not in (None, "in", "out"):
+        raise CheckpointError(f"a transcoder (its buffer has io = {io}); expected an SAE")
     tensors = Tensors(stored.values)
     plain = "encoder.weight" not in tensors
     W_enc, W_dec = (
@@ -54,12 +55,18 @@ def read(stored: Stored, options: Options) -> SAE:
         else tensors.pair("encoder.weight", "decoder.weight", decoder_columns=True)
     )
     d_sae, d_model = W_dec.shape
+    for name, size in (("dict_size", d_sae), ("activation_dim", d_model)):
+        if (said := setting(trainer, name, int, type(None), default=None)) not in (None, size):
+            raise CheckpointError(
+                f"W_dec has shape {(d_sae, d_model)}, and config.json says {name} {said}; expected the same"
+            )
     b_dec = tensors.take(CLASSES[dict_class], d_model)
     gated = dict_class == "GatedAutoEncoder"
     b_enc = None if gated else tensors.take("b_enc" if plain else "encoder.bias", d_sae)
     selector = _selector(dict_class, tensors, options, trainer.get("k"), d_sae)
     tensors.finish(f"class {dict_class}")
-    site = re.fullmatch(r"resid_post_layer_(\d+)", trainer.get("submodule_name") or "")
+    submodule = setting(trainer, "submodule_name", str, type(None), default=None)
+    site = re.fullmatch(r"resid_post_layer_(\d+)", submodule or "")
     model_name, hook_name = options.belongs(
         trainer.get("lm_name"), f"blocks.{site[1]}.hook_resid_post" if site else None
     )
@@ -79,11 +86,11 @@ def _selector(dict_class: str, tensors: Tensors, options: Options, k: object, d_
     if dict_class == "GatedAutoEncoder":
         return Gate(*(tensors.take(key, d_sae) for key in ("gate_bias", "r_mag", "mag_bias")))
     if dict_class == "JumpReluAutoEncoder":
-        return JumpReLU(tensors.take("threshold", d_sae))
+        return JumpReLU(tensors.spread("threshold", d_sae))
     if not dict_class.endswith(("TopK", "TopKSAE")):
         return ReLU()
     k_in_file = tensors.number("k") if "k" in tensors else k
-    found = options.whole("k", k_in_file, f"neither the file nor config.json says the k of this {dict_class}")
+    found = int(options.active(k_in_file, d_sae, f"neither the file nor config.json says the k of this {dict_class}"))
     if dict_class == "AutoEncoderTopK":
         tensors.drop("threshold")  # its encode takes the k strongest of each token
         return TopK(found)

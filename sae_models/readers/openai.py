@@ -3,10 +3,12 @@
 u = layer-normalised x (TopK), x (ReLU);   z = activation(W_enc (u − b_pre) + b_lat),   x̂ = W_dec z + b_pre, un-normalised
 """
 
+from torch import Tensor
+
 from sae_models.errors import CheckpointError
 from sae_models.normalise import normalisation
 from sae_models.readers.stored import Stored
-from sae_models.readers.strict import Options, Tensors
+from sae_models.readers.strict import Options, Tensors, setting, shown
 from sae_models.sae import SAE
 from sae_models.scores import Inner
 from sae_models.selectors import ReLU, Selector, TopK
@@ -34,25 +36,28 @@ def read(stored: Stored, options: Options) -> SAE:
     d_sae, d_model = W_dec.shape
     b_lat, b_pre = tensors.take("latent_bias", d_sae), tensors.take("pre_bias", d_model)
     tensors.drop(*_STATISTICS)
-    activation = tensors.plain("activation")
-    state = dict(tensors.plain("activation_state_dict") or {})
+    activation = tensors.plain("activation", str, type(None))
+    state = dict(tensors.plain("activation_state_dict", dict, type(None)) or {})
     k = state.pop("k", None)
+    if isinstance(k, Tensor) and k.numel() == 1:
+        k = k.item()
     if activation is None and options.take("k", k) is not None:
         activation = "TopK"
     activation = options.need("activation", activation, "the file does not say its activation, TopK (then k=) or ReLU")
     selector: Selector
     if activation == "TopK":
-        selector = TopK(options.whole("k", k, "a TopK SAE, and the file does not say its k"))
-        after = state.pop("postact_fn", "ReLU")
+        selector = TopK(int(options.active(k, d_sae, "a TopK SAE, and the file does not say its k")))
+        after = setting(state, "postact_fn", str, default="ReLU")
+        state.pop("postact_fn", None)
         if after != "ReLU":
             raise CheckpointError(f"TopK followed by {after}: latents of either sign; expected ReLU")
     elif activation == "ReLU":
         selector = ReLU()
     else:
-        raise CheckpointError(f"activation {activation!r}; expected TopK or ReLU")
+        raise CheckpointError(f"activation {shown(activation)}; expected TopK or ReLU")
     if state:
         raise CheckpointError(
-            f"{', '.join(state)}: settings of the activation that are not known; expected k and postact_fn"
+            f"{', '.join(map(str, state))}: settings of the activation that are not known; expected k and postact_fn"
         )
     tensors.finish("this SAE")
     model_name, hook_name = options.belongs(None, None)

@@ -26,18 +26,21 @@ def read(stored: Stored, options: Options) -> SAE:
     `CheckpointError` for transcoders (with a skip connection or not), signed latents and activations other than topk.
     """
     config = stored.config
-    if config.get("transcode") or config.get("skip_connection") or "W_skip" in stored.values:
+    flags = {key: setting(config, key, bool, default=False) for key in ("transcode", "skip_connection", "signed")}
+    if flags["transcode"] or flags["skip_connection"] or "W_skip" in stored.values:
         raise CheckpointError("a transcoder (transcode or skip_connection is set); expected an SAE")
-    if config.get("signed"):
+    if flags["signed"]:
         raise CheckpointError("signed = true: latents of either sign; expected signed = false")
-    if config.get("activation", "topk") != "topk":
-        raise CheckpointError(f"activation {config['activation']!r}; expected topk")
+    activation = setting(config, "activation", str, default="topk")
+    if activation != "topk":
+        raise CheckpointError(f"activation {activation!r}; expected topk")
     tensors = Tensors(stored.values)
     W_enc, W_dec = tensors.pair("encoder.weight", "W_dec")
     d_sae, d_model = W_dec.shape
-    if (setting(config, "d_in"), config.get("num_latents") or d_sae) != (d_model, d_sae):
+    n_latents = setting(config, "num_latents", int, type(None), default=None) or d_sae  # 0: expansion_factor said it
+    if (setting(config, "d_in", int), n_latents) != (d_model, d_sae):
         raise CheckpointError(
-            f"W_dec has shape {(d_sae, d_model)}; expected {(config.get('num_latents'), config['d_in'])} from cfg.json"
+            f"W_dec has shape {(d_sae, d_model)}; expected {(n_latents, config['d_in'])} from cfg.json"
         )
     b_enc, b_dec = tensors.take("encoder.bias", d_sae), tensors.take("b_dec", d_model)
     tensors.finish("a TopK SAE")
@@ -45,7 +48,7 @@ def read(stored: Stored, options: Options) -> SAE:
     model_name, hook_name = options.belongs(None, f"blocks.{block[1]}.hook_resid_post" if block else None)
     return SAE(
         Inner(W_enc, b_enc),
-        TopK(options.whole("k", config.get("k"), "a TopK SAE, and cfg.json does not say its k")),
+        TopK(int(options.active(config.get("k"), d_sae, "a TopK SAE, and cfg.json does not say its k"))),
         W_dec,
         b_dec,
         metadata={"layout": "sparsify"},

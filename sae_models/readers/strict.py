@@ -1,5 +1,6 @@
 """What every reader takes from: tensors and settings, each used once, and an error for what is missing, misshaped or left over."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_models.errors import BelongingError, CheckpointError
+
+_FLOATS = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+)
+"""Of weights; each but the first is widened to float32 without rounding."""
+_REQUIRED = object()
 
 
 class Tensors:
@@ -32,7 +40,7 @@ class Tensors:
             raise CheckpointError(
                 f"a crosscoder ({encoder} {tuple(W_enc.shape)}): it reads several layers; expected an SAE"
             )
-        if W_enc.ndim != 2 or W_dec.ndim != 2:
+        if W_enc.ndim != 2 or W_dec.ndim != 2 or 0 in (*W_enc.shape, *W_dec.shape):
             raise CheckpointError(
                 f"{encoder} {tuple(W_enc.shape)}, {decoder} {tuple(W_dec.shape)}; expected two matrices"
             )
@@ -55,20 +63,34 @@ class Tensors:
     def vector(self, key: str) -> Float[Tensor, "entry"]:
         """A tensor of one dimension; a single number counts as one of length 1."""
         found = self._tensor(key)
-        if found.ndim > 1:
+        if found.ndim > 1 or found.numel() == 0:
             raise CheckpointError(f"{key} has shape {tuple(found.shape)}; expected one dimension")
         return found.reshape(-1)
 
-    def number(self, key: str) -> float:
-        """A single number."""
+    def spread(self, key: str, n: int) -> Float[Tensor, "n"]:
+        """A tensor of n numbers, or a single one that counts for all."""
         found = self.vector(key)
-        if len(found) != 1:
-            raise CheckpointError(f"{key} has {len(found)} entries; expected one")
-        return float(found)
+        if len(found) not in (1, n):
+            raise CheckpointError(f"{key} has shape {tuple(found.shape)}; expected {(n,)}, or one number for all")
+        return found.expand(n).clone()
 
-    def plain(self, key: str, default: Any = None) -> Any:
-        """A value that is no tensor."""
-        return self._left.pop(key, default)
+    def single(self, key: str) -> Float[Tensor, "1"]:
+        """A single number, whatever its number of dimensions in the file."""
+        found = self._tensor(key)
+        if found.numel() != 1:
+            raise CheckpointError(f"{key} has {found.numel()} entries; expected one")
+        return found.reshape(1)
+
+    def number(self, key: str) -> float:
+        """A single number, of an integer type or not."""
+        found = self._left.get(key)
+        if isinstance(found, Tensor) and found.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8):
+            self._left[key] = found.double()
+        return float(self.single(key))
+
+    def plain(self, key: str, *kinds: type, default: Any = None) -> Any:
+        """A value that is no tensor, of one of these types."""
+        return setting({key: self._left.pop(key)} if key in self._left else {}, key, *kinds, default=default)
 
     def drop(self, *keys: str) -> None:
         """Leave out what does not change the SAE's output, where it is there."""
@@ -78,19 +100,29 @@ class Tensors:
     def finish(self, what: str) -> None:
         """Raise `CheckpointError` where something was not used."""
         if self._left:
-            raise CheckpointError(f"{', '.join(sorted(self._left))}: not used by {what}; expected nothing else")
+            raise CheckpointError(f"{_listed(self._left)}: not used by {what}; expected nothing else")
 
     def _tensor(self, key: str) -> Tensor:
         if key not in self._left:
-            raise CheckpointError(
-                f"no tensor {key!r} among {', '.join(sorted(self._values))}; the file is not complete"
-            )
-        found = self._left.pop(key)
-        if not isinstance(found, Tensor):
-            raise CheckpointError(f"{key} is a {type(found).__name__}; expected a tensor")
-        if bool(found.isnan().any()):
-            raise CheckpointError(f"{key} holds values that are not numbers; the SAE is broken")
-        return found.to(torch.promote_types(found.dtype, torch.float32))
+            raise CheckpointError(f"no tensor {key!r} among {_listed(self._values)}; the file is not complete")
+        return weights(key, self._left.pop(key))
+
+
+def weights(name: str, found: Any) -> Tensor:
+    """A tensor of weights, in float32 at least. Raises `CheckpointError` for what is none, and for numbers that are not finite."""
+    if not isinstance(found, Tensor):
+        raise CheckpointError(f"{name} is {shown(found)}; expected a tensor")
+    if found.dtype not in _FLOATS or found.layout != torch.strided or found.is_meta:
+        kind = "without values (on the meta device)" if found.is_meta else f"of {found.dtype}, {found.layout}"
+        raise CheckpointError(f"{name} is a tensor {kind}; expected dense floating-point numbers, 8 to 64 bits")
+    wide = found.detach().to(torch.float64 if found.dtype == torch.float64 else torch.float32)
+    finite = wide.isfinite()
+    if not bool(finite.all()):
+        raise CheckpointError(
+            f"{name} holds values that are not numbers ({int((~finite).sum())} of {finite.numel()} are nan or infinite); "
+            "the SAE is broken"
+        )
+    return wide
 
 
 class Options:
@@ -114,16 +146,30 @@ class Options:
             raise CheckpointError(f"{why}; give {name}=")
         return found
 
-    def whole(self, name: str, in_file: Any, why: str) -> int:
-        """A setting that is a positive whole number."""
+    def positive(self, name: str, in_file: Any, why: str) -> float:
+        """A setting that is a positive finite number."""
         found = self.need(name, in_file, why)
-        if isinstance(found, bool) or not isinstance(found, (int, float)) or found != int(found) or found < 1:
-            raise CheckpointError(f"{name} = {found!r}; expected a whole number from 1 up")
-        return int(found)
+        if not _is(found, float) or not found > 0:
+            raise CheckpointError(f"{name} = {shown(found)}; expected a positive number")
+        return float(found)
 
-    def belongs(self, model_name: str | None, hook_name: str | None) -> tuple[str | None, str | None]:
+    def active(self, in_file: Any, d_sae: int, why: str, *, mean: bool = False) -> int | float:
+        """k, the number of active latents a token: a whole number from 1 to the number of latents; mean: any number up to it."""
+        k = self.need("k", in_file, why)
+        if not _is(k, float) or not 0 < k <= d_sae or not (mean or k == int(k)):
+            least = "above 0" if mean else "1"
+            raise CheckpointError(
+                f"k = {shown(k)}; expected a {'number' if mean else 'whole number'} from {least} to {d_sae}, the number of latents"
+            )
+        return int(k) if k == int(k) else float(k)
+
+    def belongs(self, model_name: Any, hook_name: Any) -> tuple[str | None, str | None]:
         """Names of model and site, from the file or given. Raises `BelongingError` for a site inside attention heads."""
-        model_name, hook_name = self.take("model_name", model_name), self.take("hook_name", hook_name)
+        found = self.take("model_name", model_name), self.take("hook_name", hook_name)
+        for name, value in zip(("model_name", "hook_name"), found, strict=True):
+            if value is not None and not isinstance(value, str):
+                raise CheckpointError(f"{name} = {shown(value)}; expected a text")
+        model_name, hook_name = found
         if hook_name is not None and re.search(r"hook_(z|q|k|v|result|pattern)$", hook_name):
             raise BelongingError(f"an SAE of {hook_name}, inside attention heads; expected one of the residual stream")
         return model_name, hook_name
@@ -136,10 +182,47 @@ class Options:
             raise CheckpointError(f"option {', '.join(unknown)} has no use for {what}; known for it: {known}")
 
 
-def setting(config: Mapping[str, Any], key: str) -> Any:
-    """A setting of a configuration. Raises `CheckpointError` where it is missing."""
+_KINDS = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def setting(config: Mapping[str, Any], key: str, *kinds: type, default: Any = _REQUIRED) -> Any:
+    """A setting of a configuration, of one of some types: str, bool, int, float (any finite number), dict, `type(None)`.
+
+    Raises `CheckpointError` where it is missing and has no default, and where it is of another type.
+    """
     if key not in config:
+        if default is not _REQUIRED:
+            return default
         raise CheckpointError(
-            f"the configuration has no {key!r} (it has {', '.join(config) or 'nothing'}); it is not complete"
+            f"the configuration has no {key!r} (it has {_listed(config) or 'nothing'}); it is not complete"
         )
-    return config[key]
+    value = config[key]
+    if not any(_is(value, kind) for kind in kinds):
+        raise CheckpointError(f"{key} = {shown(value)}; expected {' or '.join(_KINDS[kind] for kind in kinds)}")
+    return value
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return (isinstance(value, float) or _is(value, int)) and abs(value) < math.inf and value == value
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it, on one line and not too long."""
+    if isinstance(value, (dict, list, tuple, set)):
+        return f"a {type(value).__name__} of {len(value)}"
+    said = repr(value) if isinstance(value, (str, bool, int, float, type(None))) else f"a {type(value).__name__}"
+    return said if len(said) <= 60 else f"{said[:60]}…"
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    """Names, sorted."""
+    return ", ".join(sorted(names))

@@ -22,6 +22,8 @@ NORMALISATIONS = {
     "layer_norm": {"kind": "layer_norm"},
     "constant_norm": {"kind": "constant_norm"},
     "factor": {"kind": "factor", "factor": 0.25},
+    "centred": {"kind": "centred"},
+    "centred_constant_norm": {"kind": "centred_constant_norm"},
 }
 
 
@@ -72,8 +74,19 @@ def random_sae(name: str, selector: str = "topk", kind: str = "none", dtype: tor
             if parameter.requires_grad:
                 parameter += 0.2 * drawn(*parameter.shape, seed=parameter.numel(), dtype=dtype)
         if isinstance(sae.selector, BatchTopK):
-            sae.selector.threshold.fill_(scores(sae, x).topk(K, dim=1).values[:, -1].median().clamp(min=0.01))
+            sae.selector.threshold.fill_(between(scores(sae, x), K))
     return sae
+
+
+def between(s: Tensor, k: int) -> Tensor:
+    """A threshold that about k scores of a row are above, in the widest gap nearby.
+
+    At a score itself its latent would be active on one processor and not on another.
+    """
+    weakest = s.topk(k, dim=1).values[:, -1].median().clamp(min=0.01)
+    near = s[(s - weakest).abs() <= 0.1 * weakest].sort().values
+    widest = near.diff().argmax()
+    return (near[widest] + near[widest + 1]) / 2
 
 
 def normalised(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,6 +95,12 @@ def normalised(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if kind == "layer_norm":
         std = ((x - x.mean(1, keepdim=True)) ** 2).sum(1, keepdim=True).div(x.shape[1] - 1).sqrt()
         return (x - x.mean(1, keepdim=True)) / (std + 1e-5), std, x.mean(1, keepdim=True)
+    if kind == "centred":
+        return x - x.mean(1, keepdim=True), one, x.mean(1, keepdim=True)
+    if kind == "centred_constant_norm":
+        shift = x.mean(1, keepdim=True)
+        scale = ((x - shift) ** 2).sum(1, keepdim=True).sqrt() / x.shape[1] ** 0.5
+        return (x - shift) / scale, scale, shift
     if kind == "constant_norm":
         scale = (x**2).sum(1, keepdim=True).sqrt() / x.shape[1] ** 0.5
         return x / scale, scale, 0 * one

@@ -29,6 +29,7 @@ PARTS = {  # score, scale, groups, unit_encoder, unit_decoder, restore_norm
     "bypass-free-decoder": ("direction", "delta", 4, True, False, True),
     "bypass-free-both": ("direction", "delta", 4, False, False, True),
     "bypass-no-restore": ("direction", "delta", 4, True, True, False),
+    "bypass-free-encoder-no-restore": ("direction", "delta", 4, False, True, False),
     "bypass-free-decoder-no-restore": ("direction", "delta", 4, True, False, False),
     "bypass-free-both-no-restore": ("direction", "delta", 4, False, False, False),
     "aligned": ("aligned", "delta", 4, True, False, False),

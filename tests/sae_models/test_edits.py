@@ -1,6 +1,7 @@
 """Edits through an SAE's latents: identities, then one edit on every path, against the equation written out here."""
 
 import functools
+import math
 
 import jaxtyping
 import pytest
@@ -28,8 +29,9 @@ from sae_models.edits import (
     zero_latents,
 )
 from sae_models.errors import BelongingError, SAEError
-from sae_models.selectors import BatchTopK
-from tests.sae_models.built import each_pair
+from sae_models.sae import SAE
+from sae_models.selectors import BatchTopK, TopK
+from tests.sae_models.built import between, each_pair
 from tests.tiny import D_MODEL, TOLERANCE, assert_same_effect, bridge, exact_kl, forward_alone, fresh, prompts, traced
 
 D_SAE, K = 64, 6
@@ -55,8 +57,19 @@ def random_sae(kind, x):
         weight.add_(0.2 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device))
     if isinstance(sae.selector, BatchTopK):
         scores = sae.score(sae.centred(x), sae.W_dec)
-        sae.selector.threshold.fill_(scores.topk(K, dim=1).values[:, -1].median().clamp(min=0.01))
+        sae.selector.threshold.fill_(between(scores, K))
     return sae
+
+
+def margin(sae, x):
+    """Smallest distance of a score from where its latent would switch on or off with a jump (inf: there is no such place)."""
+    scores = sae.score(sae.centred(x), sae.W_dec)
+    if isinstance(sae.selector, BatchTopK):
+        return float((scores - sae.selector.threshold).abs().min())
+    if isinstance(sae.selector, TopK):
+        first, second = scores.topk(K + 1, dim=-1).values[..., -2:].unbind(-1)
+        return float((first - second)[first > 0].min())
+    return math.inf
 
 
 class Signed:
@@ -431,6 +444,8 @@ def references(name, site, kind, device):
 @pytest.mark.parametrize(("name", "site", "kind", "path"), CASES, ids=str)
 def test_every_path_does_what_the_equation_says(name, site, kind, path, device):
     recording, sae, latents = placed(name, site, kind, device)
+    if isinstance(sae, SAE):  # activations differ by 1e-5 between the paths; no latent may switch by that
+        assert margin(sae, recording.activations[site][:, AT]) > 1e-4
     expected, clean = references(name, site, kind, device)
     for what, (edit, _, _) in edits(latents).items():
         found = logits_by(path, name, site, functools.partial(edit, sae=sae), recording, device)

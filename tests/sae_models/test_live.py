@@ -1,4 +1,5 @@
 import copy
+import math
 import warnings
 
 import pytest
@@ -136,6 +137,87 @@ class NoDecoder(nn.Module):
 def test_what_is_refused(kind, says):
     with pytest.raises(SAEError, match=says):
         as_sae(kind())
+
+
+class Broken(Plain):
+    """With one number that is none: of no latent that it has, its decoder, or the bias of its encoder."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        with torch.no_grad():
+            getattr(self, name).reshape(-1)[3] = value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "bias"])
+def test_weights_that_are_not_finite_are_refused(name, value):
+    with pytest.raises(SAEError, match=f"{name} of a Broken holds values that are not numbers"):
+        as_sae(Broken(name, value))
+
+
+def test_numbers_that_cannot_be_computed_in_are_refused():
+    thing = Plain()
+    thing.W_dec = nn.Parameter(thing.W_dec.detach().to(torch.complex64))
+    with pytest.raises(SAEError, match=r"W_dec of a Plain is a tensor of torch\.complex64"):
+        as_sae(thing)
+    thing.W_dec = nn.Parameter(thing.W_dec.detach().real.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(SAEError, match=r"a Plain of torch\.float8_e4m3fn, in which nothing can be computed"):
+        as_sae(thing)
+
+
+class Compiled(nn.Module):
+    """As torch.compile wraps a module."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._orig_mod = module
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "_orig_mod" else getattr(self._modules["_orig_mod"], name)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Compiled])
+def test_an_object_in_a_wrapper_of_torch(wrap):
+    x = inputs().reshape(-1, D_MODEL)
+    with torch.no_grad():
+        assert_same(as_sae(wrap(Plain()))(x), Plain().decode(Plain().encode(x)))
+
+
+class Lens(nn.Module):
+    """An object that looks like one of SAELens: a configuration, and its weights by name."""
+
+    class Config:
+        def to_dict(self):
+            return {
+                "architecture": "standard",
+                "d_in": D_MODEL,
+                "d_sae": D_SAE,
+                "metadata": {"hook_name": "blocks.1.hook_resid_post"},
+            }
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.cfg = self.Config()
+        shapes = {"W_enc": (D_MODEL, D_SAE), "W_dec": (D_SAE, D_MODEL), "b_enc": (D_SAE,), "b_dec": (D_MODEL,)}
+        for seed, (name, shape) in enumerate(shapes.items()):
+            setattr(self, name, nn.Parameter(drawn(*shape, seed=seed).to(dtype), requires_grad=False))
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
+def test_an_object_of_saelens_that_is_not_finite_is_refused(name):
+    thing = Lens()
+    getattr(thing, name).data.reshape(-1)[3] = math.inf
+    with pytest.raises(SAEError, match=rf"a live Lens: {name} holds values that are not numbers \(1 of"):
+        as_sae(thing)
+
+
+def test_an_object_of_saelens_in_float8_or_compiled():
+    expected = as_sae(Lens())
+    assert torch.equal(as_sae(Compiled(Lens()))(inputs()), expected(inputs()))
+    assert torch.equal(as_sae(nn.DataParallel(Lens()))(inputs()), expected(inputs()))
+    thing = Lens(torch.float8_e5m2)
+    sae = as_sae(thing)
+    assert sae.dtype == torch.float32 and torch.equal(sae.W_dec, thing.W_dec.float())
 
 
 def test_options_without_use_are_refused():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_models.errors import SAEError
-from sae_models.normalise import normalisation
+from sae_models.normalise import CENTRED, normalisation
 from tests.sae_models.built import D_MODEL, NORMALISATIONS, close, drawn, inputs
 
 
@@ -36,6 +36,18 @@ def test_layer_norm_has_mean_0_and_nearly_std_1_and_comes_back_as_nearly(shape):
     close(u.std(-1, keepdim=True), std / (std + 1e-5))
     close(scale * u + shift, mean + (x - mean) * std / (std + 1e-5))
     assert (scale * u + shift - x).abs().max() > 1e-6  # which is not nothing
+
+
+@pytest.mark.parametrize("shape", [(D_MODEL,), (7, D_MODEL), (2, 3, D_MODEL)], ids=str)
+@pytest.mark.parametrize("kind", ["none", "constant_norm", "layer_norm"])
+def test_centred_is_the_same_of_inputs_without_their_mean_and_adds_it_again(kind, shape):
+    x = 3 * drawn(*shape) + 2
+    mean = x.mean(-1, keepdim=True)
+    u, scale, shift = normalisation(CENTRED.get(kind, kind))(x)
+    expected = normalisation(kind)(x - mean)
+    close(u, expected.u)
+    close(torch.ones(()) if scale is None else scale, torch.ones(()) if expected.scale is None else expected.scale)
+    close(shift, mean)  # layer_norm: of what has no mean it adds none, so that here too the mean is what is added
 
 
 @given(st.floats(0.1, 100), st.floats(-50, 50), st.integers(0, 100))
@@ -73,6 +85,6 @@ def test_factors_that_cannot_be(factor):
 
 def test_an_unknown_name():
     with pytest.raises(
-        SAEError, match="no input normalisation 'batch_norm'; known: none, layer_norm, constant_norm, factor"
+        SAEError, match="no input normalisation 'batch_norm'; known: none, layer_norm, constant_norm, factor, centred"
     ):
         normalisation("batch_norm")

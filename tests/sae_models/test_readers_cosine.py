@@ -129,6 +129,7 @@ def test_neither_bias_nor_scales_is_a_magnitude_bypass(tmp_path):
         ("bypass-free-decoder", {"unit_decoder": False}),
         ("bypass-free-both", {"unit_encoder": False, "unit_decoder": False}),
         ("bypass-no-restore", {"restore": False}),
+        ("bypass-free-encoder-no-restore", {"unit_encoder": False, "restore": False}),
         ("bypass-free-both-no-restore", {"unit_encoder": False, "unit_decoder": False, "restore": False}),
     ],
 )

@@ -55,7 +55,7 @@ def test_an_incomplete_folder_is_refused(tmp_path):
     config = json.loads((tmp_path / "cfg.json").read_text())
     del config["metadata"]["mechdiag"]["selector"]
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"cfg.json has no 'selector'"):
+    with pytest.raises(CheckpointError, match=r"cfg\.json: the configuration has no 'selector'"):
         load_sae(tmp_path)
 
 

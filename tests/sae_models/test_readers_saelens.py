@@ -133,6 +133,119 @@ def test_keys_are_checked(tmp_path):
         load_sae(folder(tmp_path, config(), found | {"scaling_factor": torch.full((D_SAE,), 2.0)}))
 
 
+# ---- models that were loaded otherwise ----
+
+
+def planted():
+    """An SAE that reconstructs exactly what has no mean: latents are the positive and negative parts along a basis."""
+    basis, _ = torch.linalg.qr(torch.eye(D_MODEL) - 1 / D_MODEL)
+    basis = basis[:, : D_MODEL - 1].T  # of the directions without a mean
+    rows = torch.cat([basis, -basis])
+    b_dec = drawn(D_MODEL, seed=2)
+    return {"W_enc": rows.T, "W_dec": rows, "b_enc": torch.zeros(len(rows)), "b_dec": b_dec - b_dec.mean()}
+
+
+def fve(sae, x):
+    x = x.reshape(-1, x.shape[-1])
+    return float(1 - (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum())
+
+
+PLANTED = {"d_sae": 2 * D_MODEL - 2, "metadata": {"model_name": "gpt2", "hook_name": HOOK, "sae_lens_version": "6"}}
+OFF = inputs() + torch.linspace(-3, 3, 18).reshape(2, 9, 1)
+"""activations whose mean differs from token to token"""
+
+
+def loaded_with(**kwargs):
+    return PLANTED["metadata"] | {"model_from_pretrained_kwargs": kwargs}
+
+
+def test_centred_writing_weights_are_folded_into_the_input_and_the_offset(tmp_path):
+    """On the model's own activations it does what it did on centred ones, and the mean, which it never saw, stays."""
+    path = folder(tmp_path, config(**PLANTED) | {"metadata": loaded_with(center_writing_weights=True)}, planted())
+    sae, as_it_is = load_sae(path), load_sae(path, center_writing_weights=False)
+    mean = OFF.mean(-1, keepdim=True)
+    assert fve(as_it_is, OFF) < 0.9 and fve(as_it_is, OFF - mean) > 1 - 1e-9
+    assert fve(sae, OFF) > 1 - 1e-9 and fve(sae, OFF - mean) > 1 - 1e-9
+    assert_same(sae.encode(OFF), as_it_is.encode(OFF - mean))
+    assert_same(sae(OFF), as_it_is(OFF - mean) + mean)
+    assert_same(sae(OFF), sae.encode(OFF) @ sae.W_dec + sae.offset(OFF))
+
+
+@pytest.mark.parametrize("normalise", ALL_NORMALISATIONS)
+@pytest.mark.parametrize("apply", [True, False])
+def test_centring_goes_before_every_normalisation(tmp_path, normalise, apply):
+    settings = {"normalize_activations": normalise, "apply_b_dec_to_input": apply}
+    path = folder(tmp_path, config(**settings) | {"metadata": loaded_with(center_writing_weights=True)}, tensors())
+    sae, plain = load_sae(path), load_sae(path, center_writing_weights=False)
+    mean = OFF.mean(-1, keepdim=True)
+    assert_same(sae.encode(OFF), plain.encode(OFF - mean))
+    assert_same(sae(OFF), plain(OFF - mean) + mean)
+
+
+def test_a_scale_of_centred_inputs(tmp_path):
+    said = config(normalize_activations="expected_average_only_in") | {
+        "metadata": loaded_with(center_writing_weights=True)
+    }
+    path = folder(tmp_path, said, tensors())
+    sae = load_sae(path, norm_scaling_factor=0.25)
+    plain = load_sae(path, norm_scaling_factor=0.25, center_writing_weights=False)
+    mean = OFF.mean(-1, keepdim=True)
+    assert_same(sae(OFF), plain(OFF - mean) + mean)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"center_writing_weights": False}, {"fold_ln": True, "center_unembed": True, "dtype": "float16"}]
+)
+def test_what_leaves_activations_as_they_are_changes_nothing(tmp_path, kwargs):
+    path = folder(tmp_path, config() | {"metadata": loaded_with(**kwargs)}, tensors())
+    plain = load_sae(folder(tmp_path / "plain", config(), tensors()))
+    assert torch.equal(load_sae(path)(OFF), plain(OFF))
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"checkpoint_index": 3}, {"revision": "step1000"}, {"fold_ln": True, "hf_model": "x"}]
+)
+def test_other_weights_are_warned_of(tmp_path, kwargs):
+    path = folder(tmp_path, config() | {"metadata": loaded_with(**kwargs)}, tensors())
+    name, value = list(kwargs.items())[-1]
+    with pytest.warns(UserWarning, match=rf"trained on a model loaded with {name}={value!r} .*load the model so too"):
+        load_sae(path)
+
+
+def test_settings_of_version_5_say_it_too(tmp_path):
+    old = {"d_in": D_MODEL, "d_sae": 2 * D_MODEL - 2, "hook_point": HOOK, "model_name": "gpt2-small"}
+    said = old | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    assert fve(load_sae(folder(tmp_path / "said", said, planted())), OFF) > 1 - 1e-9
+    path = folder(tmp_path / "silent", old, planted())  # as the first published ones are
+    with pytest.warns(
+        UserWarning, match=r"decoder rows have mean 0, .*give center_writing_weights=True where that is so"
+    ):
+        assert fve(load_sae(path), OFF) < 0.9
+    assert fve(load_sae(path, center_writing_weights=True), OFF) > 1 - 1e-9  # and no warning
+    assert fve(load_sae(path, center_writing_weights=False), OFF) < 0.9
+
+
+def test_what_is_no_answer_to_whether_it_was_centred(tmp_path):
+    for value in ("yes", 1, None):
+        path = folder(tmp_path, config() | {"metadata": loaded_with(center_writing_weights=value)}, tensors())
+        with pytest.raises(CheckpointError, match=r"center_writing_weights = .*; expected true or false"):
+            load_sae(path)
+    with pytest.raises(CheckpointError, match="center_writing_weights = 'yes'; expected true or false"):
+        load_sae(path, center_writing_weights="yes")
+    with pytest.raises(CheckpointError, match="model_from_pretrained_kwargs = 'x'; expected an object or null"):
+        load_sae(folder(tmp_path, config() | {"metadata": {"model_from_pretrained_kwargs": "x"}}, tensors()))
+
+
+def test_saved_again_it_says_so_to_saelens(tmp_path):
+    path = folder(tmp_path / "a", config(**PLANTED) | {"metadata": loaded_with(center_writing_weights=True)}, planted())
+    sae = load_sae(path)
+    again = json.loads((save_sae(sae, tmp_path / "b") / "cfg.json").read_text())
+    assert again["metadata"]["model_from_pretrained_kwargs"] == {"center_writing_weights": True}
+    assert again["architecture"] == "standard" and again["normalize_activations"] == "none"
+    assert torch.equal(load_sae(tmp_path / "b")(OFF), sae(OFF))
+    assert torch.equal(load_sae(tmp_path / "b", layout="saelens")(OFF), sae(OFF))
+
+
 # ---- against the library ----
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from filelock import FileLock
 
-from sae_models import load_sae, saving
+from sae_models import load_sae, save_sae, saving
 from sae_models.architectures import named
 from sae_models.errors import SAEError
 from sae_models.runs import Job, train
 from sae_models.training import Recipe, SAETraining
-from tests.sae_models.built import inputs
+from tests.sae_models.built import inputs, random_sae
 
 STEPS, EVERY, LOG = 7, 2, 3
 SHORT = Recipe(d_sae=20, k=3, lr=0.01, dead_window=0.1)
@@ -362,3 +362,98 @@ def test_one_may_train_without_many_checkpoints(tmp_path):
     with pytest.raises(Stop):
         train(plain(stop_at=5), JOBS, folder=tmp_path, steps=STEPS)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["done"] == 5
+
+
+# What is there and is not this run's
+
+
+def foreign(place):
+    """An SAE of the same shape that somebody else put there."""
+    return save_sae(random_sae("standard", "relu", dtype=torch.float32), place)
+
+
+@pytest.mark.parametrize("what", ["15/standard", "7/topk", "metrics.jsonl", "checkpoint.pt", "manifest.json"])
+def test_a_folder_that_no_run_wrote_is_left_as_it_is(what, tmp_path):
+    if "/" in what:
+        foreign(tmp_path / what)
+    else:
+        (tmp_path / what).write_bytes(b"somebody's")
+    before = kept(tmp_path)
+    with pytest.raises(
+        SAEError, match=rf"has {what}, and no run.json that says which run wrote it; it is left as it is"
+    ):
+        train(Resuming(stop_at=0), JOBS, folder=tmp_path, **SETTINGS)
+    assert kept(tmp_path) == before
+
+
+@pytest.mark.parametrize("only", ["cfg.json", "sae_weights.safetensors", None])
+@pytest.mark.parametrize("ended", [False, True], ids=["stopped", "ended"])
+def test_an_sae_put_in_the_place_of_this_runs_own_is_left_as_it_is(only, ended, tmp_path):
+    with contextlib.nullcontext() if ended else pytest.raises(Stop):
+        train(plain(stop_at=None if ended else 5), JOBS, folder=tmp_path, **SETTINGS)
+    place = tmp_path / "15/standard"
+    other = foreign(tmp_path / "other")
+    place.mkdir(parents=True, exist_ok=True)
+    for name in (only,) if only else ("cfg.json", "sae_weights.safetensors"):
+        (place / name).write_bytes((other / name).read_bytes())
+    before = kept(tmp_path)
+    with pytest.raises(
+        SAEError, match=r"15/standard(.* holds an SAE that this run did not write|, and| does not hold|.*digest)"
+    ):
+        train(Resuming(stop_at=0), JOBS, folder=tmp_path, **SETTINGS)
+    assert kept(tmp_path) == before
+
+
+def test_an_sae_that_comes_while_the_run_goes_on_is_left_as_it_is(tmp_path):
+    def meanwhile(_, __, said):
+        if not (tmp_path / "7/topk").exists():
+            foreign(tmp_path / "7/topk")
+
+    with pytest.raises(SAEError, match="7/topk holds an SAE that this run did not write; it is left as it is"):
+        train(plain(), JOBS, folder=tmp_path, progress=meanwhile, **SETTINGS)
+    assert load_sae(tmp_path / "7/topk").metadata == {}
+    assert (tmp_path / "checkpoint.pt").exists()  # the run can go on once it is moved
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "", "[" * 100_000])
+def test_a_run_json_that_is_none_is_left_as_it_is(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(SAEError, match=r"run\.json (cannot be read|holds a list)"):
+        train(plain(), JOBS, folder=tmp_path, **SETTINGS)
+    assert (tmp_path / "run.json").read_text() == content
+
+
+def test_a_checkpoint_that_is_damaged_or_does_not_belong_is_not_believed(tmp_path):
+    with pytest.raises(Stop):
+        train(plain(stop_at=5), JOBS, folder=tmp_path / "one", **SETTINGS)
+    other = [replace(job, recipe=replace(job.recipe, lr=0.02)) for job in JOBS]
+    with pytest.raises(Stop):
+        train(plain(stop_at=5), other, folder=tmp_path / "other", **SETTINGS)
+    path, metrics = (tmp_path / "one" / name for name in ("checkpoint.pt", "metrics.jsonl"))
+    good = path.read_bytes(), metrics.read_bytes()
+    theirs = (tmp_path / "other" / "checkpoint.pt").read_bytes()
+    for content, lines, says in (
+        (
+            theirs,
+            good[1],
+            "checkpoint.pt was not written by this run; remove checkpoint.pt to train from the beginning",
+        ),
+        (good[0][:-100], good[1], "checkpoint.pt is no file of torch weights, or damaged"),
+        (b"", good[1], "checkpoint.pt is empty"),
+        (good[0], good[1].replace(b"15", b"16"), "metrics.jsonl is not what it was when .*checkpoint.pt was written"),
+        (good[0], good[1][:-5], "metrics.jsonl is not what it was"),
+    ):
+        path.write_bytes(content)
+        metrics.write_bytes(lines)
+        with pytest.raises(SAEError, match=says):
+            train(plain(), JOBS, folder=tmp_path / "one", **SETTINGS)
+    path.write_bytes(good[0])
+    metrics.write_bytes(good[1])
+    train(plain(), JOBS, folder=tmp_path / "one", **SETTINGS)
+
+
+def test_an_empty_name_of_a_folder_is_not_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SAEError, match="an empty name of a folder"):
+        train(plain(), JOBS, folder="", **SETTINGS)
+    assert not kept(tmp_path)

@@ -70,7 +70,7 @@ def test_a_bypass_keeps_the_norm_where_a_latent_is_active(name, selector):
     assert not size[~active].any()
 
 
-@pytest.mark.parametrize("name", ["bypass-no-restore", "bypass-free-decoder-no-restore", "bypass-free-both-no-restore"])
+@pytest.mark.parametrize("name", [name for name in ALL if name.endswith("no-restore")])
 def test_without_restoring_the_norm_of_the_input_is_not_seen(name):
     sae, x = random_sae(name), inputs()
     x_c = x - sae.b_dec
