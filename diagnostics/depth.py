@@ -13,8 +13,9 @@ from diagnostics.depth_marks import Mark
 from diagnostics.depth_panels import draw, width_of
 from diagnostics.depth_plans import PLANS, Looks, Plan
 from diagnostics.depth_runs import caption, identity, labels, said_of
+from diagnostics.files import claim_folder, write_csv
 from diagnostics.plots import CAP
-from diagnostics.results import Shown, made, save_figures, write_whole
+from diagnostics.results import Shown, save_figures
 from diagnostics.saved import saved_results
 from diagnostics.statistics import Estimate
 from diagnostics.style import looks
@@ -80,13 +81,18 @@ class DepthFigures:
         }
         return {"figures": figures, "notes": self.notes}
 
-    def write(self, folder: str | Path) -> list[str]:
-        """Each figure as PNG (200 dpi), SVG, PDF and the table that it draws as CSV; the names of the files."""
-        folder = made(folder)
+    def write(self, folder: str | Path, *, overwrite: bool = True) -> list[str]:
+        """Each figure as PNG (200 dpi), SVG, PDF and the table that it draws as CSV; the names of the files.
+
+        Text in a CSV that a spreadsheet would run as a formula begins with an apostrophe. Raises `ResultError` for a CSV that is there,
+        unless `overwrite`.
+        """
+        claim_folder(folder, [f"{name}.csv" for name in self.figures], overwrite)
+        folder = Path(folder)
         names = []
         for name, figure in self.figures.items():
             names += save_figures(folder, {name: figure.plot()})
-            write_whole(folder / f"{name}.csv", lambda p, f=figure: f.table.to_csv(p, index=False))
+            write_csv(folder / f"{name}.csv", figure.table)
             names.append(f"{name}.csv")
         return names
 

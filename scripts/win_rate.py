@@ -56,7 +56,7 @@ def main(settings: Settings) -> command.Document:
         own = {
             field.name: field.default
             for field in fields(ProjectionInputs)
-            if field.name not in ("out", "overwrite", "json", "quiet")
+            if field.name not in ("out", "overwrite", "no_lock", "json", "quiet")
         }
         own["context"] = "both"
         if unused := [name for name, default in own.items() if getattr(settings, name) != default]:

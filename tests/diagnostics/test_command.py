@@ -191,7 +191,7 @@ class Found:
     def as_dict(self):
         return {"summary": [1.5, float("nan")], "provenance": {"where": Path("x")}}
 
-    def write(self, folder):
+    def write(self, folder, *, overwrite=True):
         print("somebody prints")
         (folder / "found.json").write_text("{}")
         return ["found.json"]

@@ -43,7 +43,7 @@ def test_every_kind_of_result_in_the_package_is_found():
 
 def test_every_kind_can_be_loaded():
     for kind in KINDS.values():
-        assert kind.load.__func__ is not Shown.load.__func__  # type: ignore[attr-defined]
+        assert kind.read.__func__ is not Shown.read.__func__  # type: ignore[attr-defined]
 
 
 def test_results_have_the_names_of_their_places(tmp_path):
