@@ -1,5 +1,6 @@
 """Figures by depth from any results: several models, texts and SAEs in one panel, a line each, and never two questions in one."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from diagnostics.depth_runs import caption, identity, labels, said_of
 from diagnostics.files import claim_folder, write_csv
 from diagnostics.plots import CAP
 from diagnostics.results import Shown, save_figures
-from diagnostics.saved import saved_results
+from diagnostics.saved import sound_and_damaged
 from diagnostics.statistics import Estimate
 from diagnostics.style import looks
 from interventions.errors import ResultError
@@ -130,13 +131,23 @@ def depth_figures(results: Mapping[str, Shown], figures: Iterable[str] | None = 
 
 
 def found_results(folders: Iterable[str | Path]) -> dict[str, Shown]:
-    """Every result in some folders and below them, by its place; the folder's own path goes before where there are several."""
+    """Every result in some folders and below them, by its place; the folder's own path goes before where there are several.
+
+    Damaged results are left out with a warning each. Raises `ResultError` where no result is left.
+    """
     folders = [Path(folder) for folder in folders]
     found: dict[str, Shown] = {}
+    damaged: list[str] = []
     for folder in folders:
-        for place, result in saved_results(folder).items():
+        sound, broken = sound_and_damaged(folder)
+        for place, result in sound.items():
             known = place if place not in found else f"{folder}/{place}"
             found[known] = result
+        damaged += [f"{place} is left out: {why}" for place, why in broken.items()]
+    if not found:
+        raise ResultError("; ".join(damaged) or "no folder of results; give at least one")
+    for said in damaged:
+        warnings.warn(said, stacklevel=2)
     return found
 
 

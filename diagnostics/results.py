@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -76,9 +77,9 @@ class Shown:
     def write(self, folder: str | Path, *, overwrite: bool = True) -> list[str]:
         """Tables, tokens, figures, and summary with provenance and digests, into a folder; the names of the files.
 
-        All are written aside first and then put in their places, the JSON last: a failure leaves what stood there, and what a killed
-        process leaves cannot be loaded as a result. overwrite: False leaves a result of this kind with other tables, tokens or summary
-        as it is. Raises `ResultError` for that, and where the system does not let files be written.
+        All are written aside first and then put in their places, tables before the JSON: a failure leaves what stood there, and tables
+        that a killed process leaves are no result. overwrite: False refuses to replace a result of this kind with other tables, tokens or
+        summary, and figures that it did not draw. Raises `ResultError` for that, and where the system does not let files be written.
         """
         with _placed(made(folder), f"{self.NAME}.json", overwrite) as aside:
             digests = {}
@@ -197,11 +198,15 @@ def _placed(folder: Path, document: str, overwrite: bool) -> Iterator[Path]:
             aside.mkdir()
             yield aside
             new, there = read_json(aside / document), _stated(folder / document)
-            if not overwrite and there is not None and not _same(there, new):
-                raise ResultError(
-                    f"{folder} holds another result ({document}); name another folder or pass --overwrite"
-                )
-            _take_places(aside, folder, document, gone=_files(there, document) - _files(new, document))
+            known = _files(there, document)
+            if not overwrite:
+                others = [document] if there is not None and not _same(there, new) else []
+                others += [name for name in new["figures"] if name not in known and os.path.lexists(folder / name)]
+                if others:
+                    raise ResultError(
+                        f"{folder} holds another result ({others[0]}); name another folder or pass --overwrite"
+                    )
+            _take_places(aside, folder, document, new["figures"], gone=known - _files(new, document))
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -224,20 +229,25 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return len(data) == 2 and data[0] == data[1] and one.get("summary") == other.get("summary")
 
 
+_OWN = re.compile(r"([\w-][^/\\\0]*/)?[\w-][^/\\\0]*\.(parquet|npy|png|svg|pdf)")
+"""Files that can be a result's own: none outside of its folder, whatever a JSON says."""
+
+
 def _files(document: dict[str, Any] | None, own: str) -> set[str]:
     """Data files and figures that a result's JSON names; none where the JSON is not as it was written."""
     known = (document or {}).get(DIGESTS)
     if not document or not isinstance(known, dict) or known.get(own) != document_digest(document):
         return set()
-    return {*known, *document["figures"]} - {own}
+    named = [name for name in (*known, *document.get("figures", ())) if isinstance(name, str)]
+    return {name for name in named if _OWN.fullmatch(name)} - {own}
 
 
-def _take_places(aside: Path, folder: Path, document: str, gone: set[str]) -> None:
-    """Move files, the document last. Until then there is none: what lies there meanwhile is no result."""
+def _take_places(aside: Path, folder: Path, document: str, figures: list[str], gone: set[str]) -> None:
+    """Move tables, then the document, then figures. Until the document is there, what lies there is no result."""
     (folder / document).unlink(missing_ok=True)
     for name in gone:
         (folder / name).unlink(missing_ok=True)
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == document):
+    for path in sorted(aside.iterdir(), key=lambda path: (path.name in figures, path.name == document, path.name)):
         if not path.is_dir():
             os.replace(path, folder / path.name)
             continue

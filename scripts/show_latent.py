@@ -144,8 +144,9 @@ def main(settings: Settings) -> command.Document:
 
 def _atlas(folder: Path) -> "CausalAtlas":
     from diagnostics.atlas import CausalAtlas
+    from diagnostics.saved import load_result
 
-    return CausalAtlas.load(folder)
+    return load_result(CausalAtlas, folder)
 
 
 if __name__ == "__main__":

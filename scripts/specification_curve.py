@@ -9,6 +9,7 @@ from diagnostics import command
 from diagnostics.direction_patching import DirectionNorm, direction_norm
 from diagnostics.inputs import Inputs
 from diagnostics.results import claim_folder
+from diagnostics.saved import load_result
 from diagnostics.specification import specification_curve
 from diagnostics.study import default_layers
 from interventions.errors import MechdiagError
@@ -46,7 +47,7 @@ def main(settings: Settings) -> command.Document:
     if settings.results:
         claim_folder(settings.out, FILES, settings.overwrite)
         _different([folder.name for folder in settings.results], "results")
-        found = {folder.name: DirectionNorm.load(folder) for folder in settings.results}
+        found = {folder.name: load_result(DirectionNorm, folder) for folder in settings.results}
     else:
         found = _patched(settings)
     curve = specification_curve(found)

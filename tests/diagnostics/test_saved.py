@@ -9,7 +9,7 @@ import pytest
 import diagnostics
 from diagnostics.contest_files import from_json
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import Shown, save_tokens, write_frame, write_json
+from diagnostics.results import Shown
 from diagnostics.saved import KINDS, saved_results, unfinished
 from diagnostics.specification import Specifications
 from diagnostics.statistics import Estimate, FiellerInterval
@@ -17,11 +17,15 @@ from diagnostics.unit_norm import UnitNorm
 from interventions.errors import ResultError
 
 
+def without_figures(kind):
+    """The kind with neither figures nor statistics, which would need more of a table than these tests have."""
+    own = {"groups": [], "figures": lambda self: {}}
+    return type(kind.__name__, (kind,), own)
+
+
 def stored(folder, kind=UnitNorm, value=1.0):
     folder.mkdir(parents=True, exist_ok=True)
-    write_frame(folder / f"{kind.NAME}.parquet", pd.DataFrame({"kl": [value]}))
-    save_tokens(folder / "tokens.npy", [[1, 2]])
-    write_json(folder / f"{kind.NAME}.json", {"summary": [], "provenance": {"seed": 3}})
+    without_figures(kind)(pd.DataFrame({"kl": [value]}), [[1, 2]], {"seed": 3}).write(folder)
 
 
 def every_kind():
@@ -96,8 +100,7 @@ def test_a_result_that_lacks_a_file_is_an_error(tmp_path):
 
 def test_a_specification_curve_comes_back(tmp_path):
     frame = pd.DataFrame({"claim": ["direction"], "model": ["trained"], "value": [2.0], "low": [1.5], "high": [2.5]})
-    write_frame(tmp_path / "specification.parquet", frame)
-    write_json(tmp_path / "specification.json", {"summary": [], "provenance": {"boolq": {"seed": 0}}})
+    without_figures(Specifications)(frame, {"boolq": {"seed": 0}}).write(tmp_path)
     found = saved_results(tmp_path)[tmp_path.name]
     assert isinstance(found, Specifications) and found.provenance == {"boolq": {"seed": 0}}
     pd.testing.assert_frame_equal(found.frame, frame)

@@ -48,7 +48,12 @@ def test_a_page_of_every_result_in_the_folders(run, tmp_path):
     status, said, err = run(tmp_path / "one", "--out", out, model=False)
     assert status == 2 and "--overwrite" in err
     status, said, err = run(tmp_path / "one", "--out", out, "--overwrite", "--json", model=False)
-    assert status == 0 and json.loads(said) == {"out": str(out), "results": {"one": "unit_norm"}, "unfinished": []}
+    assert status == 0 and json.loads(said) == {
+        "out": str(out),
+        "results": {"one": "unit_norm"},
+        "unfinished": [],
+        "damaged": {},
+    }
 
 
 def test_what_does_not_serve_is_exit_2(run, tmp_path):
