@@ -164,4 +164,7 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 def _quoted(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    if not isinstance(cell, str):
+        return cell
+    one = cell.replace("\r\n", "\n").replace("\r", "\n")  # a bare \r would end the line: Python's writer does not quote it
+    return f"'{one}" if one.startswith(("=", "+", "-", "@", "\t", "\n")) else one

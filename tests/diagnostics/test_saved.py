@@ -9,12 +9,13 @@ import pytest
 import diagnostics
 from diagnostics.contest_files import from_json
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import Shown
+from diagnostics.results import Shown, save_tokens, write_frame, write_json
 from diagnostics.saved import KINDS, saved_results, unfinished
 from diagnostics.specification import Specifications
 from diagnostics.statistics import Estimate, FiellerInterval
 from diagnostics.unit_norm import UnitNorm
 from interventions.errors import ResultError
+from tests.reports import measured
 
 
 def without_figures(kind):
@@ -96,6 +97,33 @@ def test_a_result_that_lacks_a_file_is_an_error(tmp_path):
     (tmp_path / "out/unit_norm.parquet").unlink()
     with pytest.raises(ResultError, match=r"unit_norm\.parquet is missing"):
         saved_results(tmp_path)
+
+
+def test_a_damaged_result_is_left_out_and_named(tmp_path):
+    for place in ("a", "b", "c"):
+        stored(tmp_path / place)
+    (tmp_path / "a/unit_norm.json").write_bytes(b"[" * 100_000)
+    (tmp_path / "c/unit_norm.parquet").write_bytes(b"PAR1")
+    with pytest.warns(UserWarning, match=r"^(a|c) is left out: .*unit_norm\.(json|parquet)") as said:
+        assert list(saved_results(tmp_path)) == ["b"]
+    assert len(said) == 2
+    (tmp_path / "b/tokens.npy").unlink()
+    with pytest.raises(
+        ResultError, match=r"a/unit_norm\.json is damaged.*tokens\.npy is missing.*c/unit_norm\.parquet"
+    ):
+        saved_results(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:an interval from")
+def test_a_result_without_digests_that_lacks_a_column_is_damaged(tmp_path):
+    measured().write(tmp_path / "sound")
+    write_frame(tmp_path / "unit_norm.parquet", measured().frame.drop(columns="kl"))
+    save_tokens(tmp_path / "tokens.npy", measured().tokens)
+    write_json(tmp_path / "unit_norm.json", measured().as_dict())
+    with pytest.warns(UserWarning, match="it is not what a unit_norm result holds"):
+        assert list(saved_results(tmp_path)) == ["sound"]
+    write_frame(tmp_path / "unit_norm.parquet", measured().frame)
+    assert len(saved_results(tmp_path)) == 2
 
 
 def test_a_specification_curve_comes_back(tmp_path):
