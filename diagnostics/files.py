@@ -166,5 +166,7 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 def _quoted(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
-    one = cell.replace("\r\n", "\n").replace("\r", "\n")  # a bare \r would end the line: Python's writer does not quote it
+    one = cell.replace("\r\n", "\n").replace(
+        "\r", "\n"
+    )  # a bare \r would end the line: Python's writer does not quote it
     return f"'{one}" if one.startswith(("=", "+", "-", "@", "\t", "\n")) else one
