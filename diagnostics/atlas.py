@@ -4,9 +4,6 @@ Every (token, active latent) of a text is ablated once, exactly: KL and direct K
 attributions. The table is a data set on which others can score methods of their own; `atlas_units.COLUMNS` is its schema.
 """
 
-import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,16 +18,8 @@ from diagnostics.atlas_summary import NOTE, effects_frame, scores_frame, summari
 from diagnostics.atlas_units import COLUMNS, METRICS, PROMPTS, AtlasRunner, merged
 from diagnostics.probes import probes_of
 from diagnostics.progress import Progressing
-from diagnostics.results import (
-    Result,
-    load_tokens,
-    made,
-    model_provenance,
-    save_figures,
-    save_tokens,
-    write_frame,
-    write_json,
-)
+from diagnostics.results import Result, model_provenance
+from diagnostics.stored import Stored
 from diagnostics.study import Settings
 from diagnostics.units import run_units
 from interventions.errors import ResultError
@@ -38,7 +27,6 @@ from interventions.models import wrap
 from interventions.sites import Site
 from interventions.texts import Prompts, as_prompts
 
-_SHARDS = ".shards-"
 _SAME = ("model", "weights_sha256", "dtype", "sink_filter", "path_share", "steps", "samples", "placebo_share", "seed")
 
 
@@ -58,36 +46,22 @@ class CausalAtlas(Result):
         return (f"{cls.NAME}.json", "tokens.npy", cls.NAME)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """An atlas as the command wrote it. Raises `ResultError` when the folder does not hold a whole one."""
-        folder = Path(folder)
-        if missing := [name for name in cls.files() if not (folder / name).exists()]:
-            raise ResultError(f"{folder} holds no {cls.NAME}: {missing[0]} is missing")
-        provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
-        shards = sorted((folder / cls.NAME).glob("*.parquet"))
-        frame = _whole([pd.read_parquet(shard) for shard in shards], provenance["saes"])
-        if len(frame) != provenance["rows"]:
-            raise ResultError(
-                f"{folder / cls.NAME} holds {len(frame)} rows, its JSON says {provenance['rows']}; write it again"
-            )
-        return cls(frame, load_tokens(folder / "tokens.npy"), provenance)
+    def read(cls, stored: Stored) -> Self:
+        """An atlas formed of its shards. Raises `ResultError` when they are not all there."""
+        p = stored.provenance
+        frame = _whole([stored.table(shard) for shard in stored.within(cls.NAME)], p["saes"])
+        if len(frame) != p["rows"]:
+            raise stored.damaged(cls.NAME, f"it holds {len(frame)} rows, {cls.NAME}.json says {p['rows']}")
+        return cls(frame, stored.tokens(), p)
 
-    def write(self, folder: str | Path) -> list[str]:
-        """Shards, tokens, summary with schema and provenance, and figures, into a folder; the names of the files."""
-        folder = made(folder)
-        for left in folder.glob(f"{_SHARDS}*"):  # by a process that was killed here
-            shutil.rmtree(left)
-        shards = Path(tempfile.mkdtemp(dir=folder, prefix=_SHARDS))
+    def parts(self) -> dict[str, Any]:
+        """The shards and the token ids by the names of their files."""
+        shards = {}
         for number, name in enumerate(self.saes):
             own = self.frame.loc[self.frame.sae == name]
             for part, some in own.groupby(own.prompt // PROMPTS, sort=True):
-                write_frame(shards / f"{number:02d}-{part:05d}.parquet", some.reset_index(drop=True))
-        shards.chmod(0o755)
-        shutil.rmtree(folder / self.NAME, ignore_errors=True)
-        shards.rename(folder / self.NAME)
-        save_tokens(folder / "tokens.npy", self.tokens)
-        write_json(folder / f"{self.NAME}.json", self.as_dict())
-        return [*self.files(), *save_figures(folder, self.figures())]
+                shards[f"{self.NAME}/{number:02d}-{part:05d}.parquet"] = some.reset_index(drop=True)
+        return shards | {"tokens.npy": self.tokens}
 
     @classmethod
     def joined(cls, atlases: Sequence["CausalAtlas"]) -> "CausalAtlas":

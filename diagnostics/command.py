@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,7 +22,7 @@ from transformers.utils import logging as loading
 from diagnostics.command_line import parsed
 from diagnostics.progress import followed
 from diagnostics.results import jsonable
-from diagnostics.units import Interrupted
+from diagnostics.units import Interrupted, unlocked
 from interventions.errors import MechdiagError
 from sae_models.errors import SAEError
 
@@ -37,7 +38,7 @@ class Finding(Protocol):
 
     def as_dict(self) -> Document: ...
 
-    def write(self, folder: Path) -> list[str]: ...
+    def write(self, folder: Path, *, overwrite: bool = True) -> list[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,11 @@ class Spoken:
     def say(self, text: str) -> None:
         """A table or a line for people: on stdout, and not at all with --json or --quiet."""
         if not (self.json or self.quiet):
-            print(text, flush=True)
+            print("\n".join(map(printable, text.split("\n"))), flush=True)
 
     def progress(self, what: str, unit: str = "row") -> AbstractContextManager[Callable[..., object] | None]:
         """A progress bar on stderr, for `progress=` of a diagnostic; none with --quiet."""
         return followed(not self.quiet, what, unit)
-
-    def finish(self, result: Finding, folder: Path) -> Document:
-        """Show the result's table, write its files, and say which; the document that `main` returns for --json."""
-        self.say(result.table())
-        files = result.write(folder)
-        self.say(f"wrote {', '.join(files)} into {folder}")
-        return {**result.as_dict(), "out": str(folder), "files": files}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +69,16 @@ class Output(Spoken):
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace the results of another run in --out"""
 
+    def finish(self, result: Finding, folder: Path) -> Document:
+        """Show the result's table, write its files, and say which; the document that `main` returns for --json.
+
+        Raises `ResultError` where another result is there and --overwrite is not given.
+        """
+        self.say(result.table())
+        files = result.write(folder, overwrite=self.overwrite)
+        self.say(f"wrote {', '.join(files)} into {folder}")
+        return {**result.as_dict(), "out": str(folder), "files": files}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resumable(Output):
@@ -82,6 +86,8 @@ class Resumable(Output):
 
     out: Path
     """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
+    no_lock: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """do not lock --out, for file systems without locks; then no other process may work in it"""
 
 
 _IMPATIENCE = 1.0  # seconds after a signal in which another one is the same wish, not a new one
@@ -104,17 +110,19 @@ def run(settings: type[Settings], main: Callable[[Settings], Document | None]) -
             if getattr(given, "json", False):
                 print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
         except (MechdiagError, SAEError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {terminal_line(error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stopped:
-            print(stopped if isinstance(stopped, Interrupted) else "interrupted", file=sys.stderr)
+            print(terminal_line(stopped) if isinstance(stopped, Interrupted) else "interrupted", file=sys.stderr)
             raise SystemExit(128 + (signals[0] if signals else signal.SIGINT)) from None
 
 
 @contextlib.contextmanager
 def _spoken(given: object) -> Iterator[None]:
-    """With --json whatever is printed goes to stderr; with --quiet models load without a bar."""
+    """With --json whatever is printed goes to stderr; with --quiet models load without a bar; with --no-lock folders stay unlocked."""
     with contextlib.ExitStack() as stack:
+        if getattr(given, "no_lock", False):
+            stack.enter_context(unlocked())
         if getattr(given, "json", False):
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if getattr(given, "quiet", False) and loading.is_progress_bar_enabled():
@@ -167,4 +175,20 @@ def _parsed(settings: type[Settings]) -> Settings:
 
 
 def _warning_line(message: Warning | str, category: type[Warning], *_: object) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {terminal_line(message)}", file=sys.stderr)
+
+
+def terminal_line(said: object) -> str:
+    """What is said as one line that a terminal shows and does not obey."""
+    return printable(" ".join(str(said).split()))
+
+
+def printable(line: str) -> str:
+    """A line whose control characters, and those that turn the direction of text, are written out: `\\x1b`."""
+    return "".join(c.encode("unicode_escape").decode() if _controls(c) else c for c in line.expandtabs())
+
+
+def _controls(c: str) -> bool:
+    return (
+        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\u200c\u200d"
+    )  # which join letters and emoji

@@ -35,7 +35,7 @@ HEADINGS = {
     "model": ("model", "dtype", "device"),
     "control": ("null_model", "null_seeds"),
     "run": ("seed", "path", "batch_rows", "batch_tokens"),
-    "output": ("out", "overwrite", "json", "quiet"),
+    "output": ("out", "overwrite", "no_lock", "json", "quiet"),
 }
 """Under which heading an option stands, in every command that has it, and in which order; all others come before, under none."""
 

@@ -1,10 +1,8 @@
 """A report of win rates read back from its files: the numbers as they stand there, nothing fitted again."""
 
-import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -18,21 +16,17 @@ from diagnostics.projection_summary import PLACE
 from diagnostics.projections import ProjectionEffects
 from diagnostics.simpsons_paradox import Simpson
 from diagnostics.statistics import FiellerInterval
+from diagnostics.stored import Stored
 from diagnostics.wins import WinRates
-from interventions.errors import ResultError
 
 
-def load_contests(folder: Path, files: tuple[str, ...]) -> tuple[list[Contest], dict[str, ProjectionEffects]]:
-    """What `WinRateReport` is made of; runs have their provenance, their rows lie in the folders of the runs.
-
-    files: two tables, then the JSON. Raises `ResultError` when one of them is missing.
-    """
-    if missing := [name for name in files if not (folder / name).is_file()]:
-        raise ResultError(f"{folder} holds no win_rate result: {missing[0]} is missing")
-    found = json.loads((folder / files[-1]).read_text(encoding="utf-8"))
-    latents = pd.read_parquet(folder / files[1])
-    runs = {name: ProjectionEffects(pd.DataFrame(), [], p) for name, p in found["provenance"].items()}
-    return [_contest(line, latents) for line in found["summary"]], runs
+def read_contests(stored: Stored) -> tuple[list[Contest], dict[str, ProjectionEffects]]:
+    """What `WinRateReport` is made of; runs have their provenance, their rows lie in the folders of the runs."""
+    latents = stored.table(f"{stored.name}_latents.parquet")
+    runs = {name: ProjectionEffects(pd.DataFrame(), [], p) for name, p in stored.provenance.items()}
+    report = [_contest(line, latents) for line in stored.summary]
+    stored.table()  # of what the summary says again: read for its digest
+    return report, runs
 
 
 def _contest(line: Mapping[str, Any], latents: pd.DataFrame) -> Contest:

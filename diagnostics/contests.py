@@ -6,7 +6,6 @@ Every number here is formed of the tables of `projection_effects`, of one run or
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -18,8 +17,9 @@ from diagnostics.norm_exponent import Exponent
 from diagnostics.progress import Progressing, followed
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
-from diagnostics.results import Shown, made, save_figures, write_frame, write_json
+from diagnostics.results import Shown
 from diagnostics.simpsons_paradox import SCORES, Simpson, simpson
+from diagnostics.stored import Stored
 from diagnostics.wins import EditRates, WinRate, WinRates, win_rates
 from interventions.errors import ResultError
 
@@ -72,11 +72,15 @@ class WinRateReport(Shown):
     NOTE: ClassVar[str] = NOTE
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """A report as the command wrote it; its runs without their rows. Raises `ResultError` when the folder does not hold one."""
-        from diagnostics.contest_files import load_contests
+    def read(cls, stored: Stored) -> Self:
+        """A report formed of its files; its runs without their rows."""
+        from diagnostics.contest_files import read_contests
 
-        return cls(*load_contests(Path(folder), cls.files()))
+        return cls(*read_contests(stored))
+
+    def parts(self) -> dict[str, Any]:
+        """Both tables by the names of their files."""
+        return {f"{self.NAME}.parquet": self.frame, f"{self.NAME}_latents.parquet": self.latents}
 
     @property
     def provenance(self) -> dict[str, Any]:  # type: ignore[override]
@@ -166,14 +170,6 @@ class WinRateReport(Shown):
     def as_dict(self) -> dict[str, Any]:
         """Every group's numbers, and the provenance of every run."""
         return {"summary": [contest.as_dict() for contest in self.contests], "provenance": self.provenance}
-
-    def write(self, folder: str | Path) -> list[str]:
-        """Tables, summary with provenance, and figures, into a folder; the names of the files."""
-        folder = made(folder)
-        write_frame(folder / f"{self.NAME}.parquet", self.frame)
-        write_frame(folder / f"{self.NAME}_latents.parquet", self.latents)
-        write_json(folder / f"{self.NAME}.json", self.as_dict())
-        return [*self.files(), *save_figures(folder, self.figures())]
 
     @classmethod
     def files(cls) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Figures by depth from any results: several models, texts and SAEs in one panel, a line each, and never two questions in one."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from diagnostics.depth_marks import Mark
 from diagnostics.depth_panels import draw, width_of
 from diagnostics.depth_plans import PLANS, Looks, Plan
 from diagnostics.depth_runs import caption, identity, labels, said_of
+from diagnostics.files import claim_folder, write_csv
 from diagnostics.plots import CAP
-from diagnostics.results import Shown, made, save_figures, write_whole
-from diagnostics.saved import saved_results
+from diagnostics.results import Shown, save_figures
+from diagnostics.saved import sound_and_damaged
 from diagnostics.statistics import Estimate
 from diagnostics.style import looks
 from interventions.errors import ResultError
@@ -80,13 +82,18 @@ class DepthFigures:
         }
         return {"figures": figures, "notes": self.notes}
 
-    def write(self, folder: str | Path) -> list[str]:
-        """Each figure as PNG (200 dpi), SVG, PDF and the table that it draws as CSV; the names of the files."""
-        folder = made(folder)
+    def write(self, folder: str | Path, *, overwrite: bool = True) -> list[str]:
+        """Each figure as PNG (200 dpi), SVG, PDF and the table that it draws as CSV; the names of the files.
+
+        Text in a CSV that a spreadsheet would run as a formula begins with an apostrophe. Raises `ResultError` for a CSV that is there,
+        unless `overwrite`.
+        """
+        claim_folder(folder, [f"{name}.csv" for name in self.figures], overwrite)
+        folder = Path(folder)
         names = []
         for name, figure in self.figures.items():
             names += save_figures(folder, {name: figure.plot()})
-            write_whole(folder / f"{name}.csv", lambda p, f=figure: f.table.to_csv(p, index=False))
+            write_csv(folder / f"{name}.csv", figure.table)
             names.append(f"{name}.csv")
         return names
 
@@ -124,13 +131,23 @@ def depth_figures(results: Mapping[str, Shown], figures: Iterable[str] | None = 
 
 
 def found_results(folders: Iterable[str | Path]) -> dict[str, Shown]:
-    """Every result in some folders and below them, by its place; the folder's own path goes before where there are several."""
+    """Every result in some folders and below them, by its place; the folder's own path goes before where there are several.
+
+    Damaged results are left out with a warning each. Raises `ResultError` where no result is left.
+    """
     folders = [Path(folder) for folder in folders]
     found: dict[str, Shown] = {}
+    damaged: list[str] = []
     for folder in folders:
-        for place, result in saved_results(folder).items():
+        sound, broken = sound_and_damaged(folder)
+        for place, result in sound.items():
             known = place if place not in found else f"{folder}/{place}"
             found[known] = result
+        damaged += [f"{place} is left out: {why}" for place, why in broken.items()]
+    if not found:
+        raise ResultError("; ".join(damaged) or "no folder of results; give at least one")
+    for said in damaged:
+        warnings.warn(said, stacklevel=2)
     return found
 
 

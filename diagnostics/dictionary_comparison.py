@@ -1,6 +1,5 @@
 """Dictionaries of one site side by side: which latents they share, which are their own, how stable they are over training seeds."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -25,7 +24,8 @@ from diagnostics.dictionary_units import Comparison, Plan
 from diagnostics.labelled_gaps import LabelledTexts
 from diagnostics.probes import Probe, probes_of
 from diagnostics.progress import Progressing, followed
-from diagnostics.results import FIGURE_KINDS, Result, made, model_provenance, result_files, write_frame
+from diagnostics.results import Result, model_provenance
+from diagnostics.stored import Stored
 from diagnostics.units import Done, Unit, Units
 from interventions.errors import ResultError
 from interventions.models import CausalModel, wrap
@@ -63,26 +63,17 @@ class DictionaryComparison(Result):
     @classmethod
     def files(cls) -> tuple[str, ...]:
         """The files that every result has."""
-        return (*result_files(cls), *(_parquet(name) for name in TABLES))
+        return (*super().files(), *(_parquet(name) for name in TABLES))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
-        found, folder = super().load(folder), Path(folder)
-        if missing := [name for name in cls.files() if not (folder / name).is_file()]:
-            raise ResultError(f"{folder} holds no {cls.NAME} result: {missing[0]} is missing")
-        lines = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["summary"]
-        return replace(found, lines=lines, **{name: pd.read_parquet(folder / _parquet(name)) for name in TABLES})
+    def read(cls, stored: Stored) -> Self:
+        """A result formed of its files."""
+        tables = {name: stored.table(_parquet(name)) for name in TABLES}
+        return replace(super().read(stored), lines=stored.summary, **tables)
 
-    def write(self, folder: str | Path) -> list[str]:
-        """Tables, tokens, summary with provenance, and figures, into a folder; the names of the files."""
-        folder = made(folder)
-        for name in TABLES:
-            write_frame(folder / _parquet(name), getattr(self, name))
-        for figure in ("gradients", "alignment", "effect"):  # of another run, which had them
-            for end in FIGURE_KINDS:
-                (folder / f"dictionary_{figure}.{end}").unlink(missing_ok=True)
-        return [*(_parquet(name) for name in TABLES), *super().write(folder)]
+    def parts(self) -> dict[str, Any]:
+        """All tables and the token ids by the names of their files."""
+        return {_parquet(name): getattr(self, name) for name in TABLES} | super().parts()
 
     @property
     def names(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from diagnostics.command import Resumable
-from diagnostics.results import claim_folder
+from diagnostics.results import claim_run
 from interventions.errors import MechdiagError, SiteError
 from interventions.loading import DEFAULT_MODEL, load_model, resolve_device, resolve_dtype
 from interventions.models import CausalModel
@@ -112,8 +112,7 @@ class Inputs(Resumable, ModelInputs, TextInputs):
         for name in self.sites:
             if name not in POINTS:
                 Site.parse(name)
-        # A folder with units says itself whose they are; one without may hold somebody's files.
-        claim_folder(self.out, () if (self.out / "run.json").exists() else files, self.overwrite)
+        claim_run(self.out, files, self.overwrite)
 
     def load(self, prompts: str | None = None) -> tuple[CausalModel, Prompts]:
         """The model and its prompts (of another text than `self.prompts` where one is named). Raises `MechdiagError`."""

@@ -23,7 +23,6 @@ from diagnostics.latent_study import Items, asked_latents, check_numbers, run_la
 from diagnostics.logit_changes import kl_of, rms, spread
 from diagnostics.probes import Probe
 from diagnostics.progress import Progressing
-from diagnostics.results import FIGURE_KINDS, made
 from diagnostics.strongest_latents import removals, strongest, turned
 from diagnostics.study import Clean
 from interventions.texts import Prompts
@@ -78,14 +77,6 @@ class Interactions(LatentResult):
             if len(self.matrix(sae)) > 2
         }
         return {self.NAME: self.plot()} | maps
-
-    def write(self, folder: str | Path) -> list[str]:
-        """Table, tokens, summary with provenance, and figures, into a folder; the names of the files."""
-        folder = made(folder)
-        for end in FIGURE_KINDS:  # of another run, whose SAEs had other names or enough pairs
-            for old in folder.glob(f"{self.NAME}_matrix_*.{end}"):
-                old.unlink()
-        return super().write(folder)
 
 
 @torch.no_grad()

@@ -29,12 +29,13 @@ def report(
     *,
     title: str = "Results",
     unfinished: Sequence[str] = (),
+    damaged: Mapping[str, str] | None = None,
     code: Mapping[str, str] | None = None,
 ) -> str:
     """Results by name as one HTML page that needs nothing else: no network, no other file, the same bytes for the same results.
 
-    unfinished: runs that were begun and have no result; code: version of the code that made each result, where it is known. Both are
-    told. Everything that comes from data is escaped. Raises `ResultError` for no results.
+    unfinished: runs that were begun and have no result; damaged: results that cannot be loaded, with the reason; code: version of the
+    code that made each result, where it is known. All are told. Everything that comes from data is escaped. Raises `ResultError` for no results.
     """
     if not results:
         raise ResultError("no result to report; give at least one")
@@ -45,7 +46,7 @@ def report(
         f"<header><h1>{escape(title)}</h1>{_lead(results)}</header>",
         _first(results, anchors),
         _contents(results, anchors, known),
-        _shared(differences(results), unfinished, code or {}),
+        _shared(differences(results), unfinished, damaged or {}, code or {}),
         *(
             _section(name, result, anchors[name], known[name], (code or {}).get(name))
             for name, result in results.items()
@@ -107,8 +108,11 @@ def _contents(results: Mapping[str, Shown], anchors: Mapping[str, str], known: M
     return f'<nav aria-label="Contents"><h2 id="contents">Contents</h2><ol>{lines}</ol></nav>'
 
 
-def _shared(unlike: Sequence[str], unfinished: Sequence[str], code: Mapping[str, str]) -> str:
+def _shared(
+    unlike: Sequence[str], unfinished: Sequence[str], damaged: Mapping[str, str], code: Mapping[str, str]
+) -> str:
     lines = [*unlike, *(f"unfinished run, left out: {name}" for name in unfinished)]
+    lines += [f"damaged result, left out: {name}: {why}" for name, why in damaged.items()]
     by: dict[str, list[str]] = {}
     for name, version in code.items():
         by.setdefault(version, []).append(name)

@@ -1,10 +1,12 @@
-"""Results on disk: a tidy table in Parquet beside its provenance in JSON, each file whole or not there."""
+"""Results on disk: a tidy table in Parquet beside its provenance in JSON, the files of one result together or not at all."""
 
-import json
+import contextlib
 import os
 import platform
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -12,84 +14,31 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from typing_extensions import Self
 
+from diagnostics.files import (
+    PARTIAL,
+    json_text,
+    jsonable,
+    made,
+    read_json,
+    remove_partial,
+    write_frame,
+    write_whole,
+    writing,
+)
+from diagnostics.files import claim_folder as claim_folder
+from diagnostics.files import claim_run as claim_run
+from diagnostics.files import write_json as write_json
+from diagnostics.stored import DIGESTS, Stored, digest, document_digest, save_tokens
+from diagnostics.stored import load_tokens as load_tokens
 from interventions.errors import ResultError
 from interventions.models import CausalModel
 from interventions.sites import Site
 
 _PACKAGES = ("mechdiag", "torch", "transformers", "transformer-lens", "nnsight", "numpy", "pandas", "pyarrow")
-
-
-def claim_folder(folder: str | Path, names: Iterable[str], overwrite: bool) -> Path:
-    """The folder, made if need be, ready to take files of these names.
-
-    Raises `ResultError` when one of them is there already and `overwrite` is not given, or the folder cannot be written.
-    """
-    folder = Path(folder)
-    there = [name for name in names if (folder / name).exists()]
-    if there and not overwrite:
-        raise ResultError(f"{folder} holds another run ({there[0]}); name another folder or pass --overwrite")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ResultError(f"cannot write to {folder}: {error.strerror}; name another folder") from error
-    return folder
-
-
-def made(folder: str | Path) -> Path:
-    """The folder, which is there from now on."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then put it in its place at once; a failure leaves what stood there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    """A table in Parquet: the same bytes for the same table and version of pyarrow."""
-    write_whole(path, lambda p: frame.to_parquet(p, index=False))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON in the order given; what is not finite becomes null."""
-    text = json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def jsonable(value: Any) -> Any:
-    """Numbers, strings, lists and dictionaries only; what is not finite becomes None."""
-    if hasattr(value, "as_dict"):
-        return jsonable(value.as_dict())
-    if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    if isinstance(value, np.generic):
-        return jsonable(value.item())
-    if isinstance(value, np.ndarray):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    return str(value)
 
 
 class Shown:
@@ -102,9 +51,47 @@ class Shown:
     provenance: dict[str, Any]
 
     @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """What every result of this kind has in its folder."""
+        return (f"{cls.NAME}.json",)
+
+    @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
+        """A result as the command wrote it.
+
+        Raises `ResultError` when the folder does not hold one, or files of it are damaged or do not belong together (see `stored`).
+        """
+        stored = Stored(folder, cls.NAME, cls.files())
+        with stored.understood():
+            return cls.read(stored)
+
+    @classmethod
+    def read(cls, stored: Stored) -> Self:
+        """A result formed of its files."""
         raise NotImplementedError
+
+    def parts(self) -> dict[str, pd.DataFrame | list[list[int]]]:
+        """Tables and token ids by the names of their files."""
+        raise NotImplementedError
+
+    def write(self, folder: str | Path, *, overwrite: bool = True) -> list[str]:
+        """Tables, tokens, figures, and summary with provenance and digests, into a folder; the names of the files.
+
+        All are written aside first and then put in their places, tables before the JSON: a failure leaves what stood there, and tables
+        that a killed process leaves are no result. overwrite: False refuses to replace a result of this kind with other tables, tokens or
+        summary, and figures that it did not draw. Raises `ResultError` for that, and where the system does not let files be written.
+        """
+        with _placed(made(folder), f"{self.NAME}.json", overwrite) as aside:
+            digests = {}
+            for name, part in self.parts().items():
+                (aside / name).parent.mkdir(exist_ok=True)
+                (write_frame if isinstance(part, pd.DataFrame) else save_tokens)(aside / name, part)  # type: ignore[arg-type]
+                digests[name] = digest((aside / name).read_bytes())
+            figures = save_figures(aside, self.figures())
+            document = jsonable(self.as_dict() | {"figures": figures})
+            document[DIGESTS] = {f"{self.NAME}.json": document_digest(document), **digests}
+            (aside / f"{self.NAME}.json").write_text(json_text(document), encoding="utf-8")
+        return [*self.files(), *figures]
 
     def to_frame(self) -> pd.DataFrame:
         """The tidy table."""
@@ -156,22 +143,21 @@ class Result(Shown):
     """model, text, settings, counts of what was dropped, which path ran and how exact it was"""
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
-        folder = Path(folder)
-        if missing := [name for name in result_files(cls) if not (folder / name).is_file()]:
-            raise ResultError(f"{folder} holds no {cls.NAME} result: {missing[0]} is missing")
-        frame = pd.read_parquet(folder / f"{cls.NAME}.parquet")
-        provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
-        return cls(frame, load_tokens(folder / "tokens.npy"), provenance)
+    def files(cls) -> tuple[str, ...]:
+        """What every result of this kind has in its folder."""
+        return (f"{cls.NAME}.parquet", f"{cls.NAME}.json", "tokens.npy")
 
-    def write(self, folder: str | Path) -> list[str]:
-        """Table, tokens, summary with provenance, and figures, into a folder; the names of the files."""
-        folder = made(folder)
-        write_frame(folder / f"{self.NAME}.parquet", self.frame)
-        save_tokens(folder / "tokens.npy", self.tokens)
-        write_json(folder / f"{self.NAME}.json", self.as_dict())
-        return [*result_files(type(self)), *save_figures(folder, self.figures())]
+    @classmethod
+    def read(cls, stored: Stored) -> Self:
+        """A result formed of its files. Raises `ResultError` where the table has not the rows that its JSON states."""
+        frame, rows = stored.table(), stored.provenance.get("rows")
+        if isinstance(rows, int) and rows != len(frame):
+            raise stored.damaged(f"{cls.NAME}.parquet", f"it holds {len(frame)} rows, {cls.NAME}.json says {rows}")
+        return cls(frame, stored.tokens(), stored.provenance)
+
+    def parts(self) -> dict[str, pd.DataFrame | list[list[int]]]:
+        """The table and the token ids by the names of their files."""
+        return {f"{self.NAME}.parquet": self.frame, "tokens.npy": self.tokens}
 
     def to_frame(self) -> pd.DataFrame:
         """The tidy table: columns that are added to it leave the result as it is."""
@@ -197,22 +183,79 @@ class Result(Shown):
         return self.provenance["null_models"]
 
 
-def result_files(kind: type[Result]) -> tuple[str, ...]:
+def result_files(kind: type[Shown]) -> tuple[str, ...]:
     """The files that every result of a kind has."""
-    return (f"{kind.NAME}.parquet", f"{kind.NAME}.json", "tokens.npy")
+    return kind.files()
 
 
-def save_tokens(path: Path, tokens: list[list[int]]) -> None:
-    """Token ids `[prompt, pos]`, right-padded with −1, as .npy."""
-    table = np.full((len(tokens), max(map(len, tokens))), -1, dtype=np.int32)
-    for row, prompt in zip(table, tokens, strict=True):
-        row[: len(prompt)] = prompt
-    write_whole(path, lambda p: np.save(p, table))
+@contextlib.contextmanager
+def _placed(folder: Path, document: str, overwrite: bool) -> Iterator[Path]:
+    """A folder aside, whose files take their places in `folder` as the block ends, `document` last."""
+    remove_partial(folder)
+    aside = folder / f"{PARTIAL}{secrets.token_hex(8)}"
+    try:
+        with writing(f"the result into {folder}"):
+            aside.mkdir()
+            yield aside
+            new, there = read_json(aside / document), _stated(folder / document)
+            known = _files(there, document)
+            if not overwrite:
+                others = [document] if there is not None and not _same(there, new) else []
+                others += [name for name in new["figures"] if name not in known and os.path.lexists(folder / name)]
+                if others:
+                    raise ResultError(
+                        f"{folder} holds another result ({others[0]}); name another folder or pass --overwrite"
+                    )
+            _take_places(aside, folder, document, new["figures"], gone=known - _files(new, document))
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def load_tokens(path: Path) -> list[list[int]]:
-    """What `save_tokens` kept."""
-    return [[int(t) for t in row if t >= 0] for row in np.load(path)]
+def _stated(path: Path) -> Any:
+    """The JSON of the result that is there: None without one, an empty object where it cannot be read."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        found = read_json(path)
+    except ResultError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two results have the same tables, tokens and summary."""
+    digests = [p.get(DIGESTS) for p in (one, other)]
+    data = [{n: d for n, d in known.items() if not n.endswith(".json")} for known in digests if isinstance(known, dict)]
+    return len(data) == 2 and data[0] == data[1] and one.get("summary") == other.get("summary")
+
+
+_OWN = re.compile(r"([\w-][^/\\\0]*/)?[\w-][^/\\\0]*\.(parquet|npy|png|svg|pdf)")
+"""Files that can be a result's own: none outside of its folder, whatever a JSON says."""
+
+
+def _files(document: dict[str, Any] | None, own: str) -> set[str]:
+    """Data files and figures that a result's JSON names; none where the JSON is not as it was written."""
+    known = (document or {}).get(DIGESTS)
+    if not document or not isinstance(known, dict) or known.get(own) != document_digest(document):
+        return set()
+    named = [name for name in (*known, *document.get("figures", ())) if isinstance(name, str)]
+    return {name for name in named if _OWN.fullmatch(name)} - {own}
+
+
+def _take_places(aside: Path, folder: Path, document: str, figures: list[str], gone: set[str]) -> None:
+    """Move tables, then the document, then figures. Until the document is there, what lies there is no result."""
+    (folder / document).unlink(missing_ok=True)
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted(aside.iterdir(), key=lambda path: (path.name in figures, path.name == document, path.name)):
+        if not path.is_dir():
+            os.replace(path, folder / path.name)
+            continue
+        (folder / path.name).mkdir(exist_ok=True)
+        for old in {old.name for old in (folder / path.name).glob("*.parquet")} - {new.name for new in path.iterdir()}:
+            (folder / path.name / old).unlink()
+        for part in path.iterdir():
+            os.replace(part, folder / path.name / part.name)
 
 
 FIGURE_KINDS: dict[str, dict[str, Any]] = {

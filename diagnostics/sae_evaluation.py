@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,10 +15,11 @@ from typing_extensions import Self
 
 from diagnostics import sae_measures
 from diagnostics.progress import Progressing, followed
-from diagnostics.results import FIGURE_KINDS, Result, made, model_provenance, result_files, write_frame
+from diagnostics.results import Result, model_provenance
 from diagnostics.sae_measures import ALL, MEASURES, NO_SINKS, QUARTILES
 from diagnostics.sae_sites import sae_site
 from diagnostics.statistics import Estimate
+from diagnostics.stored import Stored
 from interventions.errors import ResultError
 from interventions.models import wrap
 from interventions.recording import record
@@ -59,24 +59,16 @@ class SAEEvaluation(Result):
     @classmethod
     def files(cls) -> tuple[str, ...]:
         """The files that every result has."""
-        return (*result_files(cls), cls.LATENTS)
+        return (*super().files(), cls.LATENTS)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
-        found = super().load(folder)
-        if not (Path(folder) / cls.LATENTS).is_file():
-            raise ResultError(f"{folder} holds no {cls.NAME} result: {cls.LATENTS} is missing")
-        return replace(found, latents=pd.read_parquet(Path(folder) / cls.LATENTS))
+    def read(cls, stored: Stored) -> Self:
+        """A result formed of its files."""
+        return replace(super().read(stored), latents=stored.table(cls.LATENTS))
 
-    def write(self, folder: str | Path) -> list[str]:
-        """Both tables, tokens, summary with provenance, and figures, into a folder; the names of the files."""
-        folder = made(folder)
-        write_frame(folder / self.LATENTS, self.latents)
-        for figure in (self._EXPONENTS, self._ALIGNMENT):  # of another run, which had them
-            for end in FIGURE_KINDS:
-                (folder / f"{figure}.{end}").unlink(missing_ok=True)
-        return [self.LATENTS, *super().write(folder)]
+    def parts(self) -> dict[str, Any]:
+        """Both tables and the token ids by the names of their files."""
+        return {self.LATENTS: self.latents} | super().parts()
 
     @property
     def names(self) -> list[str]:

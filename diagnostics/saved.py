@@ -1,8 +1,10 @@
 """Results found again: every one that lies in a folder or below it, of whatever kind."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from diagnostics.atlas import CausalAtlas
 from diagnostics.concentration import Concentration
@@ -19,6 +21,7 @@ from diagnostics.sae_evaluation import SAEEvaluation
 from diagnostics.sparse_probing import SparseProbing
 from diagnostics.specification import Specifications
 from diagnostics.steering import Steering
+from diagnostics.stored import Stored
 from diagnostics.substitution import Substitutions
 from diagnostics.unit_norm import UnitNorm
 from interventions.errors import ResultError
@@ -33,26 +36,59 @@ KINDS: dict[str, type[Shown]] = {
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""
 _WORK = "units"
+R = TypeVar("R", bound=Shown)
 
 
 def saved_results(folder: str | Path) -> dict[str, Shown]:
     """Every result in a folder or below it, by its place below the folder; `units/` holds work, no results.
 
     A result of the folder itself has the folder's name; where one folder holds several kinds, the kind's name follows:
-    `win_rate/projections`. Raises `ResultError` for a folder that is not there or holds none, and for one that lacks a file.
+    `win_rate/projections`. A damaged result is left out, with a warning that names it. Raises `ResultError` for a folder that is not
+    there and where no result is left.
+    """
+    found, damaged = sound_and_damaged(folder)
+    if not found:
+        raise ResultError("; ".join(damaged.values()))
+    for place, why in damaged.items():
+        warnings.warn(f"{place} is left out: {why}", stacklevel=2)
+    return found
+
+
+def sound_and_damaged(folder: str | Path) -> tuple[dict[str, Shown], dict[str, str]]:
+    """`saved_results`, and of each damaged result why it cannot be loaded, by its place.
+
+    Raises `ResultError` for a folder that is not there and for one without a result of either sort.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ResultError(f"no folder {folder}; expected one that holds results")
-    found = {}
+    found: dict[str, Shown] = {}
+    damaged: dict[str, str] = {}
     for here in _folders(folder):
-        kinds = [kind for kind in KINDS.values() if (here / f"{kind.NAME}.json").is_file()]
-        place = folder.resolve().name if here == folder else here.relative_to(folder).as_posix()
+        kinds = [kind for kind in KINDS.values() if os.path.isfile(here / f"{kind.NAME}.json")]
+        own = folder.resolve().name if here == folder else here.relative_to(folder).as_posix()
         for kind in kinds:
-            found[place if len(kinds) == 1 else f"{place}/{kind.NAME}"] = kind.load(here)
-    if not found:
+            place = own if len(kinds) == 1 else f"{own}/{kind.NAME}"
+            try:
+                found[place] = load_result(kind, here)
+            except ResultError as error:
+                damaged[place] = str(error)
+    if not (found or damaged):
         begun = "; a run there is unfinished, the same command goes on with it" if unfinished(folder) else ""
         raise ResultError(f"no result in {folder}{begun}. Looked there and below it for {', '.join(KINDS)} (.json)")
+    return found, damaged
+
+
+def load_result(kind: type[R], folder: str | Path) -> R:
+    """`kind.load`, for those who use the result. Raises `ResultError`.
+
+    Of a result without digests (see `stored`) the tables are formed too: one that lacks what its kind holds is damaged.
+    """
+    found = kind.load(folder)
+    stored = Stored(folder, kind.NAME, kind.files())
+    if stored.digests is None:
+        with stored.understood():
+            found.tables()
     return found
 
 
@@ -62,9 +98,9 @@ def unfinished(folder: str | Path) -> list[str]:
     return [
         here.relative_to(folder).as_posix()
         for here in _folders(folder)
-        if (here / "run.json").is_file()
-        and (here / _WORK).is_dir()
-        and not any((here / f"{name}.json").is_file() for name in KINDS)
+        if os.path.isfile(here / "run.json")
+        and os.path.isdir(here / _WORK)
+        and not any(os.path.isfile(here / f"{name}.json") for name in KINDS)
     ]
 
 

@@ -20,9 +20,10 @@ from diagnostics.probes import Probe, probes_of
 from diagnostics.probing_fits import cross_entropies
 from diagnostics.probing_tasks import split_seed, tasks
 from diagnostics.progress import Progressing
-from diagnostics.results import Result, made, model_provenance, result_files, write_frame
+from diagnostics.results import Result, model_provenance
 from diagnostics.sampling import generator
 from diagnostics.statistics import Estimate
+from diagnostics.stored import Stored
 from diagnostics.text_groups import first_of_group
 from diagnostics.units import Tick, Unit, Units
 from interventions.errors import ResultError
@@ -62,21 +63,16 @@ class SparseProbing(Result):
     @classmethod
     def files(cls) -> tuple[str, ...]:
         """The files that every result has."""
-        return (*result_files(cls), cls.TEXTS)
+        return (*super().files(), cls.TEXTS)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """A result as the command wrote it. Raises `ResultError` when the folder does not hold one."""
-        found = super().load(folder)
-        if not (Path(folder) / cls.TEXTS).is_file():
-            raise ResultError(f"{folder} holds no {cls.NAME} result: {cls.TEXTS} is missing")
-        return replace(found, held_out=pd.read_parquet(Path(folder) / cls.TEXTS))
+    def read(cls, stored: Stored) -> Self:
+        """A result formed of its files."""
+        return replace(super().read(stored), held_out=stored.table(cls.TEXTS))
 
-    def write(self, folder: str | Path) -> list[str]:
-        """Both tables, tokens, summary with provenance, and the figure, into a folder; the names of the files."""
-        folder = made(folder)
-        write_frame(folder / self.TEXTS, self.held_out)
-        return [self.TEXTS, *super().write(folder)]
+    def parts(self) -> dict[str, Any]:
+        """Both tables and the token ids by the names of their files."""
+        return {self.TEXTS: self.held_out} | super().parts()
 
     @property
     def names(self) -> list[str]:

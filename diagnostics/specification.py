@@ -5,11 +5,9 @@ of arXiv:2606.15054, section on direction and norm: that direction matters more 
 """
 
 import itertools
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +16,8 @@ from typing_extensions import Self
 
 from diagnostics import statistics
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import Shown, made, save_figures, write_frame, write_json
+from diagnostics.results import Shown
+from diagnostics.stored import Stored
 from diagnostics.study import TRAINED
 from interventions.errors import ResultError
 
@@ -66,13 +65,13 @@ class Specifications(Shown):
         return (f"{cls.NAME}.parquet", f"{cls.NAME}.json")
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """A curve as the command wrote it. Raises `ResultError` when the folder does not hold one."""
-        folder = Path(folder)
-        if missing := [name for name in cls.files() if not (folder / name).is_file()]:
-            raise ResultError(f"{folder} holds no {cls.NAME} result: {missing[0]} is missing")
-        provenance = json.loads((folder / f"{cls.NAME}.json").read_text(encoding="utf-8"))["provenance"]
-        return cls(pd.read_parquet(folder / f"{cls.NAME}.parquet"), provenance)
+    def read(cls, stored: Stored) -> Self:
+        """A curve formed of its files."""
+        return cls(stored.table(), stored.provenance)
+
+    def parts(self) -> dict[str, Any]:
+        """The table by the name of its file."""
+        return {f"{self.NAME}.parquet": self.frame}
 
     def to_frame(self) -> pd.DataFrame:
         """The tidy table: columns that are added to it leave the result as it is."""
@@ -126,13 +125,6 @@ class Specifications(Shown):
     def as_dict(self) -> dict[str, Any]:
         """Summary and provenance, as they stand in the JSON file."""
         return {"summary": self.summary().to_dict("records"), "provenance": self.provenance}
-
-    def write(self, folder: str | Path) -> list[str]:
-        """Table, summary with provenance, and a figure a claim; the names of the files."""
-        folder = made(folder)
-        write_frame(folder / f"{self.NAME}.parquet", self.frame)
-        write_json(folder / f"{self.NAME}.json", self.as_dict())
-        return [*self.files(), *save_figures(folder, self.figures())]
 
     def figures(self) -> dict[str, Any]:
         """A figure for each claim."""

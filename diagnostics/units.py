@@ -1,10 +1,13 @@
 """Sweeps that survive: work cut into units, each stored whole as soon as it is done, so that no unit is computed twice."""
 
+import errno
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,16 +18,17 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 import interventions
 import sae_models
+from diagnostics.files import claim_folder, jsonable, place_whole, read_json, reason, remove_partial, writing
 from diagnostics.progress import Progressing, followed
-from diagnostics.results import claim_folder, jsonable, write_whole
+from diagnostics.stored import UNREADABLE
 from interventions.errors import ResultError
 
 Tick = Callable[[int], None]
 
+_UNIT_FILES = "[0-9a-f]" * 16 + ".parquet"
 _ASIDE, _DIGEST = b"mechdiag", b"mechdiag_sha256"  # in the schema's metadata: what a file holds beside its table
 
 
@@ -103,9 +107,9 @@ def code_version() -> str:
 class Units:
     """The units of one folder, or of none: then they are kept in memory, in the same form, until this object goes.
 
-    On entering: one process a folder (a lock that ends with its process); `identity` must be that of the units there,
-    as `run.json` says it. The code's version is part of the identity. `overwrite` removes the units of another
-    identity; those of the same one are what would be computed again, and stay.
+    On entering: one process a folder (a lock that ends with its process, but see `unlocked`); `identity` must be that of
+    the units and results there, as `run.json` says it. The code's version is part of the identity. `overwrite` removes
+    the units of another identity; those of the same one are what would be computed again, and stay.
 
     Each unit is `units/<hash of identity and labels>.parquet`, its notes inside, put in place at once: a process may be
     killed at any moment and loses the unit in progress. Raises `ResultError` on entering when another process is at
@@ -117,23 +121,18 @@ class Units:
         self.identity: dict[str, Any] = jsonable({"code": code_version(), **identity})
         self.overwrite = overwrite
         self._memory: dict[str, bytes] = {}
-        self._lock: FileLock | None = None
+        self._lock: int | None = None
 
     def __enter__(self) -> "Units":
         if self.folder is None:
             return self
         claim_folder(self.folder, (), overwrite=True)
-        lock = FileLock(self.folder / ".lock")
+        lock = _locked(self.folder)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ResultError(
-                f"another process is working in {self.folder}; wait for it or name another folder"
-            ) from None
-        try:
-            self._take(self.folder, claim_folder(self.folder / "units", (), overwrite=True))
+            with writing(f"to {self.folder}"):
+                self._take(self.folder, claim_folder(self.folder / "units", (), overwrite=True))
         except BaseException:
-            lock.release()
+            os.close(lock)
             raise
         self._lock = lock
         return self
@@ -142,7 +141,7 @@ class Units:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            self._lock.release()
+            os.close(self._lock)
             self._lock = None
 
     def missing(self, units: Sequence[Unit]) -> list[Unit]:
@@ -197,7 +196,7 @@ class Units:
                 _write_synced(self._path(key), data)
             except OSError as error:
                 raise ResultError(
-                    f"cannot write unit {unit.name} to {self.folder}: {error.strerror}; "
+                    f"cannot write unit {unit.name} to {self.folder}: {reason(error)}; "
                     "the units done are kept: make room, and the same command goes on from there"
                 ) from error
         tick(left)
@@ -213,10 +212,10 @@ class Units:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ResultError(f"cannot read {path}: {error.strerror}; name another folder") from error
+            raise ResultError(f"cannot read {path}: {reason(error)}; name another folder") from error
         try:
             return _unpacked(unit, data)
-        except (ValueError, KeyError, TypeError, OSError, NotImplementedError) as error:
+        except UNREADABLE as error:
             why = " ".join(str(error).split()) or type(error).__name__
             warnings.warn(f"{path} is damaged ({why}); unit {unit.name} is computed again", stacklevel=3)
             path.unlink(missing_ok=True)
@@ -240,19 +239,19 @@ class Units:
 
     def _take(self, folder: Path, units: Path) -> None:
         """Remove what a killed process left, and see to it that `run.json` and the units there are of this identity."""
-        for partial in (*units.glob(".partial-*"), *folder.glob(".partial-*")):
-            partial.unlink()
+        for place in (units, folder):
+            remove_partial(place)
         stated = folder / "run.json"
         if stated.exists():
             differences = _differences(stated, self.identity)
             if not differences:
                 return
-            if not self.overwrite and any(units.glob("*.parquet")):
+            if not self.overwrite and (held := _held(folder, units)):
                 raise ResultError(
-                    f"{folder} holds units of another run: {'; '.join(differences)}; "
+                    f"{folder} holds {held}: {'; '.join(differences)}; "
                     "name another folder, or pass --overwrite to remove them"
                 )
-            for old in units.glob("*.parquet"):
+            for old in units.glob(_UNIT_FILES):
                 old.unlink()
         text = json.dumps(self.identity, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         _write_synced(units / "run.json", text.encode())
@@ -339,14 +338,63 @@ def _write_synced(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    write_whole(path, write)
+    place_whole(path, write)
+
+
+def _held(folder: Path, units: Path) -> str | None:
+    """What another run's folder holds that must not be lost: units, a finished result, a run.json that no `Units` wrote."""
+    if any(units.glob(_UNIT_FILES)):
+        return "units of another run"
+    others = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"run.json", "units"}
+    if others:
+        return f"files of another run ({min(others)})"
+    try:
+        there = read_json(folder / "run.json")
+    except ResultError:
+        there = None
+    return None if isinstance(there, dict) and "code" in there else "files of something else (run.json)"
+
+
+_LOCKING: ContextVar[bool] = ContextVar("locking", default=True)
+
+
+@contextmanager
+def unlocked() -> Iterator[None]:
+    """Work in folders without locking them, for file systems that have no locks: then two processes must not share a folder."""
+    token = _LOCKING.set(False)
+    try:
+        yield
+    finally:
+        _LOCKING.reset(token)
+
+
+def _locked(folder: Path) -> int:
+    """A handle that holds the folder's lock until it is closed, or its process ends. Raises `ResultError`."""
+    with writing(f"to {folder}"):
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    if not _LOCKING.get():
+        return handle
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, ImportError) as error:
+        os.close(handle)
+        if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.EACCES):
+            raise ResultError(f"another process is working in {folder}; wait for it or name another folder") from None
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise ResultError(
+            f"{folder} cannot be locked ({why}): its file system may have no locks; name a folder on another one, or pass --no-lock and "
+            "see to it that no other process works there"
+        ) from error
+    return handle
 
 
 def _differences(stated: Path, identity: dict[str, Any]) -> list[str]:
     """How the identity in the file `stated` differs, a phrase each."""
     try:
-        there = _flat(json.loads(stated.read_bytes()))
-    except ValueError:
+        there = _flat(read_json(stated))
+    except (ResultError, RecursionError):
         return [f"its {stated.name} cannot be read"]
     here = _flat(identity)
     return [

@@ -9,7 +9,7 @@ from diagnostics.concepts import labelled_concepts
 from diagnostics.feature_ablations import COUNTS, FeatureAblation, feature_ablation
 from diagnostics.inputs import short_names
 from diagnostics.latent_ranking import RANKINGS
-from diagnostics.results import claim_folder, result_files
+from diagnostics.results import claim_run
 from diagnostics.sae_inputs import SAEChoice
 from diagnostics.sae_sites import PATHS
 from interventions.errors import MechdiagError
@@ -76,9 +76,7 @@ class Settings(command.Resumable, SAEChoice):
                 "numbers from 0"
             )
         self.check_model()
-        claim_folder(
-            self.out, () if (self.out / "run.json").exists() else result_files(FeatureAblation), self.overwrite
-        )
+        claim_run(self.out, FeatureAblation.files(), self.overwrite)
 
 
 def main(settings: Settings) -> command.Document:

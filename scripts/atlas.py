@@ -11,6 +11,7 @@ from diagnostics import command
 from diagnostics.atlas import CausalAtlas, causal_atlas
 from diagnostics.results import claim_folder
 from diagnostics.sae_inputs import SAEInputs
+from diagnostics.saved import load_result
 from interventions.errors import MechdiagError
 
 
@@ -62,7 +63,7 @@ def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before the model runs."""
     settings.check(CausalAtlas.files())
     if settings.results:
-        joined = CausalAtlas.joined([CausalAtlas.load(folder) for folder in settings.results])
+        joined = CausalAtlas.joined([load_result(CausalAtlas, folder) for folder in settings.results])
         return settings.finish(joined, settings.out)
     saes = settings.load_saes()
     model, prompts = settings.load()

@@ -9,7 +9,7 @@ from diagnostics.dictionary_comparison import DictionaryComparison, compare_dict
 from diagnostics.dictionary_units import Plan
 from diagnostics.inputs import short_names
 from diagnostics.labelled_gaps import FOLDS
-from diagnostics.results import claim_folder
+from diagnostics.results import claim_run
 from diagnostics.sae_inputs import HeldOutText, SAEChoice, sae_paths
 from interventions.effects import PATHS
 from interventions.errors import MechdiagError
@@ -78,9 +78,7 @@ class Settings(command.Resumable, SAEChoice, HeldOutText):
                 f"{FOLDS} texts of a class or more"
             )
         self.check_model()
-        # A folder with units says itself whose they are; one without may hold somebody's files.
-        files = () if (self.out / "run.json").exists() else DictionaryComparison.files()
-        claim_folder(self.out, files, self.overwrite)
+        claim_run(self.out, DictionaryComparison.files(), self.overwrite)
 
     def plan(self) -> Plan:
         """What the comparison asks for."""

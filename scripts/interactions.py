@@ -11,7 +11,7 @@ from diagnostics import command
 from diagnostics.concentration import Concentration, causal_concentration
 from diagnostics.effect_sparsity import AblationSparsity, ablation_sparsity
 from diagnostics.latent_pairs import Interactions, interactions
-from diagnostics.results import Result, claim_folder, result_files
+from diagnostics.results import Result, claim_run
 from diagnostics.sae_inputs import SAEInputs
 from diagnostics.steering import COEFFICIENTS, UNITS, Steering, check_coefficients, latent_steering
 from diagnostics.substitution import Substitutions, atom_substitution
@@ -98,8 +98,7 @@ class Settings(SAEInputs):
         check_coefficients(self.coefficients)
         super().check(())
         for part in self.parts:
-            there = (self.out / part / "run.json").exists()
-            claim_folder(self.out / part, () if there else result_files(PARTS[part][0]), self.overwrite)
+            claim_run(self.out / part, PARTS[part][0].files(), self.overwrite)
 
     def asked(self, part: str) -> dict[str, Any]:
         """Keyword arguments of a part's diagnostic."""

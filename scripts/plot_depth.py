@@ -41,7 +41,6 @@ def main(settings: Settings) -> command.Document:
         raise MechdiagError("no folder of results; name at least one")
     claim_folder(settings.out, [f"{name}.csv" for name in PLANS], settings.overwrite)
     found = depth_figures(found_results(settings.results), settings.figures or None)
-    claim_folder(settings.out, [f"{name}.csv" for name in found.figures], settings.overwrite)
     return settings.finish(found, settings.out)
 
 

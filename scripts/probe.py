@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from diagnostics import command
-from diagnostics.results import claim_folder
+from diagnostics.results import claim_run
 from diagnostics.sae_inputs import SAEChoice
 from diagnostics.sparse_probing import SparseProbing, probe_saes
 from interventions.errors import MechdiagError
@@ -52,7 +52,7 @@ class Settings(command.Resumable, SAEChoice):
         if self.sink_filter < 0 or self.per_class < 0:
             raise MechdiagError(f"--sink-filter {self.sink_filter}, --per-class {self.per_class}; expected 0 or more")
         self.check_model()
-        claim_folder(self.out, () if (self.out / "run.json").exists() else SparseProbing.files(), self.overwrite)
+        claim_run(self.out, SparseProbing.files(), self.overwrite)
 
 
 def main(settings: Settings) -> command.Document:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Results of any of the commands as one page: figures, tables, what to know before believing them, how to make them again."""
 
-import json
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +10,10 @@ from typing import Annotated
 import tyro
 
 from diagnostics import command
+from diagnostics.files import read_json
 from diagnostics.inputs import short_names
 from diagnostics.results import Shown, write_whole
-from diagnostics.saved import saved_results, unfinished
+from diagnostics.saved import sound_and_damaged, unfinished
 from interventions.errors import ResultError
 
 
@@ -40,12 +42,14 @@ def main(settings: Settings) -> command.Document:
     """Everything that can be wrong with the input is looked at before a figure is drawn."""
     from diagnostics.report_html import report
 
-    if settings.out.exists() and not settings.overwrite:
+    if os.path.lexists(settings.out) and not settings.overwrite:
         raise ResultError(f"{settings.out} is there already; name another file or pass --overwrite")
-    if not settings.out.resolve().parent.is_dir():
+    if not os.path.isdir(settings.out.absolute().parent):
         raise ResultError(f"no folder {settings.out.parent}; expected one to write {settings.out.name} into")
-    results, code, begun = _found(settings.results)
-    page = report(results, title=settings.title, unfinished=begun, code=code)
+    results, code, begun, damaged = _found(settings.results)
+    for name, why in damaged.items():
+        warnings.warn(f"{name} is left out: {why}", stacklevel=1)
+    page = report(results, title=settings.title, unfinished=begun, damaged=damaged, code=code)
     write_whole(settings.out, lambda path: path.write_text(page, encoding="utf-8"))
     settings.say(
         f"wrote {len(results)} result{'s' * (len(results) > 1)} into {settings.out} ({len(page) / 1e6:.1f} MB)"
@@ -54,27 +58,45 @@ def main(settings: Settings) -> command.Document:
         "out": str(settings.out),
         "results": {name: result.NAME for name, result in results.items()},
         "unfinished": begun,
+        "damaged": damaged,
     }
 
 
-def _found(folders: tuple[Path, ...]) -> tuple[dict[str, Shown], dict[str, str], list[str]]:
-    """Results, versions of their code, and unfinished runs, by name; of several folders names begin with the folder's."""
+def _found(folders: tuple[Path, ...]) -> tuple[dict[str, Shown], dict[str, str], list[str], dict[str, str]]:
+    """Results, versions of their code, unfinished runs, and damaged results, by name; of several folders names begin with the folder's.
+
+    Raises `ResultError` where no result is left.
+    """
     if not folders:
         raise ResultError("no folder; name at least one that holds results")
     results: dict[str, Shown] = {}
     code: dict[str, str] = {}
     begun: list[str] = []
+    broken: dict[str, str] = {}
     for folder, short in zip(folders, short_names(tuple(map(str, folders))), strict=True):
         own = folder.resolve().name
-        for name, result in saved_results(folder).items():
+        sound, damaged = sound_and_damaged(folder)
+        for name, result in sound.items():
             alone = name == own or name == f"{own}/{result.NAME}"
             called = name if len(folders) == 1 else short if alone else f"{short}/{name}"
             results[called] = result
             place = folder if alone else folder / name.removesuffix(f"/{result.NAME}")
-            if (place / "run.json").is_file():
-                code[called] = str(json.loads((place / "run.json").read_text(encoding="utf-8")).get("code", "unknown"))
+            if os.path.isfile(place / "run.json"):
+                code[called] = _code(place / "run.json")
+        broken |= {name if len(folders) == 1 else f"{short}/{name}": why for name, why in damaged.items()}
         begun += [name if len(folders) == 1 else f"{short}/{name}" for name in unfinished(folder)]
-    return results, code, begun
+    if not results:
+        raise ResultError("; ".join(broken.values()))
+    return results, code, begun, broken
+
+
+def _code(stated: Path) -> str:
+    """The version of the code that a run.json states."""
+    try:
+        there = read_json(stated)
+    except ResultError:
+        return "unknown"
+    return str(there.get("code", "unknown")) if isinstance(there, dict) else "unknown"
 
 
 if __name__ == "__main__":

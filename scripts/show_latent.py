@@ -12,7 +12,7 @@ from diagnostics.card_html import index_page
 from diagnostics.cards import latent_cards
 from diagnostics.inputs import ModelInputs, short_names
 from diagnostics.latent_choice import check_exist, parsed
-from diagnostics.results import claim_folder, write_whole
+from diagnostics.results import claim_folder, made, write_whole
 from diagnostics.sae_inputs import HeldOutText
 from interventions.errors import MechdiagError
 from interventions.loading import resolve_device
@@ -82,6 +82,7 @@ class Settings(command.Output, ModelInputs, HeldOutText):
             )
         self.check_model()
         pages = [page_name(n) for kind, n in asked if not kind]
+        made(self.out)
         if kinds != {""}:  # which pages these will be is known once all are made: too late to refuse
             pages += sorted(path.name for path in self.out.glob(page_name("*")))
         claim_folder(self.out, self.index + pages, self.overwrite)
@@ -143,8 +144,9 @@ def main(settings: Settings) -> command.Document:
 
 def _atlas(folder: Path) -> "CausalAtlas":
     from diagnostics.atlas import CausalAtlas
+    from diagnostics.saved import load_result
 
-    return CausalAtlas.load(folder)
+    return load_result(CausalAtlas, folder)
 
 
 if __name__ == "__main__":

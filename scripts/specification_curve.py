@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """The claims about direction and norm under every combination of text, context, sink filter, metric, comparison and depth."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from diagnostics import command
 from diagnostics.direction_patching import DirectionNorm, direction_norm
 from diagnostics.inputs import Inputs
 from diagnostics.results import claim_folder
+from diagnostics.saved import load_result
 from diagnostics.specification import specification_curve
 from diagnostics.study import default_layers
 from interventions.errors import MechdiagError
@@ -45,7 +47,7 @@ def main(settings: Settings) -> command.Document:
     if settings.results:
         claim_folder(settings.out, FILES, settings.overwrite)
         _different([folder.name for folder in settings.results], "results")
-        found = {folder.name: DirectionNorm.load(folder) for folder in settings.results}
+        found = {folder.name: load_result(DirectionNorm, folder) for folder in settings.results}
     else:
         found = _patched(settings)
     curve = specification_curve(found)
@@ -62,7 +64,10 @@ def _patched(settings: Settings) -> dict[str, DirectionNorm]:
     names = [Path(text).stem if "." in text else text.replace(":", "_").replace("/", "_") for text in given]
     _different(names, "texts")
     texts = dict(zip(names, given, strict=True))
-    begun = all((settings.out / name / "run.json").exists() for name in names)  # then the runs there say whose they are
+    claim_folder(settings.out, (), settings.overwrite)
+    begun = all(
+        os.path.lexists(settings.out / name / "run.json") for name in names
+    )  # then the runs there say whose they are
     claim_folder(settings.out, () if begun else FILES, settings.overwrite)
     runs = {name: replace(settings, out=settings.out / name) for name in texts}
     for run in runs.values():
@@ -75,7 +80,7 @@ def _patched(settings: Settings) -> dict[str, DirectionNorm]:
             result = direction_norm(
                 model, prompts, sites=sites, pairs=run.pairs, pair_sets=("random",), progress=progress, **run.common()
             )
-        result.write(run.out)
+        result.write(run.out, overwrite=settings.overwrite)
         found[name] = result
     return found
 

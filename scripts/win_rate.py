@@ -13,6 +13,7 @@ from diagnostics.inputs import short_names
 from diagnostics.projection_inputs import ProjectionInputs
 from diagnostics.projections import ProjectionEffects, projection_effects
 from diagnostics.results import claim_folder, result_files
+from diagnostics.saved import load_result
 from interventions.errors import MechdiagError
 
 
@@ -43,7 +44,7 @@ class Settings(ProjectionInputs):
     def loaded(self) -> dict[str, ProjectionEffects]:
         """The runs in --results, by the names of their folders. Raises `ResultError`."""
         names = short_names(tuple(map(str, self.results)))
-        return {name: ProjectionEffects.load(path) for name, path in zip(names, self.results, strict=True)}
+        return {name: load_result(ProjectionEffects, path) for name, path in zip(names, self.results, strict=True)}
 
 
 def main(settings: Settings) -> command.Document:
@@ -56,7 +57,7 @@ def main(settings: Settings) -> command.Document:
         own = {
             field.name: field.default
             for field in fields(ProjectionInputs)
-            if field.name not in ("out", "overwrite", "json", "quiet")
+            if field.name not in ("out", "overwrite", "no_lock", "json", "quiet")
         }
         own["context"] = "both"
         if unused := [name for name, default in own.items() if getattr(settings, name) != default]:

@@ -1,4 +1,6 @@
 import contextlib
+import errno
+import fcntl
 import json
 import signal
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from diagnostics import command
-from diagnostics.units import Interrupted
+from diagnostics.units import Interrupted, Units
 from interventions.errors import ResultError, SiteError
 from sae_models.errors import BelongingError
 
@@ -69,6 +71,39 @@ def test_settings_reach_main_and_all_is_well(run):
 )
 def test_input_that_does_not_serve_is_one_line_and_exit_2(run, error):
     assert run(raises(error), "--out", "x") == (2, "", "error: folder holds another run; go\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("no model \x1b[2J\x1b]0;owned\x07", "no model \\x1b[2J\\x1b]0;owned\\x07"),
+        ("file a\x9b31mb\x7f", "file a\\x9b31mb\\x7f"),
+        ("class \u202eevil\u2066", "class \\u202eevil\\u2066"),
+        ("\udcff is \u2016x\u2016 \u2248 1, 面", "\\udcff is \u2016x\u2016 \u2248 1, 面"),
+    ],
+)
+def test_a_terminal_shows_what_is_said_and_does_not_obey_it(run, said, shown):
+    assert run(raises(ResultError(said)), "--out", "x") == (2, "", f"error: {shown}\n")
+
+    def main(settings):
+        command.Spoken().say(f"one\t{said}\ntwo")
+        command._warning_line(said, UserWarning)
+
+    assert run(main, "--out", "x") == (0, f"one     {shown}\ntwo\n", f"warning: {shown}\n")
+
+
+def test_no_lock_reaches_the_folder(run, tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def main(settings):
+        with Units(settings.out, {}):
+            pass
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    status, _, err = run(main, "--out", str(tmp_path), settings=command.Resumable)
+    assert status == 2 and "No locks available" in err and "--no-lock" in err and err.count("\n") == 1
+    assert run(main, "--out", str(tmp_path), "--no-lock", settings=command.Resumable) == (0, "", "")
 
 
 def test_a_mistake_in_the_code_keeps_its_traceback(run):
@@ -191,7 +226,7 @@ class Found:
     def as_dict(self):
         return {"summary": [1.5, float("nan")], "provenance": {"where": Path("x")}}
 
-    def write(self, folder):
+    def write(self, folder, *, overwrite=True):
         print("somebody prints")
         (folder / "found.json").write_text("{}")
         return ["found.json"]

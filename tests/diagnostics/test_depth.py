@@ -4,6 +4,7 @@ import functools
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
@@ -11,6 +12,7 @@ from matplotlib.container import ErrorbarContainer
 from diagnostics.depth import DepthFigures, depth_figures, found_results
 from diagnostics.depth_panels import LINE
 from diagnostics.depth_plans import PLANS
+from diagnostics.files import write_csv
 from diagnostics.sae_plots import plot_evaluation
 from diagnostics.style import SAE_LOOKS, UNTRAINED, looks
 from interventions.errors import ResultError
@@ -276,3 +278,22 @@ def test_the_same_results_give_the_same_files(tmp_path):
 def test_results_are_found_by_their_folders(tmp_path):
     with pytest.raises(ResultError, match="no result in"):
         found_results([tmp_path])
+
+
+def test_text_that_a_spreadsheet_would_run_is_quoted_and_numbers_are_not(tmp_path):
+    cells = ['=HYPERLINK("http://x")', "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "plain", "a=b", "", None]
+    table = pd.DataFrame({"=run": cells, "low": [-1.5, float("nan"), *range(-8, 0)], "layer": -1, "kind": "=k"})
+    table["kind"] = table["kind"].astype("category")
+    write_csv(tmp_path / "x.csv", table)
+    found = pd.read_csv(tmp_path / "x.csv", keep_default_na=False, na_values={"low": [""]})
+    assert list(found) == ["'=run", "low", "layer", "kind"]
+    assert list(found["'=run"][:4]) == ["'" + cell for cell in cells[:4]] and list(found["'=run"][6:]) == [
+        "plain",
+        "a=b",
+        "",
+        "",
+    ]
+    assert all(cell.startswith("'") for cell in found["'=run"][4:6]) and set(found["kind"]) == {"'=k"}
+    np.testing.assert_array_equal(found["low"], table["low"])
+    assert set(found["layer"]) == {-1}
+    assert "=run" in table and table["=run"][0].startswith("=")  # the table itself stays as it is

@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from diagnostics.results import (
     Result,
     claim_folder,
+    claim_run,
     jsonable,
+    load_tokens,
     model_provenance,
     result_files,
     save_tokens,
@@ -25,6 +27,7 @@ from diagnostics.results import (
     write_whole,
 )
 from diagnostics.statistics import Estimate
+from diagnostics.stored import document_digest
 from interventions import wrap
 from interventions.errors import ResultError
 from tests.tiny import D_MODEL, N_LAYERS, VOCAB, fresh, tiny_model
@@ -221,3 +224,146 @@ def test_a_result_without_a_summary_of_its_own_says_so():
     for method in (plain.as_dict, plain.figures):
         with pytest.raises(NotImplementedError):
             method()
+
+
+# Files that belong together
+
+
+def with_kl(*values: float, tokens=None, seed=0) -> Mine:
+    frame = pd.DataFrame({"layer": np.arange(len(values), dtype="int32"), "kl": np.array(values, dtype="float32")})
+    return Mine(frame, tokens or [[3, 4, 5], [0]], {"vocab": 9, "sites": ["1.resid_post"], "seed": seed})
+
+
+@pytest.mark.parametrize("name", ["mine.parquet", "tokens.npy"])
+def test_a_file_of_another_run_is_refused_by_name(tmp_path, name):
+    with_kl(0.5, 1.0).write(tmp_path / "one")
+    with_kl(0.5, 2.0, tokens=[[3, 4, 6], [0]]).write(tmp_path / "other")
+    (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(
+        ResultError, match=rf"{re.escape(name)} is not the file that mine\.json was written with"
+    ) as said:
+        Mine.load(tmp_path / "one")
+    assert "\n" not in str(said.value)
+
+
+def test_half_a_table_is_refused(tmp_path):
+    with_kl(*range(8)).write(tmp_path)
+    with_kl(*range(4)).frame.to_parquet(tmp_path / "mine.parquet", index=False)
+    with pytest.raises(ResultError, match=r"mine\.parquet is not the file"):
+        Mine.load(tmp_path)
+
+
+def test_a_changed_summary_or_provenance_is_refused_and_a_new_layout_is_not(tmp_path):
+    with_kl(0.5).write(tmp_path)
+    path = tmp_path / "mine.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document, sort_keys=True))
+    assert Mine.load(tmp_path).provenance["seed"] == 0
+    path.write_text(json.dumps(document | {"provenance": document["provenance"] | {"seed": 1}}))
+    with pytest.raises(ResultError, match=r"mine\.json is damaged: its content is not what it was written with"):
+        Mine.load(tmp_path)
+
+
+def test_a_result_from_before_there_were_digests_is_loaded_if_its_rows_are_those_it_states(tmp_path):
+    old = with_kl(0.5, 1.0)
+    write_frame(tmp_path / "mine.parquet", old.frame)
+    save_tokens(tmp_path / "tokens.npy", old.tokens)
+    write_json(tmp_path / "mine.json", {"summary": [], "provenance": old.provenance | {"rows": 2}})
+    pd.testing.assert_frame_equal(Mine.load(tmp_path).frame, old.frame)
+    write_frame(tmp_path / "mine.parquet", old.frame.iloc[:1])
+    with pytest.raises(ResultError, match=r"mine\.parquet is damaged: it holds 1 rows, mine\.json says 2"):
+        Mine.load(tmp_path)
+
+
+def test_no_pickle_is_ever_loaded(tmp_path):
+    with_kl(0.5).write(tmp_path)
+    for array in (np.array([{"a": 1}], dtype=object), np.zeros((2, 2)), np.array([[-1, 3]]), np.array([["a"]])):
+        np.save(tmp_path / "tokens.npy", array, allow_pickle=True)
+        with pytest.raises(ResultError, match=r"tokens\.npy is damaged"):
+            load_tokens(tmp_path / "tokens.npy")
+
+
+# Results of others
+
+
+def test_another_result_stays_unless_asked_and_the_same_one_may_be_written_again(tmp_path):
+    with_kl(0.5).write(tmp_path)
+    with_kl(0.5, seed=7).write(tmp_path, overwrite=False)  # the same table, tokens and summary
+    assert Mine.load(tmp_path).provenance["seed"] == 7
+    before = everything(tmp_path)
+    with pytest.raises(ResultError, match=r"holds another result \(mine\.json\); name another folder or pass --over"):
+        with_kl(0.25).write(tmp_path, overwrite=False)
+    assert everything(tmp_path) == before
+    (tmp_path / "mine.json").write_text("{")
+    with pytest.raises(ResultError, match="holds another result"):
+        with_kl(0.5).write(tmp_path, overwrite=False)
+    with_kl(0.25).write(tmp_path)
+    assert Mine.load(tmp_path).frame.kl.tolist() == [0.25]
+
+
+def test_a_figure_that_the_result_did_not_draw_stays_unless_asked(tmp_path):
+    (tmp_path / "mine.png").write_text("a photograph")
+    with pytest.raises(ResultError, match=r"holds another result \(mine\.png\)"):
+        with_kl(0.5).write(tmp_path, overwrite=False)
+    assert everything(tmp_path) == {"mine.png": b"a photograph"}
+
+
+def test_figures_that_a_result_no_longer_has_go_and_nothing_outside_its_folder(tmp_path):
+    out = tmp_path / "out"
+
+    @dataclass(frozen=True)
+    class Bare(Mine):
+        def figures(self):
+            return {}
+
+    with_kl(0.5).write(out)
+    (tmp_path / "outside.png").write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    document = json.loads((out / "mine.json").read_text()) | {"figures": ["mine.png", "../outside.png", "notes.txt"]}
+    document["sha256"]["mine.json"] = document_digest(document)
+    (out / "mine.json").write_text(json.dumps(document))
+    Bare(*vars(with_kl(0.5)).values()).write(out)
+    assert not (out / "mine.png").exists()
+    assert (tmp_path / "outside.png").exists() and (out / "notes.txt").exists()
+
+
+# The system says no
+
+
+def test_a_full_disk_leaves_the_result_that_was_there(tmp_path):
+    resource = pytest.importorskip("resource")
+    with_kl(0.5).write(tmp_path)
+    before = everything(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # each file may grow to this size
+    try:
+        with pytest.raises(
+            ResultError, match=r"cannot write .*(mine\.parquet|tokens\.npy): .*what was finished stays"
+        ) as said:
+            with_kl(*np.random.default_rng(0).random(9000)).write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ".partial" not in str(said.value) and "\n" not in str(said.value)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\udcff", "file/below", "/proc/nothing"])
+def test_a_folder_that_no_system_takes_is_an_error_on_one_line(tmp_path, name):
+    (tmp_path / "file").write_text("no folder")
+    for claim in (claim_folder, claim_run):
+        with pytest.raises(ResultError, match=r"cannot write to .*name another folder") as said:
+            claim(tmp_path / name, ["x.json"], overwrite=False)
+        assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with_kl(0.5).write(tmp_path / "out")
+        write_json(tmp_path / "x.json", {})
+    finally:
+        os.umask(before)
+    for path in (*(tmp_path / "out").iterdir(), tmp_path / "x.json"):
+        assert os.stat(path).st_mode & 0o777 == 0o666 & ~umask
+    assert os.stat(tmp_path / "out").st_mode & 0o777 == 0o777 & ~umask

@@ -15,13 +15,18 @@ from diagnostics.specification import Specifications
 from diagnostics.statistics import Estimate, FiellerInterval
 from diagnostics.unit_norm import UnitNorm
 from interventions.errors import ResultError
+from tests.reports import measured
+
+
+def without_figures(kind):
+    """The kind with neither figures nor statistics, which would need more of a table than these tests have."""
+    own = {"groups": [], "figures": lambda self: {}}
+    return type(kind.__name__, (kind,), own)
 
 
 def stored(folder, kind=UnitNorm, value=1.0):
     folder.mkdir(parents=True, exist_ok=True)
-    write_frame(folder / f"{kind.NAME}.parquet", pd.DataFrame({"kl": [value]}))
-    save_tokens(folder / "tokens.npy", [[1, 2]])
-    write_json(folder / f"{kind.NAME}.json", {"summary": [], "provenance": {"seed": 3}})
+    without_figures(kind)(pd.DataFrame({"kl": [value]}), [[1, 2]], {"seed": 3}).write(folder)
 
 
 def every_kind():
@@ -43,7 +48,7 @@ def test_every_kind_of_result_in_the_package_is_found():
 
 def test_every_kind_can_be_loaded():
     for kind in KINDS.values():
-        assert kind.load.__func__ is not Shown.load.__func__  # type: ignore[attr-defined]
+        assert kind.read.__func__ is not Shown.read.__func__  # type: ignore[attr-defined]
 
 
 def test_results_have_the_names_of_their_places(tmp_path):
@@ -94,10 +99,36 @@ def test_a_result_that_lacks_a_file_is_an_error(tmp_path):
         saved_results(tmp_path)
 
 
+def test_a_damaged_result_is_left_out_and_named(tmp_path):
+    for place in ("a", "b", "c"):
+        stored(tmp_path / place)
+    (tmp_path / "a/unit_norm.json").write_bytes(b"[" * 100_000)
+    (tmp_path / "c/unit_norm.parquet").write_bytes(b"PAR1")
+    with pytest.warns(UserWarning, match=r"^(a|c) is left out: .*unit_norm\.(json|parquet)") as said:
+        assert list(saved_results(tmp_path)) == ["b"]
+    assert len(said) == 2
+    (tmp_path / "b/tokens.npy").unlink()
+    with pytest.raises(
+        ResultError, match=r"a/unit_norm\.json is damaged.*tokens\.npy is missing.*c/unit_norm\.parquet"
+    ):
+        saved_results(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:an interval from")
+def test_a_result_without_digests_that_lacks_a_column_is_damaged(tmp_path):
+    measured().write(tmp_path / "sound")
+    write_frame(tmp_path / "unit_norm.parquet", measured().frame.drop(columns="kl"))
+    save_tokens(tmp_path / "tokens.npy", measured().tokens)
+    write_json(tmp_path / "unit_norm.json", measured().as_dict())
+    with pytest.warns(UserWarning, match="it is not what a unit_norm result holds"):
+        assert list(saved_results(tmp_path)) == ["sound"]
+    write_frame(tmp_path / "unit_norm.parquet", measured().frame)
+    assert len(saved_results(tmp_path)) == 2
+
+
 def test_a_specification_curve_comes_back(tmp_path):
     frame = pd.DataFrame({"claim": ["direction"], "model": ["trained"], "value": [2.0], "low": [1.5], "high": [2.5]})
-    write_frame(tmp_path / "specification.parquet", frame)
-    write_json(tmp_path / "specification.json", {"summary": [], "provenance": {"boolq": {"seed": 0}}})
+    without_figures(Specifications)(frame, {"boolq": {"seed": 0}}).write(tmp_path)
     found = saved_results(tmp_path)[tmp_path.name]
     assert isinstance(found, Specifications) and found.provenance == {"boolq": {"seed": 0}}
     pd.testing.assert_frame_equal(found.frame, frame)

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import random
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diagnostics import units as module
-from diagnostics.units import Done, Interrupted, Unit, Units, code_version, narrowed, run_units
+from diagnostics.units import Done, Interrupted, Unit, Units, code_version, narrowed, run_units, unlocked
 from interventions.errors import ResultError
 
 IDENTITY = {"code": "of the tests", "settings": {"pairs": 200, "layers": [7, 22]}, "texts_sha256": "ab"}
@@ -516,6 +518,60 @@ def test_a_folder_that_cannot_be_is_an_error(tmp_path, folder):
 def test_units_that_are_no_folder_is_an_error(tmp_path):
     (tmp_path / "units").write_text("no folder")
     with pytest.raises(ResultError, match=r"cannot write to .*units"):
+        run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)
+
+
+# What another run left
+
+
+def test_a_finished_result_is_not_replaced_when_its_units_are_gone(tmp_path):
+    run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)
+    (tmp_path / "mine.json").write_text("a finished result")
+    shutil.rmtree(tmp_path / "units")
+    with pytest.raises(
+        ResultError, match=r"holds files of another run \(mine\.json\): seed was \(absent\), is 1; name"
+    ):
+        run_units(SHARDS, tmp_path, Count(), identity=IDENTITY | {"seed": 1})
+    assert json.loads((tmp_path / "run.json").read_text()) == IDENTITY
+    run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)  # its own run goes on
+    shutil.rmtree(tmp_path / "units")
+    run_units(SHARDS, tmp_path, Count(), identity=IDENTITY | {"seed": 1}, overwrite=True)
+    assert (tmp_path / "mine.json").read_text() == "a finished result"  # until the new one is there
+
+
+@pytest.mark.parametrize("content", ['{"scripts": {}}', "[1]", "no JSON", "[" * 100_000, '{"a":' * 50_000, ""])
+def test_a_run_json_of_something_else_is_left_alone(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ResultError, match=r"holds files of something else \(run\.json\): .*--overwrite") as said:
+        run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)
+    assert "\n" not in str(said.value)
+    assert (tmp_path / "run.json").read_text() == content
+    run_units(SHARDS, tmp_path, Count(), identity=IDENTITY, overwrite=True)
+
+
+def test_files_in_units_that_are_no_units_stay(tmp_path):
+    run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)
+    (tmp_path / "units" / "prices.parquet").write_bytes(b"mine")
+    run_units(SHARDS, tmp_path, Count(), identity=IDENTITY | {"seed": 1}, overwrite=True)
+    assert (tmp_path / "units" / "prices.parquet").read_bytes() == b"mine" and len(files(tmp_path)) == 5
+
+
+# Locks
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_a_folder_that_cannot_be_locked_is_refused_unless_it_is_to_stay_unlocked(tmp_path, monkeypatch, number):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(ResultError, match=rf"cannot be locked \({os.strerror(number)}\): .*pass --no-lock"):
+        run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)
+    assert not (tmp_path / "units").exists()
+    with unlocked():
+        run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)
+    assert len(files(tmp_path)) == 4
+    with pytest.raises(ResultError, match="cannot be locked"):
         run_units(SHARDS, tmp_path, Count(), identity=IDENTITY)
 
 

@@ -46,7 +46,7 @@ def test_an_atlas_is_written_whole_and_bad_input_costs_nothing(run, sae, tmp_pat
     shards = pd.read_parquet(out / "atlas")  # one data set, for whoever does not know this package
     assert len(shards) == len(atlas.frame)
     before = (out / "atlas.json").read_bytes()
-    left = out / ".shards-killed"  # by a process that ended while it wrote
+    left = out / ".partial-killed"  # by a process that ended while it wrote
     left.mkdir()
     (left / "00-00000.parquet").write_bytes(b"half")
     status, said, err = run(*asked)  # all units are there

@@ -48,7 +48,30 @@ def test_a_page_of_every_result_in_the_folders(run, tmp_path):
     status, said, err = run(tmp_path / "one", "--out", out, model=False)
     assert status == 2 and "--overwrite" in err
     status, said, err = run(tmp_path / "one", "--out", out, "--overwrite", "--json", model=False)
-    assert status == 0 and json.loads(said) == {"out": str(out), "results": {"one": "unit_norm"}, "unfinished": []}
+    assert status == 0 and json.loads(said) == {
+        "out": str(out),
+        "results": {"one": "unit_norm"},
+        "unfinished": [],
+        "damaged": {},
+    }
+
+
+@pytest.mark.filterwarnings("default:two is left out")
+def test_a_damaged_result_is_left_out_and_named_and_the_rest_is_shown(run, tmp_path):
+    stored(tmp_path / "all/one")
+    stored(tmp_path / "all/two")
+    (tmp_path / "all/one/run.json").write_text("[1]")
+    (tmp_path / "all/two/tokens.npy").write_bytes(b"\x93NUMPY")
+    out = tmp_path / "page.html"
+    status, said, err = run(tmp_path / "all", "--out", out, "--json", model=False)
+    assert (
+        status == 0 and err.count("\n") == 1 and "warning: two is left out: " in err and "tokens.npy is damaged" in err
+    )
+    assert list(json.loads(said)["results"]) == ["one"] and list(json.loads(said)["damaged"]) == ["two"]
+    text = "".join(read(out.read_text(encoding="utf-8")).text)
+    assert "damaged result, left out: two: " in text and "one: Unit norm" in text
+    status, said, err = run(tmp_path / "all/two", "--out", out, "--overwrite", model=False)
+    assert (status, said) == (2, "") and err.count("\n") == 1 and "tokens.npy is damaged" in err
 
 
 def test_what_does_not_serve_is_exit_2(run, tmp_path):

@@ -131,7 +131,7 @@ def test_texts_are_patched_in_both_contexts_and_without_a_filter(run, given, tmp
     pd.testing.assert_frame_equal(frame, specification_curve(found).frame)
     assert len(frame[(frame.claim == "direction") & (frame.model == "trained")]) == 2 * 2 * 2 * 3 * 3 * 3
     again = []
-    monkeypatch.setattr(Specifications, "write", lambda self, folder: again.append(self.frame) or [])
+    monkeypatch.setattr(Specifications, "write", lambda self, folder, **_: again.append(self.frame) or [])
     monkeypatch.setattr(study, "measure", lambda *_, **__: pytest.fail("measured again"))
     assert run(*words, "--null-model", "random", "--null-seeds", 1)[0] == 0
     pd.testing.assert_frame_equal(again[0], frame, check_exact=True)

@@ -1,0 +1,192 @@
+"""Commands killed at random moments and run again until they finish: every file must be as an undisturbed run leaves it.
+
+`python -m tests.kills --kills 40 --seed 0` says how many kills there were and exits 1 with the names of files that differ.
+"""
+
+import argparse
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diagnostics.atlas import CausalAtlas
+from diagnostics.direction_patching import DirectionNorm
+from diagnostics.results import Shown
+from interventions.errors import ResultError
+from tests.tiny import prompts, tiny_model, tokenizer
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command in a folder."""
+
+    script: str
+    words: tuple[object, ...]
+    before: tuple[object, ...] | None = None
+    """words of a run that is finished in the folder first"""
+    kind: type[Shown] | None = None
+    """what it writes"""
+
+
+def cases(folder: Path) -> dict[str, Case]:
+    """Direction patches, an atlas, SAE training, and patches that replace others, on a tiny model and text made in `folder`."""
+    tiny_model("llama").save_pretrained(folder / "model")
+    tokenizer().save_pretrained(folder / "model")
+    texts = [" ".join(f"w{i}" for i in ids) for ids in prompts(tuple(14 + (7 * i) % 11 for i in range(140)))]
+    (folder / "text.txt").write_text("\n\n".join(texts) + "\n")
+    given = ("--model", folder / "model", "--prompts", folder / "text.txt", "--device", "cpu", "--quiet")
+    patch = (*given, "--n-prompts", 140, "--layers", 1, 3, 4, "--context", "both", "--pairs", 60)
+    train = (
+        *given, "--layers", 1, 4, "--d-sae", 64, "--k", 4, "--tokens", 4096, "--batch-tokens", 128, "--buffer-tokens", 512,
+        "--held-out", 0,
+    )  # fmt: skip
+    run(Case("train_sae", train), folder / "saes")
+    atlas = (
+        *given,
+        "--saes",
+        folder / "saes/1/standard",
+        folder / "saes/4/standard",
+        "--n-prompts",
+        40,
+        "--held-out",
+        0,
+    )
+    return {
+        "patch": Case("patch_direction_norm", patch, kind=DirectionNorm),
+        "atlas": Case("atlas", atlas, kind=CausalAtlas),
+        "train": Case("train_sae", train),
+        "overwrite": Case(
+            "patch_direction_norm", (*patch, "--seed", 1, "--overwrite"), before=patch, kind=DirectionNorm
+        ),
+    }
+
+
+def start(case: Case, out: Path) -> int:
+    """The process of a command, forked from this one, which has imported what it needs."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 70
+    try:
+        said = os.open(out.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1), os.dup2(said, 2)
+        spec = importlib.util.spec_from_file_location(case.script, SCRIPTS / f"{case.script}.py")
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[case.script] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.argv = [f"{case.script}.py", *map(str, case.words), "--out", str(out)]
+        module.command.run(module.Settings, module.main)
+        status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def ended(pid: int) -> int:
+    """The status of a process, minus the signal's number where one ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run(case: Case, out: Path) -> float:
+    """Run a command to its end; the seconds it took."""
+    begun = time.monotonic()
+    status = ended(start(case, out))
+    if status:
+        raise AssertionError(f"exit {status}: {out.with_suffix('.said').read_text()}")
+    return time.monotonic() - begun
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Every file below a folder, but those that are only locked."""
+    every = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in sorted(every.items()) if name not in (".lock", "lock")}
+
+
+def sound(case: Case, out: Path, known: list[Shown]) -> bool:
+    """Whether what lies in a folder is a whole result of one of the runs, or refused."""
+    if case.kind is None:
+        return True
+    try:
+        found = case.kind.load(out)
+    except ResultError:
+        return True
+    return any(found.to_frame().equals(whole.to_frame()) and found.provenance == whole.provenance for whole in known)
+
+
+def disturbed(case: Case, folder: Path, kills: int, rng: random.Random, say: Callable[[str], object]) -> list[str]:
+    """Kill a command so many times, in one folder after another, resuming each until it is finished; what went wrong."""
+    folder.mkdir()
+    whole, known = folder / "whole", []
+    if case.before is not None:
+        run(Case(case.script, case.before), folder / "before")
+        shutil.copytree(folder / "before", whole)
+        known += [case.kind.load(whole)] if case.kind else []
+    seconds = run(case, whole)
+    known += [case.kind.load(whole)] if case.kind else []
+    expected, wrong, killed, round = files(whole), [], 0, 0
+    while killed < kills:
+        out = folder / f"out-{round}"
+        if case.before is not None:
+            shutil.copytree(folder / "before", out)
+        status = -1
+        while status:
+            pid = start(case, out)
+            if killed < kills:
+                time.sleep(rng.uniform(0, seconds))
+                os.kill(pid, signal.SIGKILL)
+            status = ended(pid)
+            if status not in (0, -signal.SIGKILL):
+                return [*wrong, f"exit {status}: {out.with_suffix('.said').read_text()}"]
+            killed += status == -signal.SIGKILL
+            if status and not sound(case, out, known):
+                wrong.append(f"after kill {killed}: a result that no run wrote is loaded")
+        found = files(out)
+        differ = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        wrong += [f"{name} is not as an undisturbed run leaves it" for name in differ]
+        round += 1
+    say(f"{killed} kills, {round} runs finished, {len(expected)} files compared in each, {len(wrong)} wrong")
+    return wrong
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=40, help="in all, shared by the cases")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", nargs="*", help="default: all")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rng, wrong = random.Random(given.seed), []
+    with tempfile.TemporaryDirectory() as place:
+        every = cases(Path(place))
+        chosen = given.cases or list(every)
+        for name in chosen:
+            each = -(-given.kills // len(chosen))
+            found = disturbed(
+                every[name], Path(place) / name, each, rng, lambda said, name=name: print(f"{name}: {said}", flush=True)
+            )
+            wrong += [f"{name}: {one}" for one in found]
+    for one in dict.fromkeys(wrong):
+        print(one, file=sys.stderr)
+    raise SystemExit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
