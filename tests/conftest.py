@@ -44,7 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("MECHDIAG_UNLOCKED"):
         for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
             config.addinivalue_line("filterwarnings", f"default::{kind}")
-            config.addinivalue_line("filterwarnings", rf"error::{kind}:(interventions|sae_models|diagnostics|scripts)\b")
+            config.addinivalue_line(
+                "filterwarnings", rf"error::{kind}:(interventions|sae_models|diagnostics|scripts)\b"
+            )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
