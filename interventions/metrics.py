@@ -101,7 +101,7 @@ class Comparison:
         middle = torch.log((both * 0.5).clamp_(min=torch.finfo(both.dtype).tiny)).sub_(log_p)
         full = torch.where(both == 0, 0.0, w * q - middle * both)
         series = p * w * w * (0.25 + w * (0.125 + w / 32))
-        return 0.5 * torch.where(w.abs() < 0.05, series, full).sum(-1)
+        return 0.5 * torch.where(w.abs() < 0.05, series, full).sum(-1).clamp_min_(0)  # what rounding leaves below 0
 
     @cached_property
     def top1_changed(self) -> Bool[Tensor, "row"]:

@@ -1,5 +1,6 @@
 """What every test shares: shapes and types checked at run time, and a device to run on."""
 
+import os
 import signal
 
 import beartype  # noqa: F401  (before nnsight, which patches types in a way that beartype cannot be imported after)
@@ -36,6 +37,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Timing decides no test, and a test that passed once passes again.
 hypothesis.settings.register_profile("mechdiag", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("mechdiag")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the lock a third party's deprecation is shown; it is an error only where one of our own lines causes it."""
+    if os.environ.get("MECHDIAG_UNLOCKED"):
+        for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
+            config.addinivalue_line("filterwarnings", f"default::{kind}")
+            config.addinivalue_line(
+                "filterwarnings", rf"error::{kind}:(interventions|sae_models|diagnostics|scripts)\b"
+            )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
