@@ -10,6 +10,7 @@ import tyro
 from diagnostics.command import Resumable
 from diagnostics.results import claim_folder
 from interventions.errors import MechdiagError, SiteError
+from interventions.inputs import check_prompts
 from interventions.loading import DEFAULT_MODEL, load_model, resolve_device, resolve_dtype
 from interventions.models import CausalModel
 from interventions.rows import Horizon
@@ -60,8 +61,8 @@ class TextInputs:
         return load_texts(name)
 
     def tokenized(self, texts: Texts, model: CausalModel, seed: int) -> Prompts:
-        """Prompts drawn from a text by seed, as token ids. Raises `TextError`."""
-        return tokenize(
+        """Prompts drawn from a text by seed, as token ids that the model can read. Raises `TextError`."""
+        prompts = tokenize(
             texts,
             model.tokenizer,
             max_length=self.max_length,
@@ -69,6 +70,8 @@ class TextInputs:
             chat_template=self.chat_template,
             seed=seed,
         )
+        check_prompts(model, prompts.tokens)
+        return prompts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from interventions.anatomy import at_site, check_site
 from interventions.errors import HookError, MechdiagError, SiteError, TextError
+from interventions.inputs import check_prompts
 from interventions.models import CausalModel, wrap
 from interventions.sites import Site
 from interventions.texts import Prompts, as_prompts
@@ -64,7 +65,7 @@ class ActivationStream(Iterator[Any]):
     def __init__(
         self,
         model: Any,
-        prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
+        prompts: Any,
         sites: Sequence[Site],
         batch_tokens: int = 2048,
         buffer_tokens: int = 131_072,
@@ -76,7 +77,7 @@ class ActivationStream(Iterator[Any]):
         skip_first: int = 0,
         with_index: bool = False,
     ):
-        """model: anything that `wrap` takes. prompts: `Prompts`, whose special tokens are left out, texts or token ids.
+        """model: anything that `wrap` takes. prompts: `Prompts`, whose special tokens are left out, or what `as_prompts` takes.
 
         epochs: how often the text is gone through; None: without end, for a consumer that stops by itself.
         sink_filter: a token is dropped at all sites when ‖x‖ > sink_filter × median ‖x‖ at any of them (L2); a site's
@@ -242,10 +243,8 @@ class ActivationStream(Iterator[Any]):
             raise MechdiagError(f"unknown autocast {autocast!r}; known: {', '.join(AUTOCASTS)}")
 
     def _check_text(self) -> None:
-        text, n_embed = self._text, self.model.hf.get_input_embeddings().weight.shape[0]
-        outside = text.ids[(text.ids < 0) | (text.ids >= n_embed)]
-        if len(outside):
-            raise TextError(f"token id {int(outside[0])} is outside the vocabulary of {n_embed}")
+        text = self._text
+        check_prompts(self.model, self.prompts.tokens)
         if self.max_batches == 0 or not bool(self._text.n_candidates.any()):
             raise TextError(
                 f"{int(text.n_candidates.sum())} tokens in {len(text.length)} prompts ({int(text.n_special.sum())} special "

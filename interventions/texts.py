@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from interventions.corpora import LICENCES, SOURCES, paragraphs
 from interventions.errors import TextError
+from interventions.inputs import encode, read_prompts
 
 
 @dataclass(frozen=True)
@@ -215,28 +216,17 @@ def _prompts(
     return Prompts(tokens, special, texts, dropped, {"name": "given", **origin, "tokens_sha256": digest})
 
 
-def as_prompts(
-    prompts: Prompts | Sequence[Sequence[int]] | Sequence[str], tokenizer: PreTrainedTokenizerBase | None
-) -> Prompts:
+def as_prompts(prompts: Any, tokenizer: PreTrainedTokenizerBase | None) -> Prompts:
     """`Prompts` as they are; texts through the tokenizer, uncut and in order; token ids as given, special ones marked.
 
-    Raises `TextError` for no prompts, an empty one, or texts without a tokenizer.
+    Token ids in every form that `read_prompts` takes: lists, arrays, a tokenizer's output with its mask, which is honoured.
+    Raises `TextError` for no prompts, an empty one, texts without a tokenizer, and what is no list of prompts.
     """
     if isinstance(prompts, Prompts):
         return prompts
-    if isinstance(prompts, str) or not len(prompts):
-        raise TextError(
-            f"prompts are {type(prompts).__name__} of length {len(prompts)}; expected a list of texts or of token ids"
-        )
-    texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
-    if any(isinstance(prompt, str) for prompt in prompts):
-        if tokenizer is None:
-            raise TextError("texts were given, but the model has no tokenizer; give token ids")
-        tokens = [_plain(text, tokenizer)[0] for text in texts]
-    else:
-        tokens = [[int(token) for token in prompt] for prompt in prompts]
-    if not all(tokens):
-        raise TextError(f"prompt {[len(t) for t in tokens].index(0)} has no tokens; leave empty prompts out")
+    if isinstance(prompts, Texts):
+        raise TextError("these are paragraphs; tokenize(texts, tokenizer, max_length=…) makes prompts of them")
+    tokens, texts = read_prompts(prompts, tokenizer)
     reserved = set() if tokenizer is None else set(tokenizer.all_special_ids)
     special = [[token in reserved for token in ids] for ids in tokens]
     return _prompts(tokens, special, texts, {}, {})
@@ -247,7 +237,7 @@ def _rank(seed: int, index: int, text: str) -> bytes:
 
 
 def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    ids = encode(text, tokenizer)
     return ids, [False] * len(ids)
 
 
