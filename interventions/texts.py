@@ -1,8 +1,6 @@
 """Where prompts come from: paragraphs, then tokens."""
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -16,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from interventions.corpora import LICENCES, SOURCES, paragraphs
 from interventions.errors import TextError
 from interventions.inputs import encode, read_prompts
+from interventions.tables import csv_rows, json_rows, read_text
 
 
 @dataclass(frozen=True)
@@ -92,34 +91,14 @@ def _read_file(path: Path) -> Iterator[str]:
         raise TextError(
             f"no file {str(path)!r}; expected 'boolq', 'sotu', a .txt, .jsonl or .csv file, or hf:owner/name"
         )
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    content = read_text(path)
     if path.suffix == ".txt":
         return iter(re.split(r"\n\s*\n", content))
     if path.suffix == ".jsonl":
-        lines = enumerate(content.split("\n"), 1)  # splitlines would also cut at U+2028, which JSON strings may hold
-        return (_json_line(line, f"{path}, line {number}") for number, line in lines if line.strip())
+        return (_field(row, ("text", "passage"), place) for place, row in json_rows(path, content))
     if path.suffix == ".csv":
-        return _csv_rows(path, content)
+        return (_field(row, ("text",), place) for place, row in csv_rows(path, content))
     raise TextError(f"{path} ends in {path.suffix!r}; known: .txt, .jsonl, .csv")
-
-
-def _json_line(line: str, place: str) -> str:
-    try:
-        return _field(json.loads(line), ("text", "passage"), place)
-    except json.JSONDecodeError as error:
-        raise TextError(f"{place}: not JSON ({error.msg}); expected one object a line") from error
-
-
-def _csv_rows(path: Path, content: str) -> Iterator[str]:
-    rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        for row in rows:
-            yield _field(row, ("text",), f"{path}, line {rows.line_num}")
-    except csv.Error as error:
-        raise TextError(f"{path}, line {rows.line_num}: not CSV ({error}); expected a column 'text'") from error
 
 
 def _read_hub(where: str, streaming: bool) -> Iterator[str]:
