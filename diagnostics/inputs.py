@@ -28,6 +28,8 @@ class ModelInputs:
     """of the model: float32, bfloat16 or float16"""
     device: str | None = None
     """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """run code that comes with the model's folder or hub id (never asked for)"""
 
     def check_model(self) -> None:
         """What can be wrong without the model. Raises `ModelError`."""
@@ -36,7 +38,7 @@ class ModelInputs:
 
     def load_model(self) -> CausalModel:
         """The model, with a tokenizer. Raises `MechdiagError`."""
-        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        model = load_model(self.model, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
         if model.tokenizer is None:
             raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
         return model
