@@ -16,10 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from interventions.anatomy import at_site, check_site
 from interventions.errors import HookError, MechdiagError, SiteError, TextError
-from interventions.inputs import check_prompts
 from interventions.models import CausalModel, wrap
 from interventions.sites import Site
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts, prompts_for
 
 AUTOCASTS = ("auto", "bfloat16", "none")
 """`bfloat16`: the blocks' matrix products run in it; `none`: all in the model's own dtype; `auto`: `bfloat16` where the
@@ -87,7 +86,7 @@ class ActivationStream(Iterator[Any]):
         faster, else 16,384. skip_first: leaves out so many first tokens of each prompt.
         """
         self.model: CausalModel = wrap(model)
-        self.prompts = as_prompts(prompts, self.model.tokenizer)
+        self.prompts = prompts_for(self.model, prompts)
         self.sites = tuple(dict.fromkeys(sites))
         self.batch_tokens, self.buffer_tokens = batch_tokens, buffer_tokens
         if batch_prompts_tokens is None:
@@ -244,7 +243,6 @@ class ActivationStream(Iterator[Any]):
 
     def _check_text(self) -> None:
         text = self._text
-        check_prompts(self.model, self.prompts.tokens)
         if self.max_batches == 0 or not bool(self._text.n_candidates.any()):
             raise TextError(
                 f"{int(text.n_candidates.sum())} tokens in {len(text.length)} prompts ({int(text.n_special.sum())} special "

@@ -35,7 +35,7 @@ def read_model(where: str, dtype: torch.dtype, trust_remote_code: bool = False) 
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
         soft_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         with _without_report():
-            hf, loaded = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 config=config,
                 dtype=dtype,
@@ -46,6 +46,7 @@ def read_model(where: str, dtype: torch.dtype, trust_remote_code: bool = False) 
             )
     except Exception as error:  # whatever a file, a library or the network does
         raise _refusal(where, error) from error
+    hf, loaded = found
     _check_shapes(where, loaded["mismatched_keys"])
     _check_missing(where, hf, loaded["missing_keys"])
     _check_unexpected(where, hf, loaded["unexpected_keys"])

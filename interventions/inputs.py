@@ -157,8 +157,8 @@ def check_prompts(model: CausalModel, prompts: Sequence[Sequence[int]]) -> None:
             raise TextError(
                 f"token id {outside} is outside the vocabulary of {n_embed}, in prompt {i}; was it another tokenizer's?"
             )
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    n = len(prompts[longest])
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]), default=0)
+    n = max(map(len, prompts), default=0)
     table, stated = _table(model), _stated(model)
     if table is not None and n > table:
         raise TextError(

@@ -69,7 +69,7 @@ def load_model(
     elif not str(name).strip() or (not os.path.exists(where) and str(name).startswith((".", "/", "~"))):
         raise ModelError(f"no model {str(name)!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id")
     with _without_bar() if note else nullcontext():  # two seconds from the cache need no bar
-        hf = read_model(where, dtype, trust_remote_code)
+        hf: Any = read_model(where, dtype, trust_remote_code)
     tokenizer = read_tokenizer(where, trust_remote_code)
     n_embed = hf.get_input_embeddings().weight.shape[0]
     if tokenizer is not None and len(tokenizer) > n_embed:

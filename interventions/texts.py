@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from interventions.corpora import LICENCES, SOURCES, paragraphs
 from interventions.errors import TextError
-from interventions.inputs import encode, read_prompts
+from interventions.inputs import check_prompts, encode, read_prompts
+from interventions.models import CausalModel
 from interventions.tables import csv_rows, json_rows, read_text
 
 
@@ -209,6 +210,13 @@ def as_prompts(prompts: Any, tokenizer: PreTrainedTokenizerBase | None) -> Promp
     reserved = set() if tokenizer is None else set(tokenizer.all_special_ids)
     special = [[token in reserved for token in ids] for ids in tokens]
     return _prompts(tokens, special, texts, {}, {})
+
+
+def prompts_for(model: CausalModel, prompts: Any) -> Prompts:
+    """`as_prompts` with the model's tokenizer, if the model can read them. Raises and warns as `check_prompts` does too."""
+    found = as_prompts(prompts, model.tokenizer)
+    check_prompts(model, found.tokens)
+    return found
 
 
 def _rank(seed: int, index: int, text: str) -> bytes:
