@@ -25,7 +25,7 @@ from diagnostics.units import run_units
 from interventions.errors import ResultError
 from interventions.models import wrap
 from interventions.sites import Site
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts, prompts_for
 
 _SAME = ("model", "weights_sha256", "dtype", "sink_filter", "path_share", "steps", "samples", "placebo_share", "seed")
 
@@ -177,7 +177,7 @@ def causal_atlas(
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve.
     """
     model = wrap(model)
-    prompts = as_prompts(prompts, model.tokenizer)
+    prompts = prompts_for(model, prompts)
     if not 0 <= path_share <= 1 or not 0 <= placebo_share <= 1 or steps < 1 or samples < 1:
         raise ResultError(
             f"path_share {path_share}, placebo_share {placebo_share}, steps {steps}, samples {samples}; expected shares from 0 to "

@@ -25,7 +25,7 @@ from diagnostics.results import model_provenance
 from diagnostics.sampling import hash_keys
 from interventions.errors import ResultError
 from interventions.models import wrap
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts, prompts_for
 
 BINS = 32
 
@@ -80,7 +80,7 @@ def latent_cards(
     compared = probes_of(others, model, None) if others else []
     if name in (others or {}):
         raise ResultError(f"two SAEs are called {name!r}; give the one that is compared another name")
-    corpus = LatentCorpus(model, probe, as_prompts(prompts, model.tokenizer), sink_filter, seed)
+    corpus = LatentCorpus(model, probe, prompts_for(model, prompts), sink_filter, seed)
     rows = None if atlas is None else atlas_rows(atlas, corpus)
     wanted = chosen(latents, corpus, rows)
     with followed(progress, "cards", "latent") as told:

@@ -32,7 +32,7 @@ HEADINGS = {
         "chat_template",
     ],
     "site": ("layer", "layers", "sites", "context", "horizon", "sink_filter", "skip_first"),
-    "model": ("model", "dtype", "device"),
+    "model": ("model", "dtype", "device", "trust_remote_code"),
     "control": ("null_model", "null_seeds"),
     "run": ("seed", "path", "batch_rows", "batch_tokens"),
     "output": ("out", "overwrite", "no_lock", "json", "quiet"),

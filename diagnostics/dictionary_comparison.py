@@ -29,7 +29,7 @@ from diagnostics.stored import Stored
 from diagnostics.units import Done, Unit, Units
 from interventions.errors import ResultError
 from interventions.models import CausalModel, wrap
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts, prompts_for
 from sae_models.sae import SAE
 
 TABLES = ("partners", "duplicates", "ablations")
@@ -191,7 +191,7 @@ def compare_dictionaries(
         raise ResultError(
             f"SAEs of {', '.join(sorted(sites))}; dictionaries are compared at one site: give those of one"
         )
-    prompts = as_prompts(prompts, model.tokenizer)
+    prompts = prompts_for(model, prompts)
     skipped = plan.skip_first if plan.sink_filter else None
     texts = {name: LabelledTexts.of(name, some, model.tokenizer, skipped) for name, some in (labelled or {}).items()}
     own = {

@@ -10,6 +10,7 @@ import tyro
 from diagnostics.command import Resumable
 from diagnostics.results import claim_run
 from interventions.errors import MechdiagError, SiteError
+from interventions.inputs import check_prompts
 from interventions.loading import DEFAULT_MODEL, load_model, resolve_device, resolve_dtype
 from interventions.models import CausalModel
 from interventions.rows import Horizon
@@ -27,6 +28,8 @@ class ModelInputs:
     """of the model: float32, bfloat16 or float16"""
     device: str | None = None
     """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """run code that comes with the model's folder or hub id (never asked for)"""
 
     def check_model(self) -> None:
         """What can be wrong without the model. Raises `ModelError`."""
@@ -35,7 +38,7 @@ class ModelInputs:
 
     def load_model(self) -> CausalModel:
         """The model, with a tokenizer. Raises `MechdiagError`."""
-        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        model = load_model(self.model, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
         if model.tokenizer is None:
             raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
         return model
@@ -60,8 +63,8 @@ class TextInputs:
         return load_texts(name)
 
     def tokenized(self, texts: Texts, model: CausalModel, seed: int) -> Prompts:
-        """Prompts drawn from a text by seed, as token ids. Raises `TextError`."""
-        return tokenize(
+        """Prompts drawn from a text by seed, as token ids that the model can read. Raises `TextError`."""
+        prompts = tokenize(
             texts,
             model.tokenizer,
             max_length=self.max_length,
@@ -69,6 +72,8 @@ class TextInputs:
             chat_template=self.chat_template,
             seed=seed,
         )
+        check_prompts(model, prompts.tokens)
+        return prompts
 
 
 @dataclass(frozen=True, kw_only=True)

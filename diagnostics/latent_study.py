@@ -29,7 +29,7 @@ from diagnostics.study import SHARD, Clean, Settings
 from diagnostics.units import Done, Tick, Unit, Units, narrowed
 from interventions.errors import ResultError
 from interventions.models import CausalModel, wrap
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts, prompts_for
 
 R = TypeVar("R", bound=LatentResult)
 
@@ -104,7 +104,7 @@ def run_latent_study(
     in a column of `finite` are dropped and counted. Raises `ResultError` when no line is left, and what `probes_of` raises.
     """
     model = wrap(model)
-    prompts = as_prompts(prompts, model.tokenizer)
+    prompts = prompts_for(model, prompts)
     probes = probes_of(saes, model, None)
     _check_exist(own.get("latents"), probes)
     sites = tuple(dict.fromkeys(probe.site for probe in probes))

@@ -15,6 +15,7 @@ from diagnostics.sampling import TokenFilter
 from interventions.activations import run_to_sites
 from interventions.anatomy import check_site
 from interventions.errors import ResultError, TextError
+from interventions.inputs import check_prompts
 from interventions.labelled import Labelled
 from interventions.models import CausalModel, wrap
 from interventions.sites import Site
@@ -140,6 +141,7 @@ def labelled_prompts(
     if model.tokenizer is None:
         raise TextError(f"model {model.name!r} has no tokenizer, so it cannot read texts; give one with a tokenizer")
     prompts = tokenize(labelled.texts, model.tokenizer, max_length=max_length, seed=seed)
+    check_prompts(model, prompts.tokens)
     place = {text: i for i, text in enumerate(labelled.texts)}
     where = [place[text] for text in prompts.texts]
     return prompts, [labelled.labels[i] for i in where], [labelled.groups[i] for i in where]

@@ -24,7 +24,7 @@ from interventions.errors import ResultError
 from interventions.models import wrap
 from interventions.recording import record
 from interventions.sites import Site
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts, prompts_for
 from sae_models.live import Wrapped, as_sae
 from sae_models.sae import SAE
 from sae_models.scores import Cosine
@@ -255,7 +255,7 @@ def evaluate_saes(
     model = wrap(model)
     named = _named(saes)
     sites = {name: sae_site(sae, model) for name, sae in named.items()}
-    texts = {name: as_prompts(some, model.tokenizer) for name, some in _corpora(prompts).items()}
+    texts = {name: prompts_for(model, some) for name, some in _corpora(prompts).items()}
     if (sink_filter or 0) < 0 or (splice_prompts is not None and splice_prompts < 1):
         raise ResultError(
             f"sink filter {sink_filter}, {splice_prompts} spliced prompts; expected 0 or more, and 1 or more"
@@ -321,7 +321,8 @@ def _named(saes: Mapping[str, Any] | Sequence[Any]) -> dict[str, SAE]:
 
 def _corpora(prompts: Any) -> dict[str, Any]:
     """Prompts by the name of their corpus."""
-    found = prompts if isinstance(prompts, Mapping) else {"given": prompts}
+    named = isinstance(prompts, Mapping) and "input_ids" not in prompts  # else a tokenizer's output
+    found = prompts if named else {"given": prompts}
     if isinstance(prompts, Prompts):
         found = {str(prompts.provenance.get("name", "given")): prompts}
     if not found:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from interventions import CausalModel, EditError, MechdiagError, Recording, ReplayError, Site, SiteError, wrap
 from interventions.anatomy import at_site, check_site
+from interventions.cache import cache_folder
 from interventions.errors import is_out_of_memory
 from interventions.hooks import Edit, hooked_logits
-from interventions.loading import COUNTERPART, DEFAULT_MODEL, cache_folder
+from interventions.loading import COUNTERPART, DEFAULT_MODEL
 from interventions.metrics import CleanSide, Comparison
 from interventions.replay import entering_at, unembed
 from interventions.sites import POINTS

@@ -30,7 +30,7 @@ from interventions.models import CausalModel, wrap
 from interventions.recording import Recording, record
 from interventions.rows import Horizon, Reference
 from interventions.sites import Site
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts, prompts_for
 
 CONTEXTS = ("in_place", "single_token")
 """`in_place`: the token's own prompt and position. `single_token`: the vector as the only token, id 0, as in the paper."""
@@ -286,7 +286,7 @@ def run_study(
     folder: where finished units are kept (see `units.Units`); None: in memory. progress: called with (rows done, all).
     """
     model = wrap(model)
-    prompts = as_prompts(prompts, model.tokenizer)
+    prompts = prompts_for(model, prompts)
     settings.check(model)
     identity = {
         "diagnostic": name,

@@ -13,8 +13,9 @@ import torch
 from diagnostics.held_out import split
 from diagnostics.progress import Progressing
 from diagnostics.sae_training import Wanted, train_saes
+from interventions.cache import cache_folder
 from interventions.errors import MechdiagError
-from interventions.loading import DEFAULT_MODEL, cache_folder, load_model
+from interventions.loading import DEFAULT_MODEL, load_model
 from interventions.sites import Site
 from interventions.texts import load_texts, tokenize
 from sae_models.architectures import named

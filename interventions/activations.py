@@ -20,7 +20,7 @@ from interventions.exclusive import exclusive
 from interventions.models import CausalModel, wrap
 from interventions.rotary import forget_longer_passes
 from interventions.sites import Site
-from interventions.texts import Prompts, as_prompts
+from interventions.texts import Prompts, prompts_for
 
 AUTOCASTS = ("auto", "bfloat16", "none")
 """`bfloat16`: the blocks' matrix products run in it; `none`: all in the model's own dtype; `auto`: `bfloat16` where the
@@ -66,7 +66,7 @@ class ActivationStream(Iterator[Any]):
     def __init__(
         self,
         model: Any,
-        prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
+        prompts: Any,
         sites: Sequence[Site],
         batch_tokens: int = 2048,
         buffer_tokens: int = 131_072,
@@ -78,7 +78,7 @@ class ActivationStream(Iterator[Any]):
         skip_first: int = 0,
         with_index: bool = False,
     ):
-        """model: anything that `wrap` takes. prompts: `Prompts`, whose special tokens are left out, texts or token ids.
+        """model: anything that `wrap` takes. prompts: `Prompts`, whose special tokens are left out, or what `as_prompts` takes.
 
         epochs: how often the text is gone through; None: without end, for a consumer that stops by itself.
         sink_filter: a token is dropped at all sites when ‖x‖ > sink_filter × median ‖x‖ at any of them (L2); a site's
@@ -88,7 +88,7 @@ class ActivationStream(Iterator[Any]):
         faster, else 16,384. skip_first: leaves out so many first tokens of each prompt.
         """
         self.model: CausalModel = wrap(model)
-        self.prompts = as_prompts(prompts, self.model.tokenizer)
+        self.prompts = prompts_for(self.model, prompts)
         self.sites = tuple(dict.fromkeys(sites))
         self.batch_tokens, self.buffer_tokens = batch_tokens, buffer_tokens
         if batch_prompts_tokens is None:
@@ -244,10 +244,7 @@ class ActivationStream(Iterator[Any]):
             raise MechdiagError(f"unknown autocast {autocast!r}; known: {', '.join(AUTOCASTS)}")
 
     def _check_text(self) -> None:
-        text, n_embed = self._text, self.model.hf.get_input_embeddings().weight.shape[0]
-        outside = text.ids[(text.ids < 0) | (text.ids >= n_embed)]
-        if len(outside):
-            raise TextError(f"token id {int(outside[0])} is outside the vocabulary of {n_embed}")
+        text = self._text
         if self.max_batches == 0 or not bool(self._text.n_candidates.any()):
             raise TextError(
                 f"{int(text.n_candidates.sum())} tokens in {len(text.length)} prompts ({int(text.n_special.sum())} special "

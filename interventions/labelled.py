@@ -1,9 +1,6 @@
 """Texts with a label each, for probes: what an activation should tell apart."""
 
-import csv
 import hashlib
-import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +9,7 @@ from typing import Any
 
 from interventions.errors import TextError
 from interventions.labelled_corpora import LABELLED, labelled_rows
+from interventions.tables import csv_rows, json_rows, read_text
 
 ENDINGS = (".csv", ".jsonl")
 MIN_GROUPS = 4
@@ -176,16 +174,12 @@ def _named(where: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def _file_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, str, str | None]]:
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    names = list(fields)
-    for number, (place, row) in enumerate((_csv_rows if path.suffix == ".csv" else _json_rows)(path, content)):
+    names, rows = list(fields), csv_rows if path.suffix == ".csv" else json_rows
+    for number, (place, row) in enumerate(rows(path, read_text(path))):
         if number == 0 and names == ["text", "label"] and isinstance(row, dict) and "group" in row:
             names.append("group")
         text, *others = (row.get(name) if isinstance(row, dict) else None for name in names)
-        if not isinstance(text, str) or not all(isinstance(v, str | int | float) and str(v).strip() for v in others):
+        if not isinstance(text, str) or not all(map(_names_a_class, others)):
             seen = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
             group = "".join(f" and a group {name!r}" for name in names[2:])
             raise TextError(f"{place}: no text {names[0]!r} with a label {names[1]!r}{group}; seen: {seen}")
@@ -193,19 +187,6 @@ def _file_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, str, 
         yield text, label, rest[0] if rest else None
 
 
-def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, Any]]:
-    rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        for row in rows:
-            yield f"{path}, line {rows.line_num}", row
-    except csv.Error as error:
-        raise TextError(f"{path}, line {rows.line_num}: not CSV ({error}); expected a header and rows") from error
-
-
-def _json_rows(path: Path, content: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise TextError(f"{path}, line {number}: not JSON ({error.msg}); expected one object a line") from error
+def _names_a_class(value: Any) -> bool:
+    """Text that is not blank, or a number: not NaN, which stands for a label that is missing."""
+    return isinstance(value, str | int | float) and bool(str(value).strip()) and value == value

@@ -1,6 +1,5 @@
 """The labelled texts that come with packages, read where they lie and never imported."""
 
-import csv
 import importlib.util
 import json
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from interventions.errors import TextError
+from interventions.tables import csv_rows
 
 Rows = Iterator[tuple[str, str, str | None]]
 """(text, label, group): texts of one group resemble each other for another reason than their class; None: the text is alone"""
@@ -76,9 +76,9 @@ def _toxicity(folder: Path, dropped: Counter[str]) -> Rows:
 
 
 def _sentiment(folder: Path, dropped: Counter[str]) -> Rows:
-    with (folder / "data/imdb/sample.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            yield row["text"].replace("<br />", " "), {"0": "negative", "1": "positive"}[row["label"]], None
+    path = folder / "data/imdb/sample.csv"
+    for _, row in csv_rows(path, path.read_text(encoding="utf-8")):
+        yield row["text"].replace("<br />", " "), {"0": "negative", "1": "positive"}[row["label"]], None
 
 
 def _language(folder: Path, dropped: Counter[str]) -> Rows:

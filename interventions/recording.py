@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from interventions.anatomy import at_site, check_site
 from interventions.compat import cache_name, cache_understood
-from interventions.errors import MechdiagError, ModelError, SiteError, TextError, is_out_of_memory, one_line
+from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
 from interventions.exclusive import exclusive
 from interventions.fingerprint import Fingerprint, fingerprint, own_code
+from interventions.inputs import check_prompts, read_prompts
 from interventions.models import CausalModel, wrap
 from interventions.rotary import depends_on_length, forget_longer_passes
 from interventions.sites import Site
@@ -105,35 +107,30 @@ class Recording:
 
 def record(
     model: Any,
-    tokens: Prompts | Sequence[Sequence[int]] | Int[Tensor, "prompt pos"],
+    tokens: Any,
     sites: Sequence[Site] = (),
     *,
-    attention_mask: Int[Tensor, "prompt pos"] | None = None,
+    attention_mask: Any = None,
     keep_cache: bool = True,
     batch_prompts: int = 16,
 ) -> Recording:
     """One clean pass over the prompts, without forming logits.
 
-    tokens: `Prompts`, lists of token ids of any lengths, or a tensor with its attention mask, padded on either side (padding is
-    taken off: positions count from a prompt's own first token). sites: where to keep activations. `keep_cache=False`
-    leaves out keys and values (no replay then). Memory: keys and values take 2 · blocks · kv_heads · d_head numbers a token.
-    Raises `SiteError` for a site the model does not have, `TextError` for an empty prompt or ids outside the vocabulary.
+    tokens: `Prompts`, texts, lists or arrays of token ids, or a tokenizer's output; attention_mask: ones for tokens, zeros for
+    padding on either side, which is taken off: positions count from a prompt's own first token (see `read_prompts`).
+    sites: where to keep activations. `keep_cache=False` leaves out keys and values (no replay then).
+    Memory: keys and values take 2 · blocks · kv_heads · d_head numbers a token.
+    Raises `SiteError` for a site the model does not have; `TextError` for what is no list of prompts, an empty prompt, ids
+    outside the vocabulary and more tokens than the model has positions. Warns as `check_prompts` does.
     """
     model = wrap(model)
     for site in sites:
         check_site(model, site)
     kept = tuple(dict.fromkeys([*sites, *(site.entry for site in sites), Site(model.n_layers - 1)]))
-    prompts = _unpadded(tokens.tokens if isinstance(tokens, Prompts) else tokens, attention_mask)
+    prompts, _ = read_prompts(tokens.tokens if isinstance(tokens, Prompts) else tokens, model.tokenizer, attention_mask)
+    check_prompts(model, prompts)
     length = torch.tensor([len(p) for p in prompts])
-    ids = torch.zeros(len(prompts), int(length.max()), dtype=torch.long)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    n_embed = model.hf.get_input_embeddings().weight.shape[0]
-    if int(ids.min()) < 0 or int(ids.max()) >= n_embed:
-        raise TextError(
-            f"token id {int(ids.min()) if int(ids.min()) < 0 else int(ids.max())} is outside the vocabulary of {n_embed}"
-        )
-    ids = ids.to(model.device)
+    ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(model.device)
     recording = Recording(model, ids, length, {}, torch.empty(*ids.shape, 0, device=ids.device), None, None)
     recording.own_code = tuple(own_code(model.hf))
     before = fingerprint(model.hf)
@@ -170,22 +167,6 @@ def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_pr
                 recording.keys = recording.values = None
                 recording.why_no_keys = f"its forward pass does not take an ordinary cache ({one_line(error)})"
         _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, False))
-
-
-def _unpadded(tokens: Any, attention_mask: Tensor | None) -> list[Tensor]:
-    if isinstance(tokens, Tensor) and attention_mask is not None:
-        mask = attention_mask.bool()
-        if mask.shape != tokens.shape or bool(((mask[:, 1:] != mask[:, :-1]).sum(1) > 1).any()):
-            raise TextError(
-                f"attention mask of shape {tuple(mask.shape)} for tokens {tuple(tokens.shape)}; "
-                "expected the same shape, and each prompt's tokens side by side, padded on one side"
-            )
-        prompts = [row[keep].cpu() for row, keep in zip(tokens, mask, strict=True)]
-    else:
-        prompts = [torch.as_tensor(prompt, dtype=torch.long).cpu() for prompt in tokens]
-    if not prompts or any(p.ndim != 1 or len(p) == 0 for p in prompts):
-        raise TextError(f"{len(prompts)} prompts, some of them empty; expected token ids, at least one a prompt")
-    return prompts
 
 
 @torch.no_grad()

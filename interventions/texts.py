@@ -1,8 +1,6 @@
 """Where prompts come from: paragraphs, then tokens."""
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -15,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from interventions.corpora import LICENCES, SOURCES, paragraphs
 from interventions.errors import TextError
+from interventions.inputs import check_prompts, encode, read_prompts
+from interventions.models import CausalModel
+from interventions.tables import csv_rows, json_rows, read_text
 
 
 @dataclass(frozen=True)
@@ -91,34 +92,14 @@ def _read_file(path: Path) -> Iterator[str]:
         raise TextError(
             f"no file {str(path)!r}; expected 'boolq', 'sotu', a .txt, .jsonl or .csv file, or hf:owner/name"
         )
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    content = read_text(path)
     if path.suffix == ".txt":
         return iter(re.split(r"\n\s*\n", content))
     if path.suffix == ".jsonl":
-        lines = enumerate(content.split("\n"), 1)  # splitlines would also cut at U+2028, which JSON strings may hold
-        return (_json_line(line, f"{path}, line {number}") for number, line in lines if line.strip())
+        return (_field(row, ("text", "passage"), place) for place, row in json_rows(path, content))
     if path.suffix == ".csv":
-        return _csv_rows(path, content)
+        return (_field(row, ("text",), place) for place, row in csv_rows(path, content))
     raise TextError(f"{path} ends in {path.suffix!r}; known: .txt, .jsonl, .csv")
-
-
-def _json_line(line: str, place: str) -> str:
-    try:
-        return _field(json.loads(line), ("text", "passage"), place)
-    except json.JSONDecodeError as error:
-        raise TextError(f"{place}: not JSON ({error.msg}); expected one object a line") from error
-
-
-def _csv_rows(path: Path, content: str) -> Iterator[str]:
-    rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        for row in rows:
-            yield _field(row, ("text",), f"{path}, line {rows.line_num}")
-    except csv.Error as error:
-        raise TextError(f"{path}, line {rows.line_num}: not CSV ({error}); expected a column 'text'") from error
 
 
 def _read_hub(where: str, streaming: bool) -> Iterator[str]:
@@ -215,31 +196,27 @@ def _prompts(
     return Prompts(tokens, special, texts, dropped, {"name": "given", **origin, "tokens_sha256": digest})
 
 
-def as_prompts(
-    prompts: Prompts | Sequence[Sequence[int]] | Sequence[str], tokenizer: PreTrainedTokenizerBase | None
-) -> Prompts:
+def as_prompts(prompts: Any, tokenizer: PreTrainedTokenizerBase | None) -> Prompts:
     """`Prompts` as they are; texts through the tokenizer, uncut and in order; token ids as given, special ones marked.
 
-    Raises `TextError` for no prompts, an empty one, or texts without a tokenizer.
+    Token ids in every form that `read_prompts` takes: lists, arrays, a tokenizer's output with its mask, which is honoured.
+    Raises `TextError` for no prompts, an empty one, texts without a tokenizer, and what is no list of prompts.
     """
     if isinstance(prompts, Prompts):
         return prompts
-    if isinstance(prompts, str) or not len(prompts):
-        raise TextError(
-            f"prompts are {type(prompts).__name__} of length {len(prompts)}; expected a list of texts or of token ids"
-        )
-    texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
-    if any(isinstance(prompt, str) for prompt in prompts):
-        if tokenizer is None:
-            raise TextError("texts were given, but the model has no tokenizer; give token ids")
-        tokens = [_plain(text, tokenizer)[0] for text in texts]
-    else:
-        tokens = [[int(token) for token in prompt] for prompt in prompts]
-    if not all(tokens):
-        raise TextError(f"prompt {[len(t) for t in tokens].index(0)} has no tokens; leave empty prompts out")
+    if isinstance(prompts, Texts):
+        raise TextError("these are paragraphs; tokenize(texts, tokenizer, max_length=…) makes prompts of them")
+    tokens, texts = read_prompts(prompts, tokenizer)
     reserved = set() if tokenizer is None else set(tokenizer.all_special_ids)
     special = [[token in reserved for token in ids] for ids in tokens]
     return _prompts(tokens, special, texts, {}, {})
+
+
+def prompts_for(model: CausalModel, prompts: Any) -> Prompts:
+    """`as_prompts` with the model's tokenizer, if the model can read them. Raises and warns as `check_prompts` does too."""
+    found = as_prompts(prompts, model.tokenizer)
+    check_prompts(model, found.tokens)
+    return found
 
 
 def _rank(seed: int, index: int, text: str) -> bytes:
@@ -247,7 +224,7 @@ def _rank(seed: int, index: int, text: str) -> bytes:
 
 
 def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    ids = encode(text, tokenizer)
     return ids, [False] * len(ids)
 
 

@@ -71,6 +71,20 @@ def some(frame: pd.DataFrame, **values) -> pd.DataFrame:
     return frame
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_tokenizers_output_is_its_texts(side):
+    """Padding is taken off by the mask; `input_ids` and `attention_mask` are no texts."""
+    words, texts = tokenizer(), [" ".join(f"w{i}" for i in ids) for ids in PROMPTS[:8]]
+    model = wrap(fresh("llama"), words)
+    settings = {"layers": (1,), "pairs": 6}
+    tokens = [words(text)["input_ids"] for text in texts]
+    expected = direction_norm(model, tokens, **settings)
+    for given in (texts, words(texts), words(texts, padding=True, padding_side=side, return_tensors="pt")):
+        found = direction_norm(model, given, **settings)
+        assert [list(ids) for ids in found.tokens] == tokens
+        pd.testing.assert_frame_equal(found.frame, expected.frame)
+
+
 # The table
 
 

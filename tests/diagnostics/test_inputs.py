@@ -190,7 +190,7 @@ def test_model_and_prompts_are_those_asked_for(text, tmp_path):
     path, asked = text
     settings = {"prompts": path, "model": "mine", "dtype": "bfloat16", "device": "cpu"}
     model, prompts = Settings(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
-    assert asked == [("mine", {"dtype": "bfloat16", "device": "cpu"})]
+    assert asked == [("mine", {"dtype": "bfloat16", "device": "cpu", "trust_remote_code": False})]
     assert model.name == "mine"
     assert [len(ids) for ids in prompts.tokens] == [7] * 5
     assert (prompts.provenance["max_length"], prompts.provenance["name"]) == (7, "text.txt")

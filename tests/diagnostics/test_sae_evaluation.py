@@ -479,6 +479,13 @@ def test_prompts_may_be_lists_of_token_ids_and_have_no_mark_of_special_tokens():
 # Alignment
 
 
+def test_a_tokenizers_output_is_one_corpus():
+    from diagnostics.sae_evaluation import _corpora
+
+    given = {"input_ids": [[1, 2]], "attention_mask": [[1, 1]]}
+    assert _corpora(given) == {"given": given} and _corpora({"a": given}) == {"a": given}
+
+
 def test_bimodality_of_known_distributions():
     n = 200_001
     even = (np.arange(n) + 0.5) / n

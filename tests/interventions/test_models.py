@@ -9,7 +9,8 @@ import transformers
 
 from interventions import ModelError, Site, SiteError, intervened_logits, load_model, measure, record, wrap
 from interventions.anatomy import check_site
-from interventions.loading import cache_folder, layernorm_counterpart, resolve_device, resolve_dtype, untrained
+from interventions.cache import cache_folder
+from interventions.loading import layernorm_counterpart, resolve_device, resolve_dtype, untrained
 from interventions.replay import unembed
 from interventions.texts import load_texts, tokenize
 from tests import tiny
@@ -364,7 +365,7 @@ def test_the_packaged_model(packaged):
 
 @pytest.mark.model
 def test_a_cache_that_holds_the_model_is_not_written_again(packaged, monkeypatch):
-    from interventions import loading as models
+    from interventions import packaged as models
 
     folder = models.packaged_model_folder()
     before = os.stat(folder / "config.json").st_mtime_ns
