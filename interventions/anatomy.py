@@ -113,11 +113,11 @@ def at_site(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | Non
 
 
 def _value_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def _with_value(output: Any, new: Tensor) -> Any:
-    return (new, *output[1:]) if isinstance(output, tuple) else new
+    return type(output)((new, *output[1:])) if isinstance(output, (tuple, list)) else new
 
 
 @contextmanager
