@@ -105,7 +105,7 @@ def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
     return tuple(torch.tensor([ids], device=model.device) for ids in (first, first[:_KEPT] + other))
 
 
-def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[Tensor], list[Tensor], Any]:
+def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[Any], list[Any], Any]:
     """What entered and left each block, in the order in which they ran, and what the module gave."""
     ran: list[int] = []
     entered: list[Any] = []

@@ -12,6 +12,8 @@ VOCAB, WIDTH, LAYERS, HEADS, WINDOW, POSITIONS = 97, 32, 4, 4, 8, 64
 
 # The first pattern that fits the whole name of an integer setting decides; none: a number above 64 becomes 32.
 _SIZES = [
+    (r"index_topk", WINDOW),
+    (r"index_n_heads", 16),  # of fewer all may be cut to 0, and the best of equal scores depend on how many there are
     (r".*vocab.*size.*", VOCAB),
     (r".*max_.*position.*|n_positions|n_ctx|max_seq_len|model_max_length|context_length", POSITIONS),
     (r"(num_|n_)?(hidden_|encoder_|decoder_)?(layer|layers|blocks|block)|depth|num_(encoder|decoder)_layers", LAYERS),
@@ -94,7 +96,7 @@ def _number(name: str, value: int) -> int:
         return value if value < VOCAB else 80 + value % 16
     for pattern, size in _SIZES:
         if re.fullmatch(pattern, name):
-            return min(value, size) if value else value
+            return size if size == LAYERS and "layer" in name and value else min(value, size)
     return value if value <= 64 else WIDTH
 
 
@@ -117,7 +119,7 @@ def settings(config: Any) -> dict[str, Any]:
     for name, value in given.items():
         sub = getattr(config, name, None) if isinstance(value, dict) else None
         if hasattr(sub, "to_dict"):
-            found[name] = settings(sub) | ({"model_type": sub.model_type} if sub.model_type else {})
+            found[name] = _own(sub) | settings(sub) | ({"model_type": sub.model_type} if sub.model_type else {})
         elif name not in accepted or isinstance(value, (bool, dict)) or value is None:
             continue
         elif isinstance(value, int):
@@ -140,6 +142,13 @@ def settings(config: Any) -> dict[str, Any]:
             if key in per_layer
         }
     return {name: value for name, value in found.items() if value != given[name]} | _BY_KIND.get(config.model_type, {})
+
+
+def _own(config: Any) -> dict[str, Any]:
+    """What a configuration within another sets, which may differ from the defaults of its class."""
+    simple = (int, float, str, list)
+    accepted = _accepted(type(config))
+    return {name: value for name, value in config.to_dict().items() if name in accepted and isinstance(value, simple)}
 
 
 def shrunk(kind: type, **given: Any) -> Any:
