@@ -69,7 +69,7 @@ def gradients(
     """
     if vectors is None:
         vectors = recording.at(site, prompt, position)
-    vectors = vectors.to(recording.model.device, recording.model.dtype)
+    vectors = vectors.to(recording.model.device, recording.model.stream_dtype)
     rows = check_rows(recording, site, prompt, position, vectors.detach(), horizon)
     if isinstance(objective, TokenMetric):
         objective.check(len(rows))
@@ -187,7 +187,7 @@ def gradients_everywhere(
         objective.check(len(prompt))
     width = int(recording.length.max())
     found = {
-        site: torch.zeros(len(prompt), width, model.d_model, device=model.device, dtype=model.dtype) for site in sites
+        site: torch.zeros(len(prompt), width, model.d_model, device=model.device, dtype=model.stream_dtype) for site in sites
     }
     for start in range(0, len(prompt), batch_rows):
         rows = torch.arange(start, min(start + batch_rows, len(prompt)))
@@ -206,5 +206,5 @@ def gradients_everywhere(
             grads = torch.autograd.grad(value.sum(), [seen[site] for site in sites], allow_unused=True)
         for site, gradient in zip(sites, grads, strict=True):
             if gradient is not None:
-                found[site][rows.to(model.device), :last] = gradient.to(model.dtype)
+                found[site][rows.to(model.device), :last] = gradient.to(model.stream_dtype)
     return found

@@ -24,6 +24,8 @@ class Shapes(NamedTuple):
 
     width: int
     """numbers in the residual stream at a token"""
+    dtype: torch.dtype
+    """of the residual stream; Mamba keeps it in float32 whatever its weights are in"""
     n_logits: int
 
 
@@ -87,7 +89,7 @@ def _look(model: "CausalModel") -> Shapes:
             "attention, quantised activations that share a scale, or a hook that mixes positions); expected a decoder in which "
             "a token sees only those before it"
         )
-    return Shapes(whole[0].shape[2], logits.shape[2])
+    return Shapes(whole[0].shape[2], whole[0].dtype, logits.shape[2])
 
 
 def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:

@@ -93,6 +93,11 @@ class CausalModel:
     def dtype(self) -> torch.dtype:
         return next(self.hf.parameters()).dtype
 
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """What activations at a block are in."""
+        return self.dtype if self.shapes is None else self.shapes.dtype
+
     @cached_property
     def norm_kind(self) -> str:
         """`RMSNorm` or `LayerNorm`: what the blocks read the stream through."""

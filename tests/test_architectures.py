@@ -223,3 +223,18 @@ def test_architectures_that_people_use(name, expected):
 def test_why_architectures_are_refused(name, reason):
     found = outcome(_mapping(name), name)
     assert found.kind == "refused" and reason in found.why
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["Mamba", "Mamba2", "FalconMamba"])
+def test_a_stream_in_float32_beside_weights_in_half_precision(name, dtype):
+    config = getattr(transformers, f"{name}Config")
+    hf = build(config, MAPPINGS["text"][config]).to(dtype)
+    texts, site, row = prompts(), Site(BLOCK), (torch.tensor([0, 1]), torch.tensor([12, 5]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert check(hf).kind == "hooks"
+        recording = record(hf, texts, [site])
+        vectors = recording.at(site, *row)
+        assert vectors.dtype == torch.float32 and recording.model.dtype == dtype
+        assert measure(recording, site, *row, vectors)["kl"].tolist() == [0, 0]
