@@ -93,6 +93,9 @@ def _block_kind(model: CausalModel, layer: int) -> str:
         model.base(input_ids=tokens, use_cache=False)
     if missing := [point for point in _ADDS if point not in seen]:
         return f"the module taken for {missing[0]} was not called"
+    if wide := [point for point in _ADDS if seen[point].shape != seen["resid_pre"].shape]:
+        shapes = [list(seen[point].shape[2:]) for point in (wide[0], "resid_pre")]
+        return f"the module taken for {wide[0]} gives {shapes[0]} numbers a token, the stream has {shapes[1]}"
     terms = [seen[point].to(torch.promote_types(model.dtype, torch.float32)) for point in ("resid_pre", *_ADDS)]
     off = (terms[0] + terms[1] + terms[2] - seen["resid_post"]).abs()
     allowed = 2 * torch.finfo(model.dtype).eps * sum(term.abs() for term in terms)  # twice the two roundings of a sum
@@ -119,11 +122,11 @@ def at_site(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | Non
 
 
 def _value_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def _with_value(output: Any, new: Tensor) -> Any:
-    return (new, *output[1:]) if isinstance(output, tuple) else new
+    return type(output)((new, *output[1:])) if isinstance(output, (tuple, list)) else new
 
 
 @contextmanager
@@ -151,7 +154,8 @@ def _at(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | None]) 
             new = see(value)
             return None if new is None else _with_value(output, new)
         stream = entered[0]
-        added = value.view(stream.shape)  # OPT folds prompts and positions into one axis
+        # OPT folds prompts and positions into one axis; what is of another size is no part of a sum (see `_block_kind`)
+        added = value.view(stream.shape) if value.numel() == stream.numel() else value
         if site.point == "resid_mid":
             new = see(stream + added)
             new = None if new is None else added + (new - (stream + added))

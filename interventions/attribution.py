@@ -70,7 +70,7 @@ def gradients(
     """
     if vectors is None:
         vectors = recording.at(site, prompt, position)
-    vectors = vectors.to(recording.model.device, recording.model.dtype)
+    vectors = vectors.to(recording.model.device, recording.model.stream_dtype)
     with recording.held():
         rows = check_rows(recording, site, prompt, position, vectors.detach(), horizon)
         if isinstance(objective, TokenMetric):
@@ -190,7 +190,7 @@ def gradients_everywhere(
     length = recording.length[prompt]
     found = {
         site: torch.zeros(
-            len(prompt), int(recording.length.max()), model.d_model, device=model.device, dtype=model.dtype
+            len(prompt), int(recording.length.max()), model.d_model, device=model.device, dtype=model.stream_dtype
         )
         for site in sites
     }
@@ -202,7 +202,7 @@ def gradients_everywhere(
                 where = prompt[rows].to(model.device), position[rows].to(model.device)
                 grads = _whole_gradients(recording, sites, where, tokens, rows, objective)
                 for site, gradient in grads.items():
-                    found[site][rows.to(model.device), :tokens] = gradient.to(model.dtype)
+                    found[site][rows.to(model.device), :tokens] = gradient.to(model.stream_dtype)
     return found
 
 

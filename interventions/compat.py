@@ -13,13 +13,14 @@ _CACHE_NAMES = ("cache", "past_key_values")
 
 
 @cache
-def _parameters(kind: type) -> frozenset[str]:
+def forward_parameters(kind: type) -> frozenset[str]:
+    """Names of the arguments of a module class's forward pass."""
     return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def cache_name(module: nn.Module) -> str | None:
     """The argument under which `module.forward` takes keys and values, or None when it takes none."""
-    return next((name for name in _CACHE_NAMES if name in _parameters(type(module))), None)
+    return next((name for name in _CACHE_NAMES if name in forward_parameters(type(module))), None)
 
 
 def _reads_only(function: Any, name: str) -> bool:

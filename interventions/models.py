@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from interventions.blocks import find_blocks
+from interventions.causality import Shapes, check_causal
 from interventions.errors import ModelError
 from interventions.fingerprint import fingerprint
 
@@ -40,6 +42,8 @@ class CausalModel:
     """what a reader of the numbers must know of the weights, e.g. that they are dequantised"""
     counterpart_of: str | None = None
     """`weights_hash` of the model whose weights these are under another norm (see `layernorm_counterpart`), or None"""
+    shapes: Shapes | None = None
+    """what `check_causal` saw of a forward pass; None for a model wrapped inside an nnsight trace, which cannot be asked"""
     replay_attention: str = "grouped"
     """how replayed rows attend (see `replay`): the way that is tried first"""
     certificates: Any = field(default_factory=dict, repr=False)
@@ -55,12 +59,8 @@ class CausalModel:
 
     @cached_property
     def _base_and_blocks(self) -> tuple[nn.Module, list[nn.Module]]:
-        n = self.config.num_hidden_layers
-        for module in self.hf.base_model.modules():
-            for child in module.children():
-                if isinstance(child, nn.ModuleList) and len(child) == n:
-                    return module, list(child)
-        raise ModelError(f"no list of {n} blocks found in {type(self.hf).__name__}; known: decoder-only causal models")
+        """By structure alone; whether these blocks are what a forward pass runs, `check_causal` finds out."""
+        return find_blocks(self.hf, getattr(self.config, "num_hidden_layers", None))
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -78,12 +78,12 @@ class CausalModel:
 
     @property
     def d_model(self) -> int:
-        return self.config.hidden_size
+        return self.config.hidden_size if self.shapes is None else self.shapes.width
 
     @property
     def vocab_size(self) -> int:
         """Number of logits."""
-        return self.hf.get_output_embeddings().weight.shape[0]
+        return self.hf.get_output_embeddings().weight.shape[0] if self.shapes is None else self.shapes.n_logits
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +92,11 @@ class CausalModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.hf.parameters()).dtype
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """What activations at a block are in."""
+        return self.dtype if self.shapes is None else self.shapes.dtype
 
     @cached_property
     def norm_kind(self) -> str:
@@ -198,8 +203,9 @@ def forward_replaced(module: nn.Module, forward: Any, *, in_all_threads: bool = 
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str | None = None) -> CausalModel:
     """A `CausalModel` around a Hugging Face model, a `TransformerBridge`, an nnsight model, or a `CausalModel` (returned).
 
-    Nothing is copied or changed, but for `eval()`. Raises `ModelError` for anything else, for weights that are not
-    loaded, and for an attention implementation that takes no 4-D mask.
+    A compiled model stands for its original, a PEFT model for the model with its active adapters. Nothing is copied or
+    changed, but for `eval()`. Raises `ModelError` for anything else, for weights that are not loaded, for an attention
+    implementation that takes no 4-D mask, and for a model that is not causal (see `check_causal`; asked once a model).
     """
     if isinstance(model, CausalModel):
         return model
@@ -210,12 +216,48 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
         wrapper, hf = "transformer_lens", getattr(model, "original_model", None)
     else:
         wrapper, hf = "huggingface", model
+    hf, adapters = _without_adapters(
+        getattr(hf, "_orig_mod", hf)
+    )  # of torch.compile: the hooks of a compiled pass do not fire
     if not isinstance(hf, PreTrainedModel):
         raise ModelError(
             f"cannot use a {type(model).__name__}; expected a Hugging Face causal LM, a TransformerBridge or an nnsight model"
         )
+    _check(hf)
+    hf.eval()
+    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+    name = name or (hf.config._name_or_path or type(hf).__name__) + adapters
+    found = CausalModel(hf, model, wrapper, name, tokenizer, note)
+    if (
+        wrapper != "nnsight" or not model.interleaver.interleaving
+    ):  # within a trace a model cannot be asked anything else
+        found.shapes = check_causal(found)
+    return found
+
+
+def _without_adapters(model: Any) -> tuple[Any, str]:
+    """The Hugging Face model within a PEFT model, its active adapters in place, and what they add to its name.
+
+    Raises `ModelError` for adapters that put tokens before the prompt, which no module of the model shows.
+    """
+    if not any(cls.__module__.split(".")[0] == "peft" for cls in type(model).__mro__):
+        return model, ""
+    active = model.active_adapters
+    for name in active:
+        if model.peft_config[name].is_prompt_learning:
+            raise ModelError(
+                f"adapter {name!r} puts tokens of its own before the prompt; expected one that changes weights (LoRA and others)"
+            )
+    return model.get_base_model(), " + " + ", ".join(active)
+
+
+def _check(hf: PreTrainedModel) -> None:
+    """Raise `ModelError` for what can be seen to be no use without running the model."""
+    kind = type(hf).__name__
+    if getattr(hf.config, "is_encoder_decoder", False):
+        raise ModelError(f"cannot use {kind}: an encoder-decoder; expected a decoder-only causal model")
     if hf.get_output_embeddings() is None:
-        raise ModelError(f"{type(hf).__name__} has no unembedding; load it with AutoModelForCausalLM")
+        raise ModelError(f"{kind} has no unembedding; load it with AutoModelForCausalLM")
     if next(hf.parameters()).device.type == "meta":
         raise ModelError("the model's weights are not loaded; load them first (nnsight: dispatch=True)")
     attention = getattr(hf.config, "_attn_implementation", None)
@@ -223,6 +265,11 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
         raise ModelError(
             f"attention {attention!r} takes no 4-D mask; load the model with attn_implementation='sdpa' or 'eager'"
         )
-    hf.eval()
-    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
-    return CausalModel(hf, model, wrapper, name or hf.config._name_or_path or type(hf).__name__, tokenizer, note)
+    if any(m.config.return_dict is False for m in hf.modules() if isinstance(m, PreTrainedModel)):
+        raise ModelError(f"cannot use {kind} with config.return_dict=False; set model.config.return_dict = True")
+    compiled = [n for n, m in hf.named_modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
+    if compiled:
+        raise ModelError(
+            f"{compiled[0] or 'the model'} is compiled in place, and hooks do not fire in compiled code; pass the model as it "
+            "was before torch.compile"
+        )

@@ -171,7 +171,7 @@ class Rows:
         expected = (len(rows), *((self.positions.shape[1],) if self.several else ()), model.d_model)
         if value.shape != expected:
             raise EditError(f"edited vectors of shape {list(value.shape)}; expected {list(expected)}")
-        value = value.to(model.device, model.dtype)
+        value = value.to(model.device, model.stream_dtype)
         if not self.several:
             return value
         row, column = np.nonzero(self._used(rows))
@@ -189,7 +189,7 @@ class Rows:
     def reference_vectors(self, rows: np.ndarray) -> Float[Tensor, "some_row d_model"]:
         assert self.reference is not None
         model, given = self.recording.model, self.reference.vectors
-        return given[self.reference.index[torch.from_numpy(rows)].to(given.device)].to(model.device, model.dtype)
+        return given[self.reference.index[torch.from_numpy(rows)].to(given.device)].to(model.device, model.stream_dtype)
 
     def reads(self, rows: np.ndarray) -> Reads:
         """Where the effects of these rows are read, row by row."""

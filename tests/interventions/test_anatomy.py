@@ -195,8 +195,9 @@ def test_a_module_of_the_right_name_that_is_not_called(device):
 
 
 def test_a_block_is_looked_at_once(device):
-    """And a model that goes is forgotten; the stream's own sites need no look."""
+    """And a model that goes is forgotten; the stream's own sites need no look once the model was found to be causal."""
     hf = fresh("llama", device)
+    wrap(hf)
     passes = []
     hf.model.norm.register_forward_hook(lambda *_: passes.append(1))
     for point in STREAM:

@@ -1,0 +1,167 @@
+"""Whether a model's forward pass is what the engine takes it for: causal, each block once and in order, reading what the one
+below hands on."""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
+
+if TYPE_CHECKING:
+    from interventions.models import CausalModel
+
+_TOKENS, _KEPT = 6, 3  # tokens of a pass, and how many of them the second pass keeps
+_LEAK = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""How far an activation may move, as a part of its norm, when only later tokens change: rounding. Dense models give the same
+bits; a mixture of experts computes its tokens in groups whose sizes differ between the passes."""
+
+
+class Shapes(NamedTuple):
+    """What a forward pass showed."""
+
+    width: int
+    """numbers in the residual stream at a token"""
+    dtype: torch.dtype
+    """of the residual stream; Mamba keeps it in float32 whatever its weights are in"""
+    n_logits: int
+
+
+_seen: WeakKeyDictionary[nn.Module, dict[Any, Shapes | str]] = WeakKeyDictionary()
+"""By Hugging Face module, and by what could change the answer: what the passes showed, or why the model is refused."""
+
+
+def check_causal(model: "CausalModel") -> Shapes:
+    """Raise `ModelError` unless a later token leaves every earlier activation alone and the blocks run one after another.
+
+    Two passes over 6 tokens that differ in the last 3: one by the whole model, one by the part without its unembedding.
+    Asked once for each Hugging Face module, its attention function, its blocks and the flags that make it causal.
+    """
+    key = _key(model)
+    known = _seen.setdefault(model.hf, {})
+    if key not in known:
+        try:
+            known[key] = _look(model)
+        except _Refused as refused:
+            known[key] = str(refused)
+    found = known[key]
+    if isinstance(found, str):
+        raise ModelError(f"cannot use {type(model.hf).__name__}: {found}")
+    return found
+
+
+class _Refused(Exception):
+    """Why a model is refused, to be kept beside it."""
+
+
+def _key(model: "CausalModel") -> tuple[Any, ...]:
+    flags = tuple((id(m), m.is_causal) for m in model.hf.modules() if isinstance(getattr(m, "is_causal", None), bool))
+    config = model.config
+    return (
+        *(getattr(model.hf.config, "_attn_implementation", None), getattr(config, "is_decoder", None)),
+        *(getattr(config, "is_causal", None), tuple(map(id, model.blocks)), flags),
+    )
+
+
+@torch.no_grad()
+def _look(model: "CausalModel") -> Shapes:
+    first, second = _tokens(model)
+    entered, whole, output = _pass(model, model.hf, first)
+    _check_chain(model, entered, whole)
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.shape[:2] != first.shape:
+        raise _Refused(f"its output has {_shape(logits)}; expected logits of each of {_TOKENS} tokens")
+    _, inner, output = _pass(model, model.base, second)
+    if not isinstance(getattr(output, "last_hidden_state", None), Tensor):
+        raise _Refused(f"its {type(model.base).__name__} gives a {type(output).__name__} without last_hidden_state")
+    allowed = _LEAK.get(model.dtype, max(_LEAK.values()))
+    if (leak := _leak(whole, inner)) > allowed:
+        _, again, _ = _pass(model, model.hf, second)
+        if (alone := _leak(again, inner, _TOKENS)) > allowed:
+            raise _Refused(
+                f"its {type(model.base).__name__} gives other activations alone than within the model (off by {alone:.1e} of "
+                "their norm)"
+            )
+        raise _Refused(
+            f"it is not causal: later tokens change earlier activations by {leak:.1e} of their norm (bidirectional "
+            "attention, quantised activations that share a scale, or a hook that mixes positions); expected a decoder in which "
+            "a token sees only those before it"
+        )
+    return Shapes(whole[0].shape[2], whole[0].dtype, logits.shape[2])
+
+
+def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
+    """Two prompts of ordinary tokens: not those that stand for an image or padding, which many models treat apart."""
+    n = model.hf.get_input_embeddings().weight.shape[0]
+    special = set()
+    for config in (model.hf.config, model.config):
+        for name, value in config.to_dict().items():
+            if name.endswith(("_token_id", "_token_index")):
+                special |= set(value if isinstance(value, (list, tuple)) else [value])
+    ordinary = [i for i in range(min(n, 1000)) if i not in special] or list(range(n))
+    wanted = _TOKENS + _TOKENS - _KEPT
+    chosen = (ordinary * wanted)[: wanted * (step := max(1, len(ordinary) // wanted)) : step]
+    first, other = chosen[:_TOKENS], chosen[_TOKENS:]
+    return tuple(torch.tensor([ids], device=model.device) for ids in (first, first[:_KEPT] + other))
+
+
+def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[Any], list[Any], Any]:
+    """What entered and left each block, in the order in which they ran, and what the module gave."""
+    ran: list[int] = []
+    entered: list[Any] = []
+    left: list[Any] = []
+
+    def watch(i: int) -> tuple[Any, Any]:
+        def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            ran.append(i)
+            entered.append(args[0] if args else kwargs.get("hidden_states"))
+
+        def after(_: Any, __: Any, output: Any) -> None:
+            left.append(output[0] if type(output) in (tuple, list) and output else output)
+
+        return before, after
+
+    with ExitStack() as stack:
+        for i, block in enumerate(model.blocks):
+            before, after = watch(i)
+            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(after).remove)
+        try:
+            output = module(input_ids=ids)
+        except Exception as error:  # a forward pass of any kind may raise anything
+            if isinstance(error, MechdiagError) or is_out_of_memory(error):
+                raise
+            raise _Refused(f"its forward pass takes no plain token ids ({one_line(error)})") from error
+    n = len(model.blocks)
+    if absent := [str(i) for i in range(n) if i not in ran]:
+        raise _Refused(f"of its {n} blocks {', '.join(absent)} did not run on text alone; expected all to")
+    if ran != list(range(n)):
+        raise _Refused(f"its {n} blocks ran in the order {', '.join(map(str, ran))}; expected each once, from 0 up")
+    return entered, left, output
+
+
+def _check_chain(model: "CausalModel", entered: list[Any], left: list[Any]) -> None:
+    width = None
+    for i, value in enumerate(left):
+        for what, x in (("reads", entered[i]), ("hands on", value)):
+            stream = isinstance(x, Tensor) and x.ndim == 3 and x.shape[:2] == (1, _TOKENS)
+            width = x.shape[2] if stream and width is None else width
+            if not stream or x.shape[2] != width:
+                raise _Refused(
+                    f"its block {i} {what} {_shape(x)}; expected one residual stream, [1 prompt, {_TOKENS} tokens, d_model]"
+                )
+        if i and not torch.equal(entered[i], left[i - 1]):
+            raise _Refused(f"its block {i} does not read what block {i - 1} hands on; expected one residual stream")
+
+
+def _leak(one: list[Tensor], other: list[Tensor], n: int = _KEPT) -> float:
+    """Largest difference of the first `n` tokens' activations after any block, as a part of their norm."""
+    off = [(a[:, :n].float() - b[:, :n].float()).norm(dim=-1) for a, b in zip(one, other, strict=True)]
+    size = [a[:, :n].float().norm(dim=-1).clamp(min=1e-30) for a in one]
+    return max(float((d / s).max()) for d, s in zip(off, size, strict=True))
+
+
+def _shape(x: Any) -> str:
+    return f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -1,0 +1,120 @@
+"""Where the blocks are: the language model's among other towers, models cut by hand, and what is no decoder."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from interventions import ModelError, Site, measure, record, wrap
+from tests.shrunk import build
+from tests.tiny import all_alone, assert_same_effect, exact_kl, fresh, prompts, rows, tiny_model
+
+
+def effect_is_exact(hf, inner, tokens):
+    """Of noise at block 1: a plain forward pass of each row, with a hook on `inner`'s block."""
+    site, (prompt, position) = Site(1), rows(((0, 3), (0, 11), (1, 2), (1, 6)))
+    recording = record(hf, tokens, [site])
+    vectors = 1.5 * recording.at(site, prompt, position)
+    with warnings.catch_warnings(record=True):
+        effects = measure(recording, site, prompt, position, vectors)
+    clean, new = (all_alone("llama", inner, tokens, site, prompt, position, v) for v in (None, vectors))
+    assert_same_effect(effects["kl"], exact_kl(clean, new), 1e-4)
+    assert float(effects["kl"].min()) > 1e-4
+    return effects
+
+
+def cut(what):
+    """A llama with blocks taken out, added or run in another number than its configuration says."""
+    hf = fresh("llama")
+    hf.config = hf.model.config = copy.deepcopy(hf.config)
+    layers = hf.model.layers
+    if what == "end":
+        del layers[3:]
+    elif what == "front":
+        del layers[:2]
+    elif what == "middle":
+        del layers[1:3]
+    elif what == "configuration":
+        hf.config.num_hidden_layers = 9
+    elif what == "doubled":
+        hf.model.layers = nn.ModuleList([*layers, *copy.deepcopy(layers)])
+        hf.config.num_hidden_layers = 12
+    return hf
+
+
+@pytest.mark.parametrize("what", ["end", "front", "middle", "configuration", "doubled"])
+def test_models_cut_by_hand(what):
+    hf = cut(what)
+    n = {"end": 3, "front": 4, "middle": 4, "configuration": 6, "doubled": 12}[what]
+    assert wrap(hf).n_layers == n
+    effect_is_exact(hf, hf, prompts((12, 7)))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_blocks_that_do_not_run_are_refused(n):
+    hf = fresh("llama")
+    hf.config = hf.model.config = copy.deepcopy(hf.config)
+    hf.config.num_hidden_layers = n
+    with pytest.raises(ModelError, match=f"of its 6 blocks {', '.join(map(str, range(n, 6)))} did not run"):
+        wrap(hf)
+
+
+def test_blocks_that_run_twice_are_refused():
+    hf = fresh("llama")
+    hf.model.layers = nn.ModuleList([*hf.model.layers[:3], *hf.model.layers[:3]])
+    with pytest.raises(ModelError, match="its 6 blocks ran in the order"):
+        wrap(hf)
+
+
+def test_a_model_without_blocks_is_refused():
+    hf = fresh("llama")
+    hf.model.layers = nn.ModuleList()
+    with pytest.raises(ModelError, match="no list of blocks found in LlamaForCausalLM"):
+        wrap(hf)
+
+
+@pytest.mark.parametrize("kind", ["LlavaConfig", "Gemma3Config", "Qwen3VLConfig", "Idefics2Config", "GitConfig"])
+def test_the_language_tower_of_a_model_with_equally_deep_towers(kind):
+    config = getattr(transformers, kind)
+    mapping = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    model = wrap(build(config, mapping[config]))
+    assert model.n_layers == 4
+    assert not any("vision" in type(block).__name__.lower() for block in model.blocks)
+
+
+@pytest.mark.parametrize("kind", ["BartConfig", "T5Config", "MarianConfig", "PegasusConfig"])
+def test_encoder_decoders_are_refused(kind):
+    config = getattr(transformers, kind)
+    hf = build(config, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[config])
+    with pytest.raises(ModelError, match=f"cannot use {type(hf).__name__}: an encoder-decoder; expected"):
+        wrap(hf)
+
+
+# What wraps a model
+
+
+def test_a_compiled_model_stands_for_its_original():
+    hf = fresh("llama")
+    compiled = torch.compile(hf, backend="eager")
+    model = wrap(compiled)
+    assert model.hf is hf and model.weights_hash == wrap(hf).weights_hash
+    effect_is_exact(compiled, hf, prompts((12, 7)))
+
+
+@pytest.mark.parametrize("part", ["", "model", "model.layers.2.mlp"])
+def test_a_model_compiled_in_place_is_refused(part):
+    hf = fresh("llama")
+    hf.get_submodule(part).compile(backend="eager")
+    with pytest.raises(ModelError, match=f"{part or 'the model'} is compiled in place.*as it was before torch.compile"):
+        wrap(hf)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
+def test_a_model_that_returns_tuples_is_refused(name):
+    hf = copy.deepcopy(tiny_model(name))
+    hf.config.return_dict = False
+    with pytest.raises(ModelError, match=r"with config.return_dict=False; set model.config.return_dict = True"):
+        wrap(hf)

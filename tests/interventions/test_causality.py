@@ -1,0 +1,179 @@
+"""Models in which a later token changes an earlier activation are refused, however they came to be so; decoders are not."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from interventions import ModelError, edit_in_trace, load_model, record, wrap
+from interventions.causality import _seen, check_causal
+from interventions.sites import Site
+from tests.shrunk import build
+from tests.tiny import D_MODEL, HOOKED, REPLAYED, VOCAB, bridge, fresh, prompts, tiny_model, traced
+
+NOT_CAUSAL = "it is not causal: later tokens change earlier activations by .*; expected a decoder"
+
+
+def _made_bidirectional(which):
+    if which == "all":
+        hf = fresh("llama")
+        for layer in hf.model.layers:
+            layer.self_attn.is_causal = False
+    elif which == "last":
+        hf = fresh("qwen3")
+        hf.model.layers[-1].self_attn.is_causal = False
+    elif which == "mask":  # as LLM2Vec does
+        hf = fresh("gpt2")
+        attention = hf.transformer.h[2].attn
+        own = attention.forward
+        attention.forward = lambda x, *args, attention_mask=None, **kwargs: own(
+            x, *args, attention_mask=x.new_zeros(1, 1, x.shape[1], x.shape[1]), **kwargs
+        )
+    elif which == "hook":
+        hf = fresh("opt")
+        hf.model.decoder.layers[1].register_forward_hook(lambda _, __, out: out - out.mean(1, keepdim=True))
+    return hf
+
+
+@pytest.mark.parametrize("which", ["all", "last", "mask", "hook"])
+def test_decoders_made_bidirectional_are_refused(which):
+    hf = _made_bidirectional(which)
+    for use in (wrap, load_model, lambda hf: record(hf, prompts((5, 3)))):
+        with pytest.raises(ModelError, match=NOT_CAUSAL):
+            use(hf)
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        ("BertConfig", "BertForMaskedLM"),
+        ("RobertaConfig", "RobertaForMaskedLM"),
+        ("ElectraConfig", "ElectraForMaskedLM"),
+        ("ModernBertConfig", "ModernBertForMaskedLM"),
+    ],
+)
+def test_masked_language_models_are_refused(config, model):
+    kind = getattr(transformers, config)
+    hf = build(kind, getattr(transformers, model), is_decoder=False)
+    with pytest.raises(ModelError, match=f"cannot use {model}: {NOT_CAUSAL}"):
+        wrap(hf)
+
+
+@pytest.mark.parametrize("name", ["BertConfig", "RobertaConfig", "MegatronBertConfig"])
+@pytest.mark.parametrize("is_decoder", [True, False])
+def test_encoders_used_as_decoders(name, is_decoder):
+    """The same class is causal or not by one setting of its configuration."""
+    kind = getattr(transformers, name)
+    hf = build(kind, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind], is_decoder=is_decoder)
+    if is_decoder:
+        assert wrap(hf).n_layers == 4
+        return
+    with pytest.raises(ModelError, match=NOT_CAUSAL):
+        wrap(hf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [*REPLAYED, *HOOKED])
+def test_decoders_are_accepted_in_every_dtype(name, dtype):
+    shapes = check_causal(wrap(fresh(name, dtype=dtype)))
+    assert shapes == (D_MODEL, torch.float32 if name == "mamba" and dtype.itemsize == 2 else dtype, VOCAB)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["MixtralConfig", "Qwen3MoeConfig", "GptOssConfig", "DeepseekV3Config"])
+def test_experts_that_take_tokens_in_groups_are_accepted(name, dtype):
+    kind = getattr(transformers, name)
+    wrap(build(kind, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind]).to(dtype))
+
+
+def test_what_is_not_one_residual_stream_is_refused():
+    hf = fresh("llama")
+    hf.model.layers[2].register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
+    with pytest.raises(ModelError, match="its block 2 does not read what block 1 hands on"):
+        wrap(hf)
+    hf = fresh("llama")
+    hf.model.layers[2].register_forward_hook(lambda _, __, out: torch.cat([out, out], -1))
+    with pytest.raises(ModelError, match="cannot use LlamaForCausalLM: its "):
+        wrap(hf)
+
+
+def test_forward_passes_that_fail_are_a_model_error():
+    hf = fresh("llama")
+    hf.model.norm.forward = lambda x: 1 / 0
+    with pytest.raises(
+        ModelError, match=r"its forward pass takes no plain token ids \(ZeroDivisionError: division by zero\)"
+    ):
+        wrap(hf)
+
+
+def test_a_model_is_asked_once_and_again_when_it_changed():
+    hf, passes = fresh("llama"), []
+    hf.lm_head.register_forward_hook(lambda *_: passes.append(1))
+    for _ in range(3):
+        wrap(hf)
+    assert len(passes) == 1
+    hf.model.layers[0].self_attn.is_causal = False
+    for _ in range(2):
+        with pytest.raises(ModelError, match=NOT_CAUSAL):
+            wrap(hf)
+    hf.model.layers[0].self_attn.is_causal = True
+    asked = len(passes)
+    wrap(hf)
+    hf.set_attn_implementation("eager")
+    hf.model.layers[0].self_attn.is_causal = False
+    wrap(hf)  # eager attention always takes a mask
+    assert len(passes) == asked + 1
+    hf.model.layers = nn.ModuleList(hf.model.layers[:4])
+    assert wrap(hf).shapes is not None and len(passes) == asked + 2
+    gone = weakref.ref(hf)
+    assert hf in _seen
+    del hf
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_look_leaves_nothing_on_the_model():
+    hf = fresh("llama").requires_grad_(True)
+    before = {name: set(vars(m)) for name, m in hf.named_modules()}
+    wrap(hf)
+    assert {name: set(vars(m)) for name, m in hf.named_modules()} == before
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in hf.modules())
+    assert all(p.grad is None for p in hf.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrapper", [pytest.param(lambda hf: bridge("llama", hf), marks=pytest.mark.bridge, id="bridge"), traced]
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_wrapped_models(wrapper, causal):
+    hf = fresh("llama")
+    handle = wrapper(hf)
+    if causal:
+        assert wrap(handle).shapes == (D_MODEL, torch.float32, VOCAB)
+        return
+    inner = wrap(handle).hf
+
+    def mixes(_, __, out):
+        x = out[0] if isinstance(out, tuple) else out
+        x = x - x.mean(1, keepdim=True)
+        return (x, *out[1:]) if isinstance(out, tuple) else x
+
+    inner.model.layers[3].register_forward_hook(mixes)
+    _seen.pop(inner)  # hooks set later are not looked for
+    with pytest.raises(ModelError, match=NOT_CAUSAL):
+        wrap(handle)
+
+
+def test_a_model_first_seen_inside_a_trace_is_not_run_there():
+    hf = fresh("llama")
+    model, ids = traced(hf), torch.tensor([prompts((7,))[0]])
+    with model.trace(ids):
+        edit_in_trace(model, Site(2), lambda x: x * 2, position=3)
+        changed = model.output.logits.save()
+    assert hf not in _seen or not _seen[hf]
+    clean = tiny_model("llama")(input_ids=ids).logits
+    assert torch.allclose(changed[0, :3], clean[0, :3], atol=1e-4) and not torch.allclose(changed, clean, atol=0.1)
+    assert wrap(model).shapes == (D_MODEL, torch.float32, VOCAB)
