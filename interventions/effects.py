@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.along import Along
@@ -29,7 +29,7 @@ class Effects:
 
     values: dict[str, Tensor]
     """metric -> `[row]`, with a horizon above 1 `[row, horizon]`: float32 (float64 for a float64 model; bool for truth
-    values, int64 for token ids), nan (False, −1) beyond the prompt's end"""
+    values, int64 for token ids), nan (False, −1) beyond the prompt's end and where logits are no distribution"""
     position: Int[Tensor, "row"] | Int[Tensor, "row horizon"]
     """where each was read; −1 beyond the prompt's end"""
     path: str
@@ -41,7 +41,9 @@ class Effects:
     halvings: int
     """how many times a chunk ran out of memory and was halved"""
     n_nonfinite: int
-    """reads with a value that is not finite"""
+    """reads with a value that is not finite, or of logits that are no distribution"""
+    finite: Bool[Tensor, "row"] | Bool[Tensor, "row horizon"]
+    """the other reads; False beyond the prompt's end"""
 
     def __getitem__(self, metric: str) -> Tensor:
         return self.values[metric]
@@ -112,9 +114,7 @@ def measure(
             progress(len(chunk))
     if halvings:
         warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=2)
-    values, where = asked.values(rows)
-    read = where >= 0
-    bad = torch.stack([~v.isfinite() & read for v in values.values()]).any(0) if values else torch.zeros(1)
+    values, where, finite = asked.values(rows)
     compared = any(recording.model.replay_reach.values()) or bool(recording.model.replay_otherwise)
     return Effects(
         values,
@@ -123,7 +123,8 @@ def measure(
         recording.model.replay_delta if compared else float("nan"),
         why,
         halvings,
-        int(bad.sum()),
+        int(((where >= 0) & ~finite).sum()),
+        finite,
     )
 
 
