@@ -17,6 +17,7 @@ from diagnostics.ablation_summary import FORMS, curves, mean_over_concepts, summ
 from diagnostics.concept_activations import Settings
 from diagnostics.concepts import ConceptTexts
 from diagnostics.equal_effects import EqualEffect, equal_effects
+from diagnostics.latent_logits import token_text
 from diagnostics.latent_ranking import RANKINGS
 from diagnostics.probes import probes_of
 from diagnostics.progress import Progressing
@@ -212,7 +213,7 @@ def described_texts(texts: ConceptTexts, tokenizer: Any) -> dict[str, Any]:
         return len({texts.groups[i] for i in texts.side(some, ranking)})
 
     def words(ids: Sequence[int]) -> list[str]:
-        return [str(i) if tokenizer is None else tokenizer.decode([i]) for i in ids]
+        return [str(i) if tokenizer is None else token_text(i, tokenizer) for i in ids]
 
     concepts = {
         c.name: {
