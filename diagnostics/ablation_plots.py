@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
-from diagnostics.ablation_curves import KEEP, Curve
+from diagnostics.ablation_curves import EVERY, KEEP, Curve
 from diagnostics.ablation_tables import measured
 from diagnostics.equal_effects import EqualEffect
 from diagnostics.plots import write_caption
@@ -133,14 +133,14 @@ def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str,
     missed = {}
     for arm, shift in shifts.items():
         own = [e for e in found if e.arm == arm]
-        if lacking := sum(e.selectivity is None for e in own if e.data != "all"):
+        if lacking := sum(e.selectivity is None for e in own if e.data != EVERY):
             missed[arm] = lacking
         for e in own:
             if e.selectivity is None or not np.isfinite(e.selectivity.value):
                 continue
             colour, marker = style[e.sae] if arm == "selected" else (FLOORS[arm][0], style[e.sae][1])
             x, y = saes.index(e.sae) + shift, e.selectivity.value
-            if e.data == "all":
+            if e.data == EVERY:
                 ax.errorbar(
                     [x], [y], _bars([e.selectivity]), color=colour, marker=marker, ms=6 if arm == "selected" else 4, lw=0,
                     elinewidth=1.2, capsize=2,

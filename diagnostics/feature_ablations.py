@@ -11,7 +11,7 @@ import torch
 
 from diagnostics import ablation_tables
 from diagnostics.ablation_arms import ARMS
-from diagnostics.ablation_curves import Curve
+from diagnostics.ablation_curves import EVERY, Curve
 from diagnostics.ablation_runs import Runner
 from diagnostics.ablation_summary import FORMS, curves, mean_over_concepts, summaries, summary_frame
 from diagnostics.concept_activations import Settings
@@ -171,6 +171,10 @@ def feature_ablation(
     if path not in PATHS or (reads is not None and reads < 1) or not given:
         raise ResultError(
             f"path {path!r}, {reads} reads, {len(given)} data sets; expected one of {', '.join(PATHS)}, and 1 or more"
+        )
+    if EVERY in given:
+        raise ResultError(
+            f"a data set is called {EVERY!r}, which stands for the mean over concepts; give it another name"
         )
     counts = tuple(sorted(set(map(int, counts))))
     if not counts or counts[0] < 1:
