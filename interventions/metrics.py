@@ -35,10 +35,6 @@ class CleanSide:
         return self.log_p.exp()
 
     @cached_property
-    def floored(self) -> Logits:
-        return self.logits.clamp(min=_FLOOR)
-
-    @cached_property
     def level(self) -> Float[Tensor, "row"]:
         return self.logits.logsumexp(-1)
 
@@ -155,16 +151,22 @@ class Comparison:
 
 
 class _Difference:
-    """d, and what is formed of it, of rows whose logits are finite and of ordinary size; `plain` says which are."""
+    """d and what is formed of it, for rows where no token's q is e^60 times its p or is 0 alone; `plain` says which these are."""
 
     def __init__(self, clean: CleanSide | CleanRows, intervened: Logits):
         self.clean, d = clean, intervened - clean.logits
-        shift = _dot(clean.p, d)
+        shift, lowest = _dot(clean.p, d), None
+        if not math.isfinite(
+            float(shift.sum())
+        ):  # as wherever a logit is not: tokens that both sides rule out do not count
+            d = _floored_difference(clean, intervened)
+            shift, lowest = _dot(clean.p, d), d.amin(-1)
         d.sub_(shift[:, None])
         d.sub_(_dot(clean.p, d)[:, None])  # once more for what rounding of p leaves of a constant between the two
         self.d = d
-        # nan where any logit is not finite: Σ p·d is not then
-        self.plain = torch.maximum(d.amax(-1), shift.abs()) <= _LARGE
+        self.plain = torch.maximum(d.amax(-1), shift.abs()) <= _LARGE  # False where one is nan
+        if lowest is not None:
+            self.plain &= lowest > _FLOOR / 2
 
     @cached_property
     def kl(self) -> Float[Tensor, "row"]:
@@ -191,11 +193,11 @@ class _Difference:
 
 
 class _ExtremeDifference:
-    """The same for any rows, without a question to the device."""
+    """The same for any rows, and without a branch that would wait for the device."""
 
     def __init__(self, clean: CleanSide | CleanRows, intervened: Logits):
         self.clean, self.intervened = clean, intervened
-        d = intervened.clamp(min=_FLOOR).sub_(clean.floored)
+        d = _floored_difference(clean, intervened)
         self.level = intervened.logsumexp(-1)
         apart = self.level - clean.level
         shift = _dot(clean.p, d)
@@ -236,6 +238,10 @@ class _ExtremeDifference:
 
     def log_ratio_at(self, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1"]:
         return self.d.gather(-1, token) - self.constant[:, None]
+
+
+def _floored_difference(clean: CleanSide | CleanRows, intervened: Logits) -> Logits:
+    return intervened.clamp(min=_FLOOR).sub_(clean.logits.clamp(min=_FLOOR))
 
 
 def _js(p: Tensor, w: Tensor, full: Tensor) -> Float[Tensor, "row"]:
