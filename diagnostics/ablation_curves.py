@@ -21,6 +21,8 @@ from diagnostics.statistics import (
 
 KEEP = "keep"
 """the arm without a selectivity"""
+EVERY = "all"
+"""stands for the name of a data set where the mean over all concepts does"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
-from diagnostics.ablation_curves import KEEP, Curve
+from diagnostics.ablation_curves import EVERY, KEEP, Curve
 from diagnostics.ablation_tables import measured
 from diagnostics.equal_effects import EqualEffect
 from diagnostics.plots import write_caption
 from diagnostics.statistics import Estimate
-from diagnostics.style import FLOORS, STYLE, legend_looks, looks
+from diagnostics.style import FLOORS, legend_label, legend_looks, looks, styled
 
 if TYPE_CHECKING:
     from diagnostics.feature_ablations import FeatureAblation
@@ -39,7 +39,7 @@ def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | N
     style = looks(result.saes)
     columns = min(3, len(concepts) + 1)
     lines = -(-(len(concepts) + 1) // columns)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             lines, columns, figsize=(3.5 * columns, 2.9 * lines + 1.3), layout="constrained", squeeze=False
         )
@@ -133,14 +133,14 @@ def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str,
     missed = {}
     for arm, shift in shifts.items():
         own = [e for e in found if e.arm == arm]
-        if lacking := sum(e.selectivity is None for e in own if e.data != "all"):
+        if lacking := sum(e.selectivity is None for e in own if e.data != EVERY):
             missed[arm] = lacking
         for e in own:
             if e.selectivity is None or not np.isfinite(e.selectivity.value):
                 continue
             colour, marker = style[e.sae] if arm == "selected" else (FLOORS[arm][0], style[e.sae][1])
             x, y = saes.index(e.sae) + shift, e.selectivity.value
-            if e.data == "all":
+            if e.data == EVERY:
                 ax.errorbar(
                     [x], [y], _bars([e.selectivity]), color=colour, marker=marker, ms=6 if arm == "selected" else 4, lw=0,
                     elinewidth=1.2, capsize=2,
@@ -166,7 +166,7 @@ def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure
     form = "probe" if "probe" in result.forms else "kl"
     style = looks(result.saes)
     kept = KEEP in result.provenance["arms"]
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(1, 3 if kept else 2, figsize=(10.5 if kept else 7.5, 4.6), layout="constrained")
         means = [c for c in result.means(form) if c.ranking == ranking]
         for c in means:
@@ -246,7 +246,7 @@ def _bars(some: list[Estimate]) -> np.ndarray:
 
 def _handles(result: "FeatureAblation", sides: bool = False) -> list[Line2D]:
     found = [
-        Line2D([], [], color=colour, marker=marker, ms=4, lw=1.2, label=name)
+        Line2D([], [], color=colour, marker=marker, ms=4, lw=1.2, label=legend_label(name))
         for name, (colour, marker) in legend_looks(result.saes).items()
     ]
     for arm, (colour, dashes) in FLOORS.items():

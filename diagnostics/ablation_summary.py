@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from diagnostics.ablation_curves import KEEP, Curve, deleted, joined
+from diagnostics.ablation_curves import EVERY, KEEP, Curve, deleted, joined
 from diagnostics.statistics import Estimate, FiellerInterval
 from diagnostics.text_groups import sums_without
 from interventions.errors import ResultError
@@ -90,7 +90,7 @@ def mean_over_concepts(some: Sequence[Curve]) -> list[Curve]:
         texts, groups, sides = joined(own)
         value = np.mean([c.value for c in own], axis=0)
         without = deleted([(c.groups, c.value, c.without) for c in own], groups)
-        head = (sae, site, "all", f"mean of {len(own)}", ranking, arm, form, own[0].counts)
+        head = (sae, site, EVERY, f"mean of {len(own)}", ranking, arm, form, own[0].counts)
         found.append(Curve(*head, value, texts, groups, sides, without))
     return found
 

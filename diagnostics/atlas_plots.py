@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.atlas_summary import FIRST, LABELS, calibration
 from diagnostics.plots import write_caption
-from diagnostics.style import SCORE_LOOKS, STYLE
+from diagnostics.style import SCORE_LOOKS, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def plot_atlas(result: "CausalAtlas") -> Figure:
     if not groups:
         raise ResultError("no rows in this atlas, so there is nothing to draw")
     n = max(3, len(groups))
-    with plt.rc_context(STYLE):
+    with styled():
         width = 3.4 * n
         figure = plt.figure(figsize=(width, 7.4), layout="constrained")
         above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1, 1.15)))

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from diagnostics.comparison_summary import quartiles_said
 from diagnostics.plots import write_caption
-from diagnostics.style import STYLE, looks
+from diagnostics.style import legend_label, looks, styled
 
 if TYPE_CHECKING:
     from diagnostics.dictionary_comparison import DictionaryComparison
@@ -30,7 +30,7 @@ def plot_quartiles(result: "DictionaryComparison") -> Figure:
     columns = min(3, len(pairs))
     lines = -(-min(len(pairs), MOST) // columns)
     style, width = looks(result.names), max(3.4 * columns, 6.8)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             lines, columns, figsize=(width, 2.9 * lines + 1.3), sharey=True, layout="constrained", squeeze=False
         )
@@ -94,7 +94,7 @@ def plot_stability(result: "DictionaryComparison") -> Figure:
     """Mean MCS (left) and share of matched latents (right) of each SAE (row) in each other (column); seeds of one kind framed."""
     names, n = result.names, len(result.names)
     width = max(8.2, 2 * (1.6 + 0.62 * n))
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(1, 2, figsize=(width, 0.42 * width + 1.2), layout="constrained")
         chance = []
         for ax, column, title in (
@@ -163,7 +163,7 @@ def plot_gradients(result: "DictionaryComparison") -> Figure:
     """
     style, width, dashes = looks(result.names), 9.2, ("-", "--", ":", "-.")
     used: dict[str, int] = {}
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(1, 2, figsize=(width, 4.3), sharey=True, layout="constrained")
         lines = {line["sae"]: line for line in result.lines["saes"]}
         values = {kind: result.frame[f"{kind}_ratio"].dropna().to_numpy(float) for kind in ("gradient", "sensitivity")}
@@ -178,7 +178,7 @@ def plot_gradients(result: "DictionaryComparison") -> Figure:
                     continue
                 x = np.sort(own)
                 share = 100 * (1 - np.arange(len(x)) / len(x))
-                label = f"{name}: {_above(lines[name][f'{kind}_above_2'])}"
+                label = legend_label(f"{name}: {_above(lines[name][f'{kind}_above_2'])}")
                 ax.step(
                     np.r_[min(low, 0.5) / 2, x, max(high, 3) * 3],
                     np.r_[100, share, 0],
@@ -268,7 +268,7 @@ def _panels(result: "DictionaryComparison", draw: Any, label: str, words: str) -
     names = [name for name in result.names if name in known]
     columns = min(3, len(names))
     lines, width, style = -(-len(names) // columns), max(3.1 * columns, 6.4), looks(result.names)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             lines, columns, figsize=(width, 2.6 * lines + 1.2), sharey=True, layout="constrained", squeeze=False
         )

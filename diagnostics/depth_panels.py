@@ -14,7 +14,7 @@ from diagnostics.depth_plans import Looks, Panel, Plan
 from diagnostics.plots import Depth, plain_ticks, points, write_caption
 from diagnostics.statistics import Estimate
 from diagnostics.study import TRAINED
-from diagnostics.style import LABELS, STYLE, UNTRAINED, sae_kind
+from diagnostics.style import LABELS, UNTRAINED, legend_label, sae_kind, styled
 
 RUN_LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"), ((0, (1, 3)), "P"))
 """Dashes and marker of the runs of one figure, the first one first."""
@@ -41,7 +41,7 @@ def draw(plan: Plan, table: pd.DataFrame, looks: Looks, names: Mapping[str, str]
     rows = list(dict.fromkeys(table["row"]))
     columns = [name for name in plan.panels if (table["panel"] == name).any()]
     shape, wide = shape_of(plan, table), width_of(plan, table)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, grid = plt.subplots(*shape, figsize=(wide, 2.7 * shape[0] + 1.9), squeeze=False, layout="constrained")
         axes = grid.reshape(len(rows), len(columns))
         depth, drawing = _Axis(table), _Drawing(plan, table, looks, list(names))
@@ -140,21 +140,23 @@ class _Drawing:
 
     def handles(self, names: Mapping[str, str]) -> list[Line2D]:
         """Of colours; then of runs, where there are several; then of what is open or grey."""
-        found: dict[str, Line2D] = {}
+        found: dict[tuple[str, str], Line2D] = {}
         for series in dict.fromkeys(self.table.loc[self.table["network"] == TRAINED, "series"]):
             colour, marker = self.looks[series]
-            marker, label = marker if len(names) == 1 else "", self.said(series)
-            found.setdefault(label, Line2D([], [], color=colour, marker=marker, ms=4, lw=1.2, label=label))
+            marker, label = marker if len(names) == 1 else "", legend_label(self.said(series))
+            found.setdefault(("series", label), Line2D([], [], color=colour, marker=marker, ms=4, lw=1.2, label=label))
         for run, name in names.items() if len(names) > 1 else ():
             dash, marker = self._of_run(run)
-            found[f"run {run}"] = Line2D([], [], color="0.2", ls=dash, marker=marker, ms=4, lw=1, label=name)
+            found["run", run] = Line2D(
+                [], [], color="0.2", ls=dash, marker=marker, ms=4, lw=1, label=legend_label(name)
+            )
         if (self.table["role"] != "main").any():
-            found["placebos"] = Line2D([], [], color="0.2", lw=6, alpha=0.25, label="placebos of the same colour")
+            found["placebos", ""] = Line2D([], [], color="0.2", lw=6, alpha=0.25, label="placebos of the same colour")
         for series, marker in zip(self.greys, GREY_MARKERS * len(self.greys), strict=False):
             label = f"untrained networks: {self.said(series)}"
-            found[label] = Line2D([], [], color=UNTRAINED, marker=marker, ms=4, lw=0.9, label=label)
+            found["grey", label] = Line2D([], [], color=UNTRAINED, marker=marker, ms=4, lw=0.9, label=label)
         if not self.greys and (self.table["network"] != TRAINED).any():
-            found["grey"] = Line2D([], [], color=UNTRAINED, marker=".", ms=4, lw=0.9, label="untrained networks")
+            found["grey", ""] = Line2D([], [], color=UNTRAINED, marker=".", ms=4, lw=0.9, label="untrained networks")
         return list(found.values())
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from diagnostics.plots import CAP, Depth, caption, points, write_caption
-from diagnostics.style import COLOURS, LABELS, MARKERS, STYLE, UNTRAINED
+from diagnostics.style import COLOURS, LABELS, MARKERS, UNTRAINED, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> F
         )
     contexts = list(dict.fromkeys(g["context"] for g in groups))
     depth = Depth(sorted({g["layer"] for g in groups}), point)
-    with plt.rc_context(STYLE):
+    with styled():
         figure = plt.figure(figsize=(9.6, 9.2), layout="constrained")
         grid = figure.add_gridspec(3, 2, height_ratios=[4, 1.1, 4.2])
         tops = [figure.add_subplot(grid[0, column]) for column in range(len(contexts))]

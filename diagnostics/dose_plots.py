@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diagnostics.plots import Depth, caption, points, write_caption
-from diagnostics.style import EDIT_COLOURS, EDIT_LABELS, EDIT_MARKERS, GIVEN, STYLE, UNTRAINED
+from diagnostics.style import EDIT_COLOURS, EDIT_LABELS, EDIT_MARKERS, GIVEN, UNTRAINED, legend_label, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def _colour(edit: str, directions: list[str]) -> str:
 
 
 def _label(edit: str) -> str:
-    return EDIT_LABELS.get(edit, f"{edit} (given)")
+    return EDIT_LABELS.get(edit) or legend_label(f"{edit} (given)")
 
 
 def _legend(figure: Figure, ax: Axes, columns: int) -> None:
@@ -67,7 +67,7 @@ def plot_dose_response(result: "DoseResponse", point: str, context: str) -> Figu
     layers, directions = _some_layers(groups), list(result.provenance["directions"])
     columns = min(3, len(layers))
     lines, width = -(-len(layers) // columns), max(3.3 * columns + 0.6, 5.5)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             lines, columns, figsize=(width, 2.9 * lines + (1.5 if columns == 3 else 2.6)), sharex=True, sharey=True,
             layout="constrained", squeeze=False,
@@ -133,7 +133,7 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
         [g for g in result.select(label, point, context) if np.isclose(g["dose"], dose)] for label in result.null_models
     ]
     depth, directions = Depth(sorted({g["layer"] for g in groups}), point), list(result.provenance["directions"])
-    with plt.rc_context(STYLE):
+    with styled():
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.6), layout="constrained")
         for i, edit in enumerate(("toward_token", "between_tokens", "norm_up", "norm_down", *directions)):
             versus = "isotropic" if edit in EDIT_LABELS else f"{edit}_placebo_isotropic"
@@ -183,7 +183,7 @@ def plot_unit_norm(result: "UnitNorm") -> Figure:
     """
     groups, nulls = result.select(), [result.select(label) for label in result.provenance["null_models"]]
     depth = Depth(sorted({g["layer"] for g in groups}))
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4), layout="constrained", sharey=True)
         for ax, end, title in zip(axes, ("", "_everywhere"), ("this token alone", "all tokens at once"), strict=True):
             for i, (edit, label, like) in enumerate(

@@ -19,6 +19,15 @@ RATIOS = (
     ("norm_down", "between_tokens"),
 )
 _PLACE = ["model", "layer", "point", "context"]
+PLACEBOS = ("placebo_token", "placebo_isotropic")
+"""Of a direction that the user gives: an edit of the same norm and angle, along each kind of random tangent."""
+SHORT_COLUMNS = ("layer", "dose", "tokens")
+"""Of `short_frame`, beside a column for each edit, its underscores as spaces."""
+
+
+def placebo_names(direction: str) -> list[str]:
+    """What the edits are called that a given direction is compared with."""
+    return [f"{direction}_{kind}" for kind in PLACEBOS]
 
 
 def summaries(frame: pd.DataFrame, directions: list[str]) -> list[dict[str, Any]]:
@@ -29,7 +38,7 @@ def summaries(frame: pd.DataFrame, directions: list[str]) -> list[dict[str, Any]
     """
     found = []
     floors = frame[frame.edit == "self"].groupby(_PLACE)["kl"].agg(statistics.noise_floor)
-    ratios = [*RATIOS, *((name, f"{name}_{p}") for name in directions for p in ("placebo_token", "placebo_isotropic"))]
+    ratios = [*RATIOS, *((name, placebo) for name in directions for placebo in placebo_names(name))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
         for key, rows in frame[frame.edit != "self"].groupby([*_PLACE, "dose"], sort=False):
@@ -80,27 +89,27 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
                     row |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
             for name, value in group["ratios"].items():
                 if name.startswith(f"{edit} ÷ "):
-                    row |= {f"÷ {name.split(' ÷ ')[1]}": value.value, f"÷ {name.split(' ÷ ')[1]} low": value.low}
-                    row[f"÷ {name.split(' ÷ ')[1]} high"] = value.high
+                    under = name.removeprefix(edit).lstrip()
+                    row |= {under: value.value, f"{under} low": value.low, f"{under} high": value.high}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], directions: list[str]) -> pd.DataFrame:
     """A line for each layer and dose, for a terminal; `NOTE` explains the columns."""
-    rows = []
+    rows, placebos = [], {name for direction in directions for name in placebo_names(direction)}
     for g in groups:
         kl = {edit: values["mean_kl"] for edit, values in g["edits"].items()}
         row: dict[str, Any] = {"layer": g["layer"], "dose": f"{g['dose']:g}", "tokens": g["n_tokens"]}
-        row |= {edit.replace("_", " "): f"{kl[edit].value:.3g}" for edit in kl if "_placebo_" not in edit}
+        row |= {edit.replace("_", " "): f"{kl[edit].value:.3g}" for edit in kl if edit not in placebos}
         for top, bottom in (
             ("toward_token", "between_tokens"),
             ("norm_up", "isotropic"),
-            *((d, f"{d}_placebo_token") for d in directions),
+            *((d, placebo_names(d)[0]) for d in directions),
         ):
             ratio = g["ratios"].get(f"{top} ÷ {bottom}")
             if ratio is not None:
-                label = f"{top}÷{'its placebo' if '_placebo_' in bottom else bottom}".replace("_", " ")
+                label = f"{top}÷{'its placebo' if bottom in placebos else bottom}".replace("_", " ")
                 row[label] = str(ratio)
                 same = [n for some in nulls for n in some if (n["layer"], n["dose"]) == (g["layer"], g["dose"])]
                 if same:

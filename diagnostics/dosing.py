@@ -14,7 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diagnostics.dose_summary import NOTE, short_frame, summaries, summary_frame
+from diagnostics.dose_summary import (
+    NOTE,
+    PLACEBOS,
+    SHORT_COLUMNS,
+    placebo_names,
+    short_frame,
+    summaries,
+    summary_frame,
+)
 from diagnostics.progress import Progressing
 from diagnostics.results import Result
 from diagnostics.sampling import cross_prompt_pairs, generator
@@ -54,8 +62,6 @@ EDITS = ("toward_token", "between_tokens", "isotropic", "norm_up", "norm_down")
 """`toward_token`: x turned towards another token's activation along the great circle; `between_tokens`: towards the difference
 of two other tokens' activations; `isotropic`: towards a random direction; `norm_up`, `norm_down`: (1 ± dose)·x."""
 SELF = "self"
-PLACEBOS = ("placebo_token", "placebo_isotropic")
-"""Of a direction that the user gives: an edit of the same norm and angle, along each kind of random tangent."""
 
 
 def shown_dose(doses: Sequence[float]) -> float:
@@ -183,7 +189,8 @@ def dose_response(
         raise ResultError(f"{tokens} tokens asked for; ask for at least one")
     given = {name: _checked(name, d, model.d_model) for name, d in (directions or {}).items()}
     names = [SELF, *edit_names(given)]
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+    said = [name.replace("_", " ") for name in names]
+    if twice := [name for i, name in enumerate(names) if said[i] in said[:i]]:
         raise EditError(f"two edits have the name {twice[0]!r}; give the direction another name")
     settings = Settings(
         sites=places,
@@ -211,30 +218,43 @@ def dose_response(
 
 
 def _checked(name: str, direction: Tensor, d_model: int) -> Tensor:
+    """A direction in float64 on the CPU. Raises `EditError` for one that is none of the model's, or of a name that tables cannot hold."""
+    direction = direction.detach().double().cpu()
     if direction.shape != (d_model,) or not bool(direction.isfinite().all()) or not bool(direction.any()):
         raise EditError(
-            f"direction {name!r} has shape {list(direction.shape)} and norm {float(direction.float().norm()):.3g}; expected "
+            f"direction {name!r} has shape {list(direction.shape)} and norm {float(norm(direction)):.3g}; expected "
             f"[{d_model}], finite and not zero"
         )
-    return direction.detach().float().cpu()
+    said = name.replace("_", " ")
+    if not said.strip() or "÷" in said or said in SHORT_COLUMNS or said.startswith("untrained"):
+        raise EditError(
+            f"a direction is called {name!r}, which tables need for something else; give it another name, without ÷"
+        )
+    return direction
 
 
 def _digest(direction: Tensor) -> list[float]:
     """What tells one direction from another: its norm and three projections."""
     fixed = torch.randn(3, len(direction), generator=torch.Generator().manual_seed(0))
-    return [float(direction.norm()), *(fixed @ direction).tolist()]
+    return [float(norm(direction)), *(fixed.double() @ direction).tolist()]
 
 
 def edit_names(directions: Mapping[str, Any] | Sequence[str]) -> list[str]:
     """Edits at every dose: ours, then each given direction with its placebos."""
-    return [*EDITS, *(full for name in directions for full in (name, *(f"{name}_{p}" for p in PLACEBOS)))]
+    return [*EDITS, *(full for name in directions for full in (name, *placebo_names(name)))]
 
 
 class _Design:
     """Tokens and sources, and the vectors at each dose: the same whatever order they are asked for in."""
 
     def __init__(self, clean: Clean, asked: int, doses: tuple[float, ...], directions: dict[str, Tensor]):
-        self.clean, self.doses, self.directions = clean, doses, directions
+        self.clean, self.doses = clean, doses
+        # By the name of an edit its direction, of length 1, and the kind of placebo; a name is never taken apart.
+        self.given: dict[str, tuple[Tensor, str | None]] = {}
+        for name, direction in directions.items():
+            unit = (direction / norm(direction)).float()
+            kinds = zip((name, *placebo_names(name)), (None, *PLACEBOS), strict=True)
+            self.given |= {full: (unit, kind) for full, kind in kinds}
         drawn = cross_prompt_pairs(clean.length, asked, clean.settings.seed)
         keep, dropped = clean.filter.keep(drawn)
         self.pairs, self.numbers = drawn.take(keep), np.flatnonzero(keep)
@@ -288,9 +308,8 @@ class _Design:
             return rotate_by_distance(x, towards[name], dose * norm(x))
         if name in ("norm_up", "norm_down"):
             return rescale(x, 1 + dose if name == "norm_up" else 1 - dose)
-        kind = next((p for p in PLACEBOS if name.endswith(f"_{p}")), None)
-        direction = self.directions[name if kind is None else name.removesuffix(f"_{kind}")].to(x.device)
-        moved = add_direction(x.float(), direction / direction.norm(), dose * norm(x))
+        unit, kind = self.given[name]
+        moved = add_direction(x.float(), unit.to(x.device), dose * norm(x))
         if kind is None:
             return moved.to(x.dtype)
         return matched_placebo(x, moved, towards["between_tokens" if kind == "placebo_token" else "isotropic"])

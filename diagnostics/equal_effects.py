@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from diagnostics.ablation_curves import KEEP, Curve, deleted, joined, two_sided
+from diagnostics.ablation_curves import EVERY, KEEP, Curve, deleted, joined, two_sided
 from diagnostics.statistics import Estimate
 from interventions.errors import ResultError
 
@@ -99,7 +99,7 @@ def _means_of(
     for sae, site, ranking, arm in dict.fromkeys((c.sae, c.site, c.ranking, c.arm) for c in some if c.arm != KEEP):
         wanted = [key for key in reached if key[0] == site and key[3] == ranking]
         own = [p for p in parts.get((sae, site, ranking, arm), ()) if _place(p[0]) in reached]
-        head = (sae, site, "all", f"mean of {len(wanted)}", ranking, arm, np.nan)
+        head = (sae, site, EVERY, f"mean of {len(wanted)}", ranking, arm, np.nan)
         if not wanted or len(own) < len(wanted):
             found.append(
                 EqualEffect(

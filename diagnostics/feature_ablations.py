@@ -11,12 +11,13 @@ import torch
 
 from diagnostics import ablation_tables
 from diagnostics.ablation_arms import ARMS
-from diagnostics.ablation_curves import Curve
+from diagnostics.ablation_curves import EVERY, Curve
 from diagnostics.ablation_runs import Runner
 from diagnostics.ablation_summary import FORMS, curves, mean_over_concepts, summaries, summary_frame
 from diagnostics.concept_activations import Settings
 from diagnostics.concepts import ConceptTexts
 from diagnostics.equal_effects import EqualEffect, equal_effects
+from diagnostics.latent_logits import token_text
 from diagnostics.latent_ranking import RANKINGS
 from diagnostics.probes import probes_of
 from diagnostics.progress import Progressing
@@ -171,6 +172,10 @@ def feature_ablation(
         raise ResultError(
             f"path {path!r}, {reads} reads, {len(given)} data sets; expected one of {', '.join(PATHS)}, and 1 or more"
         )
+    if EVERY in given:
+        raise ResultError(
+            f"a data set is called {EVERY!r}, which stands for the mean over concepts; give it another name"
+        )
     counts = tuple(sorted(set(map(int, counts))))
     if not counts or counts[0] < 1:
         raise ResultError(f"counts {list(counts)}; expected numbers of latents, 1 or more")
@@ -212,7 +217,7 @@ def described_texts(texts: ConceptTexts, tokenizer: Any) -> dict[str, Any]:
         return len({texts.groups[i] for i in texts.side(some, ranking)})
 
     def words(ids: Sequence[int]) -> list[str]:
-        return [str(i) if tokenizer is None else tokenizer.decode([i]) for i in ids]
+        return [str(i) if tokenizer is None else token_text(i, tokenizer) for i in ids]
 
     concepts = {
         c.name: {

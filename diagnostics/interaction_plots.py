@@ -14,7 +14,7 @@ from diagnostics.frames import each, lines_of, where
 from diagnostics.interaction_summary import from_sums
 from diagnostics.plots import plain_ticks, write_caption
 from diagnostics.statistics import FEW_PROMPTS
-from diagnostics.style import GREYS, PLACEBO_LABELS, STYLE, looks
+from diagnostics.style import GREYS, PLACEBO_LABELS, looks, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def plot_interactions(result: "Interactions") -> Figure:
     """A row of panels an SAE: distribution of interactions over pairs (left), and against the size of the single effects (right)."""
     saes = result.saes
     style = looks(saes)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             len(saes), 2, figsize=(9.6, 2.7 * len(saes) + 1.2), squeeze=False, sharex="col", layout="constrained"
         )
@@ -107,7 +107,7 @@ def plot_matrix(result: "Interactions", sae: str | None = None) -> Figure:
         )
     value = matrix.to_numpy(float)
     end = max(float(np.nanquantile(np.abs(value), 0.98)), 1e-12)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, ax = plt.subplots(figsize=(7.2, 6.9), layout="constrained")
         colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.93")
         drawn = ax.imshow(np.ma.masked_invalid(value), cmap=colours, vmin=-end, vmax=end, interpolation="nearest")
@@ -134,7 +134,7 @@ def plot_concentration(result: "Concentration") -> Figure:
     style = looks(saes)
     dashes = {"size": "-", "effect": "--", "random": ":"}
     said = {"size": "by |z|‖d‖", "effect": "by single KL", "random": "by lot"}
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             len(saes), 3, figsize=(11, 2.9 * len(saes) + 1.2), squeeze=False, layout="constrained"
         )

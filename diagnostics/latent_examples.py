@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from diagnostics.latent_corpus import LatentCorpus
+from diagnostics.latent_logits import has_token, token_text
 from diagnostics.sampling import hash_keys
 
 BANDS = {"upper quarter": (0.75, 1.0), "around the median": (0.4, 0.6)}
@@ -89,14 +90,17 @@ def window(position: int, n_prompt: int, width: int) -> tuple[int, int]:
 def token_texts(ids: list[int], tokenizer: Any) -> tuple[str, ...]:
     """What each token adds to the text decoded up to it; joined they are the text.
 
-    A token that ends within a character adds nothing; the one that completes it adds the character. Without a tokenizer ids in angle
-    brackets.
+    A token that ends within a character adds nothing; the one that completes it adds the character. Ids that the tokenizer does not know
+    (all, without one) stand in angle brackets.
     """
-    if tokenizer is None:
-        return tuple(f"⟨{i}⟩" for i in ids)
     texts, before = [], ""
-    for n in range(1, len(ids) + 1):
-        whole = str(tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False))
+    known: list[int] = []
+    for n, i in enumerate(ids, 1):
+        if not has_token(i, tokenizer):
+            texts.append(token_text(i, tokenizer))
+            continue
+        known.append(i)
+        whole = str(tokenizer.decode(known, clean_up_tokenization_spaces=False))
         now = whole if n == len(ids) else whole.rstrip(PARTIAL)
         now = now if now.startswith(before) else before
         texts.append(now[len(before) :])

@@ -15,7 +15,7 @@ class TokenLogit(NamedTuple):
     """A token and what a direction adds to its logit."""
 
     token: str
-    """as the tokenizer decodes it alone"""
+    """as `token_text` gives it"""
     logit: float
     """less the mean over the vocabulary"""
 
@@ -57,5 +57,24 @@ def extremes(
 
 
 def token_text(token: int, tokenizer: Any) -> str:
-    """A token decoded alone; without a tokenizer its id in angle brackets."""
-    return f"⟨{token}⟩" if tokenizer is None else str(tokenizer.decode([token]))
+    """A token decoded alone; its id in angle brackets where it has no text: without a tokenizer, and beyond the tokenizer's tokens.
+
+    Below 0, which stands for no token (of logits that are not finite), a dash.
+    """
+    if token < 0:
+        return "–"
+    return str(tokenizer.decode([token])) if has_token(token, tokenizer) else f"⟨{token}⟩"
+
+
+def has_token(token: int, tokenizer: Any) -> bool:
+    """Whether a tokenizer knows an id. Heads are often wider than the tokenizer; the logits of the rest belong to no token."""
+    if tokenizer is None:
+        return False
+    named = getattr(tokenizer, "convert_ids_to_tokens", None)
+    if named is None:  # one that only decodes
+        return True
+    try:
+        name = named(token)
+    except (IndexError, KeyError, OverflowError):  # how tokenizers in Python say it
+        return False
+    return name is not None and (name != tokenizer.unk_token or token == tokenizer.unk_token_id)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from diagnostics.plots import write_caption
 from diagnostics.probing_summary import MEAN, described
-from diagnostics.style import STYLE, legend_looks, looks
+from diagnostics.style import legend_label, legend_looks, looks, styled
 
 if TYPE_CHECKING:
     from diagnostics.sparse_probing import SparseProbing
@@ -29,7 +29,7 @@ def plot_probing(result: "SparseProbing") -> Figure:
     columns = min(3, len(panels))
     lines, width = -(-len(panels) // columns), max(3.3 * columns, 6.6)
     style, ks = looks(result.names), sorted(result.provenance["ks"])
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             lines, columns, figsize=(width, 2.7 * lines + 1.6), sharey=True, layout="constrained", squeeze=False
         )
@@ -86,7 +86,8 @@ def _panel(ax: Axes, result: "SparseProbing", dataset: str, ks: list[int], style
 
 def _handles(style: dict[str, tuple[str, str]]) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=c, marker=m, ms=5, lw=1, label=name) for name, (c, m) in legend_looks(list(style)).items()
+        Line2D([], [], color=c, marker=m, ms=5, lw=1, label=legend_label(name))
+        for name, (c, m) in legend_looks(list(style)).items()
     ]
     handles.append(Line2D([], [], ls=":", color="0.3", marker="o", mfc="white", ms=4, lw=1, label="random latents"))
     handles.append(Line2D([], [], ls="--", color=SHUFFLED, lw=1.1, label="shuffled labels"))

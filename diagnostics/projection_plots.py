@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from diagnostics.plots import Depth, caption, plain_ticks, write_caption
 from diagnostics.study import TRAINED
-from diagnostics.style import COLOURS, GREYS, LABELS, STYLE, looks
+from diagnostics.style import COLOURS, GREYS, LABELS, looks, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
     contexts = [context] if context else result.provenance["context"]
     kinds = list(dict.fromkeys(kind(name) for name in result.saes))
     style = looks(result.saes)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             len(contexts),
             len(kinds),
@@ -185,7 +185,7 @@ def plot_dose(
         )
     colours = LogNorm(shown["norm"].quantile(0.01), shown["norm"].quantile(0.99))
     columns = min(3, len(latents))
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             -(-len(latents) // columns), columns, figsize=(9.6, 2.7 * -(-len(latents) // columns) + 1.2), sharex=True,
             sharey=True, squeeze=False, layout="constrained",
@@ -257,7 +257,7 @@ def plot_win_rate(report: "WinRateReport") -> Figure:
     """
     kinds = list(dict.fromkeys(kind(c.place["sae"]) for c in report.contests))
     runs = list(report.runs)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             len(runs),
             len(kinds),
@@ -319,7 +319,7 @@ def plot_paradox(report: "WinRateReport", run: str | None = None, context: str |
     own = [c for c in report.contests if (c.run, c.place["context"], c.place["model"]) == (shown, where, TRAINED)]
     kinds = list(dict.fromkeys(kind(c.place["sae"]) for c in own))
     layers = sorted({c.place["layer"] for c in own})
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             len(kinds), len(layers), figsize=(max(9.6, 3.2 * len(layers)), 2.9 * len(kinds) + 1.5), sharex=True, sharey=True,
             squeeze=False, layout="constrained",

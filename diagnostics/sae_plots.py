@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.plots import write_caption
 from diagnostics.sae_measures import NO_SINKS, QUARTILES
-from diagnostics.style import DEAD, STYLE, looks
+from diagnostics.style import DEAD, looks, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figur
         raise ResultError(f"no tokens {counted!r} in this result, which the figure shows")
     order = _by_depth(result)
     style, width = looks(result.names), max(9.6, min(1.9 * len(order), 16))
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             len(result.corpora), 2, figsize=(width, 2.9 * len(result.corpora) + 1.5), sharex=True, sharey="col",
             layout="constrained", squeeze=False,
@@ -184,7 +184,7 @@ def _histograms(result: "SAEEvaluation", names: list[str], draw: Draw, label: st
     style, site = looks(result.names), {g["sae"]: g["site"] for g in result.groups}
     columns = min(3, len(names))
     lines, width = -(-len(names) // columns), max(3.2 * columns, 6.4)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(
             lines, columns, figsize=(width, 2.3 * lines + 1.1), layout="constrained", squeeze=False
         )

@@ -169,6 +169,10 @@ def probe_saes(
     if plain := [probe.name for probe in probes if probe.sae is None]:
         raise ResultError(f"{plain[0]!r} is a set of directions; sparse probing reads the latents of an SAE")
     sets = _sets(labelled, per_class, seed)
+    if (mean := probing_summary.MEAN) in sets:
+        raise ResultError(
+            f"a data set is called {mean!r}, which stands for the mean over data sets; give it another name"
+        )
     prompts = {name: labelled_prompts(model, some, max_length=max_length, seed=seed) for name, some in sets.items()}
     settings = {
         "ks": list(ks),

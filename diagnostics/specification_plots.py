@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.plots import caption, write_caption
 from diagnostics.study import TRAINED
-from diagnostics.style import COLOURS, STYLE
+from diagnostics.style import COLOURS, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def plot_specifications(curve: "Specifications", claim: str) -> Figure:
     factors = list(FACTORS[claim])
     trained = frame.loc[(frame.model == TRAINED) & frame.value.notna()].sort_values(by="value", kind="stable")
     x = np.arange(len(trained))
-    with plt.rc_context(STYLE):
+    with styled():
         choices = [(factor, choice) for factor in factors for choice in dict.fromkeys(frame[factor])]
         figure, (top, bottom) = plt.subplots(
             2, 1, figsize=(9.6, 4.4 + 0.21 * len(choices)), sharex=True, layout="constrained",

@@ -14,7 +14,7 @@ from diagnostics.interaction_plots import INTERVALS, finish
 from diagnostics.interaction_summary import mean_of
 from diagnostics.plots import plain_ticks
 from diagnostics.statistics import Estimate
-from diagnostics.style import CONDITION_LOOKS, GREYS, PLACEBO_LABELS, STYLE, looks
+from diagnostics.style import CONDITION_LOOKS, GREYS, PLACEBO_LABELS, legend_label, looks, styled
 
 if TYPE_CHECKING:
     from diagnostics.effect_sparsity import AblationSparsity
@@ -53,7 +53,7 @@ def plot_steering(result: "Steering") -> Figure:
         "probability": "probability of the target",
         "entropy": "entropy, nats",
     }
-    with plt.rc_context(STYLE):
+    with styled():
         saes = result.saes
         figure, axes = plt.subplots(
             len(saes), 4, figsize=(12.5, 2.8 * len(saes) + 1.3), squeeze=False, layout="constrained"
@@ -97,7 +97,7 @@ def plot_substitution(result: "Substitutions") -> Figure:
     from diagnostics.substitution import ATOMS, EDITS
 
     style, atoms = looks(result.saes), [a for a in ATOMS if any(g["atom"] == a for g in result.groups)]
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), width_ratios=(1, 1.5), layout="constrained")
         step = 0.7 / max(1, len(result.saes))
         shades = {"matched_deletion": ("deletion, equal ‖Δx‖", -0.24), "deletion": ("deletion", -0.08),
@@ -109,7 +109,7 @@ def plot_substitution(result: "Substitutions") -> Figure:
         for n, sae in enumerate(result.saes):
             groups = [g for g in result.groups if g["sae"] == sae]
             x = np.array([atoms.index(g["atom"]) for g in groups]) + (n - (len(result.saes) - 1) / 2) * step
-            _points(axes[0], x, [g["wins"] for g in groups], *style[sae], "none", sae)
+            _points(axes[0], x, [g["wins"] for g in groups], *style[sae], "none", legend_label(sae))
             for (edit, (_, shift)), marker in zip(shades.items(), "osv^", strict=True):
                 at = (
                     np.array([atoms.index(g["atom"]) for g in groups]) + shift + (n - (len(result.saes) - 1) / 2) * 0.05
@@ -151,7 +151,7 @@ def plot_substitution(result: "Substitutions") -> Figure:
 def plot_sparsity(result: "AblationSparsity") -> Figure:
     """Sparsity of effects by edit, a faint point a latent (left); mean KL along the horizon (right)."""
     saes, style = result.saes, looks(result.saes)
-    with plt.rc_context(STYLE):
+    with styled():
         figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.9), width_ratios=(1.25, 1), layout="constrained")
         for n, sae in enumerate(saes):
             colour, marker = style[sae]
@@ -171,12 +171,14 @@ def plot_sparsity(result: "AblationSparsity") -> Figure:
                     colour,
                     marker,
                     "none",
-                    sae if place == 0 else None,
+                    legend_label(sae) if place == 0 else None,
                 )
                 along = result.horizon(sae, edit)
                 own, _, dash = GREYS.get(edit, (colour, "", "-" if edit == "latent" else "-."))
                 dash = dash if edit != "channel" else "-."
-                label = f"{sae}: {edit}" if edit not in GREYS else PLACEBO_LABELS[edit] if n == 0 else None
+                label = (
+                    legend_label(f"{sae}: {edit}") if edit not in GREYS else PLACEBO_LABELS[edit] if n == 0 else None
+                )
                 _line(axes[1], along, own, dash, label, band=edit == "latent")
         axes[0].axhline(2 / np.pi, color="0.7", lw=0.8)
         axes[0].text(3.55, 2 / np.pi, "normal numbers ", va="bottom", ha="right", fontsize=7, color="0.4")

@@ -187,7 +187,8 @@ def _rows(side: CleanSide, which: Int[Tensor, "read"]) -> CleanSide | CleanRows:
 
 
 def _numbers(comparison: Comparison, targets: Int[Tensor, "token"]) -> Float[Tensor, "read 3"]:
-    change = comparison.d - comparison.d.mean(-1, keepdim=True)  # of vocabulary-centred logits
+    change = comparison.d
+    change = change - change.mean(-1, keepdim=True)  # of vocabulary-centred logits
     own = change[:, targets]
     rest = (change.square().sum(-1) - own.square().sum(-1)).clamp(min=0) / (change.shape[1] - len(targets))
     return torch.stack([comparison.kl, -own.mean(-1), rest], dim=-1)

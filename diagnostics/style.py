@@ -1,11 +1,14 @@
 """The look of every figure, said once: type, colours that colour-blind readers tell apart, markers, and what things are called."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogFormatter
 
 # Loaded here: a notebook's backend that is loaded within `rc_context` loses its interactive mode with it, and a reader's own
 # figures are then never shown.
@@ -18,8 +21,30 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "text.parse_math": False,  # names of models, SAEs, texts and directions are shown as they are, whatever `$` and `_` they hold
 }
 plt.rcParams["svg.hashsalt"] = "mechdiag"  # read when a figure is saved: the same figure gives the same file
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Figures made within are in our style, and no text in them is read as mathematics, but for the powers of ten of log axes."""
+    before = plt.get_fignums()
+    with plt.rc_context(STYLE):
+        yield
+    for number in sorted(set(plt.get_fignums()) - set(before)):
+        for axis in (axis for ax in plt.figure(number).axes for axis in (ax.xaxis, ax.yaxis)):
+            ticks = [(axis.get_major_formatter(), axis.majorTicks), (axis.get_minor_formatter(), axis.minorTicks)]
+            for tick in (tick for formatter, some in ticks if isinstance(formatter, LogFormatter) for tick in some):
+                tick.label1.set_parse_math(True)
+                tick.label2.set_parse_math(True)
+
+
+def legend_label(name: str) -> str:
+    """A name as the label of a line. matplotlib leaves out of legends what is empty or begins with an underscore: a space without width comes first."""
+    return f"\u200b{name}" if name[:1] in ("", "_") else name
+
+
 CAPTION_SIZE = 7.5
 UNTRAINED, DEAD = "0.65", "0.75"
 """Greys of untrained networks and of dead latents."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
+from interventions.exclusive import exclusive
 
 if TYPE_CHECKING:
     from interventions.models import CausalModel
@@ -43,7 +44,8 @@ def check_causal(model: "CausalModel") -> Shapes:
     known = _seen.setdefault(model.hf, {})
     if key not in known:
         try:
-            known[key] = _look(model)
+            with exclusive(model):
+                known[key] = _look(model)
         except _Refused as refused:
             known[key] = str(refused)
     found = known[key]

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from interventions.errors import MechdiagError
 from interventions.hooks import Forwarded, full_forwards
-from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison, TokenMetric
+from interventions.metrics import METRICS, NOT_FLOATS, CleanRows, CleanSide, Comparison, TokenMetric
 from interventions.replay import Branches, Replayed, replayed, unembed
 from interventions.rows import Reads, Rows
 from interventions.sites import Site
 
 DIRECT = "kl_direct"
 """A metric beside `METRICS`: the KL of the change carried straight to the final norm and unembedding, later writes frozen."""
+_FINITE = "finite"
+"""Kept beside values that cannot be nan: whether they are of distributions."""
 
 
 class Asked:
@@ -44,26 +46,32 @@ class Asked:
                 )
         if twice := [name for i, name in enumerate(self.names) if name in self.names[:i]]:
             raise MechdiagError(f"two metrics have the name {twice[0]!r}; give one of them another name")
+        if set(self.names) & set(NOT_FLOATS):
+            self.by_name[_FINITE] = lambda c, _: c.finite
         self.chunks: list[tuple[np.ndarray, Reads, dict[str, Tensor]]] = []
 
     def store(self, chunk: np.ndarray, reads: Reads, values: dict[str, Tensor]) -> None:
         self.chunks.append((chunk[reads.row], reads, values))
 
-    def values(self, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
-        """Each metric and the positions read, in the order of the rows."""
+    def values(self, rows: Rows) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Each metric, the positions read, and where all values of a read are finite, in the order of the rows."""
         row, column, position = (
             torch.from_numpy(np.concatenate(parts))
             for parts in zip(*((row, reads.column, reads.position) for row, reads, _ in self.chunks), strict=True)
         )
         shape = (len(rows),) if rows.one_read else (len(rows), rows.n_columns)
         at = (row,) if rows.one_read else (row, column)
-        values = {}
-        for name in self.names:
+        values, finite = {}, torch.ones(len(row), dtype=torch.bool)
+        for name in [*self.names, *[_FINITE] * (_FINITE in self.by_name)]:
             found = torch.cat([part[name] for _, _, part in self.chunks]).cpu()
+            finite &= found if name == _FINITE else found.isfinite()
+            if name == _FINITE:
+                continue
             beyond = float("nan") if found.is_floating_point() else 0 if found.dtype == torch.bool else -1
             empty = torch.full(shape, beyond, dtype=found.dtype)
             values[name] = empty.index_put(at, found)
-        return values, torch.full(shape, -1).index_put(at, position)
+        finite = torch.zeros(shape, dtype=torch.bool).index_put(at, finite)
+        return values, torch.full(shape, -1).index_put(at, position), finite
 
 
 def replay_rows(rows: Rows, which: np.ndarray, vectors: Tensor) -> tuple[Branches, Replayed]:

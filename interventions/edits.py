@@ -1,8 +1,8 @@
 """What is done to a vector: pure functions of tensors `[..., d_model]`.
 
-The same function works on replay's rows, in a TransformerLens hook and inside an nnsight trace. Norms are L2 norms,
-formed in float32 at least; the result has the dtype and device of `x`. A vector of norm zero has no direction: what
-needs one gives non-finite values there, which diagnostics drop and count.
+The same function works on replay's rows, in a TransformerLens hook and inside an nnsight trace. Norms are L2 norms, of
+vectors however large or small, given in float32 at least; the result has the dtype and device of `x`. A vector of norm
+zero has no direction: what needs one gives non-finite values there, which diagnostics drop and count.
 """
 
 import torch
@@ -21,15 +21,24 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _size(x: Vectors) -> Float[Tensor, "*row 1"]:
+    """‖x‖ in float64: squares of float32 numbers neither overflow nor vanish there; those of float64 are scaled first."""
+    if x.dtype != torch.float64:
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+    scale = x.abs().amax(dim=-1, keepdim=True)
+    scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+    return scale * torch.linalg.vector_norm(x / scale, dim=-1, keepdim=True)
+
+
 def norm(x: Vectors) -> Float[Tensor, "*row 1"]:
     """‖x‖ over the last axis, kept, in float32 at least."""
-    return _wide(x).norm(dim=-1, keepdim=True)
+    return _size(x).to(_wide(x[..., :0]).dtype)
 
 
 def centred_norm(x: Vectors) -> Float[Tensor, "*row 1"]:
     """‖x − mean(x)‖, the mean taken over the last axis; kept, in float32 at least."""
     x = _wide(x)
-    return (x - x.mean(dim=-1, keepdim=True)).norm(dim=-1, keepdim=True)
+    return norm(x - x.mean(dim=-1, keepdim=True))
 
 
 def norm_read(kind: str, x: Vectors) -> Float[Tensor, "*row 1"]:
@@ -44,8 +53,7 @@ def norm_read(kind: str, x: Vectors) -> Float[Tensor, "*row 1"]:
 
 
 def _unit(x: Vectors) -> Vectors:
-    x = _wide(x)
-    return x / x.norm(dim=-1, keepdim=True)
+    return (x.double() / _size(x)).to(_wide(x[..., :0]).dtype)
 
 
 def swap_direction(x: Vectors, source: Shared) -> Vectors:
@@ -110,11 +118,13 @@ def project_out(
         x' = x − Q Qᵀ (x − reference),   Q an orthonormal basis of the rows of `direction`
 
     `reference` 0 removes <x, d̂> (projection to zero); the mean activation removes <x − μ, d̂> (projection to the mean).
-    Linearly dependent rows span what they span. Raises `EditError` when every direction is zero.
+    Linearly dependent rows span what they span. Raises `EditError` when every direction is zero, or one is not finite.
     Source: arXiv:2606.15054, projection ablation.
     """
     rows = torch.atleast_2d(direction).to(x.device).double()
-    length = rows.norm(dim=-1, keepdim=True)
+    if not bool((good := rows.isfinite().all(dim=-1)).all()):
+        raise EditError(f"cannot project out direction {int(good.int().argmin())} of {len(rows)}: it is not finite")
+    length = _size(rows)
     rows = (rows / length)[length[:, 0] > 0]  # of unit length: a short row is no less a direction than a long one
     if len(rows) == 0:
         raise EditError("cannot project out a direction of norm 0")
@@ -159,8 +169,8 @@ def tangent(x: Vectors, towards: Shared) -> Vectors:
     rest = towards.to(x.device).double()
     for _ in range(2):  # once more for what rounding leaves when `towards` is nearly parallel to x
         rest = rest - (rest * unit).sum(-1, keepdim=True) * unit
-    size, rounding = rest.norm(dim=-1, keepdim=True), 8 * torch.finfo(_wide(x).dtype).eps
-    known = size > rounding * towards.double().norm(dim=-1, keepdim=True).to(x.device)
+    size, rounding = _size(rest), 8 * torch.finfo(_wide(x).dtype).eps
+    known = size > rounding * _size(towards).to(x.device)
     return torch.where(known, rest / size, torch.nan).to(_wide(x).dtype)
 
 
@@ -190,8 +200,7 @@ def rotate_by_distance(x: Vectors, towards: Shared, distance: float | Tensor) ->
 
 def angle_between(x: Vectors, y: Vectors) -> Float[Tensor, "*row"]:
     """Angle in radians, accurate near 0 and π: 2·atan2(‖x̂ − ŷ‖, ‖x̂ + ŷ‖)."""
-    a, b = _wide(x).double(), _wide(y).double()
-    a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
+    a, b = x.double() / _size(x), y.double() / _size(y)
     return (2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))).to(_wide(x).dtype)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.along import Along
@@ -30,7 +30,7 @@ class Effects:
 
     values: dict[str, Tensor]
     """metric -> `[row]`, with a horizon above 1 `[row, horizon]`: float32 (float64 for a float64 model; bool for truth
-    values, int64 for token ids), nan (False, −1) beyond the prompt's end"""
+    values, int64 for token ids), nan (False, −1) beyond the prompt's end and where logits are no distribution"""
     position: Int[Tensor, "row"] | Int[Tensor, "row horizon"]
     """where each was read; −1 beyond the prompt's end"""
     path: str
@@ -42,7 +42,9 @@ class Effects:
     halvings: int
     """how many times a chunk ran out of memory and was halved"""
     n_nonfinite: int
-    """reads with a value that is not finite"""
+    """reads with a value that is not finite, or of logits that are no distribution"""
+    finite: Bool[Tensor, "row"] | Bool[Tensor, "row horizon"]
+    """the other reads; False beyond the prompt's end"""
 
     def __getitem__(self, metric: str) -> Tensor:
         return self.values[metric]
@@ -93,10 +95,9 @@ def measure(
         size, halvings = _in_chunks(rows, asked, chosen.one_chunk, size, progress)
     if halvings:
         warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=2)
-    values, where = asked.values(rows)
-    read = where >= 0
-    bad = torch.stack([~v.isfinite() & read for v in values.values()]).any(0) if values else torch.zeros(1)
-    return Effects(values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, int(bad.sum()))
+    values, where, finite = asked.values(rows)
+    bad = int(((where >= 0) & ~finite).sum())
+    return Effects(values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, bad, finite)
 
 
 def _in_chunks(

@@ -1,16 +1,36 @@
 """One measurement at a time on a model, and always under the same conditions: eval mode, no autocast, outputs by name."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from interventions.models import CausalModel, forward_replaced
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Any, *, in_all_threads: bool = False):
+    """Let `module` compute `forward` instead of its own.
+
+    A bridge and nnsight put a `forward` of their own on the instance, so what stands there is put back, not deleted. Other
+    threads go on computing the module's own, unless `in_all_threads`.
+    """
+    own, whole, thread = module.__dict__.get("forward"), module.forward, get_ident()
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        return (forward if in_all_threads or get_ident() == thread else whole)(*args, **kwargs)
+
+    try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
+        object.__setattr__(module, "forward", replaced)
+        yield
+    finally:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            object.__setattr__(module, "forward", own)
 
 
 @dataclass
@@ -25,26 +45,35 @@ _making = RLock()
 
 
 @contextmanager
-def exclusive(model: CausalModel, check: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a model for one thread and make its passes reproducible; what was changed is put back on leaving.
+def exclusive(model: Any, check: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a `CausalModel` for one thread and make its passes reproducible; what was changed is put back on leaving.
 
     Dropout is off (eval mode), autocast is off, outputs are objects rather than tuples. Another thread that measures on this
     model, or calls its forward, waits until this one is done. check: called once the model is held, before anything is changed on it.
     """
     with _making:
         hold = _holds.setdefault(model.hf, _Hold())
-    with hold.lock, ExitStack() as stack:
-        hold.depth += 1
-        stack.callback(setattr, hold, "depth", hold.depth - 1)
-        if hold.depth == 1:
-            if check is not None:
-                check()
-            for module in dict.fromkeys((model.hf, model.base)):
-                waiting = _waiting(module.forward, hold.lock)
-                stack.enter_context(forward_replaced(module, waiting, in_all_threads=True))
-            stack.enter_context(_eval_mode(model.hf))
-            stack.enter_context(_named_outputs(model.hf))
-            stack.enter_context(torch.autocast(model.device.type, enabled=False))
+    with hold.lock:
+        depth = hold.depth
+        try:
+            hold.depth = depth + 1
+            with _held(model, hold, check) if depth == 0 else nullcontext():
+                yield
+        finally:
+            hold.depth = depth
+
+
+@contextmanager
+def _held(model: Any, hold: _Hold, check: Callable[[], None] | None) -> Iterator[None]:
+    if check is not None:
+        check()
+    with ExitStack() as stack:
+        for module in dict.fromkeys((model.hf, model.base)):
+            waiting = _waiting(module.forward, hold.lock)
+            stack.enter_context(forward_replaced(module, waiting, in_all_threads=True))
+        stack.enter_context(_eval_mode(model.hf))
+        stack.enter_context(_named_outputs(model.hf))
+        stack.enter_context(torch.autocast(model.device.type, enabled=False))
         yield
 
 

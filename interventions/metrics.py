@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,8 +14,10 @@ from interventions.errors import EditError
 
 Logits = Float[Tensor, "row vocab"]
 
-_LARGE = 60.0  # exp(60) is far from float32's largest number
+_LARGE = 60.0  # exp(60) is far from float32's largest number, and 60 has digits enough for differences of 1e-5
 _SMALL_KL = 1e-5  # above, what cancels in exp(d) − 1 − d for |d| < 0.01 is about 1e-5 of the whole
+_FLOOR = -1e30  # a logit below is one of −inf: its token has no probability
+_RULED_OUT = 1e4  # so far below the largest logit a probability is 0 in every precision
 
 
 class CleanSide:
@@ -33,18 +35,26 @@ class CleanSide:
         return self.log_p.exp()
 
     @cached_property
+    def level(self) -> Float[Tensor, "row"]:
+        return self.logits.logsumexp(-1)
+
+    @cached_property
     def top1(self) -> Int[Tensor, "row"]:
         return self.logits.argmax(-1)
 
     @cached_property
+    def finite(self) -> Bool[Tensor, "row"]:
+        return self.logits.gather(-1, self.top1[:, None]).squeeze(-1).isfinite()
+
+    @cached_property
     def entropy(self) -> Float[Tensor, "row"]:
-        return -_dot(self.p, self.log_p)
+        return -_dot(self.p, self.log_p.clamp(min=_FLOOR))
 
 
 class CleanRows:
     """The clean side of several edits, each of a row of `side`; taken from there when asked for, not before."""
 
-    def __init__(self, side: CleanSide, index: Int[Tensor, "row"] | slice):
+    def __init__(self, side: "CleanSide | CleanRows", index: Int[Tensor, "row"] | slice):
         self.side, self.index = side, index
 
     def __getattr__(self, name: str) -> Tensor:
@@ -61,66 +71,183 @@ class Comparison:
         KL(p‖q) = log Σ p·exp(d) = log1p(Σ p·(exp(d) − 1 − d))
 
     Every term is ≥ 0 and formed without cancellation, so float32 is as exact for a KL of 1e-13 as for one of 30.
-    Half-precision logits are widened first.
+    Half-precision logits are widened first. A token whose logits are −inf on both sides does not count; one that is −inf
+    in q alone makes the KL infinite, one that is −inf in p alone does not.
     """
 
-    def __init__(self, clean: CleanSide | CleanRows, intervened: Logits):
+    def __init__(self, clean: CleanSide | CleanRows, intervened: Logits, *, split: bool | None = None):
+        """split: form rows of extreme logits apart from the others, which are then cheaper. Default: on the CPU; elsewhere it would
+        cost a synchronisation."""
         self.clean, self.intervened = clean, _wide(intervened)  # one clean row stands for all edits, or one for each
+        self._split = self.intervened.device.type == "cpu" if split is None else split
 
     @cached_property
+    def _parts(self) -> "_Difference | _ExtremeDifference":
+        return (_Difference if self._split else _ExtremeDifference)(self.clean, self.intervened)
+
+    @cached_property
+    def _extreme(self) -> "tuple[Tensor, Comparison] | None":
+        """Which rows the plain formulas do not hold for, and their own comparison."""
+        if not self._split:
+            return None
+        which = (~self._parts.plain).nonzero()[:, 0]
+        if not len(which):
+            return None
+        clean = self.clean if len(self.clean.logits) == 1 else CleanRows(self.clean, which)
+        return which, Comparison(clean, self.intervened[which], split=False)
+
+    def _with_extreme(self, plain: Tensor, name: str) -> Tensor:
+        if self._extreme is None:
+            return plain
+        which, own = self._extreme
+        return plain.index_copy(0, which, getattr(own, name))
+
+    @property
     def d(self) -> Logits:
-        d = self.intervened - self.clean.logits
-        for _ in range(2):  # once more for what rounding of p leaves of a constant between the two
-            d.sub_(_dot(self.clean.p, d)[:, None])
-        return d
+        """log q − log p up to a constant a row."""
+        return self._with_extreme(self._parts.d, "d")
 
     @cached_property
     def kl(self) -> Float[Tensor, "row"]:
-        d, p = self.d, self.clean.p
-        if d.device.type == "cpu" and bool(
-            d.amax() <= _LARGE
-        ):  # elsewhere these questions would cost a synchronisation
-            kl = torch.log1p(_dot(p, torch.expm1(d).sub_(d)))
-            small = (kl < _SMALL_KL).nonzero()[:, 0]
-            if len(small):  # only there does the difference above cancel
-                kl[small] = torch.log1p(_dot(p if len(p) == 1 else p[small], _growth(d[small])))
-            return kl
-        # Where d is large p may have underflowed, but q = p·exp(d) need not have.
-        grown = torch.exp((self.clean.log_p + d).clamp_(max=_LARGE)) - p - p * d
-        near = p * _growth(d.clamp(max=_LARGE))
-        total = torch.where(d > _LARGE, grown, near).sum(-1)
-        return torch.where(total < math.exp(_LARGE / 2), torch.log1p(total), torch.logsumexp(self.clean.log_p + d, -1))
+        return self._with_extreme(self._parts.kl, "kl")
 
     @cached_property
     def js(self) -> Float[Tensor, "row"]:
-        # With w = log q − log p and L = log((p + q)/2p):  JS = ½ Σ w·q − L·(p + q);  for small w  ½ Σ p·(w²/4 + w³/8 + w⁴/32).
-        p, log_p = self.clean.p, self.clean.log_p
-        w = self.d - self.kl[:, None]
-        q = (log_p + w).exp_()
-        both = p + q
-        middle = torch.log((both * 0.5).clamp_(min=torch.finfo(both.dtype).tiny)).sub_(log_p)
-        full = torch.where(both == 0, 0.0, w * q - middle * both)
-        series = p * w * w * (0.25 + w * (0.125 + w / 32))
-        return 0.5 * torch.where(w.abs() < 0.05, series, full).sum(-1).clamp_min_(0)  # what rounding leaves below 0
+        return self._with_extreme(self._parts.js, "js").clamp(min=0)  # what rounding leaves below 0
+
+    @cached_property
+    def _largest(self) -> Float[Tensor, "row"]:
+        return self.intervened.amax(-1)
+
+    @cached_property
+    def finite(self) -> Bool[Tensor, "row"]:
+        """Whether both sides are distributions: their largest logits are finite."""
+        return self._largest.isfinite() & self.clean.finite
 
     @cached_property
     def top1_changed(self) -> Bool[Tensor, "row"]:
         top = self.clean.top1.expand(len(self.intervened))[:, None]
-        return self.intervened.gather(-1, top).squeeze(-1) < self.intervened.amax(-1)
+        return self.intervened.gather(-1, top).squeeze(-1) < self._largest
 
     @cached_property
     def top1(self) -> Int[Tensor, "row"]:
         # Where the clean token ties for the largest logit (half precision) it is still the one.
         top, changed = self.clean.top1.expand(len(self.intervened)), self.top1_changed
         if top.device.type != "cpu":
-            return torch.where(changed, self.intervened.argmax(-1), top)
-        which = changed.nonzero()[:, 0]  # few; an argmax of all costs more than their KL
-        return top.index_copy(0, which, self.intervened[which].argmax(-1)) if len(which) else top
+            top = torch.where(changed, self.intervened.argmax(-1), top)
+        elif len(which := changed.nonzero()[:, 0]):  # few; an argmax of all costs more than their KL
+            top = top.index_copy(0, which, self.intervened[which].argmax(-1))
+        return torch.where(self.finite, top, -1)
+
+    @cached_property
+    def clean_top1(self) -> Int[Tensor, "row"]:
+        return torch.where(self.clean.finite, self.clean.top1, -1).expand(len(self.intervened))
 
     @cached_property
     def top1_drop(self) -> Float[Tensor, "row"]:
         top = self.clean.top1.expand(len(self.intervened))[:, None]
-        return self.kl - self.d.gather(-1, top).squeeze(-1)
+        drop = -self._parts.log_ratio_at(top).squeeze(-1)
+        return self._with_extreme(torch.where(drop > -_FLOOR / 2, torch.inf, drop), "top1_drop")
+
+
+class _Difference:
+    """d and what is formed of it, for rows where no token's q is e^60 times its p or is 0 alone; `plain` says which these are."""
+
+    def __init__(self, clean: CleanSide | CleanRows, intervened: Logits):
+        self.clean, d = clean, intervened - clean.logits
+        shift, lowest = _dot(clean.p, d), None
+        if not math.isfinite(
+            float(shift.sum())
+        ):  # as wherever a logit is not: tokens that both sides rule out do not count
+            d = _floored_difference(clean, intervened)
+            shift, lowest = _dot(clean.p, d), d.amin(-1)
+        d.sub_(shift[:, None])
+        d.sub_(_dot(clean.p, d)[:, None])  # once more for what rounding of p leaves of a constant between the two
+        self.d = d
+        self.plain = torch.maximum(d.amax(-1), shift.abs()) <= _LARGE  # False where one is nan
+        if lowest is not None:
+            self.plain &= lowest > _FLOOR / 2
+
+    @cached_property
+    def kl(self) -> Float[Tensor, "row"]:
+        d, p = self.d, self.clean.p
+        kl = torch.log1p(_dot(p, torch.expm1(d).sub_(d)))
+        small = (kl < _SMALL_KL).nonzero()[:, 0]
+        if len(small):  # only there does the difference above cancel
+            kl[small] = torch.log1p(_dot(p if len(p) == 1 else p[small], _growth(d[small])))
+        return kl
+
+    @cached_property
+    def js(self) -> Float[Tensor, "row"]:
+        # With w = log q − log p and L = log((p + q)/2p):  JS = ½ Σ w·q − L·(p + q).
+        p, log_p = self.clean.p, self.clean.log_p
+        w = self.d - self.kl[:, None]
+        q = (log_p + w).exp_()
+        both = p + q
+        middle = torch.log((both * 0.5).clamp_(min=torch.finfo(both.dtype).tiny)).sub_(log_p)
+        return _js(p, w, torch.where(both == 0, 0.0, w * q - middle * both))
+
+    def log_ratio_at(self, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1"]:
+        """log q − log p of one token a row."""
+        return self.d.gather(-1, token) - self.kl[:, None]
+
+
+class _ExtremeDifference:
+    """The same for any rows, and without a branch that would wait for the device."""
+
+    def __init__(self, clean: CleanSide | CleanRows, intervened: Logits):
+        self.clean, self.intervened = clean, intervened
+        d = _floored_difference(clean, intervened)
+        self.level = intervened.logsumexp(-1)
+        apart = self.level - clean.level
+        shift = _dot(clean.p, d)
+        shift = torch.where(shift.abs() < _LARGE, shift, apart)
+        rest = _dot(clean.p, d.sub_(shift[:, None]))
+        self.far = ~(rest.abs() < _LARGE)  # there d is left at log q − log p as it is, and KL = −Σ p·d
+        more = torch.where(self.far, 0.0, rest)
+        self.d = d.sub_(more[:, None])
+        self.rest, self.offset = rest, clean.level + shift + more  # log q + `constant` = intervened − offset
+
+    @cached_property
+    def constant(self) -> Float[Tensor, "row"]:
+        """log Σ p·exp(d)."""
+        d, p = self.d, self.clean.p
+        # Where d is large p may have underflowed, but q = p·exp(d) need not have.
+        grown = torch.exp((self.intervened - self.offset[:, None]).clamp_(max=_LARGE)) - p - p * d
+        near = p * _growth(d.clamp(max=_LARGE))
+        total = torch.where(d > _LARGE, grown, near).sum(-1)
+        found = torch.where(total < math.exp(_LARGE / 2), torch.log1p(total), self.level - self.offset)
+        return torch.where(self.far, 0.0, found)
+
+    @cached_property
+    def kl(self) -> Float[Tensor, "row"]:
+        kl = torch.where(self.far, -self.rest, self.constant)
+        return torch.where(self.d.amin(-1) < _FLOOR / 2, torch.inf, kl)
+
+    @cached_property
+    def js(self) -> Float[Tensor, "row"]:
+        # As above with what is larger of p and q in place of p:  −|w|·min(p, q) − log((p + q)/2max(p, q))·(p + q).
+        p, log_p = self.clean.p, self.clean.log_p
+        w = self.d - self.constant[:, None]
+        alone = self.intervened - (self.offset + self.constant)[:, None]
+        log_q = torch.where(self.d > _LARGE, alone, log_p + w)
+        q = log_q.exp()
+        both = p + q
+        middle = torch.log((both * 0.5).clamp_(min=torch.finfo(both.dtype).tiny)).sub_(torch.maximum(log_p, log_q))
+        return _js(p, w, torch.where(both == 0, 0.0, -w.abs() * torch.minimum(p, q) - middle * both))
+
+    def log_ratio_at(self, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1"]:
+        return self.d.gather(-1, token) - self.constant[:, None]
+
+
+def _floored_difference(clean: CleanSide | CleanRows, intervened: Logits) -> Logits:
+    return intervened.clamp(min=_FLOOR).sub_(clean.logits.clamp(min=_FLOOR))
+
+
+def _js(p: Tensor, w: Tensor, full: Tensor) -> Float[Tensor, "row"]:
+    """½ Σ `full`, where w is small by its series  p·(w²/4 + w³/8 + w⁴/32)."""
+    series = p * w * w * (0.25 + w * (0.125 + w / 32))
+    return 0.5 * torch.where(w.abs() < 0.05, series, full).sum(-1)
 
 
 METRICS: dict[str, Callable[[Comparison], Tensor]] = {
@@ -129,12 +256,15 @@ METRICS: dict[str, Callable[[Comparison], Tensor]] = {
     "top1_changed": lambda c: c.top1_changed,
     "top1_drop": lambda c: c.top1_drop,
     "top1": lambda c: c.top1,
-    "clean_top1": lambda c: c.clean.top1.expand(len(c.intervened)),
+    "clean_top1": lambda c: c.clean_top1,
     "clean_entropy": lambda c: c.clean.entropy.expand(len(c.intervened)),
 }
 """Metrics by name, each from a `Comparison` to one number a row: `kl` and `js` in nats, `top1_changed` a truth value (the
 clean top-1 token is no longer the largest), `top1_drop` = log p − log q of the clean top-1 token, nats, `top1` and `clean_top1` the
-ids of the most likely token, intervened and clean, `clean_entropy` in nats (the same for every edit of a token)."""
+ids of the most likely token, intervened and clean, `clean_entropy` in nats (the same for every edit of a token). Of logits that are
+no distribution (nan, or inf the largest) every number is nan, an id −1, and `top1_changed` False: `Comparison.finite` tells."""
+NOT_FLOATS = ("top1_changed", "top1", "clean_top1")
+"""Of `METRICS` those whose values cannot be nan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +275,8 @@ class TokenMetric:
     """token ids: one, several, or one list for each row `[row, token]`"""
     name: str = field(default="", kw_only=True)
     """of its columns in the result"""
+    each_once: ClassVar[str] = ""
+    """how often a token may be given, where one that is given twice would count twice"""
 
     def __call__(self, logits: Float[Tensor, "line vocab"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         """Its value for each of `rows`, indices of rows of the call: `logits` has a line for each, or one for all."""
@@ -157,13 +289,15 @@ class TokenMetric:
         return (self.tokens,)
 
     def check(self, n_rows: int) -> None:
-        """Raise `EditError` for token lists that do not fit the rows."""
+        """Raise `EditError` for token lists that do not fit the rows, and for a token that would count twice."""
         for given in self._ids():
             ids = _as_ids(given)
             if ids.is_floating_point() or ids.shape[-1] == 0 or ids.ndim > 2 or (ids.ndim == 2 and len(ids) != n_rows):
                 raise EditError(
                     f"{self.name}: token ids of shape {list(ids.shape)}; expected one or more, the same for all or [{n_rows}, token]"
                 )
+        if self.each_once and len(twice := _twice([torch.atleast_2d(_as_ids(given)) for given in self._ids()])):
+            raise EditError(f"{self.name}: token {int(twice[0])} is given twice; expected each token {self.each_once}")
 
     def _at(self, logits: Logits, ids: Any, rows: Int[Tensor, "row"]) -> Float[Tensor, "row token"]:
         ids = _as_ids(ids)
@@ -177,13 +311,21 @@ def _as_ids(ids: Any) -> Tensor:
     return torch.atleast_1d(torch.as_tensor(ids)).cpu()
 
 
+def _twice(lists: list[Tensor]) -> Tensor:
+    """Tokens that stand twice in one row of these lists taken together."""
+    n = max(map(len, lists))
+    every = torch.cat([ids.expand(n, -1) for ids in lists], dim=1).sort(dim=1).values
+    return every[:, 1:][every[:, 1:] == every[:, :-1]]
+
+
 @dataclass(frozen=True, eq=False)
 class LogitDifference(TokenMetric):
-    """Mean logit of `tokens` minus mean logit of `against`."""
+    """Mean logit of `tokens` minus mean logit of `against`. A token stands on one side, once."""
 
     against: Any = ()
     """token ids, as `tokens`"""
     name: str = field(default="logit_difference", kw_only=True)
+    each_once: ClassVar[str] = "once, on one side"
 
     def _ids(self) -> tuple[Any, ...]:
         return (self.tokens, self.against)
@@ -194,27 +336,27 @@ class LogitDifference(TokenMetric):
 
 @dataclass(frozen=True, eq=False)
 class Probability(TokenMetric):
-    """Probability of the next token being one of `tokens`."""
+    """Probability of the next token being one of `tokens`, each given once."""
 
     name: str = field(default="probability", kw_only=True)
+    each_once: ClassVar[str] = "once"
 
     def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        return (self._at(logits, self.tokens, rows).logsumexp(-1) - logits.logsumexp(-1)).exp()
+        total = logits.logsumexp(-1)
+        share = (self._at(logits, self.tokens, rows).logsumexp(-1) - total).exp()
+        return torch.where(total.isfinite(), share, torch.nan)
 
 
 @dataclass(frozen=True, eq=False)
 class Rank(TokenMetric):
-    """How many tokens have a larger logit than the best of `tokens` (0: it is the most likely)."""
+    """How many tokens have a larger logit than the best of `tokens` (0: it is the most likely); nan where the largest logit is not finite."""
 
     name: str = field(default="rank", kw_only=True)
 
     def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        return (
-            (logits > self._at(logits, self.tokens, rows).amax(-1, keepdim=True))
-            .sum(-1)
-            .to(logits.dtype)
-            .expand(len(rows))
-        )
+        best = self._at(logits, self.tokens, rows).amax(-1, keepdim=True)
+        above = (logits > best).sum(-1).to(logits.dtype)
+        return torch.where(logits.amax(-1).isfinite(), above, torch.nan).expand(len(rows))
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -253,8 +395,14 @@ def top1_changed(clean: Logits, intervened: Logits) -> Bool[Tensor, "row"]:
 
 
 def centred_logits(logits: Logits) -> Logits:
-    """Logits minus their mean over the vocabulary: a softmax does not see the mean."""
-    return _wide(logits) - _wide(logits).mean(-1, keepdim=True)
+    """Logits minus their mean over the vocabulary: a softmax does not see the mean.
+
+    Tokens that a model rules out (−inf, or 10,000 below the largest logit) are not part of the mean.
+    """
+    wide = _wide(logits)
+    ruled_out = wide < wide.amax(-1, keepdim=True) - _RULED_OUT
+    total = wide.masked_fill(ruled_out, 0.0).sum(-1, keepdim=True)
+    return wide - total / (~ruled_out).sum(-1, keepdim=True)
 
 
 def logit_difference(

@@ -2,10 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -178,28 +176,6 @@ def _plain_parts(value: Any) -> list[torch.Tensor]:
     return [value.int_repr(), torch.tensor([value.q_scale(), value.q_zero_point()], dtype=torch.float64)]
 
 
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Any, *, in_all_threads: bool = False):
-    """Let `module` compute `forward` instead of its own.
-
-    A bridge and nnsight put a `forward` of their own on the instance, so what stands there is put back, not deleted. Other
-    threads go on computing the module's own, unless `in_all_threads`.
-    """
-    own, whole, thread = module.__dict__.get("forward"), module.forward, get_ident()
-
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return (forward if in_all_threads or get_ident() == thread else whole)(*args, **kwargs)
-
-    try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
-        object.__setattr__(module, "forward", replaced)
-        yield
-    finally:
-        if own is None:
-            module.__dict__.pop("forward", None)
-        else:
-            object.__setattr__(module, "forward", own)
-
-
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str | None = None) -> CausalModel:
     """A `CausalModel` around a Hugging Face model, a `TransformerBridge`, an nnsight model, or a `CausalModel` (returned).
 
@@ -265,8 +241,6 @@ def _check(hf: PreTrainedModel) -> None:
         raise ModelError(
             f"attention {attention!r} takes no 4-D mask; load the model with attn_implementation='sdpa' or 'eager'"
         )
-    if any(m.config.return_dict is False for m in hf.modules() if isinstance(m, PreTrainedModel)):
-        raise ModelError(f"cannot use {kind} with config.return_dict=False; set model.config.return_dict = True")
     compiled = [n for n, m in hf.named_modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
     if compiled:
         raise ModelError(

@@ -215,10 +215,13 @@ def _store(
     for site, value in seen.items():
         recording.activations[site] = put(recording.activations.get(site), value, 1)
     layers = [] if cache is None else [(layer.keys, layer.values) for layer in cache.layers]
+    if cache is None:
+        return
     if len(layers) != recording.model.n_layers or any(
         k is None or k.ndim != 4 or k.shape[2] != width for k, _ in layers
     ):
-        return  # a model without keys and values of one a token: replay will say so
+        recording.why_no_keys = "not every block keeps keys and values, one of each a token"
+        return
     old_keys = recording.keys or [None] * len(layers)
     old_values = recording.values or [None] * len(layers)
     recording.keys = [put(old, k, 2) for old, (k, _) in zip(old_keys, layers, strict=True)]

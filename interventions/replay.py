@@ -24,7 +24,8 @@ from transformers import DynamicCache
 from interventions.anatomy import at_site
 from interventions.attention import RowAttention, attending
 from interventions.compat import cache_name, cache_understood
-from interventions.models import CausalModel, forward_replaced
+from interventions.exclusive import forward_replaced
+from interventions.models import CausalModel
 from interventions.recording import Recording
 from interventions.rotary import depends_on_length
 from interventions.sites import Site

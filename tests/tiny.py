@@ -194,13 +194,13 @@ def fresh(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, vo
     return copy.deepcopy(tiny_model(name, device, dtype, vocab))
 
 
-def tokenizer():
-    """A tokenizer of 97 words, which wrappers want to see. (TransformerLens reloads from a folder one that has a BOS token.)"""
+def tokenizer(n: int = VOCAB):
+    """A tokenizer of n words, which wrappers want to see. (TransformerLens reloads from a folder one that has a BOS token.)"""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
 
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(n)}, unk_token="w0"))
     words.pre_tokenizer = WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=words,

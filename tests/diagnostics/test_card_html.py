@@ -11,9 +11,12 @@ from diagnostics.card_charts import effect_chart, norm_chart, quartile_chart, z_
 from diagnostics.card_content import Histogram
 from diagnostics.card_html import card_html, index_page, page
 from diagnostics.card_words import alone, ends, percent, running, short
+from diagnostics.cards import latent_cards
 from diagnostics.latent_logits import TokenLogit
 from diagnostics.statistics import Estimate
-from tests.cards import DEAD, Table, cards, reworded, sae
+from interventions import wrap
+from tests.cards import DEAD, OPTIONS, PROMPTS, Table, cards, reworded, sae
+from tests.tiny import fresh, tokenizer
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 EVIL = "<script>alert(\"1\")</script> & 'x'"
@@ -119,6 +122,21 @@ def test_signs_have_their_groups_and_colours(every):
     assert "Strongest, positive z" in html and "Strongest, negative z" in html
     assert re.search(r'<span class="t p( peak)?" style', html) and re.search(r'<span class="t n( peak)?" style', html)
     assert "positive z<" not in page(every["live"])
+
+
+def test_a_head_wider_than_the_tokenizer():
+    """Ids without a token are shown as ids: promoted, suppressed, in the texts and as the likeliest next."""
+    narrow, wide = (
+        latent_cards(wrap(fresh("llama"), tokenizer(n), name="tiny"), sae(), [7], PROMPTS, **OPTIONS)[0]
+        for n in (60, 97)
+    )
+    for found, known in ((narrow.promoted, wide.promoted), (narrow.suppressed, wide.suppressed)):
+        assert [t.token for t in found] == [t.token if (i := int(t.token[1:])) < 60 else f"⟨{i}⟩" for t in known]
+    shown = [x for e in narrow.examples for x in (*e.texts, e.top1, e.clean_top1)]
+    assert any("⟨" in x for x in shown) and any("w" in x for x in shown)
+    html = card_html(narrow)
+    read(html)
+    assert all(t.token in html for t in (*narrow.promoted, *narrow.suppressed))
 
 
 def test_colours_are_shares_of_the_largest(card):

@@ -341,6 +341,39 @@ def test_sites_and_horizons_go_through_to_measure():
     assert {g["point"] for g in run.select(point="attn_out")} == {"attn_out"}
 
 
+@pytest.mark.parametrize(
+    "name", ["steer_placebo_token", "steer_placebo_isotropic", "a_placebo_b", "trained", "$x_<&", "random 0"]
+)
+def test_a_directions_name_is_never_taken_apart(name):
+    """The same numbers under any name, in the table, in its ratios, in what is shown."""
+    how = {"layers": [2], "tokens": 8, "doses": (0.2,)}
+    plain = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **how)
+    run = dose_response(tiny_model("llama"), PROMPTS, directions={name: STEER}, **how)
+    np.testing.assert_array_equal(plain.frame.kl, run.frame.kl)
+    assert list(run.frame.edit) == [x if x in ("self", *EDITS) else f"{name}{x[1:]}" for x in plain.frame.edit]
+    ours, theirs = plain.select()[0]["ratios"], run.select()[0]["ratios"]
+    assert ours["d ÷ d_placebo_token"] == theirs[f"{name} ÷ {name}_placebo_token"]
+    (shown,) = run.tables().values()
+    assert name.replace("_", " ") in shown and f"{name}÷its placebo".replace("_", " ") in shown
+    assert [c for c in shown if c.endswith("placebo isotropic")] == (
+        [name.replace("_", " ")] if name.endswith("isotropic") else []
+    )
+    assert set(run.figures()) == {"dose_response", "dose_response_depth"}
+
+
+@pytest.mark.parametrize("size", [1e19, 1e36, 1e-19, 1e-30, 1e300, 1e-300])
+def test_the_length_of_a_direction_does_not_matter(size):
+    """However large or small: the dose is what was asked for, the KL that of the direction of ordinary length."""
+    how = {"layers": [2], "tokens": 8, "doses": (0.2,)}
+    plain = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **how).frame
+    given = STEER.double() * size
+    given = given.float() if 1e-40 < size < 1e38 else given  # as wide as it needs
+    run = dose_response(tiny_model("llama"), PROMPTS, directions={"d": given}, **how)
+    rows = run.frame[run.frame.edit == "d"]
+    np.testing.assert_allclose(rows.delta_norm, 0.2 * rows.target_norm, rtol=1e-5)
+    np.testing.assert_allclose(run.frame.kl, plain.kl, rtol=1e-3, atol=1e-9)
+
+
 # What is dropped, and what is refused
 
 
@@ -424,7 +457,16 @@ def test_sinks_and_first_positions_are_dropped_and_counted():
         ({"directions": {"d": torch.ones(1, D_MODEL)}}, EditError, r"'d' has shape \[1, 32\]"),
         ({"directions": {"d": torch.full((D_MODEL,), float("inf"))}}, EditError, "finite and not zero"),
         ({"directions": {"d": torch.ones(D_MODEL) * float("nan")}}, EditError, "finite and not zero"),
+        (
+            {"directions": {"d": torch.tensor([1e19] * (D_MODEL - 1) + [float("nan")])}},
+            EditError,
+            "finite and not zero",
+        ),
         ({"directions": {"self": STEER}}, EditError, "two edits have the name 'self'"),
+        ({"directions": {"a b": STEER, "a_b": STEER}}, EditError, "two edits have the name 'a_b'"),
+        ({"directions": {"dose": STEER}}, EditError, "a direction is called 'dose'"),
+        ({"directions": {"a ÷ b": STEER}}, EditError, "a direction is called 'a ÷ b'"),
+        ({"directions": {"": STEER}}, EditError, "a direction is called ''"),
         ({"directions": {"norm_up": STEER}}, EditError, "two edits have the name 'norm_up'"),
     ],
 )

@@ -250,3 +250,8 @@ def test_what_does_not_serve(settings, error, message):
     saes = settings.pop("saes", {"planted": planted_sae(False)})
     with pytest.raises(error, match=message):
         feature_ablation(planted_model(), planted_texts(), saes, **settings)
+
+
+def test_a_data_set_named_like_the_mean_over_concepts_is_refused():
+    with pytest.raises(ResultError, match="a data set is called 'all'"):
+        feature_ablation(planted_model(), {"all": planted_texts()}, {"planted": planted_sae(False)})

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from diagnostics.latent_examples import BANDS, TOP, token_texts, window
 from tests.cards import PROMPTS, activations, cards, model, of_tokens, sae, usable
+from tests.tiny import tokenizer
 
 
 def test_the_strongest_prompts_then_some_from_each_band_no_prompt_twice():
@@ -55,3 +56,5 @@ def test_tokens_within_a_character_and_without_a_tokenizer():
     assert token_texts(list("aé".encode())[:2], Pieces()) == ("a", "\ufffd")  # the text ends there
     assert token_texts([3, 5], None) == ("⟨3⟩", "⟨5⟩")
     assert token_texts([3, 5], model().tokenizer) == ("w3", " w5")
+    assert token_texts([3, 70, 5, 96], tokenizer(60)) == ("w3", "⟨70⟩", " w5", "⟨96⟩")
+    assert token_texts([70], tokenizer(60)) == ("⟨70⟩",)

@@ -65,3 +65,38 @@ def test_the_extremes_of_the_vocabulary():
     assert [t.token for t in up] == ["w2", "w3"] and [t.logit for t in up] == [2.0, 1.0]
     assert [t.token for t in down] == ["w1", "w4"] and [t.logit for t in down] == [-3.0, -1.0]
     assert token_text(3, None) == "⟨3⟩"
+
+
+class Python:
+    """A tokenizer written in Python: of an id that it does not know it says what `unknown` does."""
+
+    unk_token, unk_token_id = "<unk>", 0
+
+    def __init__(self, unknown):
+        self.unknown = unknown
+
+    def convert_ids_to_tokens(self, i):
+        return ["<unk>", "a", "b"][i] if 0 <= i < 3 else self.unknown(i)
+
+    def decode(self, ids):
+        return "".join(self.convert_ids_to_tokens(i) for i in ids)
+
+
+@pytest.mark.parametrize("unknown", [lambda i: [][i], lambda i: {}[i], lambda i: None, lambda i: "<unk>"])
+def test_ids_that_a_tokenizer_does_not_know(unknown):
+    """Heads are wider than tokenizers, by padding or by tokens that were added to the model alone."""
+    assert [token_text(i, Python(unknown)) for i in (0, 1, 2, 3, 99, -1)] == ["<unk>", "a", "b", "⟨3⟩", "⟨99⟩", "–"]
+    assert [token_text(i, tokenizer(60)) for i in (59, 60, 96, 10**12, -1)] == [
+        "w59",
+        "⟨60⟩",
+        "⟨96⟩",
+        f"⟨{10**12}⟩",
+        "–",
+    ]
+
+
+def test_extremes_among_padding():
+    logits = torch.zeros(97)
+    logits[[70, 96]], logits[[3, 80]] = torch.tensor([5.0, 4.0]), torch.tensor([-5.0, -4.0])
+    up, down = extremes(logits, 2, tokenizer(60))
+    assert [t.token for t in up] == ["⟨70⟩", "⟨96⟩"] and [t.token for t in down] == ["w3", "⟨80⟩"]

@@ -3,6 +3,7 @@
 import functools
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -230,6 +231,8 @@ def test_what_does_not_serve_is_said_before_anything_runs(monkeypatch):
             probe_saes(model(), SETS, saes(), **how)
     with pytest.raises(ResultError, match="each once"):
         probe_saes(model(), [SETS[0], SETS[0]], saes())
+    with pytest.raises(ResultError, match="a data set is called 'mean'"):
+        probe_saes(model(), [replace(SETS[0], name="mean"), SETS[1]], saes())
     with pytest.raises(ResultError, match="is a set of directions"):
         probe_saes(model(), SETS, torch.ones(1, D_MODEL), site=Site(1))
     with pytest.raises((BelongingError, SiteError)):

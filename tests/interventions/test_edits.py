@@ -146,6 +146,43 @@ def test_big_half_precision_vectors_neither_overflow_nor_change_dtype(dtype, dev
         assert torch.equal(half, full.to(dtype)), name
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float32, 1e19), (torch.float32, 1e37), (torch.float32, 1e-25), (torch.float32, 1e-36), (torch.float64, 1e300),
+     (torch.float64, 1e-300), (torch.bfloat16, 1e30)],
+    ids=str,
+)  # fmt: skip
+def test_norms_neither_overflow_nor_vanish(dtype, size):
+    """Squares of these are no numbers of their dtype; what depends on a direction alone does not see its length."""
+    x, source = several(40, 2, dtype=dtype)
+    large = source * size
+    assert_rows_close((edits.norm(large) / size).to(dtype), edits.norm(source).to(dtype), tolerance(dtype))
+    assert_rows_close(
+        (edits.centred_norm(large) / size).to(dtype), edits.centred_norm(source).to(dtype), 4 * tolerance(dtype)
+    )
+    for edit in (
+        lambda d: edits.swap_direction(x, d),
+        lambda d: edits.project_out(x, d[:2]),
+        lambda d: edits.remove_projection(x, d),
+        lambda d: edits.rotate_by_angle(x, d, 0.5),
+        lambda d: edits.matched_placebo(x, 1.5 * x.roll(1, -1), d),
+        lambda d: edits.cosine(x, d)[..., None],
+        lambda d: edits.angle_between(x, d)[..., None],
+        lambda d: edits.swap_norm(d, x),
+    ):
+        assert_rows_close(edit(large).to(dtype), edit(source).to(dtype), 8 * tolerance(dtype))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_direction_that_is_not_finite_cannot_be_projected_out(value):
+    x, directions = several(41, 2)
+    directions[2, 1] = value
+    with pytest.raises(EditError, match="cannot project out direction 2 of 5: it is not finite"):
+        edits.project_out(x, directions)
+    with pytest.raises(EditError, match="direction 0 of 1"):
+        edits.project_out(x, directions[2])
+
+
 def test_norms_are_formed_in_float32_at_least():
     x = torch.full((2, D_MODEL), 300.0)
     for dtype in HALF:

@@ -559,7 +559,8 @@ def test_metrics_of_tokens_are_formed_of_the_models_logits(horizon, path, device
     order = torch.randperm(len(prompt), generator=torch.Generator().manual_seed(0))
     prompt, position, vectors = prompt[order], position[order], vectors[order.to(device)]
     n = len(prompt)
-    own = torch.randint(VOCAB, (n, 2), generator=torch.Generator().manual_seed(1))
+    stream = torch.Generator().manual_seed(1)  # of each row two tokens, neither of which stands on the other side
+    own = torch.stack([6 + torch.randperm(VOCAB - 6, generator=stream)[:2] for _ in range(n)])
     asked = (
         LogitDifference(own, [4, 5]),
         LogitDifference(3, own[:, :1], name="other"),
@@ -577,7 +578,7 @@ def test_metrics_of_tokens_are_formed_of_the_models_logits(horizon, path, device
         expected = {
             "logit_difference": mine.mean(-1) - x[..., [4, 5]].mean(-1),
             "other": x[..., 3] - mine[..., 0],
-            "probability": p.gather(-1, at).sum(-1) if (own[:, 0] != own[:, 1]).all() else None,
+            "probability": p.gather(-1, at).sum(-1),
             "rank": (x > mine.amax(-1, keepdim=True)).sum(-1),
             "rank_of_7": (x > x[..., 7:8]).sum(-1),
         }
@@ -750,6 +751,24 @@ def test_vectors_that_are_not_finite_are_counted(metrics, value, path, device):
         if name != "top1_changed":
             assert not effects[name][bad].isfinite().any()
             same(effects[name][good], expected[name][good])
+
+
+@pytest.mark.parametrize("path", ["replay", "hooks"])
+@pytest.mark.parametrize(
+    "metrics", [("top1_changed",), ("top1",), (Rank([5]),), ("clean_top1", "top1_changed")], ids=str
+)
+def test_rows_without_a_distribution_are_counted_whatever_is_asked(metrics, path, device):
+    """A truth value, an id and a rank of a row that is nan are no findings; reads beyond a prompt's end are not counted."""
+    recording, prompt, position, vectors = setting(device)
+    vectors[[3, 8]] = torch.nan
+    effects = measure(recording, SITE, prompt, position, vectors, metrics=metrics, path=path, horizon=2)
+    read = effects.position >= 0
+    expected = read.clone()
+    expected[[3, 8]] = False
+    assert torch.equal(effects.finite, expected) and effects.n_nonfinite == int(read[[3, 8]].sum()) > 0
+    for name, values in effects.values.items():
+        if name in ("top1", "rank"):
+            assert torch.equal(~values.isnan() & (values != -1), expected)
 
 
 def test_zero_vectors_are_ordinary(device):

@@ -39,10 +39,12 @@ def _at(made):
     return recording, SITE, *rest
 
 
-@pytest.mark.parametrize("path", ["replay", "hooks"])
-def test_a_callers_autocast_and_tuples_change_nothing(path):
-    expected = measure(*_at(setting(fresh("llama"))), path=path)["kl"]
-    hf = fresh("llama")
+@pytest.mark.parametrize(
+    ("name", "path"), [("llama", "replay"), ("gpt2", "replay"), ("gpt2", "hooks"), ("mamba", "hooks")]
+)
+def test_a_callers_autocast_and_tuples_change_nothing(name, path):
+    expected = measure(*_at(setting(fresh(name))), path=path)["kl"]
+    hf = fresh(name)
     hf.config.return_dict = False
     with torch.autocast("cpu", torch.bfloat16):
         found = measure(*_at(setting(hf)), path=path)["kl"]

@@ -7,6 +7,7 @@ formula is under test. Observed relative errors, at 97 and 49 152 tokens: KL ≤
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -173,6 +174,124 @@ def test_logits_that_are_not_finite_give_no_plausible_number(name, value, device
     broken[0, 3] = value
     assert not getattr(metrics, name)(clean, broken).isfinite().any()
     assert not getattr(metrics, name)(broken, clean).isfinite().any()
+
+
+def masked_reference(clean, intervened):
+    """KL, JS and both entropies in float64 numpy, each a sum over the tokens that have a probability."""
+    p, q = (np.exp(x - np.logaddexp.reduce(x, -1, keepdims=True)) for x in (clean, intervened))
+    log_p, log_q = (x - np.logaddexp.reduce(x, -1, keepdims=True) for x in (clean, intervened))
+    here, there = log_p > -np.inf, log_q > -np.inf
+    with np.errstate(invalid="ignore"):
+        term = np.where(here & there, q - p + p * (log_p - log_q), 0.0)  # ≥ 0, as exact_kl
+        near = np.where(here & there, log_q - log_p, 0.0)
+        term = np.where(np.abs(near) < 1e-4, p * near**2 * (0.5 + near / 6), term)
+        term = np.where(there & ~here, q, term)
+        kl = np.where((here & ~there).any(-1), np.inf, term.sum(-1))
+        log_m = np.logaddexp(log_p, log_q) - np.log(2)
+        js = 0.5 * (np.where(here, p * (log_p - log_m), 0.0) + np.where(there, q * (log_q - log_m), 0.0)).sum(-1)
+        entropy = -np.where(here, p * log_p, 0.0).sum(-1)
+    return kl, js, entropy
+
+
+PINS = [-np.inf, -1e9, float(torch.finfo(torch.float32).min), -65504.0, -200.0]
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-3, 0.1, 3.0]),
+    st.lists(
+        st.tuples(st.sampled_from(PINS), st.sampled_from(["both", "clean", "intervened"])), min_size=1, max_size=3
+    ),
+    st.sampled_from([97, 3000]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_logits_that_a_model_pins(seed, change, pins, vocab, one, split):
+    """On both sides, on one alone; several edits of one clean row, a clean row each; rows with and without pins in one call."""
+    clean = gaussian(seed, 1 if one else 4, vocab, scale=3.0)
+    intervened = clean + gaussian(seed + 1, 4, vocab, scale=change)
+    for k, (value, where) in enumerate(pins):
+        some = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed + k))[: 1 + vocab // 20]
+        if where != "intervened":
+            clean[..., some] = value
+        if where != "clean":
+            rows = slice(None) if where == "both" else slice(1, 3)
+            intervened[rows, some] = value
+    side = CleanSide(clean)
+    found = Comparison(side, intervened, split=split)
+    kl, js, entropy = masked_reference(clean.double().numpy(), intervened.double().numpy())
+    lowest = torch.finfo(torch.float32).min  # taken as −inf, which it stands for
+    tiny = [(x == lowest).numpy() for x in (clean, intervened)]
+    kl = np.where((tiny[1] & ~tiny[0] & (clean.numpy() > -np.inf)).any(-1), np.inf, kl)
+    np.testing.assert_allclose(found.kl, kl, rtol=RELATIVE, atol=1e-12)
+    np.testing.assert_allclose(found.js, js, rtol=10 * RELATIVE, atol=1e-9)
+    np.testing.assert_allclose(side.entropy, entropy, rtol=1e-5)
+    assert found.finite.all()
+    assert torch.equal(found.top1, intervened.argmax(-1)) and not (found.kl < 0).any()
+    top, row = clean.argmax(-1).expand(4), torch.arange(4)
+    with np.errstate(invalid="ignore"):
+        drop = clean.double().log_softmax(-1).expand(4, -1)[row, top] - intervened.double().log_softmax(-1)[row, top]
+    drop[intervened[row, top] == lowest] = torch.inf
+    np.testing.assert_allclose(found.top1_drop, drop, rtol=RELATIVE, atol=2e-5)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_pinned_logits_leave_the_digits_of_the_others(split, device):
+    """Pins that differ by their own rounding too: a KL of 1e-8 is as exact as without them."""
+    clean = gaussian(0, 1, 97, scale=3.0)
+    intervened = clean + gaussian(1, 3, 97, scale=1e-4)
+    exact = masked_reference(clean[:, 5:].double().numpy(), intervened[:, 5:].double().numpy())[0]
+    for before, after in [(-1e9, -1e9), (-1e9, -1e9 + 64), (-1e9 + 64, -1e9), (-np.inf, -np.inf), (-np.inf, -1e9)]:
+        clean[:, :5], intervened[:, :5] = before, after
+        found = Comparison(CleanSide(clean.to(device)), intervened.to(device), split=split)
+        np.testing.assert_allclose(found.kl.cpu(), exact, rtol=RELATIVE)
+    assert 1e-9 < exact.min() < exact.max() < 1e-7
+
+
+def test_centred_logits_of_pinned_tokens(device):
+    logits = gaussian(0, 3, 97)
+    expected = logits[:, 5:] - logits[:, 5:].mean(-1, keepdim=True)
+    for value in PINS[:-1]:
+        logits[:, :5] = value
+        torch.testing.assert_close(metrics.centred_logits(logits.to(device))[:, 5:].cpu(), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("broken_side", ["clean", "intervened"])
+def test_rows_that_are_no_distribution_are_not_unchanged(value, broken_side, device):
+    """Counted, no token's id and no rank: one row of three is broken, once among five and once wholly."""
+    clean, intervened = gaussian(0, 3, 97).to(device), gaussian(1, 3, 97).to(device)
+    side = clean if broken_side == "clean" else intervened
+    for where in (3, slice(None)):
+        side[1, where] = value
+        found = Comparison(CleanSide(clean), intervened)
+        assert found.finite.tolist() == [True, False, True]
+        assert (found.top1 < 0).tolist() == [False, True, False]
+        assert (found.clean_top1 < 0).tolist() == [False, broken_side == "clean", False]
+        assert Rank([4])(side, torch.arange(3)).isnan().tolist() == [False, True, False]
+        assert Probability([4])(side, torch.arange(3)).isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (Probability([3, 3]), "probability: token 3 is given twice; expected each token once"),
+        (Probability([[3, 4], [5, 5]]), "probability: token 5 is given twice"),
+        (LogitDifference([3, 3], 4), "logit_difference: token 3 is given twice; expected each token once, on one side"),
+        (LogitDifference([3, 4], [5, 4]), "logit_difference: token 4 is given twice"),
+        (LogitDifference([[1], [2]], [3, 2]), "logit_difference: token 2 is given twice"),
+        (LogitDifference(7, torch.tensor(7)), "logit_difference: token 7 is given twice"),
+    ],
+    ids=str,
+)
+def test_a_token_that_would_count_twice_is_refused(metric, message):
+    with pytest.raises(EditError, match=message):
+        metric.check(2)
+
+
+def test_a_token_may_stand_in_two_rows():
+    for metric in (Probability([[3, 4], [4, 3]]), LogitDifference([[1], [2]], [[2], [1]]), Rank([3, 3])):
+        metric.check(2)
 
 
 # Identities
@@ -407,7 +526,7 @@ def test_token_ids_that_do_not_fit():
     ):
         with pytest.raises(EditError, match=f"{metric.name}: token ids of shape .*; expected one or more"):
             metric.check(2)
-    for metric in (Rank(3), Rank([[1], [2]]), LogitDifference(3, [[1, 2], [3, 4]]), Probability(torch.tensor([3, 4]))):
+    for metric in (Rank(3), Rank([[1], [2]]), LogitDifference(3, [[1, 2], [5, 4]]), Probability(torch.tensor([3, 4]))):
         metric.check(2)
 
 
