@@ -122,16 +122,21 @@ def _refusal(where: str, error: Exception) -> ModelError:
                 "merge_and_unload() and save_pretrained() make a folder of one model"
             )
         return ModelError(f"cannot load model {where!r}: it has no config.json; expected a folder of save_pretrained")
-    for path in sorted(folder.iterdir()):
+    known = remedy(error)
+    for path in sorted(folder.iterdir()) if known is None else ():
         if path.is_file() and (wrong := damage(path)):
             return ModelError(f"cannot load model {where!r}: {path.name} {wrong}")
-    mend = remedy(error) or "mend the folder, or fetch it again"
-    return ModelError(f"cannot load model {where!r} ({reason(error)}); {mend}")
+    return ModelError(f"cannot load model {where!r} ({reason(error)}); {known or 'mend the folder, or fetch it again'}")
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file of a checkpoint by its beginning and its length, or None: `.safetensors`, `.json`, `.bin`."""
+    """What is wrong with a file of a checkpoint by its beginning and its length, or None: `.safetensors`, `.json`, `.bin`.
+
+    Raises `FileNotFoundError` where there is none.
+    """
     size = path.stat().st_size
+    if not os.access(path, os.R_OK):
+        return "may not be read; ask for permission"
     with path.open("rb") as file:
         start = file.read(max(8, len(_LFS)))
         if start.startswith(_LFS):

@@ -67,7 +67,9 @@ def load_model(
     if where == DEFAULT_MODEL:
         where, note = str(packaged_model_folder()), "SmolLM2-135M-Instruct, dequantised from Q4_1"
     elif not str(name).strip() or (not os.path.exists(where) and str(name).startswith((".", "/", "~"))):
-        raise ModelError(f"no model {str(name)!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id")
+        raise ModelError(
+            f"no model folder {str(name)!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
+        )
     with _without_bar() if note else nullcontext():  # two seconds from the cache need no bar
         hf: Any = read_model(where, dtype, trust_remote_code)
     tokenizer = read_tokenizer(where, trust_remote_code)
