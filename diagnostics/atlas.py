@@ -18,7 +18,7 @@ from diagnostics.atlas_summary import NOTE, effects_frame, scores_frame, summari
 from diagnostics.atlas_units import COLUMNS, METRICS, PROMPTS, AtlasRunner, merged
 from diagnostics.probes import probes_of
 from diagnostics.progress import Progressing
-from diagnostics.results import Result, model_provenance
+from diagnostics.results import Result, model_identity
 from diagnostics.stored import Stored
 from diagnostics.study import Settings
 from diagnostics.units import run_units
@@ -192,7 +192,7 @@ def causal_atlas(
     )  # fmt: skip
     settings.check(model)
     identity = {
-        **model_provenance(model),
+        **model_identity(model),
         "text": prompts.provenance,
         "saes": {probe.name: probe.provenance() for probe in probes},
         "sites": [str(site) for site in settings.sites],

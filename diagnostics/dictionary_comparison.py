@@ -24,7 +24,7 @@ from diagnostics.dictionary_units import Comparison, Plan
 from diagnostics.labelled_gaps import LabelledTexts
 from diagnostics.probes import Probe, probes_of
 from diagnostics.progress import Progressing, followed
-from diagnostics.results import Result, model_provenance
+from diagnostics.results import Result, model_identity, model_provenance
 from diagnostics.stored import Stored
 from diagnostics.units import Done, Unit, Units
 from interventions.errors import ResultError
@@ -208,7 +208,7 @@ def compare_dictionaries(
     work = Comparison(model, prompts, probes, texts, plan, {"path": path, "batch_rows": batch_rows})
     with (
         followed(progress, DictionaryComparison.NAME, "unit") as told,
-        Units(folder, identity | {"batch_rows": batch_rows, **model_provenance(model)}, overwrite) as units,
+        Units(folder, identity | {"batch_rows": batch_rows, **model_identity(model)}, overwrite) as units,
     ):
         last = [Unit.of(part="discovery", data=name) for name in texts]  # they need what the others find
         together = told and _Together(told, len(work.units()) + len(last))

@@ -21,7 +21,7 @@ from diagnostics.latent_logits import token_text
 from diagnostics.latent_ranking import RANKINGS
 from diagnostics.probes import probes_of
 from diagnostics.progress import Progressing
-from diagnostics.results import Result, model_provenance
+from diagnostics.results import Result, model_identity, model_provenance
 from diagnostics.sae_sites import PATHS
 from diagnostics.units import Units
 from interventions.errors import ResultError
@@ -188,7 +188,7 @@ def feature_ablation(
     }
     runner = Runner(model, given, probes, settings)
     hashes = {name: some.sha256 for name, some in given.items()}
-    identity = {"diagnostic": FeatureAblation.NAME, "settings": own, "texts": hashes, **model_provenance(model)}
+    identity = {"diagnostic": FeatureAblation.NAME, "settings": own, "texts": hashes, **model_identity(model)}
     with torch.no_grad(), Units(folder, identity, overwrite) as units:
         done = units.run(runner.units(), runner, progress)
     frame = pd.concat([d.frame for d in done if len(d.frame)] or [done[0].frame], ignore_index=True)

@@ -23,7 +23,7 @@ from diagnostics.frames import where
 from diagnostics.latent_results import LatentResult
 from diagnostics.probes import Probe, probes_of
 from diagnostics.progress import Progressing
-from diagnostics.results import model_provenance
+from diagnostics.results import model_identity, model_provenance
 from diagnostics.sampling import ranked_tokens
 from diagnostics.study import SHARD, Clean, Settings
 from diagnostics.units import Done, Tick, Unit, Units, narrowed
@@ -115,7 +115,7 @@ def run_latent_study(
         "settings": own | {k: v for k, v in vars(settings).items() if k != "cache_bytes"},
         "saes": {p.name: p.provenance() for p in probes},
         "tokens": hashlib.sha256(json.dumps(prompts.tokens).encode()).hexdigest(),
-        **model_provenance(model),
+        **model_identity(model),
     }
     runner = _Runner(model, prompts, probes, choose, compute, settings, finite)
     with Units(folder, identity, overwrite) as units:

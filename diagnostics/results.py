@@ -35,6 +35,7 @@ from diagnostics.files import write_json as write_json
 from diagnostics.stored import DIGESTS, Stored, digest, document_digest, save_tokens
 from diagnostics.stored import load_tokens as load_tokens
 from interventions.errors import ResultError
+from interventions.fingerprint import described
 from interventions.models import CausalModel
 from interventions.sites import Site
 
@@ -285,6 +286,12 @@ def save_figures(folder: Path, figures: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def model_identity(model: CausalModel) -> dict[str, Any]:
+    """`model_provenance` with every byte of the weights read anew: what a run's work is kept under."""
+    model.hash_weights()
+    return model_provenance(model)
+
+
 def model_provenance(model: CausalModel) -> dict[str, Any]:
     """What a reader must know of the model and the machine to make the numbers again."""
     versions = {}
@@ -298,6 +305,8 @@ def model_provenance(model: CausalModel) -> dict[str, Any]:
         "model_note": model.note,
         "wrapper": model.wrapper,
         "weights_sha256": model.weights_hash,
+        "weights_covered": model.weights_covered,
+        **described(model.hf),
         "norm": model.norm_kind,
         "n_layers": model.n_layers,
         "d_model": model.d_model,

@@ -20,7 +20,7 @@ from diagnostics.probes import Probe, probes_of
 from diagnostics.probing_fits import cross_entropies
 from diagnostics.probing_tasks import split_seed, tasks
 from diagnostics.progress import Progressing
-from diagnostics.results import Result, model_provenance
+from diagnostics.results import Result, model_identity, model_provenance
 from diagnostics.sampling import generator
 from diagnostics.statistics import Estimate
 from diagnostics.stored import Stored
@@ -186,7 +186,7 @@ def probe_saes(
     }
     own = {"saes": {probe.name: probe.provenance() for probe in probes}, **settings}
     hashes = {name: _hash([some.tokens, *parts]) for name, (some, *parts) in prompts.items()}
-    identity = {"diagnostic": SparseProbing.NAME, "texts": hashes, **own, **model_provenance(model)}
+    identity = {"diagnostic": SparseProbing.NAME, "texts": hashes, **own, **model_identity(model)}
     runner = _Runner(model, sets, probes, settings)
     with Units(folder, identity, overwrite) as units:
         done = units.run(runner.units(), runner, progress)

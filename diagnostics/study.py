@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diagnostics.progress import Progressing
-from diagnostics.results import model_provenance
+from diagnostics.results import model_identity, model_provenance
 from diagnostics.sampling import Pairs, TokenFilter, token_filter
 from diagnostics.units import Done, Unit, Units, narrowed
 from interventions.anatomy import check_site
@@ -292,7 +292,7 @@ def run_study(
         "diagnostic": name,
         "settings": own | {k: v for k, v in vars(settings).items() if k != "cache_bytes"},
         "tokens": _hash(prompts.tokens),
-        **model_provenance(model),
+        **model_identity(model),
     }
     runner = _Runner(model, prompts, make, settings)
     with Units(folder, identity, overwrite) as units:

@@ -25,6 +25,7 @@ from diagnostics.files import claim_folder, jsonable, place_whole, read_json, re
 from diagnostics.progress import Progressing, followed
 from diagnostics.stored import UNREADABLE
 from interventions.errors import ResultError
+from interventions.trust import RunCertificates, certificates_of_run
 
 Tick = Callable[[int], None]
 
@@ -67,6 +68,8 @@ class Done:
     """its rows, numbered from 0"""
     notes: dict[str, Any]
     """what JSON keeps of its notes: counts of dropped rows, the path that ran"""
+    certificates: list[dict[str, Any]]
+    """where replay was found exact while it was computed: what the units after it rely on"""
 
 
 Compute = Callable[[Unit, Tick], tuple[pd.DataFrame, dict[str, Any]]]
@@ -169,15 +172,20 @@ class Units:
             with followed(progress, str(self.identity.get("diagnostic", "units"))) as told:
                 if told is not None and already:
                     getattr(told, "initial", told)(already, total)
-                for key, unit in keyed.items():
-                    if key not in done:
-                        done[key] = self._compute(key, unit, fn, lambda n: told and told(n, total))
+                with certificates_of_run() as run:
+                    for key, unit in keyed.items():
+                        if key in done:  # in order: a unit relies on what was checked before it, whenever that was
+                            run.restore(done[key].certificates)
+                        else:
+                            done[key] = self._compute(key, unit, fn, run, lambda n: told and told(n, total))
         except KeyboardInterrupt as error:
             kept = sum(self._path(key).exists() for key in keyed) if self.folder is not None else 0
             raise Interrupted(kept, len(keyed), self.folder) from error
         return [done[key] for key in keyed]
 
-    def _compute(self, key: str, unit: Unit, fn: Compute, report: Callable[[int], object]) -> Done:
+    def _compute(
+        self, key: str, unit: Unit, fn: Compute, run: RunCertificates, report: Callable[[int], object]
+    ) -> Done:
         left = unit.rows
 
         def tick(n: int) -> None:
@@ -188,7 +196,7 @@ class Units:
                 report(n)
 
         frame, notes = fn(unit, tick)
-        data = _packed(unit, frame, notes)
+        data = _packed(unit, frame, notes, run.taken())
         if self.folder is None:
             self._memory[key] = data
         else:
@@ -288,7 +296,7 @@ def narrowed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(kinds)
 
 
-def _packed(unit: Unit, frame: pd.DataFrame, notes: dict[str, Any]) -> bytes:
+def _packed(unit: Unit, frame: pd.DataFrame, notes: dict[str, Any], certificates: list[dict[str, Any]]) -> bytes:
     """The unit's file. Whoever asks for a unit gets what this file gives back, so that runs cannot differ by history."""
     names = list(frame.columns)
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
@@ -303,7 +311,7 @@ def _packed(unit: Unit, frame: pd.DataFrame, notes: dict[str, Any]) -> bytes:
             raise ResultError(
                 f"unit {unit.name}: column {name!r} is {column.dtype} of {held}; make it numbers, booleans or strings"
             )
-    aside = {"labels": jsonable(dict(unit.labels)), "notes": jsonable(notes)}
+    aside = {"labels": jsonable(dict(unit.labels)), "notes": jsonable(notes), "certificates": jsonable(certificates)}
     table = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
     said = json.dumps(aside, ensure_ascii=False, allow_nan=False).encode()
     table = table.replace_schema_metadata({**table.schema.metadata, _ASIDE: said})
@@ -321,7 +329,7 @@ def _unpacked(unit: Unit, data: bytes) -> Done:
     aside = json.loads(table.schema.metadata[_ASIDE])
     if aside["labels"] != jsonable(dict(unit.labels)):
         raise ValueError(f"it holds unit {aside['labels']}")
-    return Done(unit, table.to_pandas(use_threads=False), aside["notes"])
+    return Done(unit, table.to_pandas(use_threads=False), aside["notes"], aside["certificates"])
 
 
 def _digest(table: pa.Table) -> bytes:

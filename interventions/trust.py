@@ -2,15 +2,22 @@
 
 import re
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from interventions.errors import MechdiagError, is_out_of_memory, one_line
+from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
+from interventions.fingerprint import Fingerprint
 from interventions.hooks import full_forwards
+from interventions.models import CausalModel
 from interventions.recording import Recording
 from interventions.replay import ATTENTIONS, Branches, replayed, unembed, unsupported
 from interventions.rows import Rows
@@ -96,8 +103,72 @@ class Certificates:
         (self.exact if certificate.reason is None else self.otherwise)[key] = certificate
 
 
-def certificates(recording: Recording) -> Certificates:
-    """Those of the model in the state in which it was recorded; of other states none are kept."""
+class RunCertificates:
+    """The certificates of one run, of every model that it measures on.
+
+    A run starts with none, whatever was checked before it, so that its numbers and what it says of them do not depend on what
+    the process did earlier; a run that was broken off gets back those of the work that is done.
+    """
+
+    def __init__(self) -> None:
+        self._models: WeakKeyDictionary[nn.Module, tuple[Fingerprint, Certificates]] = WeakKeyDictionary()
+        self._restored: dict[str, list[Certificate]] = {}
+        self._new: list[dict[str, Any]] = []
+
+    def of(self, recording: Recording) -> Certificates:
+        """Those of the recording's model. Raises `ModelError` when it changed during the run."""
+        model, now = recording.model, recording.fingerprint
+        assert now is not None
+        if model.hf not in self._models:
+            self._models[model.hf] = now, Certificates()
+        before, found = self._models[model.hf]
+        if changed := set(before.changed(now)) - recording.unsteady:
+            raise ModelError(f"the model's {' and '.join(sorted(changed))} changed during a run; begin it again")
+        for certificate in self._restored.pop(_label(model), ()):
+            found.add(certificate)
+        return found
+
+    def add(self, model: CausalModel, certificate: Certificate) -> None:
+        """Note a new one."""
+        self._new.append({"model": _label(model), **asdict(certificate)})
+
+    def taken(self) -> list[dict[str, Any]]:
+        """Those that were added since the last time, as JSON keeps them."""
+        new, self._new = self._new, []
+        return new
+
+    def restore(self, certificates: list[dict[str, Any]]) -> None:
+        """Put back what `taken` gave."""
+        for given in certificates:
+            fields = {
+                name: float("nan") if name == "delta" and value is None else value for name, value in given.items()
+            }
+            self._restored.setdefault(fields.pop("model"), []).append(Certificate(**fields))
+
+
+def _label(model: CausalModel) -> str:
+    """What tells the models of a run apart in every process."""
+    return f"{model.name} ({model.note}) {model.dtype}"
+
+
+_run: ContextVar[RunCertificates | None] = ContextVar("run", default=None)
+
+
+@contextmanager
+def certificates_of_run() -> Iterator[RunCertificates]:
+    """Within it, replay is trusted on certificates of its own alone."""
+    run = RunCertificates()
+    token = _run.set(run)
+    try:
+        yield run
+    finally:
+        _run.reset(token)
+
+
+def _certificates(recording: Recording) -> Certificates:
+    """Those of the run, or else of the model in the state in which it was recorded; of other states none are kept."""
+    if (run := _run.get()) is not None:
+        return run.of(recording)
     kept = recording.model.certificates
     if recording.fingerprint not in kept:
         kept.clear()
@@ -118,7 +189,7 @@ def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | Non
     if reason := unsupported(recording):
         return reason, None
     kind = site.point, 2 ** int(np.ceil(np.log2(rows.width))), first, int(rows.furthest.max())
-    known = certificates(recording)
+    known = _certificates(recording)
     if (found := known.find(*kind)) is None:
         trial = _Trial.of(rows, size if recording.own_code else 1)
         if isinstance(trial, str):
@@ -133,6 +204,8 @@ def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | Non
         if found is None:
             found = Certificate(*kind, None, float("nan"), f"{reasons[-1]} (longest position {kind[3]})")
         known.add(found)
+        if (run := _run.get()) is not None:
+            run.add(model, found)
     if found.attention is None:
         return found.reason, found
     rows.attention = found.attention

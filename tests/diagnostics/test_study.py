@@ -22,6 +22,7 @@ from diagnostics.units import Interrupted, code_version
 from interventions import MechdiagError, Reference, ResultError, Site, measure, record, wrap
 from interventions.edits import random_like
 from interventions.loading import untrained
+from interventions.texts import as_prompts
 from tests.tiny import (
     D_MODEL,
     N_LAYERS,
@@ -106,7 +107,7 @@ def at(frame: pd.DataFrame, site: Site, **values) -> pd.DataFrame:
 
 def vectors(model, tokens, site: Site) -> Rows:
     """The design's rows at one site, by the design itself."""
-    clean = Clean(wrap(model), study.as_prompts(tokens, None), Settings(sites=(site,)))
+    clean = Clean(wrap(model), as_prompts(tokens, None), Settings(sites=(site,)))
     return EveryThird(clean).rows(site, None)
 
 
