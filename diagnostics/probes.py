@@ -117,9 +117,15 @@ def _probe(name: str, thing: Any, model: CausalModel, site: Site | None) -> Prob
         if site is None:
             raise SiteError(f"directions {name!r} do not say where they act; give site=Site(layer)")
         rows = torch.atleast_2d(thing.detach()).float()
-        if rows.ndim != 2 or rows.shape[1] != model.d_model or not bool((rows.isfinite().all(1) & rows.any(1)).all()):
+        if rows.ndim != 2 or rows.shape[1] != model.d_model:
             raise EditError(
                 f"directions {name!r} of shape {list(thing.shape)}; expected [n, {model.d_model}], finite and not zero"
+            )
+        if not bool((good := rows.isfinite().all(1) & rows.any(1)).all()):
+            bad = int(good.int().argmin())
+            raise EditError(
+                f"directions {name!r} of shape {list(thing.shape)}: number {bad} is {'zero' if not rows[bad].any() else 'not finite'} in "
+                f"float32; expected [n, {model.d_model}], finite and not zero"
             )
         return Probe(name, site, rows.to(model.device))
     sae = as_sae(thing)

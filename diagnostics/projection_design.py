@@ -171,7 +171,7 @@ class Projections:
         chosen = torch.from_numpy(latents.drawn.index).to(x.device)
         unit = probe.directions[chosen].float()
         active = _active(probe, x, chosen) if plan.sampling == "active" else None
-        cosines = (x.float() @ (unit / unit.norm(dim=-1, keepdim=True)).T / norm(x)).cpu().numpy()
+        cosines = (x.float() @ (unit / norm(unit)).T / norm(x)).cpu().numpy()
         parts = []
         for place, latent in enumerate(latents.drawn.index):
             key = hash_keys(self.seed, f"tokens/{probe.label}/{latent}", prompt, position)
@@ -288,7 +288,7 @@ class _Lines:
         z, x_c = unknown, x - mean
         if probe.sae is not None:
             z, x_c = (value.to(x) for value in probe.activation(self.x, self.latent))
-        unit = d / d.norm(dim=-1, keepdim=True)
+        unit = d / norm(d)
         size = norm(x).squeeze(-1)
         columns: dict[str, Tensor] = {"norm": size, "norm_centred": norm(x_c).squeeze(-1)}
         columns["norm_read"] = norm_read(self.design.clean.model.norm_kind, x).squeeze(-1)
@@ -303,7 +303,7 @@ class _Lines:
             "dose_zero": columns["inner"].abs(),
             "dose_mean": ((x - mean) * unit).sum(-1).abs(),
         }
-        columns["dose_latent"] = z.abs() * d.norm(dim=-1)
+        columns["dose_latent"] = z.abs() * norm(d).squeeze(-1)
         learned = probe.learned
         table = {
             "sae": np.full(len(x), probe.name),

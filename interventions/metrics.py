@@ -88,7 +88,7 @@ class Comparison:
     @cached_property
     def _extreme(self) -> "tuple[Tensor, Comparison] | None":
         """Which rows the plain formulas do not hold for, and their own comparison."""
-        if not self._split:
+        if not isinstance(self._parts, _Difference):
             return None
         which = (~self._parts.plain).nonzero()[:, 0]
         if not len(which):

@@ -78,6 +78,14 @@ def test_directions_are_read_at_a_site(model):
             probes_of({"d": wrong}, model, SITE)
 
 
+@pytest.mark.parametrize(("value", "said"), [(0.0, "zero"), (float("inf"), "not finite"), (1e300, "not finite")])
+def test_which_direction_is_refused(model, value, said):
+    rows = torch.ones(4, D_MODEL, dtype=torch.float64)
+    rows[2] = value
+    with pytest.raises(EditError, match=f"'d' of shape .*: number 2 is {said} in float32"):
+        probes_of({"d": rows}, model, SITE)
+
+
 def test_what_does_not_belong_is_refused(model):
     with pytest.raises(BelongingError, match="of width 16"):
         probes_of(sae_of(width=16), model, None)

@@ -303,6 +303,16 @@ def test_directions_without_an_sae(stream):
     pd.testing.assert_frame_equal(both, some(one, edit="zero")[both.columns].reset_index(drop=True), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e19, 1e36, 1e-25])
+def test_the_length_of_directions_does_not_matter(size):
+    """Removing a direction removes the same however long it is."""
+    d = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(0))
+    how = {"site": SITE, **SMALL}
+    plain, long = (projection_effects(tiny_model("llama"), PROMPTS, {"d": s * d}, **how).frame for s in (1.0, size))
+    for name in ("kl", "cosine", "inner", "dose_zero", "delta_norm"):
+        np.testing.assert_allclose(long[name], plain[name], rtol=1e-3, atol=1e-6)
+
+
 def test_directions_of_which_some_are_drawn_stand_for_all():
     rows = torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(1))
     frame = projection_effects(tiny_model("llama"), PROMPTS, {"mine": rows}, site=SITE, **SMALL).frame
