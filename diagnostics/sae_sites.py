@@ -37,7 +37,7 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
     """Where an SAE (anything that `as_sae` takes) belongs in `model` (anything that `wrap` takes), read off its hook name.
 
     site: where it is about to be put, if that has been chosen. Raises `BelongingError` for an SAE of another width, model or
-    site, `SiteError` for a hook name that is no site here (`hook_z`, `ln2.hook_normalized`, …) or that the model has not.
+    site, `SAEError` for weights that are not finite, `SiteError` for a hook name that is no site here (`hook_z`, `ln2.hook_normalized`, …) or that the model has not.
     Models are the same where their weights' hashes are (the SAE's in `metadata["weights_sha256"]`), however they are wrapped;
     where the SAE's is not known names are compared, without owner and case. A `layernorm_counterpart` takes the SAEs of the
     model that it is made of. An SAE of centred activations belongs to a model with LayerNorm, which does not see their mean.
@@ -54,6 +54,7 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
             f"an SAE of {sae.hook_name!r}, which is no site here; known: {', '.join(f'blocks.N.hook_{p}' for p in POINTS)}"
         ) from error
     sae.check_belongs(d_model=causal.d_model, hook_name=None if site is None else site.hook_name)
+    sae.check_finite()
     _check_model(sae, causal)
     if sae.normalise.kind in CENTRED.values() and causal.norm_kind != "LayerNorm":
         raise BelongingError(

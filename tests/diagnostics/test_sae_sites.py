@@ -19,7 +19,7 @@ from interventions.loading import cache_folder, layernorm_counterpart
 from sae_models import load_sae
 from sae_models.architectures import build, named
 from sae_models.edits import reconstruct, zero_latents
-from sae_models.errors import BelongingError
+from sae_models.errors import BelongingError, SAEError
 from tests.tiny import (
     D_MODEL,
     HOOKED,
@@ -495,4 +495,12 @@ def test_a_hash_of_weights_that_is_none(tmp_path):
     sae = random_sae(hook_name=SITE.hook_name)
     sae.metadata["weights_sha256"] = 3
     with pytest.raises(BelongingError, match="weights_sha256 is a int; expected a text"):
+        sae_site(sae, fresh("llama"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(value):
+    sae = random_sae(hook_name=SITE.hook_name)
+    sae.b_dec[3] = value
+    with pytest.raises(SAEError, match="b_dec of an SAE holds 1 values that are nan or infinite"):
         sae_site(sae, fresh("llama"))
