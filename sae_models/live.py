@@ -110,7 +110,8 @@ def _wrapped(thing: Any, options: Options) -> SAE:
         raise SAEError(f"a {what} of {W_dec.dtype}, in which nothing can be computed; convert it to float32 first")
     weights(f"W_dec of a {what}", W_dec)
     thing, W_dec = copy.deepcopy(thing), W_dec.detach().clone()
-    for name, value in thing.named_parameters() if isinstance(thing, nn.Module) else ():
+    named = thing.named_parameters() if hasattr(thing, "named_parameters") else ()
+    for name, value in named:
         weights(f"{name} of a {what}", value)
     generator = torch.Generator().manual_seed(0)
 
