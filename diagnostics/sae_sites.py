@@ -56,13 +56,23 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
     sae.check_belongs(d_model=causal.d_model, hook_name=None if site is None else site.hook_name)
     sae.check_finite()
     _check_model(sae, causal)
-    if sae.normalise.kind in CENTRED.values() and causal.norm_kind != "LayerNorm":
+    if sae.normalise.kind in CENTRED.values() and (why := _why_not_centred(causal)):
         raise BelongingError(
-            f"an SAE of a model with centred writing weights put to {causal.name}, which has {causal.norm_kind}: TransformerLens "
-            "centres those of models with LayerNorm alone; load the SAE with center_writing_weights=False"
+            f"an SAE of a model with centred writing weights put to {causal.name}, which has {why}: there TransformerLens leaves "
+            "activations with a mean; load the SAE with center_writing_weights=False"
         )
     check_site(causal, own)
     return own
+
+
+def _why_not_centred(model: CausalModel) -> str | None:
+    """Why the stream keeps a mean though TransformerLens is asked to centre what is written into it (None: it does not)."""
+    if model.norm_kind != "LayerNorm":
+        return model.norm_kind
+    if not getattr(model.hf.config, "do_layer_norm_before", True):
+        return "LayerNorm behind its blocks"
+    normed = any("embeddings_layernorm" in name for name, _ in model.base.named_modules())
+    return "LayerNorm behind its embeddings" if normed else None
 
 
 def _check_model(sae: Any, model: CausalModel) -> None:

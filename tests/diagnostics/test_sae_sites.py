@@ -483,12 +483,20 @@ def test_an_sae_of_centred_activations_reads_those_of_the_model_as_it_is(point, 
     assert found.kl["x̂"].nan_to_num().max() < 1e-6
 
 
-def test_an_sae_of_centred_activations_belongs_to_no_model_with_rmsnorm(tmp_path):
-    """TransformerLens leaves the writing weights of such models as they are, whatever the settings say."""
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("llama", "RMSNorm"),
+        ("bloom", "LayerNorm behind its embeddings"),
+        ("opt_post_norm", "LayerNorm behind its blocks"),
+    ],
+)
+def test_an_sae_of_centred_activations_belongs_to_no_model_whose_stream_keeps_a_mean(name, why, tmp_path):
+    """TransformerLens does not centre such a stream, whatever the settings say."""
     path = planted_on_centred(tmp_path, SITE.hook_name)
-    with pytest.raises(BelongingError, match=r"which has RMSNorm: .*load the SAE with center_writing_weights=False"):
-        sae_site(load_sae(path), fresh("llama"))
-    assert sae_site(load_sae(path, center_writing_weights=False), fresh("llama")) == SITE
+    with pytest.raises(BelongingError, match=rf"which has {why}: .*load the SAE with center_writing_weights=False"):
+        sae_site(load_sae(path), fresh(name))
+    assert sae_site(load_sae(path, center_writing_weights=False), fresh(name)) == SITE
 
 
 def test_a_hash_of_weights_that_is_none(tmp_path):
