@@ -483,6 +483,28 @@ def test_an_sae_of_centred_activations_reads_those_of_the_model_as_it_is(point, 
     assert found.kl["x̂"].nan_to_num().max() < 1e-6
 
 
+@pytest.mark.bridge
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
+def test_centred_writing_weights_of_transformer_lens(name):
+    """What it makes of each site: x − mean(x) under LayerNorm, x under RMSNorm; and what else it folds leaves x as it is."""
+    tokens = torch.tensor(PROMPTS[:1])
+    stays = {"fold_ln": True, "center_unembed": True, "fold_value_biases": True, "center_writing_weights": False}
+    centres = dict.fromkeys(stays, False) | {"center_writing_weights": True}
+    found = []
+    for settings in (None, stays, centres):
+        hf = copy.deepcopy(fresh(name))
+        handle = bridge(name, hf)
+        if settings is not None:
+            handle.enable_compatibility_mode(**settings, disable_warnings=True)
+        found.append(handle.run_with_cache(tokens)[1])
+    plain, same, centred = found
+    for point in ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out"):
+        x = plain[f"blocks.2.{point}"]
+        expected = x - x.mean(-1, keepdim=True) if name != "llama" else x
+        assert torch.allclose(same[f"blocks.2.{point}"], x, atol=TOLERANCE)
+        assert torch.allclose(centred[f"blocks.2.{point}"], expected, atol=TOLERANCE), point
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
