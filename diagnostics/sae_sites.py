@@ -38,7 +38,7 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
     """Where an SAE (anything that `as_sae` takes) belongs in `model` (anything that `wrap` takes), read off its hook name.
 
     site: where it is about to be put, if that has been chosen. Raises `BelongingError` for an SAE of another width, model or
-    site, `SiteError` for a hook name that is no site here (`hook_z`, `ln2.hook_normalized`, …) or that the model has not.
+    site, `SAEError` for weights that are not finite, `SiteError` for a hook name that is no site here (`hook_z`, `ln2.hook_normalized`, …) or that the model has not.
     Models are the same where their weights' hashes are (the SAE's in `metadata["weights_sha256"]`), however they are wrapped;
     where the SAE's is not known names are compared, without owner and case. A `layernorm_counterpart` takes the SAEs of the
     model that it is made of. An SAE of centred activations belongs to a model with LayerNorm, which does not see their mean.
@@ -55,14 +55,25 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
             f"an SAE of {sae.hook_name!r}, which is no site here; known: {', '.join(f'blocks.N.hook_{p}' for p in POINTS)}"
         ) from error
     sae.check_belongs(d_model=causal.d_model, hook_name=None if site is None else site.hook_name)
+    sae.check_finite()
     _check_model(sae, causal)
-    if sae.normalise.kind in CENTRED.values() and causal.norm_kind != "LayerNorm":
+    if sae.normalise.kind in CENTRED.values() and (why := _why_not_centred(causal)):
         raise BelongingError(
-            f"an SAE of a model with centred writing weights put to {causal.name}, which has {causal.norm_kind}: TransformerLens "
-            "centres those of models with LayerNorm alone; load the SAE with center_writing_weights=False"
+            f"an SAE of a model with centred writing weights put to {causal.name}, which has {why}: there TransformerLens leaves "
+            "activations with a mean; load the SAE with center_writing_weights=False"
         )
     check_site(causal, own)
     return own
+
+
+def _why_not_centred(model: CausalModel) -> str | None:
+    """Why the stream keeps a mean though TransformerLens is asked to centre what is written into it (None: it does not)."""
+    if model.norm_kind != "LayerNorm":
+        return model.norm_kind
+    if not getattr(model.hf.config, "do_layer_norm_before", True):
+        return "LayerNorm behind its blocks"
+    normed = any("embeddings_layernorm" in name for name, _ in model.base.named_modules())
+    return "LayerNorm behind its embeddings" if normed else None
 
 
 def _check_model(sae: Any, model: CausalModel) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,7 +60,8 @@ def train_zoo(
     """Train those of the zoo that are not there yet, from one pass over the text, and return the names of all asked for.
 
     An SAE sees the same batches whichever others are trained with it. Interrupted, the same call goes on; so does one for a part
-    of what was asked for then. What is there with other settings is trained again and replaced once that is done.
+    of what was asked for then. What is there with other settings is trained again and replaced once that is done. Raises
+    `MechdiagError` for a folder of that name that this did not write.
     """
     names = chosen(only)
     text, _ = split(load_texts("boolq"), HELD_OUT)
@@ -108,8 +110,8 @@ def _run_for(missing: list[str], label: dict[str, object]) -> tuple[Path, list[s
     """The folder of an interrupted run that trains all of `missing` (and what it trains), or a new one."""
     runs = cache_folder() / "zoo" / "runs"
     for other in sorted(runs.glob(f"*/{LABEL}")):
-        found = json.loads(other.read_text(encoding="utf-8"))
-        if found["label"] == label and set(found["names"]) >= set(missing):
+        found = _read(other) or {}
+        if found.get("label") == label and set(found.get("names", ())) >= set(missing):
             return other.parent, found["names"]
     digest = hashlib.sha256(json.dumps([missing, label]).encode()).hexdigest()[:16]
     run = runs / digest
@@ -133,14 +135,28 @@ def _wanted(name: str) -> Wanted:
     return Wanted(Site(int(layer)), named(architecture), replace(RECIPE, seed=int(seed or 0)))
 
 
-def _read(path: Path) -> dict[str, object] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a label says; nothing where there is no folder. Raises `MechdiagError` where it is not one of ours."""
+    if not path.parent.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except (OSError, ValueError, RecursionError):
+        pass
+    raise MechdiagError(
+        f"{path.parent} has no {LABEL} that can be read: it was not written by this, and is left as it is; move it away"
+    )
 
 
 def _put(source: Path, target: Path) -> None:
-    """A copy of a folder in the place of another; the source stays until all are in place."""
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """A copy of a folder in the place of another, which is there whole or not at all; the source stays until all are in place."""
+    partial, former = (target.with_name(f"{target.name}.{what}") for what in ("partial", "former"))
+    for left in (partial, former):
+        shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(source, partial)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        os.replace(target, former)
     os.replace(partial, target)
+    shutil.rmtree(former, ignore_errors=True)

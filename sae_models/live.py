@@ -31,12 +31,16 @@ def as_sae(thing: Any, **options: Any) -> SAE:
     if isinstance(thing, SAE):
         return thing
     given = Options(options)
-    if isinstance(thing, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
-        thing = thing.module
+    thing = _inside(thing)
     config = _saelens_config(thing)
     sae = _wrapped(thing, given) if config is None else _read(thing, config, given)
     given.finish("a live object")
     return sae.requires_grad_(False)
+
+
+def _inside(thing: Any) -> Any:
+    """What a wrapper for several devices holds; torch.compile's shows all that it holds itself."""
+    return thing.module if isinstance(thing, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel) else thing
 
 
 def _saelens_config(thing: Any) -> dict[str, Any] | None:
@@ -106,7 +110,8 @@ def _wrapped(thing: Any, options: Options) -> SAE:
         raise SAEError(f"a {what} of {W_dec.dtype}, in which nothing can be computed; convert it to float32 first")
     weights(f"W_dec of a {what}", W_dec)
     thing, W_dec = copy.deepcopy(thing), W_dec.detach().clone()
-    for name, value in thing.named_parameters() if isinstance(thing, nn.Module) else ():
+    named = thing.named_parameters() if hasattr(thing, "named_parameters") else ()
+    for name, value in named:
         weights(f"{name} of a {what}", value)
     generator = torch.Generator().manual_seed(0)
 

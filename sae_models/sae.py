@@ -108,6 +108,13 @@ class SAE(nn.Module):
         """<w_i, d_i> of each latent (for unit rows their cosine). Source: arXiv:2605.18629."""
         return (self.encoder_rows() * self.W_dec).sum(dim=-1)
 
+    def check_finite(self) -> None:
+        """Raise `SAEError` where a weight is nan or infinite: no number that comes of it can be trusted."""
+        for name, value in self.named_parameters():
+            if not bool(value.isfinite().all()):
+                n = int((~value.isfinite()).sum())
+                raise SAEError(f"{name} of an SAE holds {n} values that are nan or infinite; expected finite weights")
+
     def check_belongs(
         self, *, d_model: int | None = None, model_name: str | None = None, hook_name: str | None = None
     ) -> None:

@@ -52,7 +52,7 @@ class Settings(command.Spoken, ModelInputs):
     batch_tokens: int = 1024
     """tokens a step"""
     buffer_tokens: int = 131_072
-    """tokens that are shuffled together"""
+    """tokens that are shuffled together (a run of fewer: about as many as it needs)"""
     prompts: str = "boolq"
     """boolq (packaged Wikipedia paragraphs), sotu, a .txt, .jsonl or .csv file, or hf:owner/name[:split:column]"""
     held_out: float = 0.1

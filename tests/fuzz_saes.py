@@ -191,7 +191,7 @@ def paper(t: Arrays, c: Mapping[str, Any], x: np.ndarray) -> Evaluated:
         s = np.exp(a * np.log(norm) + t["scale_b"]) * ((x_c / norm) @ unit.T) + t["b_enc"]
     else:
         s = x_c @ t["W_enc"].T + t["b_enc"]
-    z = relu(s) * (s > t["threshold"])
+    z = relu(s) * (s > t["threshold"]) if "threshold" in t else strongest(s, K)  # with k given
     return z, z @ t["W_dec"] + t["b_dec"]
 
 

@@ -88,7 +88,7 @@ def _belongs_2(stored: Stored) -> tuple[str | None, str | None]:
         hook = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out"}.get(found["kind"])
         if hook is None:
             _refuse(f"of kind {found['kind']!r}", heads=found["kind"] == "attn_out")
-        return f"gemma-3-{found['model']}", f"blocks.{found['layer']}.{hook}"
+        return _hub_name(f"gemma-3-{found['model']}"), f"blocks.{found['layer']}.{hook}"
     config = stored.config
     architecture, kind = setting(config, "architecture", str), setting(config, "type", str, default="sae")
     if (architecture, kind) != ("jump_relu", "sae"):
@@ -100,7 +100,12 @@ def _belongs_2(stored: Stored) -> tuple[str | None, str | None]:
     if module is None or module[2] not in _MODULES:
         _refuse(f"an SAE of {read}", heads=".self_attn." in (read or ""))
     name = setting(config, "model_name", str, type(None), default=None)
-    return name, f"blocks.{module[1]}.{_MODULES[module[2]]}"
+    return None if name is None else _hub_name(name), f"blocks.{module[1]}.{_MODULES[module[2]]}"
+
+
+def _hub_name(model: str) -> str:
+    """The hub's name of a model that Gemma Scope 2 knows as `gemma-v3-…`, or as a pretrained 270m with `-pt`."""
+    return model.replace("-v3", "-3").replace("-270m-pt", "-270m")
 
 
 def _refuse(what: str, *, heads: bool = False) -> NoReturn:

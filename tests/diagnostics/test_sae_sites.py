@@ -1,11 +1,14 @@
 """Where an SAE belongs, and whole streams passed through edits: against full forward passes of each prompt alone."""
 
+import copy
 import functools
+import json
 import warnings
 
 import jaxtyping
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diagnostics import sae_sites as module
 from diagnostics.results import model_provenance
@@ -13,9 +16,10 @@ from diagnostics.sae_sites import sae_site, spliced
 from interventions import EditError, MechdiagError, ReplayError, Site, SiteError, record, wrap
 from interventions import edits as edit
 from interventions.loading import cache_folder, layernorm_counterpart
+from sae_models import load_sae
 from sae_models.architectures import build, named
 from sae_models.edits import reconstruct, zero_latents
-from sae_models.errors import BelongingError
+from sae_models.errors import BelongingError, SAEError
 from tests.tiny import (
     D_MODEL,
     HOOKED,
@@ -415,3 +419,118 @@ def test_however_the_model_is_wrapped(wrapper, known):
     assert sae_site(belonging(plain.name, **hashes), model) == SITE
     with pytest.raises(BelongingError):
         sae_site(belonging("other", **({"weights_sha256": "0" * 64} if known else {})), model)
+
+
+# Models whose writing weights were centred
+
+
+def without_means(hf):
+    """GPT-2 with the mean taken out of all that it adds to its stream, as TransformerLens centres writing weights."""
+    model = copy.deepcopy(hf)
+    with torch.no_grad():
+        for table in (model.transformer.wte, model.transformer.wpe):
+            table.weight -= table.weight.mean(dim=1, keepdim=True)
+        for block in model.transformer.h:
+            for out in (block.attn.c_proj, block.mlp.c_proj):
+                out.weight -= out.weight.mean(dim=1, keepdim=True)
+                out.bias -= out.bias.mean()
+    return model
+
+
+def planted_on_centred(folder, hook_name):
+    """A SAELens folder of an SAE that reconstructs exactly what has no mean."""
+    basis, _ = torch.linalg.qr(torch.eye(D_MODEL) - 1 / D_MODEL)
+    rows = torch.cat([basis[:, : D_MODEL - 1].T, -basis[:, : D_MODEL - 1].T])
+    tensors = {
+        "W_enc": rows.T.contiguous(),
+        "W_dec": rows,
+        "b_enc": torch.zeros(len(rows)),
+        "b_dec": torch.zeros(D_MODEL),
+    }
+    metadata = {"hook_name": hook_name, "model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    save_file(tensors, folder / "sae_weights.safetensors")
+    config = {"architecture": "standard", "d_in": D_MODEL, "d_sae": len(rows), "metadata": metadata}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("point", ["resid_post", "attn_out", "mlp_out"])
+def test_an_sae_of_centred_activations_reads_those_of_the_model_as_it_is(point, tmp_path):
+    hf = copy.deepcopy(fresh("gpt2"))
+    with torch.no_grad():  # a stream whose mean is large, and another at each token
+        hf.transformer.wpe.weight += torch.linspace(-2, 2, len(hf.transformer.wpe.weight))[:, None]
+        for block in hf.transformer.h:
+            block.attn.c_proj.weight += 0.5
+            block.mlp.c_proj.weight += 0.5
+    site = Site(2, point)
+    recorded = record(hf, PROMPTS, [site])
+    x, centred = recorded.activations[site], record(without_means(hf), PROMPTS, [site]).activations[site]
+    real = torch.arange(x.shape[1]) < recorded.length[:, None]
+    x, centred = x[real], centred[real]
+    assert torch.allclose(x - x.mean(-1, keepdim=True), centred, atol=1e-4)
+    assert x.mean(-1).std() > 0.2
+    path = planted_on_centred(tmp_path, site.hook_name)
+    sae, as_it_is = load_sae(path), load_sae(path, center_writing_weights=False)
+    assert sae_site(sae, hf) == site
+
+    def fve(one, x):
+        return float(1 - (x - one(x)).square().sum() / (x - x.mean(0)).square().sum())
+
+    assert fve(as_it_is, centred) > 1 - 1e-6 and fve(sae, x) > 1 - 1e-6
+    assert fve(as_it_is, x) < 0.9
+    assert torch.allclose(sae.encode(x), as_it_is.encode(centred), atol=1e-4)
+    found = spliced(recorded, site, {"x̂": lambda x: reconstruct(x, sae)}, path="blocks")
+    assert found.kl["x̂"].nan_to_num().max() < 1e-6
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
+def test_centred_writing_weights_of_transformer_lens(name):
+    """What it makes of each site: x − mean(x) under LayerNorm, x under RMSNorm; and what else it folds leaves x as it is."""
+    tokens = torch.tensor(PROMPTS[:1])
+    stays = {"fold_ln": True, "center_unembed": True, "fold_value_biases": True, "center_writing_weights": False}
+    centres = dict.fromkeys(stays, False) | {"center_writing_weights": True}
+    found = []
+    for settings in (None, stays, centres):
+        hf = copy.deepcopy(fresh(name))
+        handle = bridge(name, hf)
+        if settings is not None:
+            handle.enable_compatibility_mode(**settings, disable_warnings=True)
+        found.append(handle.run_with_cache(tokens)[1])
+    plain, same, centred = found
+    for point in ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out"):
+        x = plain[f"blocks.2.{point}"]
+        expected = x - x.mean(-1, keepdim=True) if name != "llama" else x
+        assert torch.allclose(same[f"blocks.2.{point}"], x, atol=TOLERANCE)
+        assert torch.allclose(centred[f"blocks.2.{point}"], expected, atol=TOLERANCE), point
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("llama", "RMSNorm"),
+        ("bloom", "LayerNorm behind its embeddings"),
+        ("opt_post_norm", "LayerNorm behind its blocks"),
+    ],
+)
+def test_an_sae_of_centred_activations_belongs_to_no_model_whose_stream_keeps_a_mean(name, why, tmp_path):
+    """TransformerLens does not centre such a stream, whatever the settings say."""
+    path = planted_on_centred(tmp_path, SITE.hook_name)
+    with pytest.raises(BelongingError, match=rf"which has {why}: .*load the SAE with center_writing_weights=False"):
+        sae_site(load_sae(path), fresh(name))
+    assert sae_site(load_sae(path, center_writing_weights=False), fresh(name)) == SITE
+
+
+def test_a_hash_of_weights_that_is_none(tmp_path):
+    sae = random_sae(hook_name=SITE.hook_name)
+    sae.metadata["weights_sha256"] = 3
+    with pytest.raises(BelongingError, match="weights_sha256 is a int; expected a text"):
+        sae_site(sae, fresh("llama"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(value):
+    sae = random_sae(hook_name=SITE.hook_name)
+    sae.b_dec[3] = value
+    with pytest.raises(SAEError, match="b_dec of an SAE holds 1 values that are nan or infinite"):
+        sae_site(sae, fresh("llama"))

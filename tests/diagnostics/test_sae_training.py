@@ -122,6 +122,18 @@ def test_no_pass_goes_above_the_deepest_site():
     assert set(ran) == {0}
 
 
+@pytest.mark.parametrize("filtered", [None, 1.5])
+def test_a_short_run_reads_no_more_than_it_needs(filtered, tmp_path):
+    """A buffer is filled to the end of a prompt, and again where the filter left too little of it."""
+    text = as_prompts(prompts((24, 10, 17) * 40), None)
+    settings = {**OPTIONS, "tokens": 2 * ROWS, "sink_filter": filtered, "buffer_tokens": 131_072}
+    train_saes(model(), text, {"a": WANTED["1/standard"]}, folder=tmp_path, **settings)
+    told = json.loads((tmp_path / "manifest.json").read_text())["stream"]
+    assert told["tokens"]["emitted"] == 2 * ROWS and told["buffer_tokens"] == 68 >= 1.05 * 2 * ROWS
+    assert (told["tokens"]["dropped"]["sink"] > 0) == (filtered is not None)
+    assert told["tokens"]["seen"] <= told["buffers"] * (68 / (1 - 1 / 10) + 24)  # first tokens of prompts are left out
+
+
 def test_the_text_is_gone_through_again_and_tokens_are_whole_batches(undisturbed):
     saes, files = undisturbed
     lines = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]

@@ -1,6 +1,7 @@
 """The zoo: which parts there are, that a part is trained as the whole is, and that what the package carries serves."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -116,6 +117,38 @@ def test_a_kill_while_results_are_put_in_place_costs_nothing(small, monkeypatch)
     steps = []
     zoo.train_zoo(tokens=640, progress=lambda n, total, said: steps.append(n))
     assert steps == [] and all((zoo.zoo_folder() / name / "manifest.json").exists() for name in zoo.ZOO)
+
+
+@pytest.mark.parametrize("label", [None, "", "[]", "{"])
+def test_a_folder_that_somebody_else_put_there_is_left_as_it_is(small, label):
+    place = zoo.zoo_folder() / "3/cosine"
+    place.mkdir(parents=True)
+    (place / "sae_weights.safetensors").write_bytes(b"theirs")
+    if label is not None:
+        (place / zoo.LABEL).write_text(label)
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(MechdiagError, match=r"3/cosine has no zoo\.json that can be read: .* is left as it is"):
+        zoo.train_zoo(["3/cosine"], tokens=640)
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_a_kill_while_one_replaces_another_leaves_one(small, monkeypatch):
+    zoo.train_zoo(["3/cosine"], tokens=640)
+    replace, calls = os.replace, []
+
+    def killed(*args):
+        calls.append(args)
+        if str(args[1]).endswith(("3/cosine", "cosine.former")):
+            raise OSError("killed")
+        replace(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="killed"):
+        patched.setattr(os, "replace", killed)
+        zoo.train_zoo(["3/cosine"], tokens=704)
+    before = weights("3/cosine")
+    zoo.train_zoo(["3/cosine"], tokens=704)
+    assert weights("3/cosine") != before
+    assert not list((zoo.zoo_folder() / "3").glob("*.*"))
 
 
 def test_what_is_not_trained_cannot_be_packaged(small, tmp_path):

@@ -91,6 +91,8 @@ def test_the_second_computes_the_same(tmp_path):
         ("hf_hook_point_in", "hf_hook_point_out"), "model.layers.2.post_feedforward_layernorm.output"
     )
     assert load_sae(second(tmp_path / "mlp", config=mlp)).hook_name == "blocks.2.hook_mlp_out"
+    for said, hub in (("gemma-v3-4b-it", "gemma-3-4b-it"), ("google/gemma-v3-270m-pt", "google/gemma-3-270m")):
+        assert load_sae(second(tmp_path / hub, config=CONFIG | {"model_name": said})).model_name == hub
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,18 @@ def test_a_run_leaves_its_files_and_they_are_those_of_the_library(train, given, 
     assert kept(out) == before
 
 
+def test_an_sae_that_somebody_else_put_there_is_left_as_it_is(train, tmp_path):
+    words = ("--layers", 1, "--saes", "standard")
+    assert train(tmp_path / "other", *words, "--seed", 5)[0] == 0
+    (tmp_path / "out" / "1").mkdir(parents=True)
+    (tmp_path / "other" / "1" / "standard-seed5").rename(tmp_path / "out" / "1" / "standard")
+    before = kept(tmp_path / "out")
+    status, said, err = train(tmp_path / "out", *words)
+    assert (status, said) == (2, "")
+    assert "has 1/standard, and no run.json that says which run wrote it; it is left as it is" in one_line(err)
+    assert kept(tmp_path / "out") == before
+
+
 def test_options_reach_what_they_name(train, tmp_path):
     words = ("--layers", 1, "--saes", "aligned", "--layer-norm", "--held-out", 0, "--sink-filter", 0, "--lr-scale", 0.5)
     assert train(tmp_path, *words, "--seed", 3, "--order-seed", 2)[0] == 0
