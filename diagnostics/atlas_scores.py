@@ -67,8 +67,9 @@ def token_gradients(
     generator. Raises what `gradients` raises.
     """
     x = recording.at(site, prompt, position)
-    if choose_path(check_rows(recording, site, prompt, position, x), "auto")[0] is not None:
-        return None
+    with recording.held():
+        if choose_path(check_rows(recording, site, prompt, position, x), "auto", _SOME).path == "hooks":
+            return None
     some = torch.from_numpy(np.flatnonzero(on_path))
     top, drawn = _next_tokens(recording, prompt, position, samples, generator)
     last = Site(recording.model.n_layers - 1)

@@ -135,7 +135,7 @@ def target_gradient(
         if not len(leaf):
             continue
         leaf.requires_grad_(True)
-        with torch.enable_grad():
+        with passes.recording.held(), torch.enable_grad():
             hidden = passes.above(some, width, "gradient", lambda old, leaf=leaf: old + leaf)
             at = reads[some, :width].nonzero(as_tuple=True)
             logits = unembed(passes.recording, hidden[at]).to(torch.promote_types(leaf.dtype, torch.float32))

@@ -15,6 +15,7 @@ from diagnostics.sampling import TokenFilter
 from interventions.activations import run_to_sites
 from interventions.anatomy import check_site
 from interventions.errors import ResultError, TextError
+from interventions.fingerprint import depends_on_batch
 from interventions.inputs import check_prompts
 from interventions.labelled import Labelled
 from interventions.models import CausalModel, wrap
@@ -124,7 +125,8 @@ def pooled_texts(
     length = [len(ids) for ids in prompts.tokens]
     start = np.cumsum(length) - length
     kept: dict[Site, Tensor] = {}
-    for batch in _batches(length, _TOKENS if model.device.type == "cpu" else _TOKENS_GPU):
+    most = _TOKENS if model.device.type == "cpu" else _TOKENS_GPU
+    for batch in _batches(length, 1 if depends_on_batch(model.hf, max(length)) else most):
         seen = _seen(model, [prompts.tokens[i] for i in batch], sites)
         for site, hidden in seen.items():
             if site not in kept:

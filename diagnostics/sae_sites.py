@@ -16,12 +16,14 @@ from interventions import CausalModel, EditError, MechdiagError, Recording, Repl
 from interventions.anatomy import at_site, check_site
 from interventions.cache import cache_folder
 from interventions.errors import is_out_of_memory
+from interventions.fingerprint import depends_on_batch
 from interventions.hooks import Edit, hooked_logits
 from interventions.loading import COUNTERPART, DEFAULT_MODEL
 from interventions.metrics import CleanSide, Comparison
 from interventions.replay import entering_at, unembed
+from interventions.rotary import forget_longer_passes
 from interventions.sites import POINTS
-from interventions.trust import logit_tolerance
+from interventions.trust import logits_differ
 from sae_models.errors import BelongingError
 from sae_models.live import as_sae
 from sae_models.normalise import CENTRED
@@ -155,30 +157,8 @@ def spliced(
     model = recording.model
     check_site(model, site)
     passes = Passes(recording, site, where)
-    why, delta = (None, float("nan")) if path == "hooks" else why_not_blocks(passes)
-    if why is not None:
-        message = f"the blocks above {site} alone do not give what full forward passes give: {why}"
-        if path == "blocks":
-            raise ReplayError(f"{message}; use path='auto' or 'hooks'")
-        warnings.warn(f"{message}; these are used instead", stacklevel=2)
-    through_blocks = path != "hooks" and why is None
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    values = torch.full((1 + 2 * len(edits), *recording.tokens.shape), torch.nan, dtype=dtype)
-    for prompts in passes.batches(batch_tokens, through_blocks, len(edits)):
-        prompt, position, numbers = passes.read(prompts, edits, through_blocks)
-        values[:, prompt.cpu(), position.cpu()] = numbers.cpu()
-        if progress is not None:
-            progress(len(prompts))
-    real = torch.arange(values.shape[2]) < recording.length[:, None]
-    return Spliced(
-        dict(zip(edits, values[1::2], strict=True)),
-        dict(zip(edits, values[2::2], strict=True)),
-        values[0],
-        "blocks" if through_blocks else "hooks",
-        delta,
-        why,
-        {name: int((~kl.isfinite() & real).sum()) for name, kl in zip(edits, values[1::2], strict=True)},
-    )
+    with recording.held():
+        return _spliced(passes, edits, path, batch_tokens, progress)
 
 
 class Passes:
@@ -209,9 +189,10 @@ class Passes:
         if not through_blocks:  # all logits of a batch are held
             most = min(most, 8 * (LOGITS if cpu else LOGITS_GPU) // ((n_edits + 1) * self.model.vocab_size))
         length = self.length if among is None else self.length[among]
+        alone = depends_on_batch(self.model.hf, int(length.max()))
         order = length.argsort(descending=True, stable=True)
         while len(order):
-            size = max(1, most // int(length[order[0]]))
+            size = 1 if alone else max(1, most // int(length[order[0]]))
             yield order[:size]
             order = order[size:]
 
@@ -240,12 +221,13 @@ class Passes:
             )
         change = self.change(prompts, width, name, edit)
         value = recording.activations[site.entry][prompts, :width]
-        with ExitStack() as stack:
+        with recording.held(), ExitStack() as stack:
             if site.entry == site:
                 value = change(value)
             stack.enter_context(entering_at(recording, site.first_block, value))
             if site.entry != site:
                 stack.enter_context(at_site(self.model, site, change))
+            forget_longer_passes(self.model.hf)
             return self.model.base(input_ids=self.tokens[prompts, :width], use_cache=False).last_hidden_state
 
     def full(
@@ -299,6 +281,40 @@ class Passes:
         return torch.cat(parts, dim=1)
 
 
+def _spliced(
+    passes: Passes,
+    edits: Mapping[str, Edit],
+    path: str,
+    batch_tokens: int | None,
+    progress: Callable[[int], object] | None,
+) -> Spliced:
+    recording, site, model = passes.recording, passes.site, passes.model
+    why, delta = (None, float("nan")) if path == "hooks" else why_not_blocks(passes)
+    if why is not None:
+        message = f"the blocks above {site} alone do not give what full forward passes give: {why}"
+        if path == "blocks":
+            raise ReplayError(f"{message}; use path='auto' or 'hooks'")
+        warnings.warn(f"{message}; these are used instead", stacklevel=4)
+    through_blocks = path != "hooks" and why is None
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    values = torch.full((1 + 2 * len(edits), *recording.tokens.shape), torch.nan, dtype=dtype)
+    for prompts in passes.batches(batch_tokens, through_blocks, len(edits)):
+        prompt, position, numbers = passes.read(prompts, edits, through_blocks)
+        values[:, prompt.cpu(), position.cpu()] = numbers.cpu()
+        if progress is not None:
+            progress(len(prompts))
+    real = torch.arange(values.shape[2]) < recording.length[:, None]
+    return Spliced(
+        dict(zip(edits, values[1::2], strict=True)),
+        dict(zip(edits, values[2::2], strict=True)),
+        values[0],
+        "blocks" if through_blocks else "hooks",
+        delta,
+        why,
+        {name: int((~kl.isfinite() & real).sum()) for name, kl in zip(edits, values[1::2], strict=True)},
+    )
+
+
 def why_not_blocks(passes: Passes) -> tuple[str | None, float]:
     """Why the blocks above the site alone do not serve (None: they do), and the largest logit difference from full forwards.
 
@@ -313,16 +329,15 @@ def why_not_blocks(passes: Passes) -> tuple[str | None, float]:
         return x + 0.3 * x.float().pow(2).mean(-1, keepdim=True).sqrt().to(x) * drawn
 
     everywhere = Passes(passes.recording, passes.site, None)
-    slow = everywhere.full(longest, width, "noise", noise)[0, -_TRIAL_TOKENS:].float()
-    if not bool(slow.isfinite().all()):
+    slow = everywhere.full(longest, width, "noise", noise)[0, -_TRIAL_TOKENS:]
+    if bool((slow.amax(-1).isinf() | slow.isnan().any(-1)).any()):
         return "the model's own logits are not finite", float("nan")
     try:
         hidden = everywhere.above(longest, width, "noise", noise)[0, -_TRIAL_TOKENS:]
-        fast = unembed(passes.recording, hidden).float()
+        fast = unembed(passes.recording, hidden)
     except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         if isinstance(error, MechdiagError) or is_out_of_memory(error):
             raise
         return f"{type(error).__name__}: {str(error).splitlines()[0]}", float("nan")
-    delta = float((fast - slow).abs().max())
-    allowed = logit_tolerance(model.dtype, float((slow - slow.mean(-1, keepdim=True)).abs().max()))
+    delta, allowed = logits_differ(fast, slow, model.dtype)
     return (None if delta <= allowed else f"logits differ by {delta:.1e}, allowed {allowed:.1e}"), delta

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from interventions.anatomy import at_site, check_site
 from interventions.errors import HookError, MechdiagError, SiteError, TextError
 from interventions.exclusive import exclusive
+from interventions.fingerprint import depends_on_batch
 from interventions.models import CausalModel, wrap
 from interventions.rotary import forget_longer_passes
 from interventions.sites import Site
@@ -273,7 +274,8 @@ class ActivationStream(Iterator[Any]):
         for site, values in self._carried.items():
             rows[site][:n_carried] = values
         index, start = [self._carried_index], n_carried
-        for ids, which, found in text.batches(prompts, self.batch_prompts_tokens):
+        most = 1 if depends_on_batch(self.model.hf, int(text.length.max())) else self.batch_prompts_tokens
+        for ids, which, found in text.batches(prompts, most):
             part = {site: values[start : start + len(which)] for site, values in rows.items()}
             _run(self.model, ids, which, part, self.autocast == "bfloat16")
             index.append(found)

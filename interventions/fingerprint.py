@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from interventions.rotary import is_moving
+from interventions.rotary import depends_on_length, is_moving
 
 _SAMPLE = 4
 """numbers of each tensor that a fingerprint looks at: a change through `.data` leaves no other trace"""
@@ -108,6 +108,14 @@ def own_code(hf: nn.Module) -> list[str]:
         if any(_hooks(module)) or (forward is not None and not _alike(forward, usual)):
             found.append(name or type(hf).__name__)
     return found
+
+
+def depends_on_batch(hf: nn.Module, longest: int) -> bool:
+    """Whether a pass may give a prompt of up to `longest` tokens something else beside others, padded, than alone.
+
+    So it is with code of the user's own, which may count tokens or prompts, and with rotary frequencies that depend on length.
+    """
+    return bool(own_code(hf)) or depends_on_length(hf, longest) is not None
 
 
 def _alike(forward: Any, usual: Any) -> bool:

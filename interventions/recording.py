@@ -15,10 +15,10 @@ from interventions.anatomy import at_site, check_site
 from interventions.compat import cache_name, cache_understood
 from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
 from interventions.exclusive import exclusive
-from interventions.fingerprint import Fingerprint, fingerprint, own_code
+from interventions.fingerprint import Fingerprint, depends_on_batch, fingerprint, own_code
 from interventions.inputs import check_prompts, read_prompts
 from interventions.models import CausalModel, wrap
-from interventions.rotary import depends_on_length, forget_longer_passes
+from interventions.rotary import forget_longer_passes
 from interventions.sites import Site
 from interventions.texts import Prompts
 
@@ -144,7 +144,7 @@ def record(
 def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_prompts: int) -> None:
     """The clean pass, some prompts at a time: one where what a pass does to a prompt may depend on those beside it."""
     model, ids, length = recording.model, recording.tokens, recording.length
-    if recording.own_code or depends_on_length(model.hf, int(length.max())):
+    if depends_on_batch(model.hf, int(length.max())):
         batch_prompts = 1
     for start in range(0, len(length), batch_prompts):
         batch = slice(start, start + batch_prompts)

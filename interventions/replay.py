@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from interventions.anatomy import at_site
 from interventions.attention import RowAttention, attending
 from interventions.compat import cache_name, cache_understood
-from interventions.exclusive import forward_replaced
+from interventions.exclusive import exclusive, forward_replaced
 from interventions.models import CausalModel
 from interventions.recording import Recording
 from interventions.rotary import depends_on_length
@@ -302,5 +302,5 @@ def unembed(recording: Recording, hidden: Float[Tensor, "row d_model"]) -> Float
     """Logits of final hidden states, by the model's own head (soft-capping and scaling included), in the model's dtype."""
     model, output = recording.model, recording.output_type(last_hidden_state=hidden[None])
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-    with forward_replaced(model.base, lambda *_, **__: output):
+    with exclusive(model), forward_replaced(model.base, lambda *_, **__: output):
         return model.hf(input_ids=ids).logits[0]
