@@ -60,10 +60,10 @@ class Stored:
         if not isinstance(document, dict):
             raise self.damaged(self.json, "it is no object of JSON")
         self.digests = self._digests(document, files)
-        self.summary = document.get("summary")
-        self.provenance = document.get("provenance")
-        if not isinstance(self.provenance, dict):
+        if not isinstance(document.get("provenance"), dict):
             raise self.damaged(self.json, "it has no provenance")
+        self.summary: Any = document.get("summary")
+        self.provenance: dict[str, Any] = document["provenance"]
 
     def _digests(self, document: dict[str, Any], files: tuple[str, ...]) -> dict[str, str] | None:
         if DIGESTS not in document:
