@@ -142,10 +142,10 @@ def save_tokens(path: Path, tokens: list[list[int]]) -> None:
     write_whole(path, lambda p: np.save(p, table))
 
 
-def load_tokens(path: Path) -> list[list[int]]:
+def load_tokens(path: str | Path) -> list[list[int]]:
     """What `save_tokens` kept. Raises `ResultError` for anything else; nothing that is pickled is ever loaded."""
     try:
-        return _tokens(path.read_bytes())
+        return _tokens(Path(path).read_bytes())
     except UNREADABLE as error:
         raise ResultError(f"{path} is damaged: no token ids can be read from it ({_said(error)})") from error
 
