@@ -74,7 +74,7 @@ def merged(notes: list[tuple[str, dict[str, Any]]], probes: Sequence[Probe]) -> 
             "rows_not_finite": sum(note["not_finite"] for note in own),
             "placebos_not_finite": sum(note["placebos_not_finite"] for note in own),
             "path_gap": {"median": float(np.median(np.abs(gaps))), "n": len(gaps)} if len(gaps) else None,
-            "path": "+".join(sorted({note["path"] for note in own} - {None})),
+            "path": "+".join(sorted({path for note in own if note["path"] for path in note["path"].split("+")})),
         }
     deltas = [note["delta"] for _, note in notes if note["delta"] is not None]
     return {
@@ -215,7 +215,12 @@ class _Work:
         towards = self.clean.between(self.probe.site, len(some), stream, np.arange(len(some)))
         x = self.x[self.token[some].to(self.x.device)]
         edited = matched_placebo(x, (x.float() - self.removed(some).to(x.device)).to(x), towards.to(x))
-        kl[some] = self.measured(self.token[some], edited, ("kl",))["kl"].float()
+        found = self.measured(self.token[some], edited, ("kl",))
+        kl[some] = found["kl"].float()
+        notes["delta"] = float(np.fmax(notes["delta"], found.delta))
+        notes["why_hooks"] = notes["why_hooks"] or found.why_hooks
+        if found.path not in notes["path"].split("+"):
+            notes["path"] += f"+{found.path}"
         notes["placebos_not_finite"] = int((~kl[some].isfinite()).sum())
         return kl
 

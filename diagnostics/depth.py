@@ -139,7 +139,7 @@ def found_results(folders: Iterable[str | Path]) -> dict[str, Shown]:
     found: dict[str, Shown] = {}
     damaged: list[str] = []
     for folder in folders:
-        sound, broken = sound_and_damaged(folder)
+        sound, broken = sound_and_damaged(folder, _marks)
         for place, result in sound.items():
             known = place if place not in found else f"{folder}/{place}"
             found[known] = result
@@ -149,6 +149,11 @@ def found_results(folders: Iterable[str | Path]) -> dict[str, Shown]:
     for said in damaged:
         warnings.warn(said, stacklevel=2)
     return found
+
+
+def _marks(result: Shown) -> list[Mark]:
+    """All that any figure would draw of a result."""
+    return [mark for plan in PLANS.values() if isinstance(result, plan.kind) for mark in plan.marks(result)]
 
 
 def _of_those(asked: list[str]) -> str:

@@ -245,7 +245,7 @@ def _merged(done: Sequence[Any]) -> dict[str, Any]:
     """Notes of all units as one: what was left out, which path ran, how exact it was, accuracy of probes."""
     dropped: dict[str, int] = {}
     counts = {"texts_passed": 0, "texts_untouched": 0}
-    paths: dict[str, str] = {}
+    paths: dict[str, set[str]] = {}
     probes: dict[str, dict[str, float]] = {}
     latents: dict[str, Any] = {}
     for unit in done:
@@ -254,14 +254,14 @@ def _merged(done: Sequence[Any]) -> dict[str, Any]:
             dropped[reason] = dropped.get(reason, 0) + n
         for name in counts:
             counts[name] += notes[name]
-        paths[f"{unit.unit['data']}, {notes['site']}"] = notes["path"]
+        paths.setdefault(f"{unit.unit['data']}, {notes['site']}", set()).add(notes["path"])
         probes[f"{unit.unit['data']}, {notes['site']}"] = notes["probe_accuracy"]
         latents[unit.unit.name] = notes["latents"]
     known = [unit.notes["path_delta"] for unit in done if unit.notes["path_delta"] is not None]
     return {
         "dropped": {reason: n for reason, n in dropped.items() if n},
         **counts,
-        "path": paths,
+        "path": {place: "+".join(sorted(found)) for place, found in paths.items()},
         "why_hooks": sorted({unit.notes["why_hooks"] for unit in done} - {None}) or None,
         "path_delta": max(known, default=None),
         "probe_accuracy": probes,

@@ -228,11 +228,13 @@ def _merged(done: Sequence[Done]) -> dict[str, Any]:
             dropped[reason] = dropped.get(reason, 0) + n
     ran = [d for d in done if "path" in d.notes]
     delta = [d.notes["replay_delta"] for d in ran if d.notes["replay_delta"] is not None]
-    paths = {str(d.unit["site"]): "+".join(d.notes["path"]) for d in ran}
+    paths: dict[str, set[str]] = {}
+    for d in ran:
+        paths.setdefault(str(d.unit["site"]), set()).update(d.notes["path"])
     return {
         "drawn": drawn,
         "rows_dropped": dropped,
-        "path": paths,
+        "path": {site: "+".join(sorted(found)) for site, found in paths.items()},
         "why_hooks": sorted({d.notes["why_hooks"] for d in ran} - {None}) or None,
         "replay_delta": max(delta, default=None),
         "self_kl": max((d.notes["self_kl"] for d in ran), default=None),

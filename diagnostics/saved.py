@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from diagnostics.steering import Steering
 from diagnostics.stored import Stored
 from diagnostics.substitution import Substitutions
 from diagnostics.unit_norm import UnitNorm
-from interventions.errors import ResultError
+from interventions.errors import MechdiagError, ResultError
 
 KINDS: dict[str, type[Shown]] = {
     kind.NAME: kind
@@ -37,6 +37,24 @@ KINDS: dict[str, type[Shown]] = {
 """Every kind of result by the name of its files, in the order in which a report tells them."""
 _WORK = "units"
 R = TypeVar("R", bound=Shown)
+
+
+def tables_of(result: Shown) -> object:
+    """The tables of a result, which need most of what it holds."""
+    return result.tables()
+
+
+def load_result(kind: type[R], folder: str | Path, use: Callable[[R], object] = tables_of) -> R:
+    """`kind.load`, for those who use the result. Raises `MechdiagError`.
+
+    A result without digests (see `stored`) is used once on trial: one that lacks what its kind holds is damaged.
+    """
+    found = kind.load(folder)
+    stored = Stored(folder, kind.NAME, kind.files())
+    if stored.digests is None:
+        with stored.understood():
+            use(found)
+    return found
 
 
 def saved_results(folder: str | Path) -> dict[str, Shown]:
@@ -54,8 +72,10 @@ def saved_results(folder: str | Path) -> dict[str, Shown]:
     return found
 
 
-def sound_and_damaged(folder: str | Path) -> tuple[dict[str, Shown], dict[str, str]]:
-    """`saved_results`, and of each damaged result why it cannot be loaded, by its place.
+def sound_and_damaged(
+    folder: str | Path, use: Callable[[Shown], object] = tables_of
+) -> tuple[dict[str, Shown], dict[str, str]]:
+    """`saved_results`, and of each damaged result why it cannot be loaded, by its place. use: as in `load_result`.
 
     Raises `ResultError` for a folder that is not there and for one without a result of either sort.
     """
@@ -70,26 +90,13 @@ def sound_and_damaged(folder: str | Path) -> tuple[dict[str, Shown], dict[str, s
         for kind in kinds:
             place = own if len(kinds) == 1 else f"{own}/{kind.NAME}"
             try:
-                found[place] = load_result(kind, here)
-            except ResultError as error:
+                found[place] = load_result(kind, here, use)
+            except MechdiagError as error:
                 damaged[place] = str(error)
     if not (found or damaged):
         begun = "; a run there is unfinished, the same command goes on with it" if unfinished(folder) else ""
         raise ResultError(f"no result in {folder}{begun}. Looked there and below it for {', '.join(KINDS)} (.json)")
     return found, damaged
-
-
-def load_result(kind: type[R], folder: str | Path) -> R:
-    """`kind.load`, for those who use the result. Raises `ResultError`.
-
-    Of a result without digests (see `stored`) the tables are formed too: one that lacks what its kind holds is damaged.
-    """
-    found = kind.load(folder)
-    stored = Stored(folder, kind.NAME, kind.files())
-    if stored.digests is None:
-        with stored.understood():
-            found.tables()
-    return found
 
 
 def unfinished(folder: str | Path) -> list[str]:

@@ -60,10 +60,10 @@ class Stored:
         if not isinstance(document, dict):
             raise self.damaged(self.json, "it is no object of JSON")
         self.digests = self._digests(document, files)
-        self.summary = document.get("summary")
-        self.provenance = document.get("provenance")
-        if not isinstance(self.provenance, dict):
+        if not isinstance(document.get("provenance"), dict):
             raise self.damaged(self.json, "it has no provenance")
+        self.summary: Any = document.get("summary")
+        self.provenance: dict[str, Any] = document["provenance"]
 
     def _digests(self, document: dict[str, Any], files: tuple[str, ...]) -> dict[str, str] | None:
         if DIGESTS not in document:
@@ -142,10 +142,10 @@ def save_tokens(path: Path, tokens: list[list[int]]) -> None:
     write_whole(path, lambda p: np.save(p, table))
 
 
-def load_tokens(path: Path) -> list[list[int]]:
+def load_tokens(path: str | Path) -> list[list[int]]:
     """What `save_tokens` kept. Raises `ResultError` for anything else; nothing that is pickled is ever loaded."""
     try:
-        return _tokens(path.read_bytes())
+        return _tokens(Path(path).read_bytes())
     except UNREADABLE as error:
         raise ResultError(f"{path} is damaged: no token ids can be read from it ({_said(error)})") from error
 

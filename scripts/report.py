@@ -67,6 +67,8 @@ def _found(folders: tuple[Path, ...]) -> tuple[dict[str, Shown], dict[str, str],
 
     Raises `ResultError` where no result is left.
     """
+    from diagnostics.report_html import report
+
     if not folders:
         raise ResultError("no folder; name at least one that holds results")
     results: dict[str, Shown] = {}
@@ -75,7 +77,7 @@ def _found(folders: tuple[Path, ...]) -> tuple[dict[str, Shown], dict[str, str],
     broken: dict[str, str] = {}
     for folder, short in zip(folders, short_names(tuple(map(str, folders))), strict=True):
         own = folder.resolve().name
-        sound, damaged = sound_and_damaged(folder)
+        sound, damaged = sound_and_damaged(folder, lambda result: report({"": result}))
         for name, result in sound.items():
             alone = name == own or name == f"{own}/{result.NAME}"
             called = name if len(folders) == 1 else short if alone else f"{short}/{name}"

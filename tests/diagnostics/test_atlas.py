@@ -1,6 +1,7 @@
 """The atlas: every active latent once, every effect against a full forward pass, every column against its definition."""
 
 import functools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -148,7 +149,12 @@ def test_it_is_written_in_shards_and_read_back(tmp_path):
     pd.testing.assert_frame_equal(again.frame, atlas.frame)
     assert again.tokens == atlas.tokens and again.table() == atlas.table()
     (tmp_path / "atlas" / shards[0]).unlink()
-    with pytest.raises(ResultError, match="its JSON says"):
+    with pytest.raises(ResultError, match=rf"atlas/{shards[0]} is damaged: it is missing"):
+        CausalAtlas.load(tmp_path)
+    stated = json.loads((tmp_path / "atlas.json").read_text())
+    del stated["sha256"]  # as before there were digests
+    (tmp_path / "atlas.json").write_text(json.dumps(stated))
+    with pytest.raises(ResultError, match=r"atlas is damaged: it holds \d+ rows, atlas.json says"):
         CausalAtlas.load(tmp_path)
     with pytest.raises(ResultError, match=r"tokens.npy is missing"):
         (tmp_path / "tokens.npy").unlink()

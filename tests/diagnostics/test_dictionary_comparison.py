@@ -177,7 +177,7 @@ def test_the_split_of_the_gap_is_there_for_each_pair():
 def test_it_goes_to_disk_and_back_and_goes_on_from_units(tmp_path):
     found = result()
     (tmp_path / "x").mkdir()
-    assert found.write(tmp_path / "x")[0] == "dictionary_partners.parquet"
+    assert tuple(found.write(tmp_path / "x")[:6]) == DictionaryComparison.files()
     back = DictionaryComparison.load(tmp_path / "x")
     assert back.as_dict() == jsonable(found.as_dict()) and back.tokens == found.tokens
     for name in ("frame", "partners", "duplicates", "ablations"):

@@ -654,7 +654,7 @@ def test_a_result_comes_back_from_its_folder(tmp_path):
     assert (loaded.tokens, loaded.names) == (run.tokens, run.names)
     assert loaded.table() == run.table()
     text = json.loads((tmp_path / "sae_evaluation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
-    assert set(text) == {"summary", "alignment", "provenance"}
+    assert set(text) == {"summary", "alignment", "provenance", "figures", "sha256"}
     assert len(text["summary"]) == len(run.frame)
     assert text["summary"] == jsonable(run.groups)
     (tmp_path / SAEEvaluation.LATENTS).unlink()

@@ -442,12 +442,40 @@ def test_a_failure_late_in_the_run_leaves_no_half_a_result(script, tiny, tmp_pat
     settings = script.Settings(out=tmp_path, **{**tiny, "n_prompts": 20, "context": "in_place"})
     with monkeypatch.context() as patch:
         patch.setattr("diagnostics.results.write_frame", fails)
-        with pytest.raises(OSError):
+        with pytest.raises(ResultError, match=r"cannot write the result into .*no space left; what was finished stays"):
             script.main(settings)
     assert set(contents(tmp_path)) == KEPT
     assert len(units(tmp_path)) == 2
     script.main(settings)
     assert set(contents(tmp_path)) == FILES | KEPT
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_finished_results_of_other_settings_stay_without_overwrite(script, tiny, tmp_path):
+    """Also where their units are gone, where another program has a run.json, and where only a figure is there."""
+    asked = {**tiny, "n_prompts": 20, "context": "in_place"}
+    one, other = script.Settings(out=tmp_path / "out", **asked), script.Settings(out=tmp_path / "out", **asked, seed=1)
+    script.main(one)
+    for path in (tmp_path / "out" / "units").iterdir():
+        path.unlink()
+    before = everything(tmp_path)
+    with pytest.raises(ResultError, match=r"holds files of another run .*seed was 0, is 1"):
+        script.main(other)
+    assert everything(tmp_path) == before
+    (tmp_path / "out" / "run.json").write_text('{"name": "another program"}')
+    before = everything(tmp_path)
+    for settings in (one, other):
+        with pytest.raises(ResultError, match="holds files of another run"):
+            script.main(settings)
+    assert everything(tmp_path) == before
+    with pytest.raises(ResultError, match="holds another run"):
+        (tmp_path / "out" / "run.json").unlink()
+        script.main(other)
+    script.main(script.Settings(out=tmp_path / "out", **asked, seed=1, overwrite=True))
+    assert DirectionNorm.load(tmp_path / "out").provenance["seed"] == 1
 
 
 def test_a_user_sees_one_line_and_exit_2(tmp_path):

@@ -74,6 +74,19 @@ def test_a_damaged_result_is_left_out_and_named_and_the_rest_is_shown(run, tmp_p
     assert (status, said) == (2, "") and err.count("\n") == 1 and "tokens.npy is damaged" in err
 
 
+@pytest.mark.filterwarnings("default:.*is left out")
+@pytest.mark.parametrize("gone", ["null_models", "path", "sites", "norm", "n_layers"])
+def test_a_result_without_digests_that_cannot_be_shown_is_left_out(run, tmp_path, gone):
+    stored(tmp_path / "all/one")
+    stored(tmp_path / "all/two")
+    path = tmp_path / "all/two/unit_norm.json"
+    document = json.loads(path.read_text())
+    document["provenance"][gone] = {"not": ["what", 1]}
+    path.write_text(json.dumps(document))
+    status, _, err = run(tmp_path / "all", "--out", tmp_path / "page.html", model=False)
+    assert status == 0 and "Traceback" not in err and err.count("\n") <= 1
+
+
 def test_what_does_not_serve_is_exit_2(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for words, why in (

@@ -64,6 +64,12 @@ def test_a_run_leaves_its_tables_and_figures_and_they_are_those_of_the_library(
     names = {path.name for path in out.iterdir()}
     assert {*WinRateReport.files(), "win_rate.png", "win_rate_paradox.svg", "projections.parquet"} <= names
     assert "true margin > 0" in said and f"into {out}" in said
+    before = (out / "win_rate.json").read_bytes()
+    other = ("--single-token-share", 1, "--draws", 12)  # the same run, judged in another way
+    assert ended(run, "--saes", *saes, "--out", out, *FEW, *other).startswith(
+        f"{out} holds another result (win_rate.json)"
+    )
+    assert (out / "win_rate.json").read_bytes() == before
     found = ProjectionEffects.load(out)
     assert found.saes == ["standard", "cosine"] and found.provenance["context"] == ["in_place", "single_token"]
     settings = script.Settings(
