@@ -140,9 +140,8 @@ class RunCertificates:
     def restore(self, certificates: list[dict[str, Any]]) -> None:
         """Put back what `taken` gave."""
         for given in certificates:
-            fields = {
-                name: float("nan") if name == "delta" and value is None else value for name, value in given.items()
-            }
+            fields: dict[str, Any] = {**given}
+            fields["delta"] = float("nan") if fields["delta"] is None else fields["delta"]
             self._restored.setdefault(fields.pop("model"), []).append(Certificate(**fields))
 
 
