@@ -187,7 +187,8 @@ def gradients_everywhere(
         objective.check(len(prompt))
     width = int(recording.length.max())
     found = {
-        site: torch.zeros(len(prompt), width, model.d_model, device=model.device, dtype=model.stream_dtype) for site in sites
+        site: torch.zeros(len(prompt), width, model.d_model, device=model.device, dtype=model.stream_dtype)
+        for site in sites
     }
     for start in range(0, len(prompt), batch_rows):
         rows = torch.arange(start, min(start + batch_rows, len(prompt)))
