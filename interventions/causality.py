@@ -152,7 +152,7 @@ def _check_chain(model: "CausalModel", entered: list[Any], left: list[Any]) -> N
                 raise _Refused(
                     f"its block {i} {what} {_shape(x)}; expected one residual stream, [1 prompt, {_TOKENS} tokens, d_model]"
                 )
-        if i and not torch.equal(entered[i], left[i - 1]):
+        if i and not torch.allclose(entered[i], left[i - 1], rtol=0, atol=0, equal_nan=True):
             raise _Refused(f"its block {i} does not read what block {i - 1} hands on; expected one residual stream")
 
 
