@@ -104,7 +104,8 @@ def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
     wanted = _TOKENS + _TOKENS - _KEPT
     chosen = (ordinary * wanted)[: wanted * (step := max(1, len(ordinary) // wanted)) : step]
     first, other = chosen[:_TOKENS], chosen[_TOKENS:]
-    return tuple(torch.tensor([ids], device=model.device) for ids in (first, first[:_KEPT] + other))
+    both = torch.tensor([first, first[:_KEPT] + other], device=model.device)
+    return both[:1], both[1:]
 
 
 def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[Any], list[Any], Any]:

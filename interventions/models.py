@@ -201,11 +201,8 @@ def _without_adapters(model: Any) -> Any:
 
 def active_adapters(hf: nn.Module) -> list[str]:
     """Names of the PEFT adapters that a forward pass applies now; switching one on or off changes no parameter."""
-    found: dict[str, None] = {}
-    for module in hf.modules():
-        if getattr(module, "disable_adapters", True) is False:
-            found |= dict.fromkeys(module.active_adapters)
-    return list(found)
+    layers: list[Any] = [module for module in hf.modules() if getattr(module, "disable_adapters", True) is False]
+    return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
 def _check(hf: PreTrainedModel) -> None:
