@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from interventions.anatomy import at_site, check_site
+from interventions.causality import check_causal
 from interventions.compat import cache_name, cache_understood
 from interventions.errors import MechdiagError, SiteError, TextError, is_out_of_memory, one_line
 from interventions.models import CausalModel, wrap
@@ -96,6 +97,7 @@ def record(
     Raises `SiteError` for a site the model does not have, `TextError` for an empty prompt or ids outside the vocabulary.
     """
     model = wrap(model)
+    check_causal(model)  # again: it may have been changed since it was wrapped
     for site in sites:
         check_site(model, site)
     kept = tuple(dict.fromkeys([*sites, *(site.entry for site in sites), Site(model.n_layers - 1)]))

@@ -135,6 +135,15 @@ def test_a_model_is_asked_once_and_again_when_it_changed():
     assert gone() is None
 
 
+def test_a_model_made_bidirectional_after_it_was_wrapped_is_not_recorded():
+    hf = fresh("llama")
+    model = wrap(hf)
+    record(model, prompts((5, 3)))
+    hf.model.layers[4].self_attn.is_causal = False
+    with pytest.raises(ModelError, match=NOT_CAUSAL):
+        record(model, prompts((5, 3)))
+
+
 def test_a_look_leaves_nothing_on_the_model():
     hf = fresh("llama").requires_grad_(True)
     before = {name: set(vars(m)) for name, m in hf.named_modules()}
