@@ -34,8 +34,15 @@ def _made_bidirectional(which):
         )
     elif which == "hook":
         hf = fresh("opt")
-        hf.model.decoder.layers[1].register_forward_hook(lambda _, __, out: out - out.mean(1, keepdim=True))
+        hf.model.decoder.layers[1].register_forward_hook(mixes)
     return hf
+
+
+def mixes(_, __, out):
+    """A hook that takes the mean over positions off what a block hands on."""
+    x = out[0] if isinstance(out, tuple) else out
+    x = x - x.mean(1, keepdim=True)
+    return (x, *out[1:]) if isinstance(out, tuple) else x
 
 
 @pytest.mark.parametrize("which", ["all", "last", "mask", "hook"])
@@ -75,7 +82,7 @@ def test_encoders_used_as_decoders(name, is_decoder):
         wrap(hf)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", [*REPLAYED, *HOOKED])
 def test_decoders_are_accepted_in_every_dtype(name, dtype):
     shapes = check_causal(wrap(fresh(name, dtype=dtype)))
@@ -164,12 +171,6 @@ def test_wrapped_models(wrapper, causal):
         assert wrap(handle).shapes == (D_MODEL, torch.float32, VOCAB)
         return
     inner = wrap(handle).hf
-
-    def mixes(_, __, out):
-        x = out[0] if isinstance(out, tuple) else out
-        x = x - x.mean(1, keepdim=True)
-        return (x, *out[1:]) if isinstance(out, tuple) else x
-
     inner.model.layers[3].register_forward_hook(mixes)
     _seen.pop(inner)  # hooks set later are not looked for
     with pytest.raises(ModelError, match=NOT_CAUSAL):
