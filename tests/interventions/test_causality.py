@@ -1,6 +1,7 @@
 """Models in which a later token changes an earlier activation are refused, however they came to be so; decoders are not."""
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -114,6 +115,8 @@ def test_forward_passes_that_fail_are_a_model_error():
         ModelError, match=r"its forward pass takes no plain token ids \(ZeroDivisionError: division by zero\)"
     ):
         wrap(hf)
+    del hf.model.norm.forward
+    wrap(hf)  # asked again
 
 
 def test_a_model_is_asked_once_and_again_when_it_changed():
@@ -149,6 +152,27 @@ def test_a_model_made_bidirectional_after_it_was_wrapped_is_not_recorded():
     hf.model.layers[4].self_attn.is_causal = False
     with pytest.raises(ModelError, match=NOT_CAUSAL):
         record(model, prompts((5, 3)))
+
+
+def test_models_are_asked_while_other_threads_run_them():
+    hf, ids = fresh("llama"), torch.tensor([prompts((24,))[0]])
+    stop = threading.Event()
+
+    def run():
+        while not stop.is_set():
+            hf(input_ids=ids)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            _seen.pop(hf, None)
+            assert wrap(hf).shapes == (D_MODEL, torch.float32, VOCAB)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_a_look_leaves_nothing_on_the_model():
