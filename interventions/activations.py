@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from interventions.anatomy import at_site, check_site
+from interventions.compat import without_cache
 from interventions.errors import HookError, MechdiagError, SiteError, TextError
 from interventions.exclusive import exclusive
 from interventions.fingerprint import depends_on_batch
@@ -411,7 +412,7 @@ def run_to_sites(
             stack.enter_context(at_site(model, site, partial(take, site=site)))
         forget_longer_passes(model.hf)
         with suppress(_AllSeen):
-            model.base(input_ids=ids, use_cache=False)
+            model.base(input_ids=ids, **without_cache(model.base))
     if missing:
         raise HookError(
             f"nothing was seen at {', '.join(map(str, sorted(missing)))}; the forward pass did not run there"

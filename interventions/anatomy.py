@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from interventions.compat import without_cache
 from interventions.errors import SiteError
 from interventions.exclusive import exclusive
 from interventions.models import WRAPPED, CausalModel, wrap
@@ -90,7 +91,7 @@ def _block_kind(model: CausalModel, layer: int) -> str:
     with exclusive(model), ExitStack() as stack:
         for point in ("resid_pre", *_ADDS, "resid_post"):
             stack.enter_context(look(point))
-        model.base(input_ids=tokens, use_cache=False)
+        model.base(input_ids=tokens, **without_cache(model.base))
     if missing := [point for point in _ADDS if point not in seen]:
         return f"the module taken for {missing[0]} was not called"
     if wide := [point for point in _ADDS if seen[point].shape != seen["resid_pre"].shape]:
@@ -109,7 +110,7 @@ def _block_kind(model: CausalModel, layer: int) -> str:
         look("attn_out", torch.ones_like(mlp) * mlp.abs().amax() + seen["attn_out"].flip(-1)),
         look("mlp_out"),
     ):
-        model.base(input_ids=tokens, use_cache=False)
+        model.base(input_ids=tokens, **without_cache(model.base))
     return _PARALLEL if torch.equal(seen["mlp_out"], mlp) else _SEQUENTIAL
 
 

@@ -2,6 +2,7 @@
 below hands on."""
 
 from contextlib import ExitStack
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -30,32 +31,25 @@ class Shapes(NamedTuple):
     n_logits: int
 
 
-_seen: WeakKeyDictionary[nn.Module, dict[Any, Shapes | str]] = WeakKeyDictionary()
-"""By Hugging Face module, and by what could change the answer: what the passes showed, or why the model is refused."""
+_seen: WeakKeyDictionary[nn.Module, dict[Any, Shapes]] = WeakKeyDictionary()
+"""By Hugging Face module, and by what could change the answer. A model that was refused is asked again: a hook may be gone."""
 
 
 def check_causal(model: "CausalModel") -> Shapes:
     """Raise `ModelError` unless a later token leaves every earlier activation alone and the blocks run one after another.
 
     Two passes over 6 tokens that differ in the last 3: one by the whole model, one by the part without its unembedding.
-    Asked once for each Hugging Face module, its attention function, its blocks and the flags that make it causal.
+    Asked once for each Hugging Face module that is accepted, its attention function, its blocks and the flags that make it causal.
     """
-    key = _key(model)
-    known = _seen.setdefault(model.hf, {})
+    known, key = _seen.setdefault(model.hf, {}), _key(model)
     if key not in known:
-        try:
-            with exclusive(model):
-                known[key] = _look(model)
-        except _Refused as refused:
-            known[key] = str(refused)
-    found = known[key]
-    if isinstance(found, str):
-        raise ModelError(f"cannot use {type(model.hf).__name__}: {found}")
-    return found
+        with exclusive(model):
+            known[key] = _look(model)
+    return known[key]
 
 
-class _Refused(Exception):
-    """Why a model is refused, to be kept beside it."""
+def _refused(model: "CausalModel", why: str) -> ModelError:
+    return ModelError(f"cannot use {type(model.hf).__name__}: {why}")
 
 
 def _key(model: "CausalModel") -> tuple[Any, ...]:
@@ -74,22 +68,27 @@ def _look(model: "CausalModel") -> Shapes:
     _check_chain(model, entered, whole)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:2] != first.shape:
-        raise _Refused(f"its output has {_shape(logits)}; expected logits of each of {_TOKENS} tokens")
-    _, inner, output = _pass(model, model.base, second)
+        raise _refused(model, f"its output has {_shape(logits)}; expected logits of each of {_TOKENS} tokens")
+    entered, inner, output = _pass(model, model.base, second)
+    _check_chain(model, entered, inner)
     if not isinstance(getattr(output, "last_hidden_state", None), Tensor):
-        raise _Refused(f"its {type(model.base).__name__} gives a {type(output).__name__} without last_hidden_state")
+        raise _refused(
+            model, f"its {type(model.base).__name__} gives a {type(output).__name__} without last_hidden_state"
+        )
     allowed = _LEAK.get(model.dtype, max(_LEAK.values()))
     if (leak := _leak(whole, inner)) > allowed:
         _, again, _ = _pass(model, model.hf, second)
         if (alone := _leak(again, inner, _TOKENS)) > allowed:
-            raise _Refused(
+            raise _refused(
+                model,
                 f"its {type(model.base).__name__} gives other activations alone than within the model (off by {alone:.1e} of "
-                "their norm)"
+                "their norm)",
             )
-        raise _Refused(
+        raise _refused(
+            model,
             f"it is not causal: later tokens change earlier activations by {leak:.1e} of their norm (bidirectional "
             "attention, quantised activations that share a scale, or a hook that mixes positions); expected a decoder in which "
-            "a token sees only those before it"
+            "a token sees only those before it",
         )
     return Shapes(whole[0].shape[2], whole[0].dtype, logits.shape[2])
 
@@ -106,23 +105,26 @@ def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
     wanted = _TOKENS + _TOKENS - _KEPT
     chosen = (ordinary * wanted)[: wanted * (step := max(1, len(ordinary) // wanted)) : step]
     first, other = chosen[:_TOKENS], chosen[_TOKENS:]
-    whole, changed = (torch.tensor([ids], device=model.device) for ids in (first, first[:_KEPT] + other))
-    return whole, changed
+    both = torch.tensor([first, first[:_KEPT] + other], device=model.device)
+    return both[:1], both[1:]
 
 
 def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[Any], list[Any], Any]:
     """What entered and left each block, in the order in which they ran, and what the module gave."""
+    own = get_ident()  # a pass of another thread is none of ours
     ran: list[int] = []
     entered: list[Any] = []
     left: list[Any] = []
 
     def watch(i: int) -> tuple[Any, Any]:
         def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            ran.append(i)
-            entered.append(args[0] if args else kwargs.get("hidden_states"))
+            if get_ident() == own:
+                ran.append(i)
+                entered.append(args[0] if args else kwargs.get("hidden_states"))
 
         def after(_: Any, __: Any, output: Any) -> None:
-            left.append(output[0] if type(output) in (tuple, list) and output else output)
+            if get_ident() == own:
+                left.append(output[0] if type(output) in (tuple, list) and output else output)
 
         return before, after
 
@@ -136,12 +138,14 @@ def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[An
         except Exception as error:  # a forward pass of any kind may raise anything
             if isinstance(error, MechdiagError) or is_out_of_memory(error):
                 raise
-            raise _Refused(f"its forward pass takes no plain token ids ({one_line(error)})") from error
+            raise _refused(model, f"its forward pass takes no plain token ids ({one_line(error)})") from error
     n = len(model.blocks)
     if absent := [str(i) for i in range(n) if i not in ran]:
-        raise _Refused(f"of its {n} blocks {', '.join(absent)} did not run on text alone; expected all to")
+        raise _refused(model, f"of its {n} blocks {', '.join(absent)} did not run on text alone; expected all to")
     if ran != list(range(n)):
-        raise _Refused(f"its {n} blocks ran in the order {', '.join(map(str, ran))}; expected each once, from 0 up")
+        raise _refused(
+            model, f"its {n} blocks ran in the order {', '.join(map(str, ran))}; expected each once, from 0 up"
+        )
     return entered, left, output
 
 
@@ -152,11 +156,14 @@ def _check_chain(model: "CausalModel", entered: list[Any], left: list[Any]) -> N
             stream = isinstance(x, Tensor) and x.ndim == 3 and x.shape[:2] == (1, _TOKENS)
             width = x.shape[2] if stream and width is None else width
             if not stream or x.shape[2] != width:
-                raise _Refused(
-                    f"its block {i} {what} {_shape(x)}; expected one residual stream, [1 prompt, {_TOKENS} tokens, d_model]"
+                raise _refused(
+                    model,
+                    f"its block {i} {what} {_shape(x)}; expected one residual stream, [1 prompt, {_TOKENS} tokens, d_model]",
                 )
-        if i and not torch.equal(entered[i], left[i - 1]):
-            raise _Refused(f"its block {i} does not read what block {i - 1} hands on; expected one residual stream")
+        if i and not torch.allclose(entered[i], left[i - 1], rtol=0, atol=0, equal_nan=True):
+            raise _refused(
+                model, f"its block {i} does not read what block {i - 1} hands on; expected one residual stream"
+            )
 
 
 def _leak(one: list[Tensor], other: list[Tensor], n: int = _KEPT) -> float:

@@ -23,6 +23,11 @@ def cache_name(module: nn.Module) -> str | None:
     return next((name for name in _CACHE_NAMES if name in forward_parameters(type(module))), None)
 
 
+def without_cache(module: nn.Module) -> dict[str, bool]:
+    """What keeps `module.forward` from collecting keys and values, for those that can be told."""
+    return {"use_cache": False} if "use_cache" in forward_parameters(type(module)) else {}
+
+
 def _reads_only(function: Any, name: str) -> bool:
     """Whether the code of a method mentions this one of `_CACHE_NAMES` and no newer one."""
     code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None

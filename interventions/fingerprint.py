@@ -47,7 +47,7 @@ def fingerprint(hf: Any) -> Fingerprint:
                     samples.append(tensor)
         modules.append(id(module))
         if not moving:
-            modules.extend(v for k, v in own.items() if type(v) in _NUMBERS and k != "training" and k[0] != "_")
+            modules += [repr(item) for item in _numbers(module)]
         hooks += [(id(module), number) for number, _ in _hooks(module)]
         forward = own.get("forward")
         code.append((id(type(module).forward), id(getattr(forward, "__func__", forward))))
@@ -100,6 +100,19 @@ def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
                 yield number, hook
 
 
+_ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")
+"""what PEFT's layers keep of which adapters act"""
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """A module's own numbers, such as an epsilon or a scale, and which adapters act on it."""
+    for name, value in vars(module).items():
+        if name in _ADAPTERS or (type(value) in _NUMBERS and name != "training" and name[0] != "_"):
+            yield name, value
+        elif type(value) is dict and name[0] != "_" and value and all(type(v) in _NUMBERS for v in value.values()):
+            yield name, sorted(value.items(), key=str)
+
+
 def own_code(hf: nn.Module) -> list[str]:
     """Modules on which hooks or a forward of the user's own stand, by name; what TransformerLens and nnsight put there is not."""
     found = []
@@ -134,8 +147,7 @@ def described(hf: Any) -> dict[str, Any]:
     for name, module in hf.named_modules():
         own, moving = vars(module), is_moving(module)
         if not moving:
-            kept = {k: v for k, v in own.items() if type(v) in _NUMBERS and k != "training" and k[0] != "_"}
-            numbers.update(repr((name, sorted(kept.items()))).encode())
+            numbers.update(repr((name, sorted(_numbers(module)))).encode())
             for key, value in own["_buffers"].items():
                 if value is not None and value.device.type != "meta":
                     buffers.update(f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode() + _bytes(value))

@@ -192,9 +192,8 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
         wrapper, hf = "transformer_lens", getattr(model, "original_model", None)
     else:
         wrapper, hf = "huggingface", model
-    hf, adapters = _without_adapters(
-        getattr(hf, "_orig_mod", hf)
-    )  # of torch.compile: the hooks of a compiled pass do not fire
+    # A compiled model gives way to its original: hooks do not fire in compiled code.
+    hf = _without_adapters(getattr(hf, "_orig_mod", hf))
     if not isinstance(hf, PreTrainedModel):
         raise ModelError(
             f"cannot use a {type(model).__name__}; expected a Hugging Face causal LM, a TransformerBridge or an nnsight model"
@@ -202,29 +201,33 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
     _check(hf)
     hf.eval()
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
-    name = name or (hf.config._name_or_path or type(hf).__name__) + adapters
+    name = name or " + ".join([hf.config._name_or_path or type(hf).__name__, *active_adapters(hf)])
     found = CausalModel(hf, model, wrapper, name, tokenizer, note)
-    if (
-        wrapper != "nnsight" or not model.interleaver.interleaving
-    ):  # within a trace a model cannot be asked anything else
+    in_a_trace = wrapper == "nnsight" and model.interleaver.interleaving  # where it cannot be asked anything else
+    if not in_a_trace:
         found.shapes = check_causal(found)
     return found
 
 
-def _without_adapters(model: Any) -> tuple[Any, str]:
-    """The Hugging Face model within a PEFT model, its active adapters in place, and what they add to its name.
+def _without_adapters(model: Any) -> Any:
+    """The Hugging Face model within a PEFT model, its adapters in place.
 
     Raises `ModelError` for adapters that put tokens before the prompt, which no module of the model shows.
     """
     if not any(cls.__module__.split(".")[0] == "peft" for cls in type(model).__mro__):
-        return model, ""
-    active = model.active_adapters
-    for name in active:
+        return model
+    for name in model.active_adapters:
         if model.peft_config[name].is_prompt_learning:
             raise ModelError(
                 f"adapter {name!r} puts tokens of its own before the prompt; expected one that changes weights (LoRA and others)"
             )
-    return model.get_base_model(), " + " + ", ".join(active)
+    return model.get_base_model()
+
+
+def active_adapters(hf: nn.Module) -> list[str]:
+    """Names of the PEFT adapters that a forward pass applies now; switching one on or off changes no parameter."""
+    layers: list[Any] = [module for module in hf.modules() if getattr(module, "disable_adapters", True) is False]
+    return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
 def _check(hf: PreTrainedModel) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from interventions.anatomy import at_site, check_site
+from interventions.causality import check_causal
 from interventions.compat import cache_name, cache_understood
 from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
 from interventions.exclusive import exclusive
@@ -124,6 +125,7 @@ def record(
     outside the vocabulary and more tokens than the model has positions. Warns as `check_prompts` does.
     """
     model = wrap(model)
+    check_causal(model)  # again: it may have been changed since it was wrapped
     for site in sites:
         check_site(model, site)
     kept = tuple(dict.fromkeys([*sites, *(site.entry for site in sites), Site(model.n_layers - 1)]))

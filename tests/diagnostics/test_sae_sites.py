@@ -15,7 +15,8 @@ from diagnostics.results import model_provenance
 from diagnostics.sae_sites import sae_site, spliced
 from interventions import EditError, MechdiagError, ReplayError, Site, SiteError, record, wrap
 from interventions import edits as edit
-from interventions.loading import cache_folder, layernorm_counterpart
+from interventions.cache import cache_folder
+from interventions.loading import layernorm_counterpart
 from sae_models import load_sae
 from sae_models.architectures import build, named
 from sae_models.edits import reconstruct, zero_latents

@@ -77,7 +77,7 @@ def test_a_model_without_blocks_is_refused():
         wrap(hf)
 
 
-@pytest.mark.parametrize("kind", ["LlavaConfig", "Gemma3Config", "Qwen3VLConfig", "Idefics2Config", "GitConfig"])
+@pytest.mark.parametrize("kind", ["LlavaConfig", "Gemma3Config", "LlavaNextConfig", "Idefics2Config", "GitConfig"])
 def test_the_language_tower_of_a_model_with_equally_deep_towers(kind):
     config = getattr(transformers, kind)
     mapping = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -111,3 +111,42 @@ def test_a_model_compiled_in_place_is_refused(part):
     hf.get_submodule(part).compile(backend="eager")
     with pytest.raises(ModelError, match=f"{part or 'the model'} is compiled in place.*as it was before torch.compile"):
         wrap(hf)
+
+
+@pytest.fixture
+def peft():
+    return pytest.importorskip("peft")
+
+
+def adapted(peft, rank=4):
+    hf = peft.get_peft_model(fresh("llama"), peft.LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], r=rank))
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in hf.named_parameters():
+        if "lora_B" in name:
+            weight.data.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    return hf.eval().requires_grad_(False)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_adapters_are_measured_as_they_are_active(peft):
+    hf, plain = adapted(peft), wrap(fresh("llama"))
+    model = wrap(hf)
+    assert model.name == "LlamaForCausalLM + default" and model.weights_hash != plain.weights_hash
+    effect_is_exact(hf, hf.get_base_model(), prompts((12, 7)))
+    with hf.disable_adapter():
+        assert wrap(hf).name == plain.name
+    hf.add_adapter("other", peft.LoraConfig(target_modules=["q_proj"], r=2))
+    hf.set_adapter("other")
+    assert wrap(hf).name == "LlamaForCausalLM + other"
+    merged = adapted(peft).merge_and_unload()
+    assert wrap(merged).name == plain.name
+    effect_is_exact(merged, merged, prompts((12, 7)))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_adapters_of_virtual_tokens_are_refused(peft):
+    config = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, num_layers=6, token_dim=32, num_attention_heads=4
+    )
+    with pytest.raises(ModelError, match="adapter 'default' puts tokens of its own before the prompt"):
+        wrap(peft.get_peft_model(fresh("llama"), config))
