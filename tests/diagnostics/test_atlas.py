@@ -213,7 +213,7 @@ def test_atlases_of_several_saes_are_joined_where_they_agree():
 def test_a_model_that_replay_does_not_serve_has_effects_and_no_gradients():
     x = record(tiny_model("bloom"), PROMPTS[:4], [SITE]).activations[SITE].reshape(-1, D_MODEL)
     sae = build(named("standard:topk"), 48, 3, x, torch.Generator().manual_seed(0), hook_name=SITE.hook_name)
-    with pytest.warns(UserWarning, match="replay does not serve"):
+    with pytest.warns(UserWarning, match="falls back to full forward passes"):
         atlas = causal_atlas(tiny_model("bloom"), PROMPTS[:4], {"s": sae})
     assert atlas.provenance["path"] == {"s": "hooks"} and atlas.provenance["why_hooks"]
     assert atlas.frame.gradient.isna().all() and (atlas.frame.kl > 0).all()

@@ -88,7 +88,7 @@ def test_attributions_are_products(monkeypatch):
 def test_a_model_that_replay_does_not_serve_has_no_cheap_gradients():
     recording = record(wrap(tiny_model("bloom")), prompts(), [SITE])
     x = recording.at(SITE, PROMPT, POSITION)
-    with pytest.warns(UserWarning, match="replay does not serve"):
+    with pytest.warns(UserWarning, match="falls back to full forward passes"):
         found = token_gradients(recording, SITE, PROMPT, POSITION, x, EVERY, generator=torch.Generator().manual_seed(0))
     assert found is None
     got = attributions(None, torch.arange(3), lambda some: x[some])

@@ -300,7 +300,7 @@ def test_an_interruption_without_a_folder_says_so():
     assert str(stopped.value) == "interrupted"
 
 
-@pytest.mark.filterwarnings("ignore:replay does not serve this model")
+@pytest.mark.filterwarnings("ignore:mechdiag falls back to full forward passes")
 @pytest.mark.parametrize(
     "name",
     [

@@ -105,9 +105,10 @@ def test_alone_is_measure_of_the_unit_vector(name):
         np.testing.assert_allclose(rows.delta_angle, 0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:mechdiag falls back to full forward passes")
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mamba"])
 def test_everywhere_is_a_full_forward_pass_with_every_norm_forced_to_one(name):
-    """mamba: replay does not serve it."""
+    """Replay does not support mamba."""
     hf = tiny_model(name)
     frame = result(name, tokens=24).frame
     whole = some(frame, edit="unit_norm_everywhere")

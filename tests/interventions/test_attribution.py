@@ -156,7 +156,7 @@ def test_everywhere_agrees_with_replay_to_the_last_position(name):
     ("name", "inside"), [("gpt_neo", torch.float32), ("mamba", torch.float32), ("gpt2", torch.float64)]
 )
 def test_everywhere_is_the_difference_of_full_forward_passes_at_earlier_positions(name, inside):
-    """Also for models that replay does not serve; nothing after the row's own position matters.
+    """Also for models that replay does not support; nothing after the row's own position matters.
 
     inside: what attention (gpt_neo) or the norms (mamba) compute in, in a float64 model.
     """

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from interventions import ModelError, Site, measure, record, wrap
-from interventions.fingerprint import described, fingerprint, own_code
+from interventions.exclusive import exclusive
+from interventions.fingerprint import depends_on_batch, described, fingerprint, own_code
 from tests.tiny import bridge, edited, fresh, prompts, rows, tiny_model, traced
 
 SITE = Site(2)
@@ -134,3 +135,11 @@ def test_what_is_kept_of_a_model_is_the_same_in_another_process():
         for _ in range(2)
     )
     assert one == other and "own_code" in one
+
+
+def test_what_a_measurement_puts_on_a_model_is_not_the_users():
+    model = wrap(fresh("llama"))
+    with exclusive(model):
+        assert own_code(model.hf) == [] and not depends_on_batch(model.hf, 24)
+        patched(model.hf)
+        assert own_code(model.hf) == ["model.layers.4"] and depends_on_batch(model.hf, 24)

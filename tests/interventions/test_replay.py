@@ -67,7 +67,7 @@ def reach(model):
 
 
 def refusal(recording, *args, **options):
-    """`measure` on a model that replay does not serve: what it gave, and what it warned."""
+    """`measure` on a model that replay does not support: what it gave, and what it warned."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         return measure(recording, *args, **options), [str(w.message) for w in caught]
