@@ -55,7 +55,10 @@ def random_sae(kind, x):
         weight.add_(0.2 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device))
     if isinstance(sae.selector, BatchTopK):
         scores = sae.score(sae.centred(x), sae.W_dec)
-        sae.selector.threshold.fill_(scores.topk(K, dim=1).values[:, -1].median().clamp(min=0.01))
+        kth = (
+            scores.topk(K, dim=1).values[:, -1].median()
+        )  # a score of x itself: rounding must not decide which side it is on
+        sae.selector.threshold.fill_((0.995 * kth).clamp(min=0.01))
     return sae
 
 
