@@ -36,7 +36,9 @@ notebook: install
 	@.venv/bin/$(PIP) -c constraints.txt --no-build-isolation -e '.[notebook]'
 	@HF_HUB_OFFLINE=1 .venv/bin/jupyter lab notebooks
 
-test: lint types docs unit tl3
+# Two at a time: what installs or checks takes one core. Output comes target by target, as each ends.
+test:
+	@$(MAKE) -j2 --output-sync=target lint types docs unit tl3
 
 install: $(INSTALLED)
 
