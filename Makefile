@@ -46,7 +46,7 @@ install: $(INSTALLED)
 define environment
 	@echo "installing into $(1)"
 	@$(PYTHON) -m venv $(1)
-	@$(1)/bin/python -m pip install -q -c $(2) pip setuptools
+	@$(1)/bin/python -m pip install -q -U -c $(2) pip setuptools
 	@$(1)/bin/$(PIP) -c $(2) --no-build-isolation $(3)
 	@$(1)/bin/$(PIP) --no-deps -r requirements-data.txt
 endef
