@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from interventions.models import CausalModel
 
 _TOKENS, _KEPT = 6, 3  # tokens of a pass, and how many of them the second pass keeps
-_LEAK = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far an activation may move, as a part of its norm, when only later tokens change: rounding. Dense models give the same
+LEAK = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""How far an activation may move, as a part of its norm, when only later tokens or other prompts change: rounding. Dense models give the same
 bits; a mixture of experts computes its tokens in groups whose sizes differ between the passes."""
 
 
@@ -75,7 +75,7 @@ def _look(model: "CausalModel") -> Shapes:
         raise _refused(
             model, f"its {type(model.base).__name__} gives a {type(output).__name__} without last_hidden_state"
         )
-    allowed = _LEAK.get(model.dtype, max(_LEAK.values()))
+    allowed = LEAK.get(model.dtype, max(LEAK.values()))
     if (leak := _leak(whole, inner)) > allowed:
         _, again, _ = _pass(model, model.hf, second)
         if (alone := _leak(again, inner, _TOKENS)) > allowed:

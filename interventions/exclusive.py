@@ -49,15 +49,22 @@ _making = RLock()
 
 
 @contextmanager
+def holding(model: Any) -> Iterator[_Hold]:
+    """Hold a `CausalModel` for one thread and change nothing on it."""
+    with _making:
+        hold = _holds.setdefault(model.hf, _Hold())
+    with hold.lock:
+        yield hold
+
+
+@contextmanager
 def exclusive(model: Any, check: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold a `CausalModel` for one thread and make its passes reproducible; what was changed is put back on leaving.
 
     Dropout is off (eval mode), autocast is off, outputs are objects rather than tuples. Another thread that measures on this
     model, or calls its forward, waits until this one is done. check: called once the model is held, before anything is changed on it.
     """
-    with _making:
-        hold = _holds.setdefault(model.hf, _Hold())
-    with hold.lock:
+    with holding(model) as hold:
         depth = hold.depth
         try:
             hold.depth = depth + 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interventions.errors import TextError, one_line
 from interventions.models import CausalModel
@@ -177,15 +177,28 @@ def check_prompts(model: CausalModel, prompts: Sequence[Sequence[int]]) -> None:
 def _table(model: CausalModel) -> int | None:
     """Positions that a table holds, which a longer prompt would be read outside of; None where positions are computed."""
     given = model.hf.get_input_embeddings()
+    others = tuple(  # towers for images or sounds
+        f"{name}."
+        for name, module in model.base.named_modules()
+        if name and isinstance(module, PreTrainedModel) and module.main_input_name != "input_ids"
+    )
     sizes = [
         module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.base.named_modules()
-        if isinstance(module, nn.Embedding) and module is not given and ("wpe" in name or "pos" in name)
+        if not name.startswith(others)
+        and isinstance(module, nn.Embedding)
+        and module is not given
+        and ("wpe" in name or "pos" in name)
     ]
     config = model.config
     most = getattr(config, "max_position_embeddings", None)
     for name, buffer in model.base.named_buffers():  # sines kept as a table
-        if "pos" in name.rsplit(".", 1)[-1] and buffer.ndim == 2 and buffer.shape[0] == most:
+        if (
+            not name.startswith(others)
+            and "pos" in name.rsplit(".", 1)[-1]
+            and buffer.ndim == 2
+            and buffer.shape[0] == most
+        ):
             sizes.append(buffer.shape[0])
     if config.model_type == "mpt":  # ALiBi, but formed for so many positions
         sizes.append(config.max_seq_len)

@@ -1,5 +1,6 @@
 """One clean pass, kept: activations at the sites asked for, keys and values, final hidden states."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from interventions.anatomy import at_site, check_site
-from interventions.causality import check_causal
+from interventions.causality import LEAK, check_causal
 from interventions.compat import cache_name, cache_understood
 from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
-from interventions.exclusive import exclusive
+from interventions.exclusive import exclusive, holding
 from interventions.fingerprint import Fingerprint, depends_on_batch, fingerprint, own_code
 from interventions.inputs import check_prompts, read_prompts
 from interventions.models import CausalModel, wrap
@@ -135,19 +136,27 @@ def record(
     ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(model.device)
     recording = Recording(model, ids, length, {}, torch.empty(*ids.shape, 0, device=ids.device), None, None)
     recording.own_code = tuple(own_code(model.hf))
-    before = fingerprint(model.hf)
-    with exclusive(model):
-        _fill(recording, kept, keep_cache, batch_prompts)
-    recording.fingerprint = fingerprint(model.hf)
+    with holding(model):
+        before = fingerprint(model.hf)
+        with exclusive(model):
+            if depends_on_batch(model.hf, int(length.max())):
+                batch_prompts = 1
+            _fill(recording, kept, keep_cache, batch_prompts)
+            if off := _off_alone(recording, batch_prompts):
+                warnings.warn(
+                    f"{model.name} gives a prompt beside longer ones other activations than alone (off by {off:.1e} of their norm): "
+                    "each prompt is recorded alone, which takes longer",
+                    stacklevel=2,
+                )
+                _fill(recording, kept, keep_cache, 1)
+        recording.fingerprint = fingerprint(model.hf)
     recording.unsteady = frozenset(before.changed(recording.fingerprint))
     return recording
 
 
 def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_prompts: int) -> None:
-    """The clean pass, some prompts at a time: one where what a pass does to a prompt may depend on those beside it."""
+    """The clean pass, some prompts at a time."""
     model, ids, length = recording.model, recording.tokens, recording.length
-    if depends_on_batch(model.hf, int(length.max())):
-        batch_prompts = 1
     for start in range(0, len(length), batch_prompts):
         batch = slice(start, start + batch_prompts)
         width = int(length[batch].max())
@@ -169,6 +178,24 @@ def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_pr
                 recording.keys = recording.values = None
                 recording.why_no_keys = f"its forward pass does not take an ordinary cache ({one_line(error)})"
         _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, False))
+
+
+def _off_alone(recording: Recording, batch_prompts: int) -> float:
+    """How far a recorded prompt is from what the model gives for it alone, as a part of the norm; 0.0 where rounding explains it.
+
+    Asked of the shortest prompt of the first batch that holds prompts of several lengths.
+    """
+    model, length = recording.model, recording.length
+    for start in range(0, len(length), batch_prompts):
+        some = length[start : start + batch_prompts]
+        if int(some.min()) < int(some.max()):
+            prompt = start + int(some.argmin())
+            ids = recording.tokens[prompt : prompt + 1, : int(some.min())]
+            alone = _clean_pass(model, ids, (), False)[1].last_hidden_state[0].float()
+            off = (recording.final_hidden[prompt, : len(alone)].float() - alone).norm(dim=-1)
+            leak = float((off / alone.norm(dim=-1).clamp(min=1e-30)).max())
+            return leak if leak > LEAK.get(model.dtype, max(LEAK.values())) else 0.0
+    return 0.0
 
 
 @torch.no_grad()

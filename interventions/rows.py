@@ -34,6 +34,9 @@ class Reference:
     """which of `vectors` each row is compared with (CPU)"""
 
 
+_COLUMNS = 1024  # of values beyond every prompt's end, which cost next to nothing
+
+
 class Reads(NamedTuple):
     """Where the effects of some rows are read; all `[read]`."""
 
@@ -63,6 +66,14 @@ class Rows:
         given = horizon.cpu().numpy() if isinstance(horizon, Tensor) else None
         if given is None and not (horizon == "last" or (isinstance(horizon, int) and horizon >= 1)):
             raise SiteError(f"horizon {horizon!r}; expected a number of positions, 1 or more, or 'last'")
+        if (
+            given is None
+            and isinstance(horizon, int)
+            and horizon > max(_COLUMNS, longest := int(recording.length.max()))
+        ):
+            raise SiteError(
+                f"horizon {horizon}, but the longest prompt has {longest} tokens; expected no more, or 'last'"
+            )
         if prompt.ndim != 1 or position.ndim not in (1, 2) or prompt.shape != position.shape[:1]:
             raise SiteError(
                 f"prompts {list(prompt.shape)} and positions {list(position.shape)}; expected one of each a row"

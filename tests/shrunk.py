@@ -13,7 +13,6 @@ VOCAB, WIDTH, LAYERS, HEADS, WINDOW, POSITIONS = 97, 32, 4, 4, 8, 64
 # The first pattern that fits the whole name of an integer setting decides; none: a number above 64 becomes 32.
 _SIZES = [
     (r"index_topk", WINDOW),
-    (r"index_n_heads", 16),  # of fewer all may be cut to 0, and the best of equal scores depend on how many there are
     (r".*vocab.*size.*", VOCAB),
     (r".*max_.*position.*|n_positions|n_ctx|max_seq_len|model_max_length|context_length", POSITIONS),
     (r"(num_|n_)?(hidden_|encoder_|decoder_)?(layer|layers|blocks|block)|depth|num_(encoder|decoder)_layers", LAYERS),

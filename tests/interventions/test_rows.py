@@ -247,3 +247,10 @@ def test_effects_at_given_positions_are_those_of_a_long_horizon():
     for wrong in ([[2], [10]], [[24], [10]], [[-1], [10]], [[-2], [10]]):
         with pytest.raises(SiteError, match="reads positions"):
             measure(recording(), SITE, prompt, position, vectors, horizon=torch.tensor(wrong))
+
+
+def test_a_horizon_beyond_every_prompt_is_refused(device):
+    recording = record(tiny_model("llama", device), prompts(), [Site(2)])
+    vectors = torch.zeros(1, D_MODEL)
+    with pytest.raises(SiteError, match="horizon 1000000000, but the longest prompt has 24 tokens; expected no more"):
+        measure(recording, Site(2), torch.tensor([0]), torch.tensor([3]), vectors, horizon=10**9)
