@@ -190,7 +190,7 @@ def test_an_sae_of_saelens_serves_in_every_consumer(kind, tmp_path):
         settings = {"k": 4} if kind == "TopK" else {}
         config = getattr(lens, f"{kind}SAEConfig")(d_in=d_model, d_sae=24, metadata=metadata, **settings)
         theirs = getattr(lens, f"{kind}SAE")(config)
-        handle = bridge("llama", fresh("llama"))
+        handle = bridge("llama", hf)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
