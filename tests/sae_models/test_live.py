@@ -261,18 +261,18 @@ def test_an_sae_of_saelens_serves_in_every_consumer(kind, tmp_path):
     from sae_models.edits import reconstruct, zero_latents
     from sae_models.saebench import SAEBenchSAE
     from sae_models.swap import swap_score
-    from tests.tiny import bridge, tiny_model
+    from tests.tiny import bridge, fresh
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of its dependencies, as it is imported
         lens = pytest.importorskip("sae_lens")
-        hf = tiny_model("llama")
+        hf = fresh("llama")
         d_model, site = hf.config.hidden_size, Site(2)
         metadata = lens.saes.sae.SAEMetadata(model_name="llama", hook_name=site.hook_name)
         settings = {"k": 4} if kind == "TopK" else {}
         config = getattr(lens, f"{kind}SAEConfig")(d_in=d_model, d_sae=24, metadata=metadata, **settings)
         theirs = getattr(lens, f"{kind}SAE")(config)
-        handle = bridge("llama", tiny_model("llama"))
+        handle = bridge("llama", hf)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
