@@ -133,8 +133,9 @@ _MEASURING = "another thread began to measure on this model during this forward 
 
 
 def _mask(*_: Any, **__: Any) -> None:
-    """Rows bring their mask with them: a pass that asks for one is another thread's."""
-    raise ModelError(_MEASURING)
+    """Rows need no mask: what they see is for `RowAttention` to say. A pass of another thread must not go on without one."""
+    if _ACTIVE.get() is None:
+        raise ModelError(_MEASURING)
 
 
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _forward)
@@ -144,12 +145,15 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, _mask)
 @contextmanager
 def attending(rows: RowAttention) -> Iterator[None]:
     """Let the model's blocks attend as `rows` say."""
-    config = rows.recording.model.hf.config
-    own, before = config._attn_implementation, _ACTIVE.get()
+    hf, before = rows.recording.model.hf, _ACTIVE.get()
+    configs = {id(c): c for c in (hf.config, *(m.config for m in hf.modules() if "config" in vars(m)))}
+    own = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
     try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
         _ACTIVE.set(rows)
-        config._attn_implementation = _NAME
+        hf.config._attn_implementation = _NAME
         yield
     finally:
-        config._attn_implementation = own
+        for config, name in own:  # the outermost first: a configuration hands its attention on to those within it
+            if getattr(config, "_attn_implementation", None) != name:
+                config._attn_implementation = name
         _ACTIVE.set(before)
