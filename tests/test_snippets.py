@@ -16,7 +16,7 @@ import pytest
 
 import interventions
 from diagnostics.command_line import parsed
-from interventions import labelled, models, texts
+from interventions import labelled, loading, texts
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -38,7 +38,7 @@ def with_python() -> list[str]:
     return [page for page in PAGES if blocks(page, "python")]
 
 
-_load = models.load_model
+_load = loading.load_model
 
 
 @cache
@@ -46,7 +46,7 @@ def the_model(name, options):
     return _load(name, **dict(options))
 
 
-def a_model(name=models.DEFAULT_MODEL, **options):
+def a_model(name=loading.DEFAULT_MODEL, **options):
     """A model of its own, as each block expects, whose weights are those of the one that is loaded once."""
     if not isinstance(name, (str, Path)):
         return _load(name, **options)
@@ -69,7 +69,7 @@ def beginnings(function):
 def reader(tmp_path, monkeypatch):
     """A reader's place: an empty folder, a model that is there at once, short texts."""
     monkeypatch.chdir(tmp_path)
-    for module in (interventions, models):
+    for module in (interventions, loading):
         monkeypatch.setattr(module, "load_model", a_model)
     monkeypatch.setattr(texts, "load_texts", beginnings(texts.load_texts))
     monkeypatch.setattr(labelled, "load_labelled", beginnings(labelled.load_labelled))
