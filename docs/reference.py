@@ -7,26 +7,18 @@ They are plain text: `names` in single backticks, equations and tables set in by
 import inspect
 import re
 from importlib import import_module
+from pathlib import Path
 
-PAGES = {
-    "interventions": "sites models texts labelled recording edits rows effects metrics along attribution hooks replay "
-    "activations anatomy errors",
-    "sae_models": "loading sae live edits architectures scores selectors normalise training objective saving swap saebench errors",
-    "diagnostics": "direction_patching dosing unit_norm specification projections contests wins adversarial "
-    "simpsons_paradox norm_exponent prevalence sae_evaluation sae_training zoo",
-    "latents": "sae_sites atlas atlas_rows cards card_content latent_corpus latent_examples latent_logits latent_effects "
-    "latent_neighbours feature_ablations concepts ablation_curves equal_effects "
-    "sparse_probing probes dictionary_comparison latent_results latent_pairs concentration steering substitution "
-    "effect_sparsity",
-    "statistics": "statistics results saved report_html depth sampling units",
-}
-"""Modules by the page of `api/` that shows them, in the order in which they are read."""
+API = Path(__file__).parent / "api"
 
 
-def modules():
-    """Full names of the modules that the reference shows."""
-    packages = {"latents": "diagnostics", "statistics": "diagnostics"}
-    return [f"{packages.get(page, page)}.{module}" for page, named in PAGES.items() for module in named.split()]
+def shown():
+    """Modules that the pages of `api/` show, and which of their functions and classes (none: all)."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in sorted(API.glob("*.md")))
+    found = {module: [] for module in re.findall(r"^\.\. automodule:: (\S+)$", pages, flags=re.MULTILINE)}
+    for module, name in re.findall(r"^\.\. auto(?:function|class):: (\S+)\.(\w+)$", pages, flags=re.MULTILINE):
+        found.setdefault(module, []).append(name)
+    return found
 
 
 def setup(app):
@@ -37,9 +29,14 @@ def setup(app):
 def _names():
     """Full names of what the reference shows, by the short name that docstrings use; none where two share one."""
     found: dict[str, set[str]] = {}
-    for module in modules():
+    for module, members in shown().items():
         for name, value in vars(import_module(module)).items():
-            if not name.startswith("_") and getattr(value, "__module__", None) == module and value.__doc__:
+            if (
+                name in (members or [name])
+                and not name.startswith("_")
+                and getattr(value, "__module__", None) == module
+                and value.__doc__
+            ):
                 found.setdefault(name, set()).add(f"{module}.{name}")
     return {name: full.pop() for name, full in found.items() if len(full) == 1}
 
