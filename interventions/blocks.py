@@ -1,4 +1,4 @@
-"""Where a model's blocks are, found by the structure of its modules: those of the language model, whatever towers stand beside."""
+"""Where a model's blocks are, found by the structure of its modules: those of the language model, whatever other towers there are."""
 
 from collections.abc import Iterator
 
@@ -12,8 +12,8 @@ from interventions.errors import ModelError
 def find_blocks(hf: PreTrainedModel, n: int | None) -> tuple[nn.Module, list[nn.Module]]:
     """The part of a model without its unembedding, and its blocks: the first list of `n`, the configuration's number.
 
-    A model cut by hand has no list of that length: then the outermost list, the longest of these. Whether a forward pass
-    runs them is for `check_causal`. Raises `ModelError` when there is no list of modules.
+    A model whose blocks were removed by hand has no list of that length; then the longest of the outermost lists is taken.
+    `check_causal` tells whether a forward pass runs them. Raises `ModelError` when there is no list of modules.
     """
     # `get_decoder` guesses by name, and some models call their unembedding a decoder.
     lists = list(_lists(hf.get_decoder())) or list(_lists(hf))
@@ -29,7 +29,7 @@ def find_blocks(hf: PreTrainedModel, n: int | None) -> tuple[nn.Module, list[nn.
 
 
 def _lists(tower: nn.Module) -> Iterator[tuple[tuple[nn.Module, ...], nn.ModuleList]]:
-    """Lists of modules from the outside in, each after the modules around it; not those in lists, of pixels or of sounds."""
+    """Lists of modules from the outside in, each with the modules around it; none inside a list or a tower for images or sounds."""
     waiting: list[tuple[nn.Module, ...]] = [(tower,)]
     while waiting:
         around = waiting.pop(0)

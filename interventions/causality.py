@@ -1,5 +1,5 @@
-"""Whether a model's forward pass is what the engine takes it for: causal, each block once and in order, reading what the one
-below hands on."""
+"""Whether a model's forward pass is what the engine assumes: causal, with each block run once, in order, on the output of the
+block below."""
 
 from contextlib import ExitStack
 from threading import get_ident
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _TOKENS, _KEPT = 6, 3  # tokens of a pass, and how many of them the second pass keeps
 LEAK = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far an activation may move, as a part of its norm, when only later tokens or other prompts change: rounding. Dense models give the same
-bits; a mixture of experts computes its tokens in groups whose sizes differ between the passes."""
+"""How far rounding may move an activation, as a share of its norm, when only later tokens or other prompts change. Dense models give the
+same bits; a mixture of experts computes its tokens in groups whose sizes differ between the passes."""
 
 
 class Shapes(NamedTuple):
@@ -32,14 +32,14 @@ class Shapes(NamedTuple):
 
 
 _seen: WeakKeyDictionary[nn.Module, dict[Any, Shapes]] = WeakKeyDictionary()
-"""By Hugging Face module, and by what could change the answer. A model that was refused is asked again: a hook may be gone."""
+"""By Hugging Face module, and by what could change the answer. Refusals are not kept: a hook may have been removed."""
 
 
 def check_causal(model: "CausalModel") -> Shapes:
-    """Raise `ModelError` unless a later token leaves every earlier activation alone and the blocks run one after another.
+    """Raise `ModelError` unless later tokens leave every earlier activation as it is and the blocks run one after another.
 
     Two passes over 6 tokens that differ in the last 3: one by the whole model, one by the part without its unembedding.
-    Asked once for each Hugging Face module that is accepted, its attention function, its blocks and the flags that make it causal.
+    A model that was accepted is checked again only where its attention function, its blocks or a flag that makes it causal changed.
     """
     known, key = _seen.setdefault(model.hf, {}), _key(model)
     if key not in known:
@@ -94,7 +94,7 @@ def _look(model: "CausalModel") -> Shapes:
 
 
 def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
-    """Two prompts of ordinary tokens: not those that stand for an image or padding, which many models treat apart."""
+    """Two prompts of ordinary tokens: none that stands for an image or padding, which many models treat differently."""
     n = model.hf.get_input_embeddings().weight.shape[0]
     special = set()
     for config in (model.hf.config, model.config):
@@ -110,7 +110,7 @@ def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
 
 
 def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[Any], list[Any], Any]:
-    """What entered and left each block, in the order in which they ran, and what the module gave."""
+    """What entered and left each block, in the order in which they ran, and what the module returned."""
     own = get_ident()  # a pass of another thread is none of ours
     ran: list[int] = []
     entered: list[Any] = []
@@ -167,7 +167,7 @@ def _check_chain(model: "CausalModel", entered: list[Any], left: list[Any]) -> N
 
 
 def _leak(one: list[Tensor], other: list[Tensor], n: int = _KEPT) -> float:
-    """Largest difference of the first `n` tokens' activations after any block, as a part of their norm."""
+    """Largest difference of the first `n` tokens' activations after any block, as a share of their norm."""
     off = [(a[:, :n].float() - b[:, :n].float()).norm(dim=-1) for a, b in zip(one, other, strict=True)]
     size = [a[:, :n].float().norm(dim=-1).clamp(min=1e-30) for a in one]
     return max(float((d / s).max()) for d, s in zip(off, size, strict=True))

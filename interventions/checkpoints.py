@@ -1,4 +1,4 @@
-"""Causal language models and tokenizers as folders and the hub keep them: read whole, or refused with what is wrong."""
+"""Causal language models and tokenizers from folders and the hub: read completely, or refused with the reason."""
 
 import json
 import logging
@@ -23,11 +23,11 @@ _REASON = 300
 
 
 def read_model(where: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a folder or a hub id, on the CPU, with every weight that its configuration names from its files.
+    """The model of a folder or a hub id, on the CPU. Every weight that its configuration names comes from its files.
 
     Code that comes with a checkpoint runs only with `trust_remote_code`. Raises `ModelError` for what cannot be read; for
-    weights that the files lack (they would be random) or hold in other shapes; and for files with more than the configuration
-    names: further blocks, or a parameter that it turns off. Warns of other tensors that are left out.
+    weights that the files lack (they would be random) or hold in other shapes; and for files that hold more than the
+    configuration names: further blocks, or a parameter that it turns off. Warns of other tensors that are left out.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -77,7 +77,7 @@ def read_tokenizer(where: str, trust_remote_code: bool = False) -> Any:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep the library from printing a table of the weights that `read_model` itself looks at."""
+    """Keep the library from printing a table of the weights that `read_model` itself checks."""
 
     def ours(record: logging.LogRecord) -> bool:
         return not re.search("LOAD REPORT|Some weights of", record.getMessage())
@@ -91,13 +91,13 @@ def _without_report() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The kind of a foreign error and what it says, on one line that is not long."""
+    """The kind of another library's error and its message, on one line, shortened."""
     said = " ".join(f"{type(error).__name__}: {error}".split())
     return said if len(said) <= _REASON else said[:_REASON] + "…"
 
 
 def remedy(error: Exception) -> str | None:
-    """What to do about a foreign error, where that is known."""
+    """What to do about another library's error, where that is known."""
     if is_out_of_memory(error):
         return "memory ran out: take a smaller model or --dtype bfloat16"
     if "trust_remote_code" in str(error) or "custom code" in str(error):

@@ -24,7 +24,7 @@ def cache_name(module: nn.Module) -> str | None:
 
 
 def without_cache(module: nn.Module) -> dict[str, bool]:
-    """What keeps `module.forward` from collecting keys and values, for those that can be told."""
+    """Arguments that keep `module.forward` from collecting keys and values; none where it has no such argument."""
     return {"use_cache": False} if "use_cache" in forward_parameters(type(module)) else {}
 
 
@@ -37,10 +37,10 @@ def _reads_only(function: Any, name: str) -> bool:
 
 @contextmanager
 def cache_understood(base: nn.Module) -> Iterator[None]:
-    """Let components of a TransformerBridge find keys and values that their blocks hand on under a newer name.
+    """Let components of a TransformerBridge find keys and values that their blocks pass under a newer name.
 
     TransformerLens 4.3 looks for `past_key_values` among a block's keyword arguments, where transformers 5.24 passes
-    `cache`; without this the cache stays empty and no token sees the ones before it.
+    `cache`. Without this the cache stays empty and no token sees the tokens before it.
     """
     name = cache_name(base)
     old = _CACHE_NAMES[-1]

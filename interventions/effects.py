@@ -38,7 +38,7 @@ class Effects:
     delta: float
     """largest logit difference between replay and full forward passes of the rows that these were checked with (nan: not replayed)"""
     why_hooks: str | None
-    """why replay did not serve, or None"""
+    """why replay was not used, or None"""
     halvings: int
     """how many times a chunk ran out of memory and was halved"""
     n_nonfinite: int
@@ -80,7 +80,8 @@ def measure(
     where it is not exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: tokens that a chunk replays (default 512 on
     the CPU, 4096 elsewhere): as many rows where each is read at its own position; halved when memory runs out.
 
-    Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape, `ReplayError`.
+    Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape, `ReplayError` where
+    replay was asked for and is not exact, `ModelError` where the model changed after it was recorded.
     Last bits depend on which rows share a chunk: equal to tolerance, not to the bit, where `batch_rows` changed.
     """
     if path not in PATHS or (batch_rows is not None and batch_rows < 1):

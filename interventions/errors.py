@@ -12,7 +12,7 @@ class SiteError(MechdiagError):
 
 
 class ModelError(MechdiagError):
-    """A model that cannot be found, loaded or understood."""
+    """A model that cannot be found, loaded or taken apart, or that changed after it was recorded."""
 
 
 class TextError(MechdiagError):
@@ -32,7 +32,7 @@ class ReplayError(MechdiagError):
 
 
 class ResultError(MechdiagError):
-    """A result that cannot be formed, or a folder that cannot take it."""
+    """A result that cannot be formed or is damaged, or a folder that cannot take it."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

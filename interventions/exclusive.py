@@ -1,4 +1,4 @@
-"""One measurement at a time on a model, and always under the same conditions: eval mode, no autocast, outputs by name."""
+"""One measurement at a time on a model, always under the same conditions: eval mode, no autocast, outputs as objects."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ from torch import nn
 def forward_replaced(module: nn.Module, forward: Any, *, in_all_threads: bool = False):
     """Let `module` compute `forward` instead of its own.
 
-    A bridge and nnsight put a `forward` of their own on the instance, so what stands there is put back, not deleted. Other
-    threads go on computing the module's own, unless `in_all_threads`.
+    A bridge and nnsight put a `forward` of their own on the instance, so what was there is put back, not deleted. Other
+    threads still compute the module's own, unless `in_all_threads`.
     """
     own, whole, thread = module.__dict__.get("forward"), module.forward, get_ident()
 
@@ -50,7 +50,7 @@ _making = RLock()
 
 @contextmanager
 def holding(model: Any) -> Iterator[_Hold]:
-    """Hold a `CausalModel` for one thread and change nothing on it."""
+    """Hold a `CausalModel` for one thread and change nothing on it; other threads that hold it wait."""
     with _making:
         hold = _holds.setdefault(model.hf, _Hold())
     with hold.lock:
@@ -62,7 +62,8 @@ def exclusive(model: Any, check: Callable[[], None] | None = None) -> Iterator[N
     """Hold a `CausalModel` for one thread and make its passes reproducible; what was changed is put back on leaving.
 
     Dropout is off (eval mode), autocast is off, outputs are objects rather than tuples. Another thread that measures on this
-    model, or calls its forward, waits until this one is done. check: called once the model is held, before anything is changed on it.
+    model, or calls its forward, waits until this one is done; a call of a single block does not wait. A thread may nest these.
+    check: called once the model is held, before anything is changed on it.
     """
     with holding(model) as hold:
         depth = hold.depth
@@ -89,7 +90,7 @@ def _held(model: Any, hold: _Hold, check: Callable[[], None] | None) -> Iterator
 
 
 def _waiting(forward: Callable[..., Any], lock: Any) -> Callable[..., Any]:
-    """The module's forward, for whichever thread holds the lock."""
+    """The module's forward, which first waits for the lock."""
 
     def locked(*args: Any, **kwargs: Any) -> Any:
         with lock:

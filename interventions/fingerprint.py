@@ -1,4 +1,4 @@
-"""What a model is at this moment: a cheap fingerprint that tells whether it changed, and a description to keep with results."""
+"""The state of a model: a cheap fingerprint that tells whether it changed, and a description to keep with results."""
 
 import functools
 import hashlib
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from interventions.rotary import depends_on_length, is_moving
 
 _SAMPLE = 4
-"""numbers of each tensor that a fingerprint looks at: a change through `.data` leaves no other trace"""
+"""how many numbers of each tensor a fingerprint reads: a change through `.data` leaves no other trace"""
 _NUMBERS = (bool, int, float)
 
 
 class Fingerprint(NamedTuple):
-    """Equal as long as a model is the same; each part says what changed. Only for the process that took it."""
+    """Equal as long as a model has not changed; its parts tell what did. Valid only in the process that took it."""
 
     weights: int
     """storage, version and a few values of every parameter and buffer"""
     modules: int
-    """which modules there are, and their own numbers (an epsilon, a scale)"""
+    """which modules there are, their own numbers (an epsilon, a scale), and which adapters are active"""
     hooks: int
-    """which hooks stand where"""
+    """which hooks of the user's own are on which module"""
     code: int
-    """which forward each module runs, and the attention implementation"""
+    """which `forward` each module runs, and the attention implementation"""
 
     def changed(self, other: "Fingerprint") -> list[str]:
         """The parts in which two fingerprints differ."""
@@ -89,7 +89,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 _LIBRARIES = ("accelerate.", "nnsight.", "torch.", "transformer_lens.model_bridge.", "transformers.")
-"""Hooks of these only move tensors or keep what passes by; those of TransformerLens' hook points call a user's."""
+"""Hooks of these modules only move tensors or keep what passes; those of TransformerLens' hook points, which call a user's, are not among them."""
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
@@ -101,11 +101,11 @@ def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
 
 
 _ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")
-"""what PEFT's layers keep of which adapters act"""
+"""attributes of PEFT's layers that say which adapters are active"""
 
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """A module's own numbers, such as an epsilon or a scale, and which adapters act on it."""
+    """A module's own numbers, such as an epsilon or a scale, and its active adapters, by name."""
     for name, value in vars(module).items():
         if name in _ADAPTERS or (type(value) in _NUMBERS and name != "training" and name[0] != "_"):
             yield name, value
@@ -114,7 +114,7 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def own_code(hf: nn.Module) -> list[str]:
-    """Modules on which hooks or a forward of the user's own stand, by name; what TransformerLens and nnsight put there is not."""
+    """Names of the modules that have hooks or a `forward` of the user's own; what TransformerLens, nnsight and other libraries put there does not count."""
     found = []
     for name, module in hf.named_modules():
         forward, usual = vars(module).get("forward"), type(module).forward
@@ -124,24 +124,24 @@ def own_code(hf: nn.Module) -> list[str]:
 
 
 def depends_on_batch(hf: nn.Module, longest: int) -> bool:
-    """Whether a pass may give a prompt of up to `longest` tokens something else beside others, padded, than alone.
+    """Whether a prompt of up to `longest` tokens may get other activations in a padded batch than alone.
 
-    So it is with code of the user's own, which may count tokens or prompts, and with rotary frequencies that depend on length.
+    True for hooks of the user's own, which may count tokens or prompts, and for rotary frequencies that depend on length.
     """
     return bool(own_code(hf)) or depends_on_length(hf, longest) is not None
 
 
 def _alike(forward: Any, usual: Any) -> bool:
-    """Whether a forward put on an instance goes by the name of the class's own, as a wrapper's does."""
+    """Whether a `forward` on an instance has the name of the class's own, as that of a library's wrapper does."""
     return all(getattr(forward, name, None) == getattr(usual, name, "") for name in ("__module__", "__qualname__"))
 
 
 def described(hf: Any) -> dict[str, Any]:
-    """What beside its parameters decides what a model computes, to be kept with results: the same in every process.
+    """What decides, beside its parameters, what a model computes. Kept with results; the same in every process.
 
     `config`, `buffers` and `numbers` (of modules: an epsilon, a scale) as SHA-256, `attention` by name, `own_code` as what
     `own_code` gives with a hash of that code and of the values it refers to. Code whose values cannot be hashed counts as new
-    in every process, so that no result is taken for another's.
+    in every process, so that no result is mistaken for another's.
     """
     numbers, buffers, code = hashlib.sha256(), hashlib.sha256(), []
     for name, module in hf.named_modules():
@@ -171,7 +171,7 @@ _PROCESS = os.urandom(16)
 
 
 def _told(value: Any, depth: int = 0) -> Iterator[bytes]:
-    """Bytes that agree for code and values that do the same, in every process; new in each where that cannot be known."""
+    """Bytes that are equal, in every process, for code and values that do the same; different in each process where that cannot be known."""
     if isinstance(value, Tensor):
         yield f"{tuple(value.shape)}{value.dtype}".encode() + _bytes(value)
     elif value is None or isinstance(value, (str, bytes, *_NUMBERS)):
@@ -191,7 +191,7 @@ _DEEP = 8  # functions in closures of functions: deeper than hooks go
 
 
 def _parts(value: Any) -> list[Any] | None:
-    """What code or a container is made of; None for what cannot be looked into."""
+    """What code or a container is made of; None where that cannot be seen."""
     if isinstance(value, dict):
         return [part for item in value.items() for part in item]
     if isinstance(value, (list, tuple)):

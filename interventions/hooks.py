@@ -1,7 +1,7 @@
 """The reference path: the same rows through full forward passes, with each framework's own hooks.
 
-It checks replay and serves the models that replay cannot. `fwd_hooks` and `edit_in_trace` are the one-line helpers that
-put any edit into a TransformerLens run or an nnsight trace of the user's own.
+Replay is checked against it, and models that replay does not support use it. `fwd_hooks` and `edit_in_trace` put any edit
+into a TransformerLens run or an nnsight trace of the user's own.
 """
 
 from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ def fwd_hooks(
 
 
 def _edited(site: Site, added: Tensor, entered: Tensor | None, edit: Edit, position: Position) -> Tensor:
-    """What stands at a site after an edit; at `resid_mid`, where only what attention added can be changed: that."""
+    """The value at a site after an edit. At `resid_mid`, where only the output of attention can be changed, the changed output."""
     if site.point != "resid_mid":
         return edit_at(added, edit, position)
     assert entered is not None
@@ -131,7 +131,7 @@ def _envoy(model: CausalModel, handle: Any, module: nn.Module) -> Any:
 
 @contextmanager
 def torch_hook(model: CausalModel, site: Site, edit: Edit, position: Position = None) -> Iterator[None]:
-    """Apply `edit` at a site of the plain module, whoever calls it. Raises `HookError` on leaving when it did not fire."""
+    """Apply `edit` at a site of the plain module in every pass of this thread. Raises `HookError` on leaving when it did not fire."""
     fired: list[bool] = []
 
     def apply(hidden: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def hooked_logits(
 
 
 class Forwarded(NamedTuple):
-    """What full forward passes gave at the tokens asked for."""
+    """What full forward passes gave at the tokens that are read."""
 
     logits: Float[Tensor, "read vocab"]
     stream: Float[Tensor, "read d_model"]
@@ -187,8 +187,8 @@ def reference_forward(
 ) -> Forwarded:
     """One full forward pass of each row's prompt with `vectors` at its edited tokens (None: clean), seen at the tokens `read`.
 
-    One pass for all rows given, whose prompts are equally long: the caller bounds their number. Whole prompts, whatever is read
-    of them: a hook of the user's own may count from the end.
+    One pass for all rows given, whose prompts must be equally long; the caller bounds their number. Prompts are run whole,
+    whatever is read of them, since a hook of the user's own may count from the end.
     """
     model = recording.model
     device, last = model.device, Site(model.n_layers - 1)
@@ -220,8 +220,8 @@ def full_forwards(
 ) -> Forwarded:
     """`reference_forward` of prompts of equal length, 16 at a time or fewer, so that the logits of every position stay below 2^28 numbers.
 
-    One at a time where code of the user's own stands on the model, which may tell prompts of a pass apart. read: tokens in the
-    order of their rows, some of every row.
+    One at a time where hooks of the user's own are on the model, which may treat the prompts of a pass differently. read: tokens
+    in the order of their rows, some of every row.
     """
     length, found, order = _lengths(recording, branches), [], []
     for tokens in np.unique(length):

@@ -1,4 +1,4 @@
-"""Prompts as callers hold them, read in one place: texts, lists of token ids, arrays, a tokenizer's output, padded or not."""
+"""Prompts in every form that is accepted: texts, lists of token ids, arrays, a tokenizer's output, padded or not."""
 
 import math
 import warnings
@@ -25,7 +25,7 @@ _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that the tokenizer makes of a text, uncut. Raises `TextError` for text that it cannot read."""
+    """The ids that the tokenizer gives for a whole text. Raises `TextError` for text that it cannot read."""
     try:
         return list(tokenizer(text, verbose=False)["input_ids"])
     except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair, which no UTF-8 holds
@@ -35,7 +35,7 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def read_prompts(
     prompts: Any, tokenizer: PreTrainedTokenizerBase | None, attention_mask: Any = None
 ) -> tuple[list[list[int]], list[str]]:
-    """The token ids of each prompt, ragged, what padding a mask marks taken off; and its text, empty where ids were given.
+    """The token ids of each prompt, without the padding that a mask marks; and its text, empty where ids were given.
 
     prompts: texts; or token ids as lists, arrays or a tensor `[prompt, pos]`; or a mapping with `input_ids` and perhaps
     `attention_mask`, as a tokenizer gives for a list of texts; or a list of such mappings, one a prompt.
@@ -147,8 +147,9 @@ def _integers(row: Any, what: str, expected: str, kinds: tuple[type, ...]) -> li
 def check_prompts(model: CausalModel, prompts: Sequence[Sequence[int]]) -> None:
     """Whether the model can read these prompts: ids in its vocabulary, and no more tokens than it has positions.
 
-    Raises `TextError` for an id outside and for a prompt that is longer than a table of positions. Warns once a model where
-    nothing but the configuration ends (rotary positions, ALiBi): the model runs there, on positions it was not made for.
+    Raises `TextError` for an id outside and for a prompt that is longer than a table of positions. Where positions are computed
+    (rotary, ALiBi) it warns, once for each model, of prompts longer than the configuration states: the model runs on them, but
+    was not made for them.
     """
     n_embed = model.hf.get_input_embeddings().weight.shape[0]
     for i, ids in enumerate(prompts):
@@ -175,7 +176,7 @@ def check_prompts(model: CausalModel, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def _table(model: CausalModel) -> int | None:
-    """Positions that a table holds, which a longer prompt would be read outside of; None where positions are computed."""
+    """The number of positions in the model's table, beyond which it cannot read; None where positions are computed."""
     given = model.hf.get_input_embeddings()
     others = tuple(  # towers for images or sounds
         f"{name}."
@@ -206,7 +207,7 @@ def _table(model: CausalModel) -> int | None:
 
 
 def _stated(model: CausalModel) -> int | None:
-    """Positions that the configuration states, scaled where rotary frequencies are; None where it states none."""
+    """The number of positions that the configuration states, scaled as its rotary frequencies are; None where it states none."""
     most = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(most, int) or most < 1:
         return None

@@ -55,7 +55,7 @@ def load_model(
     `smollm2-135m-layernorm`: its `layernorm_counterpart`, for parity tests alone.
 
     dtype: `float32` (default), `bfloat16` or `float16`. device: None takes CUDA where there is one. trust_remote_code: run
-    code that comes with a checkpoint; it is never asked for. Raises `ModelError` when there is no such model, and as
+    code that comes with a checkpoint; without it such code never runs. Raises `ModelError` when there is no such model, and as
     `read_model` and `read_tokenizer` do. Warns where the tokenizer has more tokens than the model.
     """
     if not isinstance(name, (str, Path)):
@@ -98,7 +98,9 @@ def _without_bar() -> Iterator[None]:
 
 
 def untrained(model: CausalModel, seed: int) -> CausalModel:
-    """A network of the same configuration with random weights, as its class initialises them: what it shows too is architecture.
+    """A network of the same configuration with random weights, as its class initialises them.
+
+    An effect that it shows too comes from the architecture, not from training.
 
     The same weights for the same seed and version of torch, whatever the device; the plain Hugging Face module, whatever
     wraps `model`.

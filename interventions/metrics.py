@@ -21,7 +21,7 @@ _RULED_OUT = 1e4  # so far below the largest logit a probability is 0 in every p
 
 
 class CleanSide:
-    """Clean logits and what metrics form of them, each once however many edits are compared with them."""
+    """Clean logits and what metrics compute from them, each once however many edits are compared with them."""
 
     def __init__(self, logits: Logits):
         self.logits = _wide(logits)
@@ -52,7 +52,7 @@ class CleanSide:
 
 
 class CleanRows:
-    """The clean side of several edits, each of a row of `side`; taken from there when asked for, not before."""
+    """The clean side of several edits: each edit's row of `side`, taken when it is asked for."""
 
     def __init__(self, side: "CleanSide | CleanRows", index: Int[Tensor, "row"] | slice):
         self.side, self.index = side, index
@@ -76,8 +76,8 @@ class Comparison:
     """
 
     def __init__(self, clean: CleanSide | CleanRows, intervened: Logits, *, split: bool | None = None):
-        """split: form rows of extreme logits apart from the others, which are then cheaper. Default: on the CPU; elsewhere it would
-        cost a synchronisation."""
+        """split: compute rows of extreme logits apart from the others, which are then cheaper. Default: on the CPU; elsewhere it
+        would cost a synchronisation."""
         self.clean, self.intervened = clean, _wide(intervened)  # one clean row stands for all edits, or one for each
         self._split = self.intervened.device.type == "cpu" if split is None else split
 
@@ -151,7 +151,7 @@ class Comparison:
 
 
 class _Difference:
-    """d and what is formed of it, for rows where no token's q is e^60 times its p or is 0 alone; `plain` says which these are."""
+    """d and what is computed from it, for rows where no token's q is e^60 times its p, or 0 where its p is not; `plain` marks these."""
 
     def __init__(self, clean: CleanSide | CleanRows, intervened: Logits):
         self.clean, d = clean, intervened - clean.logits
@@ -269,12 +269,12 @@ NOT_FLOATS = ("top1_changed", "top1", "clean_top1")
 
 @dataclass(frozen=True, eq=False)
 class TokenMetric:
-    """A number formed of the logits of some tokens, intervened (`name`) and clean (`clean_name`)."""
+    """A number computed from the logits of some tokens, intervened (`name`) and clean (`clean_name`)."""
 
     tokens: Any
     """token ids: one, several, or one list for each row `[row, token]`"""
     name: str = field(default="", kw_only=True)
-    """of its columns in the result"""
+    """the name of its column in the result"""
     each_once: ClassVar[str] = ""
     """how often a token may be given, where one that is given twice would count twice"""
 

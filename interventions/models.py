@@ -41,7 +41,7 @@ class CausalModel:
     counterpart_of: str | None = None
     """`weights_hash` of the model whose weights these are under another norm (see `layernorm_counterpart`), or None"""
     shapes: Shapes | None = None
-    """what `check_causal` saw of a forward pass; None for a model wrapped inside an nnsight trace, which cannot be asked"""
+    """what `check_causal` saw of a forward pass; None for a model wrapped inside an nnsight trace, where no pass can run"""
     replay_attention: str = "grouped"
     """how replayed rows attend (see `replay`): the way that is tried first"""
     certificates: Any = field(default_factory=dict, repr=False)
@@ -179,8 +179,8 @@ def _plain_parts(value: Any) -> list[torch.Tensor]:
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str | None = None) -> CausalModel:
     """A `CausalModel` around a Hugging Face model, a `TransformerBridge`, an nnsight model, or a `CausalModel` (returned).
 
-    A compiled model stands for its original, a PEFT model for the model with its active adapters. Nothing is copied or
-    changed, but for `eval()`. Raises `ModelError` for anything else, for weights that are not loaded, for an attention
+    Of a compiled model its original is used, of a PEFT model the model with its active adapters. Nothing is copied or
+    changed, except that the model is put into eval mode. Raises `ModelError` for anything else, for weights that are not loaded, for an attention
     implementation that takes no 4-D mask, and for a model that is not causal (see `check_causal`; asked once a model).
     """
     if isinstance(model, CausalModel):

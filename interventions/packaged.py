@@ -1,4 +1,4 @@
-"""The packaged model in the cache folder: converted once, looked at before each use, converted again where it is damaged."""
+"""The packaged model in the cache folder: converted once, checked before each use, converted again where it is damaged."""
 
 import hashlib
 import importlib.util
@@ -24,7 +24,7 @@ _DIGESTS = "sha256.json"
 def packaged_model_folder() -> Path:
     """Folder of the packaged default in Hugging Face format; on first use it is dequantised from its GGUF (20 s, 540 MB).
 
-    A folder whose files are not as they were written is converted again, with a warning. Whole ones are only read.
+    A folder whose files are not as they were written is converted again, with a warning. An intact one is only read.
     Raises `ModelError` when the package that carries it is not installed, and where the cache cannot be read or written.
     """
     package, gguf = _PACKAGED
@@ -60,7 +60,7 @@ def packaged_model_folder() -> Path:
 
 
 def _damage(folder: Path) -> str | None:
-    """Why the folder is not as it was written, or None. A file whose length and time are as they were is not read."""
+    """Why the folder is not as it was written, or None. A file of the same length and time of change is not read again."""
     try:
         if not folder.exists():
             return "not there"
@@ -87,7 +87,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _write_digests(folder: Path) -> None:
-    """Note what the files are, and let all who may read one of them read each: some libraries write for the user alone."""
+    """Write the digests, and give every file the permissions that the umask leaves: some libraries write for the user alone."""
     found = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != _DIGESTS):
         status = path.stat()

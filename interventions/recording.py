@@ -27,7 +27,7 @@ from interventions.texts import Prompts
 
 @dataclass(eq=False)
 class Recording:
-    """What the clean pass over some prompts left behind.
+    """What is kept of the clean pass over some prompts.
 
     A position counts from the prompt's own first token, whatever padding it came with; beyond a prompt's length every
     tensor here is padding. Everything is on the model's device and in its dtype, but `length`, which is on the CPU.
@@ -39,12 +39,12 @@ class Recording:
     length: Int[Tensor, "prompt"]
     """tokens of each prompt (CPU)"""
     activations: dict[Site, Float[Tensor, "prompt pos d_model"]]
-    """what stood at each site asked for, where their blocks begin (replay of sites inside a block enters there), and after
-    the last block (direct effects start there)"""
+    """at each site asked for, at the beginning of its block (where replay of sites inside a block enters), and after
+    the last block (where direct effects start)"""
     final_hidden: Float[Tensor, "prompt pos d_model"]
-    """after the final norm: the unembedding makes the clean next-token distribution of it"""
+    """after the final norm: the unembedding turns it into the clean next-token distribution"""
     keys: list[Tensor] | None
-    """per block `[prompt, kv_head, pos, d_head]`; None when the model has none or they were not asked for"""
+    """for each block `[prompt, kv_head, pos, d_head]`; None when the model has none or they were not asked for"""
     values: list[Tensor] | None
     blocks_return_tuple: bool = False
     """whether a block's own forward returns a tuple (transformers 4, some models of 5) or the tensor"""
@@ -55,10 +55,10 @@ class Recording:
     fingerprint: Fingerprint | None = None
     """what the model was when it was recorded"""
     unsteady: frozenset[str] = frozenset()
-    """parts of the fingerprint that a mere forward pass changes"""
+    """parts of the fingerprint that the clean pass itself changed; these are not compared"""
     own_code: tuple[str, ...] = ()
-    """modules on which hooks or forwards of the user's own stand: such code may count positions or prompts, so that every
-    full pass takes one prompt alone"""
+    """modules that have hooks or a `forward` of the user's own. Such code may count positions or prompts, so every full pass
+    takes one prompt alone"""
 
     def check_rows(self, prompt: Tensor, position: Tensor) -> None:
         """Raise `SiteError` when a row lies outside its prompt."""
@@ -116,14 +116,17 @@ def record(
     keep_cache: bool = True,
     batch_prompts: int = 16,
 ) -> Recording:
-    """One clean pass over the prompts, without forming logits.
+    """One clean pass over the prompts, without computing logits.
 
     tokens: `Prompts`, texts, lists or arrays of token ids, or a tokenizer's output; attention_mask: ones for tokens, zeros for
     padding on either side, which is taken off: positions count from a prompt's own first token (see `read_prompts`).
     sites: where to keep activations. `keep_cache=False` leaves out keys and values (no replay then).
+    batch_prompts: prompts in one pass; 1 is used where a prompt's activations depend on the others of its batch.
     Memory: keys and values take 2 · blocks · kv_heads · d_head numbers a token.
-    Raises `SiteError` for a site the model does not have; `TextError` for what is no list of prompts, an empty prompt, ids
-    outside the vocabulary and more tokens than the model has positions. Warns as `check_prompts` does.
+    Hooks of your own that should act during the measurement must be on the model now: a model that changes afterwards is refused.
+    Raises `ModelError` for a model that is not causal (see `check_causal`); `SiteError` for a site the model does not have;
+    `TextError` for what is no list of prompts, an empty prompt, ids outside the vocabulary and more tokens than the model has
+    positions. Warns as `check_prompts` does, and where it had to record each prompt alone.
     """
     model = wrap(model)
     check_causal(model)  # again: it may have been changed since it was wrapped
@@ -181,9 +184,9 @@ def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_pr
 
 
 def _off_alone(recording: Recording, batch_prompts: int) -> float:
-    """How far a recorded prompt is from what the model gives for it alone, as a part of the norm; 0.0 where rounding explains it.
+    """How far a recorded prompt is from what the model gives it alone, as a share of the norm; 0.0 where rounding explains it.
 
-    Asked of the shortest prompt of the first batch that holds prompts of several lengths.
+    Compares the shortest prompt of the first batch that holds prompts of several lengths.
     """
     model, length = recording.model, recording.length
     for start in range(0, len(length), batch_prompts):

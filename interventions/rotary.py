@@ -1,7 +1,7 @@
 """Rotary embeddings whose frequencies depend on how long a pass is: dynamic NTK scaling and LongRoPE.
 
-Such a model computes something else for a prompt alone than for the same prompt beside a longer one, and dynamic scaling even
-remembers the longest pass it has seen. What counts here is what a fresh model gives for each prompt alone.
+Such a model gives a prompt other activations alone than in a batch with a longer one, and dynamic scaling also
+remembers the longest pass so far. What counts here is what a fresh model gives each prompt alone.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ _KINDS = ("dynamic", "longrope")
 
 
 def _kinds(module: nn.Module) -> dict[str | None, str]:
-    """The kind of rotary embedding by the kind of block that uses it (None: by all), where it depends on length."""
+    """The kind of rotary embedding for each kind of block that uses it (None: all blocks), where it depends on length."""
     kind = vars(module).get("rope_type")
     kinds = kind if isinstance(kind, dict) else {None: kind}
     return {k: v for k, v in kinds.items() if isinstance(v, str) and any(word in v for word in _KINDS)}
@@ -25,7 +25,7 @@ def is_moving(module: nn.Module) -> bool:
 
 
 def depends_on_length(hf: nn.Module, longest: int) -> str | None:
-    """The kind of rotary embedding that gives prompts of up to `longest` tokens other frequencies by their length, or None."""
+    """The kind of rotary embedding whose frequencies depend on length for prompts of up to `longest` tokens, or None."""
     for module in hf.modules():
         for layer_type, kind in _kinds(module).items():
             if longest > _unscaled_length(module, layer_type):
@@ -34,7 +34,7 @@ def depends_on_length(hf: nn.Module, longest: int) -> str | None:
 
 
 def _unscaled_length(module: nn.Module, layer_type: str | None) -> int:
-    """Up to how many tokens the frequencies are the same for all lengths."""
+    """The number of tokens up to which the frequencies are the same for all lengths."""
     config: Any = vars(module).get("config")
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     settings = settings.get(layer_type, settings) if layer_type is not None else settings
@@ -48,7 +48,7 @@ def _unscaled_length(module: nn.Module, layer_type: str | None) -> int:
 
 @torch.no_grad()
 def forget_longer_passes(hf: nn.Module) -> None:
-    """Let a dynamic rotary embedding start from its own length again: after a longer pass it would keep that one's frequencies."""
+    """Reset a dynamic rotary embedding to its original length: after a longer pass it would keep that pass's frequencies."""
     for module in hf.modules():
         for layer_type in _kinds(module):
             some = next((b for b in module.buffers(recurse=False)), torch.zeros(1))

@@ -1,4 +1,4 @@
-"""Replay is trusted where it was seen to be exact: rows of this very run against full forward passes."""
+"""Whether replay is exact: rows of the run itself are replayed and compared with full forward passes."""
 
 import re
 import warnings
@@ -29,17 +29,21 @@ _NO_PROBABILITY = -104.0  # exp of less is 0 in float32
 
 
 def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
-    """Largest logit difference between two ways of computing the same row that rounding explains (checked by experiment)."""
+    """Largest logit difference between two ways of computing the same row that rounding explains (found by experiment).
+
+    largest_logit: of the row's centred logits.
+    """
     return _PER_UNIT[dtype] * max(1.0, largest_logit)
 
 
 def logits_differ(
     found: Float[Tensor, "row vocab"], expected: Float[Tensor, "row vocab"], dtype: torch.dtype
 ) -> tuple[float, float]:
-    """The largest difference between two ways to the same logits, and how large rounding may make it.
+    """The largest difference between logits computed in two ways, and the largest that rounding explains.
 
-    Seen are tokens that have any probability on either side. Others, such as those that a model pins to −1e9, must agree to the
-    same share of their own distance from the largest logit; −inf agrees with −inf. A difference that is not a number is inf.
+    Compared are tokens that have any probability on either side. Others, such as those that a model pins to −1e9, must agree to
+    the same share of their own distance from the largest logit, else the difference is inf; −inf agrees with −inf. A difference
+    that is nan counts as inf.
     """
     found, expected = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (found, expected))
     likely = torch.maximum(found.log_softmax(-1), expected.log_softmax(-1)) > _NO_PROBABILITY
@@ -56,36 +60,39 @@ def logits_differ(
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was seen when rows were replayed and run through full forward passes side by side."""
+    """The outcome of one comparison of replayed rows with full forward passes."""
 
     point: str
     """where in a block the rows were edited"""
     width: int
-    """longest branch, rounded up to a power of 2"""
+    """tokens of the longest row compared, rounded up to a power of 2"""
     first_block: int
     """the first block that computed something new"""
     longest: int
     """the last position that was read"""
     attention: str | None
-    """how rows are to attend (see `replay`), None where no way is exact"""
+    """the way to attend that is exact (see `replay`), None where neither is"""
     delta: float
-    """largest logit difference seen (nan where no way is exact)"""
+    """largest logit difference from full forward passes (nan where neither way is exact)"""
     reason: str | None = None
-    """why the way that is tried first, or every way, is not exact"""
+    """why the way that is tried first, or both ways, are not exact; None where the first is"""
 
 
 @dataclass
 class Certificates:
-    """Of one state of a model. Exact at a block means exact above it; a failure speaks for its own block alone, so that the rows
-    of a sweep go the same way wherever it was begun."""
+    """The certificates of one state of a model.
+
+    Replay that is exact at a block is taken to be exact at the blocks above it. A failure counts for its own block alone, so that
+    the rows of a sweep take the same path wherever the sweep was begun.
+    """
 
     exact: dict[tuple[str, int, int], Certificate] = field(default_factory=dict)
     """by (point, width, first block)"""
     otherwise: dict[tuple[str, int, int], Certificate] = field(default_factory=dict)
-    """where the way that is tried first is not exact"""
+    """those of rows for which the way that is tried first is not exact, by the same"""
 
     def find(self, point: str, width: int, first_block: int, longest: int) -> Certificate | None:
-        """The certificate that speaks for such rows, if there is one."""
+        """The certificate that covers such rows, if there is one."""
         other = self.otherwise.get((point, width, first_block))
         if other is not None:
             speaks = longest >= other.longest if other.attention is None else longest <= other.longest
@@ -98,7 +105,7 @@ class Certificates:
         return max(known, key=lambda c: c.first_block, default=None)
 
     def add(self, certificate: Certificate) -> None:
-        """Keep it; it takes the place of one for the same rows at less long positions."""
+        """Keep it, in place of one for the same rows at shorter positions."""
         key = certificate.point, certificate.width, certificate.first_block
         (self.exact if certificate.reason is None else self.otherwise)[key] = certificate
 
@@ -107,7 +114,7 @@ class RunCertificates:
     """The certificates of one run, of every model that it measures on.
 
     A run starts with none, whatever was checked before it, so that its numbers and what it says of them do not depend on what
-    the process did earlier; a run that was broken off gets back those of the work that is done.
+    the process did earlier. A resumed run gets back those of the units that are done.
     """
 
     def __init__(self) -> None:
@@ -155,7 +162,7 @@ _run: ContextVar[RunCertificates | None] = ContextVar("run", default=None)
 
 @contextmanager
 def certificates_of_run() -> Iterator[RunCertificates]:
-    """Within it, replay is trusted on certificates of its own alone."""
+    """Within it, replay relies only on certificates that were made, or restored, within it."""
     run = RunCertificates()
     token = _run.set(run)
     try:
@@ -165,7 +172,7 @@ def certificates_of_run() -> Iterator[RunCertificates]:
 
 
 def _certificates(recording: Recording) -> Certificates:
-    """Those of the run, or else of the model in the state in which it was recorded; of other states none are kept."""
+    """Those of the run; outside of a run, those of the model as it was when recorded, and the others are dropped."""
     if (run := _run.get()) is not None:
         return run.of(recording)
     kept = recording.model.certificates
@@ -178,10 +185,10 @@ def _certificates(recording: Recording) -> Certificates:
 def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | None]:
     """Why these rows cannot be replayed, or None where that is exact; then `rows.attention` is how they are to attend.
 
-    Compares logits with full forward passes at the longest positions (a sliding window bites only there) and before them, in
-    branches as long as the rows', beside the clean pass itself and that of the shortest prompt; unless the model was checked
-    that far already, at this block or one below. size: tokens of a chunk; where code of the user's own stands on the model, which
-    may count tokens, so many are tried at once.
+    Compares logits with full forward passes: at the longest positions, where alone a sliding window matters, and before them, in
+    branches as long as the rows'; and the recorded clean logits of the rows' longest and shortest prompts. Compares nothing where
+    a certificate covers the rows. size: tokens of a chunk. Where hooks of the user's own are on the model, which may count
+    tokens, so many are tried at once.
     """
     recording, site = rows.recording, rows.site
     model, first = recording.model, site.first_block
@@ -212,7 +219,7 @@ def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | Non
 
 
 def warn_of_full_passes(rows: Rows, reason: str) -> None:
-    """Say once for a model and a reason that rows go through full forward passes, and what that costs."""
+    """Warn, once for each model and kind of reason, that rows use full forward passes, and say what that costs."""
     model, kind = rows.recording.model, re.split(r"\d", reason)[0]
     if kind in model.warned:
         return
@@ -228,7 +235,7 @@ def warn_of_full_passes(rows: Rows, reason: str) -> None:
 
 @dataclass
 class _Trial:
-    """Rows to replay and to run in full, and what full forward passes gave."""
+    """Rows to compare, and what full forward passes gave for them."""
 
     rows: Rows
     branches: Branches
@@ -238,7 +245,7 @@ class _Trial:
     slow: Float[Tensor, "read vocab"]
     """logits there, by full forward passes"""
     size: int
-    """so many tokens are replayed at once, the rows being repeated"""
+    """how many tokens are replayed at once: the rows are repeated until there are so many"""
 
     @classmethod
     def of(cls, rows: Rows, size: int) -> "_Trial | str":
@@ -255,7 +262,7 @@ class _Trial:
         return cls(rows, branches, vectors, read, slow, size)
 
     def why_not(self, attention: str) -> tuple[str | None, float]:
-        """Why replay is not exact (None: it is), and the largest logit difference from full forward passes."""
+        """Why replay that attends in this way is not exact (None: it is), and the largest logit difference seen."""
         recording = self.rows.recording
         try:
             found = self._replayed(attention)
@@ -272,7 +279,7 @@ class _Trial:
         return None, largest
 
     def _replayed(self, attention: str) -> list[Float[Tensor, "read vocab"]]:
-        """Logits at the tokens compared, of each of the rows' copies."""
+        """Logits at the tokens compared, one tensor for each copy of the rows."""
         recording, own = self.rows.recording, self.branches
         copies = max(1, -(-self.size // own.n_tokens))
         each = np.repeat(np.arange(len(own.prompt)), copies)  # copies of a row side by side: prompts stay in order
@@ -290,7 +297,7 @@ class _Trial:
 
 
 def why_not_recorded(rows: Rows) -> str | None:
-    """Why the recorded clean pass is not that of each prompt alone, or None: asked of the rows' longest and shortest prompts."""
+    """Why the recording is not what each prompt gives alone, or None: the rows' longest and shortest prompts are compared."""
     recording = rows.recording
     prompts = np.unique(rows.prompt)
     length = recording.length.numpy()[prompts]
@@ -308,13 +315,13 @@ def why_not_recorded(rows: Rows) -> str | None:
 
 
 def _trial_rows(rows: Rows) -> tuple[Branches, Tensor] | None:
-    """The run's two longest rows, each from four positions of its prompt side by side, with noise that tells them apart, and the
-    longest with what stands there already.
+    """The two rows that reach furthest, each started at four positions of its prompt, as one group, with noise added to their
+    vectors. One token at the furthest position keeps its clean activation. None when no row's vectors are finite.
 
-    A model that ignores the mask is right on a row that stands alone at the last position, or beside its like: it must
-    be asked about different rows at several positions in one group. The longest position is neither the first slot, where counting
-    on from the clean keys is right, nor the last, where code that counts from the end would find it. Where rows are longer than a token, so are these, and they are edited at both ends. None when
-    no row's vectors are finite.
+    Several different rows at several positions stand in one group because a model that ignores the mask is right on a single row
+    at the last position, and on equal rows. The furthest position is neither the group's first, where counting on from the clean
+    keys would be right, nor its last, where code that counts from the end would find it. Where rows are longer than a token, so
+    are these, and they are edited at both ends.
     """
     order, found = np.argsort(-rows.furthest, kind="stable"), []
     for row in order:
