@@ -74,8 +74,10 @@ class Output(Spoken):
 
         Raises `ResultError` where another result is there and --overwrite is not given.
         """
-        self.say(result.table())
-        files = result.write(folder, overwrite=self.overwrite)
+        try:
+            files = result.write(folder, overwrite=self.overwrite)
+        finally:  # after the files, which an error in a table must not cost
+            self.say(result.table())
         self.say(f"wrote {', '.join(files)} into {folder}")
         return {**result.as_dict(), "out": str(folder), "files": files}
 

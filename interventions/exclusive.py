@@ -83,8 +83,9 @@ def _held(model: Any, hold: _Hold, check: Callable[[], None] | None) -> Iterator
         for module in dict.fromkeys((model.hf, model.base)):
             waiting = _waiting(module.forward, hold.lock)
             stack.enter_context(forward_replaced(module, waiting, in_all_threads=True))
-        stack.enter_context(_eval_mode(model.hf))
-        stack.enter_context(_named_outputs(model.hf))
+        modules = list(model.hf.modules())
+        stack.enter_context(_eval_mode(modules))
+        stack.enter_context(_named_outputs(modules))
         stack.enter_context(torch.autocast(model.device.type, enabled=False))
         yield
 
@@ -100,8 +101,8 @@ def _waiting(forward: Callable[..., Any], lock: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def _eval_mode(hf: nn.Module) -> Iterator[None]:
-    training = [module for module in hf.modules() if module.training]
+def _eval_mode(modules: list[nn.Module]) -> Iterator[None]:
+    training = [module for module in modules if module.training]
     try:
         for module in training:
             module.training = False
@@ -112,8 +113,8 @@ def _eval_mode(hf: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _named_outputs(hf: nn.Module) -> Iterator[None]:
-    configs: dict[int, Any] = {id(m.config): m.config for m in hf.modules() if "config" in vars(m)}
+def _named_outputs(modules: list[nn.Module]) -> Iterator[None]:
+    configs: dict[int, Any] = {id(m.config): m.config for m in modules if "config" in vars(m)}
     tuples = [config for config in configs.values() if getattr(config, "return_dict", True) is False]
     try:
         for config in tuples:

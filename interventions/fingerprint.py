@@ -39,7 +39,7 @@ def fingerprint(hf: Any) -> Fingerprint:
     weights, modules, hooks, code, samples = [], [], [], [_attention(hf)], []
     for module in hf.modules():
         own = vars(module)
-        moving = is_moving(module)
+        moving = "rope_type" in own and is_moving(module)
         for tensors in (own["_parameters"], {} if moving else own["_buffers"]):
             for tensor in tensors.values():
                 if tensor is not None:
@@ -47,10 +47,11 @@ def fingerprint(hf: Any) -> Fingerprint:
                     samples.append(tensor)
         modules.append(id(module))
         if not moving:
-            modules += [repr(item) for item in _numbers(module)]
-        hooks += [(id(module), number) for number, _ in _hooks(module)]
+            modules += [value if type(value) in _NUMBERS else repr(value) for _, value in _numbers(module)]
+        if own["_forward_pre_hooks"] or own["_forward_hooks"]:
+            hooks += [(id(module), number) for number, _ in _hooks(module)]
         forward = own.get("forward")
-        code.append((id(type(module).forward), id(getattr(forward, "__func__", forward))))
+        code.append((id(type(module).forward), None if forward is None else id(getattr(forward, "__func__", forward))))
     values = _sampled(samples)
     return Fingerprint(hash((tuple(weights), values)), hash(tuple(modules)), hash(tuple(hooks)), hash(tuple(code)))
 
@@ -89,7 +90,8 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 _LIBRARIES = ("accelerate.", "nnsight.", "torch.", "transformer_lens.model_bridge.", "transformers.")
-"""Hooks of these modules only move tensors or keep what passes; those of TransformerLens' hook points, which call a user's, are not among them."""
+"""Hooks of these modules only move tensors or keep what passes. Those of TransformerLens' hook points, which call a user's, are not
+among them."""
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
@@ -114,7 +116,10 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def own_code(hf: nn.Module) -> list[str]:
-    """Names of the modules that have hooks or a `forward` of the user's own; what TransformerLens, nnsight and other libraries put there does not count."""
+    """Names of the modules that have hooks or a `forward` of the user's own.
+
+    What TransformerLens, nnsight and other libraries put there does not count.
+    """
     found = []
     for name, module in hf.named_modules():
         forward, usual = vars(module).get("forward"), type(module).forward

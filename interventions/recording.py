@@ -17,10 +17,10 @@ from interventions.causality import LEAK, check_causal
 from interventions.compat import cache_name, cache_understood
 from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
 from interventions.exclusive import exclusive, holding
-from interventions.fingerprint import Fingerprint, depends_on_batch, fingerprint, own_code
+from interventions.fingerprint import Fingerprint, fingerprint, own_code
 from interventions.inputs import check_prompts, read_prompts
 from interventions.models import CausalModel, wrap
-from interventions.rotary import forget_longer_passes
+from interventions.rotary import depends_on_length, forget_longer_passes
 from interventions.sites import Site
 from interventions.texts import Prompts
 
@@ -56,6 +56,8 @@ class Recording:
     """what the model was when it was recorded"""
     unsteady: frozenset[str] = frozenset()
     """parts of the fingerprint that the clean pass itself changed; these are not compared"""
+    by_length: str | None = None
+    """the kind of rotary embedding whose frequencies differ between prompts of these lengths, or None"""
     own_code: tuple[str, ...] = ()
     """modules that have hooks or a `forward` of the user's own. Such code may count positions or prompts, so every full pass
     takes one prompt alone"""
@@ -139,10 +141,11 @@ def record(
     ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(model.device)
     recording = Recording(model, ids, length, {}, torch.empty(*ids.shape, 0, device=ids.device), None, None)
     recording.own_code = tuple(own_code(model.hf))
+    recording.by_length = depends_on_length(model.hf, int(length.max()))
     with holding(model):
         before = fingerprint(model.hf)
         with exclusive(model):
-            if depends_on_batch(model.hf, int(length.max())):
+            if recording.own_code or recording.by_length:
                 batch_prompts = 1
             _fill(recording, kept, keep_cache, batch_prompts)
             if off := _off_alone(recording, batch_prompts):

@@ -27,7 +27,6 @@ from interventions.compat import cache_name, cache_understood
 from interventions.exclusive import exclusive, forward_replaced
 from interventions.models import CausalModel
 from interventions.recording import Recording
-from interventions.rotary import depends_on_length
 from interventions.sites import Site
 
 ATTENTIONS = ("grouped", "masked")
@@ -39,8 +38,8 @@ def unsupported(recording: Recording) -> str | None:
     kinds = set(getattr(recording.model.config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if kinds:
         return f"blocks of kind {', '.join(sorted(kinds))} have no keys that a row could attend to"
-    if kind := depends_on_length(recording.model.hf, int(recording.length.max())):
-        return f"rotary frequencies depend on the length of the pass ({kind})"
+    if recording.by_length:
+        return f"rotary frequencies depend on the length of the pass ({recording.by_length})"
     if recording.keys is None:
         return recording.why_no_keys or "no keys and values were recorded"
     return None

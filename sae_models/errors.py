@@ -8,7 +8,7 @@ class SAEError(ValueError):
     """
 
     def __init__(self, said: str):
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in said))
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(said.split())))
 
 
 class CheckpointError(SAEError):

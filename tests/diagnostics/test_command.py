@@ -247,7 +247,7 @@ def finishes(run, monkeypatch, tmp_path):
 
 def test_people_get_the_table_and_the_files(finishes, tmp_path):
     status, out, err = finishes()
-    assert (status, out) == (0, f"the table\nsomebody prints\nwrote found.json into {tmp_path}\n")
+    assert (status, out) == (0, f"somebody prints\nthe table\nwrote found.json into {tmp_path}\n")
     assert "looking" in err
 
 

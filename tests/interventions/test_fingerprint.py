@@ -1,6 +1,7 @@
 """A model that changed between two calls is noticed, and what it was is kept with results."""
 
 import copy
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from interventions import ModelError, Site, measure, record, wrap
+from interventions import CausalModel, ModelError, Site, measure, record, wrap
 from interventions.exclusive import exclusive
 from interventions.fingerprint import depends_on_batch, described, fingerprint, own_code
 from tests.tiny import bridge, edited, fresh, prompts, rows, tiny_model, traced
@@ -143,3 +144,44 @@ def test_what_a_measurement_puts_on_a_model_is_not_the_users():
         assert own_code(model.hf) == [] and not depends_on_batch(model.hf, 24)
         patched(model.hf)
         assert own_code(model.hf) == ["model.layers.4"] and depends_on_batch(model.hf, 24)
+
+
+class _Offloaded:
+    """What accelerate leaves on a module whose weights lie elsewhere."""
+
+    def __init__(self, weights):
+        self.weights_map = weights
+
+
+def test_weights_that_lie_elsewhere_are_hashed_where_they_are():
+    hf, expected = fresh("llama"), wrap(tiny_model("llama")).weights_hash
+    model = wrap(hf)
+    up = hf.model.layers[3].mlp.up_proj
+    weight, up.weight = up.weight, nn.Parameter(up.weight.to("meta"), False)
+    up._hf_hook = _Offloaded({"weight": weight.detach()})
+    assert (model.hash_weights(), model.weights_covered) == (expected, None)
+    up._hf_hook = _Offloaded({})
+    assert model.hash_weights() != expected
+    there, every = map(
+        int, re.fullmatch(r"(\d+) of (\d+) tensors: the others lie on disk", model.weights_covered).groups()
+    )
+    assert every - there == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
+def test_packed_and_quantized_weights_are_hashed():
+    def quantized(scale):
+        hf = fresh("llama")
+        hf.model.layers[2].mlp.down_proj.weight.mul_(scale)
+        return CausalModel(torch.ao.quantization.quantize_dynamic(hf, {nn.Linear}), None, "huggingface", "quantized")
+
+    one, same, other = (quantized(scale).hash_weights() for scale in (1.0, 1.0, 1.5))
+    assert one == same != other
+    hf = fresh("llama")
+    hf.model.layers[1].mlp.up_proj.weight = nn.Parameter(
+        torch.quantize_per_channel(
+            hf.model.layers[1].mlp.up_proj.weight, torch.full((64,), 0.1), torch.zeros(64), 0, torch.qint8
+        ),
+        False,
+    )
+    assert CausalModel(hf, hf, "huggingface", "per channel").hash_weights() != wrap(tiny_model("llama")).weights_hash

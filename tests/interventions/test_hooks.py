@@ -12,6 +12,7 @@ import torch
 from interventions import (
     EditError,
     HookError,
+    ModelError,
     Site,
     SiteError,
     check_site,
@@ -380,16 +381,23 @@ def test_a_users_bridge_hooks_fire_during_replay(name, device):
 
     for layer in calls:
         handle.add_hook(f"blocks.{layer}.hook_resid_post", count)
-    counted = measure(recording, site, prompt, position, vectors)["kl"]
-    assert torch.equal(counted, untouched)
-    assert [calls[layer] for layer in range(N_LAYERS)] == [0, 0, 0, 1, 1, 1]
-    measure(recording, Site(4), prompt, position, vectors, horizon=5)  # its trial of longer branches: both paths once
-    calls.update(dict.fromkeys(calls, 0))
-    measure(recording, Site(4), prompt, position, vectors, horizon=5)
-    assert [calls[layer] for layer in range(N_LAYERS)] == [0, 0, 0, 0, 0, 1]
+    with pytest.raises(ModelError, match="the model's hooks changed after it was recorded"):
+        measure(recording, site, prompt, position, vectors)
+    hooked = record(handle, prompts(), [site, Site(4)])
+    for where, options, ran in ((site, {}, [0, 0, 0, 1, 1, 1]), (Site(4), {"horizon": 5}, [0, 0, 0, 0, 0, 1])):
+        measure(hooked, where, prompt, position, vectors, **options)  # its trial: both paths
+        calls.update(dict.fromkeys(calls, 0))
+        counted = measure(hooked, where, prompt, position, vectors, **options)
+        assert counted.path == "replay" and [calls[layer] for layer in range(N_LAYERS)] == ran
+    assert_same_effect(measure(hooked, site, prompt, position, vectors)["kl"], untouched.double(), TOLERANCE)
     handle.reset_hooks()
     handle.add_hook("blocks.4.hook_resid_post", lambda tensor, hook: 0.5 * tensor)
-    assert not torch.allclose(measure(recording, site, prompt, position, vectors)["kl"], untouched, atol=1e-3)
+    halved = record(handle, prompts(), [site])
+    found = measure(halved, site, prompt, position, vectors)
+    assert found.path == "replay" and not torch.allclose(found["kl"], untouched, atol=1e-3)
+    assert_same_effect(
+        found["kl"], measure(halved, site, prompt, position, vectors, path="hooks")["kl"].double(), TOLERANCE
+    )
     handle.reset_hooks()
     assert torch.equal(measure(recording, site, prompt, position, vectors)["kl"], untouched)
 
