@@ -111,7 +111,7 @@ def untrained(model: CausalModel, seed: int) -> CausalModel:
         fresh = type(hf)(copy.deepcopy(hf.config))
     for weight in fresh.parameters():  # not the buffers: rotary frequencies stay float32, as in a model that is loaded
         weight.data = weight.data.to(model.dtype)
-    fresh = fresh.to(model.device).requires_grad_(False)
+    fresh = fresh.to(model.device).requires_grad_(False).eval()
     return wrap(fresh, model.tokenizer, name=f"{model.name}, untrained", note=f"random weights, seed {seed}")
 
 
@@ -164,7 +164,7 @@ def layernorm_counterpart(model: CausalModel) -> CausalModel:
     hf.model.load_state_dict(values | zeros)
     hf.lm_head.load_state_dict({"weight": head.weight.detach()})
     note = LAYERNORM_NOTE if model.note is None else f"{model.note}; {LAYERNORM_NOTE}"
-    hf = hf.to(model.device).requires_grad_(False)
+    hf = hf.to(model.device).requires_grad_(False).eval()
     found = wrap(hf, model.tokenizer, name=model.name + COUNTERPART, note=note)
     found.counterpart_of = model.weights_hash
     return found

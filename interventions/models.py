@@ -180,8 +180,8 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
     """A `CausalModel` around a Hugging Face model, a `TransformerBridge`, an nnsight model, or a `CausalModel` (returned).
 
     Of a compiled model its original is used, of a PEFT model the model with its active adapters. Nothing is copied or
-    changed, except that the model is put into eval mode. Raises `ModelError` for anything else, for weights that are not loaded, for an attention
-    implementation that takes no 4-D mask, and for a model that is not causal (see `check_causal`; asked once a model).
+    changed. Raises `ModelError` for anything else, for weights that are not loaded, for an attention implementation that
+    takes no 4-D mask, and for a model that is not causal (see `check_causal`; asked once a model).
     """
     if isinstance(model, CausalModel):
         return model
@@ -199,7 +199,6 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
             f"cannot use a {type(model).__name__}; expected a Hugging Face causal LM, a TransformerBridge or an nnsight model"
         )
     _check(hf)
-    hf.eval()
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     name = name or " + ".join([hf.config._name_or_path or type(hf).__name__, *active_adapters(hf)])
     found = CausalModel(hf, model, wrapper, name, tokenizer, note)

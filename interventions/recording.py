@@ -169,7 +169,8 @@ def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_pr
         if keep_cache and recording.why_no_keys is None:
             try:
                 _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, True))
-                continue
+                if recording.why_no_keys is None:
+                    continue  # else blocks may have shared a cache, and what they gave is not theirs
             except (
                 TypeError,
                 ValueError,

@@ -22,11 +22,10 @@ def setting(hf):
 def test_dropout_is_off_and_train_mode_comes_back(path):
     expected = measure(*_at(setting(fresh("gpt2"))), path=path)["kl"]
     hf = fresh("gpt2")
-    model = wrap(hf)
     hf.train()
     hf.transformer.h[3].eval()
     modes = [module.training for module in hf.modules()]
-    recording, prompt, position, vectors = setting(model)
+    recording, prompt, position, vectors = setting(hf)
     found = measure(recording, SITE, prompt, position, vectors, path=path)["kl"]
     assert torch.equal(found, expected)
     clean = recording.at(SITE, prompt, position)

@@ -33,9 +33,9 @@ def test_base_and_blocks_are_found(name, device):
         check_site(model, Site(N_LAYERS))
 
 
-def test_wrap_leaves_a_wrapped_model_and_evaluates_a_live_one(device):
+def test_wrap_leaves_a_wrapped_model_and_the_mode_of_a_live_one(device):
     model = wrap(fresh("llama", device).train(), name="mine", note="a note")
-    assert not model.hf.training
+    assert all(module.training for module in model.hf.modules())
     assert wrap(model) is model and load_model(model) is model
     assert (model.name, model.note) == ("mine", "a note")
     assert load_model(model.hf).hf is model.hf
