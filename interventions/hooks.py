@@ -6,6 +6,7 @@ into a TransformerLens run or an nnsight trace of the user's own.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,11 +62,15 @@ def fwd_hooks(
     """
     changed: list[Tensor] = []
     entered: list[Tensor] = []
+    thread = get_ident()
 
     def enter(hidden: Tensor, hook: Any) -> None:
-        entered[:] = [hidden]
+        if get_ident() == thread:
+            entered[:] = [hidden]
 
-    def apply(added: Tensor, hook: Any) -> Tensor:
+    def apply(added: Tensor, hook: Any) -> Tensor | None:
+        if get_ident() != thread:  # another thread's own forward pass
+            return None
         before = entered[0] if entered else None
         new = _edited(site, added, before, edit, position)
         changed.append((new != added).any())
