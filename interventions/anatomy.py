@@ -39,7 +39,10 @@ def check_site(model: Any, site: Site, *, may_run: bool = True) -> None:
     if site.entry == site:
         return
     kinds = _kinds.setdefault(model.hf, {})
-    if site.layer not in kinds:
+    if kinds.get(site.layer) not in (
+        _SEQUENTIAL,
+        _PARALLEL,
+    ):  # a block that was refused is asked again: a hook may be gone
         if not may_run:
             raise SiteError(
                 f"block {site.layer} has not been looked at, which a trace leaves no room for; record the site, or call "
