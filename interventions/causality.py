@@ -39,7 +39,8 @@ def check_causal(model: "CausalModel") -> Shapes:
     """Raise `ModelError` unless a later token leaves every earlier activation alone and the blocks run one after another.
 
     Two passes over 6 tokens that differ in the last 3: one by the whole model, one by the part without its unembedding.
-    Asked once for each Hugging Face module that is accepted, its attention function, its blocks and the flags that make it causal.
+    Asked once for each Hugging Face module that is accepted, its attention function, its blocks, its dtype, its vocabulary and the
+    flags that make it causal.
     """
     known, key = _seen.setdefault(model.hf, {}), _key(model)
     if key not in known:
@@ -58,7 +59,12 @@ def _key(model: "CausalModel") -> tuple[Any, ...]:
     return (
         *(getattr(model.hf.config, "_attn_implementation", None), getattr(config, "is_decoder", None)),
         *(getattr(config, "is_causal", None), tuple(map(id, model.blocks)), flags),
+        *(model.dtype, model.hf.get_input_embeddings().weight.shape, _head_shape(model)),
     )
+
+
+def _head_shape(model: "CausalModel") -> Any:
+    return getattr(getattr(model.hf.get_output_embeddings(), "weight", None), "shape", None)
 
 
 @torch.no_grad()
@@ -131,7 +137,8 @@ def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[An
     with ExitStack() as stack:
         for i, block in enumerate(model.blocks):
             before, after = watch(i)
-            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+            # before hooks of the user's own, which may change what a block reads
+            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
             stack.callback(block.register_forward_hook(after).remove)
         try:
             output = module(input_ids=ids)
