@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ class Fingerprint(NamedTuple):
     """which hooks stand where"""
     code: int
     """which forward each module runs, and the attention implementation"""
+    values: int
+    """numbers and tensors that hooks, forwards and modules of the user's own refer to"""
 
     def changed(self, other: "Fingerprint") -> list[str]:
         """The parts in which two fingerprints differ."""
@@ -36,7 +39,7 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(hf: Any) -> Fingerprint:
     """The fingerprint of a Hugging Face module, wrapped or not; about a millisecond for a hundred modules."""
-    weights, modules, hooks, code, samples = [], [], [], [_attention(hf)], []
+    weights, modules, hooks, code, samples, referred = [], [], [], [_attention(hf)], [], []
     for module in hf.modules():
         own = vars(module)
         moving = is_moving(module)
@@ -49,10 +52,16 @@ def fingerprint(hf: Any) -> Fingerprint:
         if not moving:
             modules += [repr(item) for item in _numbers(module)]
         hooks += [(id(module), number) for number, _ in _hooks(module)]
+        referred += [_referred(hook) for _, hook in _hooks(module)]
+        if not type(module).__module__.startswith(_OTHERS):
+            referred += [(name, _identity(value)) for name, value in own.items() if isinstance(value, Tensor)]
         forward = own.get("forward")
+        if forward is not None and not _alike(forward, type(module).forward):
+            referred.append(_referred(forward))
         code.append((id(type(module).forward), id(getattr(forward, "__func__", forward))))
     values = _sampled(samples)
-    return Fingerprint(hash((tuple(weights), values)), hash(tuple(modules)), hash(tuple(hooks)), hash(tuple(code)))
+    parts = (*weights, values), modules, hooks, code, referred
+    return Fingerprint(*(hash(tuple(part)) for part in parts))
 
 
 def _attention(hf: Any) -> tuple[Any, ...]:
@@ -100,6 +109,54 @@ def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
                 yield number, hook
 
 
+_OTHERS = (*_LIBRARIES, "transformers_modules.")
+"""of modules: what a checkpoint's code keeps for itself, such as a table of sines, grows with longer passes"""
+
+
+def _referred(value: Any, names: Iterable[str] = (), depth: int = 0) -> Any:
+    """What tells whether the numbers and tensors that some code refers to are still the same: those in its closure, its
+    defaults and its globals, and the attributes that it names of objects there."""
+    if isinstance(value, Tensor):
+        return _identity(value)
+    if value is None or isinstance(value, (str, *_NUMBERS)):
+        return repr(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, hash(value.tobytes()) if value.dtype != object else id(value)
+    if depth > _DEEP:
+        return id(value)
+    parts: list[Any] = []
+    if isinstance(value, (dict, list, tuple)):
+        parts = list(value.values()) if isinstance(value, dict) else list(value)
+    elif isinstance(value, types.FunctionType):
+        names = value.__code__.co_names
+        shared = [value.__globals__[name] for name in names if name in value.__globals__]
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        data = [v for v in shared if isinstance(v, (Tensor, np.ndarray, dict, list, tuple, *_NUMBERS))]
+        parts = [*cells, *data, value.__defaults__, value.__kwdefaults__]
+    elif isinstance(value, types.MethodType):
+        names = getattr(value.__func__, "__code__", _EMPTY).co_names
+        parts = [value.__func__, value.__self__]
+    elif isinstance(value, functools.partial):
+        parts = [value.func, value.args, value.keywords]
+    elif not isinstance(value, (nn.Module, type, types.ModuleType)):
+        if depth == 0:  # an object that is called
+            names = getattr(getattr(type(value), "__call__", None), "__code__", _EMPTY).co_names  # noqa: B004
+        own = getattr(value, "__dict__", {})
+        parts = [own[name] for name in names if name in own]
+    return id(value), tuple(_referred(part, names, depth + 1) for part in parts)
+
+
+_EMPTY = (lambda: None).__code__
+
+
+def _content(cell: Any) -> Any:
+    """What stands in a closure's cell, None where nothing does yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
 _ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")
 """what PEFT's layers keep of which adapters act"""
 
@@ -132,8 +189,15 @@ def depends_on_batch(hf: nn.Module, longest: int) -> bool:
 
 
 def _alike(forward: Any, usual: Any) -> bool:
-    """Whether a forward put on an instance goes by the name of the class's own, as a wrapper's does."""
-    return all(getattr(forward, name, None) == getattr(usual, name, "") for name in ("__module__", "__qualname__"))
+    """Whether a forward put on an instance is the class's own, or a library's wrapper that goes by its name."""
+    if any(getattr(forward, name, None) != getattr(usual, name, "") for name in ("__module__", "__qualname__")):
+        return False
+    while not isinstance(forward, types.FunctionType):
+        inner = getattr(forward, "func", None) or getattr(forward, "__func__", None)
+        if inner is None:
+            return type(forward).__module__.startswith(_LIBRARIES)
+        forward = inner
+    return forward is usual or str(forward.__globals__.get("__name__")).startswith((*_LIBRARIES, "interventions."))
 
 
 def described(hf: Any) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from interventions.rotary import forget_longer_passes
 from interventions.sites import Site
 from interventions.texts import Prompts
 
+_AS_RECORDED = "as recorded"
+
 
 @dataclass(eq=False)
 class Recording:
@@ -60,6 +62,18 @@ class Recording:
     """modules on which hooks or forwards of the user's own stand: such code may count positions or prompts, so that every
     full pass takes one prompt alone"""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is of its own copy of the model, which has another fingerprint: kept is whether this one is still what it was."""
+        state = {**vars(self)}
+        if self.fingerprint is not None and not self._changed():
+            state["fingerprint"] = _AS_RECORDED
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if state["fingerprint"] == _AS_RECORDED:
+            self.fingerprint = fingerprint(self.model.hf)
+
     def check_rows(self, prompt: Tensor, position: Tensor) -> None:
         """Raise `SiteError` when a row lies outside its prompt."""
         if prompt.numel() == 0:
@@ -86,14 +100,17 @@ class Recording:
         return exclusive(self.model, self._check_model)
 
     def _check_model(self) -> None:
-        if self.fingerprint is None:
-            return
-        changed = set(self.fingerprint.changed(fingerprint(self.model.hf))) - self.unsteady
-        if changed:
+        if changed := self._changed():
             raise ModelError(
                 f"the model's {' and '.join(sorted(changed))} changed after it was recorded; record it again, with everything "
                 "in place that should act during the measurement"
             )
+
+    def _changed(self) -> set[str]:
+        """What of the model is not as it was recorded."""
+        if self.fingerprint is None:
+            return set()
+        return set(self.fingerprint.changed(fingerprint(self.model.hf))) - self.unsteady
 
     def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row d_model"]:
         """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
@@ -126,7 +143,7 @@ def record(
     outside the vocabulary and more tokens than the model has positions. Warns as `check_prompts` does.
     """
     model = wrap(model)
-    check_causal(model)  # again: it may have been changed since it was wrapped
+    model.shapes = check_causal(model)  # again: it may have been changed since it was wrapped
     for site in sites:
         check_site(model, site)
     kept = tuple(dict.fromkeys([*sites, *(site.entry for site in sites), Site(model.n_layers - 1)]))
