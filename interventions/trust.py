@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from interventions.causality import LEAK
 from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
 from interventions.fingerprint import Fingerprint
 from interventions.hooks import full_forwards
@@ -175,13 +176,16 @@ def _certificates(recording: Recording) -> Certificates:
     return kept[recording.fingerprint]
 
 
-def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | None]:
+def why_not_replay(
+    rows: Rows, size: int, chunks: Iterable[np.ndarray] | None = None
+) -> tuple[str | None, Certificate | None]:
     """Why these rows cannot be replayed, or None where that is exact; then `rows.attention` is how they are to attend.
 
     Compares logits with full forward passes at the longest positions (a sliding window bites only there) and before them, in
     branches as long as the rows', beside the clean pass itself and that of the shortest prompt; unless the model was checked
-    that far already, at this block or one below. size: tokens of a chunk; where code of the user's own stands on the model, which
-    may count tokens, so many are tried at once.
+    that far already, at this block or one below. size: tokens of a chunk. Where code of the user's own stands on the model, which
+    may count tokens or look at their ids, so many are tried at once, and every chunk of this call is replayed with its clean vectors
+    first: chunks, the rows of each (default: as many as have `size` tokens).
     """
     recording, site = rows.recording, rows.site
     model, first = recording.model, site.first_block
@@ -208,7 +212,33 @@ def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | Non
     if found.attention is None:
         return found.reason, found
     rows.attention = found.attention
+    if recording.own_code and (reason := _acts_otherwise(rows, rows.chunks(size) if chunks is None else chunks)):
+        return reason, found
     return None, found
+
+
+def _acts_otherwise(rows: Rows, chunks: Iterable[np.ndarray]) -> str | None:
+    """Why code of the user's own does something else to replayed rows than to whole prompts, or None.
+
+    Every chunk is replayed as it will be, but with its clean vectors, and must give what was recorded: a hook may look at how many
+    tokens a pass has, at their ids or at anything else.
+    """
+    recording, whose = rows.recording, f"code of the user's own on {rows.recording.own_code[0]}"
+    if rows.site not in recording.activations:
+        return f"{whose} cannot be checked at a site that was not recorded"
+    assert rows.attention is not None
+    allowed = LEAK.get(recording.model.dtype, max(LEAK.values()))
+    for chunk in chunks:
+        for some in (chunk,) if rows.reference is None else (chunk, rows.distinct_clean(chunk)[0]):
+            branches = rows.branches(some)
+            at = [torch.from_numpy(x) for x in (branches.prompt[branches.row], branches.position)]
+            vectors = recording.at(rows.site, *(x[torch.from_numpy(branches.edited)] for x in at))
+            found = replayed(recording, rows.site, branches, vectors, rows.attention).hidden.float()
+            expected = recording.final_hidden[tuple(x.to(found.device) for x in at)].float()
+            off = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)).max())
+            if not off <= allowed:
+                return f"{whose} does something else to single tokens than to whole prompts (off by {off:.1e} of their norm)"
+    return None
 
 
 def warn_of_full_passes(rows: Rows, reason: str) -> None:
