@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
-from interventions.exclusive import exclusive
+from interventions.exclusive import exclusive, hooked
 
 if TYPE_CHECKING:
     from interventions.models import CausalModel
@@ -138,8 +138,8 @@ def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[An
         for i, block in enumerate(model.blocks):
             before, after = watch(i)
             # before hooks of the user's own, which may change what a block reads
-            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
-            stack.callback(block.register_forward_hook(after).remove)
+            stack.enter_context(hooked(block, before, before=True, prepend=True))
+            stack.enter_context(hooked(block, after))
         try:
             output = module(input_ids=ids)
         except Exception as error:  # a forward pass of any kind may raise anything

@@ -16,7 +16,7 @@ from interventions.anatomy import at_site, check_site
 from interventions.causality import LEAK, check_causal
 from interventions.compat import cache_name, cache_understood
 from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
-from interventions.exclusive import exclusive, holding
+from interventions.exclusive import exclusive, holding, hooked
 from interventions.fingerprint import Fingerprint, depends_on_batch, fingerprint, own_code
 from interventions.inputs import check_prompts, read_prompts
 from interventions.models import CausalModel, wrap
@@ -223,7 +223,7 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
     tuples: list[bool] = []
     with ExitStack() as stack:
         seen_last = lambda _, __, out: tuples.append(isinstance(out, tuple))  # noqa: E731
-        stack.callback(model.blocks[-1].register_forward_hook(seen_last).remove)
+        stack.enter_context(hooked(model.blocks[-1], seen_last))
         for site in sites:
 
             def keep(hidden: Tensor, site: Site = site) -> None:
