@@ -22,6 +22,7 @@ from interventions.models import CausalModel
 from interventions.recording import Recording
 from interventions.replay import ATTENTIONS, Branches, replayed, unembed, unsupported
 from interventions.rows import Rows
+from interventions.sites import Site
 
 _TRIAL_SLOTS = 4
 _TRIAL_READS = 32  # tokens compared at either end of a branch: logits of more would fill the memory
@@ -228,16 +229,50 @@ def _acts_otherwise(rows: Rows, chunks: Iterable[np.ndarray]) -> str | None:
         return f"{whose} cannot be checked at a site that was not recorded"
     assert rows.attention is not None
     allowed = LEAK.get(recording.model.dtype, max(LEAK.values()))
+    last = Site(recording.model.n_layers - 1)
     for chunk in chunks:
         for some in (chunk,) if rows.reference is None else (chunk, rows.distinct_clean(chunk)[0]):
             branches = rows.branches(some)
             at = [torch.from_numpy(x) for x in (branches.prompt[branches.row], branches.position)]
-            vectors = recording.at(rows.site, *(x[torch.from_numpy(branches.edited)] for x in at))
+            edited = [x[torch.from_numpy(branches.edited)] for x in at]
+            vectors = recording.at(rows.site, *edited)
             found = replayed(recording, rows.site, branches, vectors, rows.attention).hidden.float()
-            expected = recording.final_hidden[tuple(x.to(found.device) for x in at)].float()
+            alone = Branches.single(
+                np.zeros(len(branches.edited), dtype=int), np.zeros(len(branches.edited), dtype=int)
+            )
+            direct = replayed(recording, last, alone, recording.at(last, *edited)).hidden.float()
+            found, where = torch.cat([found, direct]), (torch.cat(x) for x in zip(at, edited, strict=True))
+            expected = recording.final_hidden[tuple(x.to(found.device) for x in where)].float()
             off = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)).max())
             if not off <= allowed:
                 return f"{whose} does something else to single tokens than to whole prompts (off by {off:.1e} of their norm)"
+        if reason := _unembeds_otherwise(rows, chunk):
+            return reason
+    return None
+
+
+def _unembeds_otherwise(rows: Rows, chunk: Int[np.ndarray, "some_row"]) -> str | None:
+    """The same of code around the unembedding, which sees the clean and the edited states of a chunk, or those of direct effects."""
+    recording, model = rows.recording, rows.recording.model
+    base = next(name for name, module in model.hf.named_modules() if module is model.base)
+    outside = [name for name in recording.own_code if name != base and not name.startswith(f"{base}.")]
+    if not outside:
+        return None
+    reads = rows.reads(chunk)
+    prompt, n_pos = rows.prompt[chunk][reads.row], recording.tokens.shape[1]
+    place, of = np.unique(prompt * n_pos + reads.position, return_inverse=True)
+    at = [torch.from_numpy(x).to(model.device) for x in np.divmod(place, n_pos)]
+    clean = recording.final_hidden[tuple(at)]
+    whole = [
+        unembed(recording, recording.final_hidden[p, : int(recording.length[p])])[at[1][at[0] == p]]
+        for p in np.unique(prompt)
+    ]
+    edited = clean[torch.from_numpy(of).to(model.device)]
+    for states, expected in ((torch.cat([clean, edited]), slice(len(clean), None)), (edited, slice(None))):
+        logits = unembed(recording, states)[expected]
+        delta, allowed = logits_differ(logits, torch.cat(whole)[torch.from_numpy(of).to(model.device)], model.dtype)
+        if not delta <= allowed:
+            return f"code of the user's own on {outside[0]} gives other logits for single tokens than for whole prompts (by {delta:.1e})"
     return None
 
 

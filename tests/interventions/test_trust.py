@@ -284,3 +284,16 @@ def test_a_sweep_past_the_block_where_code_stands(before):
             effects = measure(recording, site, prompt, position, 1.5 * recording.at(site, prompt, position))
         assert_right(effects, alone(hf, tokens, pairs, hf.model.layers[site.layer]))
         assert effects.path == ("hooks" if site.layer == 2 and not before else "replay")
+
+
+@pytest.mark.parametrize("gate", [lambda x: x.shape[1] >= 8, lambda x: x.shape[1] > 1, lambda x: x.shape[1] < 30])
+@pytest.mark.parametrize("where", ["lm_head", "model.norm"])
+def test_code_around_the_unembedding_that_counts_tokens(where, gate):
+    hf, tokens, pairs = llama(), prompts((24, 17)), [(0, 3), (1, 4)]
+    hf.get_submodule(where).register_forward_hook(lambda _, __, out: out * 1.5 if gate(out) else out)
+    expected = alone(hf, tokens, pairs)
+    for some in (pairs, pairs[:1], pairs * 20):
+        effects, _ = measured(hf, tokens, some, metrics=("kl", "kl_direct"))
+        assert_right(effects, torch.stack([expected[pairs.index(pair)] for pair in some]))
+        direct = measured(hf, tokens, some, metrics=("kl", "kl_direct"), path="hooks")[0]["kl_direct"]
+        assert torch.allclose(effects["kl_direct"], direct, rtol=2e-3, atol=1e-6)
