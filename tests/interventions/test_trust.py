@@ -297,3 +297,14 @@ def test_code_around_the_unembedding_that_counts_tokens(where, gate):
         assert_right(effects, torch.stack([expected[pairs.index(pair)] for pair in some]))
         direct = measured(hf, tokens, some, metrics=("kl", "kl_direct"), path="hooks")[0]["kl_direct"]
         assert torch.allclose(effects["kl_direct"], direct, rtol=2e-3, atol=1e-6)
+
+
+def test_a_hook_that_changes_a_block_in_place_acts_once():
+    hf, tokens, pairs = llama(), prompts((24, 17)), [(0, 3), (0, 23), (1, 4)]
+    hf.model.layers[0].register_forward_hook(add_at((slice(None),)))
+    expected = alone(hf, tokens, pairs)
+    effects, _ = measured(hf, tokens, pairs, metrics=("kl", "kl_direct"))
+    assert effects.path == "replay"
+    assert_right(effects, expected)
+    direct = measured(hf, tokens, pairs, metrics=("kl", "kl_direct"), path="hooks")[0]["kl_direct"]
+    assert torch.allclose(effects["kl_direct"], direct, rtol=2e-3, atol=1e-6)
