@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from interventions.compat import without_cache
 from interventions.errors import SiteError
-from interventions.exclusive import exclusive
+from interventions.exclusive import exclusive, hooked
 from interventions.models import WRAPPED, CausalModel, wrap
 from interventions.sites import Site
 
@@ -39,7 +39,10 @@ def check_site(model: Any, site: Site, *, may_run: bool = True) -> None:
     if site.entry == site:
         return
     kinds = _kinds.setdefault(model.hf, {})
-    if site.layer not in kinds:
+    if kinds.get(site.layer) not in (
+        _SEQUENTIAL,
+        _PARALLEL,
+    ):  # a block that was refused is asked again: a hook may be gone
         if not may_run:
             raise SiteError(
                 f"block {site.layer} has not been looked at, which a trace leaves no room for; record the site, or call "
@@ -166,8 +169,8 @@ def _at(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | None]) 
 
     with ExitStack() as stack:
         if site.point != "resid_post":
-            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.enter_context(hooked(block, before, before=True))
         if site.point != "resid_pre":
             module = block if site.point == "resid_post" else adder(model, site)
-            stack.callback(module.register_forward_hook(after).remove)
+            stack.enter_context(hooked(module, after))
         yield

@@ -148,12 +148,20 @@ def attending(rows: RowAttention) -> Iterator[None]:
     hf, before = rows.recording.model.hf, _ACTIVE.get()
     configs = {id(c): c for c in (hf.config, *(m.config for m in hf.modules() if "config" in vars(m)))}
     own = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
+
+    def put_back() -> None:
+        for config, name in own:  # the outermost first: a configuration hands its attention on to those within it
+            if getattr(config, "_attn_implementation", None) != name:
+                config._attn_implementation = name
+        _ACTIVE.set(before)
+
     try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
         _ACTIVE.set(rows)
         hf.config._attn_implementation = _NAME
         yield
     finally:
-        for config, name in own:  # the outermost first: a configuration hands its attention on to those within it
-            if getattr(config, "_attn_implementation", None) != name:
-                config._attn_implementation = name
-        _ACTIVE.set(before)
+        try:
+            put_back()
+        except KeyboardInterrupt:  # in the middle of it
+            put_back()
+            raise

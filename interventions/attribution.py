@@ -76,11 +76,11 @@ def gradients(
         if isinstance(objective, TokenMetric):
             objective.check(len(rows))
         with torch.no_grad():
-            choose_path(rows, "replay", batch_rows)
+            chunks = [rows.order[i : i + batch_rows] for i in range(0, len(rows), batch_rows)]
+            choose_path(rows, "replay", batch_rows, chunks)
         wide = torch.promote_types(vectors.dtype, torch.float32)
         grads, values = torch.empty_like(vectors), vectors.new_empty(len(vectors), dtype=wide)
-        for start in range(0, len(rows), batch_rows):
-            chunk = rows.order[start : start + batch_rows]
+        for chunk in chunks:
             at = torch.from_numpy(chunk).to(vectors.device)
             gradient, value = _gradient(rows, chunk, objective)
             grads[at], values[at] = gradient, value.to(wide)

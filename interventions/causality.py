@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
-from interventions.exclusive import exclusive
+from interventions.exclusive import exclusive, hooked
 
 if TYPE_CHECKING:
     from interventions.models import CausalModel
@@ -39,7 +39,8 @@ def check_causal(model: "CausalModel") -> Shapes:
     """Raise `ModelError` unless later tokens leave every earlier activation as it is and the blocks run one after another.
 
     Two passes over 6 tokens that differ in the last 3: one by the whole model, one by the part without its unembedding.
-    A model that was accepted is checked again only where its attention function, its blocks or a flag that makes it causal changed.
+    A model that was accepted is checked again only where its attention function, its blocks, its dtype, its vocabulary or a flag that
+    makes it causal changed.
     """
     known, key = _seen.setdefault(model.hf, {}), _key(model)
     if key not in known:
@@ -58,7 +59,12 @@ def _key(model: "CausalModel") -> tuple[Any, ...]:
     return (
         *(getattr(model.hf.config, "_attn_implementation", None), getattr(config, "is_decoder", None)),
         *(getattr(config, "is_causal", None), tuple(map(id, model.blocks)), flags),
+        *(model.dtype, model.hf.get_input_embeddings().weight.shape, _head_shape(model)),
     )
+
+
+def _head_shape(model: "CausalModel") -> Any:
+    return getattr(getattr(model.hf.get_output_embeddings(), "weight", None), "shape", None)
 
 
 @torch.no_grad()
@@ -131,8 +137,9 @@ def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[An
     with ExitStack() as stack:
         for i, block in enumerate(model.blocks):
             before, after = watch(i)
-            stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(block.register_forward_hook(after).remove)
+            # before hooks of the user's own, which may change what a block reads
+            stack.enter_context(hooked(block, before, before=True, prepend=True))
+            stack.enter_context(hooked(block, after))
         try:
             output = module(input_ids=ids)
         except Exception as error:  # a forward pass of any kind may raise anything

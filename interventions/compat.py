@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from interventions.exclusive import hooked
+
 _CACHE_NAMES = ("cache", "past_key_values")
 """What a forward pass calls its keys and values, the newest name first (transformers 5.24 renamed `past_key_values`)."""
 
@@ -62,7 +64,7 @@ def cache_understood(base: nn.Module) -> Iterator[None]:
                 continue
             update = getattr(type(module), "_update_kv_cache", None)
             if _reads_only(type(module).forward, old):
-                stack.callback(module.register_forward_pre_hook(rename, with_kwargs=True).remove)
+                stack.enter_context(hooked(module, rename, before=True))
             elif update is not None and _reads_only(update, old):
                 stack.callback(module.__dict__.pop, "_update_kv_cache", None)
                 object.__setattr__(module, "_update_kv_cache", translated(partial(update, module)))

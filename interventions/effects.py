@@ -148,7 +148,7 @@ def intervened_logits(
         rows = check_rows(recording, site, prompt, position, vectors, horizon)
         everything = rows.order
         reads = rows.reads(everything)
-        if choose_path(rows, path, len(rows)).path == "replay":
+        if choose_path(rows, path, len(rows), [everything]).path == "replay":
             branches, found = replay_rows(rows, everything, rows.edited(everything))
             logits = unembed(recording, found.hidden[read_tokens(branches, reads, found.hidden.device)])
         else:
@@ -204,14 +204,14 @@ class Path(NamedTuple):
         return replay_chunk if self.path == "replay" else hooks_chunk
 
 
-def choose_path(rows: Rows, path: str, size: int) -> Path:
+def choose_path(rows: Rows, path: str, size: int, chunks: Sequence[np.ndarray] | None = None) -> Path:
     """Replay where it is exact for these rows, `size` tokens at a time, and full forward passes, with a warning, where it is not.
 
-    Raises `ReplayError` where replay was asked for by name and is not exact.
+    chunks: the rows of each chunk, where they are not cut by `size`. Raises `ReplayError` where replay was asked for by name and is not exact.
     """
     if path == "hooks":
         return Path("hooks", float("nan"), None)
-    why, certificate = why_not_replay(rows, size)
+    why, certificate = why_not_replay(rows, size, chunks)
     if why is None:
         assert certificate is not None
         return Path("replay", certificate.delta, None)

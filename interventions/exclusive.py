@@ -37,6 +37,33 @@ def forward_replaced(module: nn.Module, forward: Any, *, in_all_threads: bool = 
             object.__setattr__(module, "forward", own)
 
 
+@contextmanager
+def hooked(
+    module: nn.Module, hook: Callable[..., Any], *, before: bool = False, prepend: bool = False
+) -> Iterator[None]:
+    """Let `hook` run after `module`, or before it with keyword arguments too; taken off wherever Ctrl-C comes."""
+
+    def take_off() -> None:  # by the hook itself: a handle may not have reached us
+        kept = vars(module)
+        for hooks in (kept["_forward_pre_hooks"], kept["_forward_hooks"]):
+            for number in [number for number, found in list(hooks.items()) if found is hook]:
+                kept["_forward_pre_hooks_with_kwargs"].pop(number, None)
+                hooks.pop(number, None)
+
+    try:
+        if before:
+            module.register_forward_pre_hook(hook, with_kwargs=True, prepend=prepend)
+        else:
+            module.register_forward_hook(hook, prepend=prepend)
+        yield
+    finally:
+        try:
+            take_off()
+        except KeyboardInterrupt:
+            take_off()
+            raise
+
+
 @dataclass
 class _Hold:
     lock: Any = field(default_factory=RLock)

@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ class Fingerprint(NamedTuple):
     """which hooks of the user's own are on which module"""
     code: int
     """which `forward` each module runs, and the attention implementation"""
+    values: int
+    """numbers and tensors that hooks, forwards and modules of the user's own refer to"""
 
     def changed(self, other: "Fingerprint") -> list[str]:
         """The parts in which two fingerprints differ."""
@@ -36,7 +39,7 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(hf: Any) -> Fingerprint:
     """The fingerprint of a Hugging Face module, wrapped or not; about a millisecond for a hundred modules."""
-    weights, modules, hooks, code, samples = [], [], [], [_attention(hf)], []
+    weights, modules, hooks, code, samples, referred = [], [], [], [_attention(hf)], [], []
     for module in hf.modules():
         own = vars(module)
         moving = "rope_type" in own and is_moving(module)
@@ -49,11 +52,18 @@ def fingerprint(hf: Any) -> Fingerprint:
         if not moving:
             modules += [value if type(value) in _NUMBERS else repr(value) for _, value in _numbers(module)]
         if own["_forward_pre_hooks"] or own["_forward_hooks"]:
-            hooks += [(id(module), number) for number, _ in _hooks(module)]
+            found = list(_hooks(module))
+            hooks += [(id(module), number) for number, _ in found]
+            referred += [_referred(hook) for _, hook in found]
+        if not type(module).__module__.startswith(_OTHERS):
+            referred += [(name, _identity(value)) for name, value in own.items() if isinstance(value, Tensor)]
         forward = own.get("forward")
+        if forward is not None and not _alike(forward, type(module).forward):
+            referred.append(_referred(forward))
         code.append((id(type(module).forward), None if forward is None else id(getattr(forward, "__func__", forward))))
     values = _sampled(samples)
-    return Fingerprint(hash((tuple(weights), values)), hash(tuple(modules)), hash(tuple(hooks)), hash(tuple(code)))
+    parts = (*weights, values), modules, hooks, code, referred
+    return Fingerprint(*(hash(tuple(part)) for part in parts))
 
 
 def _attention(hf: Any) -> tuple[Any, ...]:
@@ -102,6 +112,54 @@ def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
                 yield number, hook
 
 
+_OTHERS = (*_LIBRARIES, "transformers_modules.")
+"""of modules: what a checkpoint's code keeps for itself, such as a table of sines, grows with longer passes"""
+
+
+def _referred(value: Any, names: Iterable[str] = (), depth: int = 0) -> Any:
+    """What tells whether the numbers and tensors that some code refers to are still the same: those in its closure, its
+    defaults and its globals, and the attributes that it names of objects there."""
+    if isinstance(value, Tensor):
+        return _identity(value)
+    if value is None or isinstance(value, (str, *_NUMBERS)):
+        return repr(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, hash(value.tobytes()) if value.dtype != object else id(value)
+    if depth > _DEEP:
+        return id(value)
+    parts: list[Any] = []
+    if isinstance(value, (dict, list, tuple)):
+        parts = list(value.values()) if isinstance(value, dict) else list(value)
+    elif isinstance(value, types.FunctionType):
+        names = value.__code__.co_names
+        shared = [value.__globals__[name] for name in names if name in value.__globals__]
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        data = [v for v in shared if isinstance(v, (Tensor, np.ndarray, dict, list, tuple, *_NUMBERS))]
+        parts = [*cells, *data, value.__defaults__, value.__kwdefaults__]
+    elif isinstance(value, types.MethodType):
+        names = getattr(value.__func__, "__code__", _EMPTY).co_names
+        parts = [value.__func__, value.__self__]
+    elif isinstance(value, functools.partial):
+        parts = [value.func, value.args, value.keywords]
+    elif not isinstance(value, (nn.Module, type, types.ModuleType)):
+        if depth == 0:  # an object that is called
+            names = getattr(getattr(type(value), "__call__", None), "__code__", _EMPTY).co_names  # noqa: B004
+        own = getattr(value, "__dict__", {})
+        parts = [own[name] for name in names if name in own]
+    return id(value), tuple(_referred(part, names, depth + 1) for part in parts)
+
+
+_EMPTY = (lambda: None).__code__
+
+
+def _content(cell: Any) -> Any:
+    """What stands in a closure's cell, None where nothing does yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
 _ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")
 """attributes of PEFT's layers that say which adapters are active"""
 
@@ -137,8 +195,18 @@ def depends_on_batch(hf: nn.Module, longest: int) -> bool:
 
 
 def _alike(forward: Any, usual: Any) -> bool:
-    """Whether a `forward` on an instance has the name of the class's own, as that of a library's wrapper does."""
-    return all(getattr(forward, name, None) == getattr(usual, name, "") for name in ("__module__", "__qualname__"))
+    """Whether a `forward` on an instance is the class's own, or a library's wrapper that goes by its name."""
+    if any(getattr(forward, name, None) != getattr(usual, name, "") for name in ("__module__", "__qualname__")):
+        return False
+    while not isinstance(forward, types.FunctionType):
+        inner = getattr(forward, "func", None) or getattr(forward, "__func__", None)
+        if inner is None:
+            return type(forward).__module__.startswith(_LIBRARIES)
+        forward = inner
+    home = str(forward.__globals__.get("__name__"))
+    if home.startswith("interventions."):  # ours, for the time of a measurement: ask what it stands for
+        return _alike(vars(forward).get("__wrapped__", usual), usual)
+    return forward is usual or home.startswith(_LIBRARIES)
 
 
 def described(hf: Any) -> dict[str, Any]:

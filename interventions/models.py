@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from interventions.blocks import find_blocks
 from interventions.causality import Shapes, check_causal
 from interventions.errors import ModelError
+from interventions.exclusive import holding
 from interventions.fingerprint import fingerprint
 
 WRAPPED = "_original_component"
@@ -198,10 +199,11 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
         raise ModelError(
             f"cannot use a {type(model).__name__}; expected a Hugging Face causal LM, a TransformerBridge or an nnsight model"
         )
-    _check(hf)
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     name = name or " + ".join([hf.config._name_or_path or type(hf).__name__, *active_adapters(hf)])
     found = CausalModel(hf, model, wrapper, name, tokenizer, note)
+    with holding(found):  # another thread's measurement changes the attention for as long as it takes
+        _check(hf)
     in_a_trace = wrapper == "nnsight" and model.interleaver.interleaving  # where it cannot be asked anything else
     if not in_a_trace:
         found.shapes = check_causal(found)

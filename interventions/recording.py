@@ -16,13 +16,15 @@ from interventions.anatomy import at_site, check_site
 from interventions.causality import LEAK, check_causal
 from interventions.compat import cache_name, cache_understood
 from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
-from interventions.exclusive import exclusive, holding
+from interventions.exclusive import exclusive, holding, hooked
 from interventions.fingerprint import Fingerprint, fingerprint, own_code
 from interventions.inputs import check_prompts, read_prompts
 from interventions.models import CausalModel, wrap
 from interventions.rotary import depends_on_length, forget_longer_passes
 from interventions.sites import Site
 from interventions.texts import Prompts
+
+_AS_RECORDED = "as recorded"
 
 
 @dataclass(eq=False)
@@ -62,6 +64,18 @@ class Recording:
     """modules that have hooks or a `forward` of the user's own. Such code may count positions or prompts, so every full pass
     takes one prompt alone"""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is of its own copy of the model, which has another fingerprint: kept is whether this one is still what it was."""
+        state = {**vars(self)}
+        if self.fingerprint is not None and not self._changed():
+            state["fingerprint"] = _AS_RECORDED
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if state["fingerprint"] == _AS_RECORDED:
+            self.fingerprint = fingerprint(self.model.hf)
+
     def check_rows(self, prompt: Tensor, position: Tensor) -> None:
         """Raise `SiteError` when a row lies outside its prompt."""
         if prompt.numel() == 0:
@@ -88,14 +102,17 @@ class Recording:
         return exclusive(self.model, self._check_model)
 
     def _check_model(self) -> None:
-        if self.fingerprint is None:
-            return
-        changed = set(self.fingerprint.changed(fingerprint(self.model.hf))) - self.unsteady
-        if changed:
+        if changed := self._changed():
             raise ModelError(
                 f"the model's {' and '.join(sorted(changed))} changed after it was recorded; record it again, with everything "
                 "in place that should act during the measurement"
             )
+
+    def _changed(self) -> set[str]:
+        """What of the model is not as it was recorded."""
+        if self.fingerprint is None:
+            return set()
+        return set(self.fingerprint.changed(fingerprint(self.model.hf))) - self.unsteady
 
     def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row d_model"]:
         """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
@@ -131,7 +148,7 @@ def record(
     positions. Warns as `check_prompts` does, and where it had to record each prompt alone.
     """
     model = wrap(model)
-    check_causal(model)  # again: it may have been changed since it was wrapped
+    model.shapes = check_causal(model)  # again: it may have been changed since it was wrapped
     for site in sites:
         check_site(model, site)
     kept = tuple(dict.fromkeys([*sites, *(site.entry for site in sites), Site(model.n_layers - 1)]))
@@ -213,7 +230,7 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
     tuples: list[bool] = []
     with ExitStack() as stack:
         seen_last = lambda _, __, out: tuples.append(isinstance(out, tuple))  # noqa: E731
-        stack.callback(model.blocks[-1].register_forward_hook(seen_last).remove)
+        stack.enter_context(hooked(model.blocks[-1], seen_last))
         for site in sites:
 
             def keep(hidden: Tensor, site: Site = site) -> None:

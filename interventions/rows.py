@@ -1,6 +1,6 @@
 """The rows of one call: which tokens are edited, how far each row is followed, where its effect is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -161,6 +161,15 @@ class Rows:
     def furthest(self) -> np.ndarray:
         """The last position that each row reads, `[row]`."""
         return self.stop - 1
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        """All rows in their order, as many at a time as have `size` tokens, one at least."""
+        reached, done = np.cumsum((self.stop - self.start)[self.order]), 0
+        while done < len(self):
+            before = reached[done - 1] if done else 0
+            stop = max(done + 1, int(np.searchsorted(reached, before + size, side="right")))
+            yield self.order[done:stop]
+            done = stop
 
     def branches(self, rows: np.ndarray) -> Branches:
         """Rows in ascending order of prompt, as branches."""

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from interventions.causality import LEAK
 from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
 from interventions.fingerprint import Fingerprint
 from interventions.hooks import full_forwards
@@ -21,6 +22,7 @@ from interventions.models import CausalModel
 from interventions.recording import Recording
 from interventions.replay import ATTENTIONS, Branches, replayed, unembed, unsupported
 from interventions.rows import Rows
+from interventions.sites import Site
 
 _TRIAL_SLOTS = 4
 _TRIAL_READS = 32  # tokens compared at either end of a branch: logits of more would fill the memory
@@ -182,13 +184,16 @@ def _certificates(recording: Recording) -> Certificates:
     return kept[recording.fingerprint]
 
 
-def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | None]:
+def why_not_replay(
+    rows: Rows, size: int, chunks: Iterable[np.ndarray] | None = None
+) -> tuple[str | None, Certificate | None]:
     """Why these rows cannot be replayed, or None where that is exact; then `rows.attention` is how they are to attend.
 
     Compares logits with full forward passes: at the longest positions, where alone a sliding window matters, and before them, in
     branches as long as the rows'; and the recorded clean logits of the rows' longest and shortest prompts. Compares nothing where
     a certificate covers the rows. size: tokens of a chunk. Where hooks of the user's own are on the model, which may count
-    tokens, so many are tried at once.
+    tokens or look at their ids, so many are tried at once, and every chunk of this call is replayed with its clean vectors first:
+    chunks, the rows of each (default: as many as have `size` tokens).
     """
     recording, site = rows.recording, rows.site
     model, first = recording.model, site.first_block
@@ -215,7 +220,67 @@ def why_not_replay(rows: Rows, size: int) -> tuple[str | None, Certificate | Non
     if found.attention is None:
         return found.reason, found
     rows.attention = found.attention
+    if recording.own_code and (reason := _acts_otherwise(rows, rows.chunks(size) if chunks is None else chunks)):
+        return reason, found
     return None, found
+
+
+def _acts_otherwise(rows: Rows, chunks: Iterable[np.ndarray]) -> str | None:
+    """Why code of the user's own does something else to replayed rows than to whole prompts, or None.
+
+    Every chunk is replayed as it will be, but with its clean vectors, and must give what was recorded: a hook may look at how many
+    tokens a pass has, at their ids or at anything else.
+    """
+    recording, whose = rows.recording, f"code of the user's own on {rows.recording.own_code[0]}"
+    if rows.site not in recording.activations:
+        return f"{whose} cannot be checked at a site that was not recorded"
+    assert rows.attention is not None
+    allowed = LEAK.get(recording.model.dtype, max(LEAK.values()))
+    last = Site(recording.model.n_layers - 1)
+    for chunk in chunks:
+        for some in (chunk,) if rows.reference is None else (chunk, rows.distinct_clean(chunk)[0]):
+            branches = rows.branches(some)
+            at = [torch.from_numpy(x) for x in (branches.prompt[branches.row], branches.position)]
+            edited = [x[torch.from_numpy(branches.edited)] for x in at]
+            vectors = recording.at(rows.site, *edited)
+            found = replayed(recording, rows.site, branches, vectors, rows.attention).hidden.float()
+            alone = Branches.single(
+                np.zeros(len(branches.edited), dtype=int), np.zeros(len(branches.edited), dtype=int)
+            )
+            direct = replayed(recording, last, alone, recording.at(last, *edited)).hidden.float()
+            found, where = torch.cat([found, direct]), (torch.cat(x) for x in zip(at, edited, strict=True))
+            expected = recording.final_hidden[tuple(x.to(found.device) for x in where)].float()
+            off = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)).max())
+            if not off <= allowed:
+                return f"{whose} does something else to single tokens than to whole prompts (off by {off:.1e} of their norm)"
+        if reason := _unembeds_otherwise(rows, chunk):
+            return reason
+    return None
+
+
+def _unembeds_otherwise(rows: Rows, chunk: Int[np.ndarray, "some_row"]) -> str | None:
+    """The same of code around the unembedding, which sees the clean and the edited states of a chunk, or those of direct effects."""
+    recording, model = rows.recording, rows.recording.model
+    base = next(name for name, module in model.hf.named_modules() if module is model.base)
+    outside = [name for name in recording.own_code if name != base and not name.startswith(f"{base}.")]
+    if not outside:
+        return None
+    reads = rows.reads(chunk)
+    prompt, n_pos = rows.prompt[chunk][reads.row], recording.tokens.shape[1]
+    place, of = np.unique(prompt * n_pos + reads.position, return_inverse=True)
+    at = [torch.from_numpy(x).to(model.device) for x in np.divmod(place, n_pos)]
+    clean = recording.final_hidden[tuple(at)]
+    whole = [
+        unembed(recording, recording.final_hidden[p, : int(recording.length[p])])[at[1][at[0] == p]]
+        for p in np.unique(prompt)
+    ]
+    edited = clean[torch.from_numpy(of).to(model.device)]
+    for states, expected in ((torch.cat([clean, edited]), slice(len(clean), None)), (edited, slice(None))):
+        logits = unembed(recording, states)[expected]
+        delta, allowed = logits_differ(logits, torch.cat(whole)[torch.from_numpy(of).to(model.device)], model.dtype)
+        if not delta <= allowed:
+            return f"code of the user's own on {outside[0]} gives other logits for single tokens than for whole prompts (by {delta:.1e})"
+    return None
 
 
 def warn_of_full_passes(rows: Rows, reason: str) -> None:

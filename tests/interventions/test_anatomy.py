@@ -260,3 +260,12 @@ def test_an_edit_between_attention_and_mlp_is_one_of_what_attention_adds(name, d
     assert torch.allclose(found["mlp_out"], found["resid_post"], rtol=1e-3, atol=1e-5)
     for a, b in (("resid_pre", "resid_mid"), ("resid_mid", "resid_post")):
         assert (found[a] - found[b]).abs().max() > 0.05
+
+
+def test_a_block_that_was_refused_is_asked_again():
+    hf = fresh("llama")
+    handle = hf.model.layers[2].register_forward_hook(lambda _, __, out: out + 1)
+    with pytest.raises(SiteError, match="does not add up"):
+        check_site(hf, Site(2, "mlp_out"))
+    handle.remove()
+    check_site(hf, Site(2, "mlp_out"))

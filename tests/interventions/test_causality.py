@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from interventions import ModelError, edit_in_trace, load_model, record, wrap
+from interventions import ModelError, edit_in_trace, load_model, measure, record, wrap
 from interventions.causality import _seen, check_causal
 from interventions.sites import Site
 from tests.shrunk import build
@@ -99,13 +99,36 @@ def test_experts_that_take_tokens_in_groups_are_accepted(name, dtype):
 
 def test_what_is_not_one_residual_stream_is_refused():
     hf = fresh("llama")
-    hf.model.layers[2].register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
+
+    class Doubled(type(hf.model.layers[2])):
+        def __call__(self, hidden_states, *args, **kwargs):
+            return super().__call__(2 * hidden_states, *args, **kwargs)
+
+    hf.model.layers[2].__class__ = Doubled
     with pytest.raises(ModelError, match="its block 2 does not read what block 1 hands on"):
         wrap(hf)
     hf = fresh("llama")
     hf.model.layers[2].register_forward_hook(lambda _, __, out: torch.cat([out, out], -1))
     with pytest.raises(ModelError, match="cannot use LlamaForCausalLM: its "):
         wrap(hf)
+
+
+def test_hooks_before_a_block_change_what_it_reads_alone():
+    hf = fresh("llama")
+    hf.model.layers[2].register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
+    assert wrap(hf).shapes is not None
+
+
+def test_a_model_that_is_cast_or_resized_is_asked_again():
+    model = wrap(fresh("llama"))
+    for dtype in (torch.float64, torch.bfloat16):
+        model.hf.to(dtype)
+        assert record(model, [[1, 2, 3]]).model.stream_dtype == dtype
+    model.hf.float().resize_token_embeddings(50)
+    recording = record(model, [[1, 2, 3]], [Site(2)])
+    assert model.vocab_size == 50
+    at = torch.tensor([0]), torch.tensor([1])
+    assert measure(recording, Site(2), *at, 2 * recording.at(Site(2), *at)).path == "replay"
 
 
 def test_forward_passes_that_fail_are_a_model_error():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interventions import ModelError, Site, measure, record, wrap
-from interventions.exclusive import exclusive
+from interventions.exclusive import exclusive, hooked
 from tests.tiny import bridge, edited, fresh, prompts, rows
 
 SITE = Site(2)
@@ -102,3 +102,39 @@ def test_another_threads_pass_waits():
         assert not done.wait(0.1)
     thread.join()
     assert done.is_set() and "forward" not in vars(model.hf)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_hook_goes_although_ctrl_c_comes_as_it_is_put_on_or_taken_off(before):
+    class Interrupted(torch.nn.Linear):
+        def register_forward_hook(self, *args, **kwargs):
+            super().register_forward_hook(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        def register_forward_pre_hook(self, *args, **kwargs):
+            super().register_forward_pre_hook(*args, **kwargs)
+            raise KeyboardInterrupt
+
+    module = Interrupted(2, 2)
+    with pytest.raises(KeyboardInterrupt), hooked(module, lambda *_: None, before=before):
+        pass
+    assert not module._forward_hooks and not module._forward_pre_hooks and not module._forward_pre_hooks_with_kwargs
+
+
+def test_attention_is_put_back_although_ctrl_c_comes_in_between(monkeypatch):
+    recording, (prompt, position) = record(fresh("llama"), prompts(), [SITE]), rows()
+    vectors, config = edited(recording, SITE, prompt, position), recording.model.hf.config
+    own, due = type(config)._attn_implementation, []
+
+    def interrupted(self, value):
+        if due and value != "mechdiag_rows":
+            due.clear()
+            raise KeyboardInterrupt
+        own.fset(self, value)
+
+    monkeypatch.setattr(type(config), "_attn_implementation", property(own.fget, interrupted))
+    due.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        measure(recording, SITE, prompt, position, vectors)
+    assert not due and config._attn_implementation == "sdpa"
+    assert measure(recording, SITE, prompt, position, vectors).path == "replay"

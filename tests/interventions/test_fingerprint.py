@@ -1,6 +1,8 @@
 """A model that changed between two calls is noticed, and what it was is kept with results."""
 
 import copy
+import functools
+import pickle
 import re
 import subprocess
 import sys
@@ -54,6 +56,85 @@ def test_a_model_changed_after_recording_is_refused(change):
     again = record(hf, prompts(), [SITE])
     assert again.model.certificates == {}
     assert measure(again, SITE, prompt, position, vectors)["kl"].shape == expected.shape
+
+
+class Steered(nn.Module):
+    """A module of the user's own, with a tensor that is no parameter."""
+
+    def __init__(self, own, vector):
+        super().__init__()
+        self.own, self.vector = own, vector
+
+    def forward(self, *args, **kwargs):
+        return self.own(*args, **kwargs) + self.vector
+
+
+class Steering:
+    scale = 0.0
+
+    def __init__(self):
+        self.scale, self.calls = 0.0, 0
+
+    def hook(self, _, __, out):
+        return out * (1 + self.scale)
+
+
+def steered(kind):
+    """A model with steering of this kind and what makes it act."""
+    hf, given, steering, vector = fresh("llama"), {"scale": 0.0}, Steering(), torch.zeros(32)
+    block = hf.model.layers[4]
+    if kind == "closure":
+        block.register_forward_hook(lambda _, __, out: out * (1 + given["scale"]))
+        return hf, lambda: given.update(scale=1.0)
+    if kind == "method":
+        block.register_forward_hook(steering.hook)
+        return hf, lambda: setattr(steering, "scale", 1.0)
+    if kind == "partial":
+        block.register_forward_hook(functools.partial(lambda add, _, __, out: out + add, vector))
+        return hf, lambda: vector.add_(1)
+    if kind == "forward":
+        own = block.mlp.forward
+        block.mlp.forward = lambda x: own(x) + vector
+        return hf, lambda: vector.add_(1)
+    block.mlp = Steered(block.mlp, vector)
+    return hf, lambda: setattr(block.mlp, "vector", torch.ones(32))
+
+
+@pytest.mark.parametrize("kind", ["closure", "method", "partial", "forward", "module"])
+def test_what_the_users_own_code_refers_to_belongs_to_the_model(kind):
+    hf, act = steered(kind)
+    recording, (prompt, position) = record(hf, prompts(), [SITE]), rows()
+    vectors = edited(recording, SITE, prompt, position)
+    measure(recording, SITE, prompt, position, vectors)
+    act()
+    with pytest.raises(ModelError, match="the model's values changed after it was recorded"):
+        measure(recording, SITE, prompt, position, vectors)
+
+
+def test_hooks_that_keep_what_passes_do_not_change_a_model():
+    hf, kept, steering = fresh("llama"), {}, Steering()
+    hf.model.layers[4].register_forward_hook(lambda _, __, out: kept.update(out=out))
+    hf.model.layers[5].register_forward_hook(lambda _, __, out: kept.setdefault("all", []).append(out))
+    hf.model.layers[5].register_forward_hook(steering.hook)
+    recording, (prompt, position) = record(hf, prompts(), [SITE]), rows()
+    kept.clear()
+    steering.calls += 1
+    vectors = edited(recording, SITE, prompt, position)
+    assert measure(recording, SITE, prompt, position, vectors).path == "replay"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+def test_a_copied_recording_is_of_its_own_copy_of_the_model(copied):
+    recording, (prompt, position) = record(fresh("llama"), prompts(), [SITE]), rows()
+    vectors = edited(recording, SITE, prompt, position)
+    own = copied(recording)
+    expected = measure(recording, SITE, prompt, position, vectors)["kl"]
+    assert torch.equal(measure(own, SITE, prompt, position, vectors)["kl"], expected)
+    own.model.hf.lm_head.weight.mul_(1.1)
+    for changed in (own, copied(own)):
+        with pytest.raises(ModelError, match="changed after it was recorded"):
+            measure(changed, SITE, prompt, position, vectors)
+    assert torch.equal(measure(recording, SITE, prompt, position, vectors)["kl"], expected)
 
 
 @pytest.mark.parametrize("wrapped", ["plain", "bridge", "nnsight"])

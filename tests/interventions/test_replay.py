@@ -4,6 +4,7 @@ Tolerances: `tiny.TOLERANCE` on float32 logits, `tiny.assert_same_effect` on wha
 """
 
 import copy
+import threading
 import warnings
 from dataclasses import replace
 
@@ -534,10 +535,10 @@ def test_nothing_is_left_on_a_model_that_raised(site, device):
     """Both paths, with an error in the middle of the model."""
     hf = fresh("llama", device)
     ids = torch.tensor([prompts()[0]], device=device)
-    before, broken = hf(input_ids=ids).logits, False
+    before, broken = hf(input_ids=ids).logits, threading.Event()
 
     def fail(*_):
-        if broken:
+        if broken.is_set():  # a number would belong to the model
             raise KeyError("in the middle")
 
     handle = hf.model.layers[4].mlp.register_forward_pre_hook(fail)
@@ -545,7 +546,7 @@ def test_nothing_is_left_on_a_model_that_raised(site, device):
     prompt, position = rows()
     vectors = edited(recording, site, prompt, position)
     measure(recording, site, prompt, position, vectors)
-    broken = True
+    broken.set()
     for call in (
         lambda: measure(recording, site, prompt, position, vectors, path="replay"),
         lambda: measure(recording, site, prompt, position, vectors, path="hooks"),

@@ -1,6 +1,7 @@
 """Replay must be right or be refused, whatever a user put on the model. Right values: each prompt alone, with a plain torch hook."""
 
 import copy
+import functools
 import warnings
 
 import pytest
@@ -209,3 +210,102 @@ def test_code_of_the_users_own_acts_as_in_a_plain_pass(hook, patched):
         assert_right(effects, expected)
     if hook is HOOKS["every token"]:
         assert measured(hf, tokens, pairs)[0].path == "replay"
+
+
+def steer(out):
+    """A strong change of every token."""
+    return (out[0] if isinstance(out, tuple) else out) + 0.5 * torch.linspace(-1, 1, 32)
+
+
+WHEN = {
+    "more than a token": lambda x: x.shape[1] > 1,
+    "a single token": lambda x: x.shape[1] == 1,
+    "a short pass": lambda x: x.shape[1] <= 16,
+    "a long pass": lambda x: x.shape[1] >= 20,
+}
+
+
+@pytest.mark.parametrize("when", WHEN.values(), ids=WHEN)
+@pytest.mark.parametrize("batch_rows", [1, None])
+def test_code_that_counts_tokens_acts_as_on_whole_prompts(when, batch_rows):
+    hf, tokens = llama(), prompts((24, 10, 24, 12))
+    pairs = [(0, 3), (0, 23), (1, 9), (2, 7), (2, 11), (3, 5)]
+    hf.model.layers[2].register_forward_hook(lambda _, __, out: steer(out) if when(out) else out)
+    expected = alone(hf, tokens, pairs)
+    for some in (pairs, pairs[:1], pairs[2:3]):
+        effects, warned = measured(hf, tokens, some, batch_rows=batch_rows)
+        assert_right(effects, torch.stack([expected[pairs.index(pair)] for pair in some]))
+        assert bool(warned) == (effects.path == "hooks")
+
+
+@pytest.mark.parametrize("where", ["embedding", "position"])
+def test_code_that_knows_which_token_it_sees_acts_as_on_whole_prompts(where):
+    hf, tokens, seen = llama(), prompts((24, 17)), {}
+    tokens[1][9] = tokens[0][3]
+    pairs = [(0, 2), (0, 3), (0, 20), (1, 9), (1, 16)]
+    if where == "embedding":
+        hf.model.embed_tokens.register_forward_hook(lambda _, args, __: seen.update(at=args[0] == tokens[0][3]))
+    else:
+        hf.model.register_forward_pre_hook(
+            lambda _, __, kwargs: seen.update(at=torch.arange(kwargs["input_ids"].shape[1])[None] % 7 == 2),
+            with_kwargs=True,
+        )
+    hf.model.layers[2].register_forward_hook(lambda _, __, out: torch.where(seen["at"][..., None], steer(out), out))
+    assert_right(measured(hf, tokens, pairs)[0], alone(hf, tokens, pairs))
+
+
+@pytest.mark.parametrize("when", [lambda x: len(x) == 1, lambda x: x.shape[1] > 8, lambda _: True])
+def test_a_forward_under_the_name_of_the_models_own_is_the_users(when):
+    hf, tokens = llama(), prompts((24, 10, 24))
+    pairs = [*((0, p) for p in range(20, 24)), (1, 9), (2, 20), (2, 3)]
+    own = hf.model.layers[2].mlp.forward
+
+    @functools.wraps(own)
+    def forward(x):
+        return steer(own(x)) if when(x) else own(x)
+
+    hf.model.layers[2].mlp.forward = forward
+    assert record(hf, tokens).own_code == ("model.layers.2.mlp",)
+    assert_right(measured(hf, tokens, pairs)[0], alone(hf, tokens, pairs))
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after the block", "before the block"])
+def test_a_sweep_past_the_block_where_code_stands(before):
+    hf, tokens = llama(), prompts((24, 17))
+    pairs = [(0, 2), (0, 23), (1, 9), (1, 16)]
+    if before:
+        hf.model.layers[2].register_forward_pre_hook(lambda _, args: (steer(args[0]), *args[1:]))
+    else:
+        hf.model.layers[2].register_forward_hook(lambda _, __, out: steer(out))
+    sites = [Site(layer) for layer in range(4)]
+    recording, (prompt, position) = record(hf, tokens, sites), (torch.tensor(x) for x in zip(*pairs, strict=True))
+    for site in sites:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            effects = measure(recording, site, prompt, position, 1.5 * recording.at(site, prompt, position))
+        assert_right(effects, alone(hf, tokens, pairs, hf.model.layers[site.layer]))
+        assert effects.path == ("hooks" if site.layer == 2 and not before else "replay")
+
+
+@pytest.mark.parametrize("gate", [lambda x: x.shape[1] >= 8, lambda x: x.shape[1] > 1, lambda x: x.shape[1] < 30])
+@pytest.mark.parametrize("where", ["lm_head", "model.norm"])
+def test_code_around_the_unembedding_that_counts_tokens(where, gate):
+    hf, tokens, pairs = llama(), prompts((24, 17)), [(0, 3), (1, 4)]
+    hf.get_submodule(where).register_forward_hook(lambda _, __, out: out * 1.5 if gate(out) else out)
+    expected = alone(hf, tokens, pairs)
+    for some in (pairs, pairs[:1], pairs * 20):
+        effects, _ = measured(hf, tokens, some, metrics=("kl", "kl_direct"))
+        assert_right(effects, torch.stack([expected[pairs.index(pair)] for pair in some]))
+        direct = measured(hf, tokens, some, metrics=("kl", "kl_direct"), path="hooks")[0]["kl_direct"]
+        assert torch.allclose(effects["kl_direct"], direct, rtol=2e-3, atol=1e-6)
+
+
+def test_a_hook_that_changes_a_block_in_place_acts_once():
+    hf, tokens, pairs = llama(), prompts((24, 17)), [(0, 3), (0, 23), (1, 4)]
+    hf.model.layers[0].register_forward_hook(add_at((slice(None),)))
+    expected = alone(hf, tokens, pairs)
+    effects, _ = measured(hf, tokens, pairs, metrics=("kl", "kl_direct"))
+    assert effects.path == "replay"
+    assert_right(effects, expected)
+    direct = measured(hf, tokens, pairs, metrics=("kl", "kl_direct"), path="hooks")[0]["kl_direct"]
+    assert torch.allclose(effects["kl_direct"], direct, rtol=2e-3, atol=1e-6)
