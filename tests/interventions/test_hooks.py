@@ -384,8 +384,10 @@ def test_a_users_bridge_hooks_fire_during_replay(name, device):
     with pytest.raises(ModelError, match="the model's hooks .*changed after it was recorded"):
         measure(recording, site, prompt, position, vectors)
     hooked = record(handle, prompts(), [site, Site(4)])
-    for where, options, ran in ((site, {}, [0, 0, 0, 1, 1, 1]), (Site(4), {"horizon": 5}, [0, 0, 0, 0, 0, 1])):
-        measure(hooked, where, prompt, position, vectors, **options)  # its trial: both paths
+    for where, options, ran in ((site, {}, [0, 0, 0, 2, 2, 2]), (Site(4), {"horizon": 5}, [0, 0, 0, 0, 0, 2])):
+        measure(
+            hooked, where, prompt, position, vectors, **options
+        )  # its trial: both paths; then each chunk twice, clean first
         calls.update(dict.fromkeys(calls, 0))
         counted = measure(hooked, where, prompt, position, vectors, **options)
         assert counted.path == "replay" and [calls[layer] for layer in range(N_LAYERS)] == ran
