@@ -381,7 +381,7 @@ def test_a_users_bridge_hooks_fire_during_replay(name, device):
 
     for layer in calls:
         handle.add_hook(f"blocks.{layer}.hook_resid_post", count)
-    with pytest.raises(ModelError, match="the model's hooks .*changed after it was recorded"):
+    with pytest.raises(ModelError, match=r"the model's hooks .*changed after it was recorded"):
         measure(recording, site, prompt, position, vectors)
     hooked = record(handle, prompts(), [site, Site(4)])
     for where, options, ran in ((site, {}, [0, 0, 0, 2, 2, 2]), (Site(4), {"horizon": 5}, [0, 0, 0, 0, 0, 2])):
