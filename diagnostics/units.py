@@ -24,8 +24,8 @@ import sae_models
 from diagnostics.files import claim_folder, jsonable, place_whole, read_json, reason, remove_partial, writing
 from diagnostics.progress import Progressing, followed
 from diagnostics.stored import UNREADABLE
+from interventions.certificates import RunCertificates, certificates_of_run
 from interventions.errors import ResultError
-from interventions.trust import RunCertificates, certificates_of_run
 
 Tick = Callable[[int], None]
 

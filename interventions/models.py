@@ -46,7 +46,7 @@ class CausalModel:
     replay_attention: str = "grouped"
     """how replayed rows attend (see `replay`): the way that is tried first"""
     certificates: Any = field(default_factory=dict, repr=False)
-    """fingerprint -> `trust.Certificates`: where replay was found exact while the model was so"""
+    """fingerprint -> `certificates.Certificates`: where replay was found exact while the model was so"""
     warned: set[str] = field(default_factory=set, repr=False)
     """reasons for full forward passes that a warning has named"""
     _hashed: tuple[int, str, str | None] | None = field(default=None, repr=False)
