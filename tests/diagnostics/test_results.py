@@ -1,4 +1,5 @@
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -144,7 +145,7 @@ def test_provenance_says_which_model_ran_and_where():
     assert (found["norm"], found["dtype"], found["device"]) == ("RMSNorm", "float32", "cpu")
     assert model_provenance(wrap(tiny_model("gpt2")))["norm"] == "LayerNorm"
     assert found["threads"] == torch.get_num_threads()
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"] == importlib.metadata.version("torch")
     assert {"transformers", "transformer-lens", "nnsight", "numpy", "pandas", "pyarrow"} <= set(found["versions"])
     json.dumps(found, allow_nan=False)
 

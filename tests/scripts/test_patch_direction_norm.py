@@ -1,3 +1,4 @@
+import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
@@ -167,7 +168,7 @@ def test_provenance_names_all_that_is_needed_to_do_it_again(first):
     assert p["why_hooks"] is None
     assert (p["pairs_asked"], p["seed"], p["sink_filter"]) == (6, 0, 10.0)
     assert (p["sites"], p["horizon"], p["null_models"]) == (["15.resid_post", "29.resid_post"], 1, [])
-    assert p["versions"]["torch"] == torch.__version__
+    assert p["versions"]["torch"] == importlib.metadata.version("torch")
     assert p["text"]["name"] == "boolq"
     assert "CC BY-SA 3.0" in p["text"]["licence"]
     assert len(p["text"]["tokens_sha256"]) == 64
