@@ -48,9 +48,13 @@ def _unscaled_length(module: nn.Module, layer_type: str | None) -> int:
 
 @torch.no_grad()
 def forget_longer_passes(hf: nn.Module) -> None:
-    """Reset a dynamic rotary embedding to its original length: after a longer pass it would keep that pass's frequencies."""
+    """Give dynamic rotary embeddings their own frequencies again: after a longer pass they may keep that one's."""
     for module in hf.modules():
-        for layer_type in _kinds(module):
-            some = next((b for b in module.buffers(recurse=False)), torch.zeros(1))
-            how = {} if layer_type is None else {"layer_type": layer_type}
-            module.forward(some.new_zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long, device=some.device), **how)
+        for layer_type in _kinds(module) if "rope_type" in vars(module) else ():
+            prefix = "" if layer_type is None else f"{layer_type}_"
+            original = getattr(module, f"{prefix}original_inv_freq", None)
+            if original is not None:
+                getattr(module, f"{prefix}inv_freq").copy_(original)
+            for name in {"max_seq_len_cached", f"{prefix}max_seq_len_cached", f"{layer_type}_max_seq_len_cached"}:
+                if name in vars(module):
+                    setattr(module, name, module.original_max_seq_len)
