@@ -70,15 +70,22 @@ def test_masked_language_models_are_refused(config, model):
         wrap(hf)
 
 
+@torch.no_grad()
+def logits_of(hf, ids):
+    return hf(input_ids=torch.tensor([ids])).logits[0]
+
+
 @pytest.mark.parametrize("name", ["BertConfig", "RobertaConfig", "MegatronBertConfig"])
 @pytest.mark.parametrize("is_decoder", [True, False])
 def test_encoders_used_as_decoders(name, is_decoder):
     """The same class is causal or not by one setting of its configuration."""
     kind = getattr(transformers, name)
     hf = build(kind, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind], is_decoder=is_decoder)
-    if is_decoder:
-        assert wrap(hf).n_layers == 4
+    later = [logits_of(hf, ids)[:3] for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 7, 8])]
+    if torch.allclose(*later, atol=1e-4):  # not every version of transformers has a causal mask for every class
+        assert is_decoder and wrap(hf).n_layers == 4
         return
+    assert not is_decoder or name == "MegatronBertConfig"
     with pytest.raises(ModelError, match=NOT_CAUSAL):
         wrap(hf)
 

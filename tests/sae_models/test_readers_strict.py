@@ -58,7 +58,10 @@ def test_types_that_weights_do_not_have_are_refused(tmp_path, name, dtype):
     valid = FORMATS[name]
     key = next(key for key in ("W_dec", "w_dec", "decoder.weight") if key in valid.tensors)
     write_format(tmp_path, valid)
-    write(tmp_path, valid.file, changed(valid, key, lambda value: value.to(dtype)))
+    try:
+        write(tmp_path, valid.file, changed(valid, key, lambda value: value.to(dtype)))
+    except KeyError:
+        pytest.skip(f"this safetensors cannot write {dtype}")
     with pytest.raises(
         CheckpointError, match=f"{key} is a tensor of {dtype}, .*; expected dense floating-point numbers"
     ):
