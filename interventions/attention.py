@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interventions.errors import ModelError
+from interventions.exclusive import configurations
 from interventions.recording import Recording
 
 _NAME = "mechdiag_rows"
@@ -146,8 +147,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, _mask)
 def attending(rows: RowAttention) -> Iterator[None]:
     """Let the model's blocks attend as `rows` say."""
     hf, before = rows.recording.model.hf, _ACTIVE.get()
-    configs = {id(c): c for c in (hf.config, *(m.config for m in hf.modules() if "config" in vars(m)))}
-    own = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
+    own = [(config, getattr(config, "_attn_implementation", None)) for config in configurations(hf.modules())]
 
     def put_back() -> None:
         for config, name in own:  # the outermost first: a configuration hands its attention on to those within it

@@ -1,7 +1,7 @@
 """One measurement at a time on a model, always under the same conditions: eval mode, no autocast, outputs as objects."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import RLock, get_ident
@@ -139,10 +139,14 @@ def _eval_mode(modules: list[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
+def configurations(modules: Iterable[nn.Module]) -> list[Any]:
+    """The configurations that these modules hold, each once, in the modules' order: the outermost first."""
+    return list({id(m.config): m.config for m in modules if "config" in vars(m)}.values())
+
+
 @contextmanager
 def _named_outputs(modules: list[nn.Module]) -> Iterator[None]:
-    configs: dict[int, Any] = {id(m.config): m.config for m in modules if "config" in vars(m)}
-    tuples = [config for config in configs.values() if getattr(config, "return_dict", True) is False]
+    tuples = [config for config in configurations(modules) if getattr(config, "return_dict", True) is False]
     try:
         for config in tuples:
             config.return_dict = True
