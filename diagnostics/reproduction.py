@@ -12,7 +12,7 @@ from diagnostics.dosing import dose_response
 from diagnostics.effect_sparsity import ablation_sparsity
 from diagnostics.latent_pairs import interactions
 from diagnostics.projections import projection_effects
-from diagnostics.results import Result, Shown
+from diagnostics.results import BaseResult, Result
 from diagnostics.settings_words import provenances
 from diagnostics.steering import latent_steering
 from diagnostics.substitution import atom_substitution
@@ -38,7 +38,7 @@ _FORMED = {
 }
 
 
-def reproduction(result: Shown, folder: str) -> str:
+def reproduction(result: BaseResult, folder: str) -> str:
     """Lines of a shell or of Python that make a result again, in the folder where it lies; empty where settings alone must do."""
     if command := result.provenance.get("command"):
         return shlex.join(map(str, command))

@@ -311,7 +311,7 @@ def test_groups_are_selected_by_pair_set_model_and_point():
     ):
         (group,) = run.select(**settings)
         assert {name: group[name] for name in PLACE} == {**PLACE, **place}
-    assert run.select("same_norm") == run.select(model="random 1") == run.select(point="mlp_out") == []
+    assert run.select(pair_set="same_norm") == run.select(model="random 1") == run.select(point="mlp_out") == []
     summary = run.summary()
     assert list(zip(summary.model, summary.point, strict=True)) == [(m, p) for m in models for p in points]
     lines = run.table().splitlines()
