@@ -43,6 +43,7 @@ class CausalAtlas(Result):
     NAME: ClassVar[str] = "atlas"
     TITLE: ClassVar[str] = "Causal atlas"
     QUESTION: ClassVar[str] = "What does removing each active latent do, and which cheap score could have told?"
+    CALL: ClassVar[str] = "causal_atlas"
     NOTE: ClassVar[str] = NOTE
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
 

@@ -54,6 +54,7 @@ class Concentration(Result):
     NAME: ClassVar[str] = "causal_concentration"
     TITLE: ClassVar[str] = "Causal concentration"
     QUESTION: ClassVar[str] = "How many of a token's latents carry its effect, and do single effects add up?"
+    CALL: ClassVar[str] = "causal_concentration"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property

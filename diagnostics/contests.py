@@ -43,6 +43,8 @@ class WinRateReport(BaseResult):
     QUESTION: ClassVar[str] = (
         "How often does a latent's effect correlate more with its cosine than with its inner product?"
     )
+    CALL: ClassVar[str] = "win_rate_report"
+    FORMED_OF: ClassVar[str] = "ProjectionEffects"
     NOTE: ClassVar[str] = NOTE
     TABLES: ClassVar[Mapping[str, str]] = {"latents": "win_rate_latents.parquet"}
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS

@@ -56,6 +56,7 @@ class AblationSparsity(Result):
     NAME: ClassVar[str] = "ablation_sparsity"
     TITLE: ClassVar[str] = "Sparsity of effects"
     QUESTION: ClassVar[str] = "How many logits, and how many later tokens, does an ablation reach?"
+    CALL: ClassVar[str] = "ablation_sparsity"
     NOTE: ClassVar[str] = NOTE
 
     def clear(self, sae: str, edit: str) -> tuple[pd.DataFrame, int]:

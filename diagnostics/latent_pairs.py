@@ -48,6 +48,7 @@ class Interactions(Result):
     NAME: ClassVar[str] = "interactions"
     TITLE: ClassVar[str] = "Interactions"
     QUESTION: ClassVar[str] = "Do two latents of a token act independently?"
+    CALL: ClassVar[str] = "interactions"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property

@@ -56,6 +56,8 @@ class Specifications(BaseResult):
     NAME: ClassVar[str] = "specification"
     TITLE: ClassVar[str] = "Specification curve"
     QUESTION: ClassVar[str] = "Do the claims about direction and norm survive the choices behind them?"
+    CALL: ClassVar[str] = "specification_curve"
+    FORMED_OF: ClassVar[str] = "DirectionNorm"
     NULL_MODELS: ClassVar[bool] = True
     NOTE: ClassVar[str] = (
         "A specification: one choice of each factor. Interval above 1, below 1: share of specifications whose whole 95 % delete-one-prompt "

@@ -72,6 +72,7 @@ class Steering(Result):
     NAME: ClassVar[str] = "latent_steering"
     TITLE: ClassVar[str] = "Steering"
     QUESTION: ClassVar[str] = "What do latents do that are added more and more strongly, alone and jointly?"
+    CALL: ClassVar[str] = "latent_steering"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property

@@ -50,6 +50,7 @@ class Substitutions(Result):
     NAME: ClassVar[str] = "atom_substitution"
     TITLE: ClassVar[str] = "Substitution"
     QUESTION: ClassVar[str] = "Does another atom in a latent's place change less than deleting it at equal dose?"
+    CALL: ClassVar[str] = "atom_substitution"
     NOTE: ClassVar[str] = NOTE
 
     def contests(self, sae: str, atom: str) -> pd.DataFrame:

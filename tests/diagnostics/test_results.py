@@ -32,7 +32,7 @@ from diagnostics.statistics import Estimate
 from diagnostics.stored import document_digest
 from interventions import wrap
 from interventions.errors import ResultError
-from tests.pages import read
+from tests.pages import read as page_of
 from tests.tiny import D_MODEL, N_LAYERS, VOCAB, fresh, tiny_model
 
 
@@ -396,5 +396,5 @@ def test_estimates_stand_with_their_intervals_and_only_what_was_dropped_is_told(
     assert found().table().splitlines()[1:] == ["one 0.5 [0.25, 0.75]", "two              few", "what the numbers are"]
     said = found(rows_dropped={"effect not finite": 3}, why_hooks=["no keys"]).table().splitlines()[-2:]
     assert said == ["full forward passes in place of the fast path: no keys", "rows dropped: 3 effect not finite"]
-    page = read(found()._repr_html_())
+    page = page_of(found()._repr_html_())
     assert "0.5 [0.25, 0.75]" in "".join(page.text) and "what the numbers are" in page.text
