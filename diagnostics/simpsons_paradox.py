@@ -58,6 +58,7 @@ from numpy import ndarray
 from scipy import optimize, sparse
 
 from diagnostics import statistics
+from diagnostics.files import Json
 from diagnostics.statistics import Estimate
 from diagnostics.within import Within
 from interventions.errors import ResultError
