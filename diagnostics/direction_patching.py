@@ -111,7 +111,8 @@ class DirectionNorm(Result):
             for site, found in by_site.items()
             if "exist" in found and found["used"] < found["asked"]
         ]
-        return [*(f"fewer pairs than asked: {'; '.join(few)}" for _ in few[:1]), *super().left_out()]
+        said = [f"fewer pairs than asked: {'; '.join(few)}"] if few else []
+        return [*said, *super().left_out()]
 
     def plot(self, point: str | None = None) -> Any:
         """The figure: KL by depth above, ratios below, of one point (default: the first). Returns a matplotlib Figure."""

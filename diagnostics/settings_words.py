@@ -112,11 +112,11 @@ def left_out_of(p: Mapping[str, Any]) -> list[str]:
     said = [f"full forward passes in place of the fast path: {reason}" for reason in why]
     if not why and "hooks" in _paths(p):
         said.append("full forward passes served, as asked")
-    lost: dict[tuple[str, str], list[str]] = {}
+    lost: dict[tuple[str, str, bool], list[str]] = {}  # of the whole run, or of places that are named
     for place, key, counts in _lost(p):
-        lost.setdefault((_COUNTS[key], counts), []).append(place)
-    for (what, counts), places in lost.items():
-        at = listed([place for place in places if place], 4, "; ")
+        lost.setdefault((_COUNTS[key], counts, bool(place)), []).append(place)
+    for (what, counts, _), places in lost.items():
+        at = listed(places, 4, "; ")
         said.append(f"{what}{f' ({at})' if at else ''}: {counts}")
     return said
 
