@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from diagnostics.depth_plans import Looks, Panel, Plan
+from diagnostics.depth_plans import DepthPlan, Looks, Panel
+from diagnostics.frames import TRAINED
 from diagnostics.plots import Depth, plain_ticks, points, write_caption
 from diagnostics.statistics import Estimate
-from diagnostics.study import TRAINED
 from diagnostics.style import LABELS, UNTRAINED, legend_label, sae_kind, styled
 
 RUN_LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"), ((0, (1, 3)), "P"))
@@ -24,19 +24,19 @@ LINE = ["series", "run", "role", "network"]
 ROW_LABELS = {**LABELS, "alone": "this token alone", "everywhere": "all tokens at once"}
 
 
-def shape_of(plan: Plan, table: pd.DataFrame) -> tuple[int, int]:
+def shape_of(plan: DepthPlan, table: pd.DataFrame) -> tuple[int, int]:
     """Rows and columns of panels: a row a context (corpus, SAE); four panels of one row stand two by two."""
     rows, columns = table["row"].nunique(), table["panel"].nunique()
     return (2, 2) if (rows, columns) == (1, 4) else (rows, columns)
 
 
-def width_of(plan: Plan, table: pd.DataFrame) -> float:
+def width_of(plan: DepthPlan, table: pd.DataFrame) -> float:
     """Of its figure, in inches."""
     columns = shape_of(plan, table)[1]
     return max(7.2, (3.4 if columns < 4 else 2.9) * columns)
 
 
-def draw(plan: Plan, table: pd.DataFrame, looks: Looks, names: Mapping[str, str], words: str) -> Figure:
+def draw(plan: DepthPlan, table: pd.DataFrame, looks: Looks, names: Mapping[str, str], words: str) -> Figure:
     """The figure: every line with its intervals, the caption below. names: of the runs, in the order of their looks."""
     rows = list(dict.fromkeys(table["row"]))
     columns = [name for name in plan.panels if (table["panel"] == name).any()]
@@ -104,7 +104,7 @@ class _Axis:
 class _Drawing:
     """The looks of one figure's lines: colour by series, dash and marker by run where there are several."""
 
-    def __init__(self, plan: Plan, table: pd.DataFrame, looks: Looks, runs: list[str]):
+    def __init__(self, plan: DepthPlan, table: pd.DataFrame, looks: Looks, runs: list[str]):
         self.plan, self.table, self.looks, self.runs = plan, table, looks, runs
         grey = table.loc[table["network"] != TRAINED]
         crowded = len(grey) and grey.groupby(["row", "panel"])["series"].nunique().max() > 1

@@ -1,4 +1,4 @@
-"""Runs that are drawn together: which marks belong to one line, what a line is called, and what a caption says of how all were made."""
+"""Runs that are drawn together: which points belong to one line, what a line is called, and what a caption says of how all were made."""
 
 import json
 import textwrap
@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from diagnostics.depth_plans import Plan
-from diagnostics.study import TRAINED
+from diagnostics.depth_plans import DepthPlan
+from diagnostics.frames import TRAINED
 from diagnostics.style import LABELS
 
 _COUNTS = (
@@ -74,7 +74,7 @@ def labels(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def caption(plan: Plan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]], inches: float) -> str:
+def caption(plan: DepthPlan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]], inches: float) -> str:
     """What a reader of the figure must know: what it shows, n, model, text, seed, sink filter, context; by line where runs differ."""
     main = table.loc[(table["network"] == TRAINED) & (table["role"] == "main")]
     sampled = main.loc[main["n_prompts"] > 0]
@@ -96,7 +96,7 @@ def caption(plan: Plan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any
     return textwrap.fill(" ".join(parts), int(16 * inches), break_on_hyphens=False)
 
 
-def _notes(plan: Plan, table: pd.DataFrame) -> list[str]:
+def _notes(plan: DepthPlan, table: pd.DataFrame) -> list[str]:
     found = []
     if (table["network"] != TRAINED).any():
         n = table.loc[table["network"] != TRAINED, "network"].nunique()

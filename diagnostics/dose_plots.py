@@ -63,7 +63,7 @@ def plot_dose_response(result: "DoseResponse", point: str, context: str) -> Figu
     groups = result.select(point=point, context=context)
     if not groups:
         raise ResultError(f"no rows at {point} {context} in this result, which the figure shows")
-    nulls = [result.select(label, point, context) for label in result.null_models]
+    nulls = [result.select(model=label, point=point, context=context) for label in result.null_models]
     layers, directions = _some_layers(groups), list(result.provenance["directions"])
     columns = min(3, len(layers))
     lines, width = -(-len(layers) // columns), max(3.3 * columns + 0.6, 5.5)
@@ -130,7 +130,8 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
     if not groups:
         raise ResultError(f"no dose {dose:g} in this result; known: {result.provenance['doses']}")
     nulls = [
-        [g for g in result.select(label, point, context) if np.isclose(g["dose"], dose)] for label in result.null_models
+        [g for g in result.select(model=label, point=point, context=context) if np.isclose(g["dose"], dose)]
+        for label in result.null_models
     ]
     depth, directions = Depth(sorted({g["layer"] for g in groups}), point), list(result.provenance["directions"])
     with styled():
@@ -181,7 +182,7 @@ def plot_unit_norm(result: "UnitNorm") -> Figure:
 
     Bars are 95 % delete-one-prompt jackknife intervals; grey lines are untrained networks.
     """
-    groups, nulls = result.select(), [result.select(label) for label in result.provenance["null_models"]]
+    groups, nulls = result.select(), [result.select(model=label) for label in result.provenance["null_models"]]
     depth = Depth(sorted({g["layer"] for g in groups}))
     with styled():
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4), layout="constrained", sharey=True)

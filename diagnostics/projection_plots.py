@@ -11,15 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from diagnostics.frames import TRAINED
 from diagnostics.plots import Depth, caption, plain_ticks, write_caption
-from diagnostics.study import TRAINED
 from diagnostics.style import COLOURS, GREYS, LABELS, looks, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
-    from diagnostics.contests import Contest, WinRateReport
+    from diagnostics.contests import WinRateReport
     from diagnostics.norm_exponent import Exponent
     from diagnostics.projections import ProjectionEffects
+    from diagnostics.win_rate_summary import Contest
 
 A_LIMITS = (-1.6, 2.6)
 """Of the axis of exponents: what lies beyond is drawn at its edge as an arrow."""
@@ -112,7 +113,7 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
                         label="learned by the SAE",
                     )
                 for i, label in enumerate(result.null_models):
-                    own = [g for g in result.select(label, context=where) if kind(g["sae"]) == name]
+                    own = [g for g in result.select(model=label, context=where) if kind(g["sae"]) == name]
                     ways = [g["exponents"].get("observational") for g in own]
                     a = [way.a.value if way is not None and way.identified else np.nan for way in ways]
                     known = np.clip(a, *A_LIMITS)

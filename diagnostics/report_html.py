@@ -7,14 +7,12 @@ from html import escape
 import pandas as pd
 
 from diagnostics.caveats import caveats, differences
-from diagnostics.headlines import headlines
 from diagnostics.html_figures import picture
 from diagnostics.html_tables import table_html
-from diagnostics.questions import QUESTIONS
 from diagnostics.report_style import REPORT_STYLE, SCRIPT
 from diagnostics.reproduction import reproduction
 from diagnostics.result_html import measured, note, quiet, titled, to_know
-from diagnostics.results import Shown, jsonable
+from diagnostics.results import BaseResult, jsonable
 from diagnostics.settings_words import listed, measured_on, provenances, text_names
 from interventions.errors import MechdiagError, ResultError
 
@@ -25,7 +23,7 @@ FIRST_NUMBERS = 8
 
 
 def report(
-    results: Mapping[str, Shown],
+    results: Mapping[str, BaseResult],
     *,
     title: str = "Results",
     unfinished: Sequence[str] = (),
@@ -60,7 +58,7 @@ def report(
     )
 
 
-def _lead(results: Mapping[str, Shown]) -> str:
+def _lead(results: Mapping[str, BaseResult]) -> str:
     every = [p for result in results.values() for p in provenances(result).values()]
     models = dict.fromkeys(measured_on(p)[0] for p in every if "model" in p)
     texts = dict.fromkeys(name for p in every for name in text_names(p))
@@ -75,11 +73,11 @@ def _within_a_sentence(title: str) -> str:
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
-def _first(results: Mapping[str, Shown], anchors: Mapping[str, str]) -> str:
+def _first(results: Mapping[str, BaseResult], anchors: Mapping[str, str]) -> str:
     rows = []
     for name, result in results.items():
         with quiet():
-            found = headlines(result)
+            found = list(result.headlines())
         link = f'<a href="#{anchors[name]}">{escape(name)}</a>'
         rows += [
             f"<tr><td class=words>{escape(h.what)} <span class=ci>({link})</span></td>"
@@ -100,7 +98,7 @@ def _first(results: Mapping[str, Shown], anchors: Mapping[str, str]) -> str:
     )
 
 
-def _contents(results: Mapping[str, Shown], anchors: Mapping[str, str], known: Mapping[str, Sequence[str]]) -> str:
+def _contents(results: Mapping[str, BaseResult], anchors: Mapping[str, str], known: Mapping[str, Sequence[str]]) -> str:
     lines = "".join(
         f'<li><a href="#{anchors[name]}">{escape(name)}</a> <span class=soft>{escape(titled(result))}; {len(known[name])} to know first</span></li>'
         for name, result in results.items()
@@ -124,17 +122,16 @@ def _shared(
     return f'<h2 id="unlike">Not the same in all results</h2>{to_know(lines)}'
 
 
-def _section(name: str, result: Shown, anchor: str, known: Sequence[str], code: str | None) -> str:
-    question = QUESTIONS.get(result.NAME, ("", ""))[1]
+def _section(name: str, result: BaseResult, anchor: str, known: Sequence[str], code: str | None) -> str:
     warned = f'<h3 id="{anchor}-know">What to know first</h3>{to_know(known)}' if known else ""
     return (
-        f'<section id="{anchor}"><h2>{escape(name)}: {escape(titled(result))}<small>{escape(question)}</small></h2>{measured(result)}'
+        f'<section id="{anchor}"><h2>{escape(name)}: {escape(titled(result))}<small>{escape(result.QUESTION)}</small></h2>{measured(result)}'
         f"{warned}{_figures(result)}{_tables(result, anchor)}{note(result)}{_again(name, result, code)}"
         f'<p class=soft><a href="#contents">Contents</a></p></section>'
     )
 
 
-def _figures(result: Shown) -> str:
+def _figures(result: BaseResult) -> str:
     try:
         with quiet():
             figures = result.figures()
@@ -146,7 +143,7 @@ def _figures(result: Shown) -> str:
     return f'<h3>Figures</h3><div class="figures">{shown}</div>' if shown else ""
 
 
-def _tables(result: Shown, anchor: str) -> str:
+def _tables(result: BaseResult, anchor: str) -> str:
     with quiet():
         tables = result.tables()
     return "<h3>Tables</h3>" + "".join(
@@ -167,7 +164,7 @@ def _table(title: str, frame: pd.DataFrame, anchor: str) -> str:
     )
 
 
-def _again(name: str, result: Shown, code: str | None) -> str:
+def _again(name: str, result: BaseResult, code: str | None) -> str:
     facts = []
     for run, p in provenances(result).items():
         versions = ", ".join(f"{package} {v}" for package, v in p.get("versions", {}).items() if v)

@@ -9,8 +9,7 @@ from diagnostics.card_style import STYLE
 from diagnostics.caveats import caveats
 from diagnostics.html_figures import picture
 from diagnostics.html_tables import table_html
-from diagnostics.questions import QUESTIONS
-from diagnostics.results import Shown
+from diagnostics.results import BaseResult
 from diagnostics.settings_words import listed, measured_on, provenances
 from interventions.errors import MechdiagError
 
@@ -30,7 +29,7 @@ list-style:disc}
 _MOST_LINES = 400
 
 
-def shown(result: Shown) -> str:
+def shown(result: BaseResult) -> str:
     """A result as a fragment with its style sheet. The figure is drawn, closed, and part of it: it does not appear a second time."""
     title = titled(result)
     known = warned(result)  # before anything else forms the statistics, whose warnings it keeps
@@ -48,7 +47,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def measured(result: Shown) -> str:
+def measured(result: BaseResult) -> str:
     """Model, text, place, seed and path of each run, a line each."""
     lines = {name: measured_on(p) for name, p in provenances(result).items()}
     return "".join(
@@ -58,14 +57,14 @@ def measured(result: Shown) -> str:
     )
 
 
-def note(result: Shown) -> str:
+def note(result: BaseResult) -> str:
     """How the numbers are to be read."""
     return f'<p class="soft note">{escape(result.NOTE)}</p>' if result.NOTE else ""
 
 
-def titled(result: Shown) -> str:
+def titled(result: BaseResult) -> str:
     """What its kind is called."""
-    return QUESTIONS.get(result.NAME, (result.NAME, ""))[0]
+    return result.TITLE or result.NAME
 
 
 def to_know(lines: Sequence[str]) -> str:
@@ -74,12 +73,12 @@ def to_know(lines: Sequence[str]) -> str:
     return f"<ul class=caveats>{items}</ul>" if items else ""
 
 
-def warned(result: Shown) -> str:
+def warned(result: BaseResult) -> str:
     """What a reader must know, as a list."""
     return to_know(caveats(result))
 
 
-def _tables(result: Shown) -> str:
+def _tables(result: BaseResult) -> str:
     parts = []
     with quiet():
         tables = result.tables()
@@ -91,7 +90,7 @@ def _tables(result: Shown) -> str:
     return "".join(parts)
 
 
-def _figure(result: Shown, title: str) -> str:
+def _figure(result: BaseResult, title: str) -> str:
     try:
         with quiet():
             figure = result.plot()

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from diagnostics.frames import TRAINED
 from diagnostics.plots import caption, write_caption
-from diagnostics.study import TRAINED
 from diagnostics.style import COLOURS, styled
 from interventions.errors import ResultError
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diagnostics.frames import TRAINED as TRAINED
 from diagnostics.progress import Progressing
 from diagnostics.results import model_identity, model_provenance
 from diagnostics.sampling import Pairs, TokenFilter, token_filter
@@ -35,7 +36,6 @@ from interventions.texts import Prompts, prompts_for
 CONTEXTS = ("in_place", "single_token")
 """`in_place`: the token's own prompt and position. `single_token`: the vector as the only token, id 0, as in the paper."""
 METRICS = ("kl", "js", "clean_entropy", "top1_changed", "kl_direct")
-TRAINED = "trained"
 SHARD = 64
 """prompts in a work unit"""
 

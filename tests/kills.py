@@ -20,7 +20,7 @@ import torch
 
 from diagnostics.atlas import CausalAtlas
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import Shown
+from diagnostics.results import BaseResult
 from interventions.errors import ResultError
 from tests.tiny import prompts, tiny_model, tokenizer
 
@@ -35,7 +35,7 @@ class Case:
     words: tuple[object, ...]
     before: tuple[object, ...] | None = None
     """words of a run that is finished in the folder first"""
-    kind: type[Shown] | None = None
+    kind: type[BaseResult] | None = None
     """what it writes"""
 
 
@@ -119,7 +119,7 @@ def files(out: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in sorted(every.items()) if name not in (".lock", "lock")}
 
 
-def sound(case: Case, out: Path, known: list[Shown]) -> bool:
+def sound(case: Case, out: Path, known: list[BaseResult]) -> bool:
     """Whether what lies in a folder is a whole result of one of the runs, or refused."""
     if case.kind is None:
         return True

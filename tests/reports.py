@@ -6,7 +6,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from diagnostics.latent_results import LatentResult
+from diagnostics.results import Result
 from diagnostics.statistics import Estimate
 from diagnostics.unit_norm import UnitNorm, unit_norm_sweep
 from tests.tiny import prompts, tiny_model
@@ -27,7 +27,7 @@ def with_provenance(**more) -> UnitNorm:
     return replace(measured(), provenance=measured().provenance | more)
 
 
-class Planted(LatentResult):
+class Planted(Result):
     """Forty lines whose numbers are not in order."""
 
     NAME, NOTE = "planted", "what the numbers are"

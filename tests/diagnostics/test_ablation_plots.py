@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from diagnostics.ablation_tables import terminal
 from diagnostics.feature_ablations import FeatureAblation
 from tests.diagnostics.test_ablation_summary import COUNTS, table
 
@@ -72,11 +71,11 @@ def test_by_count(arms):
 
 
 def test_the_terminal_says_effects_doses_comparisons_and_losses():
-    words = terminal(result())
+    words = result().table()
     for part in ("kl, mean over concepts", "probe, at equal intended effect", "‖Δx‖²", "2 reads lost", "mean of 2"):
         assert part in words
-    alone = terminal(result(arms=("random",)))
-    assert "kl, at equal intended effect:\nno selected arm, so none" in alone
+    alone = result(arms=("random",)).table()
+    assert "kl, at equal intended effect:\nnone" in alone
 
 
 def test_without_a_selected_arm_there_is_no_comparison():

@@ -11,9 +11,9 @@ from matplotlib.container import ErrorbarContainer
 
 from diagnostics.depth import DepthFigures, depth_figures, found_results
 from diagnostics.depth_panels import LINE
-from diagnostics.depth_plans import PLANS
 from diagnostics.files import write_csv
 from diagnostics.sae_plots import plot_evaluation
+from diagnostics.saved import PLANS
 from diagnostics.style import SAE_LOOKS, UNTRAINED, looks
 from interventions.errors import ResultError
 from tests.diagnostics.made_results import (

@@ -151,7 +151,7 @@ def test_doses_drawn_are_those_of_the_table(layers, given):
         assert len(lines) == 2
         for line in lines:
             edit = GREY[line.get_linestyle()]
-            null = [g for g in run.select("random 0") if g["layer"] == layer]
+            null = [g for g in run.select(model="random 0") if g["layer"] == layer]
             expected = [g["edits"][edit]["mean_kl"].value for g in null]
             floor = [10 * g["noise_floor"] for g in null]
             np.testing.assert_allclose(line.get_ydata(), np.where(np.greater(expected, floor), expected, np.nan))
@@ -229,7 +229,7 @@ def test_depths_drawn_are_those_of_the_table(layers):
     figure = drawn_doses(depth=True) if run is doses() else drawn(run.plot_depth(0.3))
     left, right = figure.axes
     every = [g for g in run.select() if g["dose"] == 0.3]
-    nulls = [g for g in run.select("random 0") if g["dose"] == 0.3]
+    nulls = [g for g in run.select(model="random 0") if g["dose"] == 0.3]
     names = ["toward_token", "between_tokens", "norm_up", "norm_down", *run.provenance["directions"]]
     labels = {edit: EDIT_LABELS.get(edit, f"{edit} (given)") for edit in names}
     for edit in names:
@@ -307,7 +307,7 @@ def test_figures_take_the_dose_nearest_to_a_fifth():
 def test_unit_norms_drawn_are_those_of_the_table(layers):
     run = units(layers)
     figure = drawn(run.plot())
-    groups, nulls = run.select(), run.select("random 0")
+    groups, nulls = run.select(), run.select(model="random 0")
     series = {"unit_norm": "norm forced to 1", "rotation": "turned by the same distance"}
     assert [ax.get_title(loc="left") for ax in figure.axes] == list(TITLES.values())
     for ax, end in zip(figure.axes, TITLES, strict=True):

@@ -61,7 +61,7 @@ def test_long_tables_fold_and_sort(html):
 
 def test_more_numbers_than_the_first_screen_holds_are_counted(monkeypatch):
     monkeypatch.setattr(
-        "diagnostics.report_html.headlines", lambda result: [Headline(f"n {i}", str(i), "") for i in range(11)]
+        "tests.reports.Planted.headlines", lambda result: [Headline(f"n {i}", str(i), "") for i in range(11)]
     )
     text = "".join(read(report({"x": planted()})).text)
     assert "n 7" in text and "n 8" not in text and "and 3 more such numbers in x" in text

@@ -1,7 +1,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from diagnostics.results import Shown
+from diagnostics.results import BaseResult
 from interventions.errors import ResultError
 from tests.pages import read
 from tests.reports import EVIL, Planted, measured, planted, with_provenance
@@ -54,4 +54,4 @@ def test_a_figure_that_cannot_be_drawn_says_why():
 def test_every_kind_shows_itself_in_the_same_way():
     from diagnostics.saved import KINDS
 
-    assert {kind._repr_html_ for kind in KINDS.values()} == {Shown._repr_html_}
+    assert {kind._repr_html_ for kind in KINDS.values()} == {BaseResult._repr_html_}

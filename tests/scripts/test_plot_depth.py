@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from diagnostics.depth_plans import PLANS
 from diagnostics.results import save_tokens, write_frame, write_json
+from diagnostics.saved import PLANS
 from tests.diagnostics.made_results import evaluation
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_depth.py"
