@@ -1,0 +1,26 @@
+"""Templates of the pages of results, cards and reports. Whatever a template is given is escaped here, and nowhere else."""
+
+from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
+from markupsafe import Markup
+
+from diagnostics.style import PAGE_COLOURS
+
+_FOLDERS = {name: f"templates/{name}" for name in ("results", "cards", "reports")}
+"""Folders within the package, by the first part of a template's name."""
+_ENVIRONMENT = Environment(
+    loader=PrefixLoader({name: PackageLoader("diagnostics", folder) for name, folder in _FOLDERS.items()}),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_ENVIRONMENT.globals["colours"] = PAGE_COLOURS
+
+
+def render(template: str, **values: object) -> Markup:
+    """A template such as `cards/card.html` filled in. Strings are escaped; what `render` returned before is taken as it is.
+
+    Raises `jinja2.UndefinedError` where the template asks for a value that is not given.
+    """
+    return Markup(_ENVIRONMENT.get_template(template).render(values))
