@@ -1,15 +1,16 @@
-"""Small charts of a card as inline SVG, whose colours are the card's: nothing is drawn ahead of the page's theme."""
+"""Small charts of a card as inline SVG, coloured by the card's style sheet, so that they follow the page's light or dark theme."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from diagnostics.card_content import Histogram
 from diagnostics.card_words import short
 from diagnostics.statistics import Estimate
-from diagnostics.templates import render
+from diagnostics.templates import part
 
 WIDTH, HEIGHT = 420, 200
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 38
@@ -45,7 +46,7 @@ class Axis:
         return [float(t) for t in found if self.low - room <= t <= self.high + room]
 
 
-def z_chart(histogram: Histogram) -> str:
+def z_chart(histogram: Histogram) -> Markup:
     """Histogram of z where the latent is active, positive and negative in their colours."""
     edges, counts = histogram
     x, y = _axes(float(edges[0]), float(edges[-1]), 0, float(max(counts.max(initial=0), 1)))
@@ -57,7 +58,7 @@ def z_chart(histogram: Histogram) -> str:
     return _svg("Histogram of z where the latent is active", bars, x, y, "z where active", "tokens")
 
 
-def norm_chart(histograms: tuple[Histogram, Histogram]) -> str:
+def norm_chart(histograms: tuple[Histogram, Histogram]) -> Markup:
     """‖x‖ where the latent is active over ‖x‖ of all tokens, as shares of each."""
     active, every = histograms
     top = float(max(active.counts.max(initial=0), every.counts.max(initial=0), 1e-9))
@@ -75,7 +76,7 @@ def norm_chart(histograms: tuple[Histogram, Histogram]) -> str:
     return _svg("‖x‖ where the latent is active and of all tokens", bars, x, y, "‖x‖", "share of tokens")
 
 
-def quartile_chart(shares: Sequence[Estimate]) -> str:
+def quartile_chart(shares: Sequence[Estimate]) -> Markup:
     """Where in the quartiles of ‖x‖ the latent fires, with intervals; a line at what indifference gives."""
     ends = [e.high if np.isfinite(e.high) else e.value for e in shares]
     x, y = _axes(0, 4, 0, max(0.5, *(float(np.nan_to_num(end)) for end in ends)))
@@ -91,13 +92,13 @@ def quartile_chart(shares: Sequence[Estimate]) -> str:
     return _svg("Share of firing by quartile of ‖x‖", drawn, x, y, "quartile of ‖x‖", "share of firing", names)
 
 
-def effect_chart(rows: pd.DataFrame) -> str:
+def effect_chart(rows: pd.DataFrame) -> Markup:
     """KL of removing z·d against |z|, each token beside its placebo; both logarithmic."""
     own = rows.loc[np.isfinite(rows.kl.to_numpy(float))].iloc[:_SHOWN_POINTS]
     values = np.concatenate([own.kl.to_numpy(float), own.kl_placebo.dropna().to_numpy(float)])
     size = own.z.abs().to_numpy(float)
     if not len(own) or not (values > 0).any():
-        return ""
+        return Markup()
     floor = max(float(values[values > 0].min()), float(values.max()) * 1e-7)
     low, high = float(size.min()), float(size.max())
     x, y = _axes(low / 1.06, high * 1.06, floor / 1.5, float(values.max()) * 1.5, log_x=True, log_y=True)
@@ -141,7 +142,7 @@ def _svg(
     x_label: str,
     y_label: str,
     names: Sequence[tuple[float, str]] | None = None,
-) -> str:
+) -> Markup:
     left, right, bottom = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM
     if names is None:
         names = [(x(t), short(t)) for t in x.ticks()]
@@ -155,4 +156,4 @@ def _svg(
         _label(x_label, (left + right) / 2, HEIGHT - 5, **{"class": "label"}),
         _label(y_label, 10, up, **{"class": "label", "transform": f"rotate(-90 10 {up})"}),
     ]
-    return render("cards/chart.svg", title=title, width=WIDTH, height=HEIGHT, marks=drawn)
+    return part("cards/chart.svg", title=title, width=WIDTH, height=HEIGHT, marks=drawn)

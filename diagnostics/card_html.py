@@ -6,18 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from markupsafe import Markup
+
 from diagnostics import card_words as words
 from diagnostics.card_charts import effect_chart, norm_chart, quartile_chart, z_chart
 from diagnostics.card_content import LatentCard
 from diagnostics.card_words import counted, ends, known, percent, short
 from diagnostics.latent_effects import PLACEBOS, EffectSummary
-from diagnostics.latent_examples import BANDS, TOP, Example
+from diagnostics.latent_examples import TOP, Example
 from diagnostics.results import jsonable
 from diagnostics.statistics import MIN_PROMPTS
 from diagnostics.templates import render
 
 _SIGNS = {1: "positive", -1: "negative"}
-_GROUPS = {TOP: "Strongest", **{band: f"From the {band}".replace("From the around", "Around") for band in BANDS}}
+_GROUPS = {TOP: "Strongest", "upper quarter": "From the upper quarter", "around the median": "Around the median"}
 
 
 def page(card: LatentCard) -> str:
@@ -52,7 +54,7 @@ def _values(card: LatentCard) -> dict[str, Any]:
 
 
 def _tiles(card: LatentCard) -> list[tuple[str, str, str]]:
-    """Name, value and what is said below it."""
+    """Name, value and the line below it."""
     low, high = card.z_range
     few = card.frequency.n_prompts < MIN_PROMPTS
     tiles = [
@@ -78,7 +80,7 @@ def _tiles(card: LatentCard) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _charts(card: LatentCard) -> list[tuple[str, str]]:
+def _charts(card: LatentCard) -> list[tuple[Markup, str]]:
     """Charts and their captions."""
     return [
         (z_chart(card.z_histogram), f"Activation at the {card.n_active:,} tokens where it is active."),

@@ -9,16 +9,16 @@ CHOSEN = {
     "prompts, which had no part in that; how often it fires, activations, norms and texts are of all prompts.",
     "frequent": "Chosen by frequent:N as one that fires most often on these tokens, which flatters the share of them on which it fires.",
 }
-"""How a latent was chosen, where that biases what its card says."""
+"""Notes on latents chosen in a way that biases some of their numbers."""
 
 
 def known(value: float | None) -> bool:
-    """Measured, and finite."""
+    """Whether it was measured and is finite."""
     return value is not None and math.isfinite(value)
 
 
 def short(value: float) -> str:
-    """Three digits, two and a power of ten where it is very small or large; a minus that is one; a dash where it is not finite."""
+    """Three digits; two and a power of ten where it is very small or large; a dash where it is not finite. Minus signs are U+2212."""
     if not math.isfinite(value):
         return "–"
     size = abs(value)

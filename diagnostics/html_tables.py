@@ -1,12 +1,13 @@
-"""Tables of results as HTML: numbers on the right, intervals in a softer colour, what a click sorts by in `data-v`."""
+"""Tables of results as HTML: numbers on the right, intervals in a softer colour, the value a click sorts by in `data-v`."""
 
 import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
-from diagnostics.templates import render
+from diagnostics.templates import part
 
 _NUMBER = re.compile(r"(?:≥ ?|< ?)?([-−+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?= ?%|\s|$)", re.IGNORECASE)
 _WHOLE = re.compile(_NUMBER.pattern + r"(?: ?%)?(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
@@ -33,8 +34,8 @@ def cell_text(cell: Any) -> str:
     return str(cell)
 
 
-def table_html(frame: pd.DataFrame, caption: str = "", *, most: int | None = None, sortable: bool = False) -> str:
-    """A table. most: lines beyond so many carry the class `more`; sortable: heads are buttons."""
+def table_html(frame: pd.DataFrame, caption: str = "", *, most: int | None = None, sortable: bool = False) -> Markup:
+    """A frame as a table. most: rows after so many have the class `more`; sortable: column heads are buttons."""
     cells = [[cell_text(value) for value in line] for line in frame.itertuples(index=False, name=None)]
     values = [[sort_value(value) for value in line] for line in frame.itertuples(index=False, name=None)]
     columns = [
@@ -45,7 +46,7 @@ def table_html(frame: pd.DataFrame, caption: str = "", *, most: int | None = Non
         [(*_parts(text, value), value) for text, value in zip(line, numbers, strict=True)]
         for line, numbers in zip(cells, values, strict=True)
     ]
-    return render("results/table.html", caption=caption, columns=columns, lines=lines, most=most, sortable=sortable)
+    return part("results/table.html", caption=caption, columns=columns, lines=lines, most=most, sortable=sortable)
 
 
 def _is_numeric(texts: list[str], values: list[float | None]) -> bool:

@@ -1,4 +1,4 @@
-"""Results as one page: what was measured, the numbers to look at first, every figure and table, and how to make them again."""
+"""Results as one page: what was measured, the numbers to look at first, every figure and table, and how to reproduce them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ from diagnostics.templates import render
 from interventions.errors import ResultError
 
 FIRST_LINES = 12
-"""Of a long table; the rest shows on a click."""
+"""Rows of a long table that show before a click."""
 FIRST_NUMBERS = 8
-"""Of one result, on the first screen; how many more there are is said."""
+"""Headlines of one result on the first screen; further ones are counted."""
 
 
 def report(
@@ -29,10 +29,10 @@ def report(
     damaged: Mapping[str, str] | None = None,
     code: Mapping[str, str] | None = None,
 ) -> str:
-    """Results by name as one HTML page that needs nothing else: no network, no other file, the same bytes for the same results.
+    """Results by name as one HTML page without external resources. The same results give the same bytes.
 
-    unfinished: runs that were begun and have no result; damaged: results that cannot be loaded, with the reason; code: version of the
-    code that made each result, where it is known. All are told. Everything that comes from data is escaped. Raises `ResultError` for no results.
+    unfinished: runs without a result yet; damaged: results that cannot be loaded, with the reason; code: version of the code that made
+    each result, where it is known. The page lists all three. Raises `ResultError` for no results.
     """
     if not results:
         raise ResultError("no result to report; give at least one")
@@ -65,7 +65,7 @@ def _within_a_sentence(title: str) -> str:
 def _unlike(
     unlike: Sequence[str], unfinished: Sequence[str], damaged: Mapping[str, str], code: Mapping[str, str]
 ) -> list[str]:
-    """What is not the same in all results, and what is left out."""
+    """Differences between results, and what is left out."""
     lines = [*unlike, *(f"unfinished run, left out: {name}" for name in unfinished)]
     lines += [f"damaged result, left out: {name}: {why}" for name, why in damaged.items()]
     by: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def _unlike(
 
 
 def _section(name: str, result: Shown, anchor: str, code: str | None) -> dict[str, Any]:
-    known = caveats(result)  # before anything else forms the statistics, whose warnings it keeps
+    known = caveats(result)  # first, since it keeps the warnings of the statistics, which are computed once
     with quiet():
         first, tables = headlines(result), result.tables()
     figures, no_figure = pictures(result.figures)

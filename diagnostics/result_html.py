@@ -1,4 +1,4 @@
-"""A result as a notebook shows it: what was measured on what, its tables, what a reader must know, its figure."""
+"""A result as a notebook shows it: model, text and settings, tables, caveats, figure."""
 
 import contextlib
 import warnings
@@ -19,8 +19,8 @@ _MOST_LINES = 400
 
 
 def shown(result: Shown) -> str:
-    """A result as a fragment with its style sheet. The figure is drawn, closed, and part of it: it does not appear a second time."""
-    known = caveats(result)  # before anything else forms the statistics, whose warnings it keeps
+    """A result as a fragment with its style sheet. Its figure is inlined and closed, so that the notebook does not show it again."""
+    known = caveats(result)  # first, since it keeps the warnings of the statistics, which are computed once
     with quiet():
         tables = result.tables()
     names = listed(part for p in provenances(result).values() for part in measured_on(p)[:2])
@@ -42,7 +42,7 @@ def shown(result: Shown) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What statistics warn of is among the caveats, once."""
+    """Without the warnings of the statistics, which are among the caveats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
@@ -55,12 +55,12 @@ def measured(result: Shown) -> list[tuple[str, str]]:
 
 
 def titled(result: Shown) -> str:
-    """What its kind is called."""
+    """The title of its kind."""
     return QUESTIONS.get(result.NAME, (result.NAME, ""))[0]
 
 
 def pictures(draw: Callable[[], Mapping[str, Figure]]) -> tuple[dict[str, Picture], str]:
-    """Figures by name, and why there are none, where they cannot be drawn."""
+    """Figures by name as data, or none and the reason."""
     try:
         with quiet():
             figures = draw()

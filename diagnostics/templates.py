@@ -1,4 +1,4 @@
-"""Templates of the pages of results, cards and reports. Whatever a template is given is escaped here, and nowhere else."""
+"""Templates of the pages of results, cards and reports. Every value that a template inserts is escaped here."""
 
 from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,9 +18,14 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.globals["colours"] = PAGE_COLOURS
 
 
-def render(template: str, **values: object) -> Markup:
-    """A template such as `cards/card.html` filled in. Strings are escaped; what `render` returned before is taken as it is.
+def render(template: str, **values: object) -> str:
+    """A page from a template such as `cards/card.html`. Strings are escaped; what `part` returned is inserted as it is.
 
-    Raises `jinja2.UndefinedError` where the template asks for a value that is not given.
+    Raises `jinja2.UndefinedError` where the template uses a value that is not given.
     """
-    return Markup(_ENVIRONMENT.get_template(template).render(values))
+    return _ENVIRONMENT.get_template(template).render(values)
+
+
+def part(template: str, **values: object) -> Markup:
+    """The same for a part that another template inserts."""
+    return Markup(render(template, **values))

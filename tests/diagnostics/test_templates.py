@@ -6,7 +6,7 @@ import pytest
 
 import diagnostics
 from diagnostics.style import PAGE_COLOURS
-from diagnostics.templates import render
+from diagnostics.templates import part, render
 
 FILES = {
     path.name: path.read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_style_sheets_take_their_colours_from_one_place():
 
 def test_text_is_escaped_once_and_a_missing_value_raises():
     values = {"columns": [("a & b", True)], "lines": [[("1", "<i>", 1.0)]], "most": None, "sortable": False}
-    table = render("results/table.html", caption="'\"", **values)
+    table = part("results/table.html", caption="'\"", **values)
     assert "&#39;&#34;" in table and "a &amp; b" in table and "&lt;i&gt;" in table
     page = render(
         "results/result.html", title="", runs=[], tables=[(table, 1, 1)], note="", known=[], figures={}, no_figure=""
