@@ -16,7 +16,7 @@ from diagnostics.ablation_tables import measured
 from diagnostics.equal_effects import EqualEffect
 from diagnostics.plots import write_caption
 from diagnostics.statistics import Estimate
-from diagnostics.style import FLOORS, legend_label, legend_looks, looks, styled
+from diagnostics.style import FLOORS, GRID, KEY, NOTE, OPEN, legend_label, legend_looks, looks, styled
 
 if TYPE_CHECKING:
     from diagnostics.feature_ablations import FeatureAblation
@@ -85,7 +85,7 @@ def _curves(ax: Axes, curves: list[Curve], style: dict[str, tuple[str, str]]) ->
         x, y = c.value[shown].T
         if c.arm == "selected" and clean.any():  # at the bottom, whatever its scale
             ax.plot(
-                c.value[clean, 0], np.full(int(clean.sum()), 0.02), color=style[c.sae][0], marker=style[c.sae][1], mfc="white",
+                c.value[clean, 0], np.full(int(clean.sum()), 0.02), color=style[c.sae][0], marker=style[c.sae][1], mfc=OPEN,
                 ms=4, lw=0, transform=ax.get_xaxis_transform(), clip_on=False,
             )  # fmt: skip
         if c.arm != "selected":
@@ -108,7 +108,7 @@ def _curves(ax: Axes, curves: list[Curve], style: dict[str, tuple[str, str]]) ->
         ax.set_yscale("log")
         ends = [every.min(), every.max()]
         x_ends, y_ends = ax.get_xlim(), ax.get_ylim()
-        ax.plot(ends, ends, color="0.9", lw=0.8, zorder=0)
+        ax.plot(ends, ends, color=GRID, lw=0.8, zorder=0)
         ax.set_xlim(x_ends)
         ax.set_ylim(max(y_ends[0], every.min() / 5), y_ends[1])
     for axis in (ax.xaxis, ax.yaxis):
@@ -148,7 +148,7 @@ def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str,
             else:
                 ax.plot([x - 0.09], [y], color=colour, marker=marker, ms=2.5, lw=0, alpha=0.6)
     if not found:
-        ax.text(0.5, 0.5, "no selected arm", transform=ax.transAxes, ha="center", color="0.45")
+        ax.text(0.5, 0.5, "no selected arm", transform=ax.transAxes, ha="center", color=NOTE)
     ax.set_ylim(0, 1)
     ax.set_xlim(-0.5, len(saes) - 0.3)
     crowded = len(saes) > 4
@@ -173,7 +173,7 @@ def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure
             if c.arm != KEEP:
                 some = [c.log_ratio(k) for k in range(len(c.counts))]
                 _by_count(axes[0], c, some, style)
-        axes[0].axhline(1, color="0.85", lw=0.8, zorder=0)
+        axes[0].axhline(1, color=GRID, lw=0.8, zorder=0)
         axes[0].set_yscale("log")
         low, high = axes[0].get_ylim()
         axes[0].set_ylim(max(low, LEAST), high)
@@ -186,7 +186,7 @@ def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure
                 for part, dashes in ((0, "-"), (1, "--")):
                     some = [c.recovered(k, part) for k in range(1, len(c.counts))]
                     _line(axes[2], c.counts[1:], some, *style[c.sae], dashes)
-            axes[2].axhline(1, color="0.85", lw=0.8, zorder=0)
+            axes[2].axhline(1, color=GRID, lw=0.8, zorder=0)
             axes[2].set_ylabel("1 − KL / KL with none kept")
             axes[2].set_title("only the top N kept")
         for ax in axes:
@@ -221,7 +221,7 @@ def _line(ax: Axes, counts: np.ndarray, some: list[Estimate], colour: str, marke
     bars = _bars(some)[:, shown]
     ax.errorbar(
         counts[shown], value[shown], bars, color=colour, marker=marker, ms=4, lw=1.2, ls=dashes, elinewidth=0.8,
-        mfc=colour if dashes == "-" else "white",
+        mfc=colour if dashes == "-" else OPEN,
     )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def _doses(ax: Axes, result: "FeatureAblation", ranking: str, style: dict[str, t
             some = rows.loc[(rows["sae"] == sae) & (rows["own"] == own)].groupby("count")["delta_square"].mean()
             ax.plot(
                 some.index, some.to_numpy(), color=style[sae][0], marker=style[sae][1], ms=4, lw=1.2, ls=dashes,
-                mfc=style[sae][0] if own else "white",
+                mfc=style[sae][0] if own else OPEN,
             )  # fmt: skip
     ax.set_yscale("log")
     ax.set_ylabel("mean ‖Δx‖²")
@@ -253,10 +253,8 @@ def _handles(result: "FeatureAblation", sides: bool = False) -> list[Line2D]:
         if arm in result.provenance["arms"]:
             found.append(Line2D([], [], color=colour, ls=dashes, lw=1, label=NAMES[arm]))
     if sides:
-        found.append(Line2D([], [], color="0.3", marker="o", ms=4, lw=1.2, label="texts with the concept"))
-        found.append(
-            Line2D([], [], color="0.3", marker="o", mfc="white", ls="--", ms=4, lw=1.2, label="texts without it")
-        )
+        found.append(Line2D([], [], color=KEY, marker="o", ms=4, lw=1.2, label="texts with the concept"))
+        found.append(Line2D([], [], color=KEY, marker="o", mfc=OPEN, ls="--", ms=4, lw=1.2, label="texts without it"))
     return found
 
 

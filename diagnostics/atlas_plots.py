@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.atlas_summary import FIRST, LABELS, calibration
 from diagnostics.plots import write_caption
-from diagnostics.style import SCORE_LOOKS, styled
+from diagnostics.style import REFERENCE, SCORE_LOOKS, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _predictions(ax: Axes, group: dict[str, Any], result: "CausalAtlas") -> None
     ax.set(xscale="log", yscale="log", xlabel="predicted, nats", title=f"{group['sae']}, block {group['layer']}")
     if shown:
         ends = np.array([min(s.min() for s in shown), max(s.max() for s in shown)])
-        ax.plot(ends, ends, color="0.6", lw=0.9, zorder=0)
+        ax.plot(ends, ends, color=REFERENCE, lw=0.9, zorder=0)
 
 
 def _by_depth(ax: Axes, groups: list[dict[str, Any]], statistic: str) -> None:
@@ -97,7 +97,12 @@ def _by_depth(ax: Axes, groups: list[dict[str, Any]], statistic: str) -> None:
     }
     for place, at in enumerate(chance[statistic]):
         ax.plot(
-            [place - 0.42, place + 0.42], [at, at], color="0.6", lw=1, ls="--", label="chance" if place == 0 else None
+            [place - 0.42, place + 0.42],
+            [at, at],
+            color=REFERENCE,
+            lw=1,
+            ls="--",
+            label="chance" if place == 0 else None,
         )
     ax.set_xticks(range(len(groups)), [f"{g['sae']}" for g in groups])
     ax.set_xlim(-0.5, len(groups) - 0.5)

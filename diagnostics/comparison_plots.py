@@ -11,12 +11,11 @@ from matplotlib.patches import Rectangle
 
 from diagnostics.comparison_summary import quartiles_said
 from diagnostics.plots import write_caption
-from diagnostics.style import legend_label, looks, styled
+from diagnostics.style import GRID, INK, OPEN, OTHER, REFERENCE, SHARES, legend_label, looks, styled
 
 if TYPE_CHECKING:
     from diagnostics.dictionary_comparison import DictionaryComparison
 
-MATCHED, GREY = "#000000", "0.75"
 MOST = 6
 """Pairs, or SAEs, that a figure of panels shows."""
 
@@ -38,13 +37,13 @@ def plot_quartiles(result: "DictionaryComparison") -> Figure:
             one, other = result.pair(a, b), result.pair(b, a)
             unlike = style[a][0] != style[b][0]
             drawn = (
-                (one, "matched", MATCHED, "o", f"matched: {one['matched']:,}"),
+                (one, "matched", INK, "o", f"matched: {one['matched']:,}"),
                 (one, "unique", style[a][0], style[a][1], f"only in {a}: {one['unique']:,}"),
-                (other, "unique", style[b][0] if unlike else "0.5", style[b][1], f"only in {b}: {other['unique']:,}"),
+                (other, "unique", style[b][0] if unlike else OTHER, style[b][1], f"only in {b}: {other['unique']:,}"),
             )
             for shift, (line, kind, colour, marker, label) in zip((-0.06, 0, 0.06), drawn, strict=True):
                 _quartile_line(ax, line, kind, colour, marker, label, shift)
-            ax.axhline(25, color="0.8", lw=0.8, zorder=0)
+            ax.axhline(25, color=GRID, lw=0.8, zorder=0)
             ax.set_xticks(range(4), ["Q1", "Q2", "Q3", "Q4"])
             ax.set_xlabel("quartile of ‖x‖")
             ax.legend(loc="upper left", fontsize=7.5, handlelength=1.2)
@@ -106,10 +105,10 @@ def plot_stability(result: "DictionaryComparison") -> Figure:
                 place = names.index(line["sae"]), names.index(line["other"])
                 table[place] = np.nan if line[column] is None else line[column]
                 alike[place] = bool(line["same_seed"])
-            ax.imshow(table, vmin=0, vmax=1, cmap="Blues")
+            ax.imshow(table, vmin=0, vmax=1, cmap=SHARES)
             for (i, j), value in np.ndenumerate(table):
                 if np.isfinite(value):
-                    colour = "white" if value > 0.6 else "black"
+                    colour = OPEN if value > 0.6 else INK
                     ax.text(
                         j,
                         i,
@@ -143,12 +142,12 @@ def plot_stability(result: "DictionaryComparison") -> Figure:
 def _frame(ax: Axes, places: list[int]) -> None:
     if places == list(range(places[0], places[0] + len(places))):
         corner, size = places[0] - 0.5, len(places)
-        ax.add_patch(Rectangle((corner, corner), size, size, fill=False, ec="black", lw=1.2, clip_on=False))
+        ax.add_patch(Rectangle((corner, corner), size, size, fill=False, ec=INK, lw=1.2, clip_on=False))
         return
     for i in places:
         for j in places:
             if i != j:
-                ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec="black", lw=1.2))
+                ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec=INK, lw=1.2))
 
 
 def _range(values: list[float]) -> str:
@@ -191,7 +190,7 @@ def plot_gradients(result: "DictionaryComparison") -> Figure:
         for ax, title in zip(
             axes, ("of a token's squared error by the encoder row", "of the activation by the input"), strict=True
         ):
-            ax.axvline(2, color="0.6", lw=0.8)
+            ax.axvline(2, color=REFERENCE, lw=0.8)
             ax.set_xscale("log", base=2)
             ax.set_xlim(min(low, 0.5) / 1.1, max(high, 3) * 2.2)  # room for the legend
             ax.set_xlabel("mean norm in Q4 of ‖x‖ ÷ in Q1")
@@ -242,7 +241,7 @@ def plot_effect(result: "DictionaryComparison") -> Figure:
         ]
         area = 8 * own["latent_weight"] / own["latent_weight"].mean()
         ax.scatter(own[column], own["kl"] / own["kl_placebo_token"], s=area, alpha=0.5, color=colour, lw=0)
-        ax.axhline(1, color="0.6", lw=0.8)
+        ax.axhline(1, color=REFERENCE, lw=0.8)
         ax.set_yscale("log")
         lines = []
         for effect, label in (("kl_over_placebo", "ρ"), ("kl", "ρ, KL alone"), ("delta_norm", "ρ, dose")):

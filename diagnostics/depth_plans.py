@@ -16,7 +16,7 @@ from diagnostics.dosing import DoseResponse
 from diagnostics.projections import ProjectionEffects
 from diagnostics.results import Shown
 from diagnostics.sae_evaluation import SAEEvaluation
-from diagnostics.style import COLOURS, EDIT_COLOURS, EDIT_LABELS, EDIT_MARKERS, LABELS, MARKERS, SCORE_LOOKS
+from diagnostics.style import COLOURS, EDIT_COLOURS, EDIT_LABELS, EDIT_MARKERS, LABELS, MARKERS, REFERENCE, SCORE_LOOKS
 from diagnostics.unit_norm import UnitNorm
 
 Looks = dict[str, tuple[str, str]]
@@ -226,7 +226,7 @@ PLANS: dict[str, Plan] = {
             ),
         },
         "tokens or ablations",
-        {**SCORE_LOOKS, "chance": ("0.6", "_")},
+        {**SCORE_LOOKS, "chance": (REFERENCE, "_")},
         {**SCORES, "chance": "chance"},
         rows_are_saes=True,
         done="edited",

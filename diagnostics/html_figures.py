@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from diagnostics.style import OPEN
+
 _MOST_BYTES = 300_000
 _DPI = 150
 _STEADY: dict[Any, Any] = {"svg.hashsalt": "mechdiag"}
@@ -32,5 +34,5 @@ def picture(figure: Figure, words: str) -> str:
 
 def _saved(figure: Figure, kind: str, **how: object) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format=kind, facecolor="white", **how)  # type: ignore[arg-type]
+    figure.savefig(out, format=kind, facecolor=OPEN, **how)  # type: ignore[arg-type]
     return out.getvalue()

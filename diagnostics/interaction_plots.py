@@ -14,7 +14,7 @@ from diagnostics.frames import each, lines_of, where
 from diagnostics.interaction_summary import from_sums
 from diagnostics.plots import plain_ticks, write_caption
 from diagnostics.statistics import FEW_PROMPTS
-from diagnostics.style import GREYS, PLACEBO_LABELS, looks, styled
+from diagnostics.style import MISSING, NOTE, PLACEBO_LABELS, PLACEBO_LOOKS, REFERENCE, SIGNED, looks, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def plot_interactions(result: "Interactions") -> Figure:
         )
         for row, sae in zip(axes, saes, strict=True):
             for (kind,), lines in each(lines_of(result.frame, sae=sae), ["kind"]):
-                colour, marker, dash = GREYS.get(str(kind), (*style[sae], "-"))
+                colour, marker, dash = PLACEBO_LOOKS.get(str(kind), (*style[sae], "-"))
                 label = PLACEBO_LABELS.get(str(kind), "latents")
                 bottom = (lines["rms_i"] + lines["rms_j"]).to_numpy(float)
                 value = np.sort(lines["rms_interaction"].to_numpy(float)[bottom > 0] / bottom[bottom > 0])
@@ -89,7 +89,7 @@ def _binned(
         if some["target_prompt"].nunique() >= fewest
     ]
     if not found and not ax.texts:
-        ax.text(0.5, 0.5, f"fewer than {fewest} prompts in every bin", transform=ax.transAxes, ha="center", color="0.4")
+        ax.text(0.5, 0.5, f"fewer than {fewest} prompts in every bin", transform=ax.transAxes, ha="center", color=NOTE)
     if found:
         x, y = np.array([at for at, _ in found]), np.array([[e.value, e.low, e.high] for _, e in found])
         bars = np.nan_to_num(np.abs(y[:, 1:].T - y[:, 0]))
@@ -109,7 +109,7 @@ def plot_matrix(result: "Interactions", sae: str | None = None) -> Figure:
     end = max(float(np.nanquantile(np.abs(value), 0.98)), 1e-12)
     with styled():
         figure, ax = plt.subplots(figsize=(7.2, 6.9), layout="constrained")
-        colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.93")
+        colours = plt.get_cmap(SIGNED).with_extremes(bad=MISSING)
         drawn = ax.imshow(np.ma.masked_invalid(value), cmap=colours, vmin=-end, vmax=end, interpolation="nearest")
         names = [str(i) for i in matrix.index]
         size = 7 if len(names) <= 30 else 5.5
@@ -142,7 +142,7 @@ def plot_concentration(result: "Concentration") -> Figure:
             some = lines_of(result.frame, sae=sae)
             for (edit, order), _ in each(some, ["edit", "order"]):
                 ax = row[1 if edit == "keep" else 0]
-                colour, _, dash = GREYS.get(edit, (style[sae][0], "", dashes[order]))
+                colour, _, dash = PLACEBO_LOOKS.get(edit, (style[sae][0], "", dashes[order]))
                 curve = result.curve(sae, edit, order)
                 ax.plot(
                     curve["share_of_latents"],
@@ -151,12 +151,12 @@ def plot_concentration(result: "Concentration") -> Figure:
                     ls=dash,
                     label=PLACEBO_LABELS.get(edit, said[order]),
                 )
-                if order == "size" and edit not in GREYS:
+                if order == "size" and edit not in PLACEBO_LOOKS:
                     ax.fill_between(
                         curve["share_of_latents"], curve["low"], curve["high"], color=colour, alpha=0.15, lw=0
                     )
             for ax, title in zip(row, ("removed", "kept, all others removed"), strict=False):
-                ax.axhline(1, color="0.7", lw=0.8)
+                ax.axhline(1, color=REFERENCE, lw=0.8)
                 ax.set(xlim=(0, 1), xlabel="share of the token's active latents")
                 ax.set_title(f"{sae}: {title}")
             row[0].set_ylabel("KL / KL of removing all")
@@ -179,7 +179,7 @@ def _added_up(ax: Axes, lines: pd.DataFrame, colour: str) -> None:
     whole = where(lines, (lines["kl_sum"] > 0) & (lines["kl_all"] > 0))
     for edit in ("remove", *PLACEBOS):
         some = lines_of(whole, edit=edit)
-        own, marker, _ = GREYS.get(edit, (colour, "o", "-"))
+        own, marker, _ = PLACEBO_LOOKS.get(edit, (colour, "o", "-"))
         ax.scatter(
             some["kl_all"],
             some["kl_sum"],
@@ -192,6 +192,6 @@ def _added_up(ax: Axes, lines: pd.DataFrame, colour: str) -> None:
         )
     if len(whole):
         ends = np.array([whole[["kl_all", "kl_sum"]].min().min(), whole[["kl_all", "kl_sum"]].max().max()])
-        ax.plot(ends, ends, color="0.7", lw=0.8)
+        ax.plot(ends, ends, color=REFERENCE, lw=0.8)
     ax.set(xscale="log", yscale="log", xlabel="KL of removing all, nats", ylabel="KL of the summed logit changes, nats")
     ax.set_title("do single effects add up?")

@@ -11,12 +11,10 @@ from matplotlib.lines import Line2D
 
 from diagnostics.plots import write_caption
 from diagnostics.probing_summary import MEAN, described
-from diagnostics.style import legend_label, legend_looks, looks, styled
+from diagnostics.style import GRID, KEY, NULL, OPEN, legend_label, legend_looks, looks, styled
 
 if TYPE_CHECKING:
     from diagnostics.sparse_probing import SparseProbing
-
-SHUFFLED = "0.6"
 
 
 def plot_probing(result: "SparseProbing") -> Figure:
@@ -75,11 +73,11 @@ def _panel(ax: Axes, result: "SparseProbing", dataset: str, ks: list[int], style
         ax.errorbar(x, value, bars, color=colour, marker=marker, ms=5, lw=0, elinewidth=1.1, capsize=1.8)
         ax.plot(x[: len(ks)], value[: len(ks)], color=colour, lw=1)
         lot = [own["random", k]["accuracy"].value for k in ks]
-        ax.plot(x[: len(ks)], lot, ":", color=colour, marker=marker, mfc="white", ms=4, lw=1, zorder=1.8)
+        ax.plot(x[: len(ks)], lot, ":", color=colour, marker=marker, mfc=OPEN, ms=4, lw=1, zorder=1.8)
     null = [np.mean([g["accuracy"].value for g in result.select(dataset=dataset, kind="shuffled", k=k)]) for k in ks]
-    ax.plot(range(len(ks)), null, "--", color=SHUFFLED, lw=1.1, zorder=1.2)
-    ax.axhline(0.5, color="0.85", lw=0.8, zorder=1)
-    ax.axvline(len(ks) - 0.5, color="0.85", lw=0.8, zorder=1)
+    ax.plot(range(len(ks)), null, "--", color=NULL, lw=1.1, zorder=1.2)
+    ax.axhline(0.5, color=GRID, lw=0.8, zorder=1)
+    ax.axvline(len(ks) - 0.5, color=GRID, lw=0.8, zorder=1)
     ax.set_xticks(range(len(ks) + 2), [*map(str, ks), "all", "raw x"])
     ax.set_xlim(-0.5, len(ks) + 1.5)
 
@@ -89,9 +87,9 @@ def _handles(style: dict[str, tuple[str, str]]) -> list[Line2D]:
         Line2D([], [], color=c, marker=m, ms=5, lw=1, label=legend_label(name))
         for name, (c, m) in legend_looks(list(style)).items()
     ]
-    handles.append(Line2D([], [], ls=":", color="0.3", marker="o", mfc="white", ms=4, lw=1, label="random latents"))
-    handles.append(Line2D([], [], ls="--", color=SHUFFLED, lw=1.1, label="shuffled labels"))
-    return [*handles, Line2D([], [], ls="", color="0.3", marker=".", ms=4, label="one split")]
+    handles.append(Line2D([], [], ls=":", color=KEY, marker="o", mfc=OPEN, ms=4, lw=1, label="random latents"))
+    handles.append(Line2D([], [], ls="--", color=NULL, lw=1.1, label="shuffled labels"))
+    return [*handles, Line2D([], [], ls="", color=KEY, marker=".", ms=4, label="one split")]
 
 
 def _caption(result: "SparseProbing", inches: float) -> str:

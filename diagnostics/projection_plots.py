@@ -13,7 +13,23 @@ from matplotlib.patches import Rectangle
 
 from diagnostics.plots import Depth, caption, plain_ticks, write_caption
 from diagnostics.study import TRAINED
-from diagnostics.style import COLOURS, GREYS, LABELS, looks, styled
+from diagnostics.style import (
+    BAND,
+    COLOURS,
+    FLOORS,
+    GRID,
+    INK,
+    KEY,
+    LABELS,
+    NORMS,
+    NOTE,
+    OPEN,
+    PLACEBO_LOOKS,
+    REFERENCE,
+    UNTRAINED,
+    looks,
+    styled,
+)
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -23,7 +39,6 @@ if TYPE_CHECKING:
 
 A_LIMITS = (-1.6, 2.6)
 """Of the axis of exponents: what lies beyond is drawn at its edge as an arrow."""
-BAND = "0.86"
 _NAMES = {
     "observational": ("observational: across tokens", "o", "full"),
     "interventional": ("interventional: the same token rescaled", "D", "none"),
@@ -41,7 +56,7 @@ def _whiskers(
 ) -> None:
     """A point with its interval; ends beyond the axis are arrows."""
     bottom, top = A_LIMITS
-    face = colour if fill == "full" else "white"
+    face = colour if fill == "full" else OPEN
     ends = np.clip([low, high], bottom, top)
     ax.plot([x, x], ends, color=colour, lw=1.2)
     for end, beyond, sign in ((ends[0], low < bottom, -1), (ends[1], high > top, 1)):
@@ -95,8 +110,8 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
                 for i, way in enumerate(("observational", "placebo_token", "interventional")):
                     of = {
                         "observational": colour,
-                        "placebo_token": GREYS["placebo_token"][0],
-                        "interventional": "black",
+                        "placebo_token": PLACEBO_LOOKS["placebo_token"][0],
+                        "interventional": INK,
                     }[way]
                     _exponents(ax, at + (i - 1) * step, [g["exponents"].get(way) for g in groups], way, of)
                 learned = [np.nan if g["learned_a"] is None else g["learned_a"]["mean"] for g in groups]
@@ -116,12 +131,12 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
                     ways = [g["exponents"].get("observational") for g in own]
                     a = [way.a.value if way is not None and way.identified else np.nan for way in ways]
                     known = np.clip(a, *A_LIMITS)
-                    ax.plot(depth.at(own), known, color="0.6", lw=0.9, marker=".", ms=4, zorder=0,
+                    ax.plot(depth.at(own), known, color=UNTRAINED, lw=0.9, marker=".", ms=4, zorder=0,
                             label="untrained networks, across tokens" if i == 0 else None)  # fmt: skip
                 for a, words in ((0, "cosine"), (1, "inner product")):
-                    ax.axhline(a, color="0.6", lw=0.8, ls="--", zorder=0)
+                    ax.axhline(a, color=REFERENCE, lw=0.8, ls="--", zorder=0)
                     ax.text(
-                        1.0, a, f" {words}", transform=ax.get_yaxis_transform(), fontsize=7, color="0.4", va="center"
+                        1.0, a, f" {words}", transform=ax.get_yaxis_transform(), fontsize=7, color=NOTE, va="center"
                     )
                 ax.set_ylim(*A_LIMITS)
                 ax.set_title(f"{name} SAE, {LABELS[where]}")
@@ -131,7 +146,7 @@ def plot_exponents(result: "ProjectionEffects", context: str | None = None) -> F
         handles, labels = _unique([ax for row in axes for ax in row])
         own_colour = (_NAMES["observational"][0], "learned by the SAE")  # of each panel's SAE
         handles = [
-            Line2D([], [], color="0.35", marker=h.get_marker(), ms=5.5, lw=0) if label in own_colour else h
+            Line2D([], [], color=KEY, marker=h.get_marker(), ms=5.5, lw=0) if label in own_colour else h
             for h, label in zip(handles, labels, strict=True)
         ]
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
@@ -195,7 +210,13 @@ def plot_dose(
             own = shown.loc[shown.latent == latent]
             placebo, main = (cast(pd.DataFrame, own.loc[own.edit == e]) for e in ("placebo_token", result.main))
             ax.scatter(
-                placebo.delta_norm, placebo.kl, color="0.7", marker="x", s=9, lw=0.7, label="placebo of the same dose"
+                placebo.delta_norm,
+                placebo.kl,
+                color=FLOORS["placebo"][0],
+                marker="x",
+                s=9,
+                lw=0.7,
+                label="placebo of the same dose",
             )
             fires = np.nan_to_num(main.activation.to_numpy()) != 0
             for some, shape, words in (
@@ -205,8 +226,8 @@ def plot_dose(
                 if not some.any():
                     continue
                 drawn = ax.scatter(
-                    main.delta_norm[some], main.kl[some], c=main["norm"][some], norm=colours, cmap="viridis", marker=shape,
-                    s=20 if shape == "^" else 11, lw=0.3, edgecolor="black" if shape == "^" else "none", label=words,
+                    main.delta_norm[some], main.kl[some], c=main["norm"][some], norm=colours, cmap=NORMS, marker=shape,
+                    s=20 if shape == "^" else 11, lw=0.3, edgecolor=INK if shape == "^" else "none", label=words,
                 )  # fmt: skip
             often = own.frequency.iloc[0]
             ax.set_title(f"latent {latent}" + (f", fires on {100 * often:.2g} %" if np.isfinite(often) else ""))
@@ -294,8 +315,8 @@ def plot_win_rate(report: "WinRateReport") -> Figure:
                     y = [c.rates.main.overall.estimate.value for c in same]
                     x = [depth.place[c.place["layer"]] for c in same]
                     words = "untrained networks, in context" if i == 0 else None
-                    ax.plot(x, y, color="0.6", lw=0.9, marker=".", ms=4, zorder=0, label=words)
-                ax.axhline(0.5, color="0.6", lw=0.8, zorder=0)
+                    ax.plot(x, y, color=UNTRAINED, lw=0.9, marker=".", ms=4, zorder=0, label=words)
+                ax.axhline(0.5, color=REFERENCE, lw=0.8, zorder=0)
                 ax.set_ylim(-0.04, 1.04)
                 many = max(c.rates.main.overall.n_latents for c in own)
                 title = f"{name} SAE" if len(runs) == 1 else f"{run}: {name} SAE"
@@ -360,10 +381,16 @@ def _quartile_panel(ax: Axes, contest: "Contest", colour: str) -> None:
     if token is not None:
         for i, rate in enumerate((token.overall, *token.quartiles)):
             _bars(
-                ax, i + 0.18, rate.estimate, GREYS["placebo_token"][0], "v", "its placebo" if i == 0 else None, "white"
+                ax,
+                i + 0.18,
+                rate.estimate,
+                PLACEBO_LOOKS["placebo_token"][0],
+                "v",
+                "its placebo" if i == 0 else None,
+                OPEN,
             )
-    ax.axhline(0.5, color="0.6", lw=0.8, zorder=0)
-    ax.axvline(0.5, color="0.85", lw=0.8, zorder=0)
+    ax.axhline(0.5, color=REFERENCE, lw=0.8, zorder=0)
+    ax.axvline(0.5, color=GRID, lw=0.8, zorder=0)
     ax.set_ylim(-0.04, 1.04)
     ax.set_xlim(-0.5, 4.5)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.plots import write_caption
 from diagnostics.sae_measures import NO_SINKS, QUARTILES
-from diagnostics.style import DEAD, looks, styled
+from diagnostics.style import DEAD, GRID, INK, NOTE, OPEN, REFERENCE, looks, styled
 from interventions.errors import ResultError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figur
                     groups = result.select(sae=name, corpus=corpus, tokens=counted)
                     _quartile_points(ax, place, groups, measure, *style[name])
                 _mark_depths(ax, result, order)
-                ax.axhline(1, color="0.6", lw=0.8)
+                ax.axhline(1, color=REFERENCE, lw=0.8)
                 ax.set_title(
                     f"{corpus}: {'reconstruction' if measure == 'fve' else 'the model with the SAE in its stream'}"
                 )
@@ -81,7 +81,7 @@ def _quartile_points(
     shown = np.isfinite(value)
     bars = np.where(np.isfinite(bars), bars, 0).clip(min=0)
     ax.plot(x[1:], value[1:], color=colour, lw=0.8, alpha=0.6)
-    for which, face, size in ((slice(0, 1), colour, 6), (slice(1, None), "white", 4.5)):
+    for which, face, size in ((slice(0, 1), colour, 6), (slice(1, None), OPEN, 4.5)):
         some = shown[which]
         ax.errorbar(
             x[which][some], value[which][some], bars[:, which][:, some], color=colour, marker=marker, mfc=face, ms=size,
@@ -98,11 +98,9 @@ def _mark_depths(ax: Axes, result: "SAEEvaluation", order: list[str]) -> None:
             continue
         layer, point = site[name].split(".")
         label = f"block {layer}" if point == "resid_post" else f"block {layer}, {point}"
-        ax.text(
-            (start + i) / 2, 0.02, label, transform=ax.get_xaxis_transform(), ha="center", fontsize=7.5, color="0.35"
-        )
+        ax.text((start + i) / 2, 0.02, label, transform=ax.get_xaxis_transform(), ha="center", fontsize=7.5, color=NOTE)
         if i + 1 < len(order):
-            ax.axvline(i + 0.5, color="0.85", lw=0.8)
+            ax.axvline(i + 0.5, color=GRID, lw=0.8)
         start = i + 1
     ax.set_xlim(-0.6, len(order) - 0.4)
 
@@ -135,7 +133,7 @@ def plot_alignment(result: "SAEEvaluation") -> Figure:
         bins = _bins(np.concatenate([*both, some["cosine"].to_numpy(float)]))
         ax.hist([np.clip(x, bins[0], bins[-1]) for x in both], bins, stacked=True, color=[colour, DEAD])
         if not np.allclose(some["alignment"], some["cosine"], atol=1e-3):
-            ax.hist(some["cosine"], bins, histtype="step", color="black", lw=1)
+            ax.hist(some["cosine"], bins, histtype="step", color=INK, lw=1)
         two = facts["alignment bimodality"]
         lines = [f"below 0.5: {facts['alignment < 0.5']:.1%}"] + ([f"bimodality {two:.2f}"] if np.isfinite(two) else [])
         _corner(ax, facts, lines)
@@ -163,7 +161,7 @@ def plot_exponents(result: "SAEEvaluation") -> Figure:
         both = [part["exponent"].to_numpy(float) for part in (some, dead)]
         ax.hist(both, np.linspace(ends[0], ends[1], 57).tolist(), stacked=True, color=[colour, DEAD])
         for end in (0, 1):
-            ax.axvline(end, color="0.6", lw=0.8)
+            ax.axvline(end, color=REFERENCE, lw=0.8)
         mean, sd = (f"{facts[name]:.3f}".replace("-", "−") for name in ("exponent", "exponent sd"))
         _corner(ax, facts, [f"mean {mean}", f"SD {sd}"], 0.4)
 
@@ -218,7 +216,7 @@ def _corner(ax: Axes, facts: dict[str, Any], lines: list[str], x: float = 0.03) 
     """Facts above the bars."""
     ax.set_ylim(top=1.3 * ax.get_ylim()[1])
     lines = [f"{facts['live']:,} of {facts['latents']:,} live", *lines]
-    ax.text(x, 0.98, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7.5, color="0.25")
+    ax.text(x, 0.98, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7.5, color=NOTE)
 
 
 def caption(result: "SAEEvaluation", words: str, inches: float) -> str:

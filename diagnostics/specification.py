@@ -120,7 +120,11 @@ class Specifications(Shown):
         """The curve of one claim. Returns a matplotlib Figure."""
         from diagnostics.specification_plots import plot_specifications
 
-        return plot_specifications(self, claim)
+        if claim not in CLAIMS:
+            raise ResultError(f"no claim {claim!r}; known: {', '.join(CLAIMS)}")
+        frame = self.frame.loc[self.frame.claim == claim]
+        label = "ratio" if claim == "direction" else "growth of the ratio\nfrom first block to last"
+        return plot_specifications(frame, self.provenance, CLAIMS[claim], FACTORS[claim], label)
 
     def as_dict(self) -> dict[str, Any]:
         """Summary and provenance, as they stand in the JSON file."""

@@ -14,7 +14,20 @@ from diagnostics.interaction_plots import INTERVALS, finish
 from diagnostics.interaction_summary import mean_of
 from diagnostics.plots import plain_ticks
 from diagnostics.statistics import Estimate
-from diagnostics.style import CONDITION_LOOKS, GREYS, PLACEBO_LABELS, legend_label, looks, styled
+from diagnostics.style import (
+    CONDITION_LOOKS,
+    GRID,
+    KEY,
+    NOTE,
+    OPEN,
+    OTHER,
+    PLACEBO_LABELS,
+    PLACEBO_LOOKS,
+    REFERENCE,
+    legend_label,
+    looks,
+    styled,
+)
 
 if TYPE_CHECKING:
     from diagnostics.effect_sparsity import AblationSparsity
@@ -41,7 +54,7 @@ def _points(
     bars = np.nan_to_num(np.abs(y[:, 1:].T - y[:, 0]), posinf=0)
     ax.errorbar(
         x, y[:, 0], bars, color=colour, marker=marker, ls=dash, ms=4, lw=1, capsize=1.5, elinewidth=0.8, label=label,
-        mfc=colour if filled else "white",
+        mfc=colour if filled else OPEN,
     )  # fmt: skip
 
 
@@ -62,7 +75,7 @@ def plot_steering(result: "Steering") -> Figure:
             some = lines_of(result.frame, sae=sae)
             for (condition,), lines in each(some, ["condition"]):
                 edit, _, kind = str(condition).partition("_")
-                colour, marker, dash = GREYS.get(kind, CONDITION_LOOKS.get(edit, ("0.5", "o", "-")))
+                colour, marker, dash = PLACEBO_LOOKS.get(kind, CONDITION_LOOKS.get(edit, (OTHER, "o", "-")))
                 label = f"{edit}: {PLACEBO_LABELS[kind]}" if kind else edit
                 groups = [part for _, part in each(lines, ["coefficient"], sort=True)]
                 x = np.array([float(part["delta_norm"].sum() / part["norm"].sum()) for part in groups])
@@ -73,10 +86,10 @@ def plot_steering(result: "Steering") -> Figure:
             for ax, (measure, label) in zip(row, measures.items(), strict=True):
                 ax.set(xscale="log", ylabel=label)
                 if f"clean_{measure}" in some:
-                    ax.axhline(float(some[f"clean_{measure}"].mean()), color="0.8", lw=0.8, zorder=0)
+                    ax.axhline(float(some[f"clean_{measure}"].mean()), color=GRID, lw=0.8, zorder=0)
             row[0].set_yscale("log")
             row[2].set_yscale("log")
-            row[1].axhline(0, color="0.8", lw=0.8, zorder=0)
+            row[1].axhline(0, color=GRID, lw=0.8, zorder=0)
             row[0].set_title(sae)
         for ax in axes[-1]:
             ax.set_xlabel("mean ‖Δx‖ / mean ‖x‖")
@@ -103,7 +116,7 @@ def plot_substitution(result: "Substitutions") -> Figure:
         shades = {"matched_deletion": ("deletion, equal ‖Δx‖", -0.24), "deletion": ("deletion", -0.08),
                   "placebo_token": ("placebo, between tokens", 0.08), "placebo_isotropic": ("placebo, isotropic", 0.24)}  # fmt: skip
         handles = [
-            Line2D([], [], color="0.3", marker=m, mfc="0.3" if edit == EDITS[1] else "white", ms=4, lw=0, label=label)
+            Line2D([], [], color=KEY, marker=m, mfc=KEY if edit == EDITS[1] else OPEN, ms=4, lw=0, label=label)
             for (edit, (label, _)), m in zip(shades.items(), "osv^", strict=True)
         ]
         for n, sae in enumerate(result.saes):
@@ -124,8 +137,8 @@ def plot_substitution(result: "Substitutions") -> Figure:
                     None,
                     filled=edit == EDITS[1],
                 )
-        axes[0].axhline(0.5, color="0.7", lw=0.8)
-        axes[1].axhline(1, color="0.7", lw=0.8)
+        axes[0].axhline(0.5, color=REFERENCE, lw=0.8)
+        axes[1].axhline(1, color=REFERENCE, lw=0.8)
         axes[0].set(
             ylim=(0, 1),
             ylabel="share of (latent, token)",
@@ -174,14 +187,18 @@ def plot_sparsity(result: "AblationSparsity") -> Figure:
                     legend_label(sae) if place == 0 else None,
                 )
                 along = result.horizon(sae, edit)
-                own, _, dash = GREYS.get(edit, (colour, "", "-" if edit == "latent" else "-."))
+                own, _, dash = PLACEBO_LOOKS.get(edit, (colour, "", "-" if edit == "latent" else "-."))
                 dash = dash if edit != "channel" else "-."
                 label = (
-                    legend_label(f"{sae}: {edit}") if edit not in GREYS else PLACEBO_LABELS[edit] if n == 0 else None
+                    legend_label(f"{sae}: {edit}")
+                    if edit not in PLACEBO_LOOKS
+                    else PLACEBO_LABELS[edit]
+                    if n == 0
+                    else None
                 )
                 _line(axes[1], along, own, dash, label, band=edit == "latent")
-        axes[0].axhline(2 / np.pi, color="0.7", lw=0.8)
-        axes[0].text(3.55, 2 / np.pi, "normal numbers ", va="bottom", ha="right", fontsize=7, color="0.4")
+        axes[0].axhline(2 / np.pi, color=REFERENCE, lw=0.8)
+        axes[0].text(3.55, 2 / np.pi, "normal numbers ", va="bottom", ha="right", fontsize=7, color=NOTE)
         axes[0].set_xticks(range(len(EDIT_LABELS)), list(EDIT_LABELS.values()))
         axes[0].set(ylim=(0, 0.8), xlim=(-0.6, 3.6), ylabel="(L1/L2)² / (V·T)")
         axes[0].set_title("share of logits that an edit moves")

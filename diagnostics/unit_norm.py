@@ -90,9 +90,10 @@ class UnitNorm(Result):
 
     def plot(self) -> Any:
         """KL by depth. Returns a matplotlib Figure."""
-        from diagnostics.dose_plots import plot_unit_norm
+        from diagnostics.unit_norm_plots import plot_unit_norm
 
-        return plot_unit_norm(self)
+        nulls = [self.select(label) for label in self.provenance["null_models"]]
+        return plot_unit_norm(self.select(), nulls, self.provenance)
 
     def figures(self) -> dict[str, Any]:
         """The figure."""
