@@ -20,6 +20,7 @@ from diagnostics.projections import ProjectionEffects
 from diagnostics.results import Shown
 from diagnostics.simpsons_paradox import SCORES, Simpson, simpson
 from diagnostics.stored import Stored
+from diagnostics.study import TRAINED
 from diagnostics.wins import EditRates, WinRate, WinRates, win_rates
 from interventions.errors import ResultError
 
@@ -149,16 +150,22 @@ class WinRateReport(Shown):
 
     def plot(self) -> Any:
         """Win rate by depth, in context beside the one-token context, with the placebos' band. Returns a matplotlib Figure."""
-        from diagnostics.projection_plots import plot_win_rate
+        from diagnostics.win_rate_plots import plot_win_rate
 
-        return plot_win_rate(self)
+        return plot_win_rate(self.frame, self.provenance)
 
     def plot_paradox(self, run: str | None = None, context: str | None = None) -> Any:
         """Overall against within quartiles of one run and context (default: the first), with the band that range restriction alone
         predicts. Returns a matplotlib Figure."""
-        from diagnostics.projection_plots import plot_paradox
+        from diagnostics.win_rate_plots import plot_paradox
 
-        return plot_paradox(self, run, context)
+        run = next(iter(self.runs)) if run is None else run
+        if run not in self.runs:
+            raise ResultError(f"no run {run!r} in this report; known: {', '.join(self.runs)}")
+        context = context or self.runs[run].provenance["context"][0]
+        own = [c for c in self.contests if (c.run, c.place["context"], c.place["model"]) == (run, context, TRAINED)]
+        labels = {c.place["sae"]: _labels(c.simpson) for c in own}
+        return plot_paradox(self.frame, self.provenance, labels, run, context)
 
     def figures(self) -> dict[str, Any]:
         """Win rates by depth; overall against within quartiles, for each run."""
@@ -229,6 +236,16 @@ def _line(c: Contest) -> dict[str, Any]:
         paradox = None if c.simpson is None else c.simpson.scores.get(score)
         line[f"label {score}"] = "" if paradox is None else f"{paradox.label} ({paradox.difference})"
     return line
+
+
+def _labels(found: Simpson | None) -> str:
+    """Labels of the scores in a few words: `cos: Simpson, z: none`."""
+    if found is None:
+        return "no labels"
+    names = {"cosine": "cos", "inner": "inner", "activation": "z"}
+    return ", ".join(
+        f"{names[score]}: {paradox.label}" for score, paradox in found.scores.items() if paradox is not None
+    )
 
 
 def _by_quartile(rates: EditRates) -> str:

@@ -66,6 +66,11 @@ def panels(n: int, wide: float, high: float, more: float, least: float = 0.0, **
     return figure, axes
 
 
+def sae_label(name: str) -> str:
+    """What an SAE is called beside others of its depth: the last part of its name."""
+    return name.rsplit("/", 1)[-1]
+
+
 def legend_entries(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
     """Handles and labels of several panels, each label once."""
     found: dict[str, Any] = {}
@@ -117,9 +122,12 @@ def write_caption(figure: Figure, words: str) -> None:
 
 def wrapped(words: str, inches: float) -> str:
     """A caption in lines as wide as the figure."""
-    return textwrap.fill(words, int(17.5 * inches), break_on_hyphens=False)
+    kept = words.replace(" %", "\xa0%")
+    return textwrap.fill(kept, int(17.5 * inches), break_on_hyphens=False).replace("\xa0%", " %")
 
 
+SAMPLED = {"stratified": "stratified by frequency, norm and |cos|", "active": "the most frequent, at active tokens"}
+"""How latents and tokens were sampled."""
 BARS = "Bars: 95 %, delete-one-prompt jackknife."
 
 

@@ -69,10 +69,10 @@ def plot_specifications(
         provenance = next(iter(provenances.values()))
         lost = len(frame[frame.model == TRAINED]) - len(trained)
         words = (
-            f"{int(trained.n_pairs.max())} random cross-prompt pairs of each text, {patched(provenance)}. Lines: 95 %, delete-one-prompt "
+            f"{int(trained.n_pairs.max())} random cross-prompt pairs a text, {patched(provenance)}. Lines: 95 %, delete-one-prompt "
             f"jackknife.{null_models(provenance)}"
         )
-        words += f" {lost} specifications are undefined (an effect within the noise floor)." if lost else ""
+        words += f" {lost} undefined (effect within the noise floor)." if lost else ""
         texts = f"{provenance['prompts']} prompts of {' and '.join(provenances)}, seed {provenance['seed']}"
         write_caption(figure, caption(provenance, words, texts=texts, sinks="sink filter as chosen"))
     return figure
