@@ -87,7 +87,7 @@ def caption(plan: Plan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any
     parts.append(f"{_first_up(plan.done)} at {table['setting'].iloc[0]}.")
     parts.append(f"Bars: {plan.bars}.")
     parts += _notes(plan, table)
-    parts.append(f"{_first_up(path_said(runs.values()))}.")
+    parts.append(f"By {path_said(runs.values())}.")
     return wrapped(" ".join(parts), inches)
 
 

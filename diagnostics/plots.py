@@ -142,8 +142,7 @@ def caption(
     model = f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']})"
     texts = texts or f"{p['prompts']} prompts of {text_names(p)}, seed {p['seed']}"
     first = ", ".join(filter(None, [model, place, texts, sinks or sink_rule(p)]))
-    path = f"{path_said([p])}." if p.get("path") else ""
-    return " ".join(filter(None, [f"{first}.", words, path[:1].upper() + path[1:]]))
+    return f"{first}. {words}" + (f" By {path_said([p])}." if isinstance(p.get("path"), Mapping) else "")
 
 
 def text_names(provenance: Mapping[str, Any]) -> str:
@@ -156,8 +155,8 @@ def text_names(provenance: Mapping[str, Any]) -> str:
 def sink_rule(provenance: Mapping[str, Any], *others: str) -> str:
     """Which positions are left out. others: those beside the sinks (default: the first of each prompt, where they are skipped)."""
     p, limit = provenance, provenance["sink_filter"]
-    if limit and p.get("skip_first") and not others:
-        others = (f"the first {p['skip_first']} positions",)
+    if limit and (skipped := p.get("skip_first")) and not others:
+        others = ("position 0" if skipped == 1 else f"the first {skipped} positions",)
     left = [*others, f"‖x‖ > {limit:g} × median"] if limit else [*others]
     return f"{' and '.join(left)} left out" if left else "no sink filter"
 

@@ -132,10 +132,7 @@ def plot_alignment(latents: pd.DataFrame, facts: Groups, provenance: Mapping[str
         lines = [f"below 0.5: {facts['alignment < 0.5']:.1%}"] + ([f"bimodality {two:.2f}"] if np.isfinite(two) else [])
         _corner(ax, facts, lines)
 
-    words = (
-        "Colour: latents that fire; grey: that never fire; black, where norms are free: cosine of w and d. Bimodality: Sarle's, 0.56 for a "
-        "uniform distribution."
-    )
+    words = "Grey: latents that never fire. Black: cosine of w and d."
     names = _having(latents, "alignment", provenance)
     if not names:
         raise ResultError("no SAE here has encoder rows, whose alignment the figure shows")
@@ -158,7 +155,7 @@ def plot_exponents(latents: pd.DataFrame, facts: Groups, provenance: Mapping[str
         mean, sd = (f"{facts[name]:.3f}".replace("-", "−") for name in ("exponent", "exponent sd"))
         _corner(ax, facts, [f"mean {mean}", f"SD {sd}"], 0.4)
 
-    words = "Lines: 0, the cosine alone, and 1, the inner product. Colour: latents that fire; grey: that never fire."
+    words = "Lines: 0, the cosine, and 1, the inner product. Grey: latents that never fire."
     return _histograms(latents, facts, provenance, names, draw, "exponent aᵢ of ‖x_c‖", words)
 
 
@@ -172,7 +169,13 @@ def _having(latents: pd.DataFrame, column: str, provenance: Mapping[str, Any]) -
 
 
 def _histograms(
-    latents: pd.DataFrame, facts: Groups, provenance: Mapping[str, Any], names: list[str], draw: Draw, label: str, words: str
+    latents: pd.DataFrame,
+    facts: Groups,
+    provenance: Mapping[str, Any],
+    names: list[str],
+    draw: Draw,
+    label: str,
+    words: str,
 ) -> Figure:
     """A panel for each SAE, three in a row."""
     style, of = looks(list(provenance["saes"])), {g["sae"]: g for g in facts}
@@ -207,8 +210,13 @@ def _corner(ax: Axes, facts: Mapping[str, Any], lines: list[str], x: float = 0.0
 
 def _caption(provenance: Mapping[str, Any], words: str) -> str:
     texts = "; ".join(
-        f"{name}: {text['tokens']:,} tokens of {text['prompts']} prompts ({text.get('name', 'given')}"
-        f"{', chat template' if text.get('chat_template') else ''})"
+        f"{text['tokens']:,} tokens of {text['prompts']} prompts of {_named(name, text)}"
         for name, text in provenance["texts"].items()
     )
     return caption(provenance, words, texts=texts)
+
+
+def _named(name: str, text: Mapping[str, Any]) -> str:
+    """A text by the name that panels give it, and by its own where that says more."""
+    own = text.get("name", "given") + (", chat template" if text.get("chat_template") else "")
+    return own if own.startswith(name) else f"{name} ({own})"

@@ -83,7 +83,7 @@ class Substitutions(LatentResult):
         """KL of substitution against that of deletion of equal dose. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_substitution
 
-        return plot_substitution(self)
+        return plot_substitution(self.groups, self.provenance, ATOMS)
 
 
 @torch.no_grad()
