@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from interventions import Site
+from interventions import Site, record
 
 VOCAB, D_MODEL, N_LAYERS, WINDOW = 97, 32, 6, 8
 TOLERANCE = 1e-4
@@ -225,6 +225,20 @@ def traced(hf: nn.Module):
     return nnsight.TransformersModel(hf, task="text-generation", tokenizer=tokenizer())
 
 
+@functools.cache
+def wrapped(name: str, wrapper: str, device: str = "cpu"):
+    """A plain model, a bridge or an nnsight model that tests share: they leave nothing on it."""
+    if wrapper == "plain":
+        return tiny_model(name, device)
+    return bridge(name, fresh(name, device)) if wrapper == "bridge" else traced(fresh(name, device))
+
+
+@functools.cache
+def recorded(name: str, *sites: Site, device: str = "cpu"):
+    """A recording of `prompts()` that tests share: they change neither it nor its model."""
+    return record(tiny_model(name, device), prompts(), sites)
+
+
 def prompts(lengths: tuple[int, ...] = LENGTHS, vocab: int = VOCAB) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(1, vocab, (n,), generator=generator).tolist() for n in lengths]
@@ -279,9 +293,13 @@ def sites(name: str, layers: tuple[int, ...] = LAYERS) -> list[Site]:
     return [Site(layer, point) for layer in layers for point in points(name)]
 
 
-def named_points(*names: str) -> list[tuple[str, str]]:
-    """Every architecture with every point that it has."""
-    return [(name, point) for name in names for point in points(name)]
+def points_by_turns(*names: str, turn: int = 0) -> list[tuple[str, str]]:
+    """Architectures with their points: llama and gpt2 with each, every other one with one point, by turns."""
+    found = []
+    for i, name in enumerate(names, turn):
+        here = points(name)
+        found += [(name, point) for point in (here if name in ("llama", "gpt2") else [here[i % len(here)]])]
+    return found
 
 
 def blocks(name: str, hf: nn.Module) -> nn.ModuleList:
