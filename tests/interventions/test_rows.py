@@ -60,7 +60,7 @@ def edits_of(position, row):
 
 
 @given(asked(), st.data())
-def test_branches_hold_what_was_asked_for(question, data):
+def test_branches_run_from_first_edit_to_last_read(question, data):
     """Each branch runs from its first edit to its last read; its edited tokens carry their own vectors, in their order."""
     prompt, position, horizon = question
     vectors = marked(prompt, position)
@@ -131,11 +131,11 @@ def refused(error, message, prompt, position, vectors=None, device="cpu", **opti
 
 
 @pytest.mark.parametrize("position", [[[3, 3]], [[3, -1, 5, 3]], [[0, 0, -1]], [[1, 2, 2]]], ids=str)
-def test_one_position_twice(position):
+def test_one_position_given_twice_raises(position):
     refused(EditError, r"row 0 edits position \d twice; give each position once", [0], position, horizon="last")
 
 
-def test_the_row_that_is_wrong_is_named():
+def test_errors_name_the_wrong_row():
     position = [[3, 4], [4, -1], [7, 7]]
     refused(EditError, "row 2 edits position 7 twice", [0, 0, 1], position, horizon="last")
     refused(EditError, "row 1 edits position 9", [0, 0, 1], [[3, 4], [9, 2], [7, -1]], horizon=3)
@@ -154,7 +154,7 @@ def test_the_row_that_is_wrong_is_named():
     ],
     ids=str,
 )
-def test_an_edit_that_nothing_reads(position, horizon, message):
+def test_an_edit_beyond_the_horizon_raises(position, horizon, message):
     refused(EditError, message, [0], position, horizon=horizon)
     prompt = torch.tensor([0])
     vectors = torch.ones(1, len(position[0]), D_MODEL)
@@ -163,13 +163,13 @@ def test_an_edit_that_nothing_reads(position, horizon, message):
 
 
 @pytest.mark.parametrize("position", [[[-1, -1]], [[3, 4], [-1, -1]], [[-2, 3]], [[3, -7]]], ids=str)
-def test_rows_that_edit_no_position_or_a_negative_one(position):
+def test_rows_with_no_position_or_a_negative_one_raise(position):
     message = "a row edits no position, or a negative one; expected positions, padded with −1"
     refused(SiteError, message, [0] * len(position), position, horizon="last")
 
 
 @pytest.mark.parametrize("horizon", [0, -1, "first", "", 1.5, None], ids=repr)
-def test_horizons_that_are_none(horizon, unchecked_shapes):
+def test_invalid_horizons_raise(horizon, unchecked_shapes):
     refused(SiteError, "horizon .*; expected a number of positions, 1 or more, or 'last'", [0], [3], horizon=horizon)
 
 
@@ -180,10 +180,13 @@ def test_horizons_that_are_none(horizon, unchecked_shapes):
         ([4], [[0, 1]], "position 1 lies outside prompt 4, which has 1 tokens"),
         ([5], [[3, 4]], "prompt 5 does not exist"),
         ([-1], [[3, 4]], "prompt"),
+        ([0], [24], "position 24 lies outside prompt 0, which has 24 tokens"),
+        ([0], [-1], "position -1"),
+        ([5], [0], "prompt 5 does not exist"),
     ],
     ids=str,
 )
-def test_several_positions_outside_their_prompts(prompt, position, message):
+def test_positions_outside_their_prompts_raise(prompt, position, message):
     refused(SiteError, message, prompt, position, horizon="last")
 
 
@@ -196,10 +199,13 @@ def test_several_positions_outside_their_prompts(prompt, position, message):
         ([[3, 4]], (1, 2, D_MODEL - 1)),
         ([3], (1, 1, D_MODEL)),
         ([3], (1, 2 * D_MODEL)),
+        ([3], (1, D_MODEL + 1)),
+        ([3], (2, D_MODEL)),
+        ([3], (D_MODEL,)),
     ],
     ids=str,
 )
-def test_vectors_that_do_not_fit_their_positions(position, shape, unchecked_shapes):
+def test_vectors_of_the_wrong_shape_raise(position, shape, unchecked_shapes):
     refused(EditError, "edited vectors of shape", [0], position, torch.zeros(shape), horizon="last")
     if len(position) == shape[0]:
         with pytest.raises(EditError, match="edited vectors of shape"):
@@ -207,12 +213,12 @@ def test_vectors_that_do_not_fit_their_positions(position, shape, unchecked_shap
             measure(recording(), SITE, torch.tensor([0]), torch.tensor(position), given_a_function, horizon="last")
 
 
-def test_as_many_prompts_as_positions(unchecked_shapes):
+def test_different_numbers_of_prompts_and_positions_raise(unchecked_shapes):
     for prompt, position in (([0, 1], [3]), ([0], [3, 4]), ([0, 1], [[3, 4]]), ([0], [[3, 4], [3, 4]])):
         refused((SiteError, EditError), "expected one of each|for positions", prompt, position, horizon="last")
 
 
-def test_references_that_do_not_fit():
+def test_invalid_references_raise():
     prompt, position = torch.tensor([0, 0]), torch.tensor([3, 4])
     other = torch.zeros(1, D_MODEL)
     for index, where in (
