@@ -121,6 +121,7 @@ def test_every_reader_removes_a_tokenizers_padding(side):
         ([b"ab"], None, "prompt 0 is bytes; expected a list of token ids"),
         (["w1", [1]], None, "some prompts are texts and others are token ids"),
         (["w1"], [[1]], "attention mask was given with texts"),
+        (["w1", ""], None, "prompt 1 has no tokens"),
         ([1, 2, 3], None, "prompt 0 is 1; expected a list of token ids; for one prompt, a list of one"),
         (torch.tensor([1, 2]), None, r"shape \(2,\); expected \[prompt, pos\]; for one, a list of one"),
         (np.zeros((1, 1, 2), int), None, r"shape \(1, 1, 2\)"),
