@@ -56,12 +56,12 @@ def adds_up(recording, layer, parallel=False):
 # What is recorded
 
 
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("name", ALL)
 def test_recorded_activations_add_up_and_are_the_modules_outputs(name, device):
     hf, tokens = tiny_model(name, device), prompts()
     here = sites(name, (0, N_LAYERS - 1))
     recording = record(hf, tokens, here)
-    for layer in (0, N_LAYERS - 1):
+    for layer in (0, N_LAYERS - 1) if name in INSIDE else ():
         adds_up(recording, layer, name in PARALLEL)
     for site in here:
         seen = []
@@ -209,21 +209,6 @@ def test_a_block_is_checked_once(device):
     del hf
     gc.collect()
     assert gone() is None
-
-
-@pytest.mark.parametrize("name", ["llama", "bloom"])
-def test_checking_sites_leaves_the_model_unchanged(name, device):
-    hf = fresh(name, device).requires_grad_(True)
-    ids = torch.tensor([prompts()[0]], device=device)
-    before = hf(input_ids=ids).logits
-    for layer in range(N_LAYERS):
-        try:
-            check_site(hf, Site(layer, "mlp_out"))
-        except SiteError:
-            assert name == "bloom"
-    assert torch.equal(hf(input_ids=ids).logits, before)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in hf.modules())
-    assert all(p.grad is None for p in hf.parameters())
 
 
 def test_a_layer_that_does_not_exist_raises_at_every_point(device):

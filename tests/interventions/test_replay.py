@@ -400,25 +400,6 @@ def test_longer_positions_and_longer_branches_are_checked_again(device):
     assert reach(model)["attn_out", 1] == {3: 3}
 
 
-def test_an_unknown_window_is_found_out_when_positions_pass_it(device):
-    """Short positions go by replay and are right; the first call beyond the window is checked, refused, and right too."""
-    hf, tokens, site = tiny_model("mistral_window", device), prompts(), Site(1)
-    model = wrap(fresh("mistral_window", device))
-    recording = record(model, tokens, [site])
-    model.__dict__["config"] = copy.copy(model.config)
-    model.config.sliding_window = None  # the engine believes that there is none; the model still has it
-    found = []
-    for pairs in ([(0, 3), (1, 7)], [(0, 3), (0, 20), (0, 12)]):
-        prompt, position = rows(pairs)
-        vectors = edited(recording, site, prompt, position)
-        effects, warned = refusal(recording, site, prompt, position, vectors)
-        clean = all_alone("mistral_window", hf, tokens, site, prompt, position, None)
-        slow = all_alone("mistral_window", hf, tokens, site, prompt, position, vectors)
-        assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
-        found.append((effects.path, len(warned)))
-    assert found == [("replay", 0), ("hooks", 1)]
-
-
 @pytest.mark.parametrize("way", ATTENTIONS)
 @pytest.mark.parametrize("wrong", ["none", "as long as the clean keys only"])
 def test_a_window_lost_within_long_branches_is_found_out(wrong, way, monkeypatch, device):

@@ -188,6 +188,9 @@ def test_invalid_horizons_raise(horizon, unchecked_shapes):
 )
 def test_positions_outside_their_prompts_raise(prompt, position, message):
     refused(SiteError, message, prompt, position, horizon="last")
+    if isinstance(position[0], int):
+        with pytest.raises(SiteError, match=message):
+            recording().at(SITE, torch.tensor(prompt), torch.tensor(position))
 
 
 @pytest.mark.parametrize(

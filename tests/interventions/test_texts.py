@@ -27,10 +27,7 @@ def word_tokenizer(bos=False, chat_template=TEMPLATE):
     if bos:
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        unk_token="<unk>",
-        bos_token="<s>",
-        additional_special_tokens=["<|turn|>", "<|end|>"],
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", additional_special_tokens=["<|turn|>", "<|end|>"]
     )
     tokenizer.chat_template = chat_template
     return tokenizer
