@@ -139,6 +139,17 @@ def tiny_model(name: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     return model.to(device=device, dtype=dtype)
 
 
+def llama(**settings):
+    """A new Llama of 4 blocks with settings of one's own."""
+    config = transformers.LlamaConfig(**{**_GROUPED, "num_hidden_layers": 4, **settings})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+        for weight in hf.parameters():
+            weight.add_(torch.randn(weight.shape) * 0.3)
+    return hf
+
+
 def fresh(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, vocab: int = VOCAB) -> nn.Module:
     """A copy of one's own."""
     return copy.deepcopy(tiny_model(name, device, dtype, vocab))

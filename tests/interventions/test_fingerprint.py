@@ -206,15 +206,13 @@ def test_described_models_are_equal_across_processes():
     program = (
         "import torch; from tests.tiny import fresh; from interventions.fingerprint import described\n"
         "hf = fresh('llama'); v = torch.ones(3); hf.model.layers[1].register_forward_hook(lambda m, a, o: o + v.sum())\n"
-        "print(described(hf))"
+        "found = described(hf)"
     )
-    one, other = (
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    )
-    assert one == other and "own_code" in one
+    here: dict = {}
+    exec(program, here)
+    command = [sys.executable, "-W", "ignore", "-c", f"{program}; print(found)"]
+    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert other == f"{here['found']}\n" and "own_code" in other
 
 
 def test_a_measurements_own_hooks_are_not_user_code():

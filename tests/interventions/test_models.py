@@ -126,11 +126,6 @@ def test_a_model_that_does_not_exist_raises(name, monkeypatch):
         load_model(name, device="cpu")
 
 
-def test_a_folder_without_a_model_raises(tmp_path):
-    with pytest.raises(ModelError, match="cannot load model"):
-        load_model(str(tmp_path), device="cpu")
-
-
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_a_folder_is_loaded(name, tmp_path, device):
     """Weights to the bit; a soft-capped model attends eagerly, so that the caps are applied."""
@@ -145,30 +140,12 @@ def test_a_folder_is_loaded(name, tmp_path, device):
     assert half.dtype == torch.bfloat16
 
 
-def test_a_folder_without_tokenizer_warns(tmp_path, device):
-    tiny_model("llama").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="no tokenizer for"):
-        assert load_model(tmp_path, device=device).tokenizer is None
-
-
 # The same weights under LayerNorm
 
 
-def llama(dtype=torch.float32, **settings):
+def llama(**settings):
     """Rotary base and ε as no configuration has them by itself."""
-    config = transformers.LlamaConfig(
-        **{
-            **{"vocab_size": VOCAB, "hidden_size": D_MODEL, "intermediate_size": 64, "num_hidden_layers": 3},
-            **{"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 700.0, "rms_norm_eps": 0.03},
-            **settings,
-        }
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        hf = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
-        for weight in hf.parameters():
-            weight.add_(torch.randn(weight.shape) * 0.3)
-    return hf.to(dtype)
+    return tiny.llama(**{"num_hidden_layers": 3, "rope_theta": 700.0, "rms_norm_eps": 0.03, **settings})
 
 
 @torch.no_grad()
@@ -339,7 +316,7 @@ def test_the_packaged_counterpart(packaged, counterpart):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(("fixture", "layer"), [("packaged", 0), ("packaged", 29), ("counterpart", 15)])
+@pytest.mark.parametrize(("fixture", "layer"), [("packaged", 0), ("counterpart", 15)])
 def test_replay_is_exact_on_the_packaged_models(request, fixture, layer):
     """Float32 logits of up to 30 after 30 blocks: 1e-4 is 50 units in their last place."""
     packaged = request.getfixturevalue(fixture)

@@ -11,6 +11,7 @@ import sys
 import pytest
 from safetensors import SafetensorError
 
+import interventions
 from interventions import ModelError, TextError, load_model, packaged
 from interventions.cache import cache_folder, making
 from tests import tiny
@@ -165,7 +166,10 @@ def test_a_lock_that_cannot_be_had_raises(tmp_path, monkeypatch):
 def test_files_left_by_a_killed_process_are_removed(converted, tmp_path):
     """Killed while it holds the lock and has written half; a folder of another name stays."""
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom interventions.cache import making\n"
+        "import sys, time, types\nfrom pathlib import Path\n"
+        "sys.modules['interventions'] = types.ModuleType('interventions')\n"  # its imports take seconds
+        f"sys.modules['interventions'].__path__ = {list(interventions.__path__)}\n"
+        "from interventions.cache import making\n"
         "from interventions.errors import ModelError\n"
         "with making(Path(sys.argv[1]), ModelError) as partial:\n"
         "    (partial / 'model.safetensors').write_bytes(b'half')\n    print('written', flush=True)\n    time.sleep(600)\n"

@@ -38,19 +38,6 @@ def test_keys_and_values_beyond_a_window_are_kept(device):
     assert {k.shape[2] for k in (*recording.keys, *recording.values)} == {24}
 
 
-def test_a_recording_without_keys(device):
-    with_keys = record(tiny_model("llama", device), prompts(), [PRE])
-    without = record(tiny_model("llama", device), prompts(), [PRE], keep_cache=False)
-    assert without.keys is None and without.values is None
-    assert torch.allclose(without.activations[PRE], with_keys.activations[PRE], atol=TOLERANCE)
-
-
-def test_tensors_without_mask_are_whole_prompts(device):
-    ids = torch.tensor(prompts((7, 7)), device=device)
-    recording = record(tiny_model("gpt2", device), ids)
-    assert recording.length.tolist() == [7, 7] and torch.equal(recording.tokens, ids)
-
-
 def test_recorded_tensors_can_be_trained_on(device):
     """No graph is kept, and nothing is an inference tensor: a probe can be fitted to it, a gradient taken through it."""
     hf = fresh("llama", device).requires_grad_(True)
