@@ -75,13 +75,13 @@ def test_references_agree_with_50_digits(scale):
 
 @vocabularies
 @pytest.mark.parametrize(
-    ("smallest", "largest", "least", "most"), [(4e-7, 5e-5, 2e-13, 1e-8), (5e-5, 14.0, 1e-8, 100.0)]
+    ("smallest", "largest", "least", "most"), [(4e-7, 5e-5, 2e-13, 3e-10), (5e-5, 14.0, 1e-8, 30.0)]
 )
 def test_kl_is_exact_from_1e_13_to_30(vocab, smallest, largest, least, most, device):
     """The slightest changes are a few units in the last place of the logits: 1e-4 of what the rounded logits say is attained."""
     clean, intervened = pairs(vocab, device, smallest, largest)
     exact = exact_kl(clean, intervened)
-    assert least / 10 < exact.min() < least and most / 10 < exact.max() < most
+    assert least / 10 < exact.min() < least and exact.max() > most
     assert relative(metrics.kl_divergence(clean, intervened), exact) <= RELATIVE
     assert relative(metrics.kl_divergence(intervened, clean), exact_kl(intervened, clean)) <= RELATIVE
 
