@@ -80,7 +80,8 @@ class CausalAtlas(Result):
         if not atlases:
             raise ResultError("no atlas to join; give at least one")
         longest = max(atlases, key=lambda atlas: len(atlas.tokens))
-        tokens, first = longest.tokens, longest.provenance
+        tokens = longest.tokens
+        first = {name: value for name, value in longest.provenance.items() if name != "command"}
         for atlas in atlases:
             p = atlas.provenance
             if differ := [name for name in _SAME if p[name] != first[name]]:

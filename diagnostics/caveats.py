@@ -12,7 +12,7 @@ from diagnostics.settings_words import HasProvenance, left_out_of, listed, prove
 from diagnostics.statistics import FEW_PROMPTS, MIN_PROMPTS, noise_floor
 
 
-class _Result(HasProvenance, Protocol):
+class HasCaveats(HasProvenance, Protocol):
     """What caveats are gathered from."""
 
     NULL_MODELS: ClassVar[bool]
@@ -24,7 +24,7 @@ class _Result(HasProvenance, Protocol):
     def own_caveats(self) -> list[str]: ...
 
 
-def caveats(result: _Result) -> list[str]:
+def caveats(result: HasCaveats) -> list[str]:
     """A line for each thing that a reader must know; none where there is none.
 
     Full forward passes in place of replay and why, what was dropped with reasons, effects within the noise floor, intervals from
@@ -82,7 +82,7 @@ def _of_provenance(p: Mapping[str, Any]) -> Iterator[str]:
         yield "no placebo: nothing says what a random edit of the same norm and angle does"
 
 
-def _within_noise(result: _Result) -> Iterator[str]:
+def _within_noise(result: HasCaveats) -> Iterator[str]:
     """How many effects are no larger than what putting activations back as they were gives."""
     frame = result.to_frame()
     if "share_below_floor" in next(iter(result.groups), {}):
@@ -111,7 +111,7 @@ def _floor_said(floor: float, below: int, rows: int, whose: str = "") -> str:
     return f"{whose}noise floor {floor:.1g} nats; {share} of {rows:,} effects lie at or below it"
 
 
-def _few_prompts(result: _Result) -> Iterator[str]:
+def _few_prompts(result: HasCaveats) -> Iterator[str]:
     """How many intervals stand on few prompts."""
     counts = list(_prompts(result.counted_in()))
     few = [n for n in counts if n < FEW_PROMPTS]

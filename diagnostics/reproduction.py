@@ -3,9 +3,9 @@
 import inspect
 import shlex
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
-import diagnostics
 from diagnostics.results import BaseResult, Result
 from diagnostics.settings_words import provenances
 from interventions.sites import Site
@@ -13,15 +13,16 @@ from interventions.sites import Site
 
 def reproduction(result: BaseResult, folder: str) -> str:
     """Lines of a shell or of Python that make a result again, in the folder where it lies; empty where settings alone must do."""
-    if command := result.provenance.get("command"):
-        return shlex.join(map(str, command))
+    commands = [p["command"] for p in provenances(result).values() if "command" in p]
+    if commands:
+        return "\n".join(dict.fromkeys(shlex.join([*map(str, words), "--out", folder]) for words in commands))
     if kind := result.FORMED_OF:
         runs = ", ".join(f"{name!r}: {kind}.load({name!r})" for name in provenances(result))
         call = f"result = {result.CALL}({{{runs}}})  # the folders of these runs"
         return f"from diagnostics import {kind}, {result.CALL}\n\n{call}"
     if not result.CALL or not isinstance(result, Result):
         return ""
-    p, call = result.provenance, getattr(diagnostics, result.CALL)
+    p, call = result.provenance, getattr(import_module("diagnostics"), result.CALL)
     saes, given = list(p.get("saes", {})), arguments(call, p)
     lines = [
         f"from diagnostics import {call.__name__}",

@@ -3,21 +3,34 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-from diagnostics.caveats import caveats
+from diagnostics.caveats import HasCaveats, caveats
 from diagnostics.html_figures import Picture, picture
 from diagnostics.html_tables import table_html
-from diagnostics.results import BaseResult
-from diagnostics.settings_words import listed, measured_on, provenances
+from diagnostics.settings_words import HasProvenance, listed, measured_on, provenances
 from diagnostics.templates import render
 from interventions.errors import MechdiagError
 
 _MOST_LINES = 400
 
 
-def shown(result: BaseResult) -> str:
+class Shown(HasCaveats, Protocol):
+    """What a page shows: all results are this."""
+
+    NAME: ClassVar[str]
+    TITLE: ClassVar[str]
+    NOTE: ClassVar[str]
+
+    def tables(self) -> dict[str, pd.DataFrame]: ...
+
+    def plot(self) -> Any: ...
+
+
+def shown(result: Shown) -> str:
     """A result as a fragment with its style sheet. Its figure is inlined and closed, so that the notebook does not show it again."""
     known = caveats(result)  # first, since it keeps the warnings of the statistics, which are computed once
     with quiet():
@@ -47,13 +60,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def measured(result: BaseResult) -> list[tuple[str, str]]:
+def measured(result: HasProvenance) -> list[tuple[str, str]]:
     """Each run's name with its model, text, place, seed and path."""
     runs = {name: measured_on(p) for name, p in provenances(result).items()}
     return [(name, " · ".join(parts)) for name, parts in runs.items() if parts]
 
 
-def titled(result: BaseResult) -> str:
+def titled(result: Shown) -> str:
     """The title of its kind."""
     return result.TITLE or result.NAME
 

@@ -29,7 +29,7 @@ class HasProvenance(Protocol):
     def provenance(self) -> dict[str, Any]: ...
 
 
-def provenances(result: HasProvenance) -> dict[str, Mapping[str, Any]]:
+def provenances(result: HasProvenance) -> dict[str, dict[str, Any]]:
     """The provenance of each run behind a result, by its name; of a result of its own under an empty name."""
     p = result.provenance
     return {"": p} if "model" in p or not p or not all(isinstance(v, Mapping) for v in p.values()) else dict(p)
