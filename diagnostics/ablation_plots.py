@@ -65,7 +65,7 @@ def plot_precision(curves: Sequence[Curve], equal: Sequence[EqualEffect], proven
         if missed:
             said = ", ".join(f"{NAMES[arm]} in {n}" for arm, n in missed.items())
             words += f" That effect was not reached, of {len(saes) * len(concepts)} SAEs and concepts, by {said}."
-        words += f" {hidden} points not above 0, or not finite, are not drawn." if hidden else ""
+        words += f" Not drawn: {hidden} points not above 0 or not finite." if hidden else ""
         write_caption(figure, _caption(provenance, words))
     return figure
 

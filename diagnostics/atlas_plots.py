@@ -50,7 +50,7 @@ def plot_atlas(frame: pd.DataFrame, groups: Sequence[Mapping[str, Any]], provena
         below.legend(handles, labels, loc="outside lower center", ncols=5)
         words = (
             "Every active latent of every token subtracted once, the SAE's error kept. Above: medians and quartiles in 20 bins of equal "
-            f"numbers of rows; grey: y = x. Below: {BARS.lower()}"
+            f"numbers of rows; grey: y = x. {BARS}"
         )
         write_caption(figure, caption(provenance, words))
     return figure

@@ -124,10 +124,8 @@ def plot_stability(lines: Sequence[Line], provenance: Mapping[str, Any]) -> Figu
         axes[0].set_ylabel("latents of")
         for ax in axes:
             ax.set_xlabel("looked for in")
-        words = (
-            f"Chance, left: {_range(chance[0])}; right: {_range(chance[1])}. {_rule(provenance)} Framed: seeds of one kind, without "
-            "intervals. *: trained from one seed."
-        )
+        words = f"Chance, left: {_range(chance[0])}; right: {_range(chance[1])}. {_rule(provenance)} Framed: training seeds."
+        words += " *: trained from one seed." if any(line["same_seed"] for line in lines) else ""
         write_caption(figure, _caption(provenance, words))
     return figure
 

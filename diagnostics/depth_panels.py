@@ -152,9 +152,11 @@ class _Drawing:
             found["placebos", ""] = Line2D([], [], color=KEY, lw=6, alpha=0.25, label="placebos of the same colour")
         for series, marker in zip(self.greys, GREY_MARKERS * len(self.greys), strict=False):
             label = f"untrained networks: {self.said(series)}"
-            found["grey", label] = Line2D([], [], color=UNTRAINED, marker=marker, ms=4, lw=0.9, label=label)
+            found["untrained", label] = Line2D([], [], color=UNTRAINED, marker=marker, ms=4, lw=0.9, label=label)
         if not self.greys and (self.table["network"] != TRAINED).any():
-            found["grey", ""] = Line2D([], [], color=UNTRAINED, marker=".", ms=4, lw=0.9, label="untrained networks")
+            found["untrained", ""] = Line2D(
+                [], [], color=UNTRAINED, marker=".", ms=4, lw=0.9, label="untrained networks"
+            )
         return list(found.values())
 
 

@@ -87,7 +87,7 @@ def _caption(provenance: Mapping[str, Any]) -> str:
     texts = "; ".join(f"{name}: {described(text)}" for name, text in p["texts"].items())
     grouped = any(text["groups"] != text["counts"] for text in p["texts"].values())
     words = (
-        f"Logistic probes (L2, C = {p['inverse_penalty']:g}) on means over at most {p['max_length']} tokens; all: every active latent; raw x: "
-        f"activations. Chance: .5. Bars: 95 %, delete-one-{'group' if grouped else 'text'} jackknife, {p['seeds']} splits (seed {p['seed']})."
+        f"Logistic probes (L2, C = {p['inverse_penalty']:g}) on means over at most {p['max_length']} tokens; all: every active latent. Chance: .5. "
+        f"Bars: 95 %, delete-one-{'group' if grouped else 'text'} jackknife, {p['seeds']} splits (seed {p['seed']})."
     )
     return caption(p, words, texts=texts, place=", ".join(p["sites"]), sinks=sink_rule(p, "position 0"))

@@ -118,11 +118,14 @@ class SAEEvaluation(Result):
             f"Alignment <w, d> of live latents; {speaks}": pd.DataFrame(self.alignments),
         }
 
-    def plot(self) -> Any:
-        """FVE and KL score of each SAE by quartile. Returns a matplotlib Figure."""
+    def plot(self, tokens: str | None = None) -> Any:
+        """FVE and KL score of each SAE by quartile. Returns a matplotlib Figure.
+
+        tokens: `no sinks` (default where there is a sink filter) or `all`.
+        """
         from diagnostics.sae_plots import plot_evaluation
 
-        return plot_evaluation(self.groups, self.provenance, self.counted)
+        return plot_evaluation(self.groups, self.provenance, tokens or self.counted)
 
     def figures(self) -> dict[str, Any]:
         """FVE and KL score; histograms of alignment, and of exponents where an SAE has them."""
