@@ -24,7 +24,6 @@ from diagnostics.progress import followed
 from diagnostics.results import jsonable
 from diagnostics.units import Interrupted, unlocked
 from interventions.errors import MechdiagError
-from sae_models.errors import SAEError
 
 Settings = TypeVar("Settings")
 
@@ -111,7 +110,7 @@ def run(settings: type[Settings], main: Callable[[Settings], Document | None]) -
                 document = main(given)
             if getattr(given, "json", False):
                 print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
-        except (MechdiagError, SAEError) as error:
+        except MechdiagError as error:
             print(f"error: {terminal_line(error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stopped:

@@ -112,6 +112,18 @@ _OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#882255", "#332288", "#999933", "#00000
 _OTHER_MARKERS = ("P", "X", "h", "<", ">", "p")
 """Of kinds that the zoo does not know."""
 
+PAGE_COLOURS = {
+    "light": {
+        "ink": "#1b1f24", "soft": "#57606a", "line": "#d8dee4", "page": "#fff", "panel": "#f6f8fa", "mark": "#0072b2",
+        "minus": "#b34e00", "all": "#c3c9d0", "pos": "86 180 233", "neg": "240 150 50", "effect": "27 31 36",
+    },
+    "dark": {
+        "ink": "#e6e9ee", "soft": "#a3adb8", "line": "#3a424c", "page": "#14181d", "panel": "#1d232a", "mark": "#56b4e9",
+        "minus": "#f0993c", "all": "#4d5762", "pos": "0 114 178", "neg": "176 84 0", "effect": "240 243 246",
+    },
+}  # fmt: skip
+"""CSS variables of HTML pages, light and dark; red, green and blue where a page shades a colour by its opacity."""
+
 
 _SEED = re.compile(r"-seed\d+$")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from interventions.cache import cache_folder
 from sae_models import CheckpointError, load_sae, loading, save_sae
-from sae_models.cache import cache_folder
 from sae_models.readers import LAYOUTS
 from sae_models.sae import SAE
 from sae_models.scores import Inner

@@ -113,7 +113,7 @@ def test_what_names_no_sae(where, tmp_path, monkeypatch):
 
 
 def test_an_empty_name_of_the_cache_is_none(monkeypatch, tmp_path):
-    from sae_models.cache import cache_folder
+    from interventions.cache import cache_folder
 
     monkeypatch.setenv("MECHDIAG_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
