@@ -199,18 +199,6 @@ def dose_columns(x: Float[Tensor, "target d_model"], edited: Float[Tensor, "targ
     }
 
 
-def left_out(provenance: dict[str, Any], few: Sequence[str] = ()) -> list[str]:
-    """What the reader of a table must know is missing, and what served instead of replay; a line each."""
-    p = provenance
-    dropped = {
-        f"pairs dropped{'' if label == TRAINED else f' ({label})'}": drawn["pairs_dropped"]
-        for label, drawn in p["drawn"].items()
-    }
-    said = {"fewer pairs than asked": "; ".join(few), "full forward passes": p["why_hooks"]}
-    said |= dropped | {"rows dropped": p["rows_dropped"]}
-    return [f"{what}: {which}" for what, which in said.items() if which]
-
-
 @dataclass(frozen=True)
 class Rows:
     """Some rows of a design at one site."""

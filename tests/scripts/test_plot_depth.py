@@ -34,7 +34,7 @@ def results(tmp_path_factory):
     folder, result = tmp_path_factory.mktemp("results"), evaluation()
     (folder / "zoo").mkdir()
     write_frame(folder / "zoo" / "sae_evaluation.parquet", result.frame)
-    write_frame(folder / "zoo" / result.LATENTS, result.latents)
+    write_frame(folder / "zoo" / result.TABLES["latents"], result.latents)
     write_json(folder / "zoo" / "sae_evaluation.json", result.as_dict())
     save_tokens(folder / "zoo" / "tokens.npy", result.tokens)
     return folder
