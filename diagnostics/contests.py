@@ -90,7 +90,7 @@ class WinRateReport(BaseResult):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The summary in three parts."""
-        whole = pd.DataFrame([line_of(contest) for contest in self.contests]).fillna("")
+        whole = pd.DataFrame([line_of(contest) for contest in self.contests])
         place = [name for name in SHOWN_PLACE if name != "model" or whole["model"].nunique() > 1]
         parts = {title: [*place, *(name for name in columns if name in whole)] for title, columns in PARTS.items()}
         return {title: cast(pd.DataFrame, whole[columns]) for title, columns in parts.items()}
