@@ -21,8 +21,8 @@ from transformers.utils import logging as loading
 
 from diagnostics.command_line import parsed
 from diagnostics.progress import followed
-from diagnostics.results import jsonable
-from diagnostics.settings_words import HasProvenance, provenances
+from diagnostics.results import BaseResult, jsonable
+from diagnostics.settings_words import provenances
 from diagnostics.units import Interrupted, unlocked
 from interventions.errors import MechdiagError
 
@@ -32,7 +32,7 @@ Document = dict[str, Any]
 _NOT_THE_RESULT = ("--overwrite", "--no-lock", "--json", "--quiet")
 
 
-class Finding(HasProvenance, Protocol):
+class Finding(Protocol):
     """What a diagnostic found: all results are this."""
 
     def table(self) -> str: ...
@@ -75,7 +75,7 @@ class Output(Spoken):
 
         Raises `ResultError` where another result is there and --overwrite is not given.
         """
-        for run in provenances(result).values():
+        for run in provenances(result).values() if isinstance(result, BaseResult) else ():
             run.setdefault("command", typed(sys.argv))
         try:
             files = result.write(folder, overwrite=self.overwrite)

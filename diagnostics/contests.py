@@ -90,7 +90,7 @@ class WinRateReport(BaseResult):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The summary in three parts."""
-        whole = pd.DataFrame([line_of(contest) for contest in self.contests]).fillna("")
+        whole = pd.DataFrame([line_of(contest) for contest in self.contests])
         place = [name for name in SHOWN_PLACE if name != "model" or whole["model"].nunique() > 1]
         parts = {title: [*place, *(name for name in columns if name in whole)] for title, columns in PARTS.items()}
         return {title: cast(pd.DataFrame, whole[columns]) for title, columns in parts.items()}
@@ -122,7 +122,7 @@ class WinRateReport(BaseResult):
         run = next(iter(self.runs)) if run is None else run
         if run not in self.runs:
             raise ResultError(f"no run {run!r} in this report; known: {', '.join(self.runs)}")
-        context = context or self.runs[run].provenance["context"][0]
+        context = context or str(self.runs[run].provenance["context"][0])
         own = [c for c in self.contests if (c.run, c.place["context"], c.place["model"]) == (run, context, TRAINED)]
         labels = {c.place["sae"]: labels_of(c.simpson) for c in own}
         return plot_paradox(self.frame, self.provenance, labels, run, context)

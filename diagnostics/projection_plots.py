@@ -171,7 +171,7 @@ def plot_dose(rows: pd.DataFrame, provenance: Mapping[str, Any], latents: Sequen
     sae, context, edit = rows["sae"].iloc[0], rows["context"].iloc[0], provenance["reference"]
     if latents is None:
         by = rows.drop_duplicates("latent").sort_values(["frequency", "latent"])
-        latents = by["latent"].to_numpy()[np.unique(np.linspace(0, len(by) - 1, 6).round().astype(int))]
+        latents = [int(by["latent"].iloc[i]) for i in np.unique(np.linspace(0, len(by) - 1, 6).round().astype(int))]
     drawable = rows.edit.isin([edit, "placebo_token"]) & (rows.kl > 0)
     shown = cast(pd.DataFrame, rows.loc[rows.latent.isin(list(latents)) & drawable])
     if shown.empty:

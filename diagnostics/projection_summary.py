@@ -162,7 +162,7 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
             row["its placebo's"] = cast(Observational, ways["rotate_placebo_token"]).beta_cosine
         row["a learned"] = np.nan if g["learned_a"] is None else g["learned_a"]["mean"]
         rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+    return pd.DataFrame(rows)
 
 
 def within_floors(groups: list[dict[str, Any]]) -> list[str]:

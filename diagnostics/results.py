@@ -160,7 +160,7 @@ class BaseResult:
         parts = []
         for title, some in self.tables().items():
             parts += [f"{title}:"] * bool(title)
-            parts.append("none" if some.empty else some.to_string(index=False, float_format="%.3g"))
+            parts.append("none" if some.empty else some.to_string(index=False, float_format="{:.3g}".format, na_rep=""))
         return "\n".join([*parts, *filter(None, [self.NOTE]), *self.left_out()])
 
     def as_dict(self) -> dict[str, Any]:
