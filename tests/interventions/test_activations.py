@@ -76,23 +76,15 @@ def test_streamed_vectors_equal_recorded_ones(name, device):
     assert_as_recorded(stream(hf, sites=here, with_index=True), record(hf, TEXT, here, keep_cache=False))
 
 
-@pytest.mark.bridge
-def test_a_bridge_streams_the_same(device):
-    bridged = wrapped("llama", "bridge", device)
-    ids = torch.tensor([TEXT[0]], device=device)
-    with torch.no_grad():
-        logits = bridged(ids)  # the first pass is where a bridge sets hooks of its own
-    its_own = hooks(wrap(bridged).hf)
-    assert_as_recorded(stream(bridged, with_index=True), record(tiny_model("llama", device), TEXT, SITES))
-    assert hooks(wrap(bridged).hf) == its_own
-    with torch.no_grad():
-        assert torch.equal(bridged(ids), logits)
-
-
-def test_an_nnsight_model_streams_the_same(device):
-    assert_as_recorded(
-        stream(wrapped("gpt2", "nnsight", device), with_index=True), record(tiny_model("gpt2", device), TEXT, SITES)
-    )
+@pytest.mark.parametrize(
+    ("name", "wrapper"), [pytest.param("llama", "bridge", marks=pytest.mark.bridge), ("gpt2", "nnsight")]
+)
+def test_wrapped_models_stream_the_same_vectors(name, wrapper, device):
+    model = wrap(wrapped(name, wrapper, device))
+    record(model, TEXT)  # the first pass is where a bridge sets hooks of its own
+    before = hooks(model.hf)
+    assert_as_recorded(stream(model, with_index=True), record(tiny_model(name, device), TEXT, SITES))
+    assert hooks(model.hf) == before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -69,7 +69,8 @@ def test_recorded_activations_add_up_and_are_the_modules_outputs(name, device):
         with torch.no_grad():
             hf(input_ids=torch.tensor([tokens[0]], device=device))
         remove()
-        assert torch.allclose(recording.activations[site][0], seen[0][0], atol=1e-4, rtol=1e-5)
+        there, expected = recording.activations[site][0], seen[0][0]  # batches of other shapes sum in another order
+        assert (there - expected).abs().max() <= 1e-5 * max(10.0, float(expected.abs().max()))
 
 
 @pytest.mark.bridge

@@ -261,7 +261,7 @@ def test_wrapped_models_give_the_effects_of_plain_forward_passes(wrapper, name, 
     horizon = (12, 1, "last", 5)[turn % 4]
     theirs, mine = record(wrap(hf), tokens, [site]), record(wrap(wrapped(name, wrapper, device)), tokens, [site])
     keep = within(position, horizon)
-    prompt, position = prompt[keep][::2], position[keep][::2]
+    prompt, position = prompt[keep][::3], position[keep][::3]
     vectors = edited(theirs, site, prompt, position)
     for ids, a, b in zip(tokens, mine.activations[site], theirs.activations[site], strict=True):
         assert torch.allclose(a[: len(ids)], b[: len(ids)], atol=1e-4, rtol=1e-5)
