@@ -88,10 +88,12 @@ def test_groups_stand_on_one_side_and_take_turns():
 
 
 def test_telling_tokens_by_hand():
-    """With ½ added: token 5 in 4 of 4 against 0 of 4, token 6 in 3 of 4 against 1 of 4; 7 in all; 9 is special."""
+    """With ½ added: token 5 in 4 of 4 against 0 of 4, token 6 in 3 of 4 against 1 of 4; 7 in all; 9 is special.
+
+    Token 4 tells the texts of the measuring half, which must not choose."""
     own = [[5, 6, 7, 9], [5, 6, 7, 9], [5, 6, 7, 9], [5, 7, 8, 9]]
     others = [[6, 7, 1], [7, 1, 1], [7, 1, 2], [7, 1, 3]]
-    tokens = own * 2 + others * 2
+    tokens = own + [[4, 7]] * 4 + others * 2
     texts = ConceptTexts(
         "hand",
         tokens,

@@ -68,6 +68,13 @@ def test_classes_hold_what_was_planted():
     assert found.b.stable[10:20].all() and not found.b.stable[20:30].any()
 
 
+def test_latents_that_write_opposite_directions_do_not_match():
+    a = drawn(300, 4)
+    found = matched(a, Activity.of(a.z, torch.cat([-a.rows[:1], a.rows[1:]])))
+    np.testing.assert_array_equal(found.a.match, [-1, 1, 2, 3])
+    assert not found.a.agrees[0] and found.a.partner[0] != 0
+
+
 def test_rare_latents_are_not_matched():
     z = np.zeros((100, 3))
     z[4, 0], z[:9, 1], z[20:40, 2] = 1, np.arange(9) + 1, np.arange(20) + 1

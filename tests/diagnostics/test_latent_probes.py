@@ -111,6 +111,18 @@ def test_ranks_are_by_mean_difference_of_either_sign():
     assert ranked(torch.zeros(4, 3), np.array([True, True, False, False])).tolist() == [0, 1, 2]
 
 
+def test_held_out_texts_change_no_selection_and_no_fit():
+    z, x, task = planted()
+    told = z.clone()
+    told[torch.from_numpy(task.test), 0] = 100 * torch.from_numpy(task.y_test).float()
+
+    def fits(z: torch.Tensor) -> list[tuple]:
+        found = task_probes(z, x, task, KS, 1.0, torch.Generator().manual_seed(0))
+        return [tuple(line[name] for name in ("kind", "k", "latents", "cross_entropy_train")) for line, _ in found]
+
+    assert fits(told) == fits(z)
+
+
 def test_an_sae_that_does_not_fire_is_an_error():
     z, x, task = planted()
     with pytest.raises(ResultError, match="no latent is active on any of 84 training texts"):
