@@ -187,13 +187,6 @@ def test_resumed_run_ends_in_the_same_bytes(stream, stop_at, undisturbed, tmp_pa
     assert_finished_alike(tmp_path, saes, undisturbed)
 
 
-def test_run_interrupted_repeatedly_ends_in_the_same_bytes(undisturbed, tmp_path):
-    for stop_at in (3, 4, 4, 5, 6):
-        with pytest.raises(Stop):
-            train(plain(stop_at=stop_at), JOBS, folder=tmp_path, **SETTINGS)
-    assert_finished_alike(tmp_path, train(plain(), JOBS, folder=tmp_path, **SETTINGS), undisturbed)
-
-
 @pytest.mark.parametrize("checkpoint_every", [3, 5])
 def test_stopped_at_each_moment_of_writing_it_ends_in_the_same_bytes(checkpoint_every, tmp_path, monkeypatch):
     """Before and after each file takes its place, with a checkpoint and without any."""
@@ -245,22 +238,6 @@ def test_finished_run_is_loaded_without_training(undisturbed, tmp_path):
 # What goes wrong
 
 
-def changed(what):
-    if what == "steps":
-        return JOBS, SETTINGS | {"steps": STEPS - 1}
-    if what == "log_every":
-        return JOBS, SETTINGS | {"log_every": 1}
-    if what == "about":
-        return JOBS, SETTINGS | {"about": {"text": "another"}}
-    other = {
-        "recipe": replace(JOBS[0], recipe=replace(SHORT, lr=0.02)),
-        "architecture": replace(JOBS[0], architecture=named("tied")),
-        "source": replace(JOBS[0], source="early"),
-        "name": replace(JOBS[0], name="other"),
-    }
-    return [other[what], *JOBS[1:]], SETTINGS
-
-
 @pytest.fixture(scope="module", params=[3, None], ids=["stopped", "finished"])
 def another(request, tmp_path_factory):
     """The folder of a run."""
@@ -270,11 +247,25 @@ def another(request, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("what", ["steps", "log_every", "about", "recipe", "architecture", "source", "name"])
-def test_folder_of_another_run_is_refused_and_kept(what, another):
-    before = kept(another)
-    jobs, settings = changed(what)
-    named_there = what if what in settings else "jobs"
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": STEPS - 1},
+        {"log_every": 1},
+        {"about": {"text": "another"}},
+        {"recipe": replace(SHORT, lr=0.02)},
+        {"architecture": named("tied")},
+        {"source": "early"},
+        {"name": "other"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_folder_of_another_run_is_refused_and_kept(changes, another):
+    before, settings, jobs = kept(another), SETTINGS, JOBS
+    if changes.keys() <= SETTINGS.keys():
+        [named_there], settings = changes, SETTINGS | changes
+    else:
+        named_there, jobs = "jobs", [replace(JOBS[0], **changes), *JOBS[1:]]
     with pytest.raises(
         SAEError, match=rf"holds another run \({named_there}.*\); give another folder, or remove this one"
     ):
