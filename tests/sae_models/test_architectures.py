@@ -73,7 +73,7 @@ def test_unknown_parts_raise(what):
         Architecture(**{what: "x"})
 
 
-# How they start
+# Initial weights
 
 
 @pytest.mark.parametrize("kind", ["none", "layer_norm"])

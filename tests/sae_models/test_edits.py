@@ -252,7 +252,7 @@ def test_only_the_decoder_rows_of_the_set_are_read():
     assert zero_latents(x, sae, each).isfinite().all() and change_latents(x, sae, put(1.0, 8)).isfinite().all()
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.fixture

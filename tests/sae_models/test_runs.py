@@ -1,4 +1,4 @@
-"""Runs: what is kept in a folder, and that a run killed anywhere goes on to the same bytes."""
+"""Training runs: the files of a run, and that a run stopped anywhere resumes to the same bytes."""
 
 import contextlib
 import json
@@ -105,7 +105,7 @@ def assert_finished_alike(folder, saes, undisturbed):
         assert torch.equal(sae(x), theirs[name](x))
 
 
-# What a run is
+# Finished runs
 
 
 def test_each_job_is_trained_as_if_alone(undisturbed):
@@ -136,8 +136,13 @@ def test_files_of_a_finished_run(undisturbed):
     assert about["about"] == SETTINGS["about"] and about["steps"] == STEPS and set(about["jobs"]) == set(saes)
 
 
-def test_trained_saes_record_site_recipe_and_text(undisturbed, tmp_path):
-    saes = train(plain(), JOBS, folder=tmp_path, **SETTINGS)
+def test_trained_saes_record_site_recipe_and_text_and_progress_gives_metrics(tmp_path):
+    said = []
+    saes = train(plain(), JOBS, folder=tmp_path, progress=lambda *now: said.append(now), **SETTINGS)
+    assert [(n, total) for n, total, _ in said] == [(1, STEPS)] * STEPS
+    assert [bool(metrics) for _, _, metrics in said] == [False, False, True, False, False, True, True]
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert said[2][2] == {key: value for key, value in line.items() if key != "sae"}
     first = saes["15/standard"]
     assert (first.model_name, first.hook_name) == ("m", "blocks.15.hook_resid_post")
     assert saes["7/topk"].model_name is None
@@ -152,18 +157,7 @@ def test_trained_saes_record_site_recipe_and_text(undisturbed, tmp_path):
         assert not any(parameter.requires_grad for parameter in saes[job.name].parameters())
 
 
-def test_progress_counts_steps_and_gives_metrics(tmp_path):
-    said = []
-    train(
-        plain(), JOBS, folder=tmp_path, progress=lambda n, total, metrics: said.append((n, total, metrics)), **SETTINGS
-    )
-    assert [(n, total) for n, total, _ in said] == [(1, STEPS)] * STEPS
-    assert [bool(metrics) for _, _, metrics in said] == [False, False, True, False, False, True, True]
-    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    assert said[2][2] == {key: value for key, value in first.items() if key != "sae"}
-
-
-# Killed and resumed
+# Resuming
 
 
 @pytest.mark.parametrize(
@@ -235,7 +229,7 @@ def test_finished_run_is_loaded_without_training(undisturbed, tmp_path):
         assert not any(parameter.requires_grad for parameter in sae.parameters())
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.fixture(scope="module", params=[3, None], ids=["stopped", "finished"])
@@ -326,7 +320,7 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
     assert torch.load(tmp_path / "second" / "checkpoint.pt", weights_only=True)["done"] == 5
 
 
-# What is there and is not this run's
+# Files of other runs
 
 
 def foreign(place):

@@ -105,7 +105,7 @@ def test_tied_encoder_is_the_decoder():
     close(d.grad, x.sum(0).expand(D_SAE, -1))
 
 
-# Small things
+# Edge cases
 
 
 def test_norms_and_unit_rows_of_zero_vectors():

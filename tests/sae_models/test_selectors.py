@@ -167,7 +167,7 @@ def test_signed_latents_are_picked_by_size_and_keep_their_sign(size):
     assert torch.equal(selector(s), torch.where(s.abs() > 1, s, 0))
 
 
-# Small things
+# Edge cases
 
 
 @pytest.mark.parametrize("make", [lambda: TopK(0), lambda: TopK(-1), lambda: BatchTopK(0), lambda: BatchTopK(-2.0)])
