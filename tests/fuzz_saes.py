@@ -276,6 +276,7 @@ def formats() -> list[Format]:
     rows = B_ENC | {"threshold": torch.tensor(0.4)}
     scales = {"scale_a": torch.tensor([0.3]), "scale_b": torch.tensor([0.2])}
     delta = {"scale_a_base": torch.tensor([0.3]), "scale_a_delta": 0.1 * drawn(D_SAE, seed=8), "scale_b": torch.ones(1)}
+    topk = {"activation": "topk", "signed": False, "transcode": False}
     groups = {"scale_a": torch.tensor([0.3, 0.1, 0.5]), "scale_b": torch.tensor([0.2, 0.6, -0.1])}
     k = {"k": torch.tensor(K), "threshold": torch.tensor(0.4)}
     plain = {"latent_bias": B_ENC["b_enc"], "pre_bias": ROWS["b_dec"]}
@@ -298,27 +299,16 @@ def formats() -> list[Format]:
         Format(
             "sparsify",
             "sae.safetensors",
-            LAYERS
-            | {"W_dec": ROWS["W_dec"], "b_dec": ROWS["b_dec"]}
-            | {"decoder.weight": None},  # the library's is W_dec
+            LAYERS | {"W_dec": ROWS["W_dec"], "b_dec": ROWS["b_dec"], "decoder.weight": None},  # named W_dec there
             sparsify,
-            config={
-                "d_in": D_MODEL,
-                "k": K,
-                "num_latents": D_SAE,
-                "signed": False,
-                "activation": "topk",
-                "transcode": False,
-            },
+            config={"d_in": D_MODEL, "k": K, "num_latents": D_SAE} | topk,
         ),
         Format("gemma_scope", "params.npz", COLUMNS | B_ENC | {"threshold": THRESHOLD}, scope),
         Format(
             "gemma_scope 2",
             "params.safetensors",
-            {key.lower(): value for key, value in COLUMNS.items()} | B_ENC | {"threshold": THRESHOLD},
-            scope,
-            "config.json",
-            scope2,
+            {key.lower(): value for key, value in (COLUMNS | B_ENC | {"threshold": THRESHOLD}).items()},
+            *(scope, "config.json", scope2),
         ),
         Format(
             "openai",
@@ -335,10 +325,7 @@ def formats() -> list[Format]:
         _learned("BatchTopKSAE", LAYERS | {"b_dec": ROWS["b_dec"]} | k, k=K),
         _learned("MatryoshkaBatchTopKSAE", COLUMNS | B_ENC | k | {"group_sizes": torch.tensor([4, 6])}),
         _learned("JumpReluAutoEncoder", COLUMNS | B_ENC | {"threshold": THRESHOLD}),
-        _learned(
-            "GatedAutoEncoder",
-            LAYERS | {"encoder.bias": None, "decoder_bias": ROWS["b_dec"]} | GATE,
-        ),
+        _learned("GatedAutoEncoder", LAYERS | {"encoder.bias": None, "decoder_bias": ROWS["b_dec"]} | GATE),
         Format("cosine standard", "sae.pt", ROWS | rows, paper),
         Format("cosine global", "sae.pt", ROWS | rows | scales, paper),
         Format("cosine groups", "sae.pt", ROWS | rows | groups, paper),

@@ -46,7 +46,7 @@ def cases(folder: Path) -> dict[str, Case]:
     texts = [" ".join(f"w{i}" for i in ids) for ids in prompts(tuple(14 + (7 * i) % 11 for i in range(140)))]
     (folder / "text.txt").write_text("\n\n".join(texts) + "\n")
     given = ("--model", folder / "model", "--prompts", folder / "text.txt", "--device", "cpu", "--quiet")
-    patch = (*given, "--n-prompts", 140, "--layers", 1, 3, 4, "--context", "both", "--pairs", 60)
+    patch = (*given, "--n-prompts", 140, "--layers", 1, 4, "--context", "both", "--pairs", 60)
     train = (
         *given, "--layers", 1, 4, "--d-sae", 64, "--k", 4, "--tokens", 4096, "--batch-tokens", 128, "--buffer-tokens", 512,
         "--held-out", 0,

@@ -73,7 +73,7 @@ def test_unknown_parts_raise(what):
         Architecture(**{what: "x"})
 
 
-# How they start
+# Initial weights
 
 
 @pytest.mark.parametrize("kind", ["none", "layer_norm"])
@@ -116,15 +116,6 @@ def test_initial_weights(name, kind):
 def test_number_of_scales_and_exponents(name, a, b, delta):
     score = build(named(name), D_SAE, K, inputs(), generator()).score
     assert (len(score.scale_a), len(score.scale_b), score.scale_delta is not None) == (a, b, delta)
-
-
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-def test_scale_starts_from_the_size_of_activations(size):
-    x = size * drawn(200, 64)
-    sae = build(named("cosine-global"), 70, 4, x, generator())
-    mean = float((x - sae.b_dec.detach()).norm(dim=1).mean())
-    assert mean == pytest.approx(8 * size, rel=0.1)
-    assert math.exp(sae.score.scale_b.item()) == pytest.approx(8 if size == 1 else mean, rel=1e-6)
 
 
 @pytest.mark.parametrize(

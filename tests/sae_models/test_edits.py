@@ -14,7 +14,6 @@ from interventions import (
     edit_in_trace,
     fwd_hooks,
     intervened_logits,
-    measure,
     record,
     wrap,
 )
@@ -32,7 +31,7 @@ from sae_models.errors import BelongingError, SAEError
 from sae_models.sae import SAE
 from sae_models.selectors import BatchTopK, TopK
 from tests.sae_models.built import between, each_pair
-from tests.tiny import D_MODEL, TOLERANCE, assert_same_effect, bridge, exact_kl, forward_alone, fresh, prompts, traced
+from tests.tiny import D_MODEL, TOLERANCE, bridge, forward_alone, fresh, prompts, traced
 
 D_SAE, K = 64, 6
 KINDS = {
@@ -253,7 +252,7 @@ def test_only_the_decoder_rows_of_the_set_are_read():
     assert zero_latents(x, sae, each).isfinite().all() and change_latents(x, sae, put(1.0, 8)).isfinite().all()
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.fixture
@@ -417,23 +416,6 @@ def test_edits_agree_on_every_path(name, site, kind, path, device):
         found = logits_by(path, name, site, functools.partial(edit, sae=sae), recording, device)
         assert (found - expected[what]).abs().max() <= TOLERANCE, what
         assert (found - clean).abs().max() > 20 * TOLERANCE, what
-
-
-def test_measured_effect_of_edited_vectors(device):
-    site, rows = Site(2), (torch.tensor([0, 0, 1, 2]), torch.tensor([3, 9, 7, 11]))
-    recording, sae, _ = placed("llama", site, "topk", device)
-    x = recording.at(site, *rows)
-    sets = sae.encode(x).topk(2, dim=-1).indices  # another set in each row
-    effects = measure(recording, site, *rows, zero_latents(x, sae, sets), path="replay")
-    alone = []
-    for which in (None, sets):
-        logits = []
-        for i, (prompt, position) in enumerate(zip(*(r.tolist() for r in rows), strict=True)):
-            change = None if which is None else put(0, *which[i].tolist())
-            at = {} if change is None else {position: lambda x, c=change: written_out(x[None], sae, c)[0]}
-            logits.append(forward_alone("llama", recording.model.hf, EVEN[prompt], site, at)[position])
-        alone.append(torch.stack(logits))
-    assert_same_effect(effects["kl"], exact_kl(*alone), TOLERANCE)
 
 
 @pytest.mark.bridge

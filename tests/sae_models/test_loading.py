@@ -35,7 +35,7 @@ def zoos(tmp_path, monkeypatch):
     return tmp_path / "package" / "zoo", tmp_path / "cache" / "zoo"
 
 
-# ---- where it is looked for ----
+# ---- places ----
 
 
 def test_paths_come_before_the_packaged_zoo_and_the_cache(zoos, tmp_path):
@@ -114,7 +114,7 @@ def test_hub_errors_become_checkpoint_errors(zoos, tmp_path, monkeypatch):
         load_sae("hf:owner/name/x")
 
 
-# ---- how it is read ----
+# ---- dtype, layout and options ----
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -169,7 +169,7 @@ def test_folders_need_exactly_one_weights_file(tmp_path):
         load_sae(tmp_path / "notes.txt")
 
 
-# ---- files that are broken, or worse ----
+# ---- damaged and malicious files ----
 
 
 class Payload:

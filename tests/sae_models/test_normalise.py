@@ -2,22 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sae_models.errors import SAEError
 from sae_models.normalise import CENTRED, normalisation
 from tests.sae_models.built import D_MODEL, NORMALISATIONS, close, drawn, inputs
-
-
-@pytest.mark.parametrize("shape", [(D_MODEL,), (7, D_MODEL), (2, 3, D_MODEL)], ids=str)
-@pytest.mark.parametrize("kind", ["constant_norm", "factor"])
-def test_constant_norm_and_factor_are_undone_exactly(kind, shape):
-    x = drawn(*shape) + 1
-    u, scale, shift = normalisation(**NORMALISATIONS[kind])(x)
-    assert scale.shape == (*shape[:-1], 1) and shift is None
-    close(scale * u, x)
-    assert not torch.allclose(u, x)
 
 
 @pytest.mark.parametrize("shape", [(D_MODEL,), (7, D_MODEL), (2, 3, D_MODEL)], ids=str)
@@ -42,19 +30,6 @@ def test_centred_kinds_remove_the_mean_first_and_add_it_back(kind, shape):
     close(u, expected.u)
     close(torch.ones(()) if scale is None else scale, torch.ones(()) if expected.scale is None else expected.scale)
     close(shift, mean)  # layer_norm: of what has no mean it adds none, so that here too the mean is what is added
-
-
-@settings(max_examples=30)
-@given(st.floats(0.1, 100), st.floats(-50, 50), st.integers(0, 100))
-def test_invariance_to_scale_and_shift(factor, shift, seed):
-    x = drawn(4, D_MODEL, seed=seed) + 0.1
-    moved = normalisation("layer_norm")(factor * x + shift).u
-    eps = 1e-5 * (1 + 1 / (factor * float(x.std(-1).min())))  # what the 1e-5 beside std can still tell apart
-    torch.testing.assert_close(moved, normalisation("layer_norm")(x).u, rtol=2 * eps, atol=2 * eps)
-    u, scale, _ = normalisation("constant_norm")(factor * x)
-    close(u, normalisation("constant_norm")(x).u)
-    close(u.norm(dim=-1), torch.full((4,), D_MODEL**0.5, dtype=x.dtype))
-    close(scale, factor * normalisation("constant_norm")(x).scale)
 
 
 def test_factor_is_one_number_for_all_inputs():

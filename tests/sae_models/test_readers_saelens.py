@@ -36,7 +36,7 @@ def folder(path, config, tensors):
     return path
 
 
-# ---- what the format says, without the library ----
+# ---- the format, without the library ----
 
 
 def test_version_6_says_where_it_belongs(tmp_path):
@@ -138,7 +138,7 @@ def test_wrong_keys_are_refused(tmp_path):
         load_sae(folder(tmp_path, config(), found | {"scaling_factor": torch.full((D_SAE,), 2.0)}))
 
 
-# ---- models that were loaded otherwise ----
+# ---- models loaded with other options ----
 
 
 def planted():

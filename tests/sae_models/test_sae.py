@@ -114,7 +114,7 @@ def test_alignment_uses_the_encoder_rows_in_use(name):
         close(sae.encoder_rows().norm(dim=1), torch.ones_like(found))
 
 
-# What stays as it is
+# State, dtype and sizes
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -175,7 +175,7 @@ def test_decode_raises_where_the_offset_depends_on_the_input(kind):
             sae.decode(sae.encode(x))
 
 
-# Where it belongs
+# Width, model and site
 
 
 def test_wrong_width_raises():

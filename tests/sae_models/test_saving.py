@@ -1,4 +1,4 @@
-"""Folders: what is written is what comes back, and what SAELens would read."""
+"""Saved SAEs come back bit for bit, in a format that SAELens reads where it can."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def assert_same_bits(one, other):
     assert torch.equal(other.offset(X), one.offset(X))
 
 
-# What comes back
+# Round trips
 
 
 @pytest.mark.parametrize(("name", "kind", "selector"), each_pair(ALL, NORMALISATIONS, SELECTORS))
@@ -138,7 +138,7 @@ def test_aligned_is_saved_as_a_standard_sae(selector, tmp_path):
     assert ours[1].keys() == standard[1].keys() and ours[0] == standard[0]
 
 
-# What SAELens reads
+# Keys and shapes of SAELens and the paper
 
 
 @pytest.mark.parametrize("kind", ["none", "layer_norm", "constant_norm"])
@@ -186,7 +186,7 @@ def test_other_saes_have_the_keys_of_the_papers_checkpoints(name, kind, extra, t
     assert {key: list(value.shape) for key, value in tensors.items()} == shapes | {k: [n] for k, n in extra.items()}
 
 
-# Whole or not at all
+# Failed writes
 
 
 def test_batchtopk_without_a_threshold_is_not_saved(tmp_path):
@@ -274,7 +274,7 @@ def test_empty_folder_name_raises(folder, tmp_path, monkeypatch):
     assert not contents(tmp_path)
 
 
-# Files that are not what they say
+# Wrong keys and shapes
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sae_models.errors import SAEError
 from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Scored, TopK
-from tests.sae_models.built import D_SAE, SELECTORS, AbsBatchTopK, AbsTopK, drawn
+from tests.sae_models.built import D_SAE, AbsBatchTopK, AbsTopK, drawn
 
 
 def chunks(s, size=None):
@@ -167,14 +167,7 @@ def test_signed_latents_are_picked_by_size_and_keep_their_sign(size):
     assert torch.equal(selector(s), torch.where(s.abs() > 1, s, 0))
 
 
-# Small things
-
-
-def test_selector_settings():
-    assert ReLU().settings() == {"kind": "relu"}
-    assert TopK(3).settings() == {"kind": "topk", "k": 3}
-    assert BatchTopK(2.5).settings() == {"kind": "batchtopk", "k": 2.5}
-    assert [kind.kind for kind in (ReLU, TopK, BatchTopK)] == list(SELECTORS)
+# Edge cases
 
 
 @pytest.mark.parametrize("make", [lambda: TopK(0), lambda: TopK(-1), lambda: BatchTopK(0), lambda: BatchTopK(-2.0)])

@@ -39,14 +39,6 @@ def products_of(u, rows, given):
     return products(u, rows, given._replace(product=formed))
 
 
-def test_gradients_of_decoding(given_support):
-    activation, W = leaf(len(given_support.row), seed=1), leaf(LATENTS, WIDTH, seed=2)
-    assert torch.autograd.gradcheck(lambda a, w: decoded(a, w, given_support), (activation, W))
-    assert torch.autograd.gradcheck(lambda w: decoded(activation.detach(), w, given_support), (W,))
-    if len(activation):
-        assert torch.autograd.gradcheck(lambda a: decoded(a, W.detach(), given_support), (activation,))
-
-
 def test_gradients_of_products(given_support):
     u, rows = leaf(ROWS, WIDTH, seed=1), leaf(LATENTS, WIDTH, seed=2)
     if len(given_support.row):

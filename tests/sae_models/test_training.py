@@ -335,7 +335,7 @@ def test_the_threshold_keeps_as_many_latents_active_as_the_batch_did(name):
     assert float(active) == pytest.approx(training.metrics()["l0"], rel=0.1)
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.parametrize("name", ["standard", "standard:topk", "standard:relu", "bypass"])
