@@ -138,7 +138,7 @@ class CausalAtlas(Result):
         """Predicted against exact effects, and how well each score ranks latents, by depth. Returns a matplotlib Figure."""
         from diagnostics.atlas_plots import plot_atlas
 
-        return plot_atlas(self)
+        return plot_atlas(self.frame, self.groups, self.provenance)
 
     def figures(self) -> dict[str, Any]:
         """The calibration figure."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from diagnostics.atlas_summary import FIRST, LABELS
 from diagnostics.depth_plans import JACKKNIFE, KL, DepthPlan, DepthPoint, Groups, Panel, Provenance, plain, ratio_panel
 from diagnostics.norm_exponent import CLEAR
-from diagnostics.style import SCORE_LOOKS
+from diagnostics.style import REFERENCE, SCORE_LOOKS
 
 
 def removed(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
@@ -60,7 +60,7 @@ PLANS = {
             ),
         },
         "tokens or ablations",
-        {**SCORE_LOOKS, "chance": ("0.6", "_")},
+        {**SCORE_LOOKS, "chance": (REFERENCE, "_")},
         {**LABELS, "chance": "chance"},
         rows_are_saes=True,
         done="edited",

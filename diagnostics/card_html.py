@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from diagnostics import card_words as words
 from diagnostics.card_charts import effect_chart, norm_chart, quartile_chart, z_chart
-from diagnostics.card_content import LatentCard
+from diagnostics.card_content import CardContent
 from diagnostics.card_words import counted, ends, known, percent, short
 from diagnostics.latent_effects import PLACEBOS, EffectSummary
 from diagnostics.latent_examples import TOP, Example
@@ -22,22 +22,22 @@ _SIGNS = {1: "positive", -1: "negative"}
 _GROUPS = {TOP: "Strongest", "upper quarter": "From the upper quarter", "around the median": "Around the median"}
 
 
-def page(card: LatentCard) -> str:
+def page(card: CardContent) -> str:
     """A card as a page of its own."""
     return render("cards/page.html", **_values(card))
 
 
-def card_html(card: LatentCard) -> str:
+def card_html(card: CardContent) -> str:
     """The card as a fragment with its style sheet, as a notebook shows it."""
     return render("cards/card.html", **_values(card))
 
 
-def index_page(cards: Sequence[LatentCard], files: Mapping[int, str]) -> str:
+def index_page(cards: Sequence[CardContent], files: Mapping[int, str]) -> str:
     """A page that links the files of several cards, with the numbers in which they differ."""
     return render("cards/index.html", cards=cards, files=files, words=words)
 
 
-def _values(card: LatentCard) -> dict[str, Any]:
+def _values(card: CardContent) -> dict[str, Any]:
     logits = [abs(t.logit) for t in (*card.promoted, *card.suppressed)]
     return {
         "card": card,
@@ -53,7 +53,7 @@ def _values(card: LatentCard) -> dict[str, Any]:
     }
 
 
-def _tiles(card: LatentCard) -> list[tuple[str, str, str]]:
+def _tiles(card: CardContent) -> list[tuple[str, str, str]]:
     """Name, value and the line below it."""
     low, high = card.z_range
     few = card.frequency.n_prompts < MIN_PROMPTS
@@ -80,7 +80,7 @@ def _tiles(card: LatentCard) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _charts(card: LatentCard) -> list[tuple[Markup, str]]:
+def _charts(card: CardContent) -> list[tuple[Markup, str]]:
     """Charts and their captions."""
     return [
         (z_chart(card.z_histogram), f"Activation at the {card.n_active:,} tokens where it is active."),
@@ -90,7 +90,7 @@ def _charts(card: LatentCard) -> list[tuple[Markup, str]]:
     ]  # fmt: skip
 
 
-def _effect_rows(card: LatentCard, e: EffectSummary) -> str:
+def _effect_rows(card: CardContent, e: EffectSummary) -> str:
     """Which rows the mean effect is over."""
     top = card.chosen_by == "top"
     if e.source == "atlas":
@@ -101,7 +101,7 @@ def _effect_rows(card: LatentCard, e: EffectSummary) -> str:
     return f"{e.kl.n_rows:,} active tokens drawn uniformly" + " at the prompts that did not choose it" * top
 
 
-def _texts(card: LatentCard) -> dict[str, Any]:
+def _texts(card: CardContent) -> dict[str, Any]:
     """The card's examples by sign and group: every token coloured by its activation, the effect of removing the latent there as a bar."""
     largest_z = max(abs(z) for z in card.z_range)
     largest_kl = max((kl for example in card.examples for kl in example.kl if known(kl)), default=0.0)
@@ -133,7 +133,7 @@ def _spans(e: Example, largest_z: float, largest_kl: float) -> Iterator[dict[str
         }
 
 
-def _facts(card: LatentCard) -> list[str]:
+def _facts(card: CardContent) -> list[str]:
     """How the card was made."""
     p = card.provenance
     text = p["text"]

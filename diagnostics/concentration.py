@@ -82,7 +82,8 @@ class Concentration(Result):
         """Share of the joint effect against the share of latents. Returns a matplotlib Figure."""
         from diagnostics.interaction_plots import plot_concentration
 
-        return plot_concentration(self)
+        curves = {(g["sae"], g["edit"], g["order"]): self.curve(g["sae"], g["edit"], g["order"]) for g in self.groups}
+        return plot_concentration(self.frame, curves, self.provenance, max(g["tokens"] for g in self.groups))
 
 
 @torch.no_grad()

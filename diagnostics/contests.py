@@ -15,7 +15,7 @@ from typing_extensions import Self
 from diagnostics.adversarial import adversarial_groups
 from diagnostics.contest_files import read_contests
 from diagnostics.depth_plans import DepthPlan, DepthPoint
-from diagnostics.frames import with_ends
+from diagnostics.frames import TRAINED, with_ends
 from diagnostics.headlines import Headline
 from diagnostics.progress import Progressing, followed
 from diagnostics.projection_summary import PLACE, noise_floor
@@ -24,7 +24,7 @@ from diagnostics.results import BaseResult
 from diagnostics.simpsons_paradox import simpson
 from diagnostics.stored import Stored
 from diagnostics.win_rate_depth import PLANS
-from diagnostics.win_rate_summary import NOTE, PARTS, Contest, first_numbers, frame_of, line_of
+from diagnostics.win_rate_summary import NOTE, PARTS, Contest, first_numbers, frame_of, labels_of, line_of
 from diagnostics.win_rate_summary import PLACE as SHOWN_PLACE
 from diagnostics.wins import win_rates
 from interventions.errors import ResultError
@@ -110,16 +110,22 @@ class WinRateReport(BaseResult):
 
     def plot(self) -> Any:
         """Win rate by depth, in context beside the one-token context, with the placebos' band. Returns a matplotlib Figure."""
-        from diagnostics.projection_plots import plot_win_rate
+        from diagnostics.win_rate_plots import plot_win_rate
 
-        return plot_win_rate(self)
+        return plot_win_rate(self.frame, self.provenance)
 
     def plot_paradox(self, run: str | None = None, context: str | None = None) -> Any:
         """Overall against within quartiles of one run and context (default: the first), with the band that range restriction alone
         predicts. Returns a matplotlib Figure."""
-        from diagnostics.projection_plots import plot_paradox
+        from diagnostics.win_rate_plots import plot_paradox
 
-        return plot_paradox(self, run, context)
+        run = next(iter(self.runs)) if run is None else run
+        if run not in self.runs:
+            raise ResultError(f"no run {run!r} in this report; known: {', '.join(self.runs)}")
+        context = context or self.runs[run].provenance["context"][0]
+        own = [c for c in self.contests if (c.run, c.place["context"], c.place["model"]) == (run, context, TRAINED)]
+        labels = {c.place["sae"]: labels_of(c.simpson) for c in own}
+        return plot_paradox(self.frame, self.provenance, labels, run, context)
 
     def figures(self) -> dict[str, Any]:
         """Win rates by depth; overall against within quartiles, for each run."""

@@ -14,7 +14,7 @@ from diagnostics.depth_plans import DepthPlan, Looks, Panel
 from diagnostics.frames import TRAINED
 from diagnostics.plots import Depth, plain_ticks, points, write_caption
 from diagnostics.statistics import Estimate
-from diagnostics.style import LABELS, UNTRAINED, legend_label, sae_kind, styled
+from diagnostics.style import KEY, LABELS, OPEN, REFERENCE, UNTRAINED, legend_label, sae_kind, styled
 
 RUN_LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"), ((0, (1, 3)), "P"))
 """Dashes and marker of the runs of one figure, the first one first."""
@@ -113,7 +113,7 @@ class _Drawing:
 
     def panel(self, ax: Axes, table: pd.DataFrame, panel: Panel, depth: _Axis) -> None:
         for special in panel.lines:
-            ax.axhline(special, color="0.6", lw=0.8, zorder=0)
+            ax.axhline(special, color=REFERENCE, lw=0.8, zorder=0)
         if panel.log:
             ax.set_yscale("log")
         trained = table.loc[table["network"] == TRAINED]
@@ -147,11 +147,9 @@ class _Drawing:
             found.setdefault(("series", label), Line2D([], [], color=colour, marker=marker, ms=4, lw=1.2, label=label))
         for run, name in names.items() if len(names) > 1 else ():
             dash, marker = self._of_run(run)
-            found["run", run] = Line2D(
-                [], [], color="0.2", ls=dash, marker=marker, ms=4, lw=1, label=legend_label(name)
-            )
+            found["run", run] = Line2D([], [], color=KEY, ls=dash, marker=marker, ms=4, lw=1, label=legend_label(name))
         if (self.table["role"] != "main").any():
-            found["placebos", ""] = Line2D([], [], color="0.2", lw=6, alpha=0.25, label="placebos of the same colour")
+            found["placebos", ""] = Line2D([], [], color=KEY, lw=6, alpha=0.25, label="placebos of the same colour")
         for series, marker in zip(self.greys, GREY_MARKERS * len(self.greys), strict=False):
             label = f"untrained networks: {self.said(series)}"
             found["grey", label] = Line2D([], [], color=UNTRAINED, marker=marker, ms=4, lw=0.9, label=label)
@@ -176,7 +174,7 @@ def _line(
     under = (own["state"] == "no effect").to_numpy()
     if under.any():  # at the bottom, whatever its scale
         ax.plot(
-            x[under], np.full(int(under.sum()), 0.02), color=colour, marker=marker, mfc="white", ms=3 if thin else 5, lw=0,
+            x[under], np.full(int(under.sum()), 0.02), color=colour, marker=marker, mfc=OPEN, ms=3 if thin else 5, lw=0,
             transform=ax.get_xaxis_transform(), label=f"no effect|{label}",
         )  # fmt: skip
 

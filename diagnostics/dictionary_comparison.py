@@ -105,19 +105,20 @@ class DictionaryComparison(Result):
         """Where matched and unique latents fire, by quartile of ‖x‖. Returns a matplotlib Figure."""
         from diagnostics.comparison_plots import plot_quartiles
 
-        return plot_quartiles(self)
+        return plot_quartiles(self.groups, self.provenance)
 
     def figures(self) -> dict[str, Any]:
         """Firing by quartile; MCS and matched shares; gradient ratios; alignment against MCS, and against effect where it was measured."""
         from diagnostics.comparison_plots import plot_alignment, plot_effect, plot_gradients, plot_stability
 
-        found = {"dictionary_quartiles": self.plot(), "dictionary_stability": plot_stability(self)}
+        p, lines = self.provenance, self.lines["alignment"]
+        found = {"dictionary_quartiles": self.plot(), "dictionary_stability": plot_stability(self.groups, p)}
         if self.frame["gradient_ratio"].notna().any():
-            found["dictionary_gradients"] = plot_gradients(self)
+            found["dictionary_gradients"] = plot_gradients(self.frame, self.lines["saes"], p)
         if self.frame["alignment"].notna().any():
-            found["dictionary_alignment"] = plot_alignment(self)
+            found["dictionary_alignment"] = plot_alignment(self.frame, lines, p)
             if len(self.ablations):
-                found["dictionary_effect"] = plot_effect(self)
+                found["dictionary_effect"] = plot_effect(self.frame, lines, p)
         return found
 
     def tables(self) -> dict[str, pd.DataFrame]:

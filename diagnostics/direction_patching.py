@@ -118,7 +118,9 @@ class DirectionNorm(Result):
         """The figure: KL by depth above, ratios below, of one point (default: the first). Returns a matplotlib Figure."""
         from diagnostics.direction_plots import plot_direction_norm
 
-        return plot_direction_norm(self, point or self.points[0])
+        point = point or self.points[0]
+        nulls = [self.select(model=label, point=point) for label in self.null_models]
+        return plot_direction_norm(self.select(point=point), nulls, self.provenance, point)
 
     def figures(self) -> dict[str, Any]:
         """A figure for each point."""

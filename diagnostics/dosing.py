@@ -105,13 +105,22 @@ class DoseResponse(Result):
         """KL against dose, a panel a layer. Returns a matplotlib Figure."""
         from diagnostics.dose_plots import plot_dose_response
 
-        return plot_dose_response(self, point or self.points[0], context or self.provenance["context"][0])
+        groups, nulls, place = self._drawn(point, context)
+        return plot_dose_response(groups, nulls, self.provenance, *place)
 
     def plot_depth(self, dose: float = 0.2, point: str | None = None, context: str | None = None) -> Any:
         """By depth at one dose: each edit over an isotropic rotation, and direct over total effect. Returns a matplotlib Figure."""
         from diagnostics.dose_plots import plot_dose_depth
 
-        return plot_dose_depth(self, dose, point or self.points[0], context or self.provenance["context"][0])
+        groups, nulls, place = self._drawn(point, context)
+        return plot_dose_depth(groups, nulls, self.provenance, dose, *place)
+
+    def _drawn(self, point: str | None, context: str | None) -> tuple[Any, Any, tuple[str, str]]:
+        place = point or self.points[0], context or self.provenance["context"][0]
+        of = {
+            label: self.select(model=label, point=place[0], context=place[1]) for label in (TRAINED, *self.null_models)
+        }
+        return of.pop(TRAINED), list(of.values()), place
 
     def figures(self) -> dict[str, Any]:
         """Both figures, for each point and context."""

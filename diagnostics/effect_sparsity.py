@@ -115,7 +115,9 @@ class AblationSparsity(Result):
         """Sparsity by edit, and KL along the horizon. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_sparsity
 
-        return plot_sparsity(self)
+        keys = [(g["sae"], g["edit"]) for g in self.groups]
+        clear = {key: self.clear(*key)[0] for key in keys}
+        return plot_sparsity(self.groups, clear, {key: self.horizon(*key) for key in keys}, self.provenance)
 
 
 @torch.no_grad()

@@ -11,12 +11,13 @@ import torch
 
 from diagnostics import ablation_tables
 from diagnostics.ablation_arms import ARMS
-from diagnostics.ablation_curves import EVERY, Curve
+from diagnostics.ablation_curves import EVERY, KEEP, Curve
 from diagnostics.ablation_runs import Runner
 from diagnostics.ablation_summary import FORMS, curves, first_numbers, mean_over_concepts, summaries
 from diagnostics.concept_activations import Settings
 from diagnostics.concepts import ConceptTexts
 from diagnostics.equal_effects import EqualEffect, equal_effects
+from diagnostics.frames import lines_of
 from diagnostics.headlines import Headline
 from diagnostics.latent_logits import token_text
 from diagnostics.latent_ranking import RANKINGS
@@ -109,13 +110,24 @@ class FeatureAblation(Result):
         """Collateral against intended effect, a panel a concept, and selectivity at equal intended effect. A matplotlib Figure."""
         from diagnostics.ablation_plots import plot_precision
 
-        return plot_precision(self, form)
+        curves = [c for c in self.curves if (c.form, c.ranking) == (form, self._shown)]
+        equal = [e for e in self.equal_effects(form) if e.ranking == self._shown]
+        return plot_precision(curves, equal, self.provenance, form)
 
     def plot_counts(self) -> Any:
         """By N: the ratio of the probe form, ‖Δx‖², and what is left when only N latents are kept. A matplotlib Figure."""
         from diagnostics.ablation_plots import plot_counts
 
-        return plot_counts(self)
+        form, shown = "probe" if "probe" in self.forms else "kl", self._shown
+        means = [c for c in self.means(form) if c.ranking == shown]
+        kept = [c for c in self.means("kl") if (c.ranking, c.arm) == (shown, KEEP)]
+        doses = lines_of(self.frame, arm="selected", ranking=shown)
+        return plot_counts(means, kept, doses, self.provenance, form)
+
+    @property
+    def _shown(self) -> str:
+        """The ranking that figures show."""
+        return self.provenance["rankings"][0]
 
     def figures(self) -> dict[str, Any]:
         """A figure for each form, and one by N."""

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from diagnostics.style import OPEN
+
 _MOST_BYTES = 300_000
 _DPI = 150
 _STEADY: dict[Any, Any] = {"svg.hashsalt": "mechdiag"}
@@ -36,5 +38,5 @@ def picture(figure: Figure) -> Picture:
 
 def _saved(figure: Figure, kind: str, **how: object) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format=kind, facecolor="white", **how)  # type: ignore[arg-type]
+    figure.savefig(out, format=kind, facecolor=OPEN, **how)  # type: ignore[arg-type]
     return out.getvalue()

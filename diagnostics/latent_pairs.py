@@ -26,6 +26,7 @@ from diagnostics.progress import Progressing
 from diagnostics.results import Result
 from diagnostics.strongest_latents import removals, strongest, turned
 from diagnostics.study import Clean
+from interventions.errors import ResultError
 from interventions.texts import Prompts
 
 LATENTS = "latents"
@@ -72,13 +73,19 @@ class Interactions(Result):
         """Distributions of interactions beside their placebos'. Returns a matplotlib Figure."""
         from diagnostics.interaction_plots import plot_interactions
 
-        return plot_interactions(self)
+        return plot_interactions(self.frame, self.provenance)
 
     def plot_matrix(self, sae: str | None = None) -> Any:
         """Clustered heat map of latents' interactions beyond their placebos'. Returns a matplotlib Figure."""
         from diagnostics.interaction_plots import plot_matrix
 
-        return plot_matrix(self, sae)
+        sae = sae or self.saes[0]
+        matrix, least = self.matrix(sae), self.provenance["min_tokens"]
+        if len(matrix) < 3:
+            raise ResultError(
+                f"no three latents of {sae} meet in pairs on {least} tokens; ask for more tokens, or give latents"
+            )
+        return plot_matrix(matrix, self.provenance, sae)
 
     def figures(self) -> dict[str, Any]:
         """Distributions; a heat map for each SAE in which enough pairs recur."""

@@ -83,13 +83,18 @@ class ProjectionEffects(Result):
         """The norm exponent by depth: observational, interventional, learned. Returns a matplotlib Figure."""
         from diagnostics.projection_plots import plot_exponents
 
-        return plot_exponents(self, context)
+        groups = [g for g in self.groups if g["point"] == self.points[0]]
+        return plot_exponents(groups, self.provenance, [context] if context else self.provenance["context"])
 
     def plot_dose(self, sae: str | None = None, latents: Sequence[int] | None = None) -> Any:
         """KL against dose for some latents, coloured by norm. Returns a matplotlib Figure."""
         from diagnostics.projection_plots import plot_dose
 
-        return plot_dose(self, sae, latents)
+        groups = self.select()
+        group = next((g for g in groups if g["sae"] == sae), None) if sae else groups[len(groups) // 2]
+        if group is None:
+            raise ResultError(f"no SAE {sae!r} in this result; known: {', '.join(self.saes)}")
+        return plot_dose(self.rows(group), self.provenance, latents)
 
     def figures(self) -> dict[str, Any]:
         """Exponents by depth; KL against dose of some latents of the SAE in the middle."""

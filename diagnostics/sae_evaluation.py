@@ -122,17 +122,19 @@ class SAEEvaluation(Result):
         """FVE and KL score of each SAE by quartile. Returns a matplotlib Figure."""
         from diagnostics.sae_plots import plot_evaluation
 
-        return plot_evaluation(self)
+        return plot_evaluation(self.groups, self.provenance, self.counted)
 
     def figures(self) -> dict[str, Any]:
         """FVE and KL score; histograms of alignment, and of exponents where an SAE has them."""
         from diagnostics.sae_plots import plot_alignment, plot_exponents
 
-        found = {self.NAME: self.plot()}
-        if self.latents["alignment"].notna().any():
-            found[self._ALIGNMENT] = plot_alignment(self)
-        if self.latents.exponent.notna().any():
-            found[self._EXPONENTS] = plot_exponents(self)
+        found, site = {self.NAME: self.plot()}, {g["sae"]: g["site"] for g in self.groups}
+        facts = [g | {"site": site[g["sae"]]} for g in self.alignments]
+        latents = self.latents.assign(live=_fired(self.latents)).drop_duplicates(["sae", "latent"])
+        if latents["alignment"].notna().any():
+            found[self._ALIGNMENT] = plot_alignment(latents, facts, self.provenance)
+        if latents["exponent"].notna().any():
+            found[self._EXPONENTS] = plot_exponents(latents, facts, self.provenance)
         return found
 
 
@@ -179,8 +181,12 @@ def bimodality(x: Float[ndarray, "value"]) -> float:
 
 def live(latents: pd.DataFrame) -> pd.DataFrame:
     """One line for each latent that fired on some corpus, of a table of latents."""
-    fired = latents.groupby(["sae", "latent"], sort=False).fired.transform("sum") > 0
-    return latents.loc[fired].drop_duplicates(["sae", "latent"])
+    return latents.loc[_fired(latents)].drop_duplicates(["sae", "latent"])
+
+
+def _fired(latents: pd.DataFrame) -> pd.Series:
+    """Whether each line's latent fired on some corpus."""
+    return latents.groupby(["sae", "latent"], sort=False)["fired"].transform("sum") > 0
 
 
 def _alignment(name: Any, rows: pd.DataFrame) -> dict[str, Any]:

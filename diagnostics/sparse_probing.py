@@ -100,7 +100,7 @@ class SparseProbing(Result):
         """Accuracy against k, a panel a data set. Returns a matplotlib Figure."""
         from diagnostics.probing_plots import plot_probing
 
-        return plot_probing(self)
+        return plot_probing(self.groups, self.provenance)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Accuracy by SAE, data set and probe, and probe loss."""

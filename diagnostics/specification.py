@@ -101,7 +101,11 @@ class Specifications(BaseResult):
         """The curve of one claim. Returns a matplotlib Figure."""
         from diagnostics.specification_plots import plot_specifications
 
-        return plot_specifications(self, claim)
+        if claim not in CLAIMS:
+            raise ResultError(f"no claim {claim!r}; known: {', '.join(CLAIMS)}")
+        frame = self.frame.loc[self.frame.claim == claim]
+        label = "ratio" if claim == "direction" else "growth of the ratio\nfrom first block to last"
+        return plot_specifications(frame, self.provenance, CLAIMS[claim], FACTORS[claim], label)
 
     def counted_in(self) -> Any:
         """The specifications, each an estimate."""

@@ -99,7 +99,7 @@ class Steering(Result):
         """KL, target and entropy against the dose. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_steering
 
-        return plot_steering(self)
+        return plot_steering(self.frame, self.provenance)
 
 
 @torch.no_grad()

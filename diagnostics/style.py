@@ -45,9 +45,19 @@ def legend_label(name: str) -> str:
     return f"\u200b{name}" if name[:1] in ("", "_") else name
 
 
-CAPTION_SIZE = 7.5
-UNTRAINED, DEAD = "0.65", "0.75"
-"""Greys of untrained networks and of dead latents."""
+CAPTION_SIZE = 7
+INK, OPEN = "black", "white"
+"""Marks that stand for no SAE and no edit; the face of open markers."""
+KEY, NOTE = "0.3", "0.35"
+"""Legend entries for a marker or dash in any colour; words inside a panel."""
+REFERENCE, GRID = "0.6", "0.85"
+"""Lines at values that mean something (no effect, chance, y = x); lines that only separate."""
+NOISE, NULL, UNTRAINED, DEAD, OTHER = "0.4", "0.6", "0.65", "0.75", "0.5"
+"""The noise floor; shuffled labels; randomly initialised models; latents that never fire; whatever has no colour of its own."""
+BAND, MISSING = "0.86", "0.93"
+"""A predicted range; cells without a value."""
+NORMS, SHARES, SIGNED = "viridis", "Blues", "RdBu_r"
+"""Colour maps of norms, of shares from 0 to 1, and of values of either sign."""
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 COLOURS = {
@@ -91,7 +101,7 @@ SCORE_LOOKS = {
     "direct": ("#CC79A7", "D"), "gradient": ("#0072B2", "s"), "integrated": ("#009E73", "P"), "fisher": ("#D55E00", "*"),
 }  # fmt: skip
 """Colour and marker of the scores of an atlas."""
-GREYS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
+PLACEBO_LOOKS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
 """Colour, marker and dashes of placebos, in every figure of latents' edits."""
 PLACEBO_LABELS = {"placebo_token": "placebo, between tokens", "placebo_isotropic": "placebo, isotropic"}
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}

@@ -94,7 +94,7 @@ class Substitutions(Result):
         """KL of substitution against that of deletion of equal dose. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_substitution
 
-        return plot_substitution(self)
+        return plot_substitution(self.groups, self.provenance, ATOMS)
 
 
 @torch.no_grad()

@@ -77,9 +77,10 @@ class UnitNorm(Result):
 
     def plot(self) -> Any:
         """KL by depth. Returns a matplotlib Figure."""
-        from diagnostics.dose_plots import plot_unit_norm
+        from diagnostics.unit_norm_plots import plot_unit_norm
 
-        return plot_unit_norm(self)
+        nulls = [self.select(model=label) for label in self.provenance["null_models"]]
+        return plot_unit_norm(self.select(), nulls, self.provenance)
 
 
 def _first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[Headline]:

@@ -149,3 +149,13 @@ def first_numbers(contests: Sequence[Contest], runs: Mapping[str, Any]) -> Itera
             against = "" if token is None else f"its placebo: {token.overall.estimate}"
             words = f"win rate of the cosine, {c.place['sae']}" + (f", {c.run}" if len(runs) > 1 else "")
             yield Headline(words, str(c.rates.main.overall.estimate), against)
+
+
+def labels_of(found: Simpson | None) -> str:
+    """Labels of the scores in a few words: `cos: Simpson, z: none`."""
+    if found is None:
+        return "no labels"
+    names = {"cosine": "cos", "inner": "inner", "activation": "z"}
+    return ", ".join(
+        f"{names[score]}: {paradox.label}" for score, paradox in found.scores.items() if paradox is not None
+    )

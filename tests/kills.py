@@ -40,7 +40,7 @@ class Case:
 
 
 def cases(folder: Path) -> dict[str, Case]:
-    """Direction patches, an atlas, SAE training, and patches that replace others, on a tiny model and text made in `folder`."""
+    """Patching, an atlas, SAE training, and patching with --overwrite, on a tiny model and text written to `folder`."""
     tiny_model("llama").save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     texts = [" ".join(f"w{i}" for i in ids) for ids in prompts(tuple(14 + (7 * i) % 11 for i in range(140)))]
@@ -51,21 +51,12 @@ def cases(folder: Path) -> dict[str, Case]:
         *given, "--layers", 1, 4, "--d-sae", 64, "--k", 4, "--tokens", 4096, "--batch-tokens", 128, "--buffer-tokens", 512,
         "--held-out", 0,
     )  # fmt: skip
-    run(Case("train_sae", train), folder / "saes")
-    atlas = (
-        *given,
-        "--saes",
-        folder / "saes/1/standard",
-        folder / "saes/4/standard",
-        "--n-prompts",
-        40,
-        "--held-out",
-        0,
-    )
+    saes = (folder / "saes" / "1" / "standard", folder / "saes" / "4" / "standard")
+    atlas = (*given, "--saes", *saes, "--n-prompts", 40, "--held-out", 0)
     return {
         "patch": Case("patch_direction_norm", patch, kind=DirectionNorm),
-        "atlas": Case("atlas", atlas, kind=CausalAtlas),
         "train": Case("train_sae", train),
+        "atlas": Case("atlas", atlas, kind=CausalAtlas),
         "overwrite": Case(
             "patch_direction_norm", (*patch, "--seed", 1, "--overwrite"), before=patch, kind=DirectionNorm
         ),
@@ -177,6 +168,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         every = cases(Path(place))
         chosen = given.cases or list(every)
+        if "atlas" in chosen:
+            run(every["train"], Path(place) / "saes")
         for name in chosen:
             each = -(-given.kills // len(chosen))
             found = disturbed(

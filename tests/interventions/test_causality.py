@@ -54,57 +54,54 @@ def test_decoders_made_bidirectional_are_refused(which):
             use(hf)
 
 
-@pytest.mark.parametrize(
-    ("config", "model"),
-    [
-        ("BertConfig", "BertForMaskedLM"),
-        ("RobertaConfig", "RobertaForMaskedLM"),
-        ("ElectraConfig", "ElectraForMaskedLM"),
-        ("ModernBertConfig", "ModernBertForMaskedLM"),
-    ],
-)
-def test_masked_language_models_are_refused(config, model):
-    kind = getattr(transformers, config)
-    hf = build(kind, getattr(transformers, model), is_decoder=False)
-    with pytest.raises(ModelError, match=f"cannot use {model}: {NOT_CAUSAL}"):
+@pytest.mark.parametrize("name", ["Bert", "ModernBert"])
+def test_masked_language_models_are_refused(name):
+    model = getattr(transformers, f"{name}ForMaskedLM")
+    hf = build(getattr(transformers, f"{name}Config"), model, is_decoder=False)
+    with pytest.raises(ModelError, match=f"cannot use {model.__name__}: {NOT_CAUSAL}"):
         wrap(hf)
 
 
-@torch.no_grad()
-def logits_of(hf, ids):
-    return hf(input_ids=torch.tensor([ids])).logits[0]
-
-
-@pytest.mark.parametrize("name", ["BertConfig", "RobertaConfig", "MegatronBertConfig"])
 @pytest.mark.parametrize("is_decoder", [True, False])
-def test_encoders_used_as_decoders(name, is_decoder):
+def test_encoders_are_accepted_only_as_decoders(is_decoder):
     """The same class is causal or not by one setting of its configuration."""
-    kind = getattr(transformers, name)
+    kind = transformers.RobertaConfig
     hf = build(kind, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind], is_decoder=is_decoder)
-    later = [logits_of(hf, ids)[:3] for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 7, 8])]
-    if torch.allclose(*later, atol=1e-4):  # not every version of transformers has a causal mask for every class
-        assert is_decoder and wrap(hf).n_layers == 4
+    if is_decoder:
+        assert wrap(hf).n_layers == 4
         return
-    assert not is_decoder or name == "MegatronBertConfig"
     with pytest.raises(ModelError, match=NOT_CAUSAL):
         wrap(hf)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [*REPLAYED, *HOOKED])
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in (*REPLAYED, *HOOKED)),
+        *((name, DTYPES[i % 2]) for i, name in enumerate((*REPLAYED, *HOOKED))),
+        ("mamba", torch.bfloat16),
+    ],
+    ids=str,
+)
 def test_decoders_are_accepted_in_every_dtype(name, dtype):
-    shapes = check_causal(wrap(fresh(name, dtype=dtype)))
+    shapes = check_causal(wrap(tiny_model(name, dtype=dtype)))
     assert shapes == (D_MODEL, torch.float32 if name == "mamba" and dtype.itemsize == 2 else dtype, VOCAB)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["MixtralConfig", "Qwen3MoeConfig", "GptOssConfig", "DeepseekV3Config"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("Mixtral", torch.float32), ("Qwen3Moe", torch.bfloat16), ("DeepseekV3", torch.float32)],
+    ids=str,
+)
 def test_experts_that_take_tokens_in_groups_are_accepted(name, dtype):
-    kind = getattr(transformers, name)
+    kind = getattr(transformers, f"{name}Config")
     wrap(build(kind, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind]).to(dtype))
 
 
-def test_what_is_not_one_residual_stream_is_refused():
+def test_models_without_one_residual_stream_are_refused():
     hf = fresh("llama")
 
     class Doubled(type(hf.model.layers[2])):
@@ -120,13 +117,13 @@ def test_what_is_not_one_residual_stream_is_refused():
         wrap(hf)
 
 
-def test_hooks_before_a_block_change_what_it_reads_alone():
+def test_hooks_before_a_block_are_accepted():
     hf = fresh("llama")
     hf.model.layers[2].register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
     assert wrap(hf).shapes is not None
 
 
-def test_a_model_that_is_cast_or_resized_is_asked_again():
+def test_a_model_that_is_cast_or_resized_is_checked_again():
     model = wrap(fresh("llama"))
     for dtype in (torch.float64, torch.bfloat16):
         model.hf.to(dtype)
@@ -138,7 +135,7 @@ def test_a_model_that_is_cast_or_resized_is_asked_again():
     assert measure(recording, Site(2), *at, 2 * recording.at(Site(2), *at)).path == "replay"
 
 
-def test_forward_passes_that_fail_are_a_model_error():
+def test_failing_forward_passes_raise_a_model_error():
     hf = fresh("llama")
     hf.model.norm.forward = lambda x: 1 / 0
     with pytest.raises(
@@ -149,7 +146,7 @@ def test_forward_passes_that_fail_are_a_model_error():
     wrap(hf)  # asked again
 
 
-def test_a_model_is_asked_once_and_again_when_it_changed():
+def test_a_model_is_checked_once_and_again_when_it_changed():
     hf, passes = fresh("llama"), []
     hf.lm_head.register_forward_hook(lambda *_: passes.append(1))
     for _ in range(3):
@@ -184,7 +181,7 @@ def test_a_model_made_bidirectional_after_it_was_wrapped_is_not_recorded():
         record(model, prompts((5, 3)))
 
 
-def test_models_are_asked_while_other_threads_run_them():
+def test_models_are_checked_while_other_threads_run_them():
     hf, ids = fresh("llama"), torch.tensor([prompts((24,))[0]])
     stop = threading.Event()
 
@@ -196,7 +193,7 @@ def test_models_are_asked_while_other_threads_run_them():
     for thread in threads:
         thread.start()
     try:
-        for _ in range(20):
+        for _ in range(8):
             _seen.pop(hf, None)
             assert wrap(hf).shapes == (D_MODEL, torch.float32, VOCAB)
     finally:
@@ -205,7 +202,7 @@ def test_models_are_asked_while_other_threads_run_them():
             thread.join()
 
 
-def test_a_look_leaves_nothing_on_the_model():
+def test_the_check_leaves_the_model_unchanged():
     hf = fresh("llama").requires_grad_(True)
     before = {name: set(vars(m)) for name, m in hf.named_modules()}
     wrap(hf)
@@ -217,14 +214,10 @@ def test_a_look_leaves_nothing_on_the_model():
 @pytest.mark.parametrize(
     "wrapper", [pytest.param(lambda hf: bridge("llama", hf), marks=pytest.mark.bridge, id="bridge"), traced]
 )
-@pytest.mark.parametrize("causal", [True, False])
-def test_wrapped_models(wrapper, causal):
-    hf = fresh("llama")
-    handle = wrapper(hf)
-    if causal:
-        assert wrap(handle).shapes == (D_MODEL, torch.float32, VOCAB)
-        return
+def test_wrapped_models_are_checked_too(wrapper):
+    handle = wrapper(fresh("llama"))
     inner = wrap(handle).hf
+    assert wrap(handle).shapes == (D_MODEL, torch.float32, VOCAB)
     inner.model.layers[3].register_forward_hook(mixes)
     _seen.pop(inner)  # hooks set later are not looked for
     with pytest.raises(ModelError, match=NOT_CAUSAL):

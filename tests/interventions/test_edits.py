@@ -81,33 +81,30 @@ def test_each_swap_takes_what_it_says_and_keeps_the_rest(dtype, device):
 
 
 @given(seeds, scales)
-def test_swapping_with_itself_changes_nothing_but_the_last_bit(seed, scale):
+def test_swapping_with_itself_changes_at_most_the_last_bit(seed, scale):
     (x,) = several(seed, 1, scale=scale)
     for same in (edits.swap_direction(x, x), edits.swap_norm(x, x)):
         assert ((same - x).abs() <= 1.5 * eps(x.dtype) * x.abs()).all()  # two roundings of eps/2 each
+    for dtype in HALF:
+        half = x.to(dtype)
+        assert torch.equal(edits.swap_direction(half, half), half)
+        assert torch.equal(edits.swap_norm(half, half), half)
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_swapping_half_precision_with_itself_is_bitwise_nothing(dtype):
-    (x,) = several(2, 1, dtype=dtype, scale=100.0)
-    assert torch.equal(edits.swap_direction(x, x), x)
-    assert torch.equal(edits.swap_norm(x, x), x)
-
-
-def test_swaps_do_not_depend_on_what_they_discard():
+def test_swaps_use_only_the_direction_or_the_norm_of_the_source():
     x, source = several(3, 2)
     assert torch.equal(edits.swap_direction(x, 4 * source), edits.swap_direction(x, source))
     assert torch.equal(edits.swap_norm(x, -source), edits.swap_norm(x, source))
 
 
-def test_one_source_serves_all_rows():
+def test_one_source_is_shared_by_all_rows():
     (x,) = several(4, 1)
     source = gaussian(5, D_MODEL)
     assert torch.equal(edits.swap_direction(x, source), edits.swap_direction(x, source.expand_as(x)))
     assert torch.equal(edits.replace(x, source), source.expand_as(x))
 
 
-def test_a_vector_of_norm_zero_gives_non_finite_values_and_no_number():
+def test_a_vector_of_norm_zero_gives_nonfinite_values():
     x, source = several(6, 2)
     x[0] = 0
     assert edits.swap_norm(x, source)[0].isnan().all()
@@ -173,14 +170,15 @@ def test_norms_neither_overflow_nor_vanish(dtype, size):
         assert_rows_close(edit(large).to(dtype), edit(source).to(dtype), 8 * tolerance(dtype))
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_a_direction_that_is_not_finite_cannot_be_projected_out(value):
-    x, directions = several(41, 2)
-    directions[2, 1] = value
-    with pytest.raises(EditError, match="cannot project out direction 2 of 5: it is not finite"):
-        edits.project_out(x, directions)
-    with pytest.raises(EditError, match="direction 0 of 1"):
-        edits.project_out(x, directions[2])
+def test_invalid_directions_cannot_be_projected_out():
+    for value in (torch.inf, torch.nan):
+        x, directions = several(41, 2)
+        directions[2, 1] = value
+        with pytest.raises(EditError, match="cannot project out direction 2 of 5: it is not finite"):
+            edits.project_out(x, directions)
+    for direction in (torch.zeros(D_MODEL), torch.zeros(3, D_MODEL)):
+        with pytest.raises(EditError, match="direction of norm 0"):
+            edits.project_out(x, direction)
 
 
 def test_norms_are_formed_in_float32_at_least():
@@ -192,7 +190,7 @@ def test_norms_are_formed_in_float32_at_least():
 
 
 @given(seeds, scales, st.floats(-100.0, 100.0))
-def test_the_centred_norm_is_that_of_what_is_left_without_the_mean(seed, scale, shift):
+def test_the_centred_norm_is_the_norm_without_the_mean(seed, scale, shift):
     (x,) = several(seed, 1, scale=scale)
     found = edits.centred_norm(x)
     wide = x.double()
@@ -205,9 +203,17 @@ def test_the_centred_norm_is_that_of_what_is_left_without_the_mean(seed, scale, 
     assert (edits.centred_norm(torch.full((2, D_MODEL), 3.0)) == 0).all()
 
 
-@pytest.mark.parametrize("kind", ["RMSNorm", "LayerNorm"])
-@every_dtype
-def test_what_a_norm_layer_divides_by(kind, dtype, device):
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("RMSNorm", torch.float32),
+        ("RMSNorm", torch.bfloat16),
+        ("LayerNorm", torch.float64),
+        ("LayerNorm", torch.float16),
+    ],
+    ids=str,
+)
+def test_norm_read_is_the_divisor_of_a_norm_layer(kind, dtype, device):
     """Its output times what it read, over √d, is its input again, without the mean where LayerNorm removes it."""
     (x,) = several(31, 1, scale=3.0, device=device)
     x = (x + 2.0).to(dtype)
@@ -220,7 +226,7 @@ def test_what_a_norm_layer_divides_by(kind, dtype, device):
     assert_rows_close(normed * read.double() / math.sqrt(D_MODEL), whole, 16 * eps(read.dtype))
 
 
-def test_a_kind_of_norm_that_is_not_known():
+def test_an_unknown_kind_of_norm_raises():
     with pytest.raises(EditError, match="norm kind 'BatchNorm'; known: RMSNorm, LayerNorm"):
         edits.norm_read("BatchNorm", gaussian(0, 2, D_MODEL))
 
@@ -243,12 +249,6 @@ def test_rotation_goes_towards_its_target_in_the_plane_of_both(seed, angle):
     turned = edits.rotate_by_angle(x, towards, angle)
     before, after = edits.angle_between(x, towards), edits.angle_between(turned, towards)
     assert (after - (before - angle).abs()).abs().max() <= 8 * tolerance(x.dtype) / 0.01  # ill-conditioned as 1/angle
-
-
-def test_rotation_by_the_angle_between_arrives():
-    x, towards = several(8, 2, dtype=torch.float64)
-    arrived = edits.rotate_by_angle(x, towards, edits.angle_between(x, towards))
-    assert_rows_close(arrived, edits.swap_direction(x, towards), tolerance(x.dtype))
 
 
 def test_an_angle_a_row_turns_each_row_by_its_own():
@@ -374,15 +374,6 @@ def test_projection_removes_exactly_the_span(seed, scale, k):
     assert_rows_close(edits.project_out(rest, directions), rest, tolerance(x.dtype))  # idempotent
 
 
-def test_projection_of_one_direction_is_the_formula_whatever_its_length():
-    (x,) = several(15, 1, dtype=torch.float64)
-    d = gaussian(16, D_MODEL, dtype=torch.float64)
-    expected = x - (x @ d)[:, None] * d / (d @ d)
-    for factor in (1.0, -1e-6, 1e6):
-        assert_rows_close(edits.project_out(x, factor * d), expected, tolerance(x.dtype))
-        assert_rows_close(edits.project_out(x, factor * d[None]), expected, tolerance(x.dtype))
-
-
 def test_dependent_rows_span_what_they_span():
     (x,) = several(17, 1)
     a, b = gaussian(18, 2, D_MODEL)
@@ -406,22 +397,7 @@ def test_projection_to_a_reference_takes_over_its_component():
     assert torch.equal(edits.project_out(x, directions, 0.0), edits.project_out(x, directions))
 
 
-def test_a_direction_of_norm_zero_cannot_be_projected_out():
-    (x,) = several(22, 1)
-    for direction in (torch.zeros(D_MODEL), torch.zeros(3, D_MODEL)):
-        with pytest.raises(EditError, match="direction of norm 0"):
-            edits.project_out(x, direction)
-
-
 # Additions and ablations
-
-
-@every_dtype
-def test_adding_and_taking_away_leaves_x(dtype, device):
-    x, direction = several(23, 2, dtype=dtype, device=device)
-    there = edits.add_direction(x, direction, 2.5)
-    assert distance(there, x).min() > 0.1
-    assert_rows_close(edits.add_direction(there, direction, -2.5), x, 4 * tolerance(dtype))
 
 
 def test_a_coefficient_a_row_goes_with_its_row():

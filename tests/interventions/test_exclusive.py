@@ -38,10 +38,8 @@ def _at(made):
     return recording, SITE, *rest
 
 
-@pytest.mark.parametrize(
-    ("name", "path"), [("llama", "replay"), ("gpt2", "replay"), ("gpt2", "hooks"), ("mamba", "hooks")]
-)
-def test_a_callers_autocast_and_tuples_change_nothing(name, path):
+@pytest.mark.parametrize(("name", "path"), [("llama", "replay"), ("gpt2", "hooks"), ("mamba", "hooks")])
+def test_the_callers_autocast_and_return_dict_change_nothing(name, path):
     expected = measure(*_at(setting(fresh(name))), path=path)["kl"]
     hf = fresh(name)
     hf.config.return_dict = False
@@ -59,7 +57,7 @@ def test_threads_take_turns(kind):
     recording, prompt, position, vectors = setting(handle)
     run = lambda path: measure(recording, SITE, prompt, position, vectors, path=path, batch_rows=5)["kl"]  # noqa: E731
     expected, clean = {path: run(path) for path in ("replay", "hooks")}, hf(input_ids=ids).logits
-    wrong, n = [], 6
+    wrong, n = [], 3
 
     def measuring(path):
         for _ in range(n):
@@ -85,7 +83,7 @@ def test_threads_take_turns(kind):
     assert hf.config._attn_implementation in ("eager", "sdpa")
 
 
-def test_another_threads_pass_waits():
+def test_a_pass_of_another_thread_waits():
     model = wrap(fresh("llama"))
     ids, done = torch.tensor([prompts()[0]]), threading.Event()
 
@@ -105,7 +103,7 @@ def test_another_threads_pass_waits():
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_hook_goes_although_ctrl_c_comes_as_it_is_put_on_or_taken_off(before):
+def test_a_hook_is_removed_if_interrupted_while_registering(before):
     class Interrupted(torch.nn.Linear):
         def register_forward_hook(self, *args, **kwargs):
             super().register_forward_hook(*args, **kwargs)
@@ -121,7 +119,7 @@ def test_a_hook_goes_although_ctrl_c_comes_as_it_is_put_on_or_taken_off(before):
     assert not module._forward_hooks and not module._forward_pre_hooks and not module._forward_pre_hooks_with_kwargs
 
 
-def test_attention_is_put_back_although_ctrl_c_comes_in_between(monkeypatch):
+def test_attention_is_restored_if_interrupted_while_restoring(monkeypatch):
     recording, (prompt, position) = record(fresh("llama"), prompts(), [SITE]), rows()
     vectors, config = edited(recording, SITE, prompt, position), recording.model.hf.config
     own, due = type(config)._attn_implementation, []

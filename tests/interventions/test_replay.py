@@ -4,7 +4,6 @@ Tolerances: `tiny.TOLERANCE` on float32 logits, `tiny.assert_same_effect` on wha
 """
 
 import copy
-import threading
 import warnings
 from dataclasses import replace
 
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interventions import ReplayError, Site, attention, intervened_logits, measure, record, replay, wrap
-from interventions.hooks import full_forwards
 from interventions.replay import ATTENTIONS, Branches, layout, replayed, row_mask, unembed
 from interventions.sites import POINTS
 from interventions.trust import logit_tolerance
@@ -26,7 +24,6 @@ from tests.tiny import (
     REPLAYED,
     TOLERANCE,
     VARIANTS,
-    VOCAB,
     WINDOW,
     all_alone,
     assert_same_effect,
@@ -35,10 +32,10 @@ from tests.tiny import (
     exact_kl,
     fresh,
     full_logits,
-    named_points,
-    points,
+    points_by_turns,
     prompts,
     read,
+    recorded,
     rows,
     several,
     sites,
@@ -77,7 +74,7 @@ def refusal(recording, *args, **options):
 # Exactness
 
 
-@pytest.mark.parametrize(("name", "point"), named_points(*REPLAYED, *VARIANTS))
+@pytest.mark.parametrize(("name", "point"), points_by_turns(*REPLAYED, *VARIANTS))
 def test_replay_equals_full_forwards_of_each_prompt_alone(name, point, device):
     """Two of the blocks at both ends and in between; one edited position or several; every horizon; both ways to attend.
 
@@ -138,27 +135,6 @@ def longer(logits, horizon):
     return torch.nn.functional.pad(logits, (0, 0, 0, horizon - logits.shape[1]), value=torch.nan)
 
 
-@pytest.mark.parametrize("name", REPLAYED)
-def test_padded_tensors_give_what_lists_give(name, device):
-    """The padding's token ids are arbitrary; a prompt's own tokens go through the same pass in all three."""
-    site, tokens, (prompt, position) = Site(2), prompts(), rows()
-    width = max(map(len, tokens))
-    expected = None
-    for side in ("list", "right", "left"):
-        given_tokens, mask = tokens, None
-        if side != "list":
-            given_tokens = torch.full((len(tokens), width), 7, device=device)
-            mask = torch.zeros(len(tokens), width, dtype=torch.long, device=device)
-            for i, ids in enumerate(tokens):
-                at = slice(0, len(ids)) if side == "right" else slice(width - len(ids), width)
-                given_tokens[i, at], mask[i, at] = torch.tensor(ids, device=device), 1
-        recording = record(tiny_model(name, device), given_tokens, [site], attention_mask=mask)
-        kl = measure(recording, site, prompt, position, edited(recording, site, prompt, position), path="replay")["kl"]
-        if expected is None:
-            expected = kl
-        assert torch.equal(kl, expected)
-
-
 def side_by_side():
     """Branches of one prompt, alike and unlike, overlapping and apart, of one token and of many; some edited twice."""
     start = np.array([3, 3, 12, 23, 0, 21, 12, 0])
@@ -176,11 +152,12 @@ def noisy(recording, site, branches):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("site", ENTRIES, ids=str)
-@pytest.mark.parametrize("name", ["llama", "opt", "gemma3"])
+@pytest.mark.parametrize(
+    ("name", "site"), [*(("llama", site) for site in ENTRIES), ("opt", ENTRIES[2]), ("gemma3", ENTRIES[4])], ids=str
+)
 def test_branches_side_by_side_do_not_see_each_other(name, site, attention, device):
     """One by one, in pairs, or all in one group: the same hidden states and the same streams."""
-    recording, branches = record(tiny_model(name, device), prompts(), [site]), side_by_side()
+    recording, branches = recorded(name, site, device=device), side_by_side()
     vectors = noisy(recording, site, branches)
     single = []
     for i in range(len(branches.prompt)):
@@ -188,29 +165,14 @@ def test_branches_side_by_side_do_not_see_each_other(name, site, attention, devi
         single.append(replayed(recording, site, branches.take(np.array([i])), vectors[which], attention))
     single = [torch.cat(parts) for parts in zip(*single, strict=True)]
     assert not torch.allclose(single[0][0], single[0][1], atol=0.1)
-    for size in (None, 1, 2, 8, 16):
+    for size in (None, 2, 8):
         together = replayed(recording, site, branches, vectors, attention, size)
         for found, expected in zip(together, single, strict=True):
             assert torch.allclose(found, expected, atol=TOLERANCE, rtol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "olmo2"])
-def test_what_is_replayed_is_the_stream_and_its_norm(name, attention, device):
-    """Against full forward passes: the stream after the last block, and logits of what the final norm makes of it."""
-    branches = side_by_side()
-    for site in [*sites(name, (2,)), *sites(name, (N_LAYERS - 1,))]:
-        recording = record(tiny_model(name, device), prompts(), [site])
-        vectors = noisy(recording, site, branches)
-        found = replayed(recording, site, branches, vectors, attention)
-        slow = full_forwards(recording, site, branches, vectors, np.arange(branches.n_tokens))
-        assert torch.allclose(found.stream, slow.stream, atol=TOLERANCE, rtol=1e-5)
-        assert torch.allclose(unembed(recording, found.hidden), slow.logits, atol=TOLERANCE, rtol=0)
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("name", "attention"), list(zip(("llama", "gpt2"), ATTENTIONS, strict=True)))
 def test_gradients_are_those_of_a_full_forward(name, point, attention, device):
     """float64, so that they agree to 1e-9 of their size; read three positions on, after two edits."""
     hf, site, tokens = tiny_model(name, device, torch.float64), Site(1, point), prompts()
@@ -245,8 +207,17 @@ def test_gradients_are_those_of_a_full_forward(name, point, attention, device):
 # Dtypes
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("llama", torch.float64),
+        ("llama", torch.bfloat16),
+        ("llama", torch.float16),
+        ("gemma3", torch.bfloat16),
+        ("gpt2", torch.float16),
+    ],
+    ids=str,
+)
 def test_other_dtypes_run_on_the_replay_path(name, dtype, device):
     """Within what `logit_tolerance` allows of full forward passes, and much as near as these to the same weights in float64."""
     tokens, hf = prompts(), tiny_model(name, device, dtype)
@@ -274,81 +245,51 @@ def test_other_dtypes_run_on_the_replay_path(name, dtype, device):
 # Identities
 
 
-@pytest.mark.parametrize("name", [*REPLAYED, *VARIANTS])
-def test_an_edit_that_changes_nothing_has_no_effect(name, device):
+@pytest.mark.parametrize(("name", "point"), points_by_turns(*REPLAYED, *VARIANTS, turn=1))
+def test_identity_edit_has_zero_kl(name, point, device):
     """Float32: logits within 1e-5, so a KL of (1e-5)² at most; 1e-9 is asked for."""
-    for i, point in enumerate(points(name)):
-        site = Site(LAYERS[i % 3], point)
-        (prompt, position), horizon = ((rows(), 12), (several(), "last"))[i % 2]
-        recording = record(tiny_model(name, device), prompts(), [site])
-        at = prompt if position.ndim == 1 else prompt[:, None]
-        clean = recording.activations[site][at, position.clamp(min=0)]
-        for path, some in (("replay", slice(None)), ("hooks", slice(0, None, 7))):
-            effects = measure(
-                *(recording, site, prompt[some], position[some], clean[some]),
-                metrics=("kl", "js", "kl_direct"),
-                horizon=horizon,
-                path=path,
-            )
-            for value in effects.values.values():
-                assert value[effects.position >= 0].abs().max() <= 1e-9
-
-
-@pytest.mark.parametrize("factor", [0.5, 3.0])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "olmo2", "gpt2", "phi"])
-def test_the_final_norm_does_not_see_a_norm(name, factor, device):
-    """Behind the last block only the final norm follows: x and c·x differ there by eps/var(x), 1e-6 or less here."""
-    last, tokens, (prompt, position) = Site(N_LAYERS - 1), prompts(), rows()
-    recording = record(tiny_model(name, device), tokens, [last, Site(2)])
-    stream = recording.at(last, prompt, position)
-    assert stream.var(-1).min() > 1  # or else eps would be seen, 1e-5 at most
-    assert measure(recording, last, prompt, position, factor * stream)["kl"].max() <= 1e-9
-    early = recording.at(Site(2), prompt, position)
-    assert measure(recording, Site(2), prompt, position, factor * early)["kl"].min() > 1e-4  # blocks above do see it
-
-
-# Models that replay cannot serve
-
-
-@pytest.mark.parametrize("name", HOOKED)
-def test_what_replay_cannot_serve_goes_through_full_forwards(name, device):
-    hf, tokens, (prompt, position) = tiny_model(name, device), prompts(), rows()
-    site = Site(2)
-    recording = record(hf, tokens, [site])
-    vectors = edited(recording, site, prompt, position)
-    effects, warned = refusal(recording, site, prompt, position, vectors)
-    assert effects.path == "hooks" and effects.why_hooks
-    assert len(warned) == 1 and "falls back to full forward passes" in warned[0] and effects.why_hooks in warned[0]
-    clean = all_alone(name, hf, tokens, site, prompt, position, None)
-    slow = all_alone(name, hf, tokens, site, prompt, position, vectors)
-    assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
-    again, warned = refusal(recording, site, prompt, position, vectors)
-    assert not warned and torch.equal(again["kl"], effects["kl"])
-    with pytest.raises(ReplayError, match="replay is not exact here"):
-        measure(recording, site, prompt, position, vectors, path="replay")
-    with pytest.raises(ReplayError, match="replay is not exact here"):
-        intervened_logits(recording, site, prompt, position, vectors, path="replay")
-
-
-@pytest.mark.parametrize("name", HOOKED)
-def test_what_replay_cannot_serve_goes_through_full_forwards_in_branches_too(name, device):
-    """Whatever is asked first of a model: longer branches, or several positions."""
-    hf, tokens = tiny_model(name, device), prompts()
-    for site in sites(name, (2,)):
-        (prompt, position), horizon = {"attn_out": (rows(), 5), "resid_mid": (several(), 12)}.get(
-            site.point, (several(), "last")
+    i = POINTS.index(point)
+    site = Site(LAYERS[i % 3], point)
+    (prompt, position), horizon = ((rows(), 12), (several(), "last"))[i % 2]
+    recording = recorded(name, site, device=device)
+    at = prompt if position.ndim == 1 else prompt[:, None]
+    clean = recording.activations[site][at, position.clamp(min=0)]
+    for path, some in (("replay", slice(None)), ("hooks", slice(0, None, 7))):
+        effects = measure(
+            *(recording, site, prompt[some], position[some], clean[some]),
+            metrics=("kl", "js", "kl_direct"),
+            horizon=horizon,
+            path=path,
         )
+        for value in effects.values.values():
+            assert value[effects.position >= 0].abs().max() <= 1e-9
+
+
+# Models that replay does not support
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_unsupported_models_fall_back_to_full_forwards(name, device):
+    """Whatever is asked first of a model: one position, longer branches, or several positions."""
+    hf, tokens = tiny_model(name, device), prompts()
+    for turn, site in enumerate(sites(name, (2,))):
+        (prompt, position), horizon = ((rows(), 1), (several(), "last"), (several(), 12), (rows(), 5))[turn % 4]
         recording = record(wrap(hf), tokens, [site])
         keep = within(position, horizon)
         prompt, position = prompt[keep][::2], position[keep][::2]
         vectors = edited(recording, site, prompt, position)
-        effects, _ = refusal(recording, site, prompt, position, vectors, horizon=horizon)
+        some = recording, site, prompt, position, vectors
+        effects, warned = refusal(*some, horizon=horizon)
         assert effects.path == "hooks" and effects.why_hooks
+        assert len(warned) == 1 and "falls back to full forward passes" in warned[0] and effects.why_hooks in warned[0]
         clean = all_alone(name, hf, tokens, site, prompt, position, None, horizon)
         slow = all_alone(name, hf, tokens, site, prompt, position, vectors, horizon)
         assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
-        with pytest.raises(ReplayError, match="replay is not exact here"):
-            measure(recording, site, prompt, position, vectors, horizon=horizon, path="replay")
+        again, warned = refusal(*some, horizon=horizon)
+        assert not warned and torch.equal(again["kl"].nan_to_num(), effects["kl"].nan_to_num())
+        for call in (measure, intervened_logits):
+            with pytest.raises(ReplayError, match="replay is not exact here"):
+                call(*some, horizon=horizon, path="replay")
 
 
 def test_a_recording_without_keys_is_not_replayed(device):
@@ -371,13 +312,15 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("name", ["gpt_neo", "mpt"])
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [*(("gpt_neo", calls) for calls in CALLS), ("mpt", "many positions"), ("mpt", "one row, then many")],
+)
 def test_a_model_that_ignores_masks_is_found_out(name, calls, device):
     """A row that stands alone at the last position would be right without a mask: whatever comes first, what comes is right."""
     hf, tokens, site = tiny_model(name, device), prompts(), Site(2)
     recording = record(hf, tokens, [site, Site(N_LAYERS - 1)])
-    for pairs in calls:
+    for pairs in CALLS[calls]:
         here = site if pairs else Site(N_LAYERS - 1)
         prompt, position = rows(pairs or [(0, 23), (0, 3), (1, 4)])
         vectors = edited(recording, here, prompt, position)
@@ -387,7 +330,7 @@ def test_a_model_that_ignores_masks_is_found_out(name, calls, device):
         assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
 
 
-def test_vectors_that_are_not_finite_do_not_vouch_for_replay(device):
+def test_nonfinite_rows_do_not_pass_the_check_of_replay(device):
     """The longest rows are the ones that the check would try."""
     hf, tokens, site = tiny_model("gpt_neo", device), prompts(), Site(2)
     recording = record(hf, tokens, [site])
@@ -457,25 +400,6 @@ def test_longer_positions_and_longer_branches_are_checked_again(device):
     assert reach(model)["attn_out", 1] == {3: 3}
 
 
-def test_a_window_that_replay_does_not_know_is_found_out_when_positions_pass_it(device):
-    """Short positions go by replay and are right; the first call beyond the window is checked, refused, and right too."""
-    hf, tokens, site = tiny_model("mistral_window", device), prompts(), Site(1)
-    model = wrap(fresh("mistral_window", device))
-    recording = record(model, tokens, [site])
-    model.__dict__["config"] = copy.copy(model.config)
-    model.config.sliding_window = None  # the engine believes that there is none; the model still has it
-    found = []
-    for pairs in ([(0, 3), (1, 7)], [(0, 3), (0, 20), (0, 12)]):
-        prompt, position = rows(pairs)
-        vectors = edited(recording, site, prompt, position)
-        effects, warned = refusal(recording, site, prompt, position, vectors)
-        clean = all_alone("mistral_window", hf, tokens, site, prompt, position, None)
-        slow = all_alone("mistral_window", hf, tokens, site, prompt, position, vectors)
-        assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
-        found.append((effects.path, len(warned)))
-    assert found == [("replay", 0), ("hooks", 1)]
-
-
 @pytest.mark.parametrize("way", ATTENTIONS)
 @pytest.mark.parametrize("wrong", ["none", "as long as the clean keys only"])
 def test_a_window_lost_within_long_branches_is_found_out(wrong, way, monkeypatch, device):
@@ -516,9 +440,10 @@ def test_a_window_lost_within_long_branches_is_found_out(wrong, way, monkeypatch
 # What is left behind
 
 
-@pytest.mark.parametrize("site", ENTRIES, ids=str)
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neo", "opt"])
-def test_nothing_is_left_on_the_model(name, site, device):
+@pytest.mark.parametrize(
+    ("name", "site"), list(zip(("llama", "gpt2", "gpt_neo", "opt"), (ENTRIES[0], *ENTRIES[2:5]), strict=True)), ids=str
+)
+def test_measuring_leaves_the_model_unchanged(name, site, device):
     hf = fresh(name, device)
     ids = torch.tensor([prompts()[0]], device=device)
     before = hf(input_ids=ids).logits
@@ -526,35 +451,6 @@ def test_nothing_is_left_on_the_model(name, site, device):
     prompt, position = rows()
     for horizon in (1, "last"):
         refusal(recording, site, prompt, position, edited(recording, site, prompt, position), horizon=horizon)
-    assert torch.equal(hf(input_ids=ids).logits, before)
-    assert_untouched(hf)
-
-
-@pytest.mark.parametrize("site", [Site(0, "resid_pre"), Site(2), Site(4, "attn_out")], ids=str)
-def test_nothing_is_left_on_a_model_that_raised(site, device):
-    """Both paths, with an error in the middle of the model."""
-    hf = fresh("llama", device)
-    ids = torch.tensor([prompts()[0]], device=device)
-    before, broken = hf(input_ids=ids).logits, threading.Event()
-
-    def fail(*_):
-        if broken.is_set():  # a number would belong to the model
-            raise KeyError("in the middle")
-
-    handle = hf.model.layers[4].mlp.register_forward_pre_hook(fail)
-    recording = record(hf, prompts(), [site])
-    prompt, position = rows()
-    vectors = edited(recording, site, prompt, position)
-    measure(recording, site, prompt, position, vectors)
-    broken.set()
-    for call in (
-        lambda: measure(recording, site, prompt, position, vectors, path="replay"),
-        lambda: measure(recording, site, prompt, position, vectors, path="hooks"),
-        lambda: record(hf, prompts(), [site]),
-    ):
-        with pytest.raises(KeyError, match="in the middle"):
-            call()
-    handle.remove()
     assert torch.equal(hf(input_ids=ids).logits, before)
     assert_untouched(hf)
 
@@ -575,30 +471,6 @@ def branches_of(triples, edited=()):
     return Branches(prompt, start, length, np.array(edited, dtype=int))
 
 
-def seen_by(mask):
-    return (mask[:, 0] == 0).int()
-
-
-def test_row_mask_of_three_slots():
-    """Two prompts' groups of single tokens: a slot sees clean keys before its position, and of the slots only itself."""
-    laid = layout(branches_of([(0, 0, 1), (0, 2, 1), (0, 3, 1), (1, 1, 1), (1, 1, 1), (1, 3, 1)]), CPU, 0.0, 3)
-    mask = row_mask(laid, torch.float32)
-    seen = seen_by(mask)
-    assert mask.shape == (2, 1, 3, 6)
-    assert seen[0].tolist() == [[0, 0, 0, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1]]
-    assert seen[1].tolist() == [[1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1]]
-    assert (mask[seen[:, None] == 0] == torch.finfo(torch.float32).min).all()
-
-
-def test_row_mask_of_two_branches():
-    """Side by side: each sees the clean keys before its first token, and its own tokens so far."""
-    laid = layout(branches_of([(0, 2, 2), (0, 1, 3)]), CPU, 0.0, 2)
-    seen = seen_by(row_mask(laid, torch.float32))[0]
-    assert (laid.n_clean, laid.width, laid.shape) == (2, 3, (1, 6))
-    assert seen[[0, 1]].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
-    assert seen[[3, 4, 5]].tolist() == [[1, 0, 0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1, 1, 0], [1, 0, 0, 0, 0, 1, 1, 1]]
-
-
 triples = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20), st.integers(1, 12)), min_size=1, max_size=20)
 CPU = torch.device("cpu")
 
@@ -610,6 +482,7 @@ def test_row_mask_within_a_window(window, given_branches, size):
     branches = branches_of(sorted(given_branches))
     laid = layout(branches, CPU, 0.0, size)
     mask = row_mask(laid, torch.float16, window)[:, 0]
+    assert set(mask.flatten().tolist()) <= {0.0, torch.finfo(torch.float16).min}
     n_slot = laid.shape[1]
     position = torch.cat([torch.arange(laid.n_clean).expand(len(mask), -1), laid.position], dim=1)
     for token, slot in enumerate(laid.slot.tolist()):
@@ -671,14 +544,3 @@ def test_layout_gives_each_token_a_slot_of_its_prompt(given_branches, cost, size
     assert found.n_clean == branches.start.max() and size in (None, n_slot // found.width)
     padding = torch.ones(n_group * n_slot, dtype=torch.bool).index_fill(0, found.slot, False)
     assert (found.position.flatten()[padding] == 0).all() and (found.start.flatten()[padding] == 0).all()
-
-
-@pytest.mark.parametrize("name", [*REPLAYED, "gpt_neo", "bloom"])
-def test_unembed_is_the_models_own_head(name, device):
-    """Soft caps and scaling included: the clean logits of every token."""
-    hf, tokens = tiny_model(name, device), prompts()
-    recording = record(hf, tokens)
-    ids = torch.tensor([tokens[0]], device=device)
-    logits = unembed(recording, recording.final_hidden[0, : len(tokens[0])])
-    assert logits.shape == (len(tokens[0]), VOCAB)
-    assert torch.allclose(logits, hf(input_ids=ids).logits[0], atol=TOLERANCE, rtol=0)

