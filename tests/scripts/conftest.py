@@ -239,4 +239,4 @@ def store(result, folder: Path) -> None:
     write_json(folder / f"{result.NAME}.json", result.as_dict())
     save_tokens(folder / "tokens.npy", result.tokens)
     if isinstance(result, SAEEvaluation):
-        write_frame(folder / result.LATENTS, result.latents)
+        write_frame(folder / result.TABLES["latents"], result.latents)
