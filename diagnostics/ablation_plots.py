@@ -58,14 +58,14 @@ def plot_precision(curves: Sequence[Curve], equal: Sequence[EqualEffect], proven
         figure.legend(handles=_handles(provenance), loc="outside upper center", ncols=4)
         counts = ", ".join(map(str, provenance["counts"]))
         ranking = curves[0].ranking.replace("_", " ")
-        words = f"N = {counts} latents ({ranking}). Last panel: at half the median of the SAEs' largest effects. {_bars(provenance)}"
+        words = f"N = {counts} latents ({ranking}). Last panel: half the median of the SAEs' largest effects. {_bars(provenance)}"
         chosen = [c.value for c in curves if c.arm == "selected"]
         if any(((v[:, 0] > 0) & (v[:, 1] == 0)).any() for v in chosen):
             words += " Open, at the bottom: no collateral effect."
         if missed:
             said = ", ".join(f"{NAMES[arm]} in {n}" for arm, n in missed.items())
             words += f" That effect was not reached, of {len(saes) * len(concepts)} SAEs and concepts, by {said}."
-        words += f" Not drawn: {hidden} points not above 0 or not finite." if hidden else ""
+        words += f" Not drawn: {hidden} points not above 0." if hidden else ""
         write_caption(figure, _caption(provenance, words))
     return figure
 

@@ -124,7 +124,7 @@ def plot_stability(lines: Sequence[Line], provenance: Mapping[str, Any]) -> Figu
         axes[0].set_ylabel("latents of")
         for ax in axes:
             ax.set_xlabel("looked for in")
-        words = f"Chance, left: {_range(chance[0])}; right: {_range(chance[1])}. {_rule(provenance)} Framed: training seeds."
+        words = f"Chance, left: {_range(chance[0])}; right: {_range(chance[1])}. {_rule(provenance)} Framed: seeds."
         words += " *: trained from one seed." if any(line["same_seed"] for line in lines) else ""
         write_caption(figure, _caption(provenance, words))
     return figure
@@ -286,7 +286,7 @@ def _panels(
 def _rule(provenance: Mapping[str, Any]) -> str:
     p = provenance
     return (
-        f"Matched: correlation ≥ {p['correlation']:g}, decoder cosine > {p['cosine']:g}, one to one; latents active on ≥ {p['min_active']} "
+        f"Matched: correlation ≥ {p['correlation']:g}, decoder cosine > {p['cosine']:g}, one to one; active on ≥ {p['min_active']} "
         "tokens."
     )
 

@@ -184,10 +184,12 @@ def test_every_panel_has_a_title_and_axis_labels(kind):
             place = ax.get_subplotspec()
             row = [a for a in shown if a.get_subplotspec().rowspan == place.rowspan]
             column = [a for a in shown if a.get_subplotspec().colspan == place.colspan]
-            shared = ax.get_shared_x_axes().get_siblings(ax)
-            assert any(a.get_title(loc="left") or a.get_legend() for a in column) or figure.get_suptitle(), name
-            assert any(a.get_ylabel() or a.get_yticklabels() for a in row), name
-            assert any(a.get_xlabel() or a.get_xticklabels() for a in (*column, *shared)), name
+            below, beside = ax.get_shared_x_axes().get_siblings(ax), ax.get_shared_y_axes().get_siblings(ax)
+            assert any(a.get_title(loc="left") or a.get_legend() for a in (*row, *column)) or figure.get_suptitle(), (
+                name
+            )
+            assert any(a.get_ylabel() or a.get_yticklabels() for a in (*row, *beside)), name
+            assert any(a.get_xlabel() or a.get_xticklabels() for a in (*column, *below)), name
 
 
 @every_kind
@@ -299,7 +301,7 @@ def test_every_point_with_an_interval_is_a_number_of_the_result(kind):
                 near = known[np.abs(found[:, None] - known).argmin(1)] if len(found) else found
                 np.testing.assert_allclose(found, near, rtol=1e-7, atol=1e-12, err_msg=name)
                 seen += len(found)
-    assert seen or kind in ("specification", "causal_concentration", "projections")
+    assert seen or kind in ("specification", "causal_concentration", "projections", "interactions")
 
 
 def test_figures_by_depth_show_names_as_they_are():
