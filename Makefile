@@ -21,7 +21,7 @@ ENGINE_TESTS := tests/interventions tests/sae_models
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-latest test-oldest lock fuzz kills architectures clean
+.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-latest test-oldest lock fuzz kills architectures mutations clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -130,6 +130,10 @@ kills: $(TESTABLE)
 # Every causal model class of the installed transformers: replayed exactly, by full passes exactly, or refused.
 architectures: $(TESTABLE)
 	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.architectures
+
+# Faults planted one at a time in a copy are each caught by a test; ONLY="a tie counts as a win" for one.
+mutations: $(TESTABLE)
+	@$(TEST_ENV) .venv/bin/python -m tests.mutations --jobs 2 $(if $(ONLY),--only "$(ONLY)")
 
 clean:
 	rm -rf .venv .venv-tl3 .venv-latest .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time each comes with its first use: a command starts without what the others need
     from diagnostics.atlas import CausalAtlas, causal_atlas
-    from diagnostics.card_content import LatentCard
+    from diagnostics.card_result import LatentCard
     from diagnostics.cards import latent_card, latent_cards
     from diagnostics.concentration import Concentration, causal_concentration
     from diagnostics.contests import WinRateReport, win_rate_report
@@ -74,7 +74,7 @@ _HOMES = {
     "DoseResponse": "dosing",
     "FeatureAblation": "feature_ablations",
     "Interactions": "latent_pairs",
-    "LatentCard": "card_content",
+    "LatentCard": "card_result",
     "ProjectionEffects": "projections",
     "SAEEvaluation": "sae_evaluation",
     "SparseProbing": "sparse_probing",

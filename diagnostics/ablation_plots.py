@@ -1,10 +1,12 @@
 """Figures of feature ablations."""
 
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -14,12 +16,11 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Nul
 from diagnostics.ablation_curves import EVERY, KEEP, Curve
 from diagnostics.ablation_tables import measured
 from diagnostics.equal_effects import EqualEffect
-from diagnostics.plots import write_caption
+from diagnostics.plots import bar_lengths, caption, panels, sink_rule, write_caption
 from diagnostics.statistics import Estimate
-from diagnostics.style import FLOORS, legend_label, legend_looks, looks, styled
+from diagnostics.style import FLOORS, GRID, KEY, NOTE, OPEN, legend_label, legend_looks, looks, styled
 
-if TYPE_CHECKING:
-    from diagnostics.feature_ablations import FeatureAblation
+Provenance = Mapping[str, Any]
 
 AXES = {
     "kl": ("KL on texts with the concept, nats", "KL on texts without it, nats"),
@@ -31,18 +32,20 @@ LEAST = 0.1
 NAMES = {"selected": "selected latents", "random": "random active latents", "placebo": "matched placebo"}
 
 
-def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | None = None) -> Figure:
-    """Collateral against intended effect by N, a panel a concept, and selectivity at equal intended effect."""
-    ranking = str(ranking or result.provenance["rankings"][0])
-    curves = [c for c in result.curves if c.form == form and c.ranking == ranking]
+def plot_precision(curves: Sequence[Curve], equal: Sequence[EqualEffect], provenance: Provenance, form: str) -> Figure:
+    """Collateral against intended effect by N, a panel a concept, and selectivity at equal intended effect.
+
+    curves, equal: of one form and ranking. Grey: as many other active latents, each of like expected dose (mean |z|·‖d‖), and at each token a
+    vector of the same norm and angle as the selected edit, turned towards one direction for the whole text; light diagonal: equal effects;
+    open, at the bottom: no collateral effect at all. Last panel: selectivity, intended/(intended + collateral), where the intended effect is
+    half the median over SAEs of the largest; small: concepts, large: their mean. Bars: 95 % delete-one-group (or text) jackknife
+    intervals, none below 10.
+    """
+    saes = list(provenance["saes"])
     concepts = list(dict.fromkeys((c.data, c.concept) for c in curves))
-    style = looks(result.saes)
-    columns = min(3, len(concepts) + 1)
-    lines = -(-(len(concepts) + 1) // columns)
+    style = looks(saes)
     with styled():
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(3.5 * columns, 2.9 * lines + 1.3), layout="constrained", squeeze=False
-        )
+        figure, axes = panels(len(concepts) + 1, 3.5, 2.9, 1.3)
         flat = list(axes.flat)
         hidden = 0
         for ax, concept in zip(flat, concepts, strict=False):
@@ -51,29 +54,23 @@ def plot_precision(result: "FeatureAblation", form: str = "kl", ranking: str | N
             ax.set_xlabel(AXES[form][0])
             ax.set_ylabel(AXES[form][1])
         last = flat[len(concepts)]
-        missed = _equal(last, [e for e in result.equal_effects(form) if e.ranking == ranking], result.saes, style)
-        for ax in flat[len(concepts) + 1 :]:
-            ax.set_visible(False)
-        figure.legend(handles=_handles(result), loc="outside upper center", ncols=4)
-        counts = ", ".join(map(str, result.provenance["counts"]))
-        words = (
-            f"Collateral against intended effect of the top N latents ({ranking.replace('_', ' ')}), N = {counts} (first and last "
-            "written), log scales; grey: as many other active latents, each of like expected dose (mean |z|·‖d‖), and at each token a vector of "
-            "the same norm and angle as the selected edit, turned towards one direction for the whole text; light diagonal: equal effects; open, at the bottom: no collateral effect at all. "
-            f"Bars: 95 % delete-one-{_unit(result)} jackknife intervals, none below 10. Last panel: "
-            "selectivity, intended/(intended + collateral), where the intended effect is half the median over SAEs of the largest; small: "
-            "concepts, large: their mean"
-        )
+        missed = _equal(last, equal, saes, style)
+        figure.legend(handles=_handles(provenance), loc="outside upper center", ncols=4)
+        counts = ", ".join(map(str, provenance["counts"]))
+        ranking = curves[0].ranking.replace("_", " ")
+        words = f"N = {counts} latents ({ranking}). Last panel: at half the median of the SAEs' largest effects. {_bars(provenance)}"
+        chosen = [c.value for c in curves if c.arm == "selected"]
+        if any(((v[:, 0] > 0) & (v[:, 1] == 0)).any() for v in chosen):
+            words += " Open, at the bottom: no collateral effect."
         if missed:
-            of = len(result.saes) * len(concepts)
             said = ", ".join(f"{NAMES[arm]} in {n}" for arm, n in missed.items())
-            words += f", left out where a concept did not reach that effect (of {of} SAEs and concepts {said})"
-        words += f"; {hidden} points with an effect not above 0, or not finite, are not drawn" if hidden else ""
-        write_caption(figure, _caption(result, words, 3.5 * columns))
+            words += f" That effect was not reached, of {len(saes) * len(concepts)} SAEs and concepts, by {said}."
+        words += f" Not drawn: {hidden} points not above 0 or not finite." if hidden else ""
+        write_caption(figure, _caption(provenance, words))
     return figure
 
 
-def _curves(ax: Axes, curves: list[Curve], style: dict[str, tuple[str, str]]) -> int:
+def _curves(ax: Axes, curves: Sequence[Curve], style: dict[str, tuple[str, str]]) -> int:
     """One concept's curves; how many points log axes cannot show."""
     hidden = 0
     ends = []
@@ -85,7 +82,7 @@ def _curves(ax: Axes, curves: list[Curve], style: dict[str, tuple[str, str]]) ->
         x, y = c.value[shown].T
         if c.arm == "selected" and clean.any():  # at the bottom, whatever its scale
             ax.plot(
-                c.value[clean, 0], np.full(int(clean.sum()), 0.02), color=style[c.sae][0], marker=style[c.sae][1], mfc="white",
+                c.value[clean, 0], np.full(int(clean.sum()), 0.02), color=style[c.sae][0], marker=style[c.sae][1], mfc=OPEN,
                 ms=4, lw=0, transform=ax.get_xaxis_transform(), clip_on=False,
             )  # fmt: skip
         if c.arm != "selected":
@@ -95,7 +92,7 @@ def _curves(ax: Axes, curves: list[Curve], style: dict[str, tuple[str, str]]) ->
         else:
             colour, marker = style[c.sae]
             some = [c.estimate(int(k), 1) for k in np.flatnonzero(shown)]
-            ax.errorbar(x, y, _bars(some), color=colour, marker=marker, ms=4, lw=1.2, elinewidth=0.6, capsize=0)
+            ax.errorbar(x, y, bar_lengths(some), color=colour, marker=marker, ms=4, lw=1.2, elinewidth=0.6, capsize=0)
             for k in {0, len(x) - 1} if len(x) else ():
                 ax.annotate(
                     str(c.counts[shown][k]), (x[k], y[k]), xytext=(4, -8 if k == 0 else 3), textcoords="offset points", fontsize=6.5, color=colour
@@ -108,7 +105,7 @@ def _curves(ax: Axes, curves: list[Curve], style: dict[str, tuple[str, str]]) ->
         ax.set_yscale("log")
         ends = [every.min(), every.max()]
         x_ends, y_ends = ax.get_xlim(), ax.get_ylim()
-        ax.plot(ends, ends, color="0.9", lw=0.8, zorder=0)
+        ax.plot(ends, ends, color=GRID, lw=0.8, zorder=0)
         ax.set_xlim(x_ends)
         ax.set_ylim(max(y_ends[0], every.min() / 5), y_ends[1])
     for axis in (ax.xaxis, ax.yaxis):
@@ -127,7 +124,9 @@ def _label_few(axis: Axis) -> None:
         axis.set_major_formatter(FormatStrFormatter("%.3g"))
 
 
-def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str, tuple[str, str]]) -> dict[str, int]:
+def _equal(
+    ax: Axes, found: Sequence[EqualEffect], saes: list[str], style: dict[str, tuple[str, str]]
+) -> dict[str, int]:
     """Selectivity at equal intended effect: concepts small, their mean large with its interval; how many did not reach it, by arm."""
     shifts = {"selected": 0.0, "random": 0.22, "placebo": 0.38}
     missed = {}
@@ -142,13 +141,13 @@ def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str,
             x, y = saes.index(e.sae) + shift, e.selectivity.value
             if e.data == EVERY:
                 ax.errorbar(
-                    [x], [y], _bars([e.selectivity]), color=colour, marker=marker, ms=6 if arm == "selected" else 4, lw=0,
+                    [x], [y], bar_lengths([e.selectivity]), color=colour, marker=marker, ms=6 if arm == "selected" else 4, lw=0,
                     elinewidth=1.2, capsize=2,
                 )  # fmt: skip
             else:
                 ax.plot([x - 0.09], [y], color=colour, marker=marker, ms=2.5, lw=0, alpha=0.6)
     if not found:
-        ax.text(0.5, 0.5, "no selected arm", transform=ax.transAxes, ha="center", color="0.45")
+        ax.text(0.5, 0.5, "no selected arm", transform=ax.transAxes, ha="center", color=NOTE)
     ax.set_ylim(0, 1)
     ax.set_xlim(-0.5, len(saes) - 0.3)
     crowded = len(saes) > 4
@@ -160,48 +159,47 @@ def _equal(ax: Axes, found: list[EqualEffect], saes: list[str], style: dict[str,
     return missed
 
 
-def plot_counts(result: "FeatureAblation", ranking: str | None = None) -> Figure:
-    """By N: ratio of intended to collateral effect, dose, and what is recovered when only N latents are kept."""
-    ranking = str(ranking or result.provenance["rankings"][0])
-    form = "probe" if "probe" in result.forms else "kl"
-    style = looks(result.saes)
-    kept = KEEP in result.provenance["arms"]
+def plot_counts(
+    means: Sequence[Curve], kept: Sequence[Curve], doses: pd.DataFrame, provenance: Provenance, form: str
+) -> Figure:
+    """By N: ratio of intended to collateral effect, dose, and what is recovered when only N latents are kept.
+
+    means: over concepts, of one form and ranking; kept: those of KL where all active latents but the top N are subtracted, the SAE's error
+    kept; doses: lines of the selected latents. Bars: 95 % delete-one-group (or text) jackknife intervals, of ratios on the log scale.
+    """
+    style = looks(list(provenance["saes"]))
     with styled():
         figure, axes = plt.subplots(1, 3 if kept else 2, figsize=(10.5 if kept else 7.5, 4.6), layout="constrained")
-        means = [c for c in result.means(form) if c.ranking == ranking]
         for c in means:
             if c.arm != KEEP:
                 some = [c.log_ratio(k) for k in range(len(c.counts))]
                 _by_count(axes[0], c, some, style)
-        axes[0].axhline(1, color="0.85", lw=0.8, zorder=0)
+        axes[0].axhline(1, color=GRID, lw=0.8, zorder=0)
         axes[0].set_yscale("log")
         low, high = axes[0].get_ylim()
         axes[0].set_ylim(max(low, LEAST), high)
         unseen = sum(e.value < LEAST for c in means if c.arm != KEEP for e in map(c.log_ratio, range(len(c.counts))))
         axes[0].set_ylabel(f"intended / collateral ({form})")
         axes[0].set_title("precision")
-        _doses(axes[1], result, ranking, style)
+        _doses(axes[1], doses, style)
         if kept:
-            for c in (c for c in result.means("kl") if c.ranking == ranking and c.arm == KEEP):
+            for c in kept:
                 for part, dashes in ((0, "-"), (1, "--")):
                     some = [c.recovered(k, part) for k in range(1, len(c.counts))]
                     _line(axes[2], c.counts[1:], some, *style[c.sae], dashes)
-            axes[2].axhline(1, color="0.85", lw=0.8, zorder=0)
+            axes[2].axhline(1, color=GRID, lw=0.8, zorder=0)
             axes[2].set_ylabel("1 − KL / KL with none kept")
             axes[2].set_title("only the top N kept")
         for ax in axes:
             ax.set_xscale("log")
-            ax.set_xticks(result.provenance["counts"], list(map(str, result.provenance["counts"])), fontsize=7.5)
+            ax.set_xticks(provenance["counts"], list(map(str, provenance["counts"])), fontsize=7.5)
             ax.xaxis.set_minor_locator(NullLocator())
             ax.set_xlabel("N latents")
-        figure.legend(handles=_handles(result, sides=True), loc="outside upper center", ncols=4)
-        words = (
-            f"Means over concepts. Left: ratio of the mean effects ({form} form; latents by {ranking.replace('_', ' ')}"
-            f"{f'; {unseen} points below {LEAST:g} are not drawn' if unseen else ''}). {'Middle' if kept else 'Right'}: mean ‖Δx‖² over tokens of the selected latents' edit. "
-            + ("Right: all active latents but the top N subtracted, the SAE's error kept. " if kept else "")
-            + f"Bars: 95 % delete-one-{_unit(result)} jackknife intervals (ratios: of the logarithm)"
-        )
-        write_caption(figure, _caption(result, words, 10.5 if kept else 7.5))
+        figure.legend(handles=_handles(provenance, sides=True), loc="outside upper center", ncols=4)
+        ranking = means[0].ranking.replace("_", " ")
+        unseen = f" {unseen} points below {LEAST:g} are not drawn." if unseen else ""
+        words = f"Means over concepts, latents by {ranking}. Left: {form} form.{unseen} {_bars(provenance)}"
+        write_caption(figure, _caption(provenance, words))
     return figure
 
 
@@ -218,65 +216,48 @@ def _by_count(ax: Axes, c: Curve, some: list[Estimate], style: dict[str, tuple[s
 def _line(ax: Axes, counts: np.ndarray, some: list[Estimate], colour: str, marker: str, dashes: str) -> None:
     value = np.array([e.value for e in some])
     shown = np.isfinite(value)
-    bars = _bars(some)[:, shown]
+    bars = bar_lengths(some)[:, shown]
     ax.errorbar(
         counts[shown], value[shown], bars, color=colour, marker=marker, ms=4, lw=1.2, ls=dashes, elinewidth=0.8,
-        mfc=colour if dashes == "-" else "white",
+        mfc=colour if dashes == "-" else OPEN,
     )  # fmt: skip
 
 
-def _doses(ax: Axes, result: "FeatureAblation", ranking: str, style: dict[str, tuple[str, str]]) -> None:
-    rows = result.frame.loc[(result.frame["arm"] == "selected") & (result.frame["ranking"] == ranking)]
-    for sae in result.saes:
+def _doses(ax: Axes, rows: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
+    for sae, (colour, marker) in style.items():
         for own, dashes in ((True, "-"), (False, "--")):
             some = rows.loc[(rows["sae"] == sae) & (rows["own"] == own)].groupby("count")["delta_square"].mean()
             ax.plot(
-                some.index, some.to_numpy(), color=style[sae][0], marker=style[sae][1], ms=4, lw=1.2, ls=dashes,
-                mfc=style[sae][0] if own else "white",
+                some.index, some.to_numpy(), color=colour, marker=marker, ms=4, lw=1.2, ls=dashes, mfc=colour if own else OPEN
             )  # fmt: skip
     ax.set_yscale("log")
     ax.set_ylabel("mean ‖Δx‖²")
     ax.set_title("dose")
 
 
-def _bars(some: list[Estimate]) -> np.ndarray:
-    ends = np.array([[e.value - e.low, e.high - e.value] for e in some]).reshape(-1, 2).T
-    return np.where(np.isfinite(ends), ends, 0).clip(min=0)
-
-
-def _handles(result: "FeatureAblation", sides: bool = False) -> list[Line2D]:
+def _handles(provenance: Provenance, sides: bool = False) -> list[Line2D]:
     found = [
         Line2D([], [], color=colour, marker=marker, ms=4, lw=1.2, label=legend_label(name))
-        for name, (colour, marker) in legend_looks(result.saes).items()
+        for name, (colour, marker) in legend_looks(list(provenance["saes"])).items()
     ]
     for arm, (colour, dashes) in FLOORS.items():
-        if arm in result.provenance["arms"]:
+        if arm in provenance["arms"]:
             found.append(Line2D([], [], color=colour, ls=dashes, lw=1, label=NAMES[arm]))
     if sides:
-        found.append(Line2D([], [], color="0.3", marker="o", ms=4, lw=1.2, label="texts with the concept"))
-        found.append(
-            Line2D([], [], color="0.3", marker="o", mfc="white", ls="--", ms=4, lw=1.2, label="texts without it")
-        )
+        found.append(Line2D([], [], color=KEY, marker="o", ms=4, lw=1.2, label="texts with the concept"))
+        found.append(Line2D([], [], color=KEY, marker="o", mfc=OPEN, ls="--", ms=4, lw=1.2, label="texts without it"))
     return found
 
 
-def _grouped(result: "FeatureAblation") -> bool:
-    """Whether some texts are left out with others of their group."""
-    return bool((result.frame["text"] != result.frame["group"]).any())
+def _bars(provenance: Provenance) -> str:
+    measured = [found["measured"] for found in provenance["texts"].values()]
+    grouped = any(found["groups"] < found["texts"] for found in measured)
+    return f"Bars: 95 %, delete-one-{'group' if grouped else 'text'} jackknife."
 
 
-def _unit(result: "FeatureAblation") -> str:
-    return "group (one text where a set has none)" if _grouped(result) else "text"
-
-
-def _caption(result: "FeatureAblation", words: str, inches: float) -> str:
-    p = result.provenance
+def _caption(provenance: Provenance, words: str) -> str:
+    p = provenance
     texts = "; ".join(f"{name}: {measured(found)}" for name, found in p["texts"].items())
-    others = "texts, of other groups," if _grouped(result) else "texts"
-    sink = f"‖x‖ > {p['sink_filter']:g} × median" if p["sink_filter"] else "none"
     reads = f"{p['reads']} tokens a text" if p["reads"] else "all tokens"
-    sentence = (
-        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}). {texts}. Other {others} ranked the latents. Left as they are: position 0, "
-        f"special tokens, sinks ({sink}). Effects read at {reads}. {words}."
-    )
-    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)
+    sinks = sink_rule(p, "position 0, special tokens")
+    return caption(p, words, texts=f"{texts}, effects at {reads}", sinks=sinks)

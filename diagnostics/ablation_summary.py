@@ -1,6 +1,6 @@
 """Intended and collateral effects by N, from the table of a feature ablation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from diagnostics.ablation_curves import EVERY, KEEP, Curve, deleted, joined
-from diagnostics.statistics import Estimate, FiellerInterval
+from diagnostics.headlines import Headline
 from diagnostics.text_groups import sums_without
 from interventions.errors import ResultError
 
@@ -132,16 +132,11 @@ def _doses(frame: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, float]]:
     return found
 
 
-def summary_frame(groups: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The lines as a table: value, low and high of each estimate."""
-    lines = []
-    for group in groups:
-        line = {}
-        for name, value in group.items():
-            if isinstance(value, Estimate | FiellerInterval):
-                line |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-                line |= {f"{name}_kind": value.kind} if isinstance(value, FiellerInterval) else {}
-            else:
-                line[name] = value
-        lines.append(line)
-    return pd.DataFrame(lines)
+def first_numbers(form: str, means: Sequence[Curve]) -> Iterator[Headline]:
+    """Selectivity at the middle N of the selected latents, mean over concepts, beside that of random latents and of placebos."""
+    for c in (c for c in means if c.arm == "selected"):
+        k = len(c.counts) // 2
+        others = [o for o in means if (o.sae, o.ranking) == (c.sae, c.ranking) and o.arm in ("random", "placebo")]
+        against = "; ".join(f"{o.arm}: {o.selectivity(k)}" for o in others)
+        words = f"selectivity ({form}) of the {int(c.counts[k])} latents of a concept, mean over concepts, {c.sae}"
+        yield Headline(words, str(c.selectivity(k)), against or "0.5: as much collateral as intended")

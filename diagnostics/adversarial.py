@@ -8,7 +8,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from diagnostics import statistics
-from diagnostics.edit_rows import Json, read
+from diagnostics.edit_rows import read
+from diagnostics.files import Json
 from diagnostics.indicators import clopper_pearson, share_of, sign_covariance
 from diagnostics.statistics import Estimate
 

@@ -4,7 +4,7 @@ Every (token, active latent) of a text is ablated once, exactly: KL and direct K
 attributions. The table is a data set on which others can score methods of their own; `atlas_units.COLUMNS` is its schema.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,11 @@ import pandas as pd
 import torch
 from typing_extensions import Self
 
-from diagnostics.atlas_summary import NOTE, effects_frame, scores_frame, summaries, summary_frame, terminal
+from diagnostics.atlas_depth import PLANS
+from diagnostics.atlas_summary import NOTE, effects_frame, first_numbers, scores_frame, summaries, summary_frame
 from diagnostics.atlas_units import COLUMNS, METRICS, PROMPTS, AtlasRunner, merged
+from diagnostics.depth_plans import DepthPlan
+from diagnostics.headlines import Headline
 from diagnostics.probes import probes_of
 from diagnostics.progress import Progressing
 from diagnostics.results import Result, model_identity
@@ -38,7 +41,11 @@ class CausalAtlas(Result):
     """
 
     NAME: ClassVar[str] = "atlas"
+    TITLE: ClassVar[str] = "Causal atlas"
+    QUESTION: ClassVar[str] = "What does removing each active latent do, and which cheap score could have told?"
+    CALL: ClassVar[str] = "causal_atlas"
     NOTE: ClassVar[str] = NOTE
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
@@ -73,7 +80,8 @@ class CausalAtlas(Result):
         if not atlases:
             raise ResultError("no atlas to join; give at least one")
         longest = max(atlases, key=lambda atlas: len(atlas.tokens))
-        tokens, first = longest.tokens, longest.provenance
+        tokens = longest.tokens
+        first = {name: value for name, value in longest.provenance.items() if name != "command"}
         for atlas in atlases:
             p = atlas.provenance
             if differ := [name for name in _SAME if p[name] != first[name]]:
@@ -110,11 +118,6 @@ class CausalAtlas(Result):
             self, frame=self.frame.assign(sae=self.frame.sae.cat.rename_categories(new)), provenance=p | renamed
         )
 
-    @property
-    def saes(self) -> list[str]:
-        """Names of the SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
-
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """Statistics of each SAE."""
@@ -128,15 +131,15 @@ class CausalAtlas(Result):
         """A line for each SAE and score: rank correlation with KL, recall, false negatives, with intervals."""
         return summary_frame(self.groups)
 
-    def table(self) -> str:
-        """The summary as text, for a terminal."""
-        return terminal(self.groups, self.provenance)
+    def headlines(self) -> Iterable[Headline]:
+        """Of each SAE, the effect over its placebo's, and how well doses rank latents."""
+        return first_numbers(self.groups)
 
     def plot(self) -> Any:
         """Predicted against exact effects, and how well each score ranks latents, by depth. Returns a matplotlib Figure."""
         from diagnostics.atlas_plots import plot_atlas
 
-        return plot_atlas(self)
+        return plot_atlas(self.frame, self.groups, self.provenance)
 
     def figures(self) -> dict[str, Any]:
         """The calibration figure."""

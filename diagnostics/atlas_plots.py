@@ -1,20 +1,18 @@
 """The atlas' figure: is what a cheap score predicts what happens, and does it find what matters?"""
 
-import textwrap
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diagnostics.atlas_summary import FIRST, LABELS, calibration
-from diagnostics.plots import write_caption
-from diagnostics.style import SCORE_LOOKS, styled
+from diagnostics.plots import BARS, bar_lengths, caption, write_caption
+from diagnostics.style import NOTE, REFERENCE, SCORE_LOOKS, styled
 from interventions.errors import ResultError
-
-if TYPE_CHECKING:
-    from diagnostics.atlas import CausalAtlas
 
 STATISTICS = {
     "rank": "Spearman's ρ with KL\namong a token's latents",
@@ -23,13 +21,13 @@ STATISTICS = {
 }
 
 
-def plot_atlas(result: "CausalAtlas") -> Figure:
+def plot_atlas(frame: pd.DataFrame, groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> Figure:
     """Above, a panel a depth: exact against predicted effect; below: rank correlation, recall and false negatives of each score.
 
-    Above: medians and quartiles in bins of equal numbers of rows: KL as the Fisher form predicts it, and the absolute drop of log p of
-    the most likely token as the gradient predicts it; grey: y = x. Below: bars are 95 % delete-one-prompt jackknife intervals.
+    frame: a row for each (token, latent) that was subtracted; groups: statistics by SAE. Above: medians and quartiles in 20 bins of equal
+    numbers of rows: KL as the Fisher form predicts it, and the absolute drop of log p of the most likely token as the gradient predicts it;
+    grey: y = x. Below: bars are 95 % delete-one-prompt jackknife intervals. Raises `ResultError` without groups.
     """
-    groups = result.groups
     if not groups:
         raise ResultError("no rows in this atlas, so there is nothing to draw")
     n = max(3, len(groups))
@@ -39,7 +37,7 @@ def plot_atlas(result: "CausalAtlas") -> Figure:
         above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1, 1.15)))
         panels = above.subplots(1, n, sharex=True, sharey=True, squeeze=False)[0]
         for ax, g in zip(panels, groups, strict=False):
-            _predictions(ax, g, result)
+            _predictions(ax, g, frame.loc[frame["sae"] == g["sae"]])
         for ax in panels[len(groups) :]:
             ax.set_visible(False)
         panels[0].set_ylabel("exact effect, nats")
@@ -50,12 +48,15 @@ def plot_atlas(result: "CausalAtlas") -> Figure:
             ax.set_title(words, fontsize=9)
         handles, labels = axes[0].get_legend_handles_labels()
         below.legend(handles, labels, loc="outside lower center", ncols=5)
-        write_caption(figure, _caption(result, width))
+        words = (
+            "Every active latent of every token subtracted once, the SAE's error kept. Above: medians and quartiles in 20 bins of equal "
+            f"numbers of rows; grey: y = x. {BARS}"
+        )
+        write_caption(figure, caption(provenance, words))
     return figure
 
 
-def _predictions(ax: Axes, group: dict[str, Any], result: "CausalAtlas") -> None:
-    rows = result.frame.loc[result.frame.sae == group["sae"]]
+def _predictions(ax: Axes, group: Mapping[str, Any], rows: pd.DataFrame) -> None:
     shown = []
     for name, effect, words in (
         ("fisher", "kl", "KL, sampled Fisher form"),
@@ -73,10 +74,15 @@ def _predictions(ax: Axes, group: dict[str, Any], result: "CausalAtlas") -> None
     ax.set(xscale="log", yscale="log", xlabel="predicted, nats", title=f"{group['sae']}, block {group['layer']}")
     if shown:
         ends = np.array([min(s.min() for s in shown), max(s.max() for s in shown)])
-        ax.plot(ends, ends, color="0.6", lw=0.9, zorder=0)
+        ax.plot(ends, ends, color=REFERENCE, lw=0.9, zorder=0)
+    said = (
+        f"{group['rows']:,} rows of {group['tokens']:,} tokens\n{group['share_below_floor']:.1%} within the noise floor, "
+        f"{group['noise_floor']:.0e}\nscores compared on {group['scored_tokens']:,} tokens"
+    )
+    ax.text(0.98, 0.02, said, transform=ax.transAxes, ha="right", va="bottom", fontsize=6.5, color=NOTE)
 
 
-def _by_depth(ax: Axes, groups: list[dict[str, Any]], statistic: str) -> None:
+def _by_depth(ax: Axes, groups: Sequence[Mapping[str, Any]], statistic: str) -> None:
     names = list(dict.fromkeys(name for g in groups for name in g["scores"]))
     if all(g["scores"]["z"][statistic].value == g["scores"]["delta_norm"][statistic].value for g in groups):
         names.remove("z")  # unit rows: the dose itself
@@ -85,7 +91,7 @@ def _by_depth(ax: Axes, groups: list[dict[str, Any]], statistic: str) -> None:
         shift = (i - (len(names) - 1) / 2) * 0.085
         own = [(place, g["scores"][name][statistic]) for place, g in enumerate(groups) if name in g["scores"]]
         value = np.array([e.value for _, e in own])
-        bars = np.nan_to_num(np.array([[e.value - e.low, e.high - e.value] for _, e in own]).T).clip(min=0)
+        bars = bar_lengths([e for _, e in own])
         ax.errorbar(
             np.array([place for place, _ in own]) + shift, value, bars, color=colour, marker=marker, ms=5, lw=0,
             elinewidth=1.1, capsize=1.8, mfc=colour if name != "z" else None, label=LABELS[name],
@@ -97,26 +103,14 @@ def _by_depth(ax: Axes, groups: list[dict[str, Any]], statistic: str) -> None:
     }
     for place, at in enumerate(chance[statistic]):
         ax.plot(
-            [place - 0.42, place + 0.42], [at, at], color="0.6", lw=1, ls="--", label="chance" if place == 0 else None
+            [place - 0.42, place + 0.42],
+            [at, at],
+            color=REFERENCE,
+            lw=1,
+            ls="--",
+            label="chance" if place == 0 else None,
         )
     ax.set_xticks(range(len(groups)), [f"{g['sae']}" for g in groups])
     ax.set_xlim(-0.5, len(groups) - 0.5)
     if statistic != "rank":
         ax.set_ylim(bottom=0)
-
-
-def _caption(result: "CausalAtlas", inches: float) -> str:
-    p, g = result.provenance, result.groups
-    sink = f"‖x‖ > {p['sink_filter']:g} × median left out" if p["sink_filter"] else "none"
-    counts = "; ".join(
-        f"{x['sae']}: {x['rows']:,} rows of {x['tokens']:,} tokens ({x['share_below_floor']:.1%} of rows within the noise floor of {x['noise_floor']:.0e} nats), scores compared on {x['scored_tokens']:,} of them"
-        for x in g
-    )
-    delta = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
-    paths = " and ".join(sorted(set("+".join(p["path"].values()).split("+"))))
-    sentence = (
-        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {p['prompts']} prompts ({p['text'].get('name', 'given')}), seed {p['seed']}, "
-        f"sink filter: {sink}. Every active latent of every token subtracted once, the SAE's error kept. {counts}. Above: medians and quartiles in 20 "
-        f"bins of equal numbers of rows; grey: y = x. Below: 95 % delete-one-prompt jackknife intervals. Effects by {paths}{delta}."
-    )
-    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)

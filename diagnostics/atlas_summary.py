@@ -1,6 +1,6 @@
 """Which cheap score of a latent can be trusted: ranks, recall and false negatives against exact effects, with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,8 @@ from numpy import ndarray
 
 from diagnostics import statistics
 from diagnostics.atlas_scores import SCORES
+from diagnostics.frames import with_ends
+from diagnostics.headlines import Headline
 from diagnostics.statistics import Estimate
 
 FIRST = 5
@@ -187,9 +189,7 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     for g in groups:
         for name, found in g["scores"].items():
             row: dict[str, Any] = {"sae": g["sae"], "layer": g["layer"], "score": name}
-            for statistic, estimate in found.items():
-                row |= {statistic: estimate.value, f"{statistic}_low": estimate.low, f"{statistic}_high": estimate.high}
-            rows.append(row | {"rows": g["scored_rows"], "tokens": g["scored_tokens"]})
+            rows.append(with_ends(row | found | {"rows": g["scored_rows"], "tokens": g["scored_tokens"]}))
     return pd.DataFrame(rows)
 
 
@@ -205,9 +205,9 @@ def effects_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     lines = [
         {
             "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "tokens": f"{g['tokens']:,}", "latents": g["latents"],
-            "mean KL": str(g["kl"]), "direct": str(g["kl_direct"]), "dose": f"{g['relative_dose']:.2g}",
-            "÷ placebo": "" if g["kl_over_placebo"] is None else str(g["kl_over_placebo"]),
-            "top-1 changed": str(g["top1_changed"]), "largest 1 %": f"{g['share_of_largest_hundredth']:.0%} of KL",
+            "mean KL": g["kl"], "direct": g["kl_direct"], "dose": f"{g['relative_dose']:.2g}",
+            "÷ placebo": "" if g["kl_over_placebo"] is None else g["kl_over_placebo"],
+            "top-1 changed": g["top1_changed"], "largest 1 %": f"{g['share_of_largest_hundredth']:.0%} of KL",
             "floor": f"{g['noise_floor']:.0e}", "rows below": f"{g['share_below_floor']:.2%}",
         }
         for g in groups
@@ -219,23 +219,24 @@ def scores_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     """A line for each SAE and score: how well it finds the latents of large effect."""
     lines = [
         {
-            "SAE": g["sae"], "block": g["layer"], "score": name, "ρ": str(s["rank"]), "recall": str(s["recall"]),
-            "chance": f"{g['chance_recall']:.2f}", "captured": str(s["captured"]), "missed": str(s["false_negatives"]),
+            "SAE": g["sae"], "block": g["layer"], "score": name, "ρ": s["rank"], "recall": s["recall"],
+            "chance": f"{g['chance_recall']:.2f}", "captured": s["captured"], "missed": s["false_negatives"],
         }
         for g in groups for name, s in g["scores"].items()
     ]  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def terminal(groups: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
-    """Effects, then scores, as text."""
-    lines = [effects_frame(groups).to_string(index=False), scores_frame(groups).to_string(index=False), NOTE]
-    for name, notes in provenance["atlas"].items():
-        said = {"tokens left out": notes["tokens_left_out"], "rows not finite": notes["rows_not_finite"]}
-        said |= {
-            "placebos not finite": notes["placebos_not_finite"],
-            "self-swaps not finite": notes["selves_not_finite"],
-        }
-        lines += [f"{name}: {what}: {which}" for what, which in said.items() if which]
-    lines += [f"full forward passes: {why}" for why in provenance["why_hooks"] or []]
-    return "\n".join(lines)
+def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
+    """Of each SAE the effect over its placebo's, and how well doses rank a token's latents beside the best other score."""
+    for g in groups:
+        where = f"{g['sae']}, block {g['layer']}"
+        if g["kl_over_placebo"] is not None:
+            words = f"KL of removing one latent ÷ placebo, {where}"
+            yield Headline(words, str(g["kl_over_placebo"]), f"1: no more than its dose; mean KL {g['kl']} nats")
+        others = {name: score["rank"] for name, score in g["scores"].items() if name not in ("delta_norm", "z")}
+        if others and "delta_norm" in g["scores"]:
+            name, best = max(others.items(), key=lambda item: item[1].value)
+            words = f"rank correlation of a latent's dose ‖z·d‖ with its KL, {where}"
+            rank = g["scores"]["delta_norm"]["rank"]
+            yield Headline(words, str(rank), f"0: chance; the best other score ({name}): {best}")

@@ -1,19 +1,23 @@
-"""Small charts of a card as inline SVG, whose colours are the card's: nothing is drawn ahead of the page's theme."""
+"""Small charts of a card as inline SVG, coloured by the card's style sheet, so that they follow the page's light or dark theme."""
 
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from diagnostics.card_content import Histogram
 from diagnostics.card_words import short
 from diagnostics.statistics import Estimate
+from diagnostics.templates import part
 
 WIDTH, HEIGHT = 420, 200
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 38
 _SHOWN_POINTS = 400
+
+Mark = tuple[str, dict[str, str], str]
+"""Tag, attributes, and its words: of a text what it reads, of a bar what pointing at it shows."""
 
 
 class Axis:
@@ -42,7 +46,7 @@ class Axis:
         return [float(t) for t in found if self.low - room <= t <= self.high + room]
 
 
-def z_chart(histogram: Histogram) -> str:
+def z_chart(histogram: Histogram) -> Markup:
     """Histogram of z where the latent is active, positive and negative in their colours."""
     edges, counts = histogram
     x, y = _axes(float(edges[0]), float(edges[-1]), 0, float(max(counts.max(initial=0), 1)))
@@ -54,7 +58,7 @@ def z_chart(histogram: Histogram) -> str:
     return _svg("Histogram of z where the latent is active", bars, x, y, "z where active", "tokens")
 
 
-def norm_chart(histograms: tuple[Histogram, Histogram]) -> str:
+def norm_chart(histograms: tuple[Histogram, Histogram]) -> Markup:
     """‖x‖ where the latent is active over ‖x‖ of all tokens, as shares of each."""
     active, every = histograms
     top = float(max(active.counts.max(initial=0), every.counts.max(initial=0), 1e-9))
@@ -68,11 +72,11 @@ def norm_chart(histograms: tuple[Histogram, Histogram]) -> str:
     places = [x(float(e)) for e in active.edges]
     steps = [f"M{places[0]:.1f},{y(0):.1f}"]
     steps += [f"V{h:.1f}H{p:.1f}" for h, p in zip(heights, places[1:], strict=True)]
-    bars.append(f'<path class="step" d="{"".join(steps)}V{y(0):.1f}"/>')
+    bars.append(("path", {"class": "step", "d": f"{''.join(steps)}V{y(0):.1f}"}, ""))
     return _svg("‖x‖ where the latent is active and of all tokens", bars, x, y, "‖x‖", "share of tokens")
 
 
-def quartile_chart(shares: Sequence[Estimate]) -> str:
+def quartile_chart(shares: Sequence[Estimate]) -> Markup:
     """Where in the quartiles of ‖x‖ the latent fires, with intervals; a line at what indifference gives."""
     ends = [e.high if np.isfinite(e.high) else e.value for e in shares]
     x, y = _axes(0, 4, 0, max(0.5, *(float(np.nan_to_num(end)) for end in ends)))
@@ -88,24 +92,23 @@ def quartile_chart(shares: Sequence[Estimate]) -> str:
     return _svg("Share of firing by quartile of ‖x‖", drawn, x, y, "quartile of ‖x‖", "share of firing", names)
 
 
-def effect_chart(rows: pd.DataFrame) -> str:
+def effect_chart(rows: pd.DataFrame) -> Markup:
     """KL of removing z·d against |z|, each token beside its placebo; both logarithmic."""
     own = rows.loc[np.isfinite(rows.kl.to_numpy(float))].iloc[:_SHOWN_POINTS]
     values = np.concatenate([own.kl.to_numpy(float), own.kl_placebo.dropna().to_numpy(float)])
     size = own.z.abs().to_numpy(float)
     if not len(own) or not (values > 0).any():
-        return ""
+        return Markup()
     floor = max(float(values[values > 0].min()), float(values.max()) * 1e-7)
     low, high = float(size.min()), float(size.max())
     x, y = _axes(low / 1.06, high * 1.06, floor / 1.5, float(values.max()) * 1.5, log_x=True, log_y=True)
-    points = []
-    for z, kl, placebo in own[["z", "kl", "kl_placebo"]].to_numpy(float).tolist():
-        if np.isfinite(placebo):
-            points.append(f'<circle class="placebo" cx="{x(abs(z)):.1f}" cy="{y(max(placebo, floor)):.1f}" r="2"/>')
-        points.append(
-            f'<circle class="dot {"pos" if z > 0 else "neg"}" cx="{x(abs(z)):.1f}" cy="{y(max(kl, floor)):.1f}" r="2.3"/>'
-        )
-    points.sort(key=lambda point: "placebo" not in point)
+    tokens = own[["z", "kl", "kl_placebo"]].to_numpy(float).tolist()
+    rings = [(x(abs(z)), y(max(placebo, floor))) for z, _, placebo in tokens if np.isfinite(placebo)]
+    points = [_mark("circle", "placebo", cx=at, cy=height, r=2) for at, height in rings]
+    points += [
+        _mark("circle", "dot pos" if z > 0 else "dot neg", cx=x(abs(z)), cy=y(max(kl, floor)), r=2.3)
+        for z, kl, _ in tokens
+    ]
     return _svg("KL of removing the latent against its activation", points, x, y, "|z|", "KL (nats)")
 
 
@@ -115,39 +118,42 @@ def _axes(
     return Axis(low, high, LEFT, WIDTH - RIGHT, log_x), Axis(bottom, top, HEIGHT - BOTTOM, TOP, log_y)
 
 
-def _bar(x0: float, x1: float, y0: float, y1: float, kind: str, title: str) -> str:
-    return (
-        f'<rect class="bar {kind}" x="{x0:.1f}" y="{y0:.1f}" width="{max(x1 - x0 - 0.6, 0.6):.1f}" height="{max(y1 - y0, 0):.1f}">'
-        f"<title>{escape(title)}</title></rect>"
-    )
+def _mark(tag: str, kind: str, words: str = "", **places: float) -> Mark:
+    return tag, {"class": kind, **{name: f"{place:.1f}" for name, place in places.items()}}, words
 
 
-def _line(x0: float, y0: float, x1: float, y1: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>'
+def _bar(x0: float, x1: float, y0: float, y1: float, kind: str, words: str) -> Mark:
+    return _mark("rect", f"bar {kind}", words, x=x0, y=y0, width=max(x1 - x0 - 0.6, 0.6), height=max(y1 - y0, 0))
+
+
+def _line(x0: float, y0: float, x1: float, y1: float, kind: str) -> Mark:
+    return _mark("line", kind, x1=x0, y1=y0, x2=x1, y2=y1)
+
+
+def _label(words: str, x: float, y: float, anchor: str = "middle", **more: str) -> Mark:
+    return "text", {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor, **more}, words
 
 
 def _svg(
     title: str,
-    marks: Sequence[str],
+    marks: Sequence[Mark],
     x: Axis,
     y: Axis,
     x_label: str,
     y_label: str,
     names: Sequence[tuple[float, str]] | None = None,
-) -> str:
-    bottom = HEIGHT - BOTTOM
+) -> Markup:
+    left, right, bottom = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM
     if names is None:
         names = [(x(t), short(t)) for t in x.ticks()]
-    grid = [_line(LEFT, y(t), WIDTH - RIGHT, y(t), "grid") for t in y.ticks()]
-    labels = [f'<text x="{LEFT - 5}" y="{y(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>' for t in y.ticks()]
-    labels += [f'<text x="{p:.1f}" y="{bottom + 14}" text-anchor="middle">{escape(n)}</text>' for p, n in names]
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    labels.append(f'<text class="label" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
     up = (TOP + bottom) / 2
-    labels.append(
-        f'<text class="label" x="10" y="{up}" transform="rotate(-90 10 {up})" text-anchor="middle">{escape(y_label)}</text>'
-    )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(grid)}{"".join(marks)}'
-        f"{_line(LEFT, bottom, WIDTH - RIGHT, bottom, 'axis')}{''.join(labels)}</svg>"
-    )
+    drawn = [
+        *(_line(left, y(t), right, y(t), "grid") for t in y.ticks()),
+        *marks,
+        _line(left, bottom, right, bottom, "axis"),
+        *(_label(short(t), left - 5, y(t) + 3.5, "end") for t in y.ticks()),
+        *(_label(name, place, bottom + 14) for place, name in names),
+        _label(x_label, (left + right) / 2, HEIGHT - 5, **{"class": "label"}),
+        _label(y_label, 10, up, **{"class": "label", "transform": f"rotate(-90 10 {up})"}),
+    ]
+    return part("cards/chart.svg", title=title, width=WIDTH, height=HEIGHT, marks=drawn)

@@ -1,7 +1,6 @@
 """What a latent's card says."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,7 +11,6 @@ from diagnostics.latent_effects import EffectSummary
 from diagnostics.latent_examples import Example
 from diagnostics.latent_logits import TokenLogit
 from diagnostics.latent_neighbours import Neighbour
-from diagnostics.results import write_whole
 from diagnostics.statistics import Estimate
 
 
@@ -24,7 +22,7 @@ class Histogram(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LatentCard:
+class CardContent:
     """One latent of an SAE on a text. Effects are of subtracting z·d at one token, what the SAE does not explain kept."""
 
     sae: str
@@ -101,20 +99,3 @@ class LatentCard:
             f"latent {self.latent}: fires on {self.frequency} of {self.n_tokens} tokens; {effect}{others}; "
             f"promotes {', '.join(repr(t.token) for t in self.promoted[:3])}"
         )
-
-    def html(self) -> str:
-        """The card as a page of its own, without any external resource."""
-        from diagnostics.card_html import page
-
-        return page(self)
-
-    def write(self, path: str | Path) -> Path:
-        """The page into a file."""
-        path, text = Path(path), self.html()
-        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        return path
-
-    def _repr_html_(self) -> str:
-        from diagnostics.card_html import card_html
-
-        return card_html(self)

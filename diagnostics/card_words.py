@@ -1,13 +1,24 @@
-"""How numbers, intervals and tokens are written on a card."""
+"""How numbers and intervals are written on a card, and its longer notes."""
 
 import math
-from html import escape
 
 from diagnostics.statistics import MIN_PROMPTS, Estimate
 
+CHOSEN = {
+    "top": "Chosen by top:N for the summed KL at the even prompts of the atlas. KL, its ratio to the placebo and the rank are of the other "
+    "prompts, which had no part in that; how often it fires, activations, norms and texts are of all prompts.",
+    "frequent": "Chosen by frequent:N as one that fires most often on these tokens, which flatters the share of them on which it fires.",
+}
+"""Notes on latents chosen in a way that biases some of their numbers."""
+
+
+def known(value: float | None) -> bool:
+    """Whether it was measured and is finite."""
+    return value is not None and math.isfinite(value)
+
 
 def short(value: float) -> str:
-    """Three digits, two and a power of ten where it is very small or large; a minus that is one; a dash where it is not finite."""
+    """Three digits; two and a power of ten where it is very small or large; a dash where it is not finite. Minus signs are U+2212."""
     if not math.isfinite(value):
         return "–"
     size = abs(value)
@@ -36,20 +47,3 @@ def ends(e: Estimate, share: bool = False) -> str:
         return f"no interval: {counted(e.n_prompts, 'prompt')}" if e.n_prompts < MIN_PROMPTS else "no interval"
     show = percent if share else short
     return f"[{show(e.low)}, {show(e.high) if math.isfinite(e.high) else '∞'}]"
-
-
-def running(text: str) -> str:
-    """A token within running text: line breaks and tabs marked, a part of a character as a ring."""
-    if not text:
-        return '<span class="w">◌</span>'
-    shown = escape(text)
-    for what, mark in (("\r", "␍"), ("\n", "↵\n"), ("\t", "⇥")):
-        shown = shown.replace(what, f'<span class="w">{mark}</span>')
-    return shown
-
-
-def alone(text: str) -> str:
-    """A token by itself: its spaces too are to be seen."""
-    for what, mark in ((" ", "▁"), ("\n", "↵"), ("\r", "␍"), ("\t", "⇥")):
-        text = text.replace(what, mark)
-    return f"<code>{escape(text) or '◌'}</code>"

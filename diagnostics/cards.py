@@ -12,7 +12,8 @@ from numpy import ndarray
 
 from diagnostics import statistics
 from diagnostics.atlas_rows import Atlas, AtlasRows, atlas_rows
-from diagnostics.card_content import Histogram, LatentCard
+from diagnostics.card_content import Histogram
+from diagnostics.card_result import LatentCard
 from diagnostics.latent_choice import check_exist, chosen
 from diagnostics.latent_corpus import LatentCorpus
 from diagnostics.latent_effects import few_prompts, firing_shares, measured, summarised

@@ -2,35 +2,29 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import pandas as pd
 
 from diagnostics.frames import each, where
-from diagnostics.results import Result, Shown
-from diagnostics.settings_words import listed, provenances
+from diagnostics.settings_words import HasProvenance, left_out_of, listed, provenances
 from diagnostics.statistics import FEW_PROMPTS, MIN_PROMPTS, noise_floor
 
-_COUNTS = {
-    "rows_dropped": "rows dropped",
-    "pairs_dropped": "pairs dropped",
-    "dropped": "dropped",
-    "tokens_left_out": "tokens left out",
-    "left_out": "tokens left out",
-    "rows_not_finite": "rows not finite",
-    "placebos_not_finite": "placebos not finite",
-    "selves_not_finite": "tokens put back as they were: not finite",
-    "effects_not_finite": "effects not finite",
-    "chunks_halved": "chunks halved because memory ran out (last bits may differ from another run's)",
-}
-"""Keys of provenance that count what is missing; each a number, or numbers by reason."""
-_PREPARED = ("text", "texts", "labelled")
-"""Parts of provenance that say how texts were prepared, before anything was measured."""
-_NULLS = ("direction_norm", "dose_response", "unit_norm", "specification", "projections", "win_rate")
-"""Kinds that can stand beside untrained networks."""
+
+class HasCaveats(HasProvenance, Protocol):
+    """What caveats are gathered from."""
+
+    NULL_MODELS: ClassVar[bool]
+
+    @property
+    def groups(self) -> Any: ...
+    def to_frame(self) -> pd.DataFrame: ...
+    def counted_in(self) -> Any: ...
+    def own_caveats(self) -> list[str]: ...
 
 
-def caveats(result: Shown) -> list[str]:
+def caveats(result: HasCaveats) -> list[str]:
     """A line for each thing that a reader must know; none where there is none.
 
     Full forward passes in place of replay and why, what was dropped with reasons, effects within the noise floor, intervals from
@@ -38,14 +32,18 @@ def caveats(result: Shown) -> list[str]:
     """
     found: list[str] = []
     for name, p in provenances(result).items():
-        found += [f"{name}: {line}" if name else line for line in _of_provenance(p, result.NAME)]
-    with warnings.catch_warnings(record=True) as said:  # while the statistics are formed
+        said = [*left_out_of(p), *_of_provenance(p)]
+        if result.NULL_MODELS and not p.get("null_models"):
+            said.append("no untrained network beside it: what architecture alone gives is not known")
+        found += [f"{name}: {line}" if name else line for line in said]
+    found += result.own_caveats()
+    with warnings.catch_warnings(record=True) as told:  # while the statistics are formed
         warnings.simplefilter("always")
         found += [*_within_noise(result), *_few_prompts(result)]
-    return [*found, *dict.fromkeys(text for w in said if not (text := str(w.message)).startswith("an interval from"))]
+    return [*found, *dict.fromkeys(text for w in told if not (text := str(w.message)).startswith("an interval from"))]
 
 
-def differences(named: Mapping[str, Shown]) -> list[str]:
+def differences(named: Mapping[str, HasProvenance]) -> list[str]:
     """What results of one report do not share, though a reader might take it for granted: weights, versions, precision."""
     every = {f"{name} ({run})" if run else name: p for name, r in named.items() for run, p in provenances(r).items()}
     looked_at = {
@@ -77,73 +75,17 @@ def _unlike(what: str, values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _of_provenance(p: Mapping[str, Any], kind: str) -> Iterator[str]:
-    why = list(dict.fromkeys(_values(p, "why_hooks")))
-    yield from (f"full forward passes in place of the fast path: {reason}" for reason in why)
-    if not why and "hooks" in _paths(p):
-        yield "full forward passes served, as asked"
-    lost: dict[tuple[str, str], list[str]] = {}
-    for place, key, counts in _lost(p):
-        lost.setdefault((_COUNTS[key], counts), []).append(place)
-    for (what, counts), places in lost.items():
-        at = listed([place for place in places if place], 4, "; ")
-        yield f"{what}{f' ({at})' if at else ''}: {counts}"
+def _of_provenance(p: Mapping[str, Any]) -> Iterator[str]:
     if p.get("dtype") in ("bfloat16", "float16"):
         yield f"{p['dtype']}: noise floors lie near 1e-3 nats, and ablations of tiny dose are lost in rounding"
     if p.get("placebo_share") == 0:
         yield "no placebo: nothing says what a random edit of the same norm and angle does"
-    if kind == "feature_ablation" and "placebo" not in p.get("arms", ()):
-        yield "no placebo arm: nothing says what a random edit of the same norm and angle does"
-    if kind in _NULLS and not p.get("null_models"):
-        yield "no untrained network beside it: what architecture alone gives is not known"
 
 
-def _values(p: Any, key: str) -> Iterator[str]:
-    """What stands under a key, anywhere in nested dictionaries, as strings."""
-    if isinstance(p, Mapping):
-        for name, value in p.items():
-            if name == key:
-                yield from [value] if isinstance(value, str) else value or ()
-            else:
-                yield from _values(value, key)
-
-
-def _paths(p: Mapping[str, Any]) -> set[str]:
-    given = p.get("path")
-    named = given.values() if isinstance(given, Mapping) else [given]
-    return {part for path in named if isinstance(path, str) for part in path.split("+")}
-
-
-def _lost(p: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str, str]]:
-    """Where, under which key, and how many by reason."""
-    for name, value in p.items():
-        if name in _PREPARED or name == "joined":
-            continue
-        if name in _COUNTS:
-            yield from ((f"{place}{where_}".strip(", "), name, said) for where_, said in _said(value))
-        elif isinstance(value, Mapping):
-            yield from _lost(value, place if name in ("drawn", "atlas", "ablations", "saes") else f"{place}, {name}")
-
-
-def _said(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, (int, float)):
-        if value:
-            yield place, f"{value:,}"
-    elif isinstance(value, Mapping):
-        counts = {reason: n for reason, n in value.items() if isinstance(n, (int, float))}
-        if any(n for reason, n in counts.items() if reason != "of"):
-            of = counts.pop("of", None)
-            said = ", ".join(f"{n:,} {reason}" for reason, n in counts.items() if n)
-            yield place, said + (f", of {of:,}" if of else "")
-        for name, inner in value.items():
-            if isinstance(inner, Mapping):
-                yield from _said(inner, f"{place}, {name}")
-
-
-def _within_noise(result: Shown) -> Iterator[str]:
+def _within_noise(result: HasCaveats) -> Iterator[str]:
     """How many effects are no larger than what putting activations back as they were gives."""
     frame = result.to_frame()
-    if isinstance(result, Result) and "share_below_floor" in (result.groups or [{}])[0]:
+    if "share_below_floor" in next(iter(result.groups), {}):
         for g in result.groups:
             yield _floor_said(g["noise_floor"], round(g["share_below_floor"] * g["rows"]), g["rows"], f"{g['sae']}: ")
         return
@@ -169,9 +111,9 @@ def _floor_said(floor: float, below: int, rows: int, whose: str = "") -> str:
     return f"{whose}noise floor {floor:.1g} nats; {share} of {rows:,} effects lie at or below it"
 
 
-def _few_prompts(result: Shown) -> Iterator[str]:
+def _few_prompts(result: HasCaveats) -> Iterator[str]:
     """How many intervals stand on few prompts."""
-    counts = list(_prompts(_statistics(result)))
+    counts = list(_prompts(result.counted_in()))
     few = [n for n in counts if n < FEW_PROMPTS]
     if few:
         none = sum(n < MIN_PROMPTS for n in few)
@@ -179,15 +121,6 @@ def _few_prompts(result: Shown) -> Iterator[str]:
             f"{len(few):,} of {len(counts):,} estimates stand on fewer than {FEW_PROMPTS} prompts (the least: {min(few)}): their "
             f"intervals are too narrow{f', and {none:,} on fewer than {MIN_PROMPTS} have none' if none else ''}"
         )
-
-
-def _statistics(result: Shown) -> Any:
-    if isinstance(result, Result):
-        return result.groups
-    frame = result.to_frame()
-    return (
-        frame[["n_prompts"]].assign(se=0.0).to_dict("records") if "n_prompts" in frame else result.as_dict()["summary"]
-    )
 
 
 def _prompts(value: Any) -> Iterator[int]:

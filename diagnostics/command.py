@@ -9,7 +9,7 @@ import sys
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,15 @@ from transformers.utils import logging as loading
 
 from diagnostics.command_line import parsed
 from diagnostics.progress import followed
-from diagnostics.results import jsonable
+from diagnostics.results import BaseResult, jsonable
+from diagnostics.settings_words import provenances
 from diagnostics.units import Interrupted, unlocked
 from interventions.errors import MechdiagError
-from sae_models.errors import SAEError
 
 Settings = TypeVar("Settings")
 
 Document = dict[str, Any]
+_NOT_THE_RESULT = ("--overwrite", "--no-lock", "--json", "--quiet")
 
 
 class Finding(Protocol):
@@ -74,6 +75,8 @@ class Output(Spoken):
 
         Raises `ResultError` where another result is there and --overwrite is not given.
         """
+        for run in provenances(result).values() if isinstance(result, BaseResult) else ():
+            run.setdefault("command", typed(sys.argv))
         try:
             files = result.write(folder, overwrite=self.overwrite)
         finally:  # after the files, which an error in a table must not cost
@@ -111,7 +114,7 @@ def run(settings: type[Settings], main: Callable[[Settings], Document | None]) -
                 document = main(given)
             if getattr(given, "json", False):
                 print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
-        except (MechdiagError, SAEError) as error:
+        except MechdiagError as error:
             print(f"error: {terminal_line(error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stopped:
@@ -178,6 +181,18 @@ def _parsed(settings: type[Settings]) -> Settings:
 
 def _warning_line(message: Warning | str, category: type[Warning], *_: object) -> None:
     print(f"warning: {terminal_line(message)}", file=sys.stderr)
+
+
+def typed(words: Sequence[str]) -> list[str]:
+    """A command line as provenance keeps it: without where its files go and what it says meanwhile, which change no result."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--out":
+            next(rest, None)
+        elif not word.startswith("--out=") and word not in _NOT_THE_RESULT:
+            kept.append(word)
+    return kept
 
 
 def terminal_line(said: object) -> str:

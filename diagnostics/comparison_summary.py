@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,6 @@ from numpy import ndarray
 from diagnostics.statistics import Estimate, jackknife
 from diagnostics.weighted_ranks import weighted_spearman
 from sae_models.sae import SAE
-
-if TYPE_CHECKING:
-    from diagnostics.dictionary_comparison import DictionaryComparison
 
 NOTE = (
     "Intervals: 95 % delete-one-prompt jackknife, matches and quartiles held fixed. MCS and shares of latents have none: a dictionary's "
@@ -192,9 +189,8 @@ def _matching(p: Mapping[str, Any]) -> str:
     )
 
 
-def tables(result: "DictionaryComparison") -> dict[str, pd.DataFrame]:
+def tables(lines: Mapping[str, list[dict[str, Any]]]) -> dict[str, pd.DataFrame]:
     """SAEs, pairs of them, seeds, alignment against MCS and effect, discovery."""
-    lines = result.lines
     saes = [
         {
             "sae": s["sae"], "latents": s["latents"], "silent": s["silent"], "rare": s["rare"], "L0": said(s["l0"]),
@@ -229,20 +225,25 @@ def tables(result: "DictionaryComparison") -> dict[str, pd.DataFrame]:
     return found
 
 
-def terminal(result: "DictionaryComparison") -> str:
+def terminal(shown: Mapping[str, pd.DataFrame], p: Mapping[str, Any]) -> str:
     """The tables as text."""
-    p = result.provenance
-    parts = [f"{p['counted']} tokens of {p['prompts']} prompts at {p['site']}; left out: {p['left_out']}"]
-    for title, some in tables(result).items():
+    parts = [f"{p['counted']} tokens of {p['prompts']} prompts at {p['site']}"]
+    for title, some in shown.items():
         if title.startswith("Alignment"):
             parts += [f"{title}:", some.T.to_string(header=False)]
         elif title in ("SAEs", "Pairs"):
             parts += [some.to_string(index=False), _matching(p) if title == "SAEs" else NOTE]
         else:
             parts += [f"{title}:", some.to_string(index=False)]
-    dropped = {
-        name: notes["rows_dropped"] for name, notes in p["ablations"].items() if any(notes["rows_dropped"].values())
-    }
-    hooks = sorted({notes["why_hooks"] for notes in p["ablations"].values() if notes["why_hooks"]})
-    parts += [f"ablations dropped: {dropped}"] if dropped else []
-    return "\n".join(parts + ([f"full forward passes: {'; '.join(hooks)}"] if hooks else []))
+    return "\n".join(parts)
+
+
+def columns_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of JSON's estimates as columns: `x`, `x_low`, `x_high` (see `frames.with_ends`)."""
+    found: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            found |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+        else:
+            found[name] = value
+    return found

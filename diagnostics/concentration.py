@@ -4,7 +4,7 @@ Necessity: latents removed one after another. Sufficiency: all others removed, t
 the causal dimensionality of arXiv:2605.08740 is an effective rank of the model above the site.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,12 @@ from diagnostics.concentration_summary import NOTE, curve, summary_of
 from diagnostics.edit_bench import PLACEBOS, Bench, parts
 from diagnostics.firings import Firings
 from diagnostics.frames import each, lines_of, where
-from diagnostics.latent_results import LatentResult
+from diagnostics.headlines import Headline, beside_null
 from diagnostics.latent_study import Items, check_numbers, run_latent_study, token_items
 from diagnostics.logit_changes import cosine, kl_of, rms
 from diagnostics.probes import Probe
 from diagnostics.progress import Progressing
+from diagnostics.results import Result
 from diagnostics.sampling import generator
 from diagnostics.strongest_latents import removals, strongest, turned
 from diagnostics.study import Clean
@@ -47,10 +48,13 @@ sum_cosine, sum_ratio: cosine of Σ Δℓ_i and the joint Δℓ, and rms of the 
 
 
 @dataclass(frozen=True)
-class Concentration(LatentResult):
+class Concentration(Result):
     """KL as latents of a token are removed or kept one after another; see `COLUMNS`."""
 
     NAME: ClassVar[str] = "causal_concentration"
+    TITLE: ClassVar[str] = "Causal concentration"
+    QUESTION: ClassVar[str] = "How many of a token's latents carry its effect, and do single effects add up?"
+    CALL: ClassVar[str] = "causal_concentration"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -67,11 +71,19 @@ class Concentration(LatentResult):
         """Share of the joint effect against the share of active latents removed (or kept), with its interval."""
         return curve(lines_of(self.frame, sae=sae, edit=edit, order=order), edit == "keep")
 
+    def headlines(self) -> Iterable[Headline]:
+        """Of each SAE, the share of a token's latents that carries 90 % of their effect."""
+        return beside_null(
+            self.groups, "n90 / active", "share of a token's latents that carries 90 % of their effect",
+            lambda g: (g["edit"], g["order"]) == ("remove", "size"), lambda g: g["edit"] == "placebo_token", "turned at random",
+        )  # fmt: skip
+
     def plot(self) -> Any:
         """Share of the joint effect against the share of latents. Returns a matplotlib Figure."""
         from diagnostics.interaction_plots import plot_concentration
 
-        return plot_concentration(self)
+        curves = {(g["sae"], g["edit"], g["order"]): self.curve(g["sae"], g["edit"], g["order"]) for g in self.groups}
+        return plot_concentration(self.frame, curves, self.provenance, max(g["tokens"] for g in self.groups))
 
 
 @torch.no_grad()

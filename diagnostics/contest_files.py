@@ -9,24 +9,22 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.adversarial import AdversarialGroups
-from diagnostics.contests import Contest
 from diagnostics.frames import lines_of
 from diagnostics.norm_exponent import Exponent, Interventional, Observational
 from diagnostics.projection_summary import PLACE
-from diagnostics.projections import ProjectionEffects
 from diagnostics.simpsons_paradox import Simpson
 from diagnostics.statistics import FiellerInterval
 from diagnostics.stored import Stored
+from diagnostics.win_rate_summary import Contest
 from diagnostics.wins import WinRates
 
 
-def read_contests(stored: Stored) -> tuple[list[Contest], dict[str, ProjectionEffects]]:
-    """What `WinRateReport` is made of; runs have their provenance, their rows lie in the folders of the runs."""
+def read_contests(stored: Stored) -> tuple[list[Contest], dict[str, Any]]:
+    """Contests, and the provenance of each run by its name."""
     latents = stored.table(f"{stored.name}_latents.parquet")
-    runs = {name: ProjectionEffects(pd.DataFrame(), [], p) for name, p in stored.provenance.items()}
     report = [_contest(line, latents) for line in stored.summary]
     stored.table()  # of what the summary says again: read for its digest
-    return report, runs
+    return report, stored.provenance
 
 
 def _contest(line: Mapping[str, Any], latents: pd.DataFrame) -> Contest:

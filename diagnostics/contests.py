@@ -4,64 +4,34 @@ Every number here is formed of the tables of `projection_effects`, of one run or
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import pandas as pd
 from typing_extensions import Self
 
-from diagnostics.adversarial import AdversarialGroups, adversarial_groups
-from diagnostics.norm_exponent import Exponent
+from diagnostics.adversarial import adversarial_groups
+from diagnostics.contest_files import read_contests
+from diagnostics.depth_plans import DepthPlan, DepthPoint
+from diagnostics.frames import TRAINED, with_ends
+from diagnostics.headlines import Headline
 from diagnostics.progress import Progressing, followed
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import ProjectionEffects
-from diagnostics.results import Shown
-from diagnostics.simpsons_paradox import SCORES, Simpson, simpson
+from diagnostics.results import BaseResult
+from diagnostics.simpsons_paradox import simpson
 from diagnostics.stored import Stored
-from diagnostics.wins import EditRates, WinRate, WinRates, win_rates
+from diagnostics.win_rate_depth import PLANS
+from diagnostics.win_rate_summary import NOTE, PARTS, Contest, first_numbers, frame_of, labels_of, line_of
+from diagnostics.win_rate_summary import PLACE as SHOWN_PLACE
+from diagnostics.wins import win_rates
 from interventions.errors import ResultError
 
-QUARTILES = ("all", "1", "2", "3", "4")
-NOTE = (
-    "a across tokens: log KL on log|cos| and log||x||; rescaled: the same token's activation 10 % shorter and longer. Win rate: share "
-    "of latents whose\nKL correlates more with the cosine than with the inner product; it moves with the number of tokens whatever is "
-    "true, so read it beside the\nplacebos', which have the same doses and no meaning. Labels: what becomes of a score's slope within "
-    "deciles of ||x|| (pooled less within).\ncos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens "
-    "with low |cos| and high norm; over placebo's: over the same\nratio of the placebo. Latents count for as many as they stand for. "
-    "Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
-)
-
 
 @dataclass(frozen=True, eq=False)
-class Contest:
-    """What one group of one run says of cosine against inner product."""
-
-    run: str
-    place: dict[str, Any]
-    """model, layer, point, context, sae"""
-    rates: WinRates
-    groups: AdversarialGroups
-    exponents: dict[str, Exponent]
-    """the headline: see `projection_summary.exponents`"""
-    learned_a: float | None
-    """mean exponent of a cosine-scored SAE"""
-    simpson: Simpson | None
-    """None where nothing can be fitted"""
-    why_no_labels: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON file, the table of latents left to its own file."""
-        rates = {k: v for k, v in self.rates.as_dict().items() if k != "latents"}
-        labels = None if self.simpson is None else self.simpson.as_dict()
-        found = {"run": self.run, **self.place, "win_rates": rates, "adversarial_groups": self.groups.as_dict()}
-        found["exponents"] = {name: way.as_dict() for name, way in self.exponents.items()} | {"learned": self.learned_a}
-        return found | {"simpson": labels, "why_no_labels": self.why_no_labels}
-
-
-@dataclass(frozen=True, eq=False)
-class WinRateReport(Shown):
+class WinRateReport(BaseResult):
     """Win rates, overall and by quartile of ‖x‖, with their placebos, their bands and what they are called."""
 
     contests: list[Contest]
@@ -69,18 +39,22 @@ class WinRateReport(Shown):
     """the runs that they were formed of, by name"""
 
     NAME: ClassVar[str] = "win_rate"
+    TITLE: ClassVar[str] = "Win rate of the cosine"
+    QUESTION: ClassVar[str] = (
+        "How often does a latent's effect correlate more with its cosine than with its inner product?"
+    )
+    CALL: ClassVar[str] = "win_rate_report"
+    FORMED_OF: ClassVar[str] = "ProjectionEffects"
     NOTE: ClassVar[str] = NOTE
+    TABLES: ClassVar[Mapping[str, str]] = {"latents": "win_rate_latents.parquet"}
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
+    NULL_MODELS: ClassVar[bool] = True
 
     @classmethod
     def read(cls, stored: Stored) -> Self:
         """A report formed of its files; its runs without their rows."""
-        from diagnostics.contest_files import read_contests
-
-        return cls(*read_contests(stored))
-
-    def parts(self) -> dict[str, Any]:
-        """Both tables by the names of their files."""
-        return {f"{self.NAME}.parquet": self.frame, f"{self.NAME}_latents.parquet": self.latents}
+        contests, runs = read_contests(stored)
+        return cls(contests, {name: ProjectionEffects(pd.DataFrame(), [], p) for name, p in runs.items()})
 
     @property
     def provenance(self) -> dict[str, Any]:  # type: ignore[override]
@@ -88,54 +62,37 @@ class WinRateReport(Shown):
         return {name: run.provenance for name, run in self.runs.items()}
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> pd.DataFrame:  # type: ignore[override]
         """One line for each run × model × layer × point × context × SAE × edit × quartile of ‖x‖ (`all`: all rows)."""
-        lines = []
-        for contest in self.contests:
-            labels = contest.simpson
-            bands = [None] * 5 if labels is None else [labels.overall, *labels.quartiles]
-            edits = [contest.rates.main, *contest.rates.placebos.values()]
-            for rates in edits:
-                difference = contest.rates.differences.get(rates.edit)
-                for i, rate in enumerate((rates.overall, *rates.quartiles)):
-                    band = bands[i] if rates is contest.rates.main else None
-                    versus = None if difference is None else (difference.overall, *difference.quartiles)[i]
-                    line: dict[str, Any] = {"run": contest.run, **contest.place, "edit": rates.edit}
-                    line |= {"quartile": QUARTILES[i], **_ends(rate)}
-                    line |= {"absolute": contest.rates.absolute, "signed": contest.rates.signed}
-                    line |= {f"band_{name}": np.nan if band is None else value(band) for name, value in _BAND.items()}
-                    line |= {
-                        f"main_less_this{name}": np.nan if versus is None else value(versus)
-                        for name, value in _VERSUS.items()
-                    }
-                    lines.append(line)
-        return pd.DataFrame(lines)
+        return frame_of(self.contests)
 
     @property
     def latents(self) -> pd.DataFrame:
         """One line for each latent: its correlations, its margin with an error, tests of it (`_iid`: rows taken as independent)."""
         return pd.concat([c.rates.latents.assign(run=c.run, **c.place) for c in self.contests], ignore_index=True)
 
-    def to_frame(self) -> pd.DataFrame:
-        """The tidy table of win rates."""
-        return self.frame
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """Every group's numbers, as they stand in the JSON file."""
+        return [contest.as_dict() for contest in self.contests]
 
     def summary(self) -> pd.DataFrame:
-        """A line for each run and group, for a reader: exponents, win rates beside the placebos', labels, each with its interval."""
-        return pd.DataFrame([_line(contest) for contest in self.contests]).fillna("")
+        """A line for each run and group: exponents, win rates beside the placebos', labels; estimates with the ends of their intervals."""
+        return pd.DataFrame([with_ends(line_of(contest)) for contest in self.contests])
 
-    def table(self) -> str:
-        """The summary as text, for a terminal, in three parts; and what has no label, with the reason."""
-        parts = []
-        for title, part in self.tables().items():
-            parts += [f"{title}:", part.to_string(index=False)]
-        return "\n".join([*parts, *self.without_labels(), NOTE])
+    def headlines(self) -> Iterable[Headline]:
+        """Win rates of the model itself in the first context, each beside its placebo's."""
+        return first_numbers(self.contests, self.provenance)
+
+    def depth_points(self, figure: str) -> list[DepthPoint]:
+        """The points of one of the figures by depth in `DEPTH`."""
+        return list(self.DEPTH[figure].points(self.contests, self.provenance))
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The summary in three parts."""
-        whole = self.summary()
-        place = [name for name in _PLACE if name != "model" or whole["model"].nunique() > 1]
-        parts = {title: [*place, *(name for name in columns if name in whole)] for title, columns in _PARTS.items()}
+        whole = pd.DataFrame([line_of(contest) for contest in self.contests])
+        place = [name for name in SHOWN_PLACE if name != "model" or whole["model"].nunique() > 1]
+        parts = {title: [*place, *(name for name in columns if name in whole)] for title, columns in PARTS.items()}
         return {title: cast(pd.DataFrame, whole[columns]) for title, columns in parts.items()}
 
     def without_labels(self) -> list[str]:
@@ -147,18 +104,28 @@ class WinRateReport(Shown):
             parts += [f"{where}: no label{' of ' + score if score else ''}: {why}" for score, why in reasons.items()]
         return parts
 
+    def left_out(self) -> list[str]:
+        """What has no label, with the reason, and what is missing of each run; a line each."""
+        return [*self.without_labels(), *super().left_out()]
+
     def plot(self) -> Any:
         """Win rate by depth, in context beside the one-token context, with the placebos' band. Returns a matplotlib Figure."""
-        from diagnostics.projection_plots import plot_win_rate
+        from diagnostics.win_rate_plots import plot_win_rate
 
-        return plot_win_rate(self)
+        return plot_win_rate(self.frame, self.provenance)
 
     def plot_paradox(self, run: str | None = None, context: str | None = None) -> Any:
         """Overall against within quartiles of one run and context (default: the first), with the band that range restriction alone
         predicts. Returns a matplotlib Figure."""
-        from diagnostics.projection_plots import plot_paradox
+        from diagnostics.win_rate_plots import plot_paradox
 
-        return plot_paradox(self, run, context)
+        run = next(iter(self.runs)) if run is None else run
+        if run not in self.runs:
+            raise ResultError(f"no run {run!r} in this report; known: {', '.join(self.runs)}")
+        context = context or str(self.runs[run].provenance["context"][0])
+        own = [c for c in self.contests if (c.run, c.place["context"], c.place["model"]) == (run, context, TRAINED)]
+        labels = {c.place["sae"]: labels_of(c.simpson) for c in own}
+        return plot_paradox(self.frame, self.provenance, labels, run, context)
 
     def figures(self) -> dict[str, Any]:
         """Win rates by depth; overall against within quartiles, for each run."""
@@ -166,80 +133,6 @@ class WinRateReport(Shown):
         for i, run in enumerate(self.runs):
             found[f"{self.NAME}_paradox" + (f"_{run.replace('/', '_')}" if i else "")] = self.plot_paradox(run)
         return found
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every group's numbers, and the provenance of every run."""
-        return {"summary": [contest.as_dict() for contest in self.contests], "provenance": self.provenance}
-
-    @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """The files that every report has."""
-        return (f"{cls.NAME}.parquet", f"{cls.NAME}_latents.parquet", f"{cls.NAME}.json")
-
-
-_BAND: dict[str, Callable[[Any], float]] = {
-    "low": lambda b: b.low,
-    "high": lambda b: b.high,
-    "win_rate": lambda b: b.observed.value,
-    "n_latents": lambda b: b.n_latents,
-}
-_VERSUS: dict[str, Callable[[Any], float]] = {
-    "": lambda v: v.estimate.value,
-    "_low": lambda v: v.estimate.low,
-    "_high": lambda v: v.estimate.high,
-    "_p": lambda v: v.p,
-}
-_PLACE = ("run", "model", "context", "block", "SAE")
-_PARTS = {
-    "Norm exponent a (0: cosine, 1: inner product)": (
-        "a across tokens", "a of its placebo", "a rescaled", "a learned", "latents with a < ½ (rescaled)",
-    ),
-    "Win rate of the cosine": ("latents", "win rate", "placebo token", "placebo isotropic", "less placebo", "true margin > 0"),
-    "By quartile of ||x||, and what it is called": (
-        "by quartile", "placebo's", "label cosine", "label inner", "label activation", "cos-high ÷ norm-high", "their doses",
-        "over placebo's",
-    ),
-}  # fmt: skip
-
-
-def _line(c: Contest) -> dict[str, Any]:
-    line: dict[str, Any] = {"run": c.run, "model": c.place["model"], "context": c.place["context"].replace("_", "-")}
-    line |= {"block": c.place["layer"], "SAE": c.place["sae"], "latents": c.rates.main.overall.n_latents}
-    named = {"observational": "a across tokens", "placebo_token": "a of its placebo", "interventional": "a rescaled"}
-    for way, name in named.items():
-        if way in c.exponents:
-            found = c.exponents[way]
-            line[name] = str(found.a) if found.identified else "not identified"
-    if "interventional" in c.exponents:
-        line["latents with a < ½ (rescaled)"] = str(c.exponents["interventional"].share_below_half)
-    line["a learned"] = "" if c.learned_a is None else f"{c.learned_a:.2f}"
-    line["win rate"] = str(c.rates.main.overall.estimate)
-    for name, rates in c.rates.placebos.items():
-        line[name.replace("_", " ")] = str(rates.overall.estimate)
-    line["by quartile"] = _by_quartile(c.rates.main)
-    if "placebo_token" in c.rates.placebos:
-        difference = c.rates.differences["placebo_token"].overall
-        line["placebo's"] = _by_quartile(c.rates.placebos["placebo_token"])
-        line["less placebo"] = f"{difference.estimate}, p {difference.p:.2g}"
-    line["true margin > 0"] = str(c.rates.prevalence)
-    line |= {"cos-high ÷ norm-high": str(c.groups.kl_ratio), "their doses": str(c.groups.dose_ratio)}
-    if "placebo_token" in c.groups.over_placebos:
-        line["over placebo's"] = str(c.groups.over_placebos["placebo_token"])
-    for score in SCORES:
-        paradox = None if c.simpson is None else c.simpson.scores.get(score)
-        line[f"label {score}"] = "" if paradox is None else f"{paradox.label} ({paradox.difference})"
-    return line
-
-
-def _by_quartile(rates: EditRates) -> str:
-    return " ".join(f"{rate.estimate.value:.2f}" for rate in rates.quartiles)
-
-
-def _ends(rate: WinRate) -> dict[str, Any]:
-    low, high = rate.clopper_pearson_iid
-    found = {"win_rate": rate.estimate.value, "low": rate.estimate.low, "high": rate.estimate.high}
-    found |= {"n_latents": rate.n_latents, "n_wins": rate.n_wins, "n_few": rate.n_few, "n_constant": rate.n_constant}
-    return found | {"low_iid": low, "high_iid": high}
 
 
 def win_rate_report(

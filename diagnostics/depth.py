@@ -10,14 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diagnostics.depth_marks import Mark
 from diagnostics.depth_panels import draw, width_of
-from diagnostics.depth_plans import PLANS, Looks, Plan
+from diagnostics.depth_plans import DepthPlan, DepthPoint, Looks
 from diagnostics.depth_runs import caption, identity, labels, said_of
 from diagnostics.files import claim_folder, write_csv
 from diagnostics.plots import CAP
-from diagnostics.results import Shown, save_figures
-from diagnostics.saved import sound_and_damaged
+from diagnostics.results import BaseResult, save_figures
 from diagnostics.statistics import Estimate
 from diagnostics.style import looks
 from interventions.errors import ResultError
@@ -32,7 +30,7 @@ class DepthFigure:
 
     name: str
     """of its files"""
-    plan: Plan
+    plan: DepthPlan
     table: pd.DataFrame
     """a line a point: setting, row and panel, series, role, network, run and its label, layer, depth l/(L − 1), value, low, high, n, n_prompts;
     state: `value`, `lower bound`, `no effect` (within 10 noise floors), `not identified`, `undefined`; the last two are not drawn"""
@@ -98,16 +96,18 @@ class DepthFigures:
         return names
 
 
-def depth_figures(results: Mapping[str, Shown], figures: Iterable[str] | None = None) -> DepthFigures:
+def depth_figures(results: Mapping[str, BaseResult], figures: Iterable[str] | None = None) -> DepthFigures:
     """Every figure by depth that results allow, each drawn from all of them that can be compared.
 
-    results: by the place that they are known by (`saved_results`). figures: names of `PLANS`; default: all. Values and intervals are
+    results: by the place that they are known by (`saved_results`). figures: names of `saved.PLANS`; default: all. Values and intervals are
     the results' own. Runs that differ in model, wrapper, text, seed or sink filter are lines of one panel, with their names in legend
     and caption; runs of one setting at different depths are one line; what differs in site, horizon, dose, sampling or
     edit is drawn in figures of its own, and `notes` says so. A result drawn already is left out with a note.
 
     Raises `ResultError` for a figure that is not known, and where nothing can be drawn.
     """
+    from diagnostics.saved import PLANS  # what can be named; what is drawn is asked of the results
+
     asked = list(PLANS) if figures is None else list(figures)
     if unknown := [name for name in asked if name not in PLANS]:
         raise ResultError(f"no figure {unknown[0]!r}; known: {', '.join(PLANS)}")
@@ -115,31 +115,36 @@ def depth_figures(results: Mapping[str, Shown], figures: Iterable[str] | None = 
     notes: list[str] = []
     used: set[str] = set()
     for name in asked:
-        plan = PLANS[name]
-        table, runs = _table(plan, results, notes)
-        used |= {place for place, result in results.items() if isinstance(result, plan.kind)}
+        plan, own = PLANS[name], {place: result for place, result in results.items() if name in result.DEPTH}
+        table, runs = _table(name, plan, own, notes)
+        used |= set(own)
         if len(table):
             missing = [panel.title for key, panel in plan.panels.items() if not (table["panel"] == key).any()]
             notes += [f"{name}: no values for the panel {title!r} in these results" for title in missing]
             drawn |= _by_setting(name, plan, table, runs, notes)
     for place, result in results.items():
         if place not in used:
-            notes.append(f"{place}: a {type(result).__name__} has no figure by depth" + _of_those(asked))
+            of = "" if len(asked) == len(PLANS) else f" of those asked for ({', '.join(asked)})"
+            notes.append(f"{place}: a {type(result).__name__} has no figure by depth{of}")
     if not drawn:
         raise ResultError(f"nothing to draw by depth: {'; '.join(notes) or 'no results were given'}")
     return DepthFigures(drawn, list(dict.fromkeys(notes)))
 
 
-def found_results(folders: Iterable[str | Path]) -> dict[str, Shown]:
+def found_results(folders: Iterable[str | Path]) -> dict[str, BaseResult]:
     """Every result in some folders and below them, by its place; the folder's own path goes before where there are several.
 
     Damaged results are left out with a warning each. Raises `ResultError` where no result is left.
     """
+    from diagnostics.saved import sound_and_damaged
+
     folders = [Path(folder) for folder in folders]
-    found: dict[str, Shown] = {}
+    found: dict[str, BaseResult] = {}
     damaged: list[str] = []
     for folder in folders:
-        sound, broken = sound_and_damaged(folder, _marks)
+        sound, broken = sound_and_damaged(
+            folder, lambda result: [result.depth_points(figure) for figure in result.DEPTH]
+        )
         for place, result in sound.items():
             known = place if place not in found else f"{folder}/{place}"
             found[known] = result
@@ -151,29 +156,20 @@ def found_results(folders: Iterable[str | Path]) -> dict[str, Shown]:
     return found
 
 
-def _marks(result: Shown) -> list[Mark]:
-    """All that any figure would draw of a result."""
-    return [mark for plan in PLANS.values() if isinstance(result, plan.kind) for mark in plan.marks(result)]
-
-
-def _of_those(asked: list[str]) -> str:
-    return "" if len(asked) == len(PLANS) else f" of those asked for ({', '.join(asked)})"
-
-
-def _table(plan: Plan, results: Mapping[str, Shown], notes: list[str]) -> tuple[pd.DataFrame, Runs]:
-    """A line a mark of every result that the plan draws; provenance of the runs by their places."""
+def _table(
+    name: str, plan: DepthPlan, results: Mapping[str, BaseResult], notes: list[str]
+) -> tuple[pd.DataFrame, Runs]:
+    """A line a point of every result; provenance of the runs by their places."""
     lines: list[dict[str, Any]] = []
     runs: Runs = {}
     for place, result in results.items():
-        if not isinstance(result, plan.kind):
-            continue
-        marks = list(plan.marks(result))
-        if not marks:
-            notes.append(f"{place}: holds nothing of what the figure of {plan.kind.NAME} shows")
-        for run in dict.fromkeys(mark.run for mark in marks):
+        points = result.depth_points(name)
+        if not points:
+            notes.append(f"{place}: holds nothing of what the figure of {result.NAME} shows")
+        for run in dict.fromkeys(point.run for point in points):
             where = f"{place}/{run}" if run else place
             p = result.provenance[run] if run else result.provenance
-            own = _lines(plan, [mark for mark in marks if mark.run == run], p)
+            own = _lines(plan, [point for point in points if point.run == run], p)
             if twin := next(
                 (other for other in runs if _same(lines, other, own) and identity(runs[other]) == identity(p)), None
             ):
@@ -189,7 +185,7 @@ def _same(lines: list[dict[str, Any]], run: str, own: list[dict[str, Any]]) -> b
     return pd.DataFrame(drawn).equals(pd.DataFrame(own))
 
 
-def _lines(plan: Plan, marks: list[Mark], p: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _lines(plan: DepthPlan, points: list[DepthPoint], p: Mapping[str, Any]) -> list[dict[str, Any]]:
     blocks = p["n_layers"]
     return [
         {
@@ -198,22 +194,24 @@ def _lines(plan: Plan, marks: list[Mark], p: Mapping[str, Any]) -> list[dict[str
             "depth": m.layer / max(blocks - 1, 1), "value": m.estimate.value, "low": m.estimate.low, "high": m.estimate.high,
             "state": _state(m, plan.panels[m.panel].lowest), "n": m.estimate.n_rows, "n_prompts": m.estimate.n_prompts,
         }
-        for m in marks
+        for m in points
     ]  # fmt: skip
 
 
-def _state(mark: Mark, lowest: float) -> str:
-    e = mark.estimate
+def _state(point: DepthPoint, lowest: float) -> str:
+    e = point.estimate
     if not isinstance(e, Estimate):
         return "value" if e.kind == "bounded" else "not identified"
     if np.isnan(e.value):
         return "undefined"
-    if mark.noise or e.value <= lowest:
+    if point.noise or e.value <= lowest:
         return "no effect"
     return "lower bound" if e.bound or e.value > CAP else "value"
 
 
-def _by_setting(name: str, plan: Plan, table: pd.DataFrame, runs: Runs, notes: list[str]) -> dict[str, DepthFigure]:
+def _by_setting(
+    name: str, plan: DepthPlan, table: pd.DataFrame, runs: Runs, notes: list[str]
+) -> dict[str, DepthFigure]:
     """A figure for each setting that must not be mixed with another."""
     settings = list(dict.fromkeys(table["setting"]))
     if len(settings) > 1:

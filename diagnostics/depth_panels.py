@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from diagnostics.depth_plans import Looks, Panel, Plan
+from diagnostics.depth_plans import DepthPlan, Looks, Panel
+from diagnostics.frames import TRAINED
 from diagnostics.plots import Depth, plain_ticks, points, write_caption
 from diagnostics.statistics import Estimate
-from diagnostics.study import TRAINED
-from diagnostics.style import LABELS, UNTRAINED, legend_label, sae_kind, styled
+from diagnostics.style import KEY, LABELS, OPEN, REFERENCE, UNTRAINED, legend_label, sae_kind, styled
 
 RUN_LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"), ((0, (1, 3)), "P"))
 """Dashes and marker of the runs of one figure, the first one first."""
@@ -24,19 +24,19 @@ LINE = ["series", "run", "role", "network"]
 ROW_LABELS = {**LABELS, "alone": "this token alone", "everywhere": "all tokens at once"}
 
 
-def shape_of(plan: Plan, table: pd.DataFrame) -> tuple[int, int]:
+def shape_of(plan: DepthPlan, table: pd.DataFrame) -> tuple[int, int]:
     """Rows and columns of panels: a row a context (corpus, SAE); four panels of one row stand two by two."""
     rows, columns = table["row"].nunique(), table["panel"].nunique()
     return (2, 2) if (rows, columns) == (1, 4) else (rows, columns)
 
 
-def width_of(plan: Plan, table: pd.DataFrame) -> float:
+def width_of(plan: DepthPlan, table: pd.DataFrame) -> float:
     """Of its figure, in inches."""
     columns = shape_of(plan, table)[1]
     return max(7.2, (3.4 if columns < 4 else 2.9) * columns)
 
 
-def draw(plan: Plan, table: pd.DataFrame, looks: Looks, names: Mapping[str, str], words: str) -> Figure:
+def draw(plan: DepthPlan, table: pd.DataFrame, looks: Looks, names: Mapping[str, str], words: str) -> Figure:
     """The figure: every line with its intervals, the caption below. names: of the runs, in the order of their looks."""
     rows = list(dict.fromkeys(table["row"]))
     columns = [name for name in plan.panels if (table["panel"] == name).any()]
@@ -104,7 +104,7 @@ class _Axis:
 class _Drawing:
     """The looks of one figure's lines: colour by series, dash and marker by run where there are several."""
 
-    def __init__(self, plan: Plan, table: pd.DataFrame, looks: Looks, runs: list[str]):
+    def __init__(self, plan: DepthPlan, table: pd.DataFrame, looks: Looks, runs: list[str]):
         self.plan, self.table, self.looks, self.runs = plan, table, looks, runs
         grey = table.loc[table["network"] != TRAINED]
         crowded = len(grey) and grey.groupby(["row", "panel"])["series"].nunique().max() > 1
@@ -113,7 +113,7 @@ class _Drawing:
 
     def panel(self, ax: Axes, table: pd.DataFrame, panel: Panel, depth: _Axis) -> None:
         for special in panel.lines:
-            ax.axhline(special, color="0.6", lw=0.8, zorder=0)
+            ax.axhline(special, color=REFERENCE, lw=0.8, zorder=0)
         if panel.log:
             ax.set_yscale("log")
         trained = table.loc[table["network"] == TRAINED]
@@ -147,16 +147,16 @@ class _Drawing:
             found.setdefault(("series", label), Line2D([], [], color=colour, marker=marker, ms=4, lw=1.2, label=label))
         for run, name in names.items() if len(names) > 1 else ():
             dash, marker = self._of_run(run)
-            found["run", run] = Line2D(
-                [], [], color="0.2", ls=dash, marker=marker, ms=4, lw=1, label=legend_label(name)
-            )
+            found["run", run] = Line2D([], [], color=KEY, ls=dash, marker=marker, ms=4, lw=1, label=legend_label(name))
         if (self.table["role"] != "main").any():
-            found["placebos", ""] = Line2D([], [], color="0.2", lw=6, alpha=0.25, label="placebos of the same colour")
+            found["placebos", ""] = Line2D([], [], color=KEY, lw=6, alpha=0.25, label="placebos of the same colour")
         for series, marker in zip(self.greys, GREY_MARKERS * len(self.greys), strict=False):
             label = f"untrained networks: {self.said(series)}"
-            found["grey", label] = Line2D([], [], color=UNTRAINED, marker=marker, ms=4, lw=0.9, label=label)
+            found["untrained", label] = Line2D([], [], color=UNTRAINED, marker=marker, ms=4, lw=0.9, label=label)
         if not self.greys and (self.table["network"] != TRAINED).any():
-            found["grey", ""] = Line2D([], [], color=UNTRAINED, marker=".", ms=4, lw=0.9, label="untrained networks")
+            found["untrained", ""] = Line2D(
+                [], [], color=UNTRAINED, marker=".", ms=4, lw=0.9, label="untrained networks"
+            )
         return list(found.values())
 
 
@@ -176,7 +176,7 @@ def _line(
     under = (own["state"] == "no effect").to_numpy()
     if under.any():  # at the bottom, whatever its scale
         ax.plot(
-            x[under], np.full(int(under.sum()), 0.02), color=colour, marker=marker, mfc="white", ms=3 if thin else 5, lw=0,
+            x[under], np.full(int(under.sum()), 0.02), color=colour, marker=marker, mfc=OPEN, ms=3 if thin else 5, lw=0,
             transform=ax.get_xaxis_transform(), label=f"no effect|{label}",
         )  # fmt: skip
 

@@ -1,14 +1,14 @@
-"""Runs that are drawn together: which marks belong to one line, what a line is called, and what a caption says of how all were made."""
+"""Runs that are drawn together: which points belong to one line, what a line is called, and what a caption says of how all were made."""
 
 import json
-import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from diagnostics.depth_plans import Plan
-from diagnostics.study import TRAINED
+from diagnostics.depth_plans import DepthPlan
+from diagnostics.frames import TRAINED
+from diagnostics.plots import path_said, sink_rule, text_names, wrapped
 from diagnostics.style import LABELS
 
 _COUNTS = (
@@ -27,19 +27,16 @@ _COUNTS = (
 def facts(provenance: Mapping[str, Any]) -> dict[str, str]:
     """What a reader may have to tell two runs apart by, in words."""
     p = provenance
-    texts = list(p["texts"].values()) if "texts" in p else [p["text"]]
-    sink = f"‖x‖ > {p['sink_filter']:g} × median left out" if p["sink_filter"] else "no sink filter"
-    prompts = p["prompts"] if "prompts" in p else " + ".join(str(t["prompts"]) for t in texts)
-    templates = any(t.get("chat_template") for t in texts)
+    prompts = p["prompts"] if "prompts" in p else " + ".join(str(t["prompts"]) for t in p["texts"].values())
     return {
         "model": p["model"],
         "note": p["model_note"] or p["norm"],
         "wrapper": p["wrapper"],
         "dtype": p["dtype"],
-        "text": " and ".join(t.get("name", "given text") for t in texts) + (", chat template" if templates else ""),
+        "text": text_names(p),
         "prompts": f"{prompts} prompts",
         "seed": f"seed {p['seed']}" if "seed" in p else "every counted token",
-        "sinks": sink,
+        "sinks": sink_rule(p),
         "context": " and ".join(LABELS[c] for c in p["context"]) if "context" in p else "in context",
     }
 
@@ -74,7 +71,7 @@ def labels(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def caption(plan: Plan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]], inches: float) -> str:
+def caption(plan: DepthPlan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]], inches: float) -> str:
     """What a reader of the figure must know: what it shows, n, model, text, seed, sink filter, context; by line where runs differ."""
     main = table.loc[(table["network"] == TRAINED) & (table["role"] == "main")]
     sampled = main.loc[main["n_prompts"] > 0]
@@ -90,21 +87,19 @@ def caption(plan: Plan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any
     parts.append(f"{_first_up(plan.done)} at {table['setting'].iloc[0]}.")
     parts.append(f"Bars: {plan.bars}.")
     parts += _notes(plan, table)
-    how = sorted({path for p in runs.values() for kinds in p["path"].values() for path in kinds.split("+")})
-    delta = max((p.get("replay_delta") or p.get("path_delta") or 0.0 for p in runs.values()), default=0.0)
-    parts.append(f"By {' and '.join(how)}" + (f", logits within {delta:.0e} of full forward passes." if delta else "."))
-    return textwrap.fill(" ".join(parts), int(16 * inches), break_on_hyphens=False)
+    parts.append(f"By {path_said(runs.values())}.")
+    return wrapped(" ".join(parts), inches)
 
 
-def _notes(plan: Plan, table: pd.DataFrame) -> list[str]:
+def _notes(plan: DepthPlan, table: pd.DataFrame) -> list[str]:
     found = []
     if (table["network"] != TRAINED).any():
         n = table.loc[table["network"] != TRAINED, "network"].nunique()
-        found.append(f"Grey: {n} network{'s' if n > 1 else ''} of the same shape with random weights.")
+        found.append(f"Grey: {n} randomly initialised model{'s' if n > 1 else ''}.")
     if (table["role"] != "main").any():
         found.append(f"Broad pale bars: {plan.placebo}.")
     if (table["state"] == "lower bound").any():
-        found.append("Open with an arrow: lower bound, the denominator lies within the noise floor.")
+        found.append("Open with an arrow: lower bound.")
     if (table["state"] == "no effect").any():
         low = max(panel.lowest for panel in plan.panels.values())
         found.append(

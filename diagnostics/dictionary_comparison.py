@@ -1,18 +1,18 @@
 """Dictionaries of one site side by side: which latents they share, which are their own, how stable they are over training seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
-from typing_extensions import Self
 
 from diagnostics.comparison_summary import (
     NOTE,
     alignment_lines,
+    columns_of,
     joined_latents,
     seed_groups,
     seed_lines,
@@ -21,6 +21,7 @@ from diagnostics.comparison_summary import (
 )
 from diagnostics.dictionary_matching import HUNGARIAN_LIMIT
 from diagnostics.dictionary_units import Comparison, Plan
+from diagnostics.headlines import Headline
 from diagnostics.labelled_gaps import LabelledTexts
 from diagnostics.probes import Probe, probes_of
 from diagnostics.progress import Progressing, followed
@@ -31,8 +32,6 @@ from interventions.errors import ResultError
 from interventions.models import CausalModel, wrap
 from interventions.texts import Prompts, prompts_for
 from sae_models.sae import SAE
-
-TABLES = ("partners", "duplicates", "ablations")
 
 
 @dataclass(frozen=True)
@@ -60,25 +59,17 @@ class DictionaryComparison(Result):
     NAME: ClassVar[str] = "dictionary_comparison"
     NOTE: ClassVar[str] = NOTE
 
-    @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """The files that every result has."""
-        return (*super().files(), *(_parquet(name) for name in TABLES))
+    TITLE: ClassVar[str] = "Dictionaries compared"
+    QUESTION: ClassVar[str] = "Which latents do dictionaries share, and what sets their own apart?"
+    TABLES: ClassVar[Mapping[str, str]] = {
+        name: f"dictionary_{name}.parquet" for name in ("partners", "duplicates", "ablations")
+    }
+    names = Result.saes
 
     @classmethod
-    def read(cls, stored: Stored) -> Self:
-        """A result formed of its files."""
-        tables = {name: stored.table(_parquet(name)) for name in TABLES}
-        return replace(super().read(stored), lines=stored.summary, **tables)
-
-    def parts(self) -> dict[str, Any]:
-        """All tables and the token ids by the names of their files."""
-        return {_parquet(name): getattr(self, name) for name in TABLES} | super().parts()
-
-    @property
-    def names(self) -> list[str]:
-        """The SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
+    def _stored(cls, stored: Stored) -> dict[str, Any]:
+        """What a result is made of, by the names of its fields."""
+        return super()._stored(stored) | {"lines": stored.summary}
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -97,43 +88,42 @@ class DictionaryComparison(Result):
         return found[0]
 
     def summary(self) -> pd.DataFrame:
-        """A line for each SAE and other SAE: shares of latents, MCS, chance levels, firing by quartile (values alone)."""
-        return pd.DataFrame([_values(line) for line in self.groups])
+        """A line for each SAE and other SAE: shares of latents, MCS, chance levels, firing by quartile, with the ends of intervals."""
+        return pd.DataFrame([columns_of(line) for line in self.groups])
 
     def table(self) -> str:
-        """The summary as text, for a terminal."""
-        return terminal(self)
+        """The tables as text, for a terminal."""
+        return "\n".join([terminal(self.tables(), self.provenance), *self.left_out()])
+
+    def headlines(self) -> Iterator[Headline]:
+        """How many latents of each SAE have a match in each other one."""
+        for line in self.groups:
+            words = f"latents of {line['sae']} that have a match in {line['other']} (no interval)"
+            yield Headline(words, f"{line['matched_share']:.1%}", f"chance: {line['matched_share_null']:.1%}")
 
     def plot(self) -> Any:
         """Where matched and unique latents fire, by quartile of ‖x‖. Returns a matplotlib Figure."""
         from diagnostics.comparison_plots import plot_quartiles
 
-        return plot_quartiles(self)
+        return plot_quartiles(self.groups, self.provenance)
 
     def figures(self) -> dict[str, Any]:
         """Firing by quartile; MCS and matched shares; gradient ratios; alignment against MCS, and against effect where it was measured."""
         from diagnostics.comparison_plots import plot_alignment, plot_effect, plot_gradients, plot_stability
 
-        found = {"dictionary_quartiles": self.plot(), "dictionary_stability": plot_stability(self)}
+        p, lines = self.provenance, self.lines["alignment"]
+        found = {"dictionary_quartiles": self.plot(), "dictionary_stability": plot_stability(self.groups, p)}
         if self.frame["gradient_ratio"].notna().any():
-            found["dictionary_gradients"] = plot_gradients(self)
+            found["dictionary_gradients"] = plot_gradients(self.frame, self.lines["saes"], p)
         if self.frame["alignment"].notna().any():
-            found["dictionary_alignment"] = plot_alignment(self)
+            found["dictionary_alignment"] = plot_alignment(self.frame, lines, p)
             if len(self.ablations):
-                found["dictionary_effect"] = plot_effect(self)
+                found["dictionary_effect"] = plot_effect(self.frame, lines, p)
         return found
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """SAEs, pairs of them, seeds, alignment against MCS and effect, discovery."""
-        return tables(self)
-
-
-def _parquet(table: str) -> str:
-    return f"dictionary_{table}.parquet"
-
-
-def _values(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value["value"] if isinstance(value, dict) else value for name, value in line.items()}
+        return tables(self.lines)
 
 
 def compare_dictionaries(

@@ -4,7 +4,7 @@ Source of the patches: arXiv:2606.15054. In-context patching, doses, matched pla
 the statistics are ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diagnostics.direction_summary import NOTE, SCALES, short_frame, summaries, summary_frame
+from diagnostics.depth_plans import DepthPlan
+from diagnostics.direction_depth import PLANS
+from diagnostics.direction_summary import NOTE, SCALES, first_numbers, short_frame, summaries, summary_frame
+from diagnostics.headlines import Headline
 from diagnostics.progress import Progressing
 from diagnostics.results import Result
 from diagnostics.sampling import Pairs, cross_prompt_pairs, generator, matching_pairs
@@ -29,7 +32,6 @@ from diagnostics.study import (
     chosen_sites,
     column,
     dose_columns,
-    left_out,
     run_study,
 )
 from interventions.edits import (
@@ -72,7 +74,12 @@ class DirectionNorm(Result):
     """
 
     NAME: ClassVar[str] = "direction_norm"
+    TITLE: ClassVar[str] = "Direction and norm"
+    QUESTION: ClassVar[str] = "Does the model read an activation's direction or its norm?"
+    CALL: ClassVar[str] = "direction_norm"
     NOTE: ClassVar[str] = NOTE
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
+    NULL_MODELS: ClassVar[bool] = True
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
@@ -82,28 +89,38 @@ class DirectionNorm(Result):
         """
         return summaries(self.frame, float(np.log(self.provenance["vocab"])))
 
-    def select(self, pair_set: str = "random", model: str = TRAINED, point: str | None = None) -> list[dict[str, Any]]:
-        """The groups of one pair set, model and point (default: the first site's)."""
-        point = point or self.points[0]
-        return [g for g in self.groups if (g["pair_set"], g["model"], g["point"]) == (pair_set, model, point)]
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Random pairs, the model itself, the first site's point."""
+        return {"pair_set": "random", "model": TRAINED, "point": self.points[0]}
 
     def summary(self, pair_set: str = "random") -> pd.DataFrame:
         """One row per model, layer, point and context: mean KL (nats) and dose ‖Δx‖/‖x‖ of the patches, ratios, intervals."""
         return summary_frame([group for group in self.groups if group["pair_set"] == pair_set])
 
-    def table(self) -> str:
-        """The summary of the random pairs as text, for a terminal."""
-        lines = []
-        for point, short in self.tables().items():
-            lines += [f"{point}:"] * (len(self.points) > 1)
-            lines.append(short.to_string(index=False))
-        return "\n".join([*lines, NOTE, *left_out(self.provenance, self._few())])
+    def headlines(self) -> Iterable[Headline]:
+        """In the first context, at the middle block."""
+        nulls = [g for label in self.null_models for g in self.select(model=label)]
+        return first_numbers(self.select(context=self.provenance["context"][0]), nulls)
+
+    def left_out(self) -> list[str]:
+        """What is missing, conditioned pair sets with fewer pairs than asked for too; a line each."""
+        few = [
+            f"{name} {found['used']} of {found['asked']} at {site}"
+            for name, by_site in self.provenance["drawn"][TRAINED]["pair_sets"].items()
+            for site, found in by_site.items()
+            if "exist" in found and found["used"] < found["asked"]
+        ]
+        said = [f"fewer pairs than asked: {'; '.join(few)}"] if few else []
+        return [*said, *super().left_out()]
 
     def plot(self, point: str | None = None) -> Any:
         """The figure: KL by depth above, ratios below, of one point (default: the first). Returns a matplotlib Figure."""
         from diagnostics.direction_plots import plot_direction_norm
 
-        return plot_direction_norm(self, point or self.points[0])
+        point = point or self.points[0]
+        nulls = [self.select(model=label, point=point) for label in self.null_models]
+        return plot_direction_norm(self.select(point=point), nulls, self.provenance, point)
 
     def figures(self) -> dict[str, Any]:
         """A figure for each point."""
@@ -118,15 +135,6 @@ class DirectionNorm(Result):
     def _short(self, point: str) -> pd.DataFrame:
         nulls = {label: self.select(model=label, point=point) for label in self.null_models}
         return short_frame(self.select(point=point), nulls)
-
-    def _few(self) -> list[str]:
-        """Conditioned pair sets with fewer pairs than asked for."""
-        return [
-            f"{name} {found['used']} of {found['asked']} at {site}"
-            for name, by_site in self.provenance["drawn"][TRAINED]["pair_sets"].items()
-            for site, found in by_site.items()
-            if "exist" in found and found["used"] < found["asked"]
-        ]
 
 
 COLUMNS = (

@@ -1,6 +1,7 @@
 """The figure of direction and norm patches: KL by depth beside their placebos, and what the ratios are worth."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,24 +9,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from diagnostics.plots import CAP, Depth, caption, points, write_caption
-from diagnostics.style import COLOURS, LABELS, MARKERS, UNTRAINED, styled
+from diagnostics.plots import BARS, CAP, Depth, caption, null_models, patched, points, write_caption
+from diagnostics.style import COLOURS, LABELS, MARKERS, NOISE, REFERENCE, UNTRAINED, styled
 from interventions.errors import ResultError
 
-if TYPE_CHECKING:
-    from diagnostics.direction_patching import DirectionNorm
-
+Groups = Sequence[Mapping[str, Any]]
 NULL_DASHES = {"in_place": "-", "single_token": ":"}
 
 
-def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> Figure:
+def plot_direction_norm(
+    groups: Groups, nulls: Sequence[Groups], provenance: Mapping[str, Any], point: str = "resid_post"
+) -> Figure:
     """KL of the patches and their placebos by depth (above, a column a context), direction ÷ norm and ÷ placebo (below).
 
-    Random pairs. Points are means over pairs (direction ÷ norm: medians), bars 95 % delete-one-prompt jackknife
-    intervals. The strip under the KL panels holds the noise floor, many decades lower. Grey: untrained networks, a line each.
+    groups: of the random pairs at one point, from the trained model; nulls: the same of each randomly initialised model, a grey line each.
+    Points are means over pairs (direction ÷ norm: medians), bars 95 % delete-one-prompt jackknife intervals; a lower bound, whose
+    denominator lies within the noise floor, is an open marker with an arrow. The strip under the KL panels holds the noise floor.
+    Raises `ResultError` without groups.
     """
-    groups = result.select(point=point)
-    nulls = [result.select(model=label, point=point) for label in result.null_models]
     if not groups:
         raise ResultError(
             "no random pairs in this result, which the figure shows; run with pair_sets that hold 'random'"
@@ -51,12 +52,12 @@ def plot_direction_norm(result: "DirectionNorm", point: str = "resid_post") -> F
         _ratio_panel(left, groups, nulls, contexts, depth)
         _placebo_panel(right, groups, nulls, contexts, depth)
         used = max(g["n_pairs"] for g in groups)
-        words = caption(result.provenance, f"{used} random cross-prompt token pairs of", bounds=True, point=point)
-        write_caption(figure, words)
+        words = f"{used} random cross-prompt token pairs {patched(provenance, point=point)}. {BARS} Open with arrow: lower bound."
+        write_caption(figure, caption(provenance, words + null_models(provenance)))
     return figure
 
 
-def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: Depth, context: str) -> None:
+def _kl_panel(ax: Axes, strip: Axes, groups: Groups, depth: Depth, context: str) -> None:
     x, floor = depth.at(groups), np.array([g["noise_floor"] for g in groups])
     lowest = floor.copy()
     for i, name in enumerate(("direction", "placebo_token", "placebo_direction", "norm", "placebo_norm")):
@@ -68,14 +69,14 @@ def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: Depth,
         noise = ~effect & (value > 0)
         strip.plot(x[noise], value[noise], color=COLOURS[name], marker=MARKERS[name], ms=4, lw=0)
         lowest = np.minimum(lowest, np.where(noise, value, lowest))
-    strip.plot(x, np.where(floor > 0, floor, np.nan), color="0.4", lw=1, ls="--")
+    strip.plot(x, np.where(floor > 0, floor, np.nan), color=NOISE, lw=1, ls="--")
     strip.text(
         0.01,
         0.93,
         "noise floor: 99th percentile of self-swaps",
         transform=strip.transAxes,
         fontsize=7,
-        color="0.4",
+        color=NOISE,
         va="top",
     )
     for panel in (ax, strip):
@@ -94,7 +95,7 @@ def _kl_panel(ax: Axes, strip: Axes, groups: list[dict[str, Any]], depth: Depth,
     depth.label(strip)
 
 
-def _grey(ax: Axes, nulls: list[list[dict[str, Any]]], context: str, value: Any, depth: Depth, label: str) -> None:
+def _grey(ax: Axes, nulls: Sequence[Groups], context: str, value: Any, depth: Depth, label: str) -> None:
     """A thin grey line for each untrained network: what it also shows is architecture."""
     for i, groups in enumerate(nulls):
         some = [g for g in groups if g["context"] == context]
@@ -103,9 +104,7 @@ def _grey(ax: Axes, nulls: list[list[dict[str, Any]]], context: str, value: Any,
                 ms=3, zorder=0, label=label if i == 0 else None)  # fmt: skip
 
 
-def _ratio_panel(
-    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: Depth
-) -> None:
+def _ratio_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], contexts: list[str], depth: Depth) -> None:
     for i, context in enumerate(contexts):
         some = [g for g in groups if g["context"] == context]
         estimates = [g["ratios"]["direction ÷ norm"]["median"].estimate for g in some]
@@ -116,16 +115,14 @@ def _ratio_panel(
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.7), high * 20 if high >= CAP else high * 3)
-    ax.axhline(1, color="0.6", lw=0.8)
+    ax.axhline(1, color=REFERENCE, lw=0.8)
     ax.set_ylabel("direction patch ÷ norm patch")
     ax.set_title("unequal doses: ratio of KLs, median over pairs")
     ax.legend(loc="upper left")
     depth.label(ax)
 
 
-def _placebo_panel(
-    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], contexts: list[str], depth: Depth
-) -> None:
+def _placebo_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], contexts: list[str], depth: Depth) -> None:
     shift = 0
     for context in contexts:
         some = [g for g in groups if g["context"] == context]
@@ -143,7 +140,7 @@ def _placebo_panel(
     ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low * 0.9 <= t <= high * 1.2]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
-    ax.axhline(1, color="0.6", lw=0.8)
+    ax.axhline(1, color=REFERENCE, lw=0.8)
     ax.set_ylabel("direction patch ÷ its placebo")
     ax.set_title("equal doses: ratio of mean KLs")
     ax.legend(loc="upper left")

@@ -1,12 +1,15 @@
 """What the rows of a direction-norm run say: statistics of each layer and context, and tables of them."""
 
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from diagnostics import statistics
+from diagnostics.frames import with_ends
+from diagnostics.headlines import Group, Headline, middle, null_range
 from diagnostics.statistics import CensoredMedian, Estimate
 
 SCALES = (0.5, 2.0, 5.0)
@@ -94,12 +97,6 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
     return found
 
 
-def _put(row: dict[str, Any], name: str, estimate: Estimate) -> None:
-    row[name], row[f"{name} low"], row[f"{name} high"] = estimate.value, estimate.low, estimate.high
-    if estimate.bound:
-        row[f"{name} is a lower bound"] = True
-
-
 def _short(value: Estimate | CensoredMedian) -> str:
     """Three digits. Beyond 10⁶ a ratio says no more than that the denominator is nothing but rounding."""
     estimate = value.estimate if isinstance(value, CensoredMedian) else value
@@ -113,16 +110,15 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     for group in groups:
         row = {key: group[key] for key in ("model", "layer", "point", "context")} | {"pairs": group["n_pairs"]}
         for edit, values in group["edits"].items():
-            _put(row, f"kl_{edit}", values["mean_kl"])
+            row[f"kl_{edit}"] = values["mean_kl"]
             row[f"dose_{edit}"] = values["mean_dose"].value
-            _put(row, f"direct ÷ total {edit}", values["direct_over_total"])
+            row[f"direct ÷ total {edit}"] = values["direct_over_total"]
         if "share_direction_above_norm" in group:
             row["direction_above_norm"] = group["share_direction_above_norm"].value
         for name, ratio in group["ratios"].items():
-            _put(row, f"median {name}", ratio["median"].estimate)
-            _put(row, f"mean {name}", ratio["of_means"])
+            row[f"median {name}"], row[f"mean {name}"] = ratio["median"], ratio["of_means"]
         row["noise_floor"] = group["noise_floor"]
-        rows.append(row)
+        rows.append(with_ends(row))
     return pd.DataFrame(rows)
 
 
@@ -143,7 +139,7 @@ def short_frame(groups: list[dict[str, Any]], nulls: dict[str, list[dict[str, An
             "dir>norm": f"{g['share_direction_above_norm'].value:.1%}",
             "median dir÷norm": _short(ratios["direction ÷ norm"]["median"]),
             "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["of_means"]),
-            "dir÷token placebo": str(ratios["direction ÷ placebo_token"]["of_means"]),
+            "dir÷token placebo": ratios["direction ÷ placebo_token"]["of_means"],
             "direct÷total norm": _short(edits["norm"]["direct_over_total"]),
             "noise floor": f"{g['noise_floor']:.1e}",
         }
@@ -160,6 +156,23 @@ def _range(values: list[Any]) -> str:
     estimates = sorted((v.estimate if isinstance(v, CensoredMedian) else v for v in values), key=lambda e: e.value)
     ends = list(dict.fromkeys([_short(estimates[0]), _short(estimates[-1])]))
     return " … ".join(ends)
+
+
+def first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[Headline]:
+    """Ratios of the patches at the middle block, beside those of untrained networks."""
+    for g in middle(groups):
+        same = [n for n in nulls if (n["layer"], n["context"]) == (g["layer"], g["context"])]
+        for ratio, kind, words in (
+            ("direction ÷ norm", "median", "direction patch ÷ norm patch, at unequal doses (median)"),
+            ("direction ÷ placebo_token", "of_means", "direction patch ÷ random edit of its norm and angle"),
+            ("norm ÷ placebo_norm", "of_means", "norm patch ÷ rotation by its distance"),
+        ):
+            if ratio in g["ratios"]:
+                value = g["ratios"][ratio][kind]
+                against = null_range([n["ratios"][ratio][kind] for n in same if ratio in n["ratios"]])
+                one = "" if kind == "median" else "1: no more than its placebo; "
+                value = value.estimate if isinstance(value, CensoredMedian) else value
+                yield Headline(f"{words}, block {g['layer']}", str(value), (one + against).strip("; "))
 
 
 NOTE = (

@@ -10,6 +10,7 @@ from numpy import ndarray
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
+from diagnostics.files import jsonable
 from diagnostics.sampling import hash_keys
 from diagnostics.statistics import Estimate, FiellerInterval, covariance_from_deletions, fieller_from, from_deletions
 from diagnostics.text_groups import first_of_group, sums_without
@@ -43,9 +44,9 @@ class DiscoverySplit:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        parts = {name: getattr(self, name).as_dict() for name in ("gap", "separability", "discovery", "share")}
-        accuracy = {f"accuracy_{name}": found.as_dict() for name, found in self.accuracy.items()}
-        return accuracy | parts | {"texts": self.n_texts, "groups": self.n_groups, "tasks": self.n_tasks}
+        parts = {name: getattr(self, name) for name in ("gap", "separability", "discovery", "share")}
+        accuracy = {f"accuracy_{name}": found for name, found in self.accuracy.items()}
+        return jsonable(accuracy | parts | {"texts": self.n_texts, "groups": self.n_groups, "tasks": self.n_tasks})
 
 
 def discovery_split(

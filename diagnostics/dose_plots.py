@@ -1,21 +1,29 @@
 """Figures of dose-response results."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diagnostics.plots import Depth, caption, points, write_caption
-from diagnostics.style import EDIT_COLOURS, EDIT_LABELS, EDIT_MARKERS, GIVEN, UNTRAINED, legend_label, styled
+from diagnostics.plots import BARS, Depth, caption, legend_above, null_models, panels, patched, points, write_caption
+from diagnostics.style import (
+    EDIT_COLOURS,
+    EDIT_LABELS,
+    EDIT_MARKERS,
+    GIVEN,
+    NOTE,
+    REFERENCE,
+    UNTRAINED,
+    legend_label,
+    styled,
+)
 from interventions.errors import ResultError
 
-if TYPE_CHECKING:
-    from diagnostics.dosing import DoseResponse
-    from diagnostics.unit_norm import UnitNorm
-
-_GREYS = {"toward_token": "-", "norm_up": "--"}
+Groups = Sequence[Mapping[str, Any]]
+_NULL_DASHES = {"toward_token": "-", "norm_up": "--"}
 _LOWEST_KL, _LOWEST_RATIO = 1e-7, 1e-3
 """Below, an effect is said in words: an axis that holds it would show nothing else."""
 
@@ -28,13 +36,6 @@ def _label(edit: str) -> str:
     return EDIT_LABELS.get(edit) or legend_label(f"{edit} (given)")
 
 
-def _legend(figure: Figure, ax: Axes, columns: int) -> None:
-    """What is measured first, the untrained networks last."""
-    pairs = list(zip(*ax.get_legend_handles_labels(), strict=True))
-    pairs.sort(key=lambda pair: pair[1].startswith("untrained"))
-    figure.legend(*zip(*pairs, strict=True), loc="outside upper left", ncols=columns)
-
-
 def _without_effect(ax: Axes, what: list[str], end: str = "") -> None:
     """Says which edits are too small to be drawn."""
     if what:
@@ -45,53 +46,45 @@ def _without_effect(ax: Axes, what: list[str], end: str = "") -> None:
             transform=ax.transAxes,
             ha="right",
             fontsize=7.5,
-            color="0.35",
+            color=NOTE,
         )
 
 
-def _some_layers(groups: list[dict[str, Any]], at_most: int = 6) -> list[int]:
+def _some_layers(groups: Groups, at_most: int = 6) -> list[int]:
     layers = sorted({g["layer"] for g in groups})
     which = np.unique(np.linspace(0, len(layers) - 1, min(at_most, len(layers))).round().astype(int))
     return [layers[i] for i in which]
 
 
-def plot_dose_response(result: "DoseResponse", point: str, context: str) -> Figure:
+def plot_dose_response(
+    groups: Groups, nulls: Sequence[Groups], provenance: Mapping[str, Any], point: str, context: str
+) -> Figure:
     """KL against dose ‖Δx‖/‖x‖, log-log, a panel a layer (six at most): edits of equal length along different directions.
 
-    Points are means over tokens, bars 95 % delete-one-prompt jackknife intervals; grey lines are untrained networks.
+    groups: of one point and context, from the trained model; nulls: the same of each randomly initialised model, in grey. Points are
+    means over tokens, bars 95 % delete-one-prompt jackknife intervals. Raises `ResultError` without groups.
     """
-    groups = result.select(point=point, context=context)
     if not groups:
         raise ResultError(f"no rows at {point} {context} in this result, which the figure shows")
-    nulls = [result.select(label, point, context) for label in result.null_models]
-    layers, directions = _some_layers(groups), list(result.provenance["directions"])
+    layers, directions = _some_layers(groups), list(provenance["directions"])
     columns = min(3, len(layers))
-    lines, width = -(-len(layers) // columns), max(3.3 * columns + 0.6, 5.5)
     with styled():
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(width, 2.9 * lines + (1.5 if columns == 3 else 2.6)), sharex=True, sharey=True,
-            layout="constrained", squeeze=False,
-        )  # fmt: skip
+        more = 1.5 if columns == 3 else 2.6
+        figure, axes = panels(len(layers), 3.3 + 0.6 / columns, 2.9, more, least=5.5, sharex=True, sharey=True)
         for ax, layer in zip(axes.flat, layers, strict=False):
             _dose_panel(ax, [g for g in groups if g["layer"] == layer], nulls, layer, directions)
-        for ax in axes.flat[len(layers) :]:
-            ax.set_visible(False)
         for ax in axes[:, 0]:
             ax.set_ylabel("mean KL(clean ‖ intervened), nats")
         for ax in axes[-1]:
             ax.set_xlabel("dose ‖Δx‖ / ‖x‖")
         lowest = [y for ax in axes.flat for line in ax.lines for y in np.atleast_1d(line.get_ydata()) if y > _LOWEST_KL]
         axes.flat[0].set_ylim(bottom=min(lowest, default=_LOWEST_KL) / 2)
-        _legend(figure, axes.flat[0], 3 if columns == 3 else 1)
-        words = f"{max(g['n_tokens'] for g in groups)} tokens of"
-        words = caption(result.provenance, words, point=point, context=context, inches=width)
-        write_caption(figure, words)
+        legend_above(figure, axes.flat[0], 3 if columns == 3 else 1)
+        write_caption(figure, _caption(groups, provenance, point, context))
     return figure
 
 
-def _dose_panel(
-    ax: Axes, groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]], layer: int, directions: list[str]
-) -> None:
+def _dose_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], layer: int, directions: list[str]) -> None:
     dose = np.array([g["dose"] for g in groups])
     silent = [
         e
@@ -106,7 +99,7 @@ def _dose_panel(
         effect = np.array([e.value > 10 * g["noise_floor"] for e, g in zip(estimates, groups, strict=True)])
         some = [e for e, keep in zip(estimates, effect, strict=True) if keep]
         points(ax, (dose * spread)[effect], some, _colour(edit, directions), _label(edit), EDIT_MARKERS.get(edit, "P"))
-    for edit, dashes in _GREYS.items():
+    for edit, dashes in _NULL_DASHES.items():
         for i, rows in enumerate(nulls):
             some = [g for g in rows if g["layer"] == layer]
             kl = np.array([g["edits"][edit]["mean_kl"].value for g in some])
@@ -120,19 +113,18 @@ def _dose_panel(
     ax.set_title(f"block {layer}")
 
 
-def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: str) -> Figure:
+def plot_dose_depth(
+    groups: Groups, nulls: Sequence[Groups], provenance: Mapping[str, Any], dose: float, point: str, context: str
+) -> Figure:
     """By depth at one dose. Left: KL of each edit over that of an isotropic rotation. Right: direct over total effect.
 
     The direct effect is that of the change carried straight to the final norm and unembedding: above 1, later blocks undo
-    it; below, they amplify it. Bars are 95 % delete-one-prompt jackknife intervals; grey lines are untrained networks.
+    it; below, they amplify it. Groups, nulls, bars and grey lines: as in `plot_dose_response`. Raises `ResultError` for an unknown dose.
     """
-    groups = [g for g in result.select(point=point, context=context) if np.isclose(g["dose"], dose)]
+    groups, *nulls = ([g for g in some if np.isclose(g["dose"], dose)] for some in (groups, *nulls))
     if not groups:
-        raise ResultError(f"no dose {dose:g} in this result; known: {result.provenance['doses']}")
-    nulls = [
-        [g for g in result.select(label, point, context) if np.isclose(g["dose"], dose)] for label in result.null_models
-    ]
-    depth, directions = Depth(sorted({g["layer"] for g in groups}), point), list(result.provenance["directions"])
+        raise ResultError(f"no dose {dose:g} in this result; known: {provenance['doses']}")
+    depth, directions = Depth(sorted({g["layer"] for g in groups}), point), list(provenance["directions"])
     with styled():
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.6), layout="constrained")
         for i, edit in enumerate(("toward_token", "between_tokens", "norm_up", "norm_down", *directions)):
@@ -145,14 +137,14 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
                 colour, marker = _colour(edit, directions), EDIT_MARKERS.get(edit, "P")
                 some = [g for g in groups if g["edits"][edit]["mean_kl"].value > 10 * g["noise_floor"]]
                 points(ax, depth.at(some), [value(g) for g in some], colour, _label(edit), marker, shift)
-                if edit not in _GREYS:
+                if edit not in _NULL_DASHES:
                     continue
                 for j, rows in enumerate(nulls):
                     seen = [g["edits"][edit]["mean_kl"].value > 10 * g["noise_floor"] for g in rows]
                     y = np.array([value(g).value if s else np.nan for g, s in zip(rows, seen, strict=True)])
                     y[y < _LOWEST_RATIO] = np.nan
                     label = f"untrained: {EDIT_LABELS[edit]}" if j == 0 else None
-                    ax.plot(depth.at(rows), y, color=UNTRAINED, lw=0.9, ls=_GREYS[edit], zorder=0, label=label)
+                    ax.plot(depth.at(rows), y, color=UNTRAINED, lw=0.9, ls=_NULL_DASHES[edit], zorder=0, label=label)
         top = max(depth.layers)
         silent = [
             e.replace("_", " ")
@@ -167,41 +159,14 @@ def plot_dose_depth(result: "DoseResponse", dose: float, point: str, context: st
         right.set_title(f"carried straight to the unembedding, dose {dose:g}")
         for ax in (left, right):
             ax.set_yscale("log")
-            ax.axhline(1, color="0.6", lw=0.8)
+            ax.axhline(1, color=REFERENCE, lw=0.8)
             depth.label(ax)
-        _legend(figure, left, 3)
-        words = f"{max(g['n_tokens'] for g in groups)} tokens of"
-        words = caption(result.provenance, words, point=point, context=context)
-        write_caption(figure, words)
+        legend_above(figure, left, 3)
+        write_caption(figure, _caption(groups, provenance, point, context))
     return figure
 
 
-def plot_unit_norm(result: "UnitNorm") -> Figure:
-    """Mean KL by depth of forcing norm 1, and of a rotation by the same distance: one token alone (left), all tokens (right).
-
-    Bars are 95 % delete-one-prompt jackknife intervals; grey lines are untrained networks.
-    """
-    groups, nulls = result.select(), [result.select(label) for label in result.provenance["null_models"]]
-    depth = Depth(sorted({g["layer"] for g in groups}))
-    with styled():
-        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.4), layout="constrained", sharey=True)
-        for ax, end, title in zip(axes, ("", "_everywhere"), ("this token alone", "all tokens at once"), strict=True):
-            for i, (edit, label, like) in enumerate(
-                (("unit_norm", "norm forced to 1", "norm_up"), ("rotation", "turned by the same distance", "isotropic"))
-            ):
-                some = [g for g in groups if g[edit + end].value > 10 * g["noise_floor"]]
-                estimates, shift = [g[edit + end] for g in some], (i - 0.5) * depth.step
-                points(ax, depth.at(some), estimates, EDIT_COLOURS[like], label, EDIT_MARKERS[like], shift)
-                for j, rows in enumerate(nulls):
-                    kl = [g[edit + end].value if g[edit + end].value > 10 * g["noise_floor"] else np.nan for g in rows]
-                    dashes = "--" if edit == "unit_norm" else "-"
-                    name = f"untrained: {label}" if j == 0 else None
-                    ax.plot(depth.at(rows), kl, color=UNTRAINED, lw=0.9, ls=dashes, zorder=0, label=name)
-            ax.set_yscale("log")
-            ax.set_title(title)
-            depth.label(ax)
-        axes[0].set_ylabel("mean KL(clean ‖ intervened), nats")
-        _legend(figure, axes[0], 2)
-        words = caption(result.provenance, f"{max(g['n_tokens'] for g in groups)} tokens of")
-        write_caption(figure, words)
-    return figure
+def _caption(groups: Groups, provenance: Mapping[str, Any], point: str, context: str) -> str:
+    n = max(g["n_tokens"] for g in groups)
+    words = f"{n} tokens {patched(provenance, point=point, context=context)}. {BARS}{null_models(provenance)}"
+    return caption(provenance, words)

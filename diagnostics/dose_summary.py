@@ -1,12 +1,15 @@
 """What the rows of a dose-response run say: statistics of each layer, context and dose, and tables of them."""
 
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from diagnostics import statistics
+from diagnostics.frames import with_ends
+from diagnostics.headlines import Group, Headline, middle, null_range
 from diagnostics.statistics import Estimate
 
 RATIOS = (
@@ -21,8 +24,14 @@ RATIOS = (
 _PLACE = ["model", "layer", "point", "context"]
 PLACEBOS = ("placebo_token", "placebo_isotropic")
 """Of a direction that the user gives: an edit of the same norm and angle, along each kind of random tangent."""
+_SHOWN_DOSE = 0.2
 SHORT_COLUMNS = ("layer", "dose", "tokens")
 """Of `short_frame`, beside a column for each edit, its underscores as spaces."""
+
+
+def shown_dose(doses: Sequence[float]) -> float:
+    """Of some doses the one that figures by depth show: 0.2, or what is nearest to it by ratio."""
+    return min(doses, key=lambda dose: abs(np.log(dose / _SHOWN_DOSE)))
 
 
 def placebo_names(direction: str) -> list[str]:
@@ -86,12 +95,11 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
             row = {key: group[key] for key in (*_PLACE, "dose", "noise_floor")} | {"edit": edit, "n": values["n"]}
             for name, value in values.items():
                 if isinstance(value, Estimate):
-                    row |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+                    row[name] = value
             for name, value in group["ratios"].items():
                 if name.startswith(f"{edit} ÷ "):
-                    under = name.removeprefix(edit).lstrip()
-                    row |= {under: value.value, f"{under} low": value.low, f"{under} high": value.high}
-            rows.append(row)
+                    row[name.removeprefix(edit).lstrip()] = value
+            rows.append(with_ends(row))
     return pd.DataFrame(rows)
 
 
@@ -110,7 +118,7 @@ def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]],
             ratio = g["ratios"].get(f"{top} ÷ {bottom}")
             if ratio is not None:
                 label = f"{top}÷{'its placebo' if bottom in placebos else bottom}".replace("_", " ")
-                row[label] = str(ratio)
+                row[label] = ratio
                 same = [n for some in nulls for n in some if (n["layer"], n["dose"]) == (g["layer"], g["dose"])]
                 if same:
                     ends = sorted(n["ratios"][f"{top} ÷ {bottom}"].value for n in same)
@@ -119,6 +127,19 @@ def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]],
                     )
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def first_numbers(groups: Sequence[Group], nulls: Sequence[Group], provenance: Mapping[str, Any]) -> Iterator[Headline]:
+    """Ratios at equal dose at the middle block, beside those of untrained networks."""
+    dose = shown_dose(provenance["doses"])
+    given = [f"{name} ÷ {name}_placebo_token" for name in provenance["directions"]]
+    for g in middle([g for g in groups if g["dose"] == dose]):
+        same = [n for n in nulls if (n["layer"], n["dose"]) == (g["layer"], dose)]
+        for ratio in [*given, "toward_token ÷ between_tokens", "norm_up ÷ isotropic"]:
+            if ratio in g["ratios"]:
+                against = null_range([n["ratios"][ratio] for n in same if ratio in n["ratios"]])
+                words = f"KL of {ratio.replace('_', ' ')} at dose {dose:g}, block {g['layer']}"
+                yield Headline(words, str(g["ratios"][ratio]), f"1: no more; {against}".strip("; "))
 
 
 NOTE = (

@@ -3,7 +3,7 @@
 Ours: arXiv:2606.15054 compares a direction patch with a norm patch that moves x four to ten times less.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from diagnostics.depth_plans import DepthPlan
+from diagnostics.dose_depth import PLANS
 from diagnostics.dose_summary import (
     NOTE,
     PLACEBOS,
     SHORT_COLUMNS,
+    first_numbers,
     placebo_names,
     short_frame,
+    shown_dose,
     summaries,
     summary_frame,
 )
+from diagnostics.headlines import Headline
 from diagnostics.progress import Progressing
 from diagnostics.results import Result
 from diagnostics.sampling import cross_prompt_pairs, generator
@@ -36,7 +41,6 @@ from diagnostics.study import (
     chosen_sites,
     column,
     dose_columns,
-    left_out,
     run_study,
 )
 from interventions.edits import (
@@ -56,17 +60,11 @@ from interventions.sites import Site
 from interventions.texts import Prompts
 
 DOSES = (0.05, 0.1, 0.2, 0.5, 1.0)
-_SHOWN_DOSE = 0.2
 """‖Δx‖/‖x‖"""
 EDITS = ("toward_token", "between_tokens", "isotropic", "norm_up", "norm_down")
 """`toward_token`: x turned towards another token's activation along the great circle; `between_tokens`: towards the difference
 of two other tokens' activations; `isotropic`: towards a random direction; `norm_up`, `norm_down`: (1 ± dose)·x."""
 SELF = "self"
-
-
-def shown_dose(doses: Sequence[float]) -> float:
-    """Of some doses the one that figures by depth show: 0.2, or what is nearest to it by ratio."""
-    return min(doses, key=lambda dose: abs(np.log(dose / _SHOWN_DOSE)))
 
 
 @dataclass(frozen=True)
@@ -77,43 +75,52 @@ class DoseResponse(Result):
     """
 
     NAME: ClassVar[str] = "dose_response"
+    TITLE: ClassVar[str] = "Dose and response"
+    QUESTION: ClassVar[str] = "How far must an activation move, and which way, before the output changes?"
+    CALL: ClassVar[str] = "dose_response"
     NOTE: ClassVar[str] = NOTE
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
+    NULL_MODELS: ClassVar[bool] = True
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """Statistics of each model × layer × point × context × dose: of every edit, and ratios at equal dose."""
         return summaries(self.frame, list(self.provenance["directions"]))
 
-    def select(
-        self, model: str = TRAINED, point: str | None = None, context: str | None = None
-    ) -> list[dict[str, Any]]:
-        """The groups of one model, point and context (default: the first of each)."""
-        point = point or self.points[0]
-        context = context or self.provenance["context"][0]
-        return [g for g in self.groups if (g["model"], g["point"], g["context"]) == (model, point, context)]
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The model itself; the first point and context."""
+        return {"model": TRAINED, "point": self.points[0], "context": self.provenance["context"][0]}
 
     def summary(self) -> pd.DataFrame:
         """One row per model, layer, point, context, dose and edit: KL (nats), ratios to the controls, direct ÷ total, intervals."""
         return summary_frame(self.groups)
 
-    def table(self) -> str:
-        """KL by layer and dose as text, for a terminal."""
-        lines = []
-        for place, short in self.tables().items():
-            lines += [f"{place}:", short.to_string(index=False)]
-        return "\n".join([*lines, NOTE, *left_out(self.provenance)])
+    def headlines(self) -> Iterable[Headline]:
+        """At the middle block and the dose that figures by depth show."""
+        nulls = [g for label in self.null_models for g in self.select(model=label)]
+        return first_numbers(self.select(), nulls, self.provenance)
 
     def plot(self, point: str | None = None, context: str | None = None) -> Any:
         """KL against dose, a panel a layer. Returns a matplotlib Figure."""
         from diagnostics.dose_plots import plot_dose_response
 
-        return plot_dose_response(self, point or self.points[0], context or self.provenance["context"][0])
+        groups, nulls, place = self._drawn(point, context)
+        return plot_dose_response(groups, nulls, self.provenance, *place)
 
     def plot_depth(self, dose: float = 0.2, point: str | None = None, context: str | None = None) -> Any:
         """By depth at one dose: each edit over an isotropic rotation, and direct over total effect. Returns a matplotlib Figure."""
         from diagnostics.dose_plots import plot_dose_depth
 
-        return plot_dose_depth(self, dose, point or self.points[0], context or self.provenance["context"][0])
+        groups, nulls, place = self._drawn(point, context)
+        return plot_dose_depth(groups, nulls, self.provenance, dose, *place)
+
+    def _drawn(self, point: str | None, context: str | None) -> tuple[Any, Any, tuple[str, str]]:
+        place = point or self.points[0], context or self.provenance["context"][0]
+        of = {
+            label: self.select(model=label, point=place[0], context=place[1]) for label in (TRAINED, *self.null_models)
+        }
+        return of.pop(TRAINED), list(of.values()), place
 
     def figures(self) -> dict[str, Any]:
         """Both figures, for each point and context."""
@@ -135,8 +142,8 @@ class DoseResponse(Result):
         }
 
     def _short(self, point: str, context: str) -> pd.DataFrame:
-        nulls = [self.select(label, point, context) for label in self.null_models]
-        return short_frame(self.select(TRAINED, point, context), nulls, list(self.provenance["directions"]))
+        nulls = [self.select(model=label, point=point, context=context) for label in self.null_models]
+        return short_frame(self.select(point=point, context=context), nulls, list(self.provenance["directions"]))
 
 
 COLUMNS = (

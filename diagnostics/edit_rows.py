@@ -1,8 +1,7 @@
-"""The rows of a main edit and its placebos, checked, and results of them that JSON can hold."""
+"""The rows of a main edit and its placebos, checked."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -13,24 +12,6 @@ from interventions.errors import ResultError
 
 PLACEBOS = ("placebo_token", "placebo_isotropic")
 _KEY = ["latent", "edit", "target_prompt", "target_position"]
-
-
-class Json:
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them: nan and ±inf become None, a table a list of its rows."""
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}  # pyright: ignore[reportArgumentType]
-
-
-def plain(x: Any) -> Any:
-    if is_dataclass(x):
-        return x.as_dict()  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(x, pd.DataFrame):
-        return [plain(row) for row in x.to_dict("records")]
-    if isinstance(x, Mapping):
-        return {k: plain(v) for k, v in x.items()}
-    if isinstance(x, tuple | list):
-        return [plain(v) for v in x]
-    return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
 class EditRows(NamedTuple):

@@ -4,7 +4,7 @@ For numbers drawn from a normal distribution the measure is 2/π = 64 % whatever
 so every edit's size stands beside it, with that of putting the token back as it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,13 @@ from torch import Tensor
 from diagnostics.edit_bench import PLACEBOS, Bench, repeated
 from diagnostics.firings import Firings, chosen_latents
 from diagnostics.frames import lines_of, totals, where
+from diagnostics.headlines import Headline, beside_null
 from diagnostics.interaction_summary import columns_of, mean_of
-from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study
 from diagnostics.logit_changes import kl_of
 from diagnostics.probes import Probe
 from diagnostics.progress import Progressing
+from diagnostics.results import Result
 from diagnostics.sampling import hash_keys
 from diagnostics.statistics import log_ratio_of_means
 from diagnostics.study import Clean
@@ -49,10 +50,13 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class AblationSparsity(LatentResult):
+class AblationSparsity(Result):
     """How sparse the effects of ablations are, row by row; see `COLUMNS`."""
 
     NAME: ClassVar[str] = "ablation_sparsity"
+    TITLE: ClassVar[str] = "Sparsity of effects"
+    QUESTION: ClassVar[str] = "How many logits, and how many later tokens, does an ablation reach?"
+    CALL: ClassVar[str] = "ablation_sparsity"
     NOTE: ClassVar[str] = NOTE
 
     def clear(self, sae: str, edit: str) -> tuple[pd.DataFrame, int]:
@@ -100,11 +104,20 @@ class AblationSparsity(LatentResult):
         found = [mean_of(lines, f"kl_at_{j}", "log") for j in range(self.provenance["horizon"])]
         return pd.DataFrame({"position": range(len(found))} | columns_of(found))
 
+    def headlines(self) -> Iterable[Headline]:
+        """Of each SAE, the share of logits that an ablation reaches, beside its placebo's."""
+        return beside_null(
+            self.groups, "sparsity", "share of logits that an ablation reaches", lambda g: g["edit"] == "latent",
+            lambda g: g["edit"] == "placebo_token", "its placebo",
+        )  # fmt: skip
+
     def plot(self) -> Any:
         """Sparsity by edit, and KL along the horizon. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_sparsity
 
-        return plot_sparsity(self)
+        keys = [(g["sae"], g["edit"]) for g in self.groups]
+        clear = {key: self.clear(*key)[0] for key in keys}
+        return plot_sparsity(self.groups, clear, {key: self.horizon(*key) for key in keys}, self.provenance)
 
 
 @torch.no_grad()

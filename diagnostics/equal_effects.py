@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from diagnostics.ablation_curves import EVERY, KEEP, Curve, deleted, joined, two_sided
+from diagnostics.files import Json
 from diagnostics.statistics import Estimate
 from interventions.errors import ResultError
 
@@ -16,7 +16,7 @@ REACHED, WITHIN, NOT_REACHED = "reached", "within the smallest N", "not reached"
 
 
 @dataclass(frozen=True)
-class EqualEffect:
+class EqualEffect(Json):
     """The collateral effect of one arm where its intended effect is one that all SAEs are compared at."""
 
     sae: str
@@ -34,10 +34,6 @@ class EqualEffect:
     collateral: Estimate | None
     selectivity: Estimate | None
     """level/(level + collateral)"""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them, once `jsonable` has seen them."""
-        return dict(vars(self))
 
 
 def equal_effects(some: Sequence[Curve], share: float = 0.5) -> list[EqualEffect]:

@@ -1,6 +1,6 @@
 """Does ablating a concept's latents take away the concept and nothing else? Intended against collateral effects of the top N."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +11,14 @@ import torch
 
 from diagnostics import ablation_tables
 from diagnostics.ablation_arms import ARMS
-from diagnostics.ablation_curves import EVERY, Curve
+from diagnostics.ablation_curves import EVERY, KEEP, Curve
 from diagnostics.ablation_runs import Runner
-from diagnostics.ablation_summary import FORMS, curves, mean_over_concepts, summaries, summary_frame
+from diagnostics.ablation_summary import FORMS, curves, first_numbers, mean_over_concepts, summaries
 from diagnostics.concept_activations import Settings
 from diagnostics.concepts import ConceptTexts
 from diagnostics.equal_effects import EqualEffect, equal_effects
+from diagnostics.frames import lines_of
+from diagnostics.headlines import Headline
 from diagnostics.latent_logits import token_text
 from diagnostics.latent_ranking import RANKINGS
 from diagnostics.probes import probes_of
@@ -51,12 +53,9 @@ class FeatureAblation(Result):
     """
 
     NAME: ClassVar[str] = "feature_ablation"
+    TITLE: ClassVar[str] = "Feature ablation"
+    QUESTION: ClassVar[str] = "Do a concept's latents take away the concept and nothing else?"
     NOTE: ClassVar[str] = ablation_tables.NOTE
-
-    @property
-    def saes(self) -> list[str]:
-        """The SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
 
     @property
     def concepts(self) -> list[tuple[str, str]]:
@@ -86,30 +85,49 @@ class FeatureAblation(Result):
         """Curves of the mean over concepts, of each SAE × ranking × arm."""
         return mean_over_concepts([c for c in self.curves if c.form == form])
 
-    def summary(self) -> pd.DataFrame:
-        """One row for each SAE × concept × ranking × arm × N × form, with intervals."""
-        return summary_frame(self.groups)
-
     def as_dict(self) -> dict[str, Any]:
         """Summary, collateral effects at equal intended effect, and provenance, as they stand in the JSON file."""
         equal = {form: [e.as_dict() for e in self.equal_effects(form)] for form in self.forms}
         return {"summary": self.groups, "at_equal_intended_effect": equal, "provenance": self.provenance}
 
-    def table(self) -> str:
-        """Effects and comparisons as text, for a terminal."""
-        return ablation_tables.terminal(self)
+    def headlines(self) -> Iterable[Headline]:
+        """Selectivity of the selected latents, in the first form, beside that of the floors."""
+        return first_numbers(self.forms[0], self.means(self.forms[0]))
+
+    def own_caveats(self) -> list[str]:
+        """Whether there is a placebo."""
+        known = "placebo" in self.provenance.get("arms", ())
+        return [] if known else ["no placebo arm: nothing says what a random edit of the same norm and angle does"]
+
+    def left_out(self) -> list[str]:
+        """What was measured on, and what is missing; a line each."""
+        p = self.provenance
+        said = [f"{name}: {ablation_tables.measured(found)}" for name, found in p["texts"].items()]
+        untouched = f"{p['texts_untouched']} (edit, text) pairs in which nothing fired: no effect, and no pass"
+        return [*said, *super().left_out(), untouched]
 
     def plot(self, form: str = "kl") -> Any:
         """Collateral against intended effect, a panel a concept, and selectivity at equal intended effect. A matplotlib Figure."""
         from diagnostics.ablation_plots import plot_precision
 
-        return plot_precision(self, form)
+        curves = [c for c in self.curves if (c.form, c.ranking) == (form, self._shown)]
+        equal = [e for e in self.equal_effects(form) if e.ranking == self._shown]
+        return plot_precision(curves, equal, self.provenance, form)
 
     def plot_counts(self) -> Any:
         """By N: the ratio of the probe form, ‖Δx‖², and what is left when only N latents are kept. A matplotlib Figure."""
         from diagnostics.ablation_plots import plot_counts
 
-        return plot_counts(self)
+        form, shown = "probe" if "probe" in self.forms else "kl", self._shown
+        means = [c for c in self.means(form) if c.ranking == shown]
+        kept = [c for c in self.means("kl") if (c.ranking, c.arm) == (shown, KEEP)]
+        doses = lines_of(self.frame, arm="selected", ranking=shown)
+        return plot_counts(means, kept, doses, self.provenance, form)
+
+    @property
+    def _shown(self) -> str:
+        """The ranking that figures show."""
+        return self.provenance["rankings"][0]
 
     def figures(self) -> dict[str, Any]:
         """A figure for each form, and one by N."""
@@ -119,7 +137,9 @@ class FeatureAblation(Result):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Of each form: means over concepts by N, and SAEs at equal intended effect."""
-        return ablation_tables.tables(self)
+        return ablation_tables.tables(
+            self.frame, {form: (self.means(form), self.equal_effects(form)) for form in self.forms}
+        )
 
 
 def feature_ablation(

@@ -6,7 +6,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,25 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
+class Json:
+    """A dataclass that JSON can hold."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them (`jsonable`), without those whose metadata say `json=False`."""
+        kept = [f.name for f in fields(self) if f.metadata.get("json", True)]  # type: ignore[arg-type]
+        return {name: jsonable(getattr(self, name)) for name in kept}
+
+
 def jsonable(value: Any) -> Any:
-    """Numbers, strings, lists and dictionaries only; what is not finite becomes None."""
+    """Numbers, strings, lists and dictionaries only; what is not finite becomes None, a table the list of its rows."""
     if hasattr(value, "as_dict"):
         return jsonable(value.as_dict())
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(v) for v in value]
+    if isinstance(value, pd.DataFrame):
+        return jsonable(value.to_dict("records"))
     if isinstance(value, np.generic):
         return jsonable(value.item())
     if isinstance(value, np.ndarray):

@@ -2,22 +2,29 @@
 
 import base64
 import io
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from diagnostics.style import OPEN
 
 _MOST_BYTES = 300_000
 _DPI = 150
 _STEADY: dict[Any, Any] = {"svg.hashsalt": "mechdiag"}
 
 
-def picture(figure: Figure, words: str) -> str:
-    """An `<img>` of a figure, which is closed then: as SVG, or as PNG where thousands of points make that large.
+class Picture(NamedTuple):
+    """What an `<img>` of a figure needs."""
 
-    words: what readers are told who do not see it. The same figure gives the same bytes.
-    """
+    source: str
+    """the picture as a `data:` URI"""
+    width: int
+    """CSS pixels"""
+
+
+def picture(figure: Figure) -> Picture:
+    """A figure, which is closed then, as SVG, or as PNG where thousands of points make that large. The same figure gives the same bytes."""
     try:
         with plt.rc_context(_STEADY):
             kind, data = "svg+xml", _saved(figure, "svg", metadata={"Date": None})
@@ -26,11 +33,10 @@ def picture(figure: Figure, words: str) -> str:
         width = round(figure.get_figwidth() * 96)
     finally:
         plt.close(figure)
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    return f'<img src="{source}" alt="{escape(words)}" width="{width}" loading="lazy">'
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", width)
 
 
 def _saved(figure: Figure, kind: str, **how: object) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format=kind, facecolor="white", **how)  # type: ignore[arg-type]
+    figure.savefig(out, format=kind, facecolor=OPEN, **how)  # type: ignore[arg-type]
     return out.getvalue()

@@ -1,11 +1,13 @@
-"""Tables of results as HTML: numbers on the right, intervals in a softer colour, what a click sorts by in `data-v`."""
+"""Tables of results as HTML: numbers on the right, intervals in a softer colour, the value a click sorts by in `data-v`."""
 
 import re
-from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
+
+from diagnostics.templates import part
 
 _NUMBER = re.compile(r"(?:≥ ?|< ?)?([-−+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?= ?%|\s|$)", re.IGNORECASE)
 _WHOLE = re.compile(_NUMBER.pattern + r"(?: ?%)?(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
@@ -32,19 +34,19 @@ def cell_text(cell: Any) -> str:
     return str(cell)
 
 
-def table_html(frame: pd.DataFrame, caption: str = "", *, most: int | None = None, sortable: bool = False) -> str:
-    """A table. most: lines beyond so many carry the class `more`; sortable: heads are buttons."""
-    columns = list(frame)
+def table_html(frame: pd.DataFrame, caption: str = "", *, most: int | None = None, sortable: bool = False) -> Markup:
+    """A frame as a table. most: rows after so many have the class `more`; sortable: column heads are buttons."""
     cells = [[cell_text(value) for value in line] for line in frame.itertuples(index=False, name=None)]
     values = [[sort_value(value) for value in line] for line in frame.itertuples(index=False, name=None)]
-    numeric = [_is_numeric([line[i] for line in cells], [line[i] for line in values]) for i in range(len(columns))]
-    head = "".join(_head(str(name), right, sortable) for name, right in zip(columns, numeric, strict=True))
-    body = []
-    for n, (line, value) in enumerate(zip(cells, values, strict=True)):
-        row = "".join(_cell(text, number, right) for text, number, right in zip(line, value, numeric, strict=True))
-        body.append(f"<tr{' class=more' if most is not None and n >= most else ''}>{row}</tr>")
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    columns = [
+        (str(name), _is_numeric([line[i] for line in cells], [line[i] for line in values]))
+        for i, name in enumerate(frame)
+    ]
+    lines = [
+        [(*_parts(text, value), value) for text, value in zip(line, numbers, strict=True)]
+        for line, numbers in zip(cells, values, strict=True)
+    ]
+    return part("results/table.html", caption=caption, columns=columns, lines=lines, most=most, sortable=sortable)
 
 
 def _is_numeric(texts: list[str], values: list[float | None]) -> bool:
@@ -52,16 +54,8 @@ def _is_numeric(texts: list[str], values: list[float | None]) -> bool:
     return bool(there) and 2 * sum(there) >= len(there)
 
 
-def _head(name: str, right: bool, sortable: bool) -> str:
-    inner = f"<button type=button>{escape(name)}</button>" if sortable else escape(name)
-    state = " aria-sort=none" if sortable else ""
-    return f"<th scope=col{'' if right else ' class=words'}{state}>{inner}</th>"
-
-
-def _cell(text: str, value: float | None, right: bool) -> str:
-    shown, found = escape(text), _WHOLE.match(text)
-    if value is not None and found and found["rest"].strip():
-        rest = found["rest"]
-        shown = f"{escape(text[: len(text) - len(rest)])}<span class=ci>{escape(rest)}</span>"
-    key = f' data-v="{value!r}"' if right and value is not None else ""
-    return f"<td{'' if right else ' class=words'}{key}>{shown}</td>"
+def _parts(text: str, value: float | None) -> tuple[str, str]:
+    """A number and what follows it (its interval), or words and nothing."""
+    found = _WHOLE.match(text)
+    rest = found["rest"] if value is not None and found and found["rest"].strip() else ""
+    return text.removesuffix(rest), rest

@@ -1,7 +1,7 @@
 """Figures of interactions between latents and of causal concentration."""
 
-import textwrap
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,52 +9,35 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diagnostics.edit_bench import PLACEBOS
 from diagnostics.frames import each, lines_of, where
 from diagnostics.interaction_summary import from_sums
-from diagnostics.plots import plain_ticks, write_caption
+from diagnostics.plots import BARS, bar_lengths, caption, plain_ticks, sink_rule, write_caption
 from diagnostics.statistics import FEW_PROMPTS
-from diagnostics.style import GREYS, PLACEBO_LABELS, looks, styled
-from interventions.errors import ResultError
-
-if TYPE_CHECKING:
-    from diagnostics.concentration import Concentration
-    from diagnostics.latent_pairs import Interactions
-
-INTERVALS = "Bars and bands: 95 % delete-one-prompt jackknife intervals"
+from diagnostics.style import MISSING, NOTE, PLACEBO_LABELS, PLACEBO_LOOKS, REFERENCE, SIGNED, looks, styled
 
 
-def study_caption(provenance: dict[str, Any], words: str, inches: float) -> str:
-    """What a reader of the figure must know, from how it was made."""
-    p, text = provenance, provenance["text"]
-    sink = f"‖x‖ > {p['sink_filter']:g} × median and position 0 left out" if p["sink_filter"] else "position 0 left out"
-    exact = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
-    path = " and ".join(sorted(set("+".join(p["path"].values()).split("+"))))
-    sentence = (
-        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {', '.join(p['sites'])}. {p['prompts']} prompts of "
-        f"{text.get('name', 'given text')}, seed {p['seed']}; {sink}. Effects by {path}{exact}. {words}."
-    )
-    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)
-
-
-def finish(figure: Figure, provenance: dict[str, Any], words: str) -> Figure:
+def finish(figure: Figure, provenance: Mapping[str, Any], words: str) -> Figure:
     """With the caption below."""
-    inches = float(figure.get_size_inches()[0])
-    write_caption(figure, study_caption(provenance, words, inches))
+    place, sinks = ", ".join(provenance["sites"]), sink_rule(provenance, "position 0")
+    write_caption(figure, caption(provenance, words, place=place, sinks=sinks))
     return figure
 
 
-def plot_interactions(result: "Interactions") -> Figure:
-    """A row of panels an SAE: distribution of interactions over pairs (left), and against the size of the single effects (right)."""
-    saes = result.saes
+def plot_interactions(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Figure:
+    """A row of panels an SAE: distribution of interactions over pairs (left), and against the size of the single effects (right).
+
+    frame: a line for each pair and kind. Placebos: the token's edits turned about x as one, so that every norm and every cosine is kept.
+    Right: ratios of sums in bins of equal width, those of fewer than 20 prompts left out.
+    """
+    saes = list(provenance["saes"])
     style = looks(saes)
     with styled():
         figure, axes = plt.subplots(
             len(saes), 2, figsize=(9.6, 2.7 * len(saes) + 1.2), squeeze=False, sharex="col", layout="constrained"
         )
         for row, sae in zip(axes, saes, strict=True):
-            for (kind,), lines in each(lines_of(result.frame, sae=sae), ["kind"]):
-                colour, marker, dash = GREYS.get(str(kind), (*style[sae], "-"))
+            for (kind,), lines in each(lines_of(frame, sae=sae), ["kind"]):
+                colour, marker, dash = PLACEBO_LOOKS.get(str(kind), (*style[sae], "-"))
                 label = PLACEBO_LABELS.get(str(kind), "latents")
                 bottom = (lines["rms_i"] + lines["rms_j"]).to_numpy(float)
                 value = np.sort(lines["rms_interaction"].to_numpy(float)[bottom > 0] / bottom[bottom > 0])
@@ -68,13 +51,12 @@ def plot_interactions(result: "Interactions") -> Figure:
         axes[-1, 0].set_xlabel("rms(joint − sum) / (rms(i) + rms(j))")
         axes[-1, 1].set_xlabel("rms(i) + rms(j), logits")
         axes[0, 0].legend(loc="upper left")
-        pairs = len(lines_of(result.frame, kind="latents"))
+        pairs = len(lines_of(frame, kind="latents"))
         words = (
-            f"All pairs of the {result.provenance['per_token']} active latents of largest |z|‖d‖ at a token, {pairs:,} in all. "
-            "Placebos: the token's edits turned about x as one, so that every norm and every cosine is kept. Right: ratios of sums in bins "
-            f"of equal width, those of fewer than 20 prompts left out. {INTERVALS}"
+            f"{pairs:,} pairs of a token's {provenance['per_token']} latents of largest |z|‖d‖. Placebos: their edits turned as one about x. "
+            f"Bins of fewer than {FEW_PROMPTS} prompts are left out. {BARS}"
         )
-        return finish(figure, result.provenance, words)
+        return finish(figure, provenance, words)
 
 
 def _binned(
@@ -89,27 +71,35 @@ def _binned(
         if some["target_prompt"].nunique() >= fewest
     ]
     if not found and not ax.texts:
-        ax.text(0.5, 0.5, f"fewer than {fewest} prompts in every bin", transform=ax.transAxes, ha="center", color="0.4")
+        ax.text(0.5, 0.5, f"fewer than {fewest} prompts in every bin", transform=ax.transAxes, ha="center", color=NOTE)
     if found:
-        x, y = np.array([at for at, _ in found]), np.array([[e.value, e.low, e.high] for _, e in found])
-        bars = np.nan_to_num(np.abs(y[:, 1:].T - y[:, 0]))
+        x, y = np.array([at for at, _ in found]), np.array([e.value for _, e in found])
         shift = {"v": 1.05, "^": 1 / 1.05}.get(marker, 1.0)
-        ax.errorbar(x * shift, y[:, 0], bars, color=colour, marker=marker, ls=dash, ms=4, lw=1, capsize=2, label=label)
-
-
-def plot_matrix(result: "Interactions", sae: str | None = None) -> Figure:
-    """Heat map of pairs of latents, in clustered order. Raises `ResultError` where fewer than three latents recur in pairs."""
-    sae = sae or result.saes[0]
-    matrix = result.matrix(sae)
-    if len(matrix) < 3:
-        raise ResultError(
-            f"no three latents of {sae} meet in pairs on {result.provenance['min_tokens']} tokens; ask for more tokens, or give latents"
+        ax.errorbar(
+            x * shift,
+            y,
+            bar_lengths([e for _, e in found]),
+            color=colour,
+            marker=marker,
+            ls=dash,
+            ms=4,
+            lw=1,
+            capsize=2,
+            label=label,
         )
+
+
+def plot_matrix(matrix: pd.DataFrame, provenance: Mapping[str, Any], sae: str) -> Figure:
+    """Heat map of pairs of latents, in average-linkage order.
+
+    matrix: ratio of sums over the tokens where both are active, minus that of the same edits turned about x towards differences of other
+    tokens; nan (grey) where too few tokens have both. Single cells have no interval.
+    """
     value = matrix.to_numpy(float)
     end = max(float(np.nanquantile(np.abs(value), 0.98)), 1e-12)
     with styled():
         figure, ax = plt.subplots(figsize=(7.2, 6.9), layout="constrained")
-        colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.93")
+        colours = plt.get_cmap(SIGNED).with_extremes(bad=MISSING)
         drawn = ax.imshow(np.ma.masked_invalid(value), cmap=colours, vmin=-end, vmax=end, interpolation="nearest")
         names = [str(i) for i in matrix.index]
         size = 7 if len(names) <= 30 else 5.5
@@ -120,17 +110,20 @@ def plot_matrix(result: "Interactions", sae: str | None = None) -> Figure:
         ax.tick_params(length=0)
         figure.suptitle(f"{sae}: interaction beyond that of pairs of like geometry", x=0.01, ha="left", fontsize=10)
         figure.colorbar(drawn, ax=ax, shrink=0.75, label="interaction − placebo's", extend="both")
-        words = (
-            f"{len(names)} latents in average-linkage order. Colour: ratio of sums over the tokens where both are active "
-            f"({result.provenance['min_tokens']} or more; grey: fewer), minus that of the same edits turned about x towards differences of other "
-            "tokens. Single cells have no interval"
-        )
-        return finish(figure, result.provenance, words)
+        words = f"{len(names)} latents, average linkage. Grey: both active on fewer than {provenance['min_tokens']} tokens. No intervals."
+        return finish(figure, provenance, words)
 
 
-def plot_concentration(result: "Concentration") -> Figure:
-    """A row of panels an SAE: latents removed one after another, kept one after another, and single effects added up."""
-    saes = result.saes
+def plot_concentration(
+    frame: pd.DataFrame, curves: Mapping[tuple[str, str, str], pd.DataFrame], provenance: Mapping[str, Any], tokens: int
+) -> Figure:
+    """A row of panels an SAE: latents removed one after another, kept one after another, and single effects added up.
+
+    frame: a line for each number of latents removed or kept; curves: shares of the joint effect by SAE, edit and order, ratios of sums over
+    tokens, linear between whole latents. The SAE's error is kept throughout. Placebos: the same edits turned about x as one, in the order
+    of size. Right: a point a token.
+    """
+    saes = list(provenance["saes"])
     style = looks(saes)
     dashes = {"size": "-", "effect": "--", "random": ":"}
     said = {"size": "by |z|‖d‖", "effect": "by single KL", "random": "by lot"}
@@ -139,11 +132,11 @@ def plot_concentration(result: "Concentration") -> Figure:
             len(saes), 3, figsize=(11, 2.9 * len(saes) + 1.2), squeeze=False, layout="constrained"
         )
         for row, sae in zip(axes, saes, strict=True):
-            some = lines_of(result.frame, sae=sae)
+            some = lines_of(frame, sae=sae)
             for (edit, order), _ in each(some, ["edit", "order"]):
                 ax = row[1 if edit == "keep" else 0]
-                colour, _, dash = GREYS.get(edit, (style[sae][0], "", dashes[order]))
-                curve = result.curve(sae, edit, order)
+                colour, _, dash = PLACEBO_LOOKS.get(edit, (style[sae][0], "", dashes[order]))
+                curve = curves[sae, edit, order]
                 ax.plot(
                     curve["share_of_latents"],
                     curve["value"],
@@ -151,12 +144,12 @@ def plot_concentration(result: "Concentration") -> Figure:
                     ls=dash,
                     label=PLACEBO_LABELS.get(edit, said[order]),
                 )
-                if order == "size" and edit not in GREYS:
+                if order == "size" and edit not in PLACEBO_LOOKS:
                     ax.fill_between(
                         curve["share_of_latents"], curve["low"], curve["high"], color=colour, alpha=0.15, lw=0
                     )
             for ax, title in zip(row, ("removed", "kept, all others removed"), strict=False):
-                ax.axhline(1, color="0.7", lw=0.8)
+                ax.axhline(1, color=REFERENCE, lw=0.8)
                 ax.set(xlim=(0, 1), xlabel="share of the token's active latents")
                 ax.set_title(f"{sae}: {title}")
             row[0].set_ylabel("KL / KL of removing all")
@@ -168,18 +161,17 @@ def plot_concentration(result: "Concentration") -> Figure:
         axes[0, 1].legend(loc="lower right", fontsize=7)
         axes[0, 2].legend(loc="upper left", fontsize=7)
         words = (
-            f"{max(g['tokens'] for g in result.groups)} tokens; curves are ratios of sums over tokens, linear between whole "
-            "latents. The SAE's error is kept throughout. Placebos: the same edits turned about x as one, in the order of size. Right: a "
-            f"point a token. {INTERVALS}, for the order of size"
+            f"{tokens} tokens, ratios of sums; right: a point a token. Placebos: the same edits turned as one about x, by |z|‖d‖. Bands: 95 %, "
+            "delete-one-prompt jackknife."
         )
-        return finish(figure, result.provenance, words)
+        return finish(figure, provenance, words)
 
 
 def _added_up(ax: Axes, lines: pd.DataFrame, colour: str) -> None:
     whole = where(lines, (lines["kl_sum"] > 0) & (lines["kl_all"] > 0))
-    for edit in ("remove", *PLACEBOS):
+    for edit in ("remove", *PLACEBO_LOOKS):
         some = lines_of(whole, edit=edit)
-        own, marker, _ = GREYS.get(edit, (colour, "o", "-"))
+        own, marker, _ = PLACEBO_LOOKS.get(edit, (colour, "o", "-"))
         ax.scatter(
             some["kl_all"],
             some["kl_sum"],
@@ -192,6 +184,6 @@ def _added_up(ax: Axes, lines: pd.DataFrame, colour: str) -> None:
         )
     if len(whole):
         ends = np.array([whole[["kl_all", "kl_sum"]].min().min(), whole[["kl_all", "kl_sum"]].max().max()])
-        ax.plot(ends, ends, color="0.7", lw=0.8)
+        ax.plot(ends, ends, color=REFERENCE, lw=0.8)
     ax.set(xscale="log", yscale="log", xlabel="KL of removing all, nats", ylabel="KL of the summed logit changes, nats")
     ax.set_title("do single effects add up?")

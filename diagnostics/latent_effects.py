@@ -53,7 +53,7 @@ class EffectSummary:
     """99th percentile of |KL| of vectors put back as they are, nats; nan without any"""
     source: str
     """`atlas` (its rows of the latent at usable tokens of the prompts joined) or `measured` (a uniform draw of the usable tokens where it
-    is active); of either only prompts that had no part in choosing it, see `LatentCard.chosen_by`"""
+    is active); of either only prompts that had no part in choosing it, see `CardContent.chosen_by`"""
 
 
 def measured(

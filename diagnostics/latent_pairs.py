@@ -3,7 +3,7 @@
 Logits, not KLs, are compared: effects that add exactly in the logits differ in KL by up to tenths of a nat.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +17,16 @@ from torch import Tensor
 from diagnostics.edit_bench import PLACEBOS, Bench
 from diagnostics.firings import Firings
 from diagnostics.frames import lines_of, where
+from diagnostics.headlines import Headline, beside_null
 from diagnostics.interaction_summary import NOTE, pair_matrix, pair_summary
-from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study, token_items
 from diagnostics.logit_changes import kl_of, rms, spread
 from diagnostics.probes import Probe
 from diagnostics.progress import Progressing
+from diagnostics.results import Result
 from diagnostics.strongest_latents import removals, strongest, turned
 from diagnostics.study import Clean
+from interventions.errors import ResultError
 from interventions.texts import Prompts
 
 LATENTS = "latents"
@@ -41,10 +43,13 @@ kl_sum: KL(p ‖ softmax(ℓ + Δℓ_i + Δℓ_j)), nats. noise_rms: of the toke
 
 
 @dataclass(frozen=True)
-class Interactions(LatentResult):
+class Interactions(Result):
     """What removing pairs of latents did, pair by pair. The table has a line for each SAE × token × pair × kind; see `COLUMNS`."""
 
     NAME: ClassVar[str] = "interactions"
+    TITLE: ClassVar[str] = "Interactions"
+    QUESTION: ClassVar[str] = "Do two latents of a token act independently?"
+    CALL: ClassVar[str] = "interactions"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -57,17 +62,30 @@ class Interactions(LatentResult):
         some = lines_of(self.frame, sae=sae or self.saes[0])
         return pair_matrix(some, LATENTS, PLACEBOS[0], at_least or self.provenance["min_tokens"], most)
 
+    def headlines(self) -> Iterable[Headline]:
+        """The interaction of each SAE's pairs, beside that of the same edits turned at random."""
+        return beside_null(
+            self.groups, "interaction", "interaction of two latents ÷ their single effects", lambda g: g["kind"] == LATENTS,
+            lambda g: g["kind"] == "placebo_token", "the same edits turned at random",
+        )  # fmt: skip
+
     def plot(self) -> Any:
         """Distributions of interactions beside their placebos'. Returns a matplotlib Figure."""
         from diagnostics.interaction_plots import plot_interactions
 
-        return plot_interactions(self)
+        return plot_interactions(self.frame, self.provenance)
 
     def plot_matrix(self, sae: str | None = None) -> Any:
         """Clustered heat map of latents' interactions beyond their placebos'. Returns a matplotlib Figure."""
         from diagnostics.interaction_plots import plot_matrix
 
-        return plot_matrix(self, sae)
+        sae = sae or self.saes[0]
+        matrix, least = self.matrix(sae), self.provenance["min_tokens"]
+        if len(matrix) < 3:
+            raise ResultError(
+                f"no three latents of {sae} meet in pairs on {least} tokens; ask for more tokens, or give latents"
+            )
+        return plot_matrix(matrix, self.provenance, sae)
 
     def figures(self) -> dict[str, Any]:
         """Distributions; a heat map for each SAE in which enough pairs recur."""

@@ -20,10 +20,9 @@ from diagnostics.active_latents import active_latents
 from diagnostics.edit_bench import Bench
 from diagnostics.firings import Firings
 from diagnostics.frames import where
-from diagnostics.latent_results import LatentResult
 from diagnostics.probes import Probe, probes_of
 from diagnostics.progress import Progressing
-from diagnostics.results import model_identity, model_provenance
+from diagnostics.results import Result, model_identity, model_provenance
 from diagnostics.sampling import ranked_tokens
 from diagnostics.study import SHARD, Clean, Settings
 from diagnostics.units import Done, Tick, Unit, Units, narrowed
@@ -31,7 +30,7 @@ from interventions.errors import ResultError
 from interventions.models import CausalModel, wrap
 from interventions.texts import Prompts, prompts_for
 
-R = TypeVar("R", bound=LatentResult)
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)

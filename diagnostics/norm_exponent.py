@@ -7,7 +7,7 @@ correlation over the other's is no estimand: at a fixed truth it moves with the 
 """
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy import ndarray
 from scipy import stats
 
 from diagnostics import statistics
+from diagnostics.files import Json
 from diagnostics.poisson import poisson_slopes, sums_without, varies
 from diagnostics.prevalence import Prevalence, error_in_common, share_below
 from diagnostics.statistics import Estimate, FiellerInterval
@@ -35,7 +36,7 @@ _STEPS = {
 
 
 @dataclass(frozen=True)
-class Exponent:
+class Exponent(Json):
     """A norm exponent, the tests of its two special values, and how many latents are nearer to the first.
 
     Every interval and p-value is by the delete-one-prompt jackknife with the latents held fixed: it says how far other
@@ -71,14 +72,8 @@ class Exponent:
         return self.a.kind == "bounded"
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them: nan and ±inf become None."""
-        found: dict[str, Any] = {"identified": self.identified}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Estimate | FiellerInterval | Prevalence):
-                value = value.as_dict()
-            found[field.name] = None if isinstance(value, float) and not np.isfinite(value) else value
-        return found
+        """The fields as JSON can hold them, and whether a is identified."""
+        return {"identified": self.identified} | super().as_dict()
 
     def __str__(self) -> str:
         a = str(self.a) if self.identified else "not identified"

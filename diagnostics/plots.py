@@ -1,8 +1,10 @@
-"""What figures share: points with their intervals, the axis of depth, grey lines of untrained networks, the caption."""
+"""What figures share: grids of panels, points with intervals, the axis of depth, legends, the caption."""
 
 import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -10,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from diagnostics.statistics import Estimate
-from diagnostics.style import CAPTION_SIZE, LABELS
+from diagnostics.style import CAPTION_SIZE, LABELS, OPEN
 
 CAP = 1e6
 """Ratios beyond are drawn at the top as lower bounds: their denominator is nothing but rounding."""
@@ -39,9 +41,50 @@ def points(
         x[solid], value[solid], bars[:, solid], color=colour, marker=marker, 
         ms=3 if thin else 4, lw=0, elinewidth=0.7 if thin else 1.2, capsize=0 if thin else 2, label=label, zorder=1 if thin else None,
     )  # fmt: skip
-    ax.plot(x[shown & bound], value[shown & bound], color=colour, marker=marker, ms=5, mfc="white", lw=0)
+    ax.plot(x[shown & bound], value[shown & bound], color=colour, marker=marker, ms=5, mfc=OPEN, lw=0)
     for xi, yi in zip(x[shown & bound], value[shown & bound], strict=True):
         ax.annotate("", (xi, yi * 9), (xi, yi * 1.5), arrowprops={"arrowstyle": "->", "color": colour})
+
+
+def bar_lengths(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Lengths below and above each value, `[2, estimate]`, for `Axes.errorbar`; 0 where there is no finite end."""
+    ends = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).reshape(-1, 2).T
+    return np.where(np.isfinite(ends), ends, 0).clip(min=0)
+
+
+def panels(n: int, wide: float, high: float, more: float, least: float = 0.0, **shared: Any) -> tuple[Figure, Any]:
+    """A figure of n panels, three to a row, and its axes `[row, column]`; those without a panel are hidden.
+
+    wide, high: of a panel, in inches; more: height for legend and caption; least: width of the figure; shared: as for `plt.subplots`.
+    """
+    columns = min(3, n)
+    rows = -(-n // columns)
+    size = max(wide * columns, least), high * rows + more
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **shared)
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    return figure, axes
+
+
+def sae_label(name: str) -> str:
+    """What an SAE is called beside others of its depth: the last part of its name."""
+    return name.rsplit("/", 1)[-1]
+
+
+def legend_entries(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """Handles and labels of several panels, each label once."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
+
+
+def legend_above(figure: Figure, ax: Axes, columns: int) -> None:
+    """The legend of one panel above all; randomly initialised models come last."""
+    pairs = list(zip(*ax.get_legend_handles_labels(), strict=True))
+    pairs.sort(key=lambda pair: pair[1].startswith("untrained"))
+    figure.legend(*zip(*pairs, strict=True), loc="outside upper left", ncols=columns)
 
 
 def plain_ticks(axis: Axis) -> None:
@@ -63,7 +106,7 @@ class Depth:
         self.place = {layer: float(layer if self.to_scale else i) for i, layer in enumerate(layers)}
         self.step = 0.015 * max(np.ptp(list(self.place.values())), 1)
 
-    def at(self, groups: list[dict[str, Any]]) -> np.ndarray:
+    def at(self, groups: Iterable[Mapping[str, Any]]) -> np.ndarray:
         return np.array([self.place[g["layer"]] for g in groups])
 
     def label(self, ax: Axes) -> None:
@@ -73,39 +116,74 @@ class Depth:
 
 
 def write_caption(figure: Figure, words: str) -> None:
-    """The caption, under all panels."""
-    figure.supxlabel(words, fontsize=CAPTION_SIZE, x=0.01, ha="left")
+    """The caption, under all panels, in lines as wide as the figure."""
+    figure.supxlabel(wrapped(words, float(figure.get_size_inches()[0])), fontsize=CAPTION_SIZE, x=0.01, ha="left")
+
+
+def wrapped(words: str, inches: float) -> str:
+    """A caption in lines as wide as the figure."""
+    kept = words.replace(" %", "\xa0%")
+    return textwrap.fill(kept, int(17.5 * inches), break_on_hyphens=False).replace("\xa0%", " %")
+
+
+SAMPLED = {"stratified": "stratified by frequency, norm and |cos|", "active": "the most frequent, at active tokens"}
+"""How latents and tokens were sampled."""
+BARS = "Bars: 95 %, delete-one-prompt jackknife."
 
 
 def caption(
-    provenance: dict[str, Any],
-    rows: str,
-    bounds: bool = False,
-    *,
-    bars: bool = True,
-    point: str | None = None,
-    context: str | None = None,
-    inches: float = 9.6,
+    provenance: Mapping[str, Any], words: str, *, texts: str | None = None, place: str = "", sinks: str | None = None
 ) -> str:
-    """What a reader of the figure must know, from how it was made.
+    """What a reader of any figure must know, from how it was made: model, texts, seed, sink filter; then the figure's own words.
 
-    rows: what was drawn, in words; bounds: lower bounds are; bars: intervals are; point and context: of the one that the figure shows (default:
-    all); inches: width of the figure.
+    words: whole sentences. texts: what was measured (default: prompts and seed); place: site or the like; sinks: default `sink_rule`.
     """
-    p, text = provenance, provenance["text"]
-    paths = sorted(set("+".join(p["path"].values()).split("+")))
-    delta = f", logits within {p['replay_delta']:.0e} of full forward passes" if p["replay_delta"] else ""
-    sink = f"‖x‖ > {p['sink_filter']:g} × median dropped" if p["sink_filter"] else "none"
+    p = provenance
+    model = f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']})"
+    texts = texts or f"{p['prompts']} prompts of {text_names(p)}, seed {p['seed']}"
+    first = ", ".join(filter(None, [model, place, texts, sinks or sink_rule(p)]))
+    return f"{first}. {words}" + (f" By {path_said([p])}." if isinstance(p.get("path"), Mapping) else "")
+
+
+def text_names(provenance: Mapping[str, Any]) -> str:
+    """Names of the texts: `boolq and sotu, chat template`."""
+    texts = list(provenance["texts"].values()) if "texts" in provenance else [provenance["text"]]
+    templates = any(t.get("chat_template") for t in texts)
+    return " and ".join(t.get("name", "given text") for t in texts) + (", chat template" if templates else "")
+
+
+def sink_rule(provenance: Mapping[str, Any], *others: str) -> str:
+    """Which positions are left out. others: those beside the sinks (default: the first of each prompt, where they are skipped)."""
+    p, limit = provenance, provenance["sink_filter"]
+    if limit and (skipped := p.get("skip_first")) and not others:
+        others = ("position 0" if skipped == 1 else f"the first {skipped} positions",)
+    left = [*others, f"‖x‖ > {limit:g} × median"] if limit else [*others]
+    return f"{' and '.join(left)} left out" if left else "no sink filter"
+
+
+def path_said(provenances: Iterable[Mapping[str, Any]]) -> str:
+    """How effects were computed, and how far replay is from full forward passes: `replay, logits within 5e-06`."""
+    every = list(provenances)
+    paths = sorted({path for p in every for kinds in p["path"].values() for path in kinds.split("+")})
+    delta = max((p.get("replay_delta") or p.get("path_delta") or 0.0 for p in every), default=0.0)
+    return " and ".join(paths) + (f", logits within {delta:.0e}" if delta else "")
+
+
+def patched(
+    provenance: Mapping[str, Any], *, point: str | None = None, context: str | None = None, done: str = "patched"
+) -> str:
+    """Where activations were edited and where effects were read: `patched in context at resid_post, read at the edited position`.
+
+    point, context: those that the figure shows; default: all points, and no word of the context.
+    """
+    p = provenance
     points = [point] if point else list(dict.fromkeys(site.split(".")[1] for site in p["sites"]))
-    shown = f" {LABELS[context]}" if context else ""
+    where = f" {LABELS[context]}" if context else ""
     read = {1: "the edited position", "last": "the last position"}.get(p["horizon"], f"{p['horizon']} positions (sums)")
-    nulls = (
-        f"Grey: networks of the same shape with random weights ({len(p['null_models'])}). " if p["null_models"] else ""
-    )
-    sentence = (
-        f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), {rows} {p['prompts']} prompts "
-        f"({text.get('name', 'given')}{', chat template' if text.get('chat_template') else ''}), seed {p['seed']}, sink filter: {sink}; "
-        f"patched{shown} at {', '.join(points)}, read at {read}. {'Bars: 95 % delete-one-prompt jackknife intervals. ' if bars else ''}{nulls}"
-        f"{'Open marker with arrow: lower bound, the denominator lies within the noise floor. ' if bounds else ''}Effects by {' and '.join(paths)}{delta}."
-    )
-    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)
+    return f"{done}{where} at {', '.join(points)}, read at {read}"
+
+
+def null_models(provenance: Mapping[str, Any]) -> str:
+    """What grey lines are, where there are any."""
+    n = len(provenance["null_models"])
+    return f" Grey: {n} randomly initialised model{'s' if n > 1 else ''}." if n else ""

@@ -7,7 +7,7 @@ prevalence: units with little data are missing from it.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from jaxtyping import Float, Num
 from numpy import ndarray
 from scipy import optimize, stats
 
+from diagnostics.files import Json
 from diagnostics.statistics import MIN_PROMPTS
 from interventions.errors import ResultError
 
@@ -23,7 +24,7 @@ MIN_UNITS, MIN_UNITS_NORMAL = 10, 20
 
 
 @dataclass(frozen=True)
-class Prevalence:
+class Prevalence(Json):
     """The share of units whose true value lies below a threshold."""
 
     share: float
@@ -44,10 +45,6 @@ class Prevalence:
     """units"""
     n_effective: float
     """Kish's effective number of units, (Σw)²/Σw²; n without weights"""
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """The fields as JSON can hold them: nan becomes None."""
-        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
 
     def __str__(self) -> str:
         ends = "" if np.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"

@@ -1,12 +1,15 @@
 """Pooled estimates of sparse probing: over classes and splits, by jackknife over groups; differences of SAEs; tables."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy import ndarray
 
+from diagnostics.frames import with_ends
+from diagnostics.headlines import Headline
 from diagnostics.statistics import Estimate, from_deletions
 from diagnostics.text_groups import sums_without
 from interventions.errors import ResultError
@@ -94,9 +97,7 @@ def summary_frame(found: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for group in found:
         row = {name: group[name] for name in _KEYS}
-        for name in MEASURES:
-            estimate = group[name]
-            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        row |= with_ends({name: group[name] for name in MEASURES})
         ends = group["by_seed"]["accuracy"]
         row |= {"accuracy_seed_min": min(ends), "accuracy_seed_max": max(ends), "n_texts": group["accuracy"].n_rows}
         row["n_groups"] = group["accuracy"].n_prompts
@@ -111,24 +112,33 @@ def short_frame(found: list[dict[str, Any]], provenance: dict[str, Any]) -> pd.D
         line = lines.setdefault((group["sae"], group["dataset"]), {"sae": group["sae"], "dataset": group["dataset"]})
         accuracy = group["accuracy"]
         if group["kind"] == "selected":
-            line[f"k={group['k']}"] = str(accuracy)
+            line[f"k={group['k']}"] = accuracy
         elif group["kind"] == "best":
             line["probe loss"] = f"{group['cross_entropy']} (in sample {group['cross_entropy_train']:.3g})"
         elif group["k"] == min(provenance["ks"]) or group["kind"] in ("all", "raw"):
-            line[group["kind"]] = f"{accuracy.value:.3g}"
+            line[group["kind"]] = accuracy.value
     return pd.DataFrame(list(lines.values()))
 
 
-def terminal(found: list[dict[str, Any]], provenance: dict[str, Any]) -> str:
-    """Accuracy by SAE, data set and probe, and probe loss, as text."""
-    nulls = f"random, shuffled: k={min(provenance['ks'])}. Probe loss: nats, the best one-latent probe; ln 2 = 0.693 is chance."
-    dropped = {
-        where: [f"{n} {why}" for why, n in counts.items() if why != "position 0"]
-        for where, counts in provenance["left_out"].items()
-    }
-    left = [f"{where}: {', '.join(some)} left out" for where, some in dropped.items() if some]
-    sizes = [f"{name}: {described(text)}" for name, text in provenance["texts"].items()]
-    return "\n".join([short_frame(found, provenance).to_string(index=False), NOTE, nulls, *sizes, *left])
+def first_numbers(found: list[dict[str, Any]], provenance: dict[str, Any]) -> Iterator[Headline]:
+    """Accuracy of the fewest latents selected, beside that of random ones and of all of the activation."""
+    datasets = list(provenance["texts"])
+    data, k = MEAN if len(datasets) > 1 else datasets[0], min(provenance["ks"])
+    said = {"random": "random latents", "raw": "all of the activation"}
+    for sae in provenance["saes"]:
+        own = [g for g in found if (g["sae"], g["dataset"]) == (sae, data)]
+        against = [
+            f"{said[g['kind']]}: {g['accuracy'].value:.3g}"
+            for kind in said
+            for g in own
+            if g["kind"] == kind and g["k"] in (0, k)
+        ]
+        of = "mean over data sets" if data == MEAN else data
+        for g in own:
+            if (g["kind"], g["k"]) == ("selected", k):
+                yield Headline(
+                    f"accuracy of {k} latent{'s' * (k > 1)}, {sae}, {of}", str(g["accuracy"]), "; ".join(against)
+                )
 
 
 def described(texts: dict[str, Any]) -> str:

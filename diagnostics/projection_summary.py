@@ -1,13 +1,15 @@
 """What the rows of a run of projection ablations say: effects of each edit, and which score predicts them."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from diagnostics import statistics
+from diagnostics.frames import with_ends
+from diagnostics.headlines import Headline
 from diagnostics.norm_exponent import Exponent, Observational, interventional, observational
 from diagnostics.statistics import Estimate
 
@@ -129,20 +131,13 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     for g in groups:
         row = {key: g[key] for key in (*PLACE, "noise_floor", "n_latents", "n_pairs", "n_prompts")}
         for edit, values in g["edits"].items():
-            mean_kl = values["mean_kl"]
-            row |= {f"n {edit}": values["n"], f"mean KL {edit}": mean_kl.value, f"mean KL {edit} low": mean_kl.low}
-            row |= {f"mean KL {edit} high": mean_kl.high, f"relative dose {edit}": values["mean_relative_dose"]}
-        for name, value in g["ratios"].items():
-            row |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+            row |= {f"n {edit}": values["n"], f"mean KL {edit}": values["mean_kl"]}
+            row[f"relative dose {edit}"] = values["mean_relative_dose"]
+        row |= g["ratios"]
         for name, way in g["exponents"].items():
-            row |= {f"a {name}": way.a.value, f"a {name} low": way.a.low, f"a {name} high": way.a.high}
-            row |= {
-                f"a {name} identified": way.identified,
-                f"a {name} p cosine": way.p_cosine,
-                f"a {name} p inner": way.p_inner,
-            }
+            row |= {f"a {name}": way.a, f"a {name} p cosine": way.p_cosine, f"a {name} p inner": way.p_inner}
         row["a learned"] = np.nan if g["learned_a"] is None else g["learned_a"]["mean"]
-        rows.append(row)
+        rows.append(with_ends(row))
     return pd.DataFrame(rows)
 
 
@@ -153,26 +148,26 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
         main = g["main"]
         row: dict[str, Any] = {"model": g["model"], "context": g["context"].replace("_", "-"), "block": g["layer"]}
         row |= {"SAE": g["sae"], "latents": g["n_latents"], "pairs": g["n_pairs"]}
-        row |= {f"KL {main}": str(g["edits"][main]["mean_kl"]), "dose": f"{g['edits'][main]['mean_relative_dose']:.2g}"}
+        row |= {f"KL {main}": g["edits"][main]["mean_kl"], "dose": f"{g['edits'][main]['mean_relative_dose']:.2g}"}
         for name, value in g["ratios"].items():
             if "isotropic" not in name:
-                row["÷ placebo" + name.partition(",")[1] + name.partition(",")[2]] = str(value)
+                row["÷ placebo" + name.partition(",")[1] + name.partition(",")[2]] = value
         ways = g["exponents"]
         for name in ("observational", "placebo_token", "interventional"):
             if name in ways:
-                row[f"a {name.replace('_token', '')}"] = str(ways[name].a)
+                row[f"a {name.replace('_token', '')}"] = ways[name].a
         if "rotate" in ways:
-            row["β_c at fixed dose"] = str(cast(Observational, ways["rotate"]).beta_cosine)
+            row["β_c at fixed dose"] = cast(Observational, ways["rotate"]).beta_cosine
         if "rotate_placebo_token" in ways:
-            row["its placebo's"] = str(cast(Observational, ways["rotate_placebo_token"]).beta_cosine)
-        row["a learned"] = "" if g["learned_a"] is None else f"{g['learned_a']['mean']:.2f}"
+            row["its placebo's"] = cast(Observational, ways["rotate_placebo_token"]).beta_cosine
+        row["a learned"] = np.nan if g["learned_a"] is None else g["learned_a"]["mean"]
         rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+    return pd.DataFrame(rows)
 
 
-def terminal(groups: list[dict[str, Any]]) -> str:
-    """The short frame as text, and what else a reader of the exponents must know."""
-    lines = [short_frame(groups).to_string(index=False)]
+def within_floors(groups: list[dict[str, Any]]) -> list[str]:
+    """Of each group the share of rows within 10 noise floors, where there are any; a line each."""
+    lines = []
     for g in groups:
         way = g["exponents"].get("observational")
         if way is not None and way.n_below_floor:
@@ -180,7 +175,16 @@ def terminal(groups: list[dict[str, Any]]) -> str:
             lines.append(
                 f"{where}: {way.share_below_floor:.1%} of {way.n_rows + way.n_below_floor} rows within 10 noise floors"
             )
-    return "\n".join(lines)
+    return lines
+
+
+def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
+    """The main edit's mean KL over its placebo's."""
+    for g in groups:
+        ratio = g["ratios"].get(f"{g['main']} ÷ placebo_token")
+        if ratio is not None:
+            words = f"KL of removing a direction ÷ placebo, {g['sae']}, block {g['layer']}"
+            yield Headline(words, str(ratio), "1: no more than a random edit of the same norm and angle")
 
 
 NOTE = (

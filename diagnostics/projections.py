@@ -4,7 +4,7 @@ One line a (latent, token, edit): effects beside every score that is said to pre
 The statistics stand in `projection_summary`; how latents and tokens are drawn in `latent_sampling`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from diagnostics.depth_plans import DepthPlan
+from diagnostics.headlines import Headline
 from diagnostics.latent_sampling import SAMPLINGS
 from diagnostics.probes import Probe, probes_of
 from diagnostics.progress import Progressing
 from diagnostics.projection_design import EDITS, REFERENCES, Latents, Plan, Projections
-from diagnostics.projection_summary import NOTE, short_frame, summaries, summary_frame, terminal
+from diagnostics.projection_summary import NOTE, first_numbers, short_frame, summaries, summary_frame, within_floors
+from diagnostics.projections_depth import PLANS
 from diagnostics.results import Result
-from diagnostics.study import METRICS, TRAINED, Settings, chosen_contexts, left_out, run_study
+from diagnostics.study import METRICS, TRAINED, Settings, chosen_contexts, run_study
 from interventions.errors import ResultError
 from interventions.models import wrap
 from interventions.recording import Recording
@@ -36,12 +39,12 @@ class ProjectionEffects(Result):
     """
 
     NAME: ClassVar[str] = "projections"
+    TITLE: ClassVar[str] = "Ablated directions"
+    QUESTION: ClassVar[str] = "Does the effect of removing a direction go with the cosine or with the inner product?"
+    CALL: ClassVar[str] = "projection_effects"
     NOTE: ClassVar[str] = NOTE
-
-    @property
-    def saes(self) -> list[str]:
-        """Names of the SAEs (and sets of directions), in the order in which they were given."""
-        return list(self.provenance["saes"])
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
+    NULL_MODELS: ClassVar[bool] = True
 
     @property
     def main(self) -> str:
@@ -53,13 +56,10 @@ class ProjectionEffects(Result):
         """Statistics of each model × layer × point × context × SAE."""
         return summaries(self.frame, self.provenance)
 
-    def select(
-        self, model: str = TRAINED, point: str | None = None, context: str | None = None
-    ) -> list[dict[str, Any]]:
-        """The groups of one model, point and context (default: the first of each)."""
-        point = point or self.points[0]
-        context = context or self.provenance["context"][0]
-        return [g for g in self.groups if (g["model"], g["point"], g["context"]) == (model, point, context)]
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The model itself; the first point and context."""
+        return {"model": TRAINED, "point": self.points[0], "context": self.provenance["context"][0]}
 
     def rows(self, group: Mapping[str, Any]) -> pd.DataFrame:
         """The table's lines of a group (anything with its model, layer, point, context and sae)."""
@@ -71,21 +71,30 @@ class ProjectionEffects(Result):
         """One row per model, layer, point, context and SAE: mean KL of each edit, ratios to placebos, exponents, with intervals."""
         return summary_frame(self.groups)
 
-    def table(self) -> str:
-        """Effects and exponents as text, for a terminal."""
-        return "\n".join([terminal(self.groups), NOTE, *left_out(self.provenance)])
+    def headlines(self) -> Iterable[Headline]:
+        """Of each SAE, the effect over its placebo's."""
+        return first_numbers(self.select())
+
+    def left_out(self) -> list[str]:
+        """What is missing, and how many rows lie within the noise floor; a line each."""
+        return [*within_floors(self.groups), *super().left_out()]
 
     def plot(self, context: str | None = None) -> Any:
         """The norm exponent by depth: observational, interventional, learned. Returns a matplotlib Figure."""
         from diagnostics.projection_plots import plot_exponents
 
-        return plot_exponents(self, context)
+        groups = [g for g in self.groups if g["point"] == self.points[0]]
+        return plot_exponents(groups, self.provenance, [context] if context else self.provenance["context"])
 
     def plot_dose(self, sae: str | None = None, latents: Sequence[int] | None = None) -> Any:
         """KL against dose for some latents, coloured by norm. Returns a matplotlib Figure."""
         from diagnostics.projection_plots import plot_dose
 
-        return plot_dose(self, sae, latents)
+        groups = self.select()
+        group = next((g for g in groups if g["sae"] == sae), None) if sae else groups[len(groups) // 2]
+        if group is None:
+            raise ResultError(f"no SAE {sae!r} in this result; known: {', '.join(self.saes)}")
+        return plot_dose(self.rows(group), self.provenance, latents)
 
     def figures(self) -> dict[str, Any]:
         """Exponents by depth; KL against dose of some latents of the SAE in the middle."""

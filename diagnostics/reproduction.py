@@ -3,52 +3,26 @@
 import inspect
 import shlex
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
-from diagnostics.atlas import causal_atlas
-from diagnostics.concentration import causal_concentration
-from diagnostics.direction_patching import direction_norm
-from diagnostics.dosing import dose_response
-from diagnostics.effect_sparsity import ablation_sparsity
-from diagnostics.latent_pairs import interactions
-from diagnostics.projections import projection_effects
-from diagnostics.results import Result, Shown
+from diagnostics.results import BaseResult, Result
 from diagnostics.settings_words import provenances
-from diagnostics.steering import latent_steering
-from diagnostics.substitution import atom_substitution
-from diagnostics.unit_norm import unit_norm_sweep
 from interventions.sites import Site
 
-_CALLS: dict[str, Callable[..., Any]] = {
-    "direction_norm": direction_norm,
-    "dose_response": dose_response,
-    "unit_norm": unit_norm_sweep,
-    "projections": projection_effects,
-    "atlas": causal_atlas,
-    "interactions": interactions,
-    "causal_concentration": causal_concentration,
-    "latent_steering": latent_steering,
-    "atom_substitution": atom_substitution,
-    "ablation_sparsity": ablation_sparsity,
-}
-"""Diagnostics whose prompts are the tokens beside their results; the others read labelled or several texts."""
-_FORMED = {
-    "win_rate": ("win_rate_report", "ProjectionEffects"),
-    "specification": ("specification_curve", "DirectionNorm"),
-}
 
-
-def reproduction(result: Shown, folder: str) -> str:
+def reproduction(result: BaseResult, folder: str) -> str:
     """Lines of a shell or of Python that make a result again, in the folder where it lies; empty where settings alone must do."""
-    if command := result.provenance.get("command"):
-        return shlex.join(map(str, command))
-    if result.NAME in _FORMED:
-        call, kind = _FORMED[result.NAME]
+    commands = [p["command"] for p in provenances(result).values() if "command" in p]
+    if commands:
+        return "\n".join(dict.fromkeys(shlex.join([*map(str, words), "--out", folder]) for words in commands))
+    if kind := result.FORMED_OF:
         runs = ", ".join(f"{name!r}: {kind}.load({name!r})" for name in provenances(result))
-        return f"from diagnostics import {kind}, {call}\n\nresult = {call}({{{runs}}})  # the folders of these runs"
-    if result.NAME not in _CALLS or not isinstance(result, Result):
+        call = f"result = {result.CALL}({{{runs}}})  # the folders of these runs"
+        return f"from diagnostics import {kind}, {result.CALL}\n\n{call}"
+    if not result.CALL or not isinstance(result, Result):
         return ""
-    p, call = result.provenance, _CALLS[result.NAME]
+    p, call = result.provenance, getattr(import_module("diagnostics"), result.CALL)
     saes, given = list(p.get("saes", {})), arguments(call, p)
     lines = [
         f"from diagnostics import {call.__name__}",

@@ -1,101 +1,81 @@
-"""A result as a notebook shows it: what was measured on what, its tables, what a reader must know, its figure."""
+"""A result as a notebook shows it: model, text and settings, tables, caveats, figure."""
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol
 
-from diagnostics.card_style import STYLE
-from diagnostics.caveats import caveats
-from diagnostics.html_figures import picture
+import pandas as pd
+from matplotlib.figure import Figure
+
+from diagnostics.caveats import HasCaveats, caveats
+from diagnostics.html_figures import Picture, picture
 from diagnostics.html_tables import table_html
-from diagnostics.questions import QUESTIONS
-from diagnostics.results import Shown
-from diagnostics.settings_words import listed, measured_on, provenances
+from diagnostics.settings_words import HasProvenance, listed, measured_on, provenances
+from diagnostics.templates import render
 from interventions.errors import MechdiagError
 
-RESULT_STYLE = """
-.mdc td,.mdc th{vertical-align:top}
-.mdc th.words,.mdc td.words{text-align:left}
-.mdc .ci{color:var(--soft);font-size:.92em}
-.mdc caption{text-align:left;font-weight:600;padding:.6em 0 .2em}
-.mdc .long{overflow:auto;max-height:27em}
-.mdc .long thead th{position:sticky;top:0;background:var(--page)}
-.mdc img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px;padding:6px;margin:.8em 0 .2em}
-.mdc .note{white-space:normal}
-.mdc ul.caveats{margin:.6em 0;padding:.5em .8em .5em 1.9em;border-left:3px solid var(--minus);background:var(--panel);font-size:.9em;
-list-style:disc}
-.mdc ul.caveats li{overflow-wrap:anywhere;margin:.15em 0}
-"""
 _MOST_LINES = 400
 
 
+class Shown(HasCaveats, Protocol):
+    """What a page shows: all results are this."""
+
+    NAME: ClassVar[str]
+    TITLE: ClassVar[str]
+    NOTE: ClassVar[str]
+
+    def tables(self) -> dict[str, pd.DataFrame]: ...
+
+    def plot(self) -> Any: ...
+
+
 def shown(result: Shown) -> str:
-    """A result as a fragment with its style sheet. The figure is drawn, closed, and part of it: it does not appear a second time."""
-    title = titled(result)
-    known = warned(result)  # before anything else forms the statistics, whose warnings it keeps
-    return (
-        f'<div class="mdc"><style>{STYLE}{RESULT_STYLE}</style><h3>{escape(title)}</h3>{measured(result)}'
-        f"{_tables(result)}{note(result)}{known}{_figure(result, title)}</div>"
+    """A result as a fragment with its style sheet. Its figure is inlined and closed, so that the notebook does not show it again."""
+    known = caveats(result)  # first, since it keeps the warnings of the statistics, which are computed once
+    with quiet():
+        tables = result.tables()
+    names = listed(part for p in provenances(result).values() for part in measured_on(p)[:2])
+    figures, no_figure = pictures(lambda: {names: result.plot()})
+    return render(
+        "results/result.html",
+        title=titled(result),
+        runs=measured(result),
+        tables=[
+            (table_html(frame.head(_MOST_LINES), title), min(len(frame), _MOST_LINES), len(frame))
+            for title, frame in tables.items()
+        ],
+        note=result.NOTE,
+        known=known,
+        figures=figures,
+        no_figure=no_figure,
     )
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What statistics warn of is among the caveats, once."""
+    """Without the warnings of the statistics, which are among the caveats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
-def measured(result: Shown) -> str:
-    """Model, text, place, seed and path of each run, a line each."""
-    lines = {name: measured_on(p) for name, p in provenances(result).items()}
-    return "".join(
-        f"<p class=soft>{f'<b>{escape(name)}</b>: ' if name else ''}{escape(' · '.join(parts))}</p>"
-        for name, parts in lines.items()
-        if parts
-    )
-
-
-def note(result: Shown) -> str:
-    """How the numbers are to be read."""
-    return f'<p class="soft note">{escape(result.NOTE)}</p>' if result.NOTE else ""
+def measured(result: HasProvenance) -> list[tuple[str, str]]:
+    """Each run's name with its model, text, place, seed and path."""
+    runs = {name: measured_on(p) for name, p in provenances(result).items()}
+    return [(name, " · ".join(parts)) for name, parts in runs.items() if parts]
 
 
 def titled(result: Shown) -> str:
-    """What its kind is called."""
-    return QUESTIONS.get(result.NAME, (result.NAME, ""))[0]
+    """The title of its kind."""
+    return result.TITLE or result.NAME
 
 
-def to_know(lines: Sequence[str]) -> str:
-    """Lines as a list that stands out; nothing where there are none."""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<ul class=caveats>{items}</ul>" if items else ""
-
-
-def warned(result: Shown) -> str:
-    """What a reader must know, as a list."""
-    return to_know(caveats(result))
-
-
-def _tables(result: Shown) -> str:
-    parts = []
-    with quiet():
-        tables = result.tables()
-    for title, frame in tables.items():
-        some = frame.head(_MOST_LINES)
-        parts.append(f'<div class="scroll long">{table_html(some, title)}</div>')
-        if len(some) < len(frame):
-            parts.append(f"<p class=soft>The first {len(some)} of {len(frame):,} lines; all are in tables().</p>")
-    return "".join(parts)
-
-
-def _figure(result: Shown, title: str) -> str:
+def pictures(draw: Callable[[], Mapping[str, Figure]]) -> tuple[dict[str, Picture], str]:
+    """Figures by name as data, or none and the reason."""
     try:
         with quiet():
-            figure = result.plot()
+            figures = draw()
     except MechdiagError as error:
-        return f"<p class=soft>No figure: {escape(str(error))}</p>"
-    names = listed(part for p in provenances(result).values() for part in measured_on(p)[:2])
-    return picture(figure, f"{title}: {names}")
+        return {}, str(error)
+    return {name: picture(figure) for name, figure in figures.items()}, ""

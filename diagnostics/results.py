@@ -6,7 +6,7 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from typing_extensions import Self
 
+from diagnostics.depth_plans import DepthPlan, DepthPoint
 from diagnostics.files import (
     PARTIAL,
     json_text,
@@ -32,6 +33,9 @@ from diagnostics.files import (
 from diagnostics.files import claim_folder as claim_folder
 from diagnostics.files import claim_run as claim_run
 from diagnostics.files import write_json as write_json
+from diagnostics.frames import with_ends
+from diagnostics.headlines import Headline
+from diagnostics.settings_words import left_out
 from diagnostics.stored import DIGESTS, Stored, digest, document_digest, save_tokens
 from diagnostics.stored import load_tokens as load_tokens
 from interventions.errors import ResultError
@@ -42,19 +46,33 @@ from interventions.sites import Site
 _PACKAGES = ("mechdiag", "torch", "transformers", "transformer-lens", "nnsight", "numpy", "pandas", "pyarrow")
 
 
-class Shown:
-    """What every kind of result has: a table, a summary, figures, its provenance, and a page of them in a notebook."""
+class BaseResult:
+    """Base class of all results: a table, a summary, figures, provenance, and a page of them in a notebook."""
 
     NAME: ClassVar[str] = ""
     """of its files"""
+    TITLE: ClassVar[str] = ""
+    """what its question is called"""
+    QUESTION: ClassVar[str] = ""
+    """the question, in a line"""
     NOTE: ClassVar[str] = ""
     """how the numbers of the tables are to be read"""
+    TABLES: ClassVar[Mapping[str, str]] = {}
+    """further tables: their files in Parquet, by attribute"""
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = {}
+    """the figures by depth that show it, by name"""
+    NULL_MODELS: ClassVar[bool] = False
+    """whether untrained networks can be measured beside the model"""
+    CALL: ClassVar[str] = ""
+    """the function of `diagnostics` that makes it again, of the tokens beside it or of results of the kind `FORMED_OF`"""
+    FORMED_OF: ClassVar[str] = ""
+    frame: pd.DataFrame
     provenance: dict[str, Any]
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
         """What every result of this kind has in its folder."""
-        return (f"{cls.NAME}.json",)
+        return (f"{cls.NAME}.parquet", f"{cls.NAME}.json", *cls.TABLES.values())
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -69,11 +87,17 @@ class Shown:
     @classmethod
     def read(cls, stored: Stored) -> Self:
         """A result formed of its files."""
-        raise NotImplementedError
+        return cls(**cls._stored(stored))
+
+    @classmethod
+    def _stored(cls, stored: Stored) -> dict[str, Any]:
+        """What a result is made of, by the names of its fields."""
+        more = {name: stored.table(file) for name, file in cls.TABLES.items()}
+        return {"frame": stored.table(), "provenance": stored.provenance, **more}
 
     def parts(self) -> dict[str, pd.DataFrame | list[list[int]]]:
         """Tables and token ids by the names of their files."""
-        raise NotImplementedError
+        return {file: getattr(self, name) for name, file in self.TABLES.items()} | {f"{self.NAME}.parquet": self.frame}
 
     def write(self, folder: str | Path, *, overwrite: bool = True) -> list[str]:
         """Tables, tokens, figures, and summary with provenance and digests, into a folder; the names of the files.
@@ -95,24 +119,69 @@ class Shown:
         return [*self.files(), *figures]
 
     def to_frame(self) -> pd.DataFrame:
-        """The tidy table."""
+        """The tidy table: columns that are added to it leave the result as it is."""
+        return self.frame.copy(deep=False)
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """Statistics of the table, group by group, as they stand in the JSON file."""
         raise NotImplementedError
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What `select` looks for in columns that are not named."""
+        return {}
+
+    def select(self, **values: Any) -> list[dict[str, Any]]:
+        """The groups that have these values: `select(layer=15, context="single_token")`; of what is not named, those of `defaults`.
+
+        Raises `ResultError` for a name that groups do not have.
+        """
+        wanted = self.defaults | {name: value for name, value in values.items() if value is not None}
+        known = next(iter(self.groups), wanted)
+        if unknown := [name for name in wanted if name not in known]:
+            raise ResultError(f"groups have no {unknown[0]!r}; known: {', '.join(known)}")
+        return [g for g in self.groups if all(g[name] == value for name, value in wanted.items())]
 
     def summary(self) -> pd.DataFrame:
-        """Statistics of the table, for a reader."""
-        raise NotImplementedError
+        """A line for each of `groups`; each estimate x as `x`, `x_low`, `x_high`."""
+        return pd.DataFrame([with_ends(group) for group in self.groups])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Short tables for a reader, by title; estimates as text, with their intervals."""
-        return {"": self.summary()}
+        """Short tables for a reader, by title; estimates with their intervals in one cell."""
+        return {"": pd.DataFrame(self.groups)}
+
+    def left_out(self) -> list[str]:
+        """What is missing, and what was used in place of the fast path; a line each."""
+        return left_out(self)
 
     def table(self) -> str:
-        """The summary as text, for a terminal."""
-        raise NotImplementedError
+        """The tables as text, for a terminal, with how to read them and what was left out."""
+        parts = []
+        for title, some in self.tables().items():
+            parts += [f"{title}:"] * bool(title)
+            parts.append("none" if some.empty else some.to_string(index=False, float_format="{:.3g}".format, na_rep=""))
+        return "\n".join([*parts, *filter(None, [self.NOTE]), *self.left_out()])
 
     def as_dict(self) -> dict[str, Any]:
         """Summary and provenance, as they stand in the JSON file."""
-        raise NotImplementedError
+        return {"summary": self.groups, "provenance": self.provenance}
+
+    def headlines(self) -> Iterable[Headline]:
+        """The numbers to look at first. Of results by depth those of the middle block, of several SAEs a line for each."""
+        return ()
+
+    def depth_points(self, figure: str) -> list[DepthPoint]:
+        """The points of one of the figures by depth in `DEPTH`."""
+        return list(self.DEPTH[figure].points(self.groups, self.provenance))
+
+    def counted_in(self) -> Any:
+        """Where the numbers of prompts behind its estimates stand."""
+        return self.groups
+
+    def own_caveats(self) -> list[str]:
+        """What a reader must know of this kind of result, beside what every kind has (`caveats.caveats`)."""
+        return []
 
     def plot(self) -> Any:
         """The figure to look at first. Returns a matplotlib Figure."""
@@ -120,7 +189,7 @@ class Shown:
 
     def figures(self) -> dict[str, Any]:
         """matplotlib Figures by file name."""
-        raise NotImplementedError
+        return {self.NAME: self.plot()}
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """As IPython shows it where there is no page: the table, not the whole of the frame and of the provenance."""
@@ -133,7 +202,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Result(Shown):
+class Result(BaseResult):
     """A tidy table, the tokens it speaks of, and how it was made. A diagnostic's result adds statistics and a figure."""
 
     frame: pd.DataFrame
@@ -146,32 +215,20 @@ class Result(Shown):
     @classmethod
     def files(cls) -> tuple[str, ...]:
         """What every result of this kind has in its folder."""
-        return (f"{cls.NAME}.parquet", f"{cls.NAME}.json", "tokens.npy")
+        return (f"{cls.NAME}.parquet", f"{cls.NAME}.json", "tokens.npy", *cls.TABLES.values())
 
     @classmethod
-    def read(cls, stored: Stored) -> Self:
-        """A result formed of its files. Raises `ResultError` where the table has not the rows that its JSON states."""
-        frame, rows = stored.table(), stored.provenance.get("rows")
-        if isinstance(rows, int) and rows != len(frame):
-            raise stored.damaged(f"{cls.NAME}.parquet", f"it holds {len(frame)} rows, {cls.NAME}.json says {rows}")
-        return cls(frame, stored.tokens(), stored.provenance)
+    def _stored(cls, stored: Stored) -> dict[str, Any]:
+        """What a result is made of. Raises `ResultError` where the table has not the rows that its JSON states."""
+        found, rows = super()._stored(stored), stored.provenance.get("rows")
+        if isinstance(rows, int) and rows != len(found["frame"]):
+            n = len(found["frame"])
+            raise stored.damaged(f"{cls.NAME}.parquet", f"it holds {n} rows, {cls.NAME}.json says {rows}")
+        return found | {"tokens": stored.tokens()}
 
     def parts(self) -> dict[str, pd.DataFrame | list[list[int]]]:
-        """The table and the token ids by the names of their files."""
-        return {f"{self.NAME}.parquet": self.frame, "tokens.npy": self.tokens}
-
-    def to_frame(self) -> pd.DataFrame:
-        """The tidy table: columns that are added to it leave the result as it is."""
-        return self.frame.copy(deep=False)
-
-    @cached_property
-    def groups(self) -> list[dict[str, Any]]:
-        """Statistics of the table, group by group."""
-        raise NotImplementedError
-
-    def as_dict(self) -> dict[str, Any]:
-        """Summary and provenance, as they stand in the JSON file."""
-        return {"summary": self.groups, "provenance": self.provenance}
+        """Tables and token ids by the names of their files."""
+        return super().parts() | {"tokens.npy": self.tokens}
 
     @property
     def points(self) -> list[str]:
@@ -179,12 +236,17 @@ class Result(Shown):
         return list(dict.fromkeys(Site.parse(site).point for site in self.provenance["sites"]))
 
     @property
+    def saes(self) -> list[str]:
+        """Names of the SAEs (and sets of directions), in the order in which they were given."""
+        return list(self.provenance["saes"])
+
+    @property
     def null_models(self) -> list[str]:
         """Labels of the untrained networks."""
         return self.provenance["null_models"]
 
 
-def result_files(kind: type[Shown]) -> tuple[str, ...]:
+def result_files(kind: type[BaseResult]) -> tuple[str, ...]:
     """The files that every result of a kind has."""
     return kind.files()
 

@@ -1,9 +1,9 @@
 """How well SAEs stand for the activations they read: reconstruction, sparsity, what the model makes of it, alignment."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
-from typing_extensions import Self
 
 from diagnostics import sae_measures
+from diagnostics.depth_plans import DepthPlan, DepthPoint
+from diagnostics.headlines import Headline
 from diagnostics.progress import Progressing, followed
 from diagnostics.results import Result, model_provenance
-from diagnostics.sae_measures import ALL, MEASURES, NO_SINKS, QUARTILES
+from diagnostics.sae_evaluation_depth import PLANS, aligned
+from diagnostics.sae_measures import MEASURES, NO_SINKS, QUARTILES
 from diagnostics.sae_sites import sae_site
 from diagnostics.statistics import Estimate
-from diagnostics.stored import Stored
 from interventions.errors import ResultError
 from interventions.models import wrap
 from interventions.recording import record
@@ -52,28 +53,14 @@ class SAEEvaluation(Result):
     NOTE: ClassVar[str] = (
         "95 % delete-one-prompt jackknife intervals. MSE: summed over d_model. KL and CE scores: against zero ablation, nats."
     )
-    LATENTS: ClassVar[str] = "sae_latents.parquet"
+    TABLES: ClassVar[Mapping[str, str]] = {"latents": "sae_latents.parquet"}
+    TITLE: ClassVar[str] = "SAE evaluation"
+    QUESTION: ClassVar[str] = "How well do SAEs stand for the activations they read?"
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
     _EXPONENTS: ClassVar[str] = "sae_exponents"
     _ALIGNMENT: ClassVar[str] = "sae_alignment"
 
-    @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """The files that every result has."""
-        return (*super().files(), cls.LATENTS)
-
-    @classmethod
-    def read(cls, stored: Stored) -> Self:
-        """A result formed of its files."""
-        return replace(super().read(stored), latents=stored.table(cls.LATENTS))
-
-    def parts(self) -> dict[str, Any]:
-        """Both tables and the token ids by the names of their files."""
-        return {self.LATENTS: self.latents} | super().parts()
-
-    @property
-    def names(self) -> list[str]:
-        """The SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
+    names = Result.saes
 
     @property
     def corpora(self) -> list[str]:
@@ -83,16 +70,12 @@ class SAEEvaluation(Result):
     @property
     def counted(self) -> str:
         """The tokens that figures show and latents are counted on: `no sinks`, or `all` without a sink filter."""
-        return NO_SINKS if self.provenance["sink_filter"] else ALL
+        return sae_measures.counted(self.provenance)
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """The table's lines, with their measures as estimates."""
         return [_as_group(row) for row in self.frame.to_dict("records")]
-
-    def select(self, **values: str) -> list[dict[str, Any]]:
-        """The groups of some sae, corpus, tokens or quartile."""
-        return [g for g in self.groups if all(g[name] == value for name, value in values.items())]
 
     def summary(self) -> pd.DataFrame:
         """A line for each SAE and corpus: all quartiles of the tokens that are no sinks."""
@@ -108,12 +91,15 @@ class SAEEvaluation(Result):
         """Summary, alignment and provenance, as they stand in the JSON file."""
         return {"summary": self.groups, "alignment": self.alignments, "provenance": self.provenance}
 
-    def table(self) -> str:
-        """The summary as text, for a terminal."""
-        parts = []
-        for title, some in self.tables().items():
-            parts += [f"{title}:"] * bool(title) + [some.to_string(index=False)] + [self.NOTE] * (not title)
-        return "\n".join([*parts, *_left_out(self.provenance)])
+    def headlines(self) -> Iterator[Headline]:
+        """Variance explained of each SAE on the first text."""
+        for g in self.select(quartile=QUARTILES[0], tokens=self.counted, corpus=self.corpora[0]):
+            score = f"KL score {g['kl_score']}; dead {g['dead_share']:.1%}"
+            yield Headline(f"variance explained, {g['sae']} at {g['site']}", str(g["fve"]), score)
+
+    def depth_points(self, figure: str) -> list[DepthPoint]:
+        """The points of one of the figures by depth in `DEPTH`."""
+        return list(aligned(self.groups, self.alignments)) if figure == "sae_latents" else super().depth_points(figure)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Over all quartiles; by quartile; alignment of encoder and decoder."""
@@ -123,31 +109,35 @@ class SAEEvaluation(Result):
             for name in self.names
             for corpus in self.corpora
         ]
-        aligned = [{k: f"{v:.3g}" if isinstance(v, float) else v for k, v in g.items()} for g in self.alignments]
         speaks = f"a bimodality above {UNIFORM:.2f}, a uniform distribution's, speaks for two modes"
         return {
             "": pd.DataFrame(overall),
             f"By quartile of ‖x‖, {self.counted if self.counted == NO_SINKS else 'all tokens'}": pd.DataFrame(
                 quartiles
             ),
-            f"Alignment <w, d> of live latents; {speaks}": pd.DataFrame(aligned),
+            f"Alignment <w, d> of live latents; {speaks}": pd.DataFrame(self.alignments),
         }
 
-    def plot(self) -> Any:
-        """FVE and KL score of each SAE by quartile. Returns a matplotlib Figure."""
+    def plot(self, tokens: str | None = None) -> Any:
+        """FVE and KL score of each SAE by quartile. Returns a matplotlib Figure.
+
+        tokens: `no sinks` (default where there is a sink filter) or `all`.
+        """
         from diagnostics.sae_plots import plot_evaluation
 
-        return plot_evaluation(self)
+        return plot_evaluation(self.groups, self.provenance, tokens or self.counted)
 
     def figures(self) -> dict[str, Any]:
         """FVE and KL score; histograms of alignment, and of exponents where an SAE has them."""
         from diagnostics.sae_plots import plot_alignment, plot_exponents
 
-        found = {self.NAME: self.plot()}
-        if self.latents["alignment"].notna().any():
-            found[self._ALIGNMENT] = plot_alignment(self)
-        if self.latents.exponent.notna().any():
-            found[self._EXPONENTS] = plot_exponents(self)
+        found, site = {self.NAME: self.plot()}, {g["sae"]: g["site"] for g in self.groups}
+        facts = [g | {"site": site[g["sae"]]} for g in self.alignments]
+        latents = self.latents.assign(live=_fired(self.latents)).drop_duplicates(["sae", "latent"])
+        if latents["alignment"].notna().any():
+            found[self._ALIGNMENT] = plot_alignment(latents, facts, self.provenance)
+        if latents["exponent"].notna().any():
+            found[self._EXPONENTS] = plot_exponents(latents, facts, self.provenance)
         return found
 
 
@@ -165,26 +155,16 @@ def _as_group(row: dict[str, Any]) -> dict[str, Any]:
 def _overall(group: dict[str, Any]) -> dict[str, Any]:
     labels = {"fve": "FVE", "mse": "MSE", "l0": "L0", "cosine": "cos", "norm_ratio": "‖x̂‖/‖x‖"}
     scores = {"kl_score": "KL score", "ce_score": "CE score", "kl": "KL"}
-    line = {name: group[name] for name in _KEYS} | {label: str(group[name]) for name, label in labels.items()}
+    line = {name: group[name] for name in _KEYS} | {label: group[name] for name, label in labels.items()}
     line |= {"dead": f"{group['dead_share']:.1%} of {group['d_sae']} on {group['n_tokens']}"}
-    return line | {label: str(group[name]) for name, label in scores.items()}
+    return line | {label: group[name] for name, label in scores.items()}
 
 
 def _by_quartile(groups: list[dict[str, Any]]) -> dict[str, Any]:
     line = {"sae": groups[0]["sae"], "corpus": groups[0]["corpus"]}
     for measure, label in (("fve", "FVE"), ("kl_score", "KL score"), ("norm_ratio", "‖x̂‖/‖x‖")):
-        line |= {f"{label} {g['quartile']}": f"{g[measure].value:.3g}" for g in groups[1:]}
+        line |= {f"{label} {g['quartile']}": g[measure].value for g in groups[1:]}
     return line
-
-
-def _left_out(provenance: dict[str, Any]) -> list[str]:
-    """What the reader must know is missing, and what served instead of the blocks above; a line each."""
-    found = []
-    for corpus, sites in provenance["left_out"].items():
-        for site, counts in sites.items():
-            some = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)
-            found += [f"{corpus}, {site}: {some}"] if some else []
-    return found + [f"full forward passes: {why}" for why in provenance["why_hooks"] or ()]
 
 
 def bimodality(x: Float[ndarray, "value"]) -> float:
@@ -204,8 +184,12 @@ def bimodality(x: Float[ndarray, "value"]) -> float:
 
 def live(latents: pd.DataFrame) -> pd.DataFrame:
     """One line for each latent that fired on some corpus, of a table of latents."""
-    fired = latents.groupby(["sae", "latent"], sort=False).fired.transform("sum") > 0
-    return latents.loc[fired].drop_duplicates(["sae", "latent"])
+    return latents.loc[_fired(latents)].drop_duplicates(["sae", "latent"])
+
+
+def _fired(latents: pd.DataFrame) -> pd.Series:
+    """Whether each line's latent fired on some corpus."""
+    return cast(pd.Series, latents.groupby(["sae", "latent"], sort=False)["fired"].transform("any"))
 
 
 def _alignment(name: Any, rows: pd.DataFrame) -> dict[str, Any]:

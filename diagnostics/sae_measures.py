@@ -142,6 +142,11 @@ def _quartiles(norm: Float[ndarray, "token"], keep: Bool[ndarray, "token"]) -> I
     return np.where(keep, 1 + np.searchsorted(edges, np.where(keep, norm, 0.0), side="left"), 0)
 
 
+def counted(provenance: Mapping[str, Any]) -> str:
+    """The tokens that figures show and latents are counted on: `no sinks`, or `all` without a sink filter."""
+    return NO_SINKS if provenance["sink_filter"] else ALL
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One pass of all tokens through an SAE."""

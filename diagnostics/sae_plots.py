@@ -1,8 +1,8 @@
 """Figures of evaluations of SAEs."""
 
 import textwrap
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,37 +11,40 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from diagnostics.plots import write_caption
+from diagnostics.plots import BARS, bar_lengths, caption, panels, sae_label, write_caption
 from diagnostics.sae_measures import NO_SINKS, QUARTILES
-from diagnostics.style import DEAD, looks, styled
+from diagnostics.style import DEAD, GRID, INK, NOTE, OPEN, REFERENCE, looks, styled
 from interventions.errors import ResultError
 
-if TYPE_CHECKING:
-    from diagnostics.sae_evaluation import SAEEvaluation
+Groups = Sequence[Mapping[str, Any]]
 
 
-def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figure:
+def plot_evaluation(groups: Groups, provenance: Mapping[str, Any], counted: str) -> Figure:
     """FVE (left) and KL score (right) of each SAE, by depth, over all tokens and by quartile of ‖x‖; a row of panels a corpus.
 
-    Bars: 95 % delete-one-prompt jackknife intervals. tokens: `no sinks` (default where there is a sink filter) or `all`.
+    groups: a line for each SAE, corpus, kind of tokens and quartile. Filled: all quartiles of ‖x‖; open, from left to right: quartiles 1 to
+    4 of each text and site. Bars: 95 % delete-one-prompt jackknife intervals. counted: the tokens shown, `no sinks` or `all`. Raises
+    `ResultError` where there are none of them.
     """
-    counted = tokens or result.counted
-    if not result.select(tokens=counted):
+    groups = [g for g in groups if g["tokens"] == counted]
+    if not groups:
         raise ResultError(f"no tokens {counted!r} in this result, which the figure shows")
-    order = _by_depth(result)
-    style, width = looks(result.names), max(9.6, min(1.9 * len(order), 16))
+    names, corpora, site = list(provenance["saes"]), list(provenance["texts"]), {g["sae"]: g["site"] for g in groups}
+    where = {g["sae"]: (g["layer"], g["point"]) for g in groups}
+    order = sorted(names, key=lambda name: where[name])  # those of one site in the order in which they were given
+    style, width = looks(names), max(9.6, min(1.9 * len(order), 16))
     with styled():
         figure, axes = plt.subplots(
-            len(result.corpora), 2, figsize=(width, 2.9 * len(result.corpora) + 1.5), sharex=True, sharey="col",
+            len(corpora), 2, figsize=(width, 2.9 * len(corpora) + 1.5), sharex=True, sharey="col",
             layout="constrained", squeeze=False,
         )  # fmt: skip
-        for row, corpus in zip(axes, result.corpora, strict=True):
+        for row, corpus in zip(axes, corpora, strict=True):
             for ax, measure in zip(row, ("fve", "kl_score"), strict=True):
                 for place, name in enumerate(order):
-                    groups = result.select(sae=name, corpus=corpus, tokens=counted)
-                    _quartile_points(ax, place, groups, measure, *style[name])
-                _mark_depths(ax, result, order)
-                ax.axhline(1, color="0.6", lw=0.8)
+                    own = [g for g in groups if (g["sae"], g["corpus"]) == (name, corpus)]
+                    _quartile_points(ax, place, own, measure, *style[name])
+                _mark_depths(ax, site, order)
+                ax.axhline(1, color=REFERENCE, lw=0.8)
                 ax.set_title(
                     f"{corpus}: {'reconstruction' if measure == 'fve' else 'the model with the SAE in its stream'}"
                 )
@@ -51,37 +54,25 @@ def plot_evaluation(result: "SAEEvaluation", tokens: str | None = None) -> Figur
             _scale(list(column))
         for ax in axes[-1]:
             crowded = len(order) > 9
-            labels = [name.rsplit("/", 1)[-1] if crowded else _wrapped(name) for name in order]
+            labels = [sae_label(name) if crowded else _wrapped(name) for name in order]
             ax.set_xticks(range(len(order)), labels, rotation=60 if crowded else 0, ha="right" if crowded else "center")
-        p, names = result.provenance, {True: "sinks left as they are", False: "every token"}
-        spliced = max(g["kl"].n_prompts for g in result.groups)
+        shown = "no sinks" if counted == NO_SINKS else "every token"
         words = (
-            f"Filled: {names[counted == NO_SINKS]}, all quartiles of ‖x‖; open, from left to right: quartiles 1 to 4 of each text and "
-            f"site. KL score: x̂ in place of x at every position of {spliced} prompts"
-            f"{', sinks too' if p['splice_sinks'] else ''}. Bars: 95 % delete-one-prompt jackknife intervals"
+            f"Filled: {shown}, all quartiles of ‖x‖; open: quartiles 1 to 4. KL score: x̂ for x at every position of "
+            f"{max(g['kl'].n_prompts for g in groups)} prompts{', sinks too' if provenance['splice_sinks'] else ''}. {BARS}"
         )
-        write_caption(figure, caption(result, words, width))
+        write_caption(figure, _caption(provenance, words))
     return figure
 
 
-def _by_depth(result: "SAEEvaluation") -> list[str]:
-    """The SAEs by layer and point, those of one site in the order in which they were given."""
-    where = {g["sae"]: (g["layer"], g["point"]) for g in result.groups}
-    return sorted(result.names, key=lambda name: where[name])
-
-
-def _quartile_points(
-    ax: Axes, place: int, groups: list[dict[str, Any]], measure: str, colour: str, marker: str
-) -> None:
+def _quartile_points(ax: Axes, place: int, groups: Groups, measure: str, colour: str, marker: str) -> None:
     by = {g["quartile"]: g[measure] for g in groups}
     estimates = [by[quartile] for quartile in QUARTILES]
     x = place + np.array([-0.3, *np.linspace(-0.08, 0.34, len(QUARTILES) - 1)])
     value = np.array([e.value for e in estimates])
-    bars = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
-    shown = np.isfinite(value)
-    bars = np.where(np.isfinite(bars), bars, 0).clip(min=0)
+    bars, shown = bar_lengths(estimates), np.isfinite(value)
     ax.plot(x[1:], value[1:], color=colour, lw=0.8, alpha=0.6)
-    for which, face, size in ((slice(0, 1), colour, 6), (slice(1, None), "white", 4.5)):
+    for which, face, size in ((slice(0, 1), colour, 6), (slice(1, None), OPEN, 4.5)):
         some = shown[which]
         ax.errorbar(
             x[which][some], value[which][some], bars[:, which][:, some], color=colour, marker=marker, mfc=face, ms=size,
@@ -89,20 +80,17 @@ def _quartile_points(
         )  # fmt: skip
 
 
-def _mark_depths(ax: Axes, result: "SAEEvaluation", order: list[str]) -> None:
+def _mark_depths(ax: Axes, site: Mapping[str, str], order: list[str]) -> None:
     """Which SAEs share a site, and which."""
-    site = {g["sae"]: g["site"] for g in result.groups}
     start = 0
     for i, name in enumerate(order):
         if i + 1 < len(order) and site[order[i + 1]] == site[name]:
             continue
         layer, point = site[name].split(".")
         label = f"block {layer}" if point == "resid_post" else f"block {layer}, {point}"
-        ax.text(
-            (start + i) / 2, 0.02, label, transform=ax.get_xaxis_transform(), ha="center", fontsize=7.5, color="0.35"
-        )
+        ax.text((start + i) / 2, 0.02, label, transform=ax.get_xaxis_transform(), ha="center", fontsize=7.5, color=NOTE)
         if i + 1 < len(order):
-            ax.axvline(i + 0.5, color="0.85", lw=0.8)
+            ax.axvline(i + 0.5, color=GRID, lw=0.8)
         start = i + 1
     ax.set_xlim(-0.6, len(order) - 0.4)
 
@@ -127,82 +115,81 @@ def _wrapped(name: str, width: int = 12) -> str:
     return "\n".join(textwrap.wrap(name.replace("/", " "), width, break_long_words=True))
 
 
-def plot_alignment(result: "SAEEvaluation") -> Figure:
-    """Histograms of <w_i, d_i> of live latents, a panel an SAE, the dead ones in grey on top; with free norms the cosine as a line."""
+def plot_alignment(latents: pd.DataFrame, facts: Groups, provenance: Mapping[str, Any]) -> Figure:
+    """Histograms of <w_i, d_i>, a panel an SAE; with free norms the cosine as a line.
 
-    def draw(ax: Axes, some: pd.DataFrame, dead: pd.DataFrame, colour: str, facts: dict[str, Any]) -> None:
+    latents: one line for each latent of each SAE, `live` where it fires on the evaluated tokens (in colour; the others in grey on top);
+    facts: by SAE. Bimodality: Sarle's coefficient, 0.56 for a uniform distribution. Values beyond an axis are counted in its last bin.
+    """
+
+    def draw(ax: Axes, some: pd.DataFrame, dead: pd.DataFrame, colour: str, facts: Mapping[str, Any]) -> None:
         both = [part["alignment"].to_numpy(float) for part in (some, dead)]
         bins = _bins(np.concatenate([*both, some["cosine"].to_numpy(float)]))
         ax.hist([np.clip(x, bins[0], bins[-1]) for x in both], bins, stacked=True, color=[colour, DEAD])
         if not np.allclose(some["alignment"], some["cosine"], atol=1e-3):
-            ax.hist(some["cosine"], bins, histtype="step", color="black", lw=1)
+            ax.hist(some["cosine"], bins, histtype="step", color=INK, lw=1)
         two = facts["alignment bimodality"]
         lines = [f"below 0.5: {facts['alignment < 0.5']:.1%}"] + ([f"bimodality {two:.2f}"] if np.isfinite(two) else [])
         _corner(ax, facts, lines)
 
-    words = (
-        "Colour: latents that fire on the evaluated tokens; grey: those that do not; black line, where norms are free: cosine of w "
-        "and d of the first. Bimodality: Sarle's coefficient, 0.56 for a uniform distribution; values beyond an axis stand in its last bin"
-    )
-    known = set(result.latents.loc[result.latents["alignment"].notna(), "sae"])
-    names = [name for name in result.names if name in known]
+    words = "Grey: latents that never fire. Black: cosine of w and d."
+    names = _having(latents, "alignment", provenance)
     if not names:
         raise ResultError("no SAE here has encoder rows, whose alignment the figure shows")
-    return _histograms(result, names, draw, "alignment ⟨wᵢ, dᵢ⟩", words)
+    return _histograms(latents, facts, provenance, names, draw, "alignment ⟨wᵢ, dᵢ⟩", words)
 
 
-def plot_exponents(result: "SAEEvaluation") -> Figure:
-    """Histograms of the exponents a_i of cosine scores, a panel an SAE that has them."""
-    known = result.latents.loc[result.latents["exponent"].notna()]
-    names = [name for name in result.names if name in set(known["sae"])]
+def plot_exponents(latents: pd.DataFrame, facts: Groups, provenance: Mapping[str, Any]) -> Figure:
+    """Histograms of the exponents a_i of cosine scores, a panel an SAE that has them; arguments as for `plot_alignment`."""
+    known = latents.loc[latents["exponent"].notna()]
+    names = _having(latents, "exponent", provenance)
     if not names:
         raise ResultError("no SAE here has a cosine score, whose exponents the figure shows")
     ends = min(-0.05, float(known["exponent"].min())), max(1.05, float(known["exponent"].max()))
 
-    def draw(ax: Axes, some: pd.DataFrame, dead: pd.DataFrame, colour: str, facts: dict[str, Any]) -> None:
+    def draw(ax: Axes, some: pd.DataFrame, dead: pd.DataFrame, colour: str, facts: Mapping[str, Any]) -> None:
         both = [part["exponent"].to_numpy(float) for part in (some, dead)]
         ax.hist(both, np.linspace(ends[0], ends[1], 57).tolist(), stacked=True, color=[colour, DEAD])
         for end in (0, 1):
-            ax.axvline(end, color="0.6", lw=0.8)
+            ax.axvline(end, color=REFERENCE, lw=0.8)
         mean, sd = (f"{facts[name]:.3f}".replace("-", "−") for name in ("exponent", "exponent sd"))
         _corner(ax, facts, [f"mean {mean}", f"SD {sd}"], 0.4)
 
-    words = (
-        "Lines: 0, the cosine alone, and 1, the inner product. Colour: latents that fire on the evaluated tokens; grey: those that "
-        "do not"
-    )
-    return _histograms(result, names, draw, "exponent aᵢ of ‖x_c‖", words)
+    words = "Lines: 0, the cosine, and 1, the inner product. Grey: latents that never fire."
+    return _histograms(latents, facts, provenance, names, draw, "exponent aᵢ of ‖x_c‖", words)
 
 
-Draw = Callable[[Axes, pd.DataFrame, pd.DataFrame, str, dict[str, Any]], None]
+Draw = Callable[[Axes, pd.DataFrame, pd.DataFrame, str, Mapping[str, Any]], None]
 
 
-def _histograms(result: "SAEEvaluation", names: list[str], draw: Draw, label: str, words: str) -> Figure:
+def _having(latents: pd.DataFrame, column: str, provenance: Mapping[str, Any]) -> list[str]:
+    """The SAEs that have values in a column."""
+    known = set(latents.loc[latents[column].notna(), "sae"])
+    return [name for name in provenance["saes"] if name in known]
+
+
+def _histograms(
+    latents: pd.DataFrame,
+    facts: Groups,
+    provenance: Mapping[str, Any],
+    names: list[str],
+    draw: Draw,
+    label: str,
+    words: str,
+) -> Figure:
     """A panel for each SAE, three in a row."""
-    from diagnostics.sae_evaluation import live
-
-    style, site = looks(result.names), {g["sae"]: g["site"] for g in result.groups}
-    columns = min(3, len(names))
-    lines, width = -(-len(names) // columns), max(3.2 * columns, 6.4)
+    style, of = looks(list(provenance["saes"])), {g["sae"]: g for g in facts}
     with styled():
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(width, 2.3 * lines + 1.1), layout="constrained", squeeze=False
-        )
-        for ax, name in zip(axes.flat, names, strict=False):
-            rows = result.latents.loc[result.latents["sae"] == name]
-            some = live(rows)
-            dead = rows.loc[~rows["latent"].isin(some["latent"])].drop_duplicates(["latent"])
-            facts = next(g for g in result.alignments if g["sae"] == name)
-            draw(ax, some, dead, style[name][0], facts)
-            ax.set_title(f"{name} ({site[name]})", fontsize=9)
-        for ax in axes.flat[len(names) :]:
-            ax.set_visible(False)
-        for i, ax in enumerate(axes.flat[: len(names)]):
-            if i + columns >= len(names):
+        figure, axes = panels(len(names), 3.2, 2.3, 1.1, least=6.4)
+        for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+            rows = latents.loc[latents["sae"] == name]
+            draw(ax, rows.loc[rows["live"]], rows.loc[~rows["live"]], style[name][0], of[name])
+            ax.set_title(f"{name} ({of[name]['site']})", fontsize=9)
+            if i + axes.shape[1] >= len(names):
                 ax.set_xlabel(label)
         for ax in axes[:, 0]:
             ax.set_ylabel("latents")
-        write_caption(figure, caption(result, words, width))
+        write_caption(figure, _caption(provenance, words))
     return figure
 
 
@@ -214,23 +201,22 @@ def _bins(x: np.ndarray) -> list[float]:
     return np.linspace(low - edge, high + edge, 61).tolist()
 
 
-def _corner(ax: Axes, facts: dict[str, Any], lines: list[str], x: float = 0.03) -> None:
+def _corner(ax: Axes, facts: Mapping[str, Any], lines: list[str], x: float = 0.03) -> None:
     """Facts above the bars."""
     ax.set_ylim(top=1.3 * ax.get_ylim()[1])
     lines = [f"{facts['live']:,} of {facts['latents']:,} live", *lines]
-    ax.text(x, 0.98, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7.5, color="0.25")
+    ax.text(x, 0.98, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7.5, color=NOTE)
 
 
-def caption(result: "SAEEvaluation", words: str, inches: float) -> str:
-    """What a reader of the figure must know, from how it was made."""
-    p = result.provenance
-    sink = f"‖x‖ > {p['sink_filter']:g} × median left out" if p["sink_filter"] else "none"
-    if p["sink_filter"] and p.get("skip_first"):
-        sink += f", and the first {p['skip_first']} of each prompt"
+def _caption(provenance: Mapping[str, Any], words: str) -> str:
     texts = "; ".join(
-        f"{name}: {text['tokens']:,} tokens of {text['prompts']} prompts ({text.get('name', 'given')}"
-        f"{', chat template' if text.get('chat_template') else ''})"
-        for name, text in p["texts"].items()
+        f"{text['tokens']:,} tokens of {text['prompts']} prompts of {_named(name, text)}"
+        for name, text in provenance["texts"].items()
     )
-    sentence = f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}). {texts}. Sink filter: {sink}. {words}."
-    return textwrap.fill(sentence, int(16 * inches), break_on_hyphens=False)
+    return caption(provenance, words, texts=texts)
+
+
+def _named(name: str, text: Mapping[str, Any]) -> str:
+    """A text by the name that panels give it, and by its own where that says more."""
+    own = text.get("name", "given") + (", chat template" if text.get("chat_template") else "")
+    return own if own.startswith(name) else f"{name} ({own})"

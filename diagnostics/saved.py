@@ -9,6 +9,7 @@ from typing import TypeVar
 from diagnostics.atlas import CausalAtlas
 from diagnostics.concentration import Concentration
 from diagnostics.contests import WinRateReport
+from diagnostics.depth_plans import DepthPlan
 from diagnostics.dictionary_comparison import DictionaryComparison
 from diagnostics.direction_patching import DirectionNorm
 from diagnostics.dosing import DoseResponse
@@ -16,7 +17,7 @@ from diagnostics.effect_sparsity import AblationSparsity
 from diagnostics.feature_ablations import FeatureAblation
 from diagnostics.latent_pairs import Interactions
 from diagnostics.projections import ProjectionEffects
-from diagnostics.results import Shown
+from diagnostics.results import BaseResult
 from diagnostics.sae_evaluation import SAEEvaluation
 from diagnostics.sparse_probing import SparseProbing
 from diagnostics.specification import Specifications
@@ -26,7 +27,7 @@ from diagnostics.substitution import Substitutions
 from diagnostics.unit_norm import UnitNorm
 from interventions.errors import MechdiagError, ResultError
 
-KINDS: dict[str, type[Shown]] = {
+KINDS: dict[str, type[BaseResult]] = {
     kind.NAME: kind
     for kind in (
         DirectionNorm, DoseResponse, UnitNorm, Specifications, SAEEvaluation, ProjectionEffects, WinRateReport, CausalAtlas,
@@ -35,11 +36,13 @@ KINDS: dict[str, type[Shown]] = {
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""
+PLANS: dict[str, DepthPlan] = {name: plan for kind in KINDS.values() for name, plan in kind.DEPTH.items()}
+"""Every figure by depth, by name."""
 _WORK = "units"
-R = TypeVar("R", bound=Shown)
+R = TypeVar("R", bound=BaseResult)
 
 
-def tables_of(result: Shown) -> object:
+def tables_of(result: BaseResult) -> object:
     """The tables of a result, which need most of what it holds."""
     return result.tables()
 
@@ -57,7 +60,7 @@ def load_result(kind: type[R], folder: str | Path, use: Callable[[R], object] = 
     return found
 
 
-def saved_results(folder: str | Path) -> dict[str, Shown]:
+def saved_results(folder: str | Path) -> dict[str, BaseResult]:
     """Every result in a folder or below it, by its place below the folder; `units/` holds work, no results.
 
     A result of the folder itself has the folder's name; where one folder holds several kinds, the kind's name follows:
@@ -73,8 +76,8 @@ def saved_results(folder: str | Path) -> dict[str, Shown]:
 
 
 def sound_and_damaged(
-    folder: str | Path, use: Callable[[Shown], object] = tables_of
-) -> tuple[dict[str, Shown], dict[str, str]]:
+    folder: str | Path, use: Callable[[BaseResult], object] = tables_of
+) -> tuple[dict[str, BaseResult], dict[str, str]]:
     """`saved_results`, and of each damaged result why it cannot be loaded, by its place. use: as in `load_result`.
 
     Raises `ResultError` for a folder that is not there and for one without a result of either sort.
@@ -82,7 +85,7 @@ def sound_and_damaged(
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise ResultError(f"no folder {folder}; expected one that holds results")
-    found: dict[str, Shown] = {}
+    found: dict[str, BaseResult] = {}
     damaged: dict[str, str] = {}
     for here in _folders(folder):
         kinds = [kind for kind in KINDS.values() if os.path.isfile(here / f"{kind.NAME}.json")]

@@ -1,13 +1,35 @@
-"""Provenance in words: what was measured, on what, and by which path."""
+"""Provenance in words: what was measured, on what, by which path, and what was left out."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
-from diagnostics.results import Shown
 from interventions.sites import Site
 
+_COUNTS = {
+    "rows_dropped": "rows dropped",
+    "pairs_dropped": "pairs dropped",
+    "dropped": "dropped",
+    "tokens_left_out": "tokens left out",
+    "left_out": "tokens left out",
+    "rows_not_finite": "rows not finite",
+    "placebos_not_finite": "placebos not finite",
+    "selves_not_finite": "tokens put back as they were: not finite",
+    "effects_not_finite": "effects not finite",
+    "chunks_halved": "chunks halved because memory ran out (last bits may differ from another run's)",
+}
+"""Keys of provenance that count what is missing; each a number, or numbers by reason."""
+_PREPARED = ("text", "texts", "labelled")
+"""Parts of provenance that say how texts were prepared, before anything was measured."""
 
-def provenances(result: Shown) -> dict[str, Mapping[str, Any]]:
+
+class HasProvenance(Protocol):
+    """Anything that says how it was made."""
+
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+
+
+def provenances(result: HasProvenance) -> dict[str, dict[str, Any]]:
     """The provenance of each run behind a result, by its name; of a result of its own under an empty name."""
     p = result.provenance
     return {"": p} if "model" in p or not p or not all(isinstance(v, Mapping) for v in p.values()) else dict(p)
@@ -77,3 +99,65 @@ def listed(names: Iterable[Any], most: int = 8, between: str = ", ") -> str:
     """Names with commas (or what is given) between them, the rest as a number."""
     given = [str(name) for name in names]
     return between.join(given[:most]) + (f" and {len(given) - most} more" if len(given) > most else "")
+
+
+def left_out(result: HasProvenance) -> list[str]:
+    """`left_out_of` each run behind a result."""
+    return [f"{name}: {line}" if name else line for name, p in provenances(result).items() for line in left_out_of(p)]
+
+
+def left_out_of(p: Mapping[str, Any]) -> list[str]:
+    """Why full forward passes were used in place of the fast path, and what was dropped, with reasons; a line each."""
+    why = list(dict.fromkeys(_values(p, "why_hooks")))
+    said = [f"full forward passes in place of the fast path: {reason}" for reason in why]
+    if not why and "hooks" in _paths(p):
+        said.append("full forward passes served, as asked")
+    lost: dict[tuple[str, str, bool], list[str]] = {}  # of the whole run, or of places that are named
+    for place, key, counts in _lost(p):
+        lost.setdefault((_COUNTS[key], counts, bool(place)), []).append(place)
+    for (what, counts, _), places in lost.items():
+        at = listed(places, 4, "; ")
+        said.append(f"{what}{f' ({at})' if at else ''}: {counts}")
+    return said
+
+
+def _values(p: Any, key: str) -> Iterator[str]:
+    """What stands under a key, anywhere in nested dictionaries, as strings."""
+    if isinstance(p, Mapping):
+        for name, value in p.items():
+            if name == key:
+                yield from [value] if isinstance(value, str) else value or ()
+            else:
+                yield from _values(value, key)
+
+
+def _paths(p: Mapping[str, Any]) -> set[str]:
+    given = p.get("path")
+    named = given.values() if isinstance(given, Mapping) else [given]
+    return {part for path in named if isinstance(path, str) for part in path.split("+")}
+
+
+def _lost(p: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str, str]]:
+    """Where, under which key, and how many by reason."""
+    for name, value in p.items():
+        if name in _PREPARED or name == "joined":
+            continue
+        if name in _COUNTS:
+            yield from ((f"{place}{where_}".strip(", "), name, said) for where_, said in _said(value))
+        elif isinstance(value, Mapping):
+            yield from _lost(value, place if name in ("drawn", "atlas", "ablations", "saes") else f"{place}, {name}")
+
+
+def _said(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, (int, float)):
+        if value:
+            yield place, f"{value:,}"
+    elif isinstance(value, Mapping):
+        counts = {reason: n for reason, n in value.items() if isinstance(n, (int, float))}
+        if any(n for reason, n in counts.items() if reason != "of"):
+            of = counts.pop("of", None)
+            said = ", ".join(f"{n:,} {reason}" for reason, n in counts.items() if n)
+            yield place, said + (f", of {of:,}" if of else "")
+        for name, inner in value.items():
+            if isinstance(inner, Mapping):
+                yield from _said(inner, f"{place}, {name}")

@@ -49,7 +49,7 @@ the interval of the fall is wide (`simpson`); its band, `fall.low` to `fall.high
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,7 @@ from numpy import ndarray
 from scipy import optimize, sparse
 
 from diagnostics import statistics
+from diagnostics.files import Json
 from diagnostics.statistics import Estimate
 from diagnostics.within import Within
 from interventions.errors import ResultError
@@ -74,7 +75,7 @@ _TIE = 1 + 1e-9  # correlations closer than this are equal: where all norms are,
 
 
 @dataclass(frozen=True)
-class Paradox:
+class Paradox(Json):
     """A score's slopes with and without intercepts for deciles of the norm, and what their difference is called."""
 
     label: Label
@@ -98,13 +99,9 @@ class Paradox:
     n_score_0: int
     """of the others, left out: the score is 0 and has no logarithm"""
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
-        return _json(self)
-
 
 @dataclass(frozen=True)
-class WinRate:
+class WinRate(Json):
     """The share of latents with |r(KL, cos)| > |r(KL, inner)|, and what the pooled fit lets one expect."""
 
     observed: Estimate
@@ -118,13 +115,9 @@ class WinRate:
     n_latents: int
     """latents with `min_tokens` rows and both correlations"""
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
-        return _json(self)
-
 
 @dataclass(frozen=True)
-class Simpson:
+class Simpson(Json):
     """The labels of one group of rows, and the win rates behind `range restriction`."""
 
     scores: dict[str, Paradox | None]
@@ -152,22 +145,6 @@ class Simpson:
     """of the rest"""
     n_rows: int
     """rows of the pooled fit and of the win rates"""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them: nan becomes None."""
-        return _json(self)
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return value.as_dict()
-    if isinstance(value, Paradox | WinRate | Simpson):
-        return {name: _json(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, dict):
-        return {name: _json(v) for name, v in value.items()}
-    if isinstance(value, tuple):
-        return [_json(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 class _Fit(NamedTuple):

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from typing_extensions import Self
 
 from diagnostics import probing_summary
+from diagnostics.headlines import Headline
 from diagnostics.latent_probes import task_probes
 from diagnostics.pooling import PooledTexts, labelled_prompts, pooled_texts
 from diagnostics.probes import Probe, probes_of
@@ -23,7 +23,6 @@ from diagnostics.progress import Progressing
 from diagnostics.results import Result, model_identity, model_provenance
 from diagnostics.sampling import generator
 from diagnostics.statistics import Estimate
-from diagnostics.stored import Stored
 from diagnostics.text_groups import first_of_group
 from diagnostics.units import Tick, Unit, Units
 from interventions.errors import ResultError
@@ -58,26 +57,10 @@ class SparseProbing(Result):
 
     NAME: ClassVar[str] = "sparse_probing"
     NOTE: ClassVar[str] = probing_summary.NOTE
-    TEXTS: ClassVar[str] = "probed_texts.parquet"
-
-    @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """The files that every result has."""
-        return (*super().files(), cls.TEXTS)
-
-    @classmethod
-    def read(cls, stored: Stored) -> Self:
-        """A result formed of its files."""
-        return replace(super().read(stored), held_out=stored.table(cls.TEXTS))
-
-    def parts(self) -> dict[str, Any]:
-        """Both tables and the token ids by the names of their files."""
-        return {self.TEXTS: self.held_out} | super().parts()
-
-    @property
-    def names(self) -> list[str]:
-        """The SAEs, in the order in which they were given."""
-        return list(self.provenance["saes"])
+    TABLES: ClassVar[Mapping[str, str]] = {"held_out": "probed_texts.parquet"}
+    TITLE: ClassVar[str] = "Sparse probing"
+    QUESTION: ClassVar[str] = "How much of a class do k latents hold?"
+    names = Result.saes
 
     @property
     def datasets(self) -> list[str]:
@@ -88,10 +71,6 @@ class SparseProbing(Result):
     def groups(self) -> list[dict[str, Any]]:
         """Of each SAE × data set (and `mean`, over data sets) × kind × k: accuracy, cross-entropy with intervals, and by seed."""
         return probing_summary.groups(self.frame, self.held_out)
-
-    def select(self, **values: Any) -> list[dict[str, Any]]:
-        """The groups of some sae, dataset, kind or k."""
-        return [g for g in self.groups if all(g[name] == value for name, value in values.items())]
 
     def difference(self, first: str, second: str, *, k: int = 1, kind: str = "selected") -> dict[str, Estimate]:
         """Accuracy of `first` − that of `second`, by data set and their `mean`; paired by text, delete-one-group jackknife.
@@ -104,19 +83,24 @@ class SparseProbing(Result):
         """A line for each group."""
         return probing_summary.summary_frame(self.groups)
 
-    def table(self) -> str:
-        """The summary as text, for a terminal."""
-        return probing_summary.terminal(self.groups, self.provenance)
+    def headlines(self) -> Iterable[Headline]:
+        """Accuracy of the fewest latents, beside random ones and all of the activation."""
+        return probing_summary.first_numbers(self.groups, self.provenance)
+
+    def left_out(self) -> list[str]:
+        """What chance is, which texts were probed, and what is missing; a line each."""
+        p = self.provenance
+        nulls = (
+            f"random, shuffled: k={min(p['ks'])}. Probe loss: nats, the best one-latent probe; ln 2 = 0.693 is chance."
+        )
+        sizes = [f"{name}: {probing_summary.described(text)}" for name, text in p["texts"].items()]
+        return [nulls, *sizes, *super().left_out()]
 
     def plot(self) -> Any:
         """Accuracy against k, a panel a data set. Returns a matplotlib Figure."""
         from diagnostics.probing_plots import plot_probing
 
-        return plot_probing(self)
-
-    def figures(self) -> dict[str, Any]:
-        """The figure."""
-        return {self.NAME: self.plot()}
+        return plot_probing(self.groups, self.provenance)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Accuracy by SAE, data set and probe, and probe loss."""

@@ -6,19 +6,19 @@ of arXiv:2606.15054, section on direction and norm: that direction matters more 
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from typing_extensions import Self
 
 from diagnostics import statistics
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import Shown
-from diagnostics.stored import Stored
-from diagnostics.study import TRAINED
+from diagnostics.frames import TRAINED
+from diagnostics.headlines import Headline
+from diagnostics.results import BaseResult
 from interventions.errors import ResultError
 
 CLAIMS = {
@@ -44,7 +44,7 @@ FACTORS = {
 
 
 @dataclass(frozen=True)
-class Specifications(Shown):
+class Specifications(BaseResult):
     """Every claim under every combination of choices."""
 
     frame: pd.DataFrame
@@ -54,30 +54,18 @@ class Specifications(Shown):
     """of the runs it was formed of, by text"""
 
     NAME: ClassVar[str] = "specification"
+    TITLE: ClassVar[str] = "Specification curve"
+    QUESTION: ClassVar[str] = "Do the claims about direction and norm survive the choices behind them?"
+    CALL: ClassVar[str] = "specification_curve"
+    FORMED_OF: ClassVar[str] = "DirectionNorm"
+    NULL_MODELS: ClassVar[bool] = True
     NOTE: ClassVar[str] = (
         "A specification: one choice of each factor. Interval above 1, below 1: share of specifications whose whole 95 % delete-one-prompt "
         "jackknife interval lies there. Deeper: factor of growth from the first block to the last."
     )
 
-    @classmethod
-    def files(cls) -> tuple[str, ...]:
-        """The files that every curve has."""
-        return (f"{cls.NAME}.parquet", f"{cls.NAME}.json")
-
-    @classmethod
-    def read(cls, stored: Stored) -> Self:
-        """A curve formed of its files."""
-        return cls(stored.table(), stored.provenance)
-
-    def parts(self) -> dict[str, Any]:
-        """The table by the name of its file."""
-        return {f"{self.NAME}.parquet": self.frame}
-
-    def to_frame(self) -> pd.DataFrame:
-        """The tidy table: columns that are added to it leave the result as it is."""
-        return self.frame.copy(deep=False)
-
-    def summary(self) -> pd.DataFrame:
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
         """Of each claim and model: how many specifications, their median, the share whose whole interval lies above 1, and below."""
         rows = []
         for (claim, model), some in self.frame.groupby(["claim", "model"], sort=False):  # type: ignore[misc]
@@ -93,7 +81,7 @@ class Specifications(Shown):
                     "interval below 1": float((known.high < 1).mean()) if len(known) else np.nan,
                 }
             )
-        return pd.DataFrame(rows)
+        return rows
 
     def by_choice(self, claim: str = "direction") -> pd.DataFrame:
         """Median over the other choices, for each choice of each factor (trained model)."""
@@ -104,13 +92,6 @@ class Specifications(Shown):
             parts += [{"factor": factor, "choice": choice, "median": value} for choice, value in grouped.items()]
         return pd.DataFrame(parts)
 
-    def table(self) -> str:
-        """Summary and medians by choice, for a terminal."""
-        parts = []
-        for title, some in self.tables().items():
-            parts += [f"{title}:"] * bool(title) + [some.to_string(index=False, float_format="%.3g")]
-        return "\n".join(parts)
-
     def tables(self) -> dict[str, pd.DataFrame]:
         """The summary, and of each claim medians by choice."""
         medians = {f"{words}, median by choice": self.by_choice(claim) for claim, words in CLAIMS.items()}
@@ -120,11 +101,28 @@ class Specifications(Shown):
         """The curve of one claim. Returns a matplotlib Figure."""
         from diagnostics.specification_plots import plot_specifications
 
-        return plot_specifications(self, claim)
+        if claim not in CLAIMS:
+            raise ResultError(f"no claim {claim!r}; known: {', '.join(CLAIMS)}")
+        frame = self.frame.loc[self.frame.claim == claim]
+        label = "ratio" if claim == "direction" else "growth of the ratio\nfrom first block to last"
+        return plot_specifications(frame, self.provenance, CLAIMS[claim], FACTORS[claim], label)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Summary and provenance, as they stand in the JSON file."""
-        return {"summary": self.summary().to_dict("records"), "provenance": self.provenance}
+    def counted_in(self) -> Any:
+        """The specifications, each an estimate."""
+        return self.frame[["n_prompts"]].assign(se=0.0).to_dict("records")
+
+    def headlines(self) -> Iterator[Headline]:
+        """How many specifications each claim survives."""
+        for g in self.groups:
+            if g["model"] != TRAINED:
+                continue
+            nulls = [n["interval above 1"] for n in self.groups if n["claim"] == g["claim"] and n["model"] != TRAINED]
+            known = g["specifications"] - g["undefined"]
+            against = f"untrained networks: {min(nulls):.0%} to {max(nulls):.0%}" if nulls else ""
+            words = (
+                f"“{g['claim']}”: specifications whose whole interval is above 1, of {known} (median {g['median']:.3g})"
+            )
+            yield Headline(words, f"{g['interval above 1']:.0%}", against)
 
     def figures(self) -> dict[str, Any]:
         """A figure for each claim."""

@@ -8,14 +8,15 @@ function here raises `ResultError` for rows or clusters that do not fit each oth
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 from numpy import ndarray
 from scipy import stats
 
+from diagnostics.files import Json
 from interventions.errors import ResultError
 
 Rows = Num[ndarray, "row"]
@@ -26,7 +27,7 @@ MIN_PROMPTS, FEW_PROMPTS = 10, 20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Json):
     """A value and its interval."""
 
     value: float
@@ -43,12 +44,8 @@ class Estimate:
     """distinct prompts among them, targets and sources together"""
     bound: bool = False
     """True: `value` is only a lower bound"""
-    df: float = np.nan
+    df: float = field(default=np.nan, metadata={"json": False})
     """degrees of freedom of the t distribution that formed the interval; nan without one, and for medians"""
-
-    def as_dict(self) -> dict[str, float | int | bool | None]:
-        """The fields but `df` as JSON can hold them: nan and ±inf become None."""
-        return {k: v for k, v in _json(self).items() if k != "df"}
 
     def __str__(self) -> str:
         if self.bound:
@@ -58,7 +55,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class CensoredMedian:
+class CensoredMedian(Json):
     """A median of ratios some of whose denominators lie below the noise floor."""
 
     estimate: Estimate
@@ -70,14 +67,9 @@ class CensoredMedian:
     n_rows: int
     """all rows, those left out too"""
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
-        counts = {"n_censored": self.n_censored, "n_undefined": self.n_undefined, "n_rows": self.n_rows}
-        return {"estimate": self.estimate.as_dict(), **counts}
-
 
 @dataclass(frozen=True)
-class FiellerInterval:
+class FiellerInterval(Json):
     """A ratio and the set of ratios that its numerator and denominator do not contradict."""
 
     value: float
@@ -95,17 +87,9 @@ class FiellerInterval:
     n_prompts: int
     """distinct prompts among them, targets and sources together"""
 
-    def as_dict(self) -> dict[str, float | int | str | None]:
-        """The fields as JSON can hold them: nan and ±inf become None."""
-        return _json(self)
-
     def __str__(self) -> str:
         ends = {"bounded": f" [{self.low:.3g}, {self.high:.3g}]", "everything": " (not identified)", "none": ""}
         return f"{self.value:.3g}" + ends.get(self.kind, f" (−inf, {self.low:.3g}] or [{self.high:.3g}, inf)")
-
-
-def _json(result: Any) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(result).items()}
 
 
 class _Prompts(NamedTuple):

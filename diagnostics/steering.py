@@ -1,6 +1,6 @@
 """What happens as a latent's direction is added more and more strongly: alone, with a partner, and in a random direction instead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from diagnostics.edit_bench import PLACEBOS, Bench, parts, repeated
 from diagnostics.firings import Firings, chosen_latents, partner_of
+from diagnostics.headlines import Headline
 from diagnostics.latent_logits import direct_logits
-from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study, token_items
 from diagnostics.probes import Probe
 from diagnostics.progress import Progressing
-from diagnostics.statistics import Estimate
-from diagnostics.steering_summary import NOTE, means, peaks
+from diagnostics.results import Result
+from diagnostics.steering_summary import NOTE, first_numbers, means, peaks
 from diagnostics.study import Clean
 from interventions.edits import matched_placebo
 from interventions.errors import ResultError
@@ -65,11 +65,14 @@ class _Entropy(TokenMetric):
 
 
 @dataclass(frozen=True)
-class Steering(LatentResult):
+class Steering(Result):
     """Effects of adding latents, coefficient by coefficient. The table has a line for each latent × token × condition × coefficient;
     see `COLUMNS`."""
 
     NAME: ClassVar[str] = "latent_steering"
+    TITLE: ClassVar[str] = "Steering"
+    QUESTION: ClassVar[str] = "What do latents do that are added more and more strongly, alone and jointly?"
+    CALL: ClassVar[str] = "latent_steering"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -85,19 +88,18 @@ class Steering(LatentResult):
         return super().as_dict() | {"peaks": self.peaks().to_dict("records")}
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The peaks, with their intervals as text, and the means."""
-        peaks = self.peaks().map(lambda cell: str(cell) if isinstance(cell, Estimate) else cell)
-        return {"peaks": peaks, "means": self.summary()}
+        """The peaks and the means."""
+        return {"peaks": self.peaks(), "means": pd.DataFrame(self.groups)}
 
-    def table(self) -> str:
-        """The peaks and the means as text, for a terminal."""
-        return self.peaks().to_string(index=False) + "\n\n" + super().table()
+    def headlines(self) -> Iterable[Headline]:
+        """The rise of the target's probability at its peak, beside the placebo's."""
+        return first_numbers(self.peaks())
 
     def plot(self) -> Any:
         """KL, target and entropy against the dose. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_steering
 
-        return plot_steering(self)
+        return plot_steering(self.frame, self.provenance)
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """Statistics of latents added more and more strongly: means by coefficient, and whether an effect rises and falls again."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
-from diagnostics.frames import each
+from diagnostics.frames import each, where
+from diagnostics.headlines import Headline
 from diagnostics.interaction_summary import from_sums, mean_of
 
 NOTE = (
@@ -63,3 +65,12 @@ def peaks(frame: pd.DataFrame) -> pd.DataFrame:
              "inverted U": clear if peak not in (0.0, last) else False}
         )  # fmt: skip
     return pd.DataFrame(found)
+
+
+def first_numbers(table: pd.DataFrame) -> Iterator[Headline]:
+    """Of a table of `peaks`: the rise of the target's probability at its peak, beside the placebo's."""
+    for line in where(table, table["condition"].isin(["single", "joint"])).to_dict("records"):
+        nulls = table[(table.sae == line["sae"]) & (table.condition == f"{line['condition']}_placebo_token")]
+        against = "".join(f"its placebo: {n}" for n in nulls["peak − clean"])
+        words = f"rise of the target's probability at its peak (coefficient {line['peak']:g}), {line['condition']}, {line['sae']}"
+        yield Headline(words, str(line["peak − clean"]), against)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diagnostics.frames import TRAINED as TRAINED
 from diagnostics.progress import Progressing
 from diagnostics.results import model_identity, model_provenance
 from diagnostics.sampling import Pairs, TokenFilter, token_filter
@@ -35,7 +36,6 @@ from interventions.texts import Prompts, prompts_for
 CONTEXTS = ("in_place", "single_token")
 """`in_place`: the token's own prompt and position. `single_token`: the vector as the only token, id 0, as in the paper."""
 METRICS = ("kl", "js", "clean_entropy", "top1_changed", "kl_direct")
-TRAINED = "trained"
 SHARD = 64
 """prompts in a work unit"""
 
@@ -197,18 +197,6 @@ def dose_columns(x: Float[Tensor, "target d_model"], edited: Float[Tensor, "targ
         "delta_norm": column((edited.float() - x.float()[:, None]).norm(dim=-1)),
         "delta_angle": column(angle_between(x[:, None].expand_as(edited), edited)),
     }
-
-
-def left_out(provenance: dict[str, Any], few: Sequence[str] = ()) -> list[str]:
-    """What the reader of a table must know is missing, and what served instead of replay; a line each."""
-    p = provenance
-    dropped = {
-        f"pairs dropped{'' if label == TRAINED else f' ({label})'}": drawn["pairs_dropped"]
-        for label, drawn in p["drawn"].items()
-    }
-    said = {"fewer pairs than asked": "; ".join(few), "full forward passes": p["why_hooks"]}
-    said |= dropped | {"rows dropped": p["rows_dropped"]}
-    return [f"{what}: {which}" for what, which in said.items() if which]
 
 
 @dataclass(frozen=True)

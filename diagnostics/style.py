@@ -45,9 +45,19 @@ def legend_label(name: str) -> str:
     return f"\u200b{name}" if name[:1] in ("", "_") else name
 
 
-CAPTION_SIZE = 7.5
-UNTRAINED, DEAD = "0.65", "0.75"
-"""Greys of untrained networks and of dead latents."""
+CAPTION_SIZE = 7
+INK, OPEN = "black", "white"
+"""Marks that stand for no SAE and no edit; the face of open markers."""
+KEY, NOTE = "0.3", "0.35"
+"""Legend entries for a marker or dash in any colour; words inside a panel."""
+REFERENCE, GRID = "0.6", "0.85"
+"""Lines at values that mean something (no effect, chance, y = x); lines that only separate."""
+NOISE, NULL, UNTRAINED, DEAD, OTHER = "0.4", "0.6", "0.65", "0.75", "0.5"
+"""The noise floor; shuffled labels; randomly initialised models; latents that never fire; whatever has no colour of its own."""
+BAND, MISSING = "0.86", "0.93"
+"""A predicted range; cells without a value."""
+NORMS, SHARES, SIGNED = "viridis", "Blues", "RdBu_r"
+"""Colour maps of norms, of shares from 0 to 1, and of values of either sign."""
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 COLOURS = {
@@ -91,7 +101,7 @@ SCORE_LOOKS = {
     "direct": ("#CC79A7", "D"), "gradient": ("#0072B2", "s"), "integrated": ("#009E73", "P"), "fisher": ("#D55E00", "*"),
 }  # fmt: skip
 """Colour and marker of the scores of an atlas."""
-GREYS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
+PLACEBO_LOOKS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
 """Colour, marker and dashes of placebos, in every figure of latents' edits."""
 PLACEBO_LABELS = {"placebo_token": "placebo, between tokens", "placebo_isotropic": "placebo, isotropic"}
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
@@ -111,6 +121,18 @@ SAE_LOOKS = {
 _OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#882255", "#332288", "#999933", "#000000")
 _OTHER_MARKERS = ("P", "X", "h", "<", ">", "p")
 """Of kinds that the zoo does not know."""
+
+PAGE_COLOURS = {
+    "light": {
+        "ink": "#1b1f24", "soft": "#57606a", "line": "#d8dee4", "page": "#fff", "panel": "#f6f8fa", "mark": "#0072b2",
+        "minus": "#b34e00", "all": "#c3c9d0", "pos": "86 180 233", "neg": "240 150 50", "effect": "27 31 36",
+    },
+    "dark": {
+        "ink": "#e6e9ee", "soft": "#a3adb8", "line": "#3a424c", "page": "#14181d", "panel": "#1d232a", "mark": "#56b4e9",
+        "minus": "#f0993c", "all": "#4d5762", "pos": "0 114 178", "neg": "176 84 0", "effect": "240 243 246",
+    },
+}  # fmt: skip
+"""CSS variables of HTML pages, light and dark; red, green and blue where a page shades a colour by its opacity."""
 
 
 _SEED = re.compile(r"-seed\d+$")

@@ -1,6 +1,6 @@
 """Is a latent's part of the stream better replaced by another atom than taken away? Substitution against deletion of equal dose."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,12 @@ from torch import Tensor
 from diagnostics.edit_bench import PLACEBOS, Bench, parts, repeated
 from diagnostics.firings import Firings, chosen_latents
 from diagnostics.frames import lines_of, where
+from diagnostics.headlines import Headline, beside_null
 from diagnostics.interaction_summary import mean_of
-from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import Items, asked_latents, check_numbers, run_latent_study
 from diagnostics.probes import Probe
 from diagnostics.progress import Progressing
+from diagnostics.results import Result
 from diagnostics.sampling import generator
 from diagnostics.statistics import log_ratio_of_means, share
 from diagnostics.study import Clean
@@ -43,10 +44,13 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Substitutions(LatentResult):
+class Substitutions(Result):
     """KL of replacing latents' atoms and of taking them away; see `COLUMNS`."""
 
     NAME: ClassVar[str] = "atom_substitution"
+    TITLE: ClassVar[str] = "Substitution"
+    QUESTION: ClassVar[str] = "Does another atom in a latent's place change less than deleting it at equal dose?"
+    CALL: ClassVar[str] = "atom_substitution"
     NOTE: ClassVar[str] = NOTE
 
     def contests(self, sae: str, atom: str) -> pd.DataFrame:
@@ -79,11 +83,18 @@ class Substitutions(LatentResult):
                 )  # fmt: skip
         return found
 
+    def headlines(self) -> Iterable[Headline]:
+        """Of each SAE, how often the nearest atom changes less than deletion, beside a random atom."""
+        return beside_null(
+            self.groups, "wins", "substitution by the nearest atom changes less than deletion of its dose",
+            lambda g: g["atom"] == "nearest", lambda g: g["atom"] == "random", "by a random atom",
+        )  # fmt: skip
+
     def plot(self) -> Any:
         """KL of substitution against that of deletion of equal dose. Returns a matplotlib Figure."""
         from diagnostics.steering_plots import plot_substitution
 
-        return plot_substitution(self)
+        return plot_substitution(self.groups, self.provenance, ATOMS)
 
 
 @torch.no_grad()

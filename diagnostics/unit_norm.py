@@ -1,7 +1,7 @@
 """What if tokens lost their norm? Activations forced to norm 1 after one block, alone or all together, by depth."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,8 @@ import pandas as pd
 import torch
 
 from diagnostics import statistics
+from diagnostics.depth_plans import DepthPlan
+from diagnostics.headlines import Group, Headline, middle, null_range
 from diagnostics.progress import Progressing
 from diagnostics.results import Result
 from diagnostics.sampling import generator, hash_keys
@@ -24,9 +26,9 @@ from diagnostics.study import (
     among_prompts,
     column,
     dose_columns,
-    left_out,
     run_study,
 )
+from diagnostics.unit_norm_depth import PLANS
 from interventions.edits import norm, random_like, rescale, rotate_by_distance, swap_direction
 from interventions.errors import ResultError
 from interventions.models import wrap
@@ -47,6 +49,11 @@ class UnitNorm(Result):
     """
 
     NAME: ClassVar[str] = "unit_norm"
+    TITLE: ClassVar[str] = "Unit norm"
+    QUESTION: ClassVar[str] = "What is lost when activations keep their direction and all have norm 1?"
+    CALL: ClassVar[str] = "unit_norm_sweep"
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
+    NULL_MODELS: ClassVar[bool] = True
     NOTE: ClassVar[str] = (
         "Mean KL in nats, 95 % jackknife intervals; rotation: by the same distance, norm kept; everywhere: all tokens at once."
     )
@@ -58,45 +65,30 @@ class UnitNorm(Result):
             warnings.simplefilter("ignore")  # few prompts: n_prompts stands beside each interval
             return [_group(key, rows) for key, rows in self.frame.groupby(["model", "layer"], sort=False)]
 
-    def select(self, model: str = TRAINED) -> list[dict[str, Any]]:
-        """The groups of one model."""
-        return [g for g in self.groups if g["model"] == model]
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The model itself."""
+        return {"model": TRAINED}
 
-    def summary(self) -> pd.DataFrame:
-        """One row per model and layer."""
-        rows = []
-        for group in self.groups:
-            row = {}
-            for name, value in group.items():
-                if isinstance(value, statistics.Estimate):
-                    row |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
-                else:
-                    row[name] = value
-            rows.append(row)
-        return pd.DataFrame(rows)
-
-    def table(self) -> str:
-        """The summary as text, for a terminal."""
-        rows = self.tables()[""].to_string(index=False, float_format="%.3g")
-        return "\n".join([rows, self.NOTE, *left_out(self.provenance)])
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """A line for each model and layer."""
-        rows = [
-            {k: str(v) if isinstance(v, statistics.Estimate) else v for k, v in g.items() if k != "noise_floor"}
-            for g in self.groups
-        ]
-        return {"": pd.DataFrame(rows)}
+    def headlines(self) -> Iterable[Headline]:
+        """At the middle block, beside untrained networks."""
+        nulls = [g for label in self.null_models for g in self.select(model=label)]
+        return _first_numbers(self.select(), nulls)
 
     def plot(self) -> Any:
         """KL by depth. Returns a matplotlib Figure."""
-        from diagnostics.dose_plots import plot_unit_norm
+        from diagnostics.unit_norm_plots import plot_unit_norm
 
-        return plot_unit_norm(self)
+        nulls = [self.select(model=label) for label in self.provenance["null_models"]]
+        return plot_unit_norm(self.select(), nulls, self.provenance)
 
-    def figures(self) -> dict[str, Any]:
-        """The figure."""
-        return {self.NAME: self.plot()}
+
+def _first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[Headline]:
+    for g in middle(groups):
+        for name in (name for name in g if " ÷ " in name):
+            known = null_range([n[name] for n in nulls if n["layer"] == g["layer"]])
+            against = f"1: no more than turning as far; {known}".strip("; ")
+            yield Headline(f"KL of {name.replace('_', ' ')}, block {g['layer']}", str(g[name]), against)
 
 
 def _group(key: Any, rows: pd.DataFrame) -> dict[str, Any]:

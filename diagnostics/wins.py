@@ -15,7 +15,8 @@ from numpy import ndarray
 from scipy import stats
 
 from diagnostics import statistics
-from diagnostics.edit_rows import EditRows, Json, read
+from diagnostics.edit_rows import EditRows, read
+from diagnostics.files import Json
 from diagnostics.iid_tests import meng_rosenthal_rubin, steiger
 from diagnostics.indicators import clopper_pearson, linear, share_of, sign_covariance
 from diagnostics.prevalence import Prevalence, error_in_common, false_discovery, share_below

@@ -1,8 +1,10 @@
 """Errors that say what was seen, what was expected and what to do. Commands print them on one line and exit 2."""
 
+from interventions.errors import MechdiagError
 
-class SAEError(ValueError):
-    """Base of every error that this package raises on purpose: an SAE that cannot be built, used or trained as asked.
+
+class SAEError(MechdiagError):
+    """An SAE that cannot be built, used or trained as asked; the base of all errors about SAEs.
 
     What it says is one printable line, whatever names and values a damaged file holds.
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sae_models.cache import cache_folder
+from interventions.cache import cache_folder
 from sae_models.errors import CheckpointError
 from sae_models.readers import read
 from sae_models.readers.stored import CONFIGS, WEIGHTS, opened

@@ -9,8 +9,8 @@ import tyro
 
 from diagnostics import command
 from diagnostics.depth import depth_figures, found_results
-from diagnostics.depth_plans import PLANS
 from diagnostics.results import claim_folder
+from diagnostics.saved import PLANS
 from interventions.errors import MechdiagError
 
 

@@ -12,7 +12,7 @@ import tyro
 from diagnostics import command
 from diagnostics.files import read_json
 from diagnostics.inputs import short_names
-from diagnostics.results import Shown, write_whole
+from diagnostics.results import BaseResult, write_whole
 from diagnostics.saved import sound_and_damaged, unfinished
 from interventions.errors import ResultError
 
@@ -62,7 +62,7 @@ def main(settings: Settings) -> command.Document:
     }
 
 
-def _found(folders: tuple[Path, ...]) -> tuple[dict[str, Shown], dict[str, str], list[str], dict[str, str]]:
+def _found(folders: tuple[Path, ...]) -> tuple[dict[str, BaseResult], dict[str, str], list[str], dict[str, str]]:
     """Results, versions of their code, unfinished runs, and damaged results, by name; of several folders names begin with the folder's.
 
     Raises `ResultError` where no result is left.
@@ -71,7 +71,7 @@ def _found(folders: tuple[Path, ...]) -> tuple[dict[str, Shown], dict[str, str],
 
     if not folders:
         raise ResultError("no folder; name at least one that holds results")
-    results: dict[str, Shown] = {}
+    results: dict[str, BaseResult] = {}
     code: dict[str, str] = {}
     begun: list[str] = []
     broken: dict[str, str] = {}

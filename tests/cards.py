@@ -1,7 +1,6 @@
-"""A tiny model and SAE with what a card must find planted in it: a dead latent, a norm detector, latents of either sign."""
+"""A tiny model and an SAE for tests of cards, with a dead latent and, if asked, latents of either sign."""
 
 import functools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +80,7 @@ def of_tokens() -> tuple[np.ndarray, np.ndarray]:
 
 
 class Table:
-    """What is read of an atlas: rows of some latents, their effects made up, everything else true."""
+    """An atlas as cards read it: rows of some latents, their effects made up, everything else measured."""
 
     def __init__(self, given: SAE, latents: list[int], name: str = "named there"):
         probe = probes_of({name: given}, model(), None)[0]
@@ -103,8 +102,3 @@ class Table:
             "saes": {name: probe.provenance()},
             "text": {"name": "given"},
         }
-
-
-def reworded(card: Any, **changes: Any) -> Any:
-    """A card that says something else."""
-    return replace(card, **changes)

@@ -25,7 +25,7 @@ import pandas as pd
 
 from diagnostics.contests import WinRateReport, win_rate_report
 from diagnostics.projections import ProjectionEffects
-from diagnostics.results import Shown, jsonable
+from diagnostics.results import BaseResult, jsonable
 from diagnostics.saved import KINDS, sound_and_damaged
 from diagnostics.stored import DIGESTS
 from interventions.errors import MechdiagError
@@ -34,7 +34,7 @@ from tests.diagnostics.made_results import provenance
 OTHER = "-other"
 
 
-def results(run: str) -> dict[str, Shown]:
+def results(run: str) -> dict[str, BaseResult]:
     """A result of each kind, small, with values that depend on `run`."""
     seed, found = len(run), {}
     tokens = [[3, 4, 5 + seed], [6, 7]]
@@ -61,12 +61,10 @@ def results(run: str) -> dict[str, Shown]:
     return found
 
 
-def _still(kind: type[Shown]) -> Any:
+def _still(kind: type[BaseResult]) -> Any:
     """The kind without figures; its statistics, of a table made up here, are none."""
     own: dict[str, Any] = {"figures": lambda self: {}}
-    if kind.NAME == "specification":
-        own["summary"] = lambda self: pd.DataFrame()
-    elif kind.NAME not in ("win_rate", "dictionary_comparison"):
+    if kind.NAME not in ("win_rate", "dictionary_comparison"):
         own |= {"groups": [], "as_dict": lambda self: {"summary": [1, 2], "provenance": self.provenance}}
     return type(kind.__name__, (kind,), own)
 
@@ -229,7 +227,7 @@ DAMAGE: tuple[Callable[[Path, random.Random], None], ...] = (
 )  # fmt: skip
 
 
-def content(result: Shown) -> dict[str, Any]:
+def content(result: BaseResult) -> dict[str, Any]:
     """All that a result was loaded with, as it can be compared."""
     parts = {
         name: part.to_dict("split") if isinstance(part, pd.DataFrame) else part for name, part in result.parts().items()

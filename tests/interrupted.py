@@ -1,6 +1,7 @@
 """Ctrl-C at any moment of a call, and what of the model it could leave behind."""
 
 import ast
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def at_line(wanted: Line | None, seen: set[Line] | None = None) -> Iterator[None
     def line(frame: FrameType, event: str, _: Any) -> Callable | None:
         nonlocal due
         if event == "line":
-            at = Path(frame.f_code.co_filename).name, frame.f_code.co_name, frame.f_lineno
+            at = os.path.basename(frame.f_code.co_filename), frame.f_code.co_name, frame.f_lineno
             if seen is not None:
                 seen.add(at)
             if due and at == wanted:
@@ -71,7 +72,9 @@ def at_line(wanted: Line | None, seen: set[Line] | None = None) -> Iterator[None
         return line
 
     def call(frame: FrameType, event: str, _: Any) -> Callable | None:
-        return line if frame.f_code.co_filename.startswith(folder) else None
+        code = frame.f_code  # only the wanted function is traced line by line, which is slow
+        here = code.co_filename.startswith(folder) and (seen is not None or (wanted and code.co_name == wanted[1]))
+        return line if here else None
 
     sys.settrace(call)
     try:

@@ -20,7 +20,7 @@ import torch
 
 from diagnostics.atlas import CausalAtlas
 from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import Shown
+from diagnostics.results import BaseResult
 from interventions.errors import ResultError
 from tests.tiny import prompts, tiny_model, tokenizer
 
@@ -35,12 +35,12 @@ class Case:
     words: tuple[object, ...]
     before: tuple[object, ...] | None = None
     """words of a run that is finished in the folder first"""
-    kind: type[Shown] | None = None
+    kind: type[BaseResult] | None = None
     """what it writes"""
 
 
 def cases(folder: Path) -> dict[str, Case]:
-    """Direction patches, an atlas, SAE training, and patches that replace others, on a tiny model and text made in `folder`."""
+    """Patching, an atlas, SAE training, and patching with --overwrite, on a tiny model and text written to `folder`."""
     tiny_model("llama").save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     texts = [" ".join(f"w{i}" for i in ids) for ids in prompts(tuple(14 + (7 * i) % 11 for i in range(140)))]
@@ -51,21 +51,12 @@ def cases(folder: Path) -> dict[str, Case]:
         *given, "--layers", 1, 4, "--d-sae", 64, "--k", 4, "--tokens", 4096, "--batch-tokens", 128, "--buffer-tokens", 512,
         "--held-out", 0,
     )  # fmt: skip
-    run(Case("train_sae", train), folder / "saes")
-    atlas = (
-        *given,
-        "--saes",
-        folder / "saes/1/standard",
-        folder / "saes/4/standard",
-        "--n-prompts",
-        40,
-        "--held-out",
-        0,
-    )
+    saes = (folder / "saes" / "1" / "standard", folder / "saes" / "4" / "standard")
+    atlas = (*given, "--saes", *saes, "--n-prompts", 40, "--held-out", 0)
     return {
         "patch": Case("patch_direction_norm", patch, kind=DirectionNorm),
-        "atlas": Case("atlas", atlas, kind=CausalAtlas),
         "train": Case("train_sae", train),
+        "atlas": Case("atlas", atlas, kind=CausalAtlas),
         "overwrite": Case(
             "patch_direction_norm", (*patch, "--seed", 1, "--overwrite"), before=patch, kind=DirectionNorm
         ),
@@ -119,7 +110,7 @@ def files(out: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in sorted(every.items()) if name not in (".lock", "lock")}
 
 
-def sound(case: Case, out: Path, known: list[Shown]) -> bool:
+def sound(case: Case, out: Path, known: list[BaseResult]) -> bool:
     """Whether what lies in a folder is a whole result of one of the runs, or refused."""
     if case.kind is None:
         return True
@@ -177,6 +168,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         every = cases(Path(place))
         chosen = given.cases or list(every)
+        if "atlas" in chosen:
+            run(every["train"], Path(place) / "saes")
         for name in chosen:
             each = -(-given.kills // len(chosen))
             found = disturbed(

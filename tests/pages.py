@@ -1,5 +1,6 @@
 """A page as a parser sees it: every tag closed, in order."""
 
+import re
 from html.parser import HTMLParser
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -24,11 +25,17 @@ class Page(HTMLParser):
         assert self.open and self.open.pop() == tag, f"</{tag}> closes {self.open[-1:]}"
 
     def handle_data(self, data):
-        self.text.append(data)
+        if self.open[-1:] not in (["style"], ["script"]):
+            self.text.append(data)
 
     def of(self, tag, attribute):
         """An attribute of every tag of a name, None where it is not there."""
         return [found.get(attribute) for name, found in zip(self.tags, self.attributes, strict=True) if name == tag]
+
+    @property
+    def words(self):
+        """The text as a reader sees it, each run of white space one space."""
+        return re.sub(r"[ \n\t\r]+", " ", "".join(self.text)).strip()
 
 
 def read(html):

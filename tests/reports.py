@@ -1,4 +1,4 @@
-"""Results for tests of pages: one of a tiny model, and one whose numbers, reasons and names are planted."""
+"""Results for tests of pages: one measured on a tiny model, and one with given numbers, reasons and names."""
 
 import functools
 from dataclasses import replace
@@ -6,29 +6,29 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from diagnostics.latent_results import LatentResult
+from diagnostics.results import Result
 from diagnostics.statistics import Estimate
 from diagnostics.unit_norm import UnitNorm, unit_norm_sweep
 from tests.tiny import prompts, tiny_model
 
-EVIL = "<script>alert(\"1\")</script> & 'x'"
+EVIL = "<script>alert(\"1\")</script> & 'x' {{ 7 * 7 }} \u202ebidi"
 
 
 @functools.cache
 def measured() -> UnitNorm:
-    """A unit-norm sweep of the tiny model, which tests leave as it is."""
+    """A unit-norm sweep of the tiny model, which tests must not change."""
     return unit_norm_sweep(
         tiny_model("llama"), prompts((9, 11, 13, 8, 12, 10, 9, 14, 11, 10, 12, 9)), layers=(1, 4), tokens=20
     )
 
 
 def with_provenance(**more) -> UnitNorm:
-    """The same with other provenance."""
+    """The measured result with `more` in its provenance."""
     return replace(measured(), provenance=measured().provenance | more)
 
 
-class Planted(LatentResult):
-    """Forty lines whose numbers are not in order."""
+class Planted(Result):
+    """Forty rows whose numbers are not in order."""
 
     NAME, NOTE = "planted", "what the numbers are"
 
@@ -46,7 +46,7 @@ class Planted(LatentResult):
 
 
 def planted(**more) -> Planted:
-    """Provenance of its own, with `more`."""
+    """A result with made-up provenance, and `more` in it."""
     p = {
         "model": "a model",
         "saes": {"one": {"sha256": "ab"}},

@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from diagnostics.ablation_tables import terminal
 from diagnostics.feature_ablations import FeatureAblation
+from tests.diagnostics.drawn import caption, titles
 from tests.diagnostics.test_ablation_summary import COUNTS, table
 
 
@@ -23,21 +23,16 @@ def result(**changes) -> FeatureAblation:
     return FeatureAblation(frame, [], provenance)
 
 
-def said(figure) -> str:
-    return " ".join(figure.get_supxlabel().split())
-
-
 @pytest.mark.parametrize("form", ["kl", "logit", "probe"])
 def test_a_panel_for_each_concept_and_one_for_all(form):
     figure = result().plot(form)
-    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
-    assert titles == ["a", "b", "at equal intended effect"]
+    assert titles(figure) == ["a", "b", "at equal intended effect"]
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
     assert (
-        "d: 24 texts measured in 9 groups, 2 concepts (without c: 3 groups, fewer than 4). Other texts ranked"
-        in said(figure)
+        "d: 24 texts measured in 9 groups, 2 concepts (without c: 3 groups, fewer than 4), effects at all tokens"
+        in caption(figure)
     )
-    assert "delete-one-text jackknife" in said(figure)  # in this table each text is its own group
+    assert "delete-one-group jackknife" in caption(figure)
     figure.draw_without_rendering()
     plt.close(figure)
 
@@ -51,7 +46,7 @@ def test_selective_latents_without_collateral_stand_at_the_bottom_and_negative_e
     assert figure.axes[0].get_xscale() == "log" and figure.axes[0].get_yscale() == "linear"
     bottom = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert len(bottom) == 2 and all(len(line.get_xdata()) == 3 for line in bottom)
-    assert "1 points with an effect not above 0, or not finite, are not drawn" in said(figure)
+    assert "Open, at the bottom: no collateral effect. Not drawn: 1 points" in caption(figure)
     figure.draw_without_rendering()
     plt.close(figure)
 
@@ -60,9 +55,7 @@ def test_selective_latents_without_collateral_stand_at_the_bottom_and_negative_e
 def test_by_count(arms):
     found = result(arms=arms, per_group=2)
     figure = found.plot_counts()
-    titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == ["precision", "dose"] + ["only the top N kept"] * ("keep" in arms)
-    assert "group (one text where a set has none) jackknife" in said(figure)
+    assert titles(figure) == ["precision", "dose"] + ["only the top N kept"] * ("keep" in arms)
     lines = [line for line in figure.axes[1].lines]
     own = found.frame.query("sae == 'one' and arm == 'selected' and own").groupby("count")["delta_square"].mean()
     assert np.allclose(np.asarray(lines[0].get_ydata(), float), own.to_numpy())
@@ -72,11 +65,11 @@ def test_by_count(arms):
 
 
 def test_the_terminal_says_effects_doses_comparisons_and_losses():
-    words = terminal(result())
+    words = result().table()
     for part in ("kl, mean over concepts", "probe, at equal intended effect", "‖Δx‖²", "2 reads lost", "mean of 2"):
         assert part in words
-    alone = terminal(result(arms=("random",)))
-    assert "kl, at equal intended effect:\nno selected arm, so none" in alone
+    alone = result(arms=("random",)).table()
+    assert "kl, at equal intended effect:\nnone" in alone
 
 
 def test_without_a_selected_arm_there_is_no_comparison():

@@ -6,8 +6,9 @@ import pytest
 from scipy import stats
 
 from diagnostics.ablation_curves import Curve, selectivity
-from diagnostics.ablation_summary import curves, mean_over_concepts, summaries, summary_frame
+from diagnostics.ablation_summary import curves, mean_over_concepts, summaries
 from diagnostics.equal_effects import NOT_REACHED, REACHED, WITHIN, equal_effects
+from diagnostics.frames import with_ends
 from diagnostics.statistics import fieller, from_deletions, jackknife, mean
 from interventions.errors import ResultError
 
@@ -155,7 +156,7 @@ def test_summaries_have_doses_and_what_keeping_recovers():
     rows = frame.query("sae == 'one' and concept == 'a' and arm == 'keep' and own")
     kept, none = (rows.query("count == @n")["kl"].mean() for n in (10, 0))
     assert line["recovered"].value == pytest.approx(1 - kept / none) and line["selectivity"] is None
-    plain = summary_frame(groups)
+    plain = pd.DataFrame([with_ends(g) for g in groups])
     assert len(plain) == len(groups) and {"intended_low", "ratio_kind", "recovered_high"} <= set(plain)
     known = mean(rows.query("count == 10")["kl"].to_numpy(), rows.query("count == 10")["text"].to_numpy())
     assert line["intended"].value == pytest.approx(known.value)

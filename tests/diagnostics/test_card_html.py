@@ -1,8 +1,7 @@
-"""The page: whole, safe, self-contained, and it says what the card says."""
+"""Pages of cards: valid, safe, self-contained, and with the card's numbers."""
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -10,48 +9,15 @@ import pytest
 from diagnostics.card_charts import effect_chart, norm_chart, quartile_chart, z_chart
 from diagnostics.card_content import Histogram
 from diagnostics.card_html import card_html, index_page, page
-from diagnostics.card_words import alone, ends, percent, running, short
+from diagnostics.card_words import ends, percent, short
 from diagnostics.cards import latent_cards
 from diagnostics.latent_logits import TokenLogit
 from diagnostics.statistics import Estimate
 from interventions import wrap
-from tests.cards import DEAD, OPTIONS, PROMPTS, Table, cards, reworded, sae
+from tests.cards import DEAD, OPTIONS, PROMPTS, Table, cards, sae
+from tests.pages import read
+from tests.reports import EVIL
 from tests.tiny import fresh, tokenizer
-
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-EVIL = "<script>alert(\"1\")</script> & 'x'"
-
-
-class Balanced(HTMLParser):
-    """Every tag closed, in order; keeps what is asked about."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.tags, self.links, self.text, self.titles = [], [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "data", "action")]
-        self.titles += [value for name, value in attrs if name == "title"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes {self.open[-1:]}"
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def read(html: str) -> Balanced:
-    parser = Balanced()
-    parser.feed(html)
-    parser.close()
-    assert parser.open == []
-    return parser
 
 
 @pytest.fixture(scope="module")
@@ -65,67 +31,89 @@ def every(card):
 
 
 @pytest.mark.parametrize("kind", ["live", "dead", "signed"])
-def test_pages_are_whole_and_need_nothing_from_elsewhere(every, kind):
+def test_pages_are_valid_and_load_nothing(every, kind):
     html = page(every[kind])
     found = read(html)
-    assert found.links == [] and not re.search(r"https?:|url\(|@import|<script|<link", html)
+    assert found.loads == [] and not re.search(r"https?:|url\(|@import|<script|<link", html)
     assert html.startswith("<!DOCTYPE html>") and "viewport" in html and '<meta charset="utf-8">' in html
-    assert (found.tags.count("svg") == 4) == (kind != "dead")
+    assert found.tags.count("svg") == (0 if kind == "dead" else 4)
     assert every[kind]._repr_html_() == card_html(every[kind]) and every[kind]._repr_html_() in html
+    assert ("Dead on this text" in found.words) == (kind == "dead") == ("Texts" not in found.text)
+    groups = {"live": ["Strongest"], "dead": [], "signed": ["Strongest, positive z", "Strongest, negative z"]}
+    assert [words for words in found.text if words.startswith("Strongest")] == groups[kind]
+    colours = {name.split()[1] for name in found.of("span", "class") if name.startswith("t ")}
+    assert colours == {"live": {"p"}, "dead": set(), "signed": {"p", "n"}}[kind]
 
 
-def test_the_page_says_what_the_card_says(card):
+def test_the_page_shows_the_card_s_numbers(card):
     found = read(page(card))
-    text = "".join(found.text)
     for words in ("Latent 7", short(card.effects.kl.value), ends(card.effects.kl), percent(card.frequency.value), "Nearest latents",
                   "licence: unknown", f"prompt {card.examples[0].prompt}, token {card.examples[0].position}", "rank by total effect",
-                  card.provenance["weights_sha256"][:12], "logits within", "Atlas:", "delete-one-prompt jackknife",
+                  card.provenance["weights_sha256"][:12], "logits within", "Atlas:", "nats. Brackets and bars: 95 % intervals",
                   f"its {card.n_active} rows at the 24 joined prompts", "not the selectivity of feature ablation"):  # fmt: skip
-        assert words in text, words
+        assert words in found.words, words
     example = card.examples[0]
-    assert f"z = {example.z[example.peak]:.3g}, KL = {example.kl[example.peak]:.3g} nats" in found.titles
-    body = re.sub(r"\s", "", text)
-    assert re.sub(r"\s", "", "".join(example.texts)) in body
+    z = example.z[example.peak]
+    at = found.of("span", "title").index(f"z = {z:.3g}, KL = {example.kl[example.peak]:.3g} nats")
+    share = min(1, abs(z) / max(abs(end) for end in card.z_range))
+    assert found.of("span", "style")[at].startswith(f"--z:{share:.2f};--k:")
+    assert "".join(example.texts).strip() in "".join(found.text)
 
 
-def test_texts_names_and_tokens_are_escaped(card):
+def test_texts_names_and_tokens_are_escaped_once(card):
     example = card.examples[0]
-    texts = (EVIL,) * len(example.texts)
     evil = replace(
         card,
         sae=EVIL,
         model=EVIL,
-        examples=(replace(example, texts=texts, clean_top1=EVIL, top1=EVIL + "2", following=EVIL),),
+        examples=(
+            replace(example, texts=(EVIL,) * len(example.texts), clean_top1=EVIL, top1=EVIL + "2", following=EVIL),
+        ),
         promoted=(TokenLogit(EVIL, 1.0),),
         neighbours=(replace(card.neighbours[0], sae=EVIL),),
         provenance=card.provenance | {"text": {"name": EVIL, "licence": EVIL}, "model": EVIL},
     )
     for html in (page(evil), index_page([evil], {7: 'a"b.html'})):
         found = read(html)
-        assert "script" not in found.tags and "<script" not in html
-        assert "".join(found.text).count("<script>") >= 2
-    assert 'href="a&quot;b.html"' in index_page([evil], {7: 'a"b.html'})
+        assert "script" not in found.tags and "".join(found.text).count(EVIL) >= 3
+        assert EVIL.replace(" ", "▁") in found.text  # as a token by itself
+    assert found.loads == ['a"b.html']
 
 
-def test_a_dead_latent_says_so_and_an_index_leads_to_every_card(every):
-    assert "Dead on this text" in page(every["dead"]) and "Texts" not in page(every["dead"])
+def test_spaces_and_line_breaks_of_tokens_are_shown(card):
+    texts = ("a\n", "", " b", "\t", "  ", "\r")
+    z = (1.0, 1.0, 2.0, 0.0, 1.0, 1.0)
+    example = replace(
+        card.examples[0],
+        texts=texts,
+        z=z,
+        kl=(0.1,) * 6,
+        position=2,
+        start=0,
+        stop=6,
+        n_prompt=6,
+        clean_top1=" a\n<",
+        top1="",
+    )
+    html = card_html(replace(card, examples=(example,)))
+    run = re.findall(r'<div class="run">(.*?)</div>', html, re.DOTALL)[0]
+    marked = ('a<span class="w">↵\n</span>', '<span class="w">◌</span>', "b", None, "  ", '<span class="w">␍</span>')
+    shown = [words for words in marked if words is not None]
+    assert re.findall(r'title="[^"]*">(.*?)</span>(?=<span class="[tw]| |$)', run, re.DOTALL) == shown
+    assert ' <span class="t p peak"' in run and '</span><span class="w">⇥</span><span class="t p"' in run
+    assert "<code>▁a↵&lt;</code> → <code>◌</code>" in html
+
+
+def test_an_index_links_every_card_and_says_how_latents_were_chosen(every):
     files = {7: "latent_7.html", DEAD: "latent_5.html"}
     found = read(index_page([every["live"], every["dead"]], files))
-    assert found.links == list(files.values()) and "dead" in found.text
-    assert "Chosen by" not in "".join(found.text)
-    by_frequency = index_page([reworded(every["live"], chosen_by="frequent")], files)
-    assert "".join(read(by_frequency).text).count("Latents 7. Chosen by frequent:N") == 1
+    assert found.loads == list(files.values()) and "dead" in found.text and "Chosen by" not in found.words
+    by_frequency = index_page([replace(every["live"], chosen_by="frequent")], files)
+    assert read(by_frequency).words.count("Latents 7. Chosen by frequent:N") == 1
 
 
-def test_signs_have_their_groups_and_colours(every):
-    html = page(every["signed"])
-    assert "Strongest, positive z" in html and "Strongest, negative z" in html
-    assert re.search(r'<span class="t p( peak)?" style', html) and re.search(r'<span class="t n( peak)?" style', html)
-    assert "positive z<" not in page(every["live"])
-
-
-def test_a_head_wider_than_the_tokenizer():
-    """Ids without a token are shown as ids: promoted, suppressed, in the texts and as the likeliest next."""
+def test_ids_without_a_token_are_shown_as_ids():
+    """Promoted, suppressed, in the texts and as the likeliest next, where the head is wider than the tokenizer."""
     narrow, wide = (
         latent_cards(wrap(fresh("llama"), tokenizer(n), name="tiny"), sae(), [7], PROMPTS, **OPTIONS)[0]
         for n in (60, 97)
@@ -134,37 +122,24 @@ def test_a_head_wider_than_the_tokenizer():
         assert [t.token for t in found] == [t.token if (i := int(t.token[1:])) < 60 else f"⟨{i}⟩" for t in known]
     shown = [x for e in narrow.examples for x in (*e.texts, e.top1, e.clean_top1)]
     assert any("⟨" in x for x in shown) and any("w" in x for x in shown)
-    html = card_html(narrow)
-    read(html)
-    assert all(t.token in html for t in (*narrow.promoted, *narrow.suppressed))
+    words = read(card_html(narrow)).words
+    assert all(t.token in words for t in (*narrow.promoted, *narrow.suppressed))
 
 
-def test_colours_are_shares_of_the_largest(card):
-    top = max(abs(z) for z in card.z_range)
-    shares = [float(s) for s in re.findall(r'style="--z:([\d.]+)(?:;|")', card_html(card))]
-    assert max(shares) <= 1 and all(share >= 0 for share in shares)
-    peak = card.examples[0]
-    assert f"--z:{min(1, abs(peak.z[peak.peak]) / top):.2f}" in card_html(card)
-
-
-def test_bars_stand_where_their_numbers_say():
-    """Heights of a histogram in the ratio of its counts; both ends of the axis inside the picture."""
+def test_bars_are_as_high_as_their_counts():
     svg = z_chart(Histogram(np.array([-2.0, -1, 0, 1, 2]), np.array([1, 0, 4, 2])))
-    read(svg)
-    heights = [float(h) for h in re.findall(r'class="bar \w+".*?height="([\d.]+)"', svg)]
-    assert heights[1] / heights[0] == pytest.approx(4, rel=0.01) and heights[1] / heights[2] == pytest.approx(
-        2, rel=0.01
-    )
-    assert re.findall(r'class="bar (\w+)"', svg) == ["neg", "pos", "pos"]
+    bars = read(svg)
+    heights = [float(height) for height in bars.of("rect", "height")]
+    assert [height / heights[0] for height in heights] == pytest.approx([1, 4, 2], rel=0.01)
+    assert bars.of("rect", "class") == ["bar neg", "bar pos", "bar pos"] and "z 0 to 1: 4 tokens" in bars.text
     even = Histogram(np.geomspace(1, 10, 5), np.full(4, 0.25))
-    read(norm_chart((even, even)))
+    assert len(set(read(norm_chart((even, even))).of("rect", "height"))) == 1
 
 
-def test_charts_of_little():
+def test_charts_of_nothing_are_valid():
     nothing = Estimate(np.nan, np.nan, np.nan, np.nan, 0, 0)
-    read(quartile_chart([nothing] * 4))
-    alike = Histogram(np.array([0.0, 1.0]), np.array([0]))
-    read(z_chart(alike))
+    for svg in (quartile_chart([nothing] * 4), z_chart(Histogram(np.array([0.0, 1.0]), np.array([0])))):
+        assert read(svg).tags.count("rect") == 0 and "nan" not in svg
 
 
 def test_effects_and_placebos_are_drawn(card):
@@ -172,19 +147,15 @@ def test_effects_and_placebos_are_drawn(card):
     assert svg.count('class="dot pos"') == svg.count('class="placebo"') == card.n_active
     assert effect_chart(card.effect_rows.iloc[:0]) == ""
     one = effect_chart(card.effect_rows.iloc[:1].assign(kl=0.0))
-    assert "nan" not in one + svg and one.count("circle") == 2
-    places = [float(y) for y in re.findall(r'cy="([-\d.]+)"', svg)]
-    assert min(places) >= 0 and max(places) <= 200
+    assert "nan" not in one + svg and read(one).tags.count("circle") == 2
+    assert all(0 <= float(y) <= 200 for y in read(svg).of("circle", "cy"))
 
 
-def test_numbers_intervals_and_tokens_in_words():
+def test_numbers_and_intervals_in_words():
     assert [short(x) for x in (0.0, -0.12345, 1234.5, 4.96e-4, 1e-4, -2e7, np.nan, np.inf)] == [
         *("0", "−0.123", "1,234", "5·10⁻⁴", "10⁻⁴", "−2·10⁷", "–", "–")
     ]
     assert percent(0.5) == "50\u202f%" and percent(np.nan) == "–"
     assert ends(Estimate(1, 0.5, np.inf, 1, 9, 12)) == "[0.5, ∞]"
-    assert ends(Estimate(1, np.nan, np.nan, np.nan, 9, 4)) == "no interval: 4 prompts"
-    assert ends(Estimate(1, np.nan, np.nan, np.nan, 9, 1)) == "no interval: 1 prompt"
-    assert ends(Estimate(1, np.nan, np.nan, np.nan, 9, 40)) == "no interval"
-    assert alone(" a\n<") == "<code>▁a↵&lt;</code>" and alone("") == "<code>◌</code>"
-    assert running("a\n") == 'a<span class="w">↵\n</span>' and "◌" in running("")
+    reasons = {4: "no interval: 4 prompts", 1: "no interval: 1 prompt", 40: "no interval"}
+    assert {n: ends(Estimate(1, np.nan, np.nan, np.nan, 9, n)) for n in reasons} == reasons

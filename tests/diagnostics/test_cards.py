@@ -1,4 +1,4 @@
-"""A card's numbers against straight-line computations on a tiny model."""
+"""A card's numbers against direct computations on a tiny model."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def card():
     return cards([7])[0]
 
 
-def test_when_it_fires(card):
-    """Frequency, sizes and norms of the tokens that count, from `encode` and numpy alone."""
+def test_frequency_activations_and_norms(card):
+    """Against `encode` and numpy, over the usable tokens."""
     own, x, count = sae(), activations(), usable()
     z, size = own.encode(x)[:, 7].numpy(), x.norm(dim=1).double().numpy()
     active = count & (z != 0)
@@ -104,14 +104,14 @@ def test_placebos_have_the_norm_and_angle_of_the_edit(monkeypatch):
     assert len(rows) == 9 < n  # the tokens of the texts are measured too, and do not count in the mean
 
 
-def test_what_is_drawn_and_shown_hangs_on_the_seed_alone(card):
+def test_examples_and_sampled_tokens_depend_only_on_the_seed(card):
     again, other = cards([7])[0], cards([3, 7], seed=1, n_effects=9)[1]
     assert repr(again.examples) == repr(card.examples) and again.effect_rows.equals(card.effect_rows)
     few = cards([3, 7], n_effects=9)[1].effect_rows
     assert set(few.token) <= set(card.effect_rows.token) and set(few.token) != set(other.effect_rows.token)
 
 
-def test_a_dead_latent_has_a_card_that_says_so():
+def test_a_dead_latent_has_a_card():
     card = cards([DEAD])[0]
     assert card.dead and card.effects is None and card.examples == () and card.effect_rows.empty
     assert card.frequency.value == 0 and np.isnan(card.z_mean) and np.isnan(card.quartile_shares[0].value)
@@ -119,7 +119,7 @@ def test_a_dead_latent_has_a_card_that_says_so():
     assert "dead on this text" in card.line()
 
 
-def test_latents_of_either_sign():
+def test_signed_latents():
     """Examples of each, the signed z·d subtracted, the mean of |z|."""
     own, x = sae(signed=True), activations()
     z = own.encode(x)[:, 7].numpy()
@@ -141,7 +141,7 @@ def test_latents_of_either_sign():
     assert card.z_histogram.edges[0] < 0 and card.z_histogram.counts.sum() == active.sum()
 
 
-def test_an_atlas_gives_the_mean_over_all_its_rows_and_a_rank():
+def test_an_atlas_gives_the_mean_effect_over_its_rows_and_a_rank():
     table = Table(sae(), [2, 7, 11])
     card = cards([7], atlas=table, n_effects=9)[0]
     own = table.frame.loc[table.frame.latent == 7]
@@ -154,8 +154,8 @@ def test_an_atlas_gives_the_mean_over_all_its_rows_and_a_rank():
     assert card.chosen_by == "number"
 
 
-def test_a_latent_chosen_by_its_effects_shows_those_that_did_not_choose_it():
-    """Latent 11 does most at even prompts and next to nothing at odd ones; the card says what odd ones say."""
+def test_latents_chosen_by_effect_show_effects_of_held_out_prompts():
+    """Latent 11 has the largest effect at even prompts and almost none at odd ones; its card shows the odd ones."""
     table = Table(sae(), [2, 7, 11])
     rows = table.frame
     at = {11: (1e3, 0.001), 2: (1e-3, 1e6), 7: (1, 1)}  # at even and at odd prompts; over both, 2 is the largest
@@ -183,8 +183,8 @@ def test_a_latent_chosen_by_its_effects_shows_those_that_did_not_choose_it():
     )
 
 
-def test_a_latent_that_only_the_choosing_prompts_know_has_no_effects_to_show(monkeypatch):
-    """Where every other prompt is a copy of the one before, nothing is held back but a prompt without the latent."""
+def test_a_latent_active_only_at_the_choosing_prompts_has_no_effects(monkeypatch):
+    """Every other prompt is a copy of the one before, so the only held-out prompt is one without the latent."""
     z = sae().encode(activations())[:, 7].numpy()
     prompt, _ = of_tokens()
     silent = next(i for i in range(len(PROMPTS)) if not (z[(prompt == i) & usable()]).any())
@@ -210,14 +210,7 @@ def test_the_most_frequent_latents():
     assert sorted(fires[found[:3]]) == sorted(np.sort(fires)[-3:]) and found[3] == 7
 
 
-@pytest.mark.parametrize("word", ["²", "٣", "top:²", "-1", "", "top:0", "best:3"])
-def test_only_numbers_are_numbers(word):
-    """Superscripts are digits to `str.isdigit`, and other scripts' digits decimals; neither is what a user meant."""
-    with pytest.raises(ResultError, match="expected a number from 0"):
-        parsed(word)
-
-
-def test_what_cannot_be_shown():
+def test_invalid_arguments_raise():
     with pytest.raises(SAEError, match="latent 40 does not exist; sae has 40"):
         latent_card(model(), sae(), 40, PROMPTS, **OPTIONS)
     other = sae()
@@ -227,6 +220,9 @@ def test_what_cannot_be_shown():
     other.hook_name, other.model_name = SITE.hook_name, "another"
     with pytest.raises(BelongingError, match="another"):
         latent_card(model(), other, 0, PROMPTS, **OPTIONS)
+    for word in ("²", "٣", "top:²", "-1", "", "top:0", "best:3"):  # other scripts' digits are digits to `str.isdigit`
+        with pytest.raises(ResultError, match="expected a number from 0"):
+            parsed(word)
     for latents, options, message in (
         ([], {}, "no latent"),
         (["best:3"], {}, "latent 'best:3'; expected a number from 0, top:N or frequent:N"),

@@ -55,7 +55,7 @@ def raises(error):
     return main
 
 
-def test_settings_reach_main_and_all_is_well(run):
+def test_settings_reach_main(run):
     seen = []
     assert run(seen.append, "--out", "here", "--pairs", "7") == (0, "", "")
     assert seen == [Settings("here", 7)]
@@ -69,7 +69,7 @@ def test_settings_reach_main_and_all_is_well(run):
         BelongingError("folder holds another\nrun; go"),
     ],
 )
-def test_input_that_does_not_serve_is_one_line_and_exit_2(run, error):
+def test_invalid_input_exits_2_with_one_line(run, error):
     assert run(raises(error), "--out", "x") == (2, "", "error: folder holds another run; go\n")
 
 
@@ -82,7 +82,7 @@ def test_input_that_does_not_serve_is_one_line_and_exit_2(run, error):
         ("\udcff is \u2016x\u2016 \u2248 1, 面", "\\udcff is \u2016x\u2016 \u2248 1, 面"),
     ],
 )
-def test_a_terminal_shows_what_is_said_and_does_not_obey_it(run, said, shown):
+def test_control_characters_are_written_out(run, said, shown):
     assert run(raises(ResultError(said)), "--out", "x") == (2, "", f"error: {shown}\n")
 
     def main(settings):
@@ -92,7 +92,7 @@ def test_a_terminal_shows_what_is_said_and_does_not_obey_it(run, said, shown):
     assert run(main, "--out", "x") == (0, f"one     {shown}\ntwo\n", f"warning: {shown}\n")
 
 
-def test_no_lock_reaches_the_folder(run, tmp_path, monkeypatch):
+def test_no_lock_option_leaves_the_folder_unlocked(run, tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -106,7 +106,7 @@ def test_no_lock_reaches_the_folder(run, tmp_path, monkeypatch):
     assert run(main, "--out", str(tmp_path), "--no-lock", settings=command.Resumable) == (0, "", "")
 
 
-def test_a_mistake_in_the_code_keeps_its_traceback(run):
+def test_other_errors_keep_their_traceback(run):
     with pytest.raises(ZeroDivisionError):
         run(raises(ZeroDivisionError()), "--out", "x")
 
@@ -122,12 +122,12 @@ def test_a_mistake_in_the_code_keeps_its_traceback(run):
         (Interrupted(12, 36, None), "interrupted"),
     ],
 )
-def test_an_interruption_is_130_and_one_line(run, error, said):
+def test_interruption_exits_130_with_one_line(run, error, said):
     assert run(raises(error), "--out", "x") == (130, "", f"{said}\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_a_command_once_and_the_old_handlers_come_back(run, number, code):
+def test_a_signal_stops_a_command_once_and_handlers_are_restored(run, number, code):
     reached = []
 
     def main(settings):
@@ -145,7 +145,7 @@ def test_a_signal_stops_a_command_once_and_the_old_handlers_come_back(run, numbe
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_signal_that_was_swallowed_can_be_given_again(run, monkeypatch):
+def test_a_second_signal_stops_a_command_that_suppressed_the_first(run, monkeypatch):
     def main(settings):
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -179,7 +179,7 @@ def test_a_signal_ignored_from_outside_stays_ignored(run):
         (["--out", "x", "stray"], "stray"),
     ],
 )
-def test_a_command_line_that_cannot_be_read_is_one_line_and_exit_2(run, words, named):
+def test_invalid_command_lines_exit_2_with_one_line(run, words, named):
     def main(settings):
         pytest.fail("main ran")
 
@@ -193,28 +193,12 @@ def test_a_command_line_that_cannot_be_read_is_one_line_and_exit_2(run, words, n
     assert "Traceback" not in err
 
 
-def test_help_is_the_docstring_and_exit_0(run):
-    status, out, err = run(raises(AssertionError("main ran")), "--help")
-    assert (status, err) == (0, "")
-    for words in ("What this command does.", "Example: with an example", "folder for the results", "pairs to draw"):
-        assert words in out
-
-
 def test_a_warning_is_one_line(run):
     def main(settings):
-        with warnings.catch_warnings():  # this run makes errors of warnings
-            warnings.simplefilter("always")
-            warnings.showwarning = shown
-            warnings.warn("few\n   prompts", stacklevel=1)
+        assert warnings.showwarning is command._warning_line
+        warnings.showwarning(UserWarning("few\n   prompts"), UserWarning, "a file", 1)
 
-    shown = command._warning_line
     assert run(main, "--out", "x") == (0, "", "warning: few prompts\n")
-
-
-def test_run_shows_warnings_that_way(run):
-    seen = []
-    run(lambda settings: seen.append(warnings.showwarning), "--out", "x")
-    assert seen == [command._warning_line]
 
 
 class Found:
@@ -245,13 +229,13 @@ def finishes(run, monkeypatch, tmp_path):
     return lambda *words: run(main, "--out", str(tmp_path), *words, settings=command.Output)
 
 
-def test_people_get_the_table_and_the_files(finishes, tmp_path):
+def test_the_table_and_the_files_are_printed(finishes, tmp_path):
     status, out, err = finishes()
     assert (status, out) == (0, f"somebody prints\nthe table\nwrote found.json into {tmp_path}\n")
     assert "looking" in err
 
 
-def test_machines_get_one_document_and_nothing_else(finishes, tmp_path):
+def test_json_prints_one_document_and_nothing_else(finishes, tmp_path):
     status, out, err = finishes("--json")
     said = {"summary": [1.5, None], "provenance": {"where": "x"}, "out": str(tmp_path), "files": ["found.json"]}
     assert (status, json.loads(out)) == (0, said)
@@ -260,7 +244,7 @@ def test_machines_get_one_document_and_nothing_else(finishes, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--quiet"], ["--quiet", "--json"]])
-def test_quiet_leaves_what_was_asked_for(finishes, words):
+def test_quiet_prints_no_table_and_no_bar(finishes, words):
     status, out, err = finishes(*words)
     assert status == 0
     if "--json" in words:

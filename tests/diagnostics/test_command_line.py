@@ -1,5 +1,6 @@
 """Options under headings, with the names, types and defaults of the dataclass that they are the fields of."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -61,38 +62,19 @@ class Settings(Shared):
 
 def test_words_become_the_settings():
     assert parsed(Settings, ["a", "--out", "x"]) == Settings(names=("a",), out=Path("x"))
-    words = [
-        "a",
-        "b",
-        "--out",
-        "x",
-        "--model",
-        "m",
-        "--device",
-        "cpu",
-        "--layers",
-        "1",
-        "2",
-        "3",
-        "--pairs",
-        "4",
-        "--width",
-        "5",
-        "--share",
-        "0.25",
-    ]
-    found = parsed(Settings, words)
+    words = "a b --out x --model m --device cpu --layers 1 2 3 --pairs 4 --width 5 --share 0.25"
+    found = parsed(Settings, shlex.split(words))
     assert found == Settings(
         names=("a", "b"), out=Path("x"), model="m", device="cpu", layers=(1, 2, 3), pairs=4, recipe=Recipe(5, 0.25)
     )
 
 
-def test_what_the_settings_refuse_is_raised_as_it_is():
+def test_errors_of_the_settings_are_raised_unchanged():
     with pytest.raises(ValueError, match="too much"):
         parsed(Settings, ["a", "--out", "x", "--share", "2"])
 
 
-def test_help_stands_under_headings_once(capsys, monkeypatch):
+def test_help_shows_each_option_once_under_its_heading(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
         parsed(Settings, ["--help"])
@@ -121,14 +103,14 @@ def test_help_stands_under_headings_once(capsys, monkeypatch):
     assert "hidden" not in said
 
 
-def test_docs_are_those_nearest_to_the_field():
+def test_docs_of_a_field_are_those_of_its_nearest_class():
     docs = attribute_docs(Settings)
     assert docs["pairs"] == "to draw"
     assert docs["model"].split() == ["a", "name", "or", "a", "folder"]
     assert "hidden" not in docs
 
 
-def test_examples_keep_their_lines_and_the_rest_fits(monkeypatch):
+def test_examples_keep_their_lines_and_other_text_is_wrapped(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     said = description(Settings)
     assert "Examples:\n  scripts/it.py --out x\n  scripts/it.py --out y" in said

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from diagnostics.comparison_plots import plot_alignment, plot_effect, plot_gradients, plot_quartiles, plot_stability
+from tests.diagnostics.drawn import caption, panels
 from tests.diagnostics.test_dictionary_comparison import result
 
 
@@ -16,34 +16,29 @@ def _closed():
     plt.close("all")
 
 
-def words(figure) -> str:
-    return " ".join(figure._supxlabel.get_text().split())
-
-
 def test_quartiles_are_those_of_the_first_of_each_kind():
-    found, figure = result(), plot_quartiles(result())
+    found, figure = result(), result().plot()
     (ax,) = (ax for ax in figure.axes if ax.get_visible())
     label = ax.get_legend().get_texts()[1].get_text()
     pair = found.pair("standard", "cosine")
     assert label == f"only in standard: {pair['unique']}"
     drawn = next(c for c in ax.containers if c.get_label() == label).lines[0].get_ydata()
     np.testing.assert_allclose(drawn, [100 * pair[f"unique_q{q}"]["value"] for q in range(1, 5)])
-    assert "delete-one-prompt jackknife" in words(figure) and "Sink filter: ‖x‖ > 10 × median" in words(figure)
 
 
 def test_stability_holds_each_ordered_pair_and_frames_seeds():
-    found, figure = result(), plot_stability(result())
+    found, figure = result(), result().figures()["dictionary_stability"]
     for ax, column in zip(figure.axes, ("mcs", "matched_share"), strict=True):
         shown = {tuple(map(round, t.get_position()[::-1])): t.get_text() for t in ax.texts}
         expected = {
             (found.names.index(g["sae"]), found.names.index(g["other"])): f"{g[column]:.2f}" for g in found.groups
         }
         assert shown == expected and len(ax.patches) == 1
-    assert "chance" in words(figure).lower() and "without an interval" in words(figure)
+    assert "Chance, left: 0." in caption(figure)
 
 
 def test_gradients_fall_from_all_latents_to_none():
-    found, figure = result(), plot_gradients(result())
+    found, figure = result(), result().figures()["dictionary_gradients"]
     line = next(line for line in found.lines["saes"] if line["sae"] == "cosine")
     (drawn,) = (c for c in figure.axes[0].lines if c.get_label().startswith("cosine: "))
     x, y = drawn.get_data()
@@ -54,13 +49,12 @@ def test_gradients_fall_from_all_latents_to_none():
 
 def test_alignment_and_effect_show_each_latent():
     found = result()
-    for figure, column in ((plot_alignment(found), "mcs_seeds"), (plot_effect(found), "kl")):
-        panels = {ax.get_title("left"): ax for ax in figure.axes if ax.get_visible()}
-        assert list(panels) == found.names
+    figures = found.figures()
+    for name, column in (("alignment", "mcs_seeds"), ("effect", "kl")):
+        by_name = {ax.get_title("left"): ax for ax in panels(figures[f"dictionary_{name}"])}
+        assert list(by_name) == found.names
         own = found.frame.query("sae == 'standard' and fired > 0").dropna(subset=column)
-        assert len(panels["standard"].collections[0].get_offsets()) == len(own)
-    assert "which are no sample" in words(plot_alignment(found))
-    assert "placebo" in words(plot_effect(found))
+        assert len(by_name["standard"].collections[0].get_offsets()) == len(own)
 
 
 def test_figures_of_saes_without_rows_ratios_or_ablations():

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.contests import QUARTILES, WinRateReport, win_rate_report
+from diagnostics.contests import WinRateReport, win_rate_report
 from diagnostics.projection_summary import PLACE, noise_floor
 from diagnostics.projections import projection_effects
 from diagnostics.simpsons_paradox import simpson
+from diagnostics.win_rate_summary import QUARTILES
 from diagnostics.wins import win_rates
 from interventions import ResultError, Site, record
 from sae_models.architectures import build, named

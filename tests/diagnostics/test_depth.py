@@ -11,9 +11,8 @@ from matplotlib.container import ErrorbarContainer
 
 from diagnostics.depth import DepthFigures, depth_figures, found_results
 from diagnostics.depth_panels import LINE
-from diagnostics.depth_plans import PLANS
 from diagnostics.files import write_csv
-from diagnostics.sae_plots import plot_evaluation
+from diagnostics.saved import PLANS
 from diagnostics.style import SAE_LOOKS, UNTRAINED, looks
 from interventions.errors import ResultError
 from tests.diagnostics.made_results import (
@@ -149,7 +148,7 @@ def test_an_sae_has_one_colour_in_every_figure():
                     == looks([series])[series][0]
                     == SAE_LOOKS[series.split("-")[0]][0]
                 )
-    alone = plot_evaluation(evaluation())
+    alone = evaluation().plot()
     colours = {to_hex(c.lines[0].get_color()).upper() for c in alone.axes[0].containers}
     assert colours == {colour for colour, _ in style.values()}
 

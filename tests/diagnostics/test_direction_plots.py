@@ -8,14 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.container import ErrorbarContainer
 
 from diagnostics.direction_patching import DirectionNorm, direction_norm
-from diagnostics.plots import CAP, caption
-from diagnostics.style import LABELS
+from diagnostics.plots import CAP
+from diagnostics.style import LABELS, UNTRAINED
 from interventions import Site
 from interventions.errors import MechdiagError
 from interventions.texts import Prompts
+from tests.diagnostics.drawn import points
 from tests.tiny import prompts, tiny_model
 
 PANELS = {
@@ -72,15 +72,6 @@ def kl_axes(drawn, context: str):
     return found
 
 
-def bars(ax, label: str) -> np.ndarray:
-    """(value, low, high) of each point of an error-bar series, in the order drawn."""
-    (series,) = [c for c in ax.containers if isinstance(c, ErrorbarContainer) and c.get_label() == label]
-    value = np.asarray(series.lines[0].get_ydata(), dtype=float)
-    segments = series.lines[2][0].get_segments()
-    ends = [(s[0][1], s[1][1]) if len(s) else (np.nan, np.nan) for s in segments]
-    return np.column_stack([value, *zip(*ends, strict=True)]) if len(value) else np.zeros((0, 3))
-
-
 def arrows(ax) -> list[float]:
     """Where open markers stand: the only markers filled with white."""
     open_ones = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
@@ -93,9 +84,9 @@ def groups(run: DirectionNorm, context: str) -> list:
 
 def check_points(drawn: np.ndarray, estimates: list) -> None:
     expected = [e for e in estimates if not e.bound and e.value <= CAP]
-    np.testing.assert_allclose(drawn[:, 0], [e.value for e in expected])
+    np.testing.assert_allclose(drawn[:, 1], [e.value for e in expected])
     ends = [[x if np.isfinite(x) else e.value for x in (e.low, e.high)] for e in expected]
-    np.testing.assert_allclose(drawn[:, 1:], np.reshape(np.minimum(ends, CAP), (-1, 2)))
+    np.testing.assert_allclose(drawn[:, 2:], np.reshape(np.minimum(ends, CAP), (-1, 2)))
 
 
 CASES = [
@@ -118,12 +109,12 @@ def test_what_is_drawn_is_what_the_table_says(layers, context):
             estimates = [
                 g["edits"][name]["mean_kl"] for g in some if g["edits"][name]["mean_kl"].value > 10 * g["noise_floor"]
             ]
-            check_points(bars(kl_axes(drawn, one), LABELS[name]), estimates)
+            check_points(points(kl_axes(drawn, one), LABELS[name]), estimates)
         ax = axes(drawn, PANELS["direction ÷ norm"][0])
-        check_points(bars(ax, LABELS[one]), [PANELS["direction ÷ norm"][1](g) for g in some])
+        check_points(points(ax, LABELS[one]), [PANELS["direction ÷ norm"][1](g) for g in some])
         for name, tangent in (("placebo_token", "tangent between tokens"), ("placebo_direction", "isotropic tangent")):
             y_label, of = PANELS[name]
-            check_points(bars(axes(drawn, y_label), f"{LABELS[one]}, {tangent}"), [of(g) for g in some])
+            check_points(points(axes(drawn, y_label), f"{LABELS[one]}, {tangent}"), [of(g) for g in some])
     for ax in drawn.axes:
         assert ax.get_yscale() == "log"
         low, high = ax.get_ylim()
@@ -175,7 +166,7 @@ def test_a_norm_patch_that_does_nothing_is_an_open_marker_at_a_bound():
     np.testing.assert_allclose(arrows(ax), sorted(expected))
     assert len(ax.texts) == len(expected)
     # Its KL stands in the strip of the noise floor, not among the effects.
-    assert len(bars(kl_axes(drawn, "in_place"), LABELS["norm"])) == 2
+    assert len(points(kl_axes(drawn, "in_place"), LABELS["norm"])) == 2
     strips = [ax for ax in drawn.axes if any("noise floor" in t.get_text() for t in ax.texts)]
     assert len(strips) == 2
     assert any(np.isclose(line.get_ydata(), 1e-30, rtol=1e-6).any() for line in strips[0].lines)
@@ -200,52 +191,9 @@ def test_a_noise_floor_of_zero(edits, layer):
 def test_few_prompts_have_points_and_no_intervals():
     run = result(n_prompts=6, pairs=12)
     drawn = figure(run)
-    found = bars(kl_axes(drawn, "in_place"), LABELS["direction"])
-    np.testing.assert_allclose(found[:, 0], [g["edits"]["direction"]["mean_kl"].value for g in groups(run, "in_place")])
-    np.testing.assert_allclose(found[:, 1:], found[:, :1].repeat(2, axis=1))
-
-
-def test_the_caption_says_what_a_reader_must_know():
-    run = result()
-    (text,) = [t.get_text() for t in drawn_result().texts if "seed" in t.get_text()]
-    used = run.provenance["drawn"]["trained"]["pair_sets"]["random"]["3.resid_post"]["used"]
-    assert text == caption(run.provenance, f"{used} random cross-prompt token pairs of", bounds=True)
-    flat = " ".join(text.split())
-    assert f"{used} random cross-prompt token pairs of 24 prompts (random tokens)" in flat
-    for words in (
-        "LlamaForCausalLM",
-        "float32",
-        "seed 4",
-        "sink filter: ‖x‖ > 10 × median dropped",
-        "95 %",
-        "replay",
-        "patched at resid_post, read at the edited position",
-        "lower bound",
-    ):
-        assert words in flat, words  # fmt: skip
-    assert "Grey" not in flat
-    other = {**run.provenance, "sink_filter": None, "seed": 9, "model_note": "dequantised", "replay_delta": None}
-    other |= {
-        "sites": ["1.attn_out", "3.attn_out", "1.resid_post"],
-        "horizon": 4,
-        "null_models": ["random 0", "random 1"],
-    }
-    other |= {"path": {"1.attn_out": "hooks+replay", "3.attn_out": "replay", "1.resid_post": "hooks"}}
-    other = " ".join(caption(other, "9 rows of").split())
-    for words in (
-        "9 rows of 24 prompts",
-        "sink filter: none",
-        "seed 9",
-        "dequantised",
-        "patched at attn_out, resid_post",
-        "read at 4 positions (sums)",
-        "Grey: networks of the same shape with random weights (2).",
-        "Effects by hooks and replay.",
-    ):
-        assert words in other, words  # fmt: skip
-    assert "lower bound" not in other and "logits within" not in other
-    last = caption({**run.provenance, "horizon": "last"}, "")
-    assert "read at the last position" in " ".join(last.split())
+    found = points(kl_axes(drawn, "in_place"), LABELS["direction"])
+    np.testing.assert_allclose(found[:, 1], [g["edits"]["direction"]["mean_kl"].value for g in groups(run, "in_place")])
+    np.testing.assert_allclose(found[:, 2:], found[:, 1:2].repeat(2, axis=1))
 
 
 @functools.cache
@@ -264,7 +212,7 @@ def test_untrained_networks_are_grey_lines_at_their_own_values(point):
     for name, contexts in (("direction ÷ norm", ("in_place", "single_token")), ("placebo_token", ("in_place",))):
         y_label, of = PANELS[name]
         ax = axes(drawn, y_label)
-        grey = [line for line in ax.lines if line.get_color() == "0.65"]
+        grey = [line for line in ax.lines if line.get_color() == UNTRAINED]
         expected = [
             [min(of(g).value, CAP) for g in run.select(model=label, point=point) if g["context"] == context]
             for context in contexts
@@ -279,7 +227,7 @@ def test_untrained_networks_are_grey_lines_at_their_own_values(point):
         )
         solid = [of(g) for g in run.select(point=point) if g["context"] == "in_place"]
         series = LABELS["in_place"] if name == "direction ÷ norm" else f"{LABELS['in_place']}, tangent between tokens"
-        check_points(bars(ax, series), solid)
+        check_points(points(ax, series), solid)
     words = "block whose output is patched" if point == "resid_post" else "block, patched at attn_out"
     assert {ax.get_xlabel() for ax in drawn.axes if ax.get_xlabel()} == {words}
 

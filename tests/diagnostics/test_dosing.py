@@ -308,8 +308,8 @@ def test_untrained_networks_get_the_same_edits_of_the_same_tokens():
         own = untrained(wrap(tiny_model("llama")), int(label.split()[1]))
         alone_ = dose_response(own, PROMPTS, layers=LAYERS, tokens=12, doses=(0.05, 0.5, 1.0), directions=GIVEN).frame
         np.testing.assert_allclose(parts[label].kl, alone_.kl, rtol=1e-4, atol=1e-10)
-        assert run.select(label)[0]["model"] == label
-    assert len(run.select()) == len(run.select("random 1")) == len(LAYERS) * 3
+        assert run.select(model=label)[0]["model"] == label
+    assert len(run.select()) == len(run.select(model="random 1")) == len(LAYERS) * 3
 
 
 # Contexts, sites, horizons

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from diagnostics.headlines import _KINDS, headlines
+from diagnostics.results import BaseResult
 from diagnostics.saved import KINDS
 from diagnostics.specification import CLAIMS, Specifications
 from diagnostics.study import TRAINED
@@ -12,8 +12,13 @@ from tests.reports import measured, planted
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
 
 
-def test_every_kind_has_headlines():
-    assert set(_KINDS) == set(KINDS)
+def headlines(result):
+    return list(result.headlines())
+
+
+def test_every_kind_says_what_it_asks_and_what_to_look_at_first():
+    for kind in KINDS.values():
+        assert kind.headlines is not BaseResult.headlines and kind.TITLE and kind.QUESTION.endswith("?"), kind
 
 
 def test_a_kind_that_is_not_ours_has_none():

@@ -1,4 +1,4 @@
-"""Ctrl-C in a diagnostic leaves the model clean, and the same call then gives the same table."""
+"""Ctrl-C in a diagnostic leaves the model clean, and the same call then gives the same result."""
 
 import pandas as pd
 import pytest
@@ -23,26 +23,23 @@ def sae():
     ).requires_grad_(False)
 
 
-def _of(name: str, model, sae, **how) -> pd.DataFrame:
+def called(name: str, model, sae, **how):
     if name == "direction_norm":
-        return direction_norm(model, PROMPTS, layers=[1, 4], pairs=12, pair_sets=["random"], **how).frame
+        return direction_norm(model, PROMPTS, layers=[1, 4], pairs=12, pair_sets=["random"], **how)
     if name == "causal_atlas":
-        return causal_atlas(model, PROMPTS, sae, path_share=0.2, **how).frame
-    return projection_effects(model, PROMPTS, sae, latents=4, tokens_per_latent=6, **how).frame
+        return causal_atlas(model, PROMPTS, sae, path_share=0.2, **how)
+    return projection_effects(model, PROMPTS, sae, latents=4, tokens_per_latent=6, **how)
 
 
-def _once(seen: list) -> None:
-    """A progress callback that interrupts at its first call."""
-    if not seen:
-        seen.append(1)
-        raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("name", ["direction_norm", "causal_atlas", "projection_effects"])
 @pytest.mark.parametrize(
-    "wrapper", ["huggingface", pytest.param("transformer_lens", marks=pytest.mark.bridge), "nnsight"]
+    ("name", "wrapper"),
+    [
+        ("direction_norm", "huggingface"),
+        ("causal_atlas", "nnsight"),
+        pytest.param("projection_effects", "transformer_lens", marks=pytest.mark.bridge),
+    ],
 )
-def test_ctrl_c_leaves_the_model_clean_and_the_work_done(name, wrapper, sae, tmp_path):
+def test_ctrl_c_leaves_the_model_clean_and_the_run_resumable(name, wrapper, sae, tmp_path):
     hf = fresh("llama")
     model = {"huggingface": lambda m: m, "transformer_lens": lambda m: bridge("llama", m), "nnsight": traced}[wrapper](
         hf
@@ -50,15 +47,20 @@ def test_ctrl_c_leaves_the_model_clean_and_the_work_done(name, wrapper, sae, tmp
     looked_at = [hf, model] if wrapper == "transformer_lens" else [hf]
     seen: list[str] = []
     with at_module(-1, seen):
-        expected = _of(name, model, sae)
+        expected = called(name, model, sae)
     before = left_on(*looked_at)
-    for share in (0.2, 0.7):  # in a folder, which keeps what was done
+    for share in (0.2, 0.7):  # in a folder, which keeps finished units
         with pytest.raises(KeyboardInterrupt), at_module(1 + int(share * (len(seen) - 1))):
-            _of(name, model, sae, folder=tmp_path)
+            called(name, model, sae, folder=tmp_path)
         assert left_on(*looked_at) == before
-    stopped: list[int] = []
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        _of(name, model, sae, folder=tmp_path, progress=lambda *_: _once(stopped))
+        called(name, model, sae, folder=tmp_path, progress=stop)
     assert left_on(*looked_at) == before
-    pd.testing.assert_frame_equal(_of(name, model, sae, folder=tmp_path), expected, check_exact=True)
+    resumed = called(name, model, sae, folder=tmp_path)
+    pd.testing.assert_frame_equal(resumed.frame, expected.frame, check_exact=True)
+    assert resumed.provenance == expected.provenance  # replay_delta among it
     assert left_on(*looked_at) == before

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.latent_results import LatentResult
 from diagnostics.latent_study import asked_latents, check_numbers, run_latent_study, token_items
+from diagnostics.results import Result
 from interventions import ResultError
 from tests.planted import planted_model
 from tests.tiny import prompts
@@ -16,7 +16,7 @@ from tests.tiny import prompts
 PROMPTS = prompts(tuple(8 + (3 * i) % 7 for i in range(70)))  # two shards
 
 
-class Norms(LatentResult):
+class Norms(Result):
     """The norm of what stands at some tokens."""
 
     NAME, NOTE = "norms", "read the docstring"

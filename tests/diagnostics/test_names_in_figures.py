@@ -1,4 +1,4 @@
-"""Names that users give are shown as they are: in every figure of every kind of result, and on its page."""
+"""What holds for every figure of every kind of result: titles, captions, colours, legends, drawn numbers, and users' names as they are."""
 
 import dataclasses
 import functools
@@ -7,19 +7,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import is_color_like, to_hex
 from matplotlib.text import Text
 
+from diagnostics import style
 from diagnostics.concentration import causal_concentration
 from diagnostics.contests import win_rate_report
 from diagnostics.depth import depth_figures
 from diagnostics.dictionary_comparison import compare_dictionaries
 from diagnostics.dosing import dose_response
 from diagnostics.effect_sparsity import ablation_sparsity
+from diagnostics.interaction_summary import from_sums, mean_of
 from diagnostics.latent_pairs import interactions
 from diagnostics.saved import KINDS
+from diagnostics.statistics import Estimate
 from diagnostics.steering import latent_steering
 from diagnostics.style import legend_label, styled
 from diagnostics.substitution import atom_substitution
@@ -35,6 +40,7 @@ from tests.diagnostics import (
     test_specification,
     test_unit_norm,
 )
+from tests.diagnostics.drawn import caption, panels, series
 from tests.planted import planted_model
 from tests.tiny import D_MODEL, prompts, tiny_model
 
@@ -42,6 +48,9 @@ NAMES = ("_hidden$x_{$", 'b<i>&"$\\frac{$', "$$c^{%$_", "\\$d\u200f\u202e_{}^", 
 """Of SAEs and directions: half a formula, markup, marks of writing from right to left, what matplotlib leaves out of legends."""
 MODEL, TEXT = "m<b>$_{$ & _", "_t$\\sum_$<"
 PROMPTS = prompts(tuple(8 + (3 * i) % 7 for i in range(26)))
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
 
 
 @pytest.fixture(autouse=True)
@@ -139,23 +148,158 @@ def test_every_kind_is_here():
     assert set(RESULTS) == set(KINDS)
 
 
-@pytest.mark.filterwarnings("ignore:an interval from")
-@pytest.mark.parametrize("kind", RESULTS)
-def test_names_are_shown_as_they_are(kind):
-    result = RESULTS[kind]()
-    given = list(NAMES[:3]) if kind == "dose_response" else []
-    if kind != "win_rate":
+@functools.cache
+def drawn(kind: str) -> tuple[Any, list[str], dict[str, Any], dict[str, str]]:
+    """A result with unusual names, those of them that figures must show, its figures, and everything that is written in each."""
+    result, given = RESULTS[kind](), list(NAMES[:3]) if kind == "dose_response" else []
+    if kind not in ("specification", "win_rate"):
         result, given = (found := poisoned(result))[0], given + found[1]
     figures = result.figures()
-    said = [words(figure) for figure in figures.values()]
-    assert said
+    said = {name: words(figure) for name, figure in figures.items()}
+    assert figures
+    return result, given, figures, said
+
+
+every_kind = pytest.mark.parametrize("kind", RESULTS)
+
+
+@every_kind
+def test_names_are_shown_as_they_are(kind):
+    result, given, _, said = drawn(kind)
     if kind not in ("specification", "win_rate"):
-        assert all("".join(MODEL.split()) in text for text in said)
+        assert all("".join(MODEL.split()) in text for text in said.values())
     for name in given:
-        assert any(name in text for text in said), name
+        assert any(name in text for text in said.values()), name
     page = result._repr_html_()
     assert "<i>" not in page and "m<b>" not in page
     assert isinstance(result.table(), str) and len(result.summary())
+
+
+@every_kind
+def test_every_panel_has_a_title_and_axis_labels(kind):
+    """Of its own, or of the panels that share its axis or stand in its row or column."""
+    for name, figure in drawn(kind)[2].items():
+        shown = [ax for ax in panels(figure) if ax.get_subplotspec() is not None]
+        for ax in shown:
+            place = ax.get_subplotspec()
+            row = [a for a in shown if a.get_subplotspec().rowspan == place.rowspan]
+            column = [a for a in shown if a.get_subplotspec().colspan == place.colspan]
+            shared = ax.get_shared_x_axes().get_siblings(ax)
+            assert any(a.get_title(loc="left") or a.get_legend() for a in column) or figure.get_suptitle(), name
+            assert any(a.get_ylabel() or a.get_yticklabels() for a in row), name
+            assert any(a.get_xlabel() or a.get_xticklabels() for a in (*column, *shared)), name
+
+
+@every_kind
+def test_a_caption_says_how_it_was_made_and_ends_before_its_third_line(kind):
+    """Figures narrower than 8 inches may take a third line."""
+    result, _, figures, _ = drawn(kind)
+    p = result.provenance
+    p = next(iter(p.values())) if kind in ("specification", "win_rate") else p
+    for name, figure in figures.items():
+        lines = figure.get_supxlabel().splitlines()
+        said = caption(figure)
+        assert len(lines) <= (2 if figure.get_size_inches()[0] >= 8 else 3), (name, lines)
+        assert said.startswith(f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), ")
+        assert "left out" in said or "sink filter" in said
+        if "seed" in p and kind != "sae_evaluation":
+            assert f"seed {p['seed']}" in said
+
+
+@every_kind
+def test_colours_are_those_of_the_style(kind):
+    known = {to_hex(colour) for colour in colours_in(vars(style))} | {to_hex("black"), to_hex("white"), to_hex("0.8")}
+    for name, figure in drawn(kind)[2].items():
+        for ax in panels(figure):
+            if ax.get_label() == "<colorbar>":
+                continue
+            found = {to_hex(line.get_color()) for line in ax.lines} | {to_hex(text.get_color()) for text in ax.texts}
+            found |= {to_hex(patch.get_facecolor()) for patch in ax.patches if patch.get_fill()}
+            for group in ax.collections:
+                if group.get_array() is None:
+                    found |= {to_hex(colour) for colour in (*group.get_facecolor(), *group.get_edgecolor())}
+            assert found <= known, (name, found - known)
+
+
+def colours_in(value: Any) -> set[str]:
+    """Every colour within nested dictionaries and tuples."""
+    if isinstance(value, str):
+        return {value} if len(value) > 1 and is_color_like(value) else set()
+    if isinstance(value, Mapping):
+        value = [some for key, some in value.items() if not str(key).startswith("__")]
+    return set().union(*map(colours_in, value)) if isinstance(value, (list, tuple)) else set()
+
+
+@every_kind
+def test_legends_name_each_series_once(kind):
+    for name, figure in drawn(kind)[2].items():
+        legends = [*figure.legends, *(found for ax in panels(figure) if (found := ax.get_legend()))]
+        for found in legends:
+            labels = [text.get_text() for text in found.get_texts()]
+            assert labels and len(set(labels)) == len(labels), (name, labels)
+
+
+def numbers(value: Any) -> set[float]:
+    """Every number within nested estimates, tables, dictionaries and lists."""
+    if isinstance(value, Estimate):
+        return {value.value, value.low, value.high}
+    if isinstance(value, pd.DataFrame):
+        return numbers(value.select_dtypes("number").to_numpy(float).ravel().tolist())
+    if isinstance(value, (int, float)):
+        return {float(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return set().union(*map(numbers, value)) if isinstance(value, (list, tuple)) else set()
+
+
+def on_log_axes(frame: pd.DataFrame) -> list[Any]:
+    """Means of what is drawn on log axes have intervals of their logarithm there."""
+    parts = [some for _, some in frame.groupby(["sae", "condition", "coefficient"], observed=True)]
+    return [mean_of(some, name, "log") for some in parts for name in ("kl", "probability")]
+
+
+GROUPS: dict[str, Callable[[Any], Any]] = {
+    "specification": lambda result: result.frame,
+    "win_rate": lambda result: result.frame,
+    "feature_ablation": lambda result: [result.groups, *map(result.equal_effects, result.forms), recovered(result)],
+    "latent_steering": lambda result: [result.groups, on_log_axes(result.frame)],
+    "interactions": lambda result: [
+        from_sums(some, ["rms_interaction", "bottom"], lambda a, b: a / b, "log") for some in binned(result.frame)
+    ],
+}
+
+
+def recovered(result: Any) -> list[Any]:
+    """Ratios of means over concepts, and what is recovered when only N latents are kept."""
+    means = [*result.means("probe"), *result.means("kl")]
+    found = [[c.recovered(k, part) for k in range(len(c.counts)) for part in (0, 1)] for c in means if c.arm == "keep"]
+    return [*found, *([c.log_ratio(k) for k in range(len(c.counts))] for c in means)]
+
+
+def binned(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Pairs by kind and half decade of the size of their single effects."""
+    frame = frame.assign(bottom=frame["rms_i"] + frame["rms_j"])
+    place = np.floor(2 * np.log10(frame["bottom"].where(frame["bottom"] > 0)))
+    return [some for _, some in frame.groupby(["sae", "kind", place], observed=True)]
+
+
+@every_kind
+def test_every_point_with_an_interval_is_a_number_of_the_result(kind):
+    """Values and both ends, as they are or in per cent; a missing end is the value itself."""
+    result, _, figures, _ = drawn(kind)
+    known = np.array(sorted(x for x in numbers(GROUPS.get(kind, lambda r: r.groups)(result)) if np.isfinite(x)))
+    known = np.unique(np.concatenate([known, 100 * known]))
+    seen = 0
+    for name, figure in figures.items():
+        for ax in panels(figure):
+            for _, points in series(ax):
+                found = points[:, 1:][np.isfinite(points[:, 1:])]
+                near = known[np.abs(found[:, None] - known).argmin(1)] if len(found) else found
+                np.testing.assert_allclose(found, near, rtol=1e-7, atol=1e-12, err_msg=name)
+                seen += len(found)
+    assert seen or kind in ("specification", "causal_concentration", "projections")
 
 
 def test_figures_by_depth_show_names_as_they_are():

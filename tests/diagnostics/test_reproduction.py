@@ -59,12 +59,10 @@ def test_sites_within_blocks_are_named():
     assert found == {"sites": "[Site.parse(site) for site in ['1.attn_out']]", "pairs": "7", "context": "'both'"}
 
 
-def test_a_command_that_is_known_is_the_answer():
+def test_the_stored_command_is_printed():
     command = ["scripts/unit_norm.py", "--layers", "1", "4", "--prompts", "my text.txt"]
-    assert (
-        reproduction(with_provenance(command=command), "x")
-        == "scripts/unit_norm.py --layers 1 4 --prompts 'my text.txt'"
-    )
+    said = "scripts/unit_norm.py --layers 1 4 --prompts 'my text.txt' --out x"
+    assert reproduction(with_provenance(command=command), "x") == said
 
 
 def test_what_is_formed_of_runs_says_of_which():

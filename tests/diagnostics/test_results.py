@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +32,7 @@ from diagnostics.statistics import Estimate
 from diagnostics.stored import document_digest
 from interventions import wrap
 from interventions.errors import ResultError
+from tests.pages import read as page_of
 from tests.tiny import D_MODEL, N_LAYERS, VOCAB, fresh, tiny_model
 
 
@@ -368,3 +370,31 @@ def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask):
     for path in (*(tmp_path / "out").iterdir(), tmp_path / "x.json"):
         assert os.stat(path).st_mode & 0o777 == 0o666 & ~umask
     assert os.stat(tmp_path / "out").st_mode & 0o777 == 0o777 & ~umask
+
+
+class TwoGroups(Result):
+    """Two groups."""
+
+    NAME, NOTE = "found", "what the numbers are"
+
+    @property
+    def groups(self):
+        share = Estimate(0.5, 0.25, 0.75, 0.1, 9, 30)
+        return [{"sae": "one", "share": share}, {"sae": "two", "share": "few"}]
+
+    def plot(self):
+        return plt.figure(num="the figure", figsize=(2, 1))
+
+
+def found(**more):
+    return TwoGroups(pd.DataFrame(), [], {"saes": {"one": 1, "two": 2}, "rows_dropped": {}, "why_hooks": None} | more)
+
+
+def test_estimates_stand_with_their_intervals_and_only_what_was_dropped_is_told():
+    assert found().saes == ["one", "two"] and list(found().figures()) == ["found"]
+    plt.close("the figure")
+    assert found().table().splitlines()[1:] == ["one 0.5 [0.25, 0.75]", "two              few", "what the numbers are"]
+    said = found(rows_dropped={"effect not finite": 3}, why_hooks=["no keys"]).table().splitlines()[-2:]
+    assert said == ["full forward passes in place of the fast path: no keys", "rows dropped: 3 effect not finite"]
+    page = page_of(found()._repr_html_())
+    assert "0.5 [0.25, 0.75]" in "".join(page.text) and "what the numbers are" in page.text

@@ -657,7 +657,7 @@ def test_a_result_comes_back_from_its_folder(tmp_path):
     assert set(text) == {"summary", "alignment", "provenance", "figures", "sha256"}
     assert len(text["summary"]) == len(run.frame)
     assert text["summary"] == jsonable(run.groups)
-    (tmp_path / SAEEvaluation.LATENTS).unlink()
+    (tmp_path / SAEEvaluation.TABLES["latents"]).unlink()
     with pytest.raises(ResultError, match=r"sae_latents\.parquet is missing"):
         SAEEvaluation.load(tmp_path)
 

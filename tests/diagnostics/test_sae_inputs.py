@@ -8,7 +8,7 @@ from interventions.loading import LAYERNORM_MODEL
 from sae_models.errors import CheckpointError
 
 
-def test_kinds_are_those_of_the_zoo_at_each_layer_and_what_is_a_path_stays(tmp_path):
+def test_kinds_become_paths_in_the_zoo_and_paths_stay(tmp_path):
     (tmp_path / "cosine").mkdir()
     given = ("cosine", "results/7/standard", "hf:a/b/c", str(tmp_path / "cosine"))
     expected = ("m/7/cosine", "m/15/cosine", "results/7/standard", "hf:a/b/c", str(tmp_path / "cosine"))
@@ -16,7 +16,7 @@ def test_kinds_are_those_of_the_zoo_at_each_layer_and_what_is_a_path_stays(tmp_p
     assert sae_paths(["cosine"], [7], LAYERNORM_MODEL) == ("smollm2-135m/7/cosine",)
 
 
-def test_packaged_ones_are_loaded_under_names_that_tell_them_apart():
+def test_packaged_saes_are_loaded_under_names_that_tell_them_apart():
     saes = named_saes(["standard", "cosine"], [7, 15], "smollm2-135m", "cpu")
     assert list(saes) == ["7/standard", "15/standard", "7/cosine", "15/cosine"]
     assert saes["15/cosine"].hook_name == "blocks.15.hook_resid_post"
@@ -28,10 +28,9 @@ def test_packaged_ones_are_loaded_under_names_that_tell_them_apart():
     ("more", "message"),
     [
         ({"horizon": "2"}, "leave sites and horizon"),
-        ({"held_out": 1.0}, "a share from 0 to below 1"),
         ({"saes": ()}, "name at least one"),
     ],
 )
-def test_options_that_do_not_serve(tmp_path, more, message):
+def test_invalid_options_are_refused(tmp_path, more, message):
     with pytest.raises(MechdiagError, match=message):
         SAEInputs(out=tmp_path, **more).check(())

@@ -10,9 +10,9 @@ from matplotlib.colors import to_hex
 
 from diagnostics.sae_evaluation import SAEEvaluation
 from diagnostics.sae_measures import ALL, MEASURES, NO_SINKS, QUARTILES
-from diagnostics.sae_plots import caption, plot_alignment, plot_evaluation, plot_exponents
 from diagnostics.style import DEAD, looks
 from interventions.errors import ResultError
+from tests.diagnostics.drawn import caption, series, titles
 
 SITES = {"standard": "7.resid_post", "cosine": "7.resid_post", "late": "22.mlp_out"}
 CORPORA = ("boolq", "sotu")
@@ -66,33 +66,23 @@ def _closed():
     plt.close("all")
 
 
-def bars(ax) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Colour, values and ends of each set of points with intervals."""
-    found = []
-    for container in ax.containers:
-        points, _, (segments,) = container.lines
-        ends = np.array([s[:, 1] for s in segments.get_segments()])
-        found.append((to_hex(points.get_color()).upper(), points.get_ydata(), ends))
-    return found
-
-
 def test_every_quartile_is_drawn_with_its_interval():
     run = result()
-    figure = plot_evaluation(run)
+    figure = run.plot()
     assert len(figure.axes) == 4
     for ax, (corpus, measure) in zip(figure.axes, [(c, m) for c in CORPORA for m in ("fve", "kl_score")], strict=True):
         assert corpus in ax.get_title(loc="left")
         # by depth, so `late`, which was given first, comes last
         assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["standard", "cosine", "late"]
-        found = bars(ax)
+        found = series(ax)
         assert len(found) == 6
         for place, name in enumerate(("standard", "cosine", "late")):
             groups = run.select(sae=name, corpus=corpus, tokens=NO_SINKS)
-            (colour, overall, ends), (same, by_quartile, _) = found[2 * place : 2 * place + 2]
-            assert colour == same == looks(run.names)[name][0]
-            assert overall.tolist() == [groups[0][measure].value]
-            assert by_quartile.tolist() == [g[measure].value for g in groups[1:]]
-            np.testing.assert_allclose(ends, [[groups[0][measure].low, groups[0][measure].high]])
+            (first, overall), (second, by_quartile) = found[2 * place : 2 * place + 2]
+            for drawn in (first, second):
+                assert to_hex(drawn.lines[0].get_color()).upper() == looks(run.names)[name][0]
+            wanted = [[g[measure].value, g[measure].low, g[measure].high] for g in groups]
+            np.testing.assert_allclose(np.vstack([overall, by_quartile])[:, 1:], wanted)
     texts = [t.get_text() for t in figure.axes[0].texts]
     assert texts == ["block 7", "block 22, mlp_out"]
     assert figure.axes[0].get_ylabel() == "fraction of variance explained"
@@ -101,18 +91,18 @@ def test_every_quartile_is_drawn_with_its_interval():
 
 def test_all_tokens_can_be_shown_and_are_where_nothing_is_filtered():
     run = result()
-    assert bars(plot_evaluation(run, ALL).axes[0])[0][1][0] == run.select(sae="standard", tokens=ALL)[0]["fve"].value
+    assert series(run.plot(ALL).axes[0])[0][1][0, 1] == run.select(sae="standard", tokens=ALL)[0]["fve"].value
     unfiltered = result(sink_filter=None)
-    assert "every token" in plot_evaluation(unfiltered)._supxlabel.get_text().replace("\n", " ")
+    assert "every token" in caption(unfiltered.plot())
     with pytest.raises(ResultError, match="no tokens 'no sinks'"):
-        plot_evaluation(unfiltered, NO_SINKS)
+        unfiltered.plot(NO_SINKS)
 
 
 def test_a_far_value_does_not_squeeze_the_others():
     run = result()
     frame = run.frame.copy()
     frame.loc[(frame.sae == "late") & (frame.quartile == "Q4"), ["fve", "fve_low", "fve_high"]] = [-184, -190, -180]
-    figure = plot_evaluation(SAEEvaluation(frame, run.tokens, run.provenance, run.latents))
+    figure = SAEEvaluation(frame, run.tokens, run.provenance, run.latents).plot()
     low, high = figure.axes[0].get_ylim()
     assert low > -1 and high < 1.2
     assert any("−184" in t.get_text() for t in figure.axes[0].texts)
@@ -124,14 +114,14 @@ def test_values_that_are_missing_are_left_out():
     columns = [c for c in frame if c.startswith(("fve", "kl_score"))]
     frame.loc[frame.sae == "cosine", [c for c in columns if c.endswith(("low", "high"))]] = np.nan
     frame.loc[(frame.sae == "cosine") & (frame.quartile == "Q2"), columns] = np.nan
-    found = bars(plot_evaluation(SAEEvaluation(frame, run.tokens, run.provenance, run.latents)).axes[0])
+    found = series(SAEEvaluation(frame, run.tokens, run.provenance, run.latents).plot().axes[0])
     assert len(found[3][1]) == 3
-    assert np.ptp(found[2][2], axis=1).max() == 0
+    assert np.ptp(found[2][1][:, 2:], axis=1).max() == 0
 
 
 def test_histograms_count_every_latent_once():
     run = result()
-    figure = plot_alignment(run)
+    figure = run.figures()["sae_alignment"]
     assert len(figure.axes) == 3
     for ax, name in zip(figure.axes, run.names, strict=True):
         heights = {}
@@ -153,8 +143,8 @@ def test_histograms_count_every_latent_once():
 
 def test_exponents_are_those_of_cosine_saes():
     run = result()
-    figure = plot_exponents(run)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["cosine (7.resid_post)"]
+    figure = run.figures()["sae_exponents"]
+    assert titles(figure) == ["cosine (7.resid_post)"]
     assert sum(p.get_height() for p in figure.axes[0].patches) == 50
     facts = next(g for g in run.alignments if g["sae"] == "cosine")
     assert (
@@ -167,19 +157,6 @@ def test_exponents_are_those_of_cosine_saes():
 def test_without_exponents_there_is_no_such_figure():
     run = result(("standard", "late"))
     assert set(run.figures()) == {"sae_evaluation", "sae_alignment"}
-    with pytest.raises(ResultError, match="no SAE here has a cosine score"):
-        plot_exponents(run)
-
-
-def test_captions_say_how_it_was_made():
-    said = caption(result(), "Words of this figure", 9.6).replace("\n", " ")
-    for words in (
-        *("some-model (a note; float32)", "boolq: 4,000 tokens of 40 prompts (boolq, held out)"),
-        *("‖x‖ > 10 × median left out", "Words of this figure."),
-    ):
-        assert words in said
-    for figure in result().figures().values():
-        assert "some-model" in figure._supxlabel.get_text()
 
 
 def test_many_saes_and_one_have_figures():

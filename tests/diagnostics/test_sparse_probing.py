@@ -207,7 +207,7 @@ def test_files_and_figure(tmp_path):
     assert said["provenance"]["texts"]["three"]["counts"] == {"a": 24, "b": 24, "c": 24}
     assert said["provenance"]["left_out"]["two, 1.resid_post"]["position 0"] == 40
     assert len(said["summary"]) == len(result().groups) == 2 * 3 * 9
-    (tmp_path / SparseProbing.TEXTS).unlink()
+    (tmp_path / SparseProbing.TABLES["held_out"]).unlink()
     with pytest.raises(ResultError, match=r"probed_texts\.parquet is missing"):
         SparseProbing.load(tmp_path)
 

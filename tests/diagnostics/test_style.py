@@ -1,5 +1,12 @@
-"""Looks are told apart, and the same in whatever company."""
+"""Looks are told apart, and the same in whatever company; no other module names a colour."""
 
+import ast
+from pathlib import Path
+
+import matplotlib
+from matplotlib.colors import is_color_like
+
+import diagnostics
 from diagnostics.style import COLOURS, CONDITION_LOOKS, LABELS, SAE_LOOKS, legend_looks, looks, sae_kind
 
 
@@ -43,3 +50,13 @@ def test_seeds_of_one_kind_are_one_entry_of_a_legend():
 
 def test_conditions_do_not_look_like_saes():
     assert not {colour for colour, _ in SAE_LOOKS.values()} & {colour for colour, _, _ in CONDITION_LOOKS.values()}
+
+
+def test_no_colour_is_named_outside_style():
+    """Greys such as "0.6", hex codes, names of more than one letter, `C0`, and colour maps. CSS stands in longer texts."""
+    named = {}
+    for path in Path(diagnostics.__file__).parent.rglob("*.py"):
+        found = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        words = {w for w in found if isinstance(w, str) and len(w) > 1 and w.lower() != "none" and not w.isdigit()}
+        named[path.name] = {word for word in words if is_color_like(word) or word in matplotlib.colormaps}
+    assert {name for name, some in named.items() if some} == {"style.py"}, named

@@ -319,7 +319,7 @@ def test_groups_are_statistics_of_the_rows():
         assert group["noise_floor"] == pytest.approx(np.percentile(np.abs(kl["self"]), 99), rel=1e-6)
     frame = run.summary()
     assert frame["unit_norm"].tolist() == [g["unit_norm"].value for g in run.groups]
-    assert frame["unit_norm high"].tolist() == [g["unit_norm"].high for g in run.groups]
+    assert frame["unit_norm_high"].tolist() == [g["unit_norm"].high for g in run.groups]
 
 
 @pytest.mark.filterwarnings("error:an interval from")

@@ -191,8 +191,6 @@ def test_files_left_by_a_killed_process_are_removed(converted, tmp_path):
 @pytest.mark.parametrize("unset", ["", None])
 def test_default_cache_folder(monkeypatch, tmp_path, unset):
     """Not the working directory."""
-    from sae_models import cache as of_saes
-
     monkeypatch.delenv("MECHDIAG_CACHE", raising=False)
     if unset is not None:
         monkeypatch.setenv("MECHDIAG_CACHE", unset)
@@ -200,9 +198,9 @@ def test_default_cache_folder(monkeypatch, tmp_path, unset):
     assert cache_folder() == tmp_path / "mechdiag"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == of_saes.cache_folder() == tmp_path / ".cache" / "mechdiag"
+    assert cache_folder() == tmp_path / ".cache" / "mechdiag"
     monkeypatch.setenv("MECHDIAG_CACHE", "~/mine")
-    assert cache_folder() == of_saes.cache_folder() == tmp_path / "mine"
+    assert cache_folder() == tmp_path / "mine"
 
 
 def test_a_package_that_is_missing_for_the_conversion_is_named(converted, monkeypatch):

@@ -44,15 +44,31 @@ class Layers(nn.Module):
         return self.decoder(z)
 
 
-def test_ours_stays_as_it_is():
+def test_our_sae_is_returned_unchanged():
     sae = SAE(Inner(drawn(D_SAE, D_MODEL), drawn(D_SAE)), ReLU(), drawn(D_SAE, D_MODEL), drawn(D_MODEL))
     assert as_sae(sae) is sae
 
 
-@pytest.mark.parametrize("kind", [Plain, Layers])
-def test_an_object_with_encode_and_a_linear_decode(kind):
-    thing = kind()
+class Compiled(nn.Module):
+    """As torch.compile wraps a module."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._orig_mod = module
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "_orig_mod" else getattr(self._modules["_orig_mod"], name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Plain, Layers, lambda: nn.DataParallel(Plain()), lambda: Compiled(Plain())],
+    ids=["plain", "layers", "data parallel", "compiled"],
+)
+def test_object_with_encode_and_a_linear_decode_is_wrapped(make, device, tmp_path):
+    thing = make()
     sae = as_sae(thing, hook_name="blocks.1.hook_resid_post")
+    thing = getattr(thing, "module", thing)
     flat = inputs().reshape(-1, D_MODEL)
     with torch.no_grad():
         z = thing.encode(flat)
@@ -61,10 +77,16 @@ def test_an_object_with_encode_and_a_linear_decode(kind):
         assert_same(sae.encode(inputs()) @ sae.W_dec + sae.offset(inputs()), sae(inputs()))
         assert_same(sae.decode(sae.encode(inputs())), sae(inputs()))
     assert (sae.d_model, sae.d_sae, sae.hook_name) == (D_MODEL, D_SAE, "blocks.1.hook_resid_post")
+    with pytest.raises(SAEError, match=r"the encoder of a .* is known as a function only"):
+        sae.alignment()
+    with pytest.raises(SAEError, match="known as a function only"):
+        save_sae(sae, tmp_path / "wrapped")
+    wide = as_sae(copy.deepcopy(thing).double())(inputs())
+    assert_same(sae.to(device=device, dtype=torch.float64)(inputs().to(device)).cpu(), wide)
 
 
 @pytest.mark.parametrize("kind", [Plain, Layers])
-def test_neither_sees_what_happens_to_the_other(kind):
+def test_weights_are_copied(kind):
     thing = kind()
     before = copy.deepcopy(thing.state_dict())
     sae = as_sae(thing)
@@ -78,14 +100,6 @@ def test_neither_sees_what_happens_to_the_other(kind):
         for parameter in sae.parameters():
             parameter.mul_(2)
     assert all(torch.equal(value, before[key]) for key, value in thing.state_dict().items())
-
-
-def test_it_moves_with_its_encoder(device):
-    sae = as_sae(Plain()).to(device=device, dtype=torch.float64)
-    assert sae(inputs().to(device)).dtype == torch.float64
-    torch.testing.assert_close(
-        sae(inputs().to(device)).cpu(), as_sae(Plain().double())(inputs()), rtol=1e-12, atol=1e-10
-    )
 
 
 class Stateful(Plain):
@@ -134,28 +148,21 @@ class NoDecoder(nn.Module):
         (NoDecoder, r"a NoDecoder has no encode, decode and W_dec \[d_sae, d_model\]; save it and use load_sae"),
     ],
 )
-def test_what_is_refused(kind, says):
+def test_objects_that_are_no_linear_decoder_are_refused(kind, says):
     with pytest.raises(SAEError, match=says):
         as_sae(kind())
 
 
-class Broken(Plain):
-    """With one number that is none: of no latent that it has, its decoder, or the bias of its encoder."""
-
-    def __init__(self, name, value):
-        super().__init__()
-        with torch.no_grad():
-            getattr(self, name).reshape(-1)[3] = value
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["W_enc", "W_dec", "bias"])
-def test_weights_that_are_not_finite_are_refused(name, value):
-    with pytest.raises(SAEError, match=f"{name} of a Broken holds values that are not numbers"):
-        as_sae(Broken(name, value))
+def test_nan_and_infinite_weights_are_refused(name, value):
+    thing = Plain()
+    getattr(thing, name).data.reshape(-1)[3] = value
+    with pytest.raises(SAEError, match=f"{name} of a Plain holds values that are not numbers"):
+        as_sae(thing)
 
 
-def test_numbers_that_cannot_be_computed_in_are_refused():
+def test_complex_and_float8_weights_are_refused():
     thing = Plain()
     thing.W_dec = nn.Parameter(thing.W_dec.detach().to(torch.complex64))
     with pytest.raises(SAEError, match=r"W_dec of a Plain is a tensor of torch\.complex64"):
@@ -163,24 +170,6 @@ def test_numbers_that_cannot_be_computed_in_are_refused():
     thing.W_dec = nn.Parameter(thing.W_dec.detach().real.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(SAEError, match=r"a Plain of torch\.float8_e4m3fn, in which nothing can be computed"):
         as_sae(thing)
-
-
-class Compiled(nn.Module):
-    """As torch.compile wraps a module."""
-
-    def __init__(self, module):
-        super().__init__()
-        self._orig_mod = module
-
-    def __getattr__(self, name):
-        return super().__getattr__(name) if name == "_orig_mod" else getattr(self._modules["_orig_mod"], name)
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, Compiled])
-def test_an_object_in_a_wrapper_of_torch(wrap):
-    x = inputs().reshape(-1, D_MODEL)
-    with torch.no_grad():
-        assert_same(as_sae(wrap(Plain()))(x), Plain().decode(Plain().encode(x)))
 
 
 class Lens(nn.Module):
@@ -204,14 +193,14 @@ class Lens(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
-def test_an_object_of_saelens_that_is_not_finite_is_refused(name):
+def test_infinite_weights_in_a_saelens_object_are_refused(name):
     thing = Lens()
     getattr(thing, name).data.reshape(-1)[3] = math.inf
     with pytest.raises(SAEError, match=rf"a live Lens: {name} holds values that are not numbers \(1 of"):
         as_sae(thing)
 
 
-def test_an_object_of_saelens_in_float8_or_compiled():
+def test_saelens_object_in_float8_or_compiled():
     expected = as_sae(Lens())
     assert torch.equal(as_sae(Compiled(Lens()))(inputs()), expected(inputs()))
     assert torch.equal(as_sae(nn.DataParallel(Lens()))(inputs()), expected(inputs()))
@@ -220,21 +209,13 @@ def test_an_object_of_saelens_in_float8_or_compiled():
     assert sae.dtype == torch.float32 and torch.equal(sae.W_dec, thing.W_dec.float())
 
 
-def test_options_without_use_are_refused():
+def test_unused_options_are_refused():
     with pytest.raises(SAEError, match="option k has no use for a live object"):
         as_sae(Plain(), k=3)
 
 
-def test_its_encoder_has_no_rows_to_show_or_to_save(tmp_path):
-    sae = as_sae(Plain())
-    with pytest.raises(SAEError, match="the encoder of a Plain is known as a function only"):
-        sae.alignment()
-    with pytest.raises(SAEError, match="known as a function only"):
-        save_sae(sae, tmp_path / "wrapped")
-
-
 @pytest.mark.bridge
-def test_an_sae_of_saelens_is_copied_on_its_device_in_its_dtype(device):
+def test_saelens_object_keeps_device_and_dtype(device):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of its dependencies, as it is imported
         lens = pytest.importorskip("sae_lens")
@@ -254,7 +235,7 @@ def test_an_sae_of_saelens_is_copied_on_its_device_in_its_dtype(device):
 
 @pytest.mark.bridge
 @pytest.mark.parametrize("kind", ["Standard", "TopK", "JumpReLU", "Gated"])
-def test_an_sae_of_saelens_serves_in_every_consumer(kind, tmp_path):
+def test_saelens_object_works_everywhere(kind, tmp_path):
     from diagnostics.sae_evaluation import evaluate_saes
     from diagnostics.sae_sites import sae_site, spliced
     from interventions import Site, fwd_hooks, intervened_logits, record

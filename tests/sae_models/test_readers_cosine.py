@@ -1,125 +1,56 @@
-import math
+"""Checkpoints of arXiv:2606.15054: variants recognised by keys and shapes; their equations are asserted in test_readers."""
 
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from sae_models import CheckpointError, SAEError, load_sae, save_sae
 from sae_models.selectors import BatchTopK
-from tests.sae_models.written import D_MODEL, D_SAE, K, assert_same, drawn, inputs, strongest
+from tests.fuzz_saes import BYPASS, D_SAE, FORMATS, K, X, alike, bypass, computed, loaded, paper, read, write
 
-GROUPS = 3
-"""40 latents: slices of 13, 13 and 14."""
-START = math.log(math.sqrt(D_MODEL))
-WEIGHTS = {"W_enc": drawn(D_SAE, D_MODEL), "b_enc": 0.3 * drawn(D_SAE, seed=1), "b_dec": drawn(D_MODEL, seed=3)}
-WEIGHTS |= {"W_dec": F.normalize(drawn(D_SAE, D_MODEL, seed=2), dim=-1), "threshold": torch.tensor(1.2)}
+STANDARD = FORMATS["cosine standard"].tensors
+GLOBAL = FORMATS["cosine global"].tensors
+PER_LATENT = torch.linspace(0, 1, D_SAE)
 
 
-def near(value, *shape, seed=5):
-    return value + 0.2 * drawn(*shape, seed=seed)
-
-
-SCALES = {
-    "standard": {},
-    "cosine-global": {"scale_a": torch.tensor(0.3), "scale_b": torch.tensor(START)},
-    "cosine-group3": {"scale_a": near(0.3, GROUPS), "scale_b": near(START, GROUPS, seed=6)},
-    "cosine-feature": {"scale_a": near(0.3, D_SAE), "scale_b": near(START, D_SAE, seed=6)},
-    "cosine-delta": {
-        "scale_a_base": torch.tensor(0.3),
-        "scale_a_delta": near(0, D_SAE),
-        "scale_b": near(START, D_SAE, seed=6),
-    },
-    "cosine-pure": {"scale_b": torch.tensor(START)},
-}
-
-
-def per_latent(scale):
-    """One entry a latent, from one for each slice; the remainder joins the last."""
-    flat = scale.reshape(-1).tolist()
-    size = D_SAE // len(flat)
-    return torch.tensor([flat[min(i // size, len(flat) - 1)] for i in range(D_SAE)])
-
-
-def score(w, x):
-    x_c = x - w["b_dec"]
-    if "scale_b" not in w:
-        return x_c @ w["W_enc"].T + w["b_enc"]
-    norm = x_c.norm(dim=-1, keepdim=True)
-    cos = F.normalize(x_c, dim=-1) @ F.normalize(w["W_enc"], dim=-1).T
-    if "scale_a_base" in w:
-        a = w["scale_a_base"] + w["scale_a_delta"]
-    else:
-        a = per_latent(w.get("scale_a", torch.tensor(0.0)))
-    return torch.exp(a * torch.log(norm) + per_latent(w["scale_b"])) * cos + w["b_enc"]
-
-
-def original(w, x):
-    s = torch.relu(score(w, x))
-    z = s * (s > w["threshold"])
-    return z, z @ w["W_dec"] + w["b_dec"]
+def written(folder, weights, name="adaptive_L27_final.pt"):
+    folder.mkdir(exist_ok=True)
+    write(folder, name, weights)
+    return folder / name
 
 
 def without(weights, *keys):
     return {key: value for key, value in weights.items() if key not in keys}
 
 
-def written(folder, weights, name="adaptive_L27_final.pt"):
-    if name.endswith(".pt"):
-        torch.save(weights, folder / name)
-    else:
-        save_file(weights, folder / name)
-    return folder / name
-
-
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("cosine standard", "standard"), ("cosine global", "cosine-global"), ("cosine groups", "cosine-group3"),
+        ("cosine feature", "cosine-feature"), ("cosine delta", "cosine-delta"), ("cosine pure", "cosine-pure"),
+        ("cosine bypass", "bypass"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("file", ["final.pt", "final.safetensors"])
-@pytest.mark.parametrize("variant", SCALES)
-def test_the_variant_is_known_by_keys_and_shapes(tmp_path, variant, file):
-    weights = WEIGHTS | SCALES[variant]
-    sae = load_sae(written(tmp_path, weights, file), model_name="Qwen/Qwen3-8B", hook_name="blocks.27.hook_resid_post")
-    z, expected = original(weights, inputs())
-    assert sae.metadata["variant"] == variant and 0 < (z > 0).float().mean() < 0.9
-    assert_same(sae.encode(inputs()), z)
-    assert_same(sae(inputs()), expected)
-    assert (sae.model_name, sae.hook_name) == ("Qwen/Qwen3-8B", "blocks.27.hook_resid_post")
-    again = load_sae(save_sae(sae, tmp_path / "saved"))
-    assert torch.equal(again(inputs()), sae(inputs()))
-
-
-def test_one_number_may_have_a_dimension_or_none(tmp_path):
-    scales = {key: value.reshape(1) for key, value in SCALES["cosine-global"].items()}
-    sae = load_sae(written(tmp_path, WEIGHTS | scales))
-    assert_same(sae(inputs()), original(WEIGHTS | scales, inputs())[1])
+def test_variant_is_recognised_by_keys_and_shapes(tmp_path, name, variant, file):
+    belongs = {"model_name": "Qwen/Qwen3-8B", "hook_name": "blocks.27.hook_resid_post"}
+    sae = load_sae(
+        written(tmp_path, FORMATS[name].tensors, file), dtype=torch.float64, **FORMATS[name].options, **belongs
+    )
+    assert sae.metadata["variant"] == variant
+    assert alike(computed(sae), paper(read(tmp_path, file), {}, X))
+    assert {"model_name": sae.model_name, "hook_name": sae.hook_name} == belongs
+    again = loaded(save_sae(sae, tmp_path / "saved"), {})
+    assert alike(computed(again), computed(sae))
 
 
 def test_k_is_kept_and_needed_without_a_threshold(tmp_path):
-    weights = WEIGHTS | SCALES["cosine-global"]
-    sae = load_sae(written(tmp_path, weights), k=K)
+    sae = loaded(written(tmp_path, GLOBAL), {"k": K})
     assert isinstance(sae.selector, BatchTopK) and sae.selector.k == K
-    assert_same(sae(inputs()), original(weights, inputs())[1])
-    path = written(tmp_path, without(weights, "threshold"))
+    assert alike(computed(sae), paper(read(tmp_path, "adaptive_L27_final.pt"), {}, X))
+    path = written(tmp_path, without(GLOBAL, "threshold"))
     with pytest.raises(CheckpointError, match=r"no threshold in the file.*give k="):
         load_sae(path)
-    z = strongest(torch.relu(score(weights, inputs())))
-    assert_same(load_sae(path, k=K)(inputs()), z @ weights["W_dec"] + weights["b_dec"])
-
-
-def bypass(w, x, unit_encoder=True, unit_decoder=True, restore=True):
-    x_c = x - w["b_dec"]
-    norm = x_c.norm(dim=-1, keepdim=True).clamp(min=1e-8)
-    s = torch.relu(x_c / norm @ (F.normalize(w["W_enc"], dim=-1) if unit_encoder else w["W_enc"]).T)
-    r = (s * (s > w["threshold"])) @ (F.normalize(w["W_dec"], dim=-1) if unit_decoder else w["W_dec"])
-    return (r * norm / r.norm(dim=-1, keepdim=True).clamp(min=1e-8) if restore else r) + w["b_dec"]
-
-
-UNIT = without(WEIGHTS, "b_enc") | {"W_enc": F.normalize(WEIGHTS["W_enc"], dim=-1), "threshold": torch.tensor(0.2)}
-
-
-def test_neither_bias_nor_scales_is_a_magnitude_bypass(tmp_path):
-    sae = load_sae(written(tmp_path, UNIT))
-    assert sae.metadata["variant"] == "bypass"
-    assert_same(sae(inputs()), bypass(UNIT, inputs()))
-    assert_same(sae.encode(inputs()) @ sae.W_dec + sae.b_dec, bypass(UNIT, inputs()))
+    assert alike(computed(loaded(path, {"k": K})), paper(read(tmp_path, path.name), {}, X))
 
 
 @pytest.mark.parametrize(
@@ -133,38 +64,32 @@ def test_neither_bias_nor_scales_is_a_magnitude_bypass(tmp_path):
         ("bypass-free-both-no-restore", {"unit_encoder": False, "unit_decoder": False, "restore": False}),
     ],
 )
-def test_its_switches_are_given(tmp_path, variant, switches):
+def test_bypass_switches_are_options(tmp_path, variant, switches):
     rows = torch.linspace(0.6, 1.5, D_SAE)[:, None]
-    weights = UNIT | {"W_enc": UNIT["W_enc"] * rows, "W_dec": UNIT["W_dec"] * rows.flip(0)}
-    path = written(tmp_path, weights)
-    assert_same(load_sae(path, variant=variant)(inputs()), bypass(weights, inputs(), **switches))
+    path = written(tmp_path, BYPASS | {"W_enc": BYPASS["W_enc"] * rows, "W_dec": BYPASS["W_dec"] * rows.flip(0)})
+    _, expected = bypass(read(tmp_path, path.name), X, **switches)
+    assert alike(computed(loaded(path, {"variant": variant}))[1:], (expected,))
     with pytest.raises(CheckpointError, match=r"rows of W_enc have norms from 0.6 to 1.5; expected 1.*give variant="):
         load_sae(path)
 
 
-def test_what_is_refused(tmp_path):
-    def load(weights, **options):
-        return load_sae(written(tmp_path, weights), **options)
+ONE_EXPONENT = GLOBAL | {"scale_b": PER_LATENT}
 
-    scaled = WEIGHTS | SCALES["cosine-global"]
-    with pytest.raises(CheckpointError, match=r"threshold = -1\.0: saved before it was learned"):
-        load(scaled | {"threshold": torch.tensor(-1.0)})
-    with pytest.raises(CheckpointError, match=r"one exponent beside one b a latent.*variant='cosine-global'"):
-        load(scaled | {"scale_b": near(START, D_SAE)})
-    assert load(scaled | {"scale_b": near(START, D_SAE)}, variant="cosine-global").score.kind == "cosine"
-    with pytest.raises(
-        CheckpointError, match="variant 'cosine-pure' was given, and keys and shapes say 'cosine-global'"
-    ):
-        load(scaled, variant="cosine-pure")
-    with pytest.raises(
-        CheckpointError, match="variant 'standard' was given, and without b_enc this is a magnitude bypass"
-    ):
-        load(UNIT, variant="standard")
-    with pytest.raises(SAEError, match="no SAE 'bypas'; known"):
-        load(UNIT, variant="bypas")
-    with pytest.raises(CheckpointError, match="scale_b has 7 entries; expected 1, 3, 40"):
-        load(WEIGHTS | SCALES["cosine-group3"] | {"scale_b": torch.zeros(7)})
-    with pytest.raises(CheckpointError, match="no tensor 'scale_b'"):
-        load(without(scaled, "scale_b"))
-    with pytest.raises(CheckpointError, match="log_scale: not used by variant standard"):
-        load(WEIGHTS | {"log_scale": torch.zeros(())})
+
+@pytest.mark.parametrize(
+    ("weights", "options", "error", "says"),
+    [
+        (GLOBAL | {"threshold": torch.tensor(-1.0)}, {}, CheckpointError, r"threshold = -1\.0: saved before it was learned"),
+        (ONE_EXPONENT, {}, CheckpointError, r"one exponent beside one b a latent.*variant='cosine-global'"),
+        (GLOBAL, {"variant": "cosine-pure"}, CheckpointError, "variant 'cosine-pure' was given, and keys and shapes say 'cosine-global'"),
+        (BYPASS, {"variant": "standard"}, CheckpointError, "variant 'standard' was given, and without b_enc this is a magnitude bypass"),
+        (BYPASS, {"variant": "bypas"}, SAEError, "no SAE 'bypas'; known"),
+        (FORMATS["cosine groups"].tensors | {"scale_b": torch.zeros(7)}, {}, CheckpointError, "scale_b has 7 entries; expected 1, 3, 10"),
+        (without(GLOBAL, "scale_b"), {}, CheckpointError, "no tensor 'scale_b'"),
+        (STANDARD | {"log_scale": torch.zeros(())}, {}, CheckpointError, "log_scale: not used by variant standard"),
+    ],
+)  # fmt: skip
+def test_contradictions_and_wrong_keys_are_refused(tmp_path, weights, options, error, says):
+    with pytest.raises(error, match=says):
+        load_sae(written(tmp_path, weights), **options)
+    assert load_sae(written(tmp_path, ONE_EXPONENT), variant="cosine-global").score.kind == "cosine"

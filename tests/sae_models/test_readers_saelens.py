@@ -10,6 +10,7 @@ from sae_models.normalise import normalisation
 from sae_models.sae import SAE
 from sae_models.scores import Aligned, Cosine, Inner, Tied, unit_rows
 from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, TopK
+from tests.fuzz_saes import lens as lens_equation
 from tests.sae_models.written import D_MODEL, D_SAE, K, assert_same, drawn, inputs
 
 HOOK = "blocks.3.hook_resid_post"
@@ -38,18 +39,28 @@ def folder(path, config, tensors):
 # ---- what the format says, without the library ----
 
 
-def test_a_folder_of_version_6(tmp_path):
-    found = tensors()
-    sae = load_sae(folder(tmp_path, config(), found))
-    x = inputs()
-    z = torch.relu((x - found["b_dec"]) @ found["W_enc"] + found["b_enc"])
-    assert_same(sae.encode(x), z)
-    assert_same(sae(x), z @ found["W_dec"] + found["b_dec"])
+def test_version_6_says_where_it_belongs(tmp_path):
+    sae = load_sae(folder(tmp_path, config(), tensors()))
     assert (sae.model_name, sae.hook_name) == ("gpt2", HOOK)
     assert sae.metadata["sae_lens_version"] == "6.54.0"
 
 
-def test_the_settings_of_version_5_lie_flat_under_other_names(tmp_path):
+@pytest.mark.parametrize("normalise", ALL_NORMALISATIONS)
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize("apply", [True, False])
+def test_every_combination_computes_the_formats_equation(tmp_path, architecture, normalise, apply):
+    """Without the library; with it see the tests below."""
+    said = config(architecture, normalize_activations=normalise, apply_b_dec_to_input=apply)
+    sae = load_sae(folder(tmp_path, said, tensors(architecture)), dtype=torch.float64)
+    x = inputs().reshape(-1, D_MODEL).double()
+    z, expected = lens_equation(
+        {key: value.double().numpy() for key, value in tensors(architecture).items()}, said, x.numpy()
+    )
+    torch.testing.assert_close(sae.encode(x), torch.from_numpy(z), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(sae(x), torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
+
+
+def test_flat_settings_of_version_5_under_other_names(tmp_path):
     old = {"d_in": D_MODEL, "d_sae": D_SAE, "model_name": "gpt2-small", "hook_point": HOOK, "hook_layer": 3}
     old |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": False}
     old |= {"context_size": 128, "hook_point_head_index": None, "finetuning_scaling_factor": False}
@@ -62,20 +73,14 @@ def test_the_settings_of_version_5_lie_flat_under_other_names(tmp_path):
     assert sae.metadata["context_size"] == 128
 
 
-def test_without_subtracting_b_dec(tmp_path):
-    found = tensors()
-    sae = load_sae(folder(tmp_path, config(apply_b_dec_to_input=False), found))
-    assert_same(sae.encode(inputs()), torch.relu(inputs() @ found["W_enc"] + found["b_enc"]))
-
-
-def test_a_setting_of_another_architecture_is_ignored(tmp_path):
+def test_settings_of_another_architecture_are_ignored(tmp_path):
     found = tensors("jumprelu")
     plain = load_sae(folder(tmp_path / "a", config("jumprelu"), found))
     stale = load_sae(folder(tmp_path / "b", config("jumprelu", rescale_acts_by_decoder_norm=True), found))
     assert torch.equal(plain.encode(inputs()), stale.encode(inputs()))
 
 
-def test_a_scale_of_the_inputs_is_folded_in_where_it_is_given(tmp_path):
+def test_norm_scaling_factor_is_needed_and_folded_in(tmp_path):
     found = tensors()
     path = folder(tmp_path, config(normalize_activations="expected_average_only_in"), found)
     with pytest.raises(CheckpointError, match=r"expected_average_only_in.*give norm_scaling_factor="):
@@ -86,7 +91,7 @@ def test_a_scale_of_the_inputs_is_folded_in_where_it_is_given(tmp_path):
     assert_same(sae(inputs()), 4 * (z @ found["W_dec"] + found["b_dec"]))
 
 
-def test_early_jumprelu_checkpoints_keep_the_logarithm_of_the_threshold(tmp_path):
+def test_log_threshold_of_early_jumprelu_checkpoints(tmp_path):
     found = tensors("jumprelu")
     logarithm = {key: value for key, value in found.items() if key != "threshold"} | {
         "log_threshold": found["threshold"]
@@ -116,12 +121,12 @@ def test_early_jumprelu_checkpoints_keep_the_logarithm_of_the_threshold(tmp_path
         ({"d_sae": D_SAE + 1}, CheckpointError, r"expected \(41, 12\) from cfg.json"),
     ],
 )
-def test_what_cannot_be_read_exactly_is_refused_by_name(tmp_path, changes, error, says):
+def test_settings_that_cannot_be_read_exactly_are_refused(tmp_path, changes, error, says):
     with pytest.raises(error, match=says):
         load_sae(folder(tmp_path, config() | changes, tensors()))
 
 
-def test_keys_are_checked(tmp_path):
+def test_wrong_keys_are_refused(tmp_path):
     found = tensors()
     with pytest.raises(CheckpointError, match="no tensor 'b_enc' among W_dec, W_enc, b_dec"):
         load_sae(folder(tmp_path, config(), {key: value for key, value in found.items() if key != "b_enc"}))
@@ -159,7 +164,7 @@ def loaded_with(**kwargs):
     return PLANTED["metadata"] | {"model_from_pretrained_kwargs": kwargs}
 
 
-def test_centred_writing_weights_are_folded_into_the_input_and_the_offset(tmp_path):
+def test_centred_writing_weights_are_folded_exactly(tmp_path):
     """On the model's own activations it does what it did on centred ones, and the mean, which it never saw, stays."""
     path = folder(tmp_path, config(**PLANTED) | {"metadata": loaded_with(center_writing_weights=True)}, planted())
     sae, as_it_is = load_sae(path), load_sae(path, center_writing_weights=False)
@@ -171,32 +176,22 @@ def test_centred_writing_weights_are_folded_into_the_input_and_the_offset(tmp_pa
     assert_same(sae(OFF), sae.encode(OFF) @ sae.W_dec + sae.offset(OFF))
 
 
-@pytest.mark.parametrize("normalise", ALL_NORMALISATIONS)
+@pytest.mark.parametrize("normalise", [*ALL_NORMALISATIONS, "expected_average_only_in"])
 @pytest.mark.parametrize("apply", [True, False])
-def test_centring_goes_before_every_normalisation(tmp_path, normalise, apply):
+def test_centring_comes_before_normalisation(tmp_path, normalise, apply):
     settings = {"normalize_activations": normalise, "apply_b_dec_to_input": apply}
     path = folder(tmp_path, config(**settings) | {"metadata": loaded_with(center_writing_weights=True)}, tensors())
-    sae, plain = load_sae(path), load_sae(path, center_writing_weights=False)
+    factor = {"norm_scaling_factor": 0.25} if normalise.startswith("expected") else {}
+    sae, plain = load_sae(path, **factor), load_sae(path, center_writing_weights=False, **factor)
     mean = OFF.mean(-1, keepdim=True)
     assert_same(sae.encode(OFF), plain.encode(OFF - mean))
-    assert_same(sae(OFF), plain(OFF - mean) + mean)
-
-
-def test_a_scale_of_centred_inputs(tmp_path):
-    said = config(normalize_activations="expected_average_only_in") | {
-        "metadata": loaded_with(center_writing_weights=True)
-    }
-    path = folder(tmp_path, said, tensors())
-    sae = load_sae(path, norm_scaling_factor=0.25)
-    plain = load_sae(path, norm_scaling_factor=0.25, center_writing_weights=False)
-    mean = OFF.mean(-1, keepdim=True)
     assert_same(sae(OFF), plain(OFF - mean) + mean)
 
 
 @pytest.mark.parametrize(
     "kwargs", [{}, {"center_writing_weights": False}, {"fold_ln": True, "center_unembed": True, "dtype": "float16"}]
 )
-def test_what_leaves_activations_as_they_are_changes_nothing(tmp_path, kwargs):
+def test_harmless_model_options_change_nothing(tmp_path, kwargs):
     path = folder(tmp_path, config() | {"metadata": loaded_with(**kwargs)}, tensors())
     plain = load_sae(folder(tmp_path / "plain", config(), tensors()))
     assert torch.equal(load_sae(path)(OFF), plain(OFF))
@@ -205,14 +200,14 @@ def test_what_leaves_activations_as_they_are_changes_nothing(tmp_path, kwargs):
 @pytest.mark.parametrize(
     "kwargs", [{"checkpoint_index": 3}, {"revision": "step1000"}, {"fold_ln": True, "hf_model": "x"}]
 )
-def test_other_weights_are_warned_of(tmp_path, kwargs):
+def test_model_options_that_change_weights_warn(tmp_path, kwargs):
     path = folder(tmp_path, config() | {"metadata": loaded_with(**kwargs)}, tensors())
     name, value = list(kwargs.items())[-1]
     with pytest.warns(UserWarning, match=rf"trained on a model loaded with {name}={value!r} .*load the model so too"):
         load_sae(path)
 
 
-def test_settings_of_version_5_say_it_too(tmp_path):
+def test_centring_in_version_5_settings(tmp_path):
     old = {"d_in": D_MODEL, "d_sae": 2 * D_MODEL - 2, "hook_point": HOOK, "model_name": "gpt2-small"}
     said = old | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
     assert fve(load_sae(folder(tmp_path / "said", said, planted())), OFF) > 1 - 1e-9
@@ -225,7 +220,7 @@ def test_settings_of_version_5_say_it_too(tmp_path):
     assert fve(load_sae(path, center_writing_weights=False), OFF) < 0.9
 
 
-def test_what_is_no_answer_to_whether_it_was_centred(tmp_path):
+def test_invalid_centring_options_raise(tmp_path):
     for value in ("yes", 1, None):
         path = folder(tmp_path, config() | {"metadata": loaded_with(center_writing_weights=value)}, tensors())
         with pytest.raises(CheckpointError, match=r"center_writing_weights = .*; expected true or false"):
@@ -236,7 +231,7 @@ def test_what_is_no_answer_to_whether_it_was_centred(tmp_path):
         load_sae(folder(tmp_path, config() | {"metadata": {"model_from_pretrained_kwargs": "x"}}, tensors()))
 
 
-def test_saved_again_it_says_so_to_saelens(tmp_path):
+def test_centring_is_saved_for_saelens(tmp_path):
     path = folder(tmp_path / "a", config(**PLANTED) | {"metadata": loaded_with(center_writing_weights=True)}, planted())
     sae = load_sae(path)
     again = json.loads((save_sae(sae, tmp_path / "b") / "cfg.json").read_text())
@@ -275,7 +270,7 @@ def original(lens, architecture, **settings):
 @pytest.mark.bridge
 @pytest.mark.parametrize("normalise", ALL_NORMALISATIONS)
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
-def test_what_saelens_saved(lens, tmp_path, architecture, normalise):
+def test_saelens_files_and_live_objects_compute_the_same(lens, tmp_path, architecture, normalise):
     theirs = original(lens, architecture, normalize_activations=normalise, apply_b_dec_to_input=architecture != "topk")
     theirs.save_model(tmp_path)
     for ours in (load_sae(tmp_path), as_sae(theirs)):
@@ -290,19 +285,14 @@ def test_what_saelens_saved(lens, tmp_path, architecture, normalise):
 
 
 @pytest.mark.bridge
-def test_activations_scaled_by_decoder_norms(lens, tmp_path):
-    theirs = original(lens, "topk", rescale_acts_by_decoder_norm=True)
+@pytest.mark.parametrize("factor", [None, 0.3])
+def test_rescaled_activations_and_folded_norms_match_saelens(lens, tmp_path, factor):
+    scaled = {} if factor is None else {"normalize_activations": "expected_average_only_in"}
+    theirs = original(lens, "topk", rescale_acts_by_decoder_norm=True, **scaled)
     theirs.save_model(tmp_path)
-    assert_same(load_sae(tmp_path)(inputs()), theirs(inputs()))
-    assert_same(load_sae(tmp_path).encode(inputs()), theirs.encode(inputs()))
-
-
-@pytest.mark.bridge
-def test_a_folded_scale_is_what_saelens_folds(lens, tmp_path):
-    theirs = original(lens, "topk", normalize_activations="expected_average_only_in", rescale_acts_by_decoder_norm=True)
-    theirs.save_model(tmp_path)
-    theirs.fold_activation_norm_scaling_factor(0.3)
-    ours = load_sae(tmp_path, norm_scaling_factor=0.3)
+    if factor is not None:
+        theirs.fold_activation_norm_scaling_factor(factor)
+    ours = load_sae(tmp_path, **({} if factor is None else {"norm_scaling_factor": factor}))
     assert_same(ours(inputs()), theirs(inputs()))
     assert_same(ours.encode(inputs()), theirs.encode(inputs()))
 
@@ -334,7 +324,7 @@ def in_training(lens, architecture, **settings):
     [(name, {}) for name in ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")]
     + [(name, {"rescale_acts_by_decoder_norm": False}) for name in ("topk", "batchtopk", "matryoshka_batchtopk")],
 )
-def test_an_sae_in_training_is_what_it_is_saved_as(lens, tmp_path, architecture, settings):
+def test_training_sae_matches_its_inference_save(lens, tmp_path, architecture, settings):
     theirs = in_training(lens, architecture, **settings)
     theirs.save_inference_model(tmp_path / "inference")
     theirs.save_model(tmp_path / "training")
@@ -346,7 +336,7 @@ def test_an_sae_in_training_is_what_it_is_saved_as(lens, tmp_path, architecture,
 
 
 @pytest.mark.bridge
-def test_a_transcoder_of_saelens_is_refused(lens, tmp_path):
+def test_saelens_transcoder_is_refused(lens, tmp_path):
     transcoder = lens.Transcoder(lens.TranscoderConfig(d_in=D_MODEL, d_sae=D_SAE, apply_b_dec_to_input=False))
     transcoder.save_model(tmp_path)
     for way in (lambda: load_sae(tmp_path), lambda: as_sae(transcoder)):
@@ -404,14 +394,14 @@ def test_saelens_loads_what_we_save(lens, tmp_path, selector, score, normalise, 
 
 
 @pytest.mark.bridge
-def test_saelens_refuses_what_it_does_not_know_by_name(lens, tmp_path):
+def test_saelens_refuses_cosine_saes_by_name(lens, tmp_path):
     save_sae(ours_of("topk", "cosine"), tmp_path)
     with pytest.raises(KeyError, match="mechdiag:cosine"):
         lens.SAE.load_from_disk(tmp_path)
 
 
 @pytest.mark.bridge
-def test_our_folder_saved_again_by_saelens(lens, tmp_path):
+def test_our_folder_saved_again_by_saelens_loads(lens, tmp_path):
     ours = ours_of("batchtopk")
     theirs = lens.SAE.load_from_disk(save_sae(ours, tmp_path / "a"))
     theirs.save_model(tmp_path / "b")

@@ -1,4 +1,4 @@
-"""Files as they lie: damaged ones, those that are not there, and names that torch's wrappers leave."""
+"""Damaged and missing files, and the names that torch's wrappers leave in a state_dict."""
 
 import json
 from itertools import cycle
@@ -12,14 +12,12 @@ from sae_models import CheckpointError, load_sae
 from sae_models.errors import SAEError
 from sae_models.readers.stored import unwrapped
 from tests import fuzz_saes
-from tests.fuzz_saes import computed, formats, loaded, write, write_format
+from tests.fuzz_saes import FORMATS, computed, loaded, write, write_format
 
-FORMATS = {one.name: one for one in formats()}
-EACH = pytest.mark.parametrize("name", FORMATS)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-@EACH
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -28,7 +26,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
     ],
     ids=["empty", "lfs"],
 )
-def test_weights_that_were_not_downloaded(tmp_path, name, content, says):
+def test_empty_and_git_lfs_weights_are_refused(tmp_path, name, content, says):
     valid = FORMATS[name]
     write_format(tmp_path, valid)
     (tmp_path / valid.file).write_bytes(content)
@@ -51,7 +49,7 @@ def test_weights_that_were_not_downloaded(tmp_path, name, content, says):
     ],
     ids=["empty", "lfs", "endless", "deep", "twice", "bom", "list"],
 )
-def test_settings_that_are_damaged(tmp_path, name, content, says):
+def test_damaged_settings_are_refused(tmp_path, name, content, says):
     valid = FORMATS[name]
     write_format(tmp_path, valid)
     (tmp_path / valid.config_file).write_text(content, encoding="utf-8")
@@ -61,7 +59,7 @@ def test_settings_that_are_damaged(tmp_path, name, content, says):
 
 
 @pytest.mark.parametrize("file", ["sae.pt", "params.npz"])
-def test_a_flipped_bit_in_an_archive_does_not_have_its_checksum(tmp_path, file):
+def test_a_flipped_bit_in_an_archive_is_refused(tmp_path, file):
     """torch reads such a file without a word; what is read then is another SAE."""
     valid = next(one for one in FORMATS.values() if one.file == file)
     write_format(tmp_path, valid)
@@ -79,7 +77,7 @@ def test_a_flipped_bit_in_an_archive_does_not_have_its_checksum(tmp_path, file):
     ("name", "prefix"),
     list(zip(FORMATS, cycle(("_orig_mod.", "module.", "_fsdp_wrapped_module.", "module._orig_mod.")), strict=False)),
 )
-def test_names_under_wrappers_of_torch(tmp_path, name, prefix):
+def test_names_prefixed_by_torch_wrappers_are_read(tmp_path, name, prefix):
     """As torch.compile, DDP and FSDP leave them in a state_dict."""
     valid = FORMATS[name]
     write_format(tmp_path / "plain", valid)
@@ -94,7 +92,7 @@ def test_names_under_wrappers_of_torch(tmp_path, name, prefix):
         assert np.array_equal(one, other)
 
 
-def test_a_wrapper_inside_a_name_and_a_name_twice():
+def test_wrapper_inside_a_name_and_duplicate_names():
     assert unwrapped({"encoder._orig_mod.weight": 1, "module.b": 2}, "file") == {"encoder.weight": 1, "b": 2}
     with pytest.raises(
         CheckpointError, match=r"file holds 'b' twice, once as '_orig_mod\.b'; expected each tensor once"
@@ -103,7 +101,7 @@ def test_a_wrapper_inside_a_name_and_a_name_twice():
 
 
 @pytest.mark.parametrize("where", ["", " ", "a" * 5000, "a\0b"], ids=repr)
-def test_what_names_no_sae(where, tmp_path, monkeypatch):
+def test_invalid_names_raise(where, tmp_path, monkeypatch):
     """Nor does an empty name mean the working directory, though an SAE is there."""
     write_format(tmp_path, FORMATS["own cosine"])
     monkeypatch.chdir(tmp_path)
@@ -112,15 +110,15 @@ def test_what_names_no_sae(where, tmp_path, monkeypatch):
     assert load_sae(".").d_sae == fuzz_saes.D_SAE
 
 
-def test_an_empty_name_of_the_cache_is_none(monkeypatch, tmp_path):
-    from sae_models.cache import cache_folder
+def test_empty_cache_variable_is_ignored(monkeypatch, tmp_path):
+    from interventions.cache import cache_folder
 
     monkeypatch.setenv("MECHDIAG_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "mechdiag"
 
 
-def test_a_number_that_the_precision_asked_for_cannot_hold(tmp_path):
+def test_overflow_in_the_requested_dtype_raises(tmp_path):
     valid = FORMATS["saelens standard"]
     write_format(tmp_path, valid)
     save_file(

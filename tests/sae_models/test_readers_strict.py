@@ -1,4 +1,4 @@
-"""What every reader asks of tensors and settings, on every format; the right values are the formats' equations in numpy."""
+"""Checks of tensors and settings in every format; the right values are the formats' equations in numpy."""
 
 import copy
 import json
@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from sae_models import CheckpointError, load_sae
-from tests.fuzz_saes import D_SAE, X, alike, computed, formats, loaded, read, write, write_format
+from tests.fuzz_saes import D_SAE, FORMATS, X, alike, computed, loaded, read, write, write_format
 
-FORMATS = {one.name: one for one in formats()}
 FOREIGN = {name: one for name, one in FORMATS.items() if not name.startswith("own")}
 TENSORS = [
     (name, key)
@@ -20,7 +19,7 @@ TENSORS = [
     if isinstance(value, torch.Tensor) and value.is_floating_point() and not key.startswith(("stats", "scaling"))
     if not (name.endswith("AutoEncoderTopK") and key == "threshold")  # which a TopK does not use
 ]
-"""of every format, those that its output depends on"""
+"""those that the output depends on"""
 
 
 def changed(valid, key, change):
@@ -41,7 +40,7 @@ def with_entry(value):
     ("name", "key", "bad"),
     [(*one, bad) for one, bad in zip(TENSORS, cycle((math.nan, math.inf, -math.inf)), strict=False)],
 )
-def test_numbers_that_are_not_finite_are_refused(tmp_path, name, key, bad):
+def test_nan_and_infinite_weights_are_refused(tmp_path, name, key, bad):
     valid = FORMATS[name]
     write_format(tmp_path, valid)
     write(tmp_path, valid.file, changed(valid, key, with_entry(bad)))
@@ -54,7 +53,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, name, key, bad):
 @pytest.mark.parametrize(
     ("name", "dtype"), list(zip(FORMATS, cycle((torch.complex64, torch.int64, torch.bool)), strict=False)), ids=str
 )
-def test_types_that_weights_do_not_have_are_refused(tmp_path, name, dtype):
+def test_complex_integer_and_boolean_weights_are_refused(tmp_path, name, dtype):
     valid = FORMATS[name]
     key = next(key for key in ("W_dec", "w_dec", "decoder.weight") if key in valid.tensors)
     write_format(tmp_path, valid)
@@ -72,14 +71,15 @@ def test_types_that_weights_do_not_have_are_refused(tmp_path, name, dtype):
     ("name", "dtype"),
     list(
         zip(
-            [name for name, one in FOREIGN.items() if not one.file.endswith("npz")],
+            # a bypass needs decoder rows of norm 1, which narrow types do not keep
+            [name for name, one in FOREIGN.items() if not one.file.endswith("npz") and name != "cosine bypass"],
             cycle((torch.float8_e4m3fn, torch.bfloat16, torch.float8_e5m2, torch.float16)),
             strict=False,
         )
     ),
     ids=str,
 )
-def test_narrow_types_are_read_for_the_numbers_that_they_hold(tmp_path, name, dtype):
+def test_half_and_float8_weights_are_read_exactly(tmp_path, name, dtype):
     valid = FOREIGN[name]
     write_format(tmp_path, valid)
     matrices = {key: value.to(dtype) for key, value in valid.tensors.items() if getattr(value, "ndim", 0) == 2}
@@ -94,7 +94,7 @@ def test_narrow_types_are_read_for_the_numbers_that_they_hold(tmp_path, name, dt
 @pytest.mark.parametrize(
     "name", [name for name, one in FOREIGN.items() if any(key.endswith("threshold") for key in one.tensors)]
 )
-def test_one_threshold_counts_for_all_latents(tmp_path, name, shape):
+def test_a_single_threshold_applies_to_all_latents(tmp_path, name, shape):
     valid = FOREIGN[name]
     key = next(key for key in valid.tensors if key.endswith("threshold"))
     write_format(tmp_path, valid)
@@ -106,7 +106,7 @@ def test_one_threshold_counts_for_all_latents(tmp_path, name, shape):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
-def test_the_base_exponent_of_any_shape_of_one_number(tmp_path, shape):
+def test_base_exponent_may_have_any_shape_of_one_number(tmp_path, shape):
     valid = FORMATS["cosine delta"]
     write_format(tmp_path, valid)
     write(tmp_path, valid.file, changed(valid, "scale_a_base", lambda value: value.reshape(shape)))
@@ -122,7 +122,7 @@ K_IN |= {"saelens topk": "", "saelens batchtopk": ""}
 
 @pytest.mark.parametrize("k", [math.nan, math.inf, 0, -1, D_SAE + 1, 10**30, "3", True, [3], {}], ids=repr)
 @pytest.mark.parametrize("name", K_IN)
-def test_a_k_that_is_no_number_of_latents_is_refused(tmp_path, name, k):
+def test_invalid_k_in_the_configuration_is_refused(tmp_path, name, k):
     valid = FORMATS[name]
     config = copy.deepcopy(dict(valid.config))
     at = config
@@ -136,7 +136,7 @@ def test_a_k_that_is_no_number_of_latents_is_refused(tmp_path, name, k):
 
 
 @pytest.mark.parametrize("k", [D_SAE + 1, 2.5, math.nan])
-def test_a_k_given_or_in_the_weights_too(tmp_path, k):
+def test_invalid_k_in_weights_or_options_is_refused(tmp_path, k):
     valid = FORMATS["dictionary_learning BatchTopKSAE"]
     write_format(tmp_path / "learned", valid)
     write(tmp_path / "learned", valid.file, changed(valid, "k", lambda _: torch.tensor(float(k))))
@@ -152,7 +152,7 @@ def test_a_k_given_or_in_the_weights_too(tmp_path, k):
         load_sae(tmp_path / "paper", k=k if k != 2.5 else "2")
 
 
-def test_sizes_that_the_configuration_denies(tmp_path):
+def test_sizes_that_contradict_the_configuration_are_refused(tmp_path):
     for name, key in (("dictionary_learning AutoEncoder", "dict_size"), ("gemma_scope 2", "width")):
         valid = FORMATS[name]
         config = copy.deepcopy(dict(valid.config))

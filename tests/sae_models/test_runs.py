@@ -90,7 +90,8 @@ def kept(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    return kept(folder), train(plain(), JOBS, folder=folder, **SETTINGS)
+    saes = train(plain(), JOBS, folder=folder, **SETTINGS)
+    return kept(folder), saes
 
 
 def assert_finished_alike(folder, saes, undisturbed):
@@ -104,19 +105,15 @@ def assert_finished_alike(folder, saes, undisturbed):
         assert torch.equal(sae(x), theirs[name](x))
 
 
-@pytest.fixture(scope="module")
-def files(undisturbed, tmp_path_factory):
-    """Written again, after the run has ended."""
-    folder = tmp_path_factory.mktemp("files")
-    train(plain(), JOBS, folder=folder, **SETTINGS)
-    return kept(folder), undisturbed[1]
-
-
 # What a run is
 
 
-def test_every_job_sees_the_same_batches_of_its_source(undisturbed):
+def test_each_job_is_trained_as_if_alone(undisturbed):
     _, saes = undisturbed
+    without_folder = train(plain(), JOBS, **SETTINGS)
+    for name, sae in saes.items():
+        assert all(torch.equal(*both) for both in zip(sae.parameters(), without_folder[name].parameters(), strict=True))
+        assert sae.metadata == without_folder[name].metadata
     assert list(saes) == [job.name for job in JOBS]
     for job in JOBS:
         alone = SAETraining(job.architecture, job.recipe, batch(0)[job.source], steps=STEPS)
@@ -126,15 +123,8 @@ def test_every_job_sees_the_same_batches_of_its_source(undisturbed):
         assert torch.equal(saes[job.name](x), alone.sae(x)) and saes[job.name].encode(x).any()
 
 
-def test_a_folder_changes_nothing(undisturbed):
-    without = train(plain(), JOBS, **SETTINGS)
-    for name, sae in undisturbed[1].items():
-        assert all(torch.equal(a, b) for a, b in zip(sae.parameters(), without[name].parameters(), strict=True))
-        assert sae.metadata == without[name].metadata
-
-
-def test_what_a_finished_run_leaves(files):
-    found, saes = files
+def test_files_of_a_finished_run(undisturbed):
+    found, saes = undisturbed
     weights = {f"{job.name}/{name}" for job in JOBS for name in (saving.CONFIG, saving.WEIGHTS)}
     assert found.keys() == {"run.json", "metrics.jsonl", "manifest.json", *weights}
     lines = [json.loads(line) for line in found["metrics.jsonl"].decode().splitlines()]
@@ -146,7 +136,7 @@ def test_what_a_finished_run_leaves(files):
     assert about["about"] == SETTINGS["about"] and about["steps"] == STEPS and set(about["jobs"]) == set(saes)
 
 
-def test_what_the_saes_say_of_themselves(undisturbed, tmp_path):
+def test_trained_saes_record_site_recipe_and_text(undisturbed, tmp_path):
     saes = train(plain(), JOBS, folder=tmp_path, **SETTINGS)
     first = saes["15/standard"]
     assert (first.model_name, first.hook_name) == ("m", "blocks.15.hook_resid_post")
@@ -162,7 +152,7 @@ def test_what_the_saes_say_of_themselves(undisturbed, tmp_path):
         assert not any(parameter.requires_grad for parameter in saes[job.name].parameters())
 
 
-def test_progress_counts_every_step_and_says_the_first_metrics(tmp_path):
+def test_progress_counts_steps_and_gives_metrics(tmp_path):
     said = []
     train(
         plain(), JOBS, folder=tmp_path, progress=lambda n, total, metrics: said.append((n, total, metrics)), **SETTINGS
@@ -179,44 +169,33 @@ def test_progress_counts_every_step_and_says_the_first_metrics(tmp_path):
 @pytest.mark.parametrize(
     ("stream", "stop_at"),
     [
-        *(("plain", n) for n in range(STEPS)),
-        *((stream, n) for stream in ("resumable", "iterable") for n in (1, 4, 5)),  # before, at and after a checkpoint
+        ("plain", 0),
+        ("plain", 6),
+        *((stream, n) for stream in STREAMS for n in (1, 4, 5)),  # before, at and after a checkpoint
     ],
 )
-def test_killed_at_any_step_and_resumed_it_ends_in_the_same_bytes(stream, stop_at, files, tmp_path):
+def test_resumed_run_ends_in_the_same_bytes(stream, stop_at, undisturbed, tmp_path):
     with pytest.raises(Stop):
         train(STREAMS[stream](stop_at), JOBS, folder=tmp_path, **SETTINGS)
     assert (tmp_path / "checkpoint.pt").exists() == (stop_at >= EVERY)
-    taken, said = SAETraining.step, []
-    SAETraining.step = lambda self, x: said.append(self.done) or taken(self, x)
-    try:
-        saes = train(STREAMS[stream](), JOBS, folder=tmp_path, **SETTINGS)
-    finally:
-        SAETraining.step = taken
-    assert min(said) == stop_at // EVERY * EVERY  # it went on where the last checkpoint was
-    assert_finished_alike(tmp_path, saes, files)
+    again, said, kept_steps = STREAMS[stream](), [], stop_at // EVERY * EVERY
+    saes = train(again, JOBS, folder=tmp_path, progress=lambda *now: said.append(now), **SETTINGS)
+    # it went on where the last checkpoint was, and a resumable stream did not draw again what was before
+    assert [n for n, _, _ in said] == ([kept_steps] if kept_steps else []) + [1] * (STEPS - kept_steps)
+    if stream == "resumable":
+        assert again.drawn == list(range(kept_steps, STEPS))
+    assert_finished_alike(tmp_path, saes, undisturbed)
 
 
-def test_a_resumable_stream_is_put_back_and_not_gone_through_again(tmp_path):
-    with pytest.raises(Stop):
-        train(Resuming(5), JOBS, folder=tmp_path, **SETTINGS)
-    stream = Resuming()
-    train(stream, JOBS, folder=tmp_path, **SETTINGS)
-    assert stream.drawn == [4, 5, 6]
-
-
-def test_killed_again_and_again(files, tmp_path):
+def test_run_interrupted_repeatedly_ends_in_the_same_bytes(undisturbed, tmp_path):
     for stop_at in (3, 4, 4, 5, 6):
         with pytest.raises(Stop):
             train(plain(stop_at=stop_at), JOBS, folder=tmp_path, **SETTINGS)
-    said = []
-    saes = train(plain(), JOBS, folder=tmp_path, progress=lambda *now: said.append(now), **SETTINGS)
-    assert said[0] == (6, STEPS, {}) and [n for n, _, _ in said] == [6, 1]  # what was there before counts as done
-    assert_finished_alike(tmp_path, saes, files)
+    assert_finished_alike(tmp_path, train(plain(), JOBS, folder=tmp_path, **SETTINGS), undisturbed)
 
 
 @pytest.mark.parametrize("checkpoint_every", [3, 5])
-def test_killed_while_it_writes_it_ends_in_the_same_bytes(checkpoint_every, tmp_path, monkeypatch):
+def test_stopped_at_each_moment_of_writing_it_ends_in_the_same_bytes(checkpoint_every, tmp_path, monkeypatch):
     """Before and after each file takes its place, with a checkpoint and without any."""
     jobs, settings = JOBS[:2], {"steps": 4, "log_every": 2, "checkpoint_every": checkpoint_every}
     saes = train(plain(), jobs, folder=tmp_path / "undisturbed", **settings)
@@ -248,16 +227,16 @@ def test_killed_while_it_writes_it_ends_in_the_same_bytes(checkpoint_every, tmp_
     assert n > 10
 
 
-def test_a_finished_run_gives_what_it_saved_without_training(files, tmp_path):
+def test_finished_run_is_loaded_without_training(undisturbed, tmp_path):
     train(plain(), JOBS, folder=tmp_path, **SETTINGS)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"}
     stream = Resuming(stop_at=0)  # is not asked for anything
     saes = train(stream, JOBS, folder=tmp_path, **SETTINGS)
     assert stream.drawn == []
-    assert_finished_alike(tmp_path, saes, files)
+    assert_finished_alike(tmp_path, saes, undisturbed)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"}
     for name, sae in saes.items():
-        theirs = files[1][name]
+        theirs = undisturbed[1][name]
         assert sae.metadata == json.loads(json.dumps(theirs.metadata))
         assert (sae.model_name, sae.hook_name) == (theirs.model_name, theirs.hook_name)
         assert not any(parameter.requires_grad for parameter in sae.parameters())
@@ -292,7 +271,7 @@ def another(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("what", ["steps", "log_every", "about", "recipe", "architecture", "source", "name"])
-def test_the_folder_of_another_run_is_refused_and_left_as_it_was(what, another):
+def test_folder_of_another_run_is_refused_and_kept(what, another):
     before = kept(another)
     jobs, settings = changed(what)
     named_there = what if what in settings else "jobs"
@@ -304,47 +283,43 @@ def test_the_folder_of_another_run_is_refused_and_left_as_it_was(what, another):
 
 
 @pytest.mark.parametrize(
-    ("jobs", "message"),
+    ("jobs", "changes", "message"),
     [
-        ([JOBS[0], JOBS[0]], "jobs named 15/standard, 15/standard; expected some, each of another name"),
-        ([], "jobs named nothing"),
+        ([JOBS[0], JOBS[0]], {}, "jobs named 15/standard, 15/standard; expected some, each of another name"),
+        ([], {}, "jobs named nothing"),
+        (JOBS, {"steps": 0}, "a run of 0 steps, logged every 3; expected at least 1 of each"),
+        (JOBS, {"steps": -1}, "a run of -1 steps"),
+        (JOBS, {"log_every": 0}, "a run of 7 steps, logged every 0"),
+        (JOBS, {"folder": ""}, "an empty name of a folder"),
     ],
 )
-def test_jobs_need_names_of_their_own(jobs, message, tmp_path):
+def test_invalid_runs_raise_and_write_nothing(jobs, changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SAEError, match=message):
-        train(plain(), jobs, folder=tmp_path / "new", **SETTINGS)
-    assert not (tmp_path / "new").exists()
+        train(plain(), jobs, **{"folder": tmp_path / "new", **SETTINGS, **changes})
+    assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("steps", "log_every"), [(0, 1), (-1, 1), (1, 0)])
-def test_a_run_has_steps(steps, log_every, tmp_path):
-    with pytest.raises(
-        SAEError, match=f"a run of {steps} steps, logged every {log_every}; expected at least 1 of each"
-    ):
-        train(plain(), JOBS, steps=steps, log_every=log_every, folder=tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_source_that_the_batches_do_not_hold():
+def test_unknown_source_raises():
     with pytest.raises(SAEError, match="no activations of nowhere in the batches, which hold early, late"):
         train(plain(), [replace(JOBS[0], source="nowhere")], steps=STEPS)
 
 
 @pytest.mark.parametrize("stream", [lambda n: plain(n), lambda n: Resuming(n=n)])
-def test_a_stream_that_ends_can_be_gone_on_with(stream, files, tmp_path):
+def test_run_resumes_after_its_stream_ended_early(stream, undisturbed, tmp_path):
     with pytest.raises(SAEError, match="the stream ended after 5 batches of 7; give more text, or fewer steps"):
         train(stream(5), JOBS, folder=tmp_path, **SETTINGS)
-    assert_finished_alike(tmp_path, train(stream(STEPS), JOBS, folder=tmp_path, **SETTINGS), files)
+    assert_finished_alike(tmp_path, train(stream(STEPS), JOBS, folder=tmp_path, **SETTINGS), undisturbed)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+def test_nonfinite_loss_ends_the_run(tmp_path):
     wild = [replace(JOBS[2], recipe=replace(SHORT, lr=1e30))]
     with pytest.raises(SAEError, match=r"the loss is (nan|inf) at step 3; lower lr \(1e\+30\)"):
         train(plain(), wild, folder=tmp_path, steps=STEPS, log_every=LOG)
     assert not (tmp_path / "7" / "topk").exists()
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path):
+def test_one_run_at_a_time_in_a_folder(tmp_path):
     def meanwhile(*_):
         with pytest.raises(SAEError, match="is being written by another run; wait for it or give another folder"):
             train(plain(), JOBS, folder=tmp_path, **SETTINGS)
@@ -353,15 +328,11 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     with FileLock(tmp_path / "lock", timeout=0):  # given back at the end
         pass
     with pytest.raises(Stop):
-        train(plain(stop_at=0), JOBS, folder=tmp_path / "second", **SETTINGS)
-    train(plain(), JOBS, folder=tmp_path / "second", **SETTINGS)  # and when it breaks off
-
-
-def test_one_may_train_without_many_checkpoints(tmp_path):
-    """A twentieth of the run by default: here every step."""
-    with pytest.raises(Stop):
-        train(plain(stop_at=5), JOBS, folder=tmp_path, steps=STEPS)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["done"] == 5
+        train(plain(stop_at=5), JOBS, folder=tmp_path / "second", steps=STEPS)
+    with FileLock(tmp_path / "second" / "lock", timeout=0):  # and when it breaks off
+        pass
+    # a checkpoint at each twentieth of the run by default: here at every step
+    assert torch.load(tmp_path / "second" / "checkpoint.pt", weights_only=True)["done"] == 5
 
 
 # What is there and is not this run's
@@ -373,7 +344,7 @@ def foreign(place):
 
 
 @pytest.mark.parametrize("what", ["15/standard", "7/topk", "metrics.jsonl", "checkpoint.pt", "manifest.json"])
-def test_a_folder_that_no_run_wrote_is_left_as_it_is(what, tmp_path):
+def test_folder_that_no_run_wrote_is_kept(what, tmp_path):
     if "/" in what:
         foreign(tmp_path / what)
     else:
@@ -388,7 +359,7 @@ def test_a_folder_that_no_run_wrote_is_left_as_it_is(what, tmp_path):
 
 @pytest.mark.parametrize("only", ["cfg.json", "sae_weights.safetensors", None])
 @pytest.mark.parametrize("ended", [False, True], ids=["stopped", "ended"])
-def test_an_sae_put_in_the_place_of_this_runs_own_is_left_as_it_is(only, ended, tmp_path):
+def test_foreign_sae_in_the_place_of_our_own_is_kept(only, ended, tmp_path):
     with contextlib.nullcontext() if ended else pytest.raises(Stop):
         train(plain(stop_at=None if ended else 5), JOBS, folder=tmp_path, **SETTINGS)
     place = tmp_path / "15/standard"
@@ -404,7 +375,7 @@ def test_an_sae_put_in_the_place_of_this_runs_own_is_left_as_it_is(only, ended, 
     assert kept(tmp_path) == before
 
 
-def test_an_sae_that_comes_while_the_run_goes_on_is_left_as_it_is(tmp_path):
+def test_foreign_sae_written_during_the_run_is_kept(tmp_path):
     def meanwhile(_, __, said):
         if not (tmp_path / "7/topk").exists():
             foreign(tmp_path / "7/topk")
@@ -416,14 +387,14 @@ def test_an_sae_that_comes_while_the_run_goes_on_is_left_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "", "[" * 100_000])
-def test_a_run_json_that_is_none_is_left_as_it_is(content, tmp_path):
+def test_unreadable_run_json_is_kept(content, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(SAEError, match=r"run\.json (cannot be read|holds a list)"):
         train(plain(), JOBS, folder=tmp_path, **SETTINGS)
     assert (tmp_path / "run.json").read_text() == content
 
 
-def test_a_checkpoint_that_is_damaged_or_does_not_belong_is_not_believed(tmp_path):
+def test_damaged_or_foreign_checkpoint_is_refused(tmp_path):
     with pytest.raises(Stop):
         train(plain(stop_at=5), JOBS, folder=tmp_path / "one", **SETTINGS)
     other = [replace(job, recipe=replace(job.recipe, lr=0.02)) for job in JOBS]
@@ -450,10 +421,3 @@ def test_a_checkpoint_that_is_damaged_or_does_not_belong_is_not_believed(tmp_pat
     path.write_bytes(good[0])
     metrics.write_bytes(good[1])
     train(plain(), JOBS, folder=tmp_path / "one", **SETTINGS)
-
-
-def test_an_empty_name_of_a_folder_is_not_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SAEError, match="an empty name of a folder"):
-        train(plain(), JOBS, folder="", **SETTINGS)
-    assert not kept(tmp_path)

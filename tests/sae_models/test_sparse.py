@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_models.selectors import Support
@@ -13,7 +13,6 @@ ROWS, LATENTS, WIDTH = 5, 7, 3
 SUPPORTS = {
     "ordinary": ([0, 0, 1, 2, 2, 2, 3, 4, 4], [6, 1, 0, 2, 1, 5, 3, 4, 0]),
     "empty rows, first and last": ([1, 1, 3], [6, 0, 1]),
-    "empty latents": ([0, 1, 2, 3, 4, 4], [2, 2, 2, 2, 2, 5]),
     "one entry": ([2], [6]),
     "none": ([], []),
 }
@@ -59,7 +58,8 @@ def test_gradients_of_products(given_support):
 
 
 @given(st.data())
-def test_any_support_is_the_dense_product(data):
+@settings(max_examples=25)
+def test_sparse_decoding_matches_the_dense_product(data):
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=ROWS * LATENTS, max_size=ROWS * LATENTS)))
     row, latent = mask.view(ROWS, LATENTS).nonzero(as_tuple=True)
     order = torch.tensor(data.draw(st.permutations(range(len(row)))), dtype=torch.long)
@@ -75,7 +75,7 @@ def test_any_support_is_the_dense_product(data):
         close(one, other)
 
 
-def test_products_are_those_that_were_formed_before():
+def test_products_are_not_recomputed():
     """Not formed again: what the selector saw is what the step uses."""
     given = support([0, 2], [1, 3])._replace(product=torch.tensor([5.0, -7.0], dtype=torch.float64))
     u, rows = leaf(ROWS, WIDTH, seed=1), leaf(LATENTS, WIDTH, seed=2)
@@ -86,7 +86,7 @@ def test_products_are_those_that_were_formed_before():
     assert not u.grad[1:].any()
 
 
-def test_sums_of_weighted_rows():
+def test_weighted_sums_of_rows():
     of, weight = drawn(LATENTS, WIDTH, seed=1), torch.tensor([1.0, 2.0, -3.0, 0.5], dtype=torch.float64)
     item, bag = torch.tensor([4, 4, 0, 6]), torch.tensor([1, 1, 1, 3])
     found = weighted_sums(weight, of, item, bag, 5)

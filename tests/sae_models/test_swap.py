@@ -37,7 +37,7 @@ NAMES = ["standard", "standard:topk", "tied", "aligned", "cosine", "cosine-group
 
 
 @pytest.mark.parametrize("name", [*NAMES, "bypass-free-encoder"])
-def test_at_the_median_norm_nothing_changes(name):
+def test_swapped_score_agrees_at_the_median_norm(name):
     sae = trained(name)
     swapped = swap_score(sae, sample(3.0))
     x = sample(3.0, 17)
@@ -46,7 +46,7 @@ def test_at_the_median_norm_nothing_changes(name):
 
 
 @pytest.mark.parametrize("name", ["standard", "tied", "aligned"])
-def test_an_inner_product_becomes_blind_to_norm(name):
+def test_swapped_inner_product_ignores_the_norm(name):
     swapped = swap_score(trained(name), sample())
     assert isinstance(swapped.score, Cosine)
     x_c = sample(1.0)
@@ -54,14 +54,14 @@ def test_an_inner_product_becomes_blind_to_norm(name):
 
 
 @pytest.mark.parametrize("name", ["cosine", "cosine-group4", "cosine-feature", "cosine-pure", "bypass"])
-def test_a_cosine_becomes_proportional_to_norm(name):
+def test_swapped_cosine_is_proportional_to_the_norm(name):
     swapped = swap_score(trained(name), sample())
     x_c, bias = sample(1.0), swapped.score.b_enc
     one, seven = (swapped.score(f * x_c, swapped.W_dec) - bias for f in (1, 7))
     torch.testing.assert_close(7 * one, seven, atol=1e-4, rtol=1e-4)
 
 
-def test_the_median_is_what_counts_and_the_sae_itself_stays():
+def test_swap_uses_the_median_and_keeps_the_original():
     sae = trained("standard")
     before = {key: value.clone() for key, value in sae.state_dict().items()}
     swapped = swap_score(sae, torch.cat([sample(2.0, 5), sample(5.0, 9), sample(1000.0, 3)]))
@@ -71,7 +71,7 @@ def test_the_median_is_what_counts_and_the_sae_itself_stays():
     assert math.isfinite(float(swapped(sample()).sum()))
 
 
-def test_a_gate_has_no_other_score():
+def test_swap_of_a_gated_sae_raises():
     sae = trained("standard")
     zeros = torch.zeros(D_SAE)
     sae.selector = Gate(zeros, zeros, zeros)
