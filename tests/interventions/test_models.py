@@ -78,8 +78,9 @@ def test_wrap_refuses_unusable_models(device):
     flash = fresh("llama", device)
     flash.config = copy.deepcopy(flash.config)
     flash.config._attn_implementation_internal = "flash_attention_2"
+    config = tiny_model("llama", device).config
     with torch.device("meta"):
-        unloaded = transformers.AutoModelForCausalLM.from_config(tiny_model("llama").config)
+        unloaded = transformers.AutoModelForCausalLM.from_config(config)
     for thing, message in (
         (torch.nn.Linear(2, 2), "cannot use a Linear; expected a Hugging Face causal LM"),
         (3, "cannot use a int; expected a Hugging Face causal LM"),
