@@ -47,20 +47,26 @@ def test_ctrl_c_leaves_the_model_clean_and_the_run_resumable(name, wrapper, sae,
     looked_at = [hf, model] if wrapper == "transformer_lens" else [hf]
     seen: list[str] = []
     with at_module(-1, seen):
-        expected = called(name, model, sae)
+        expected = called(name, model, sae, folder=tmp_path / "whole")
     before = left_on(*looked_at)
     for share in (0.2, 0.7):  # in a folder, which keeps finished units
         with pytest.raises(KeyboardInterrupt), at_module(1 + int(share * (len(seen) - 1))):
-            called(name, model, sae, folder=tmp_path)
+            called(name, model, sae, folder=tmp_path / "resumed")
         assert left_on(*looked_at) == before
 
+    units = tmp_path / "resumed" / "units"
+
     def stop(*_):
-        raise KeyboardInterrupt
+        if any(units.glob("*.parquet")):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        called(name, model, sae, folder=tmp_path, progress=stop)
+        called(name, model, sae, folder=tmp_path / "resumed", progress=stop)
     assert left_on(*looked_at) == before
-    resumed = called(name, model, sae, folder=tmp_path)
+    resumed = called(name, model, sae, folder=tmp_path / "resumed")
     pd.testing.assert_frame_equal(resumed.frame, expected.frame, check_exact=True)
-    assert resumed.provenance == expected.provenance  # replay_delta among it
+    assert resumed.provenance == expected.provenance
+    # replay is checked at the same units, so that replay_delta cannot depend on interruptions
+    whole, again = sorted((tmp_path / "whole" / "units").iterdir()), sorted(units.iterdir())
+    assert [(path.name, path.read_bytes()) for path in again] == [(path.name, path.read_bytes()) for path in whole]
     assert left_on(*looked_at) == before
