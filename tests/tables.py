@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+# Ten prompts is the least that gives an interval.
 SHORT = ("--n-prompts", 12, "--max-length", 32)
 NULL = ("--null-model", "random", "--null-seeds", 1)
+PAIRS = ("--n-prompts", 40, "--max-length", 32, "--pairs", 14)
 LABELLED = ("--layers", 15, "--max-length", 24)
 WORDS = "the river town old king went north saw two ships near a stone bridge and sang"
 ENVIRONMENT = {
@@ -45,10 +47,10 @@ def runs(out: Path) -> dict[str, tuple[object, ...]]:
     np.save(direction, np.sin(np.arange(576, dtype=np.float32)))
     return {
         "direction_norm": (
-            "patch_direction_norm.py", *SHORT, *NULL, "--layers", 7, 22, "--pairs", 10, "--sites", "resid_post", "attn_out",
+            "patch_direction_norm.py", *PAIRS, *NULL, "--layers", 7, 22, "--sites", "resid_post", "attn_out",
         ),
         "direction_norm_ahead": (
-            "patch_direction_norm.py", *SHORT, "--layers", 15, "--pairs", 12, "--context", "in_place", "--horizon", 3,
+            "patch_direction_norm.py", *PAIRS, "--layers", 15, "--context", "in_place", "--horizon", 3,
         ),
         "dose_response": (
             "dose_response.py", *SHORT, *NULL, "--layers", 7, 22, "--tokens", 12, "--doses", 0.1, 0.5, "--directions", direction,
@@ -56,7 +58,7 @@ def runs(out: Path) -> dict[str, tuple[object, ...]]:
         ),
         "unit_norm": ("unit_norm.py", *SHORT, *NULL, "--layers", 7, 22, "--tokens", 24),
         "specification": (
-            "specification_curve.py", *SHORT, "--prompts", f"boolq,{text}", "--layers", 3, 9, 15, 22, 29, "--pairs", 12,
+            "specification_curve.py", *PAIRS, "--prompts", f"boolq,{text}", "--layers", 3, 15, 22, 29,
         ),
         "projections": (
             "ablate_projections.py", *SHORT, "--layers", 7, "--saes", "cosine", "--latents", 6, "--tokens-per-latent", 6,
@@ -70,13 +72,13 @@ def runs(out: Path) -> dict[str, tuple[object, ...]]:
             "atlas.py", "--layers", 15, "--n-prompts", 3, "--max-length", 12, "--path-share", 0.3, "--placebo-share", 0.2,
         ),
         "feature_ablation": (
-            "ablate_features.py", *LABELLED, "--saes", "standard", "--data", "code", "sentiment", "--per-class", 12, "--counts", 1, 5,
+            "ablate_features.py", *LABELLED, "--saes", "standard", "--data", "code", "--per-class", 24, "--counts", 1, 5,
             "--reads", 3, "--arms", "selected", "random", "placebo", "keep", "--rankings", "mean_difference", "probe", "attribution",
         ),
         "probing": ("probe.py", *LABELLED, "--data", "code", "sentiment", "--per-class", 24, "--ks", 1, 5, "--seeds", 2),
         "dictionary_comparison": (
             "compare_saes.py", *LABELLED, "--n-prompts", 40, "--min-active", 3, "--min-quartile", 2, "--causal-latents", 6,
-            "--causal-tokens", 3, "--data", "code", "--per-class", 24,
+            "--causal-tokens", 3, "--duplicate-cosine", 0.5, "--data", "code", "--per-class", 24,
         ),
         "interactions": (
             "interactions.py", *SHORT, "--layers", 15, "--saes", "standard", "--n-tokens", 8, "--per-token", 4, "--matrix-latents", 8,
@@ -84,7 +86,7 @@ def runs(out: Path) -> dict[str, tuple[object, ...]]:
         ),
         "evaluation": (
             "eval_sae.py", "smollm2-135m/15/standard", "smollm2-135m/15/cosine", *SHORT, "--prompts-second", text,
-            "--splice-prompts", 4,
+            "--splice-prompts", 12,
         ),
         "cards": (
             "show_latent.py", *SHORT, "--sae", "smollm2-135m/15/cosine", "--latents", "frequent:2", "--effects", 12,
