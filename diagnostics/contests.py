@@ -162,10 +162,10 @@ class WinRateReport(Shown):
         run = next(iter(self.runs)) if run is None else run
         if run not in self.runs:
             raise ResultError(f"no run {run!r} in this report; known: {', '.join(self.runs)}")
-        context = context or self.runs[run].provenance["context"][0]
-        own = [c for c in self.contests if (c.run, c.place["context"], c.place["model"]) == (run, context, TRAINED)]
+        where = str(context or self.runs[run].provenance["context"][0])
+        own = [c for c in self.contests if (c.run, c.place["context"], c.place["model"]) == (run, where, TRAINED)]
         labels = {c.place["sae"]: _labels(c.simpson) for c in own}
-        return plot_paradox(self.frame, self.provenance, labels, run, context)
+        return plot_paradox(self.frame, self.provenance, labels, run, where)
 
     def figures(self) -> dict[str, Any]:
         """Win rates by depth; overall against within quartiles, for each run."""

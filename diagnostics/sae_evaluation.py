@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -214,7 +214,7 @@ def live(latents: pd.DataFrame) -> pd.DataFrame:
 
 def _fired(latents: pd.DataFrame) -> pd.Series:
     """Whether each line's latent fired on some corpus."""
-    return latents.groupby(["sae", "latent"], sort=False)["fired"].transform("sum") > 0
+    return cast(pd.Series, latents.groupby(["sae", "latent"], sort=False)["fired"].transform("sum")) > 0
 
 
 def _alignment(name: Any, rows: pd.DataFrame) -> dict[str, Any]:
