@@ -169,18 +169,19 @@ def plot_dose(rows: pd.DataFrame, provenance: Mapping[str, Any], latents: Sequen
     `ResultError` for latents without rows.
     """
     sae, context, edit = rows["sae"].iloc[0], rows["context"].iloc[0], provenance["reference"]
+    chosen = list(latents or [])
     if latents is None:
         by = rows.drop_duplicates("latent").sort_values(["frequency", "latent"])
         latents = [int(by["latent"].iloc[i]) for i in np.unique(np.linspace(0, len(by) - 1, 6).round().astype(int))]
     drawable = rows.edit.isin([edit, "placebo_token"]) & (rows.kl > 0)
-    shown = cast(pd.DataFrame, rows.loc[rows.latent.isin(list(latents)) & drawable])
+    shown = cast(pd.DataFrame, rows.loc[rows.latent.isin(list(chosen)) & drawable])
     if shown.empty:
-        raise ResultError(f"no rows of latents {list(latents)} of {sae}; known: {sorted(set(rows.latent))[:8]} ...")
+        raise ResultError(f"no rows of latents {list(chosen)} of {sae}; known: {sorted(set(rows.latent))[:8]} ...")
     colours = LogNorm(shown["norm"].quantile(0.01), shown["norm"].quantile(0.99))
     with styled():
-        figure, axes = panels(len(latents), 9.6 / min(3, len(latents)), 2.7, 1.2, sharex=True, sharey=True)
+        figure, axes = panels(len(chosen), 9.6 / min(3, len(chosen)), 2.7, 1.2, sharex=True, sharey=True)
         drawn = None
-        for ax, latent in zip(axes.flat, latents, strict=False):
+        for ax, latent in zip(axes.flat, chosen, strict=False):
             own = shown.loc[shown.latent == latent]
             placebo, main = (cast(pd.DataFrame, own.loc[own.edit == e]) for e in ("placebo_token", edit))
             ax.scatter(

@@ -149,9 +149,10 @@ def test_every_kind_is_here():
 
 
 @functools.cache
-def drawn(kind: str) -> tuple[Any, list[str], dict[str, Any], dict[str, str]]:
+def drawn(kind: str) -> Any:
     """A result with unusual names, those of them that figures must show, its figures, and everything that is written in each."""
-    result, given = RESULTS[kind](), list(NAMES[:3]) if kind == "dose_response" else []
+    result: Any = RESULTS[kind]()
+    given: list[str] = list(NAMES[:3]) if kind == "dose_response" else []
     if kind not in ("specification", "win_rate"):
         result, given = (found := poisoned(result))[0], given + found[1]
     figures = result.figures()
@@ -175,15 +176,20 @@ def test_names_are_shown_as_they_are(kind):
     assert isinstance(result.table(), str) and len(result.summary())
 
 
+def spec(ax: Any) -> Any:
+    """Where a panel stands in its grid."""
+    return ax.get_subplotspec()
+
+
 @every_kind
 def test_every_panel_has_a_title_and_axis_labels(kind):
     """Of its own, or of the panels that share its axis or stand in its row or column."""
     for name, figure in drawn(kind)[2].items():
         shown = [ax for ax in panels(figure) if ax.get_subplotspec() is not None]
         for ax in shown:
-            place = ax.get_subplotspec()
-            row = [a for a in shown if a.get_subplotspec().rowspan == place.rowspan]
-            column = [a for a in shown if a.get_subplotspec().colspan == place.colspan]
+            place = spec(ax)
+            row = [a for a in shown if spec(a).rowspan == place.rowspan]
+            column = [a for a in shown if spec(a).colspan == place.colspan]
             below, beside = ax.get_shared_x_axes().get_siblings(ax), ax.get_shared_y_axes().get_siblings(ax)
             assert any(a.get_title(loc="left") or a.get_legend() for a in (*row, *column)) or figure.get_suptitle(), (
                 name
@@ -217,6 +223,7 @@ def test_colours_are_those_of_the_style(kind):
                 continue
             found = {to_hex(line.get_color()) for line in ax.lines} | {to_hex(text.get_color()) for text in ax.texts}
             found |= {to_hex(patch.get_facecolor()) for patch in ax.patches if patch.get_fill()}
+            group: Any
             for group in ax.collections:
                 if group.get_array() is None:
                     found |= {to_hex(colour) for colour in (*group.get_facecolor(), *group.get_edgecolor())}
