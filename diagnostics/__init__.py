@@ -4,26 +4,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time each comes with its first use: a command starts without what the others need
-    from diagnostics.atlas import CausalAtlas, causal_atlas
-    from diagnostics.card_result import LatentCard
-    from diagnostics.cards import latent_card, latent_cards
-    from diagnostics.concentration import Concentration, causal_concentration
-    from diagnostics.contests import WinRateReport, win_rate_report
-    from diagnostics.dictionary_comparison import DictionaryComparison, compare_dictionaries
-    from diagnostics.direction_patching import DirectionNorm, direction_norm
-    from diagnostics.dosing import DoseResponse, dose_response
-    from diagnostics.effect_sparsity import AblationSparsity, ablation_sparsity
-    from diagnostics.feature_ablations import FeatureAblation, feature_ablation
-    from diagnostics.latent_pairs import Interactions, interactions
-    from diagnostics.projections import ProjectionEffects, projection_effects
-    from diagnostics.report_html import report
-    from diagnostics.sae_evaluation import SAEEvaluation, evaluate_saes
+    from diagnostics.atlas.result import CausalAtlas
+    from diagnostics.atlas.run import causal_atlas
+    from diagnostics.cards.result import LatentCard
+    from diagnostics.cards.run import latent_card, latent_cards
+    from diagnostics.concept_ablation.result import FeatureAblation
+    from diagnostics.concept_ablation.run import feature_ablation
+    from diagnostics.dictionary_comparison.result import DictionaryComparison
+    from diagnostics.dictionary_comparison.run import compare_dictionaries
+    from diagnostics.direction_vs_norm.result import DirectionNorm
+    from diagnostics.direction_vs_norm.run import direction_norm
+    from diagnostics.dose.result import DoseResponse
+    from diagnostics.dose.run import dose_response
+    from diagnostics.latent_edits.concentration import Concentration, causal_concentration
+    from diagnostics.latent_edits.interactions import Interactions, interactions
+    from diagnostics.latent_edits.sparsity import AblationSparsity, ablation_sparsity
+    from diagnostics.latent_edits.steering import Steering, latent_steering
+    from diagnostics.latent_edits.substitution import Substitutions, atom_substitution
+    from diagnostics.projections.result import ProjectionEffects
+    from diagnostics.projections.run import projection_effects
+    from diagnostics.reports.page import report
+    from diagnostics.sae_evaluation.result import SAEEvaluation
+    from diagnostics.sae_evaluation.run import evaluate_saes
     from diagnostics.saved import saved_results
-    from diagnostics.sparse_probing import SparseProbing, probe_saes
-    from diagnostics.specification import Specifications, specification_curve
-    from diagnostics.steering import Steering, latent_steering
-    from diagnostics.substitution import Substitutions, atom_substitution
-    from diagnostics.unit_norm import UnitNorm, unit_norm_sweep
+    from diagnostics.sparse_probing.result import SparseProbing
+    from diagnostics.sparse_probing.run import probe_saes
+    from diagnostics.specifications.result import Specifications
+    from diagnostics.specifications.run import specification_curve
+    from diagnostics.unit_norm.result import UnitNorm
+    from diagnostics.unit_norm.run import unit_norm_sweep
+    from diagnostics.win_rate.result import WinRateReport
+    from diagnostics.win_rate.run import win_rate_report
 
 __all__ = [
     "AblationSparsity",
@@ -66,43 +77,43 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AblationSparsity": "effect_sparsity",
-    "CausalAtlas": "atlas",
-    "Concentration": "concentration",
-    "DictionaryComparison": "dictionary_comparison",
-    "DirectionNorm": "direction_patching",
-    "DoseResponse": "dosing",
-    "FeatureAblation": "feature_ablations",
-    "Interactions": "latent_pairs",
-    "LatentCard": "card_result",
-    "ProjectionEffects": "projections",
-    "SAEEvaluation": "sae_evaluation",
-    "SparseProbing": "sparse_probing",
-    "Specifications": "specification",
-    "Steering": "steering",
-    "Substitutions": "substitution",
-    "UnitNorm": "unit_norm",
-    "WinRateReport": "contests",
-    "ablation_sparsity": "effect_sparsity",
-    "atom_substitution": "substitution",
-    "causal_atlas": "atlas",
-    "causal_concentration": "concentration",
-    "compare_dictionaries": "dictionary_comparison",
-    "direction_norm": "direction_patching",
-    "dose_response": "dosing",
-    "evaluate_saes": "sae_evaluation",
-    "feature_ablation": "feature_ablations",
-    "interactions": "latent_pairs",
-    "latent_card": "cards",
-    "latent_cards": "cards",
-    "latent_steering": "steering",
-    "probe_saes": "sparse_probing",
-    "projection_effects": "projections",
-    "report": "report_html",
+    "AblationSparsity": "latent_edits.sparsity",
+    "CausalAtlas": "atlas.result",
+    "Concentration": "latent_edits.concentration",
+    "DictionaryComparison": "dictionary_comparison.result",
+    "DirectionNorm": "direction_vs_norm.result",
+    "DoseResponse": "dose.result",
+    "FeatureAblation": "concept_ablation.result",
+    "Interactions": "latent_edits.interactions",
+    "LatentCard": "cards.result",
+    "ProjectionEffects": "projections.result",
+    "SAEEvaluation": "sae_evaluation.result",
+    "SparseProbing": "sparse_probing.result",
+    "Specifications": "specifications.result",
+    "Steering": "latent_edits.steering",
+    "Substitutions": "latent_edits.substitution",
+    "UnitNorm": "unit_norm.result",
+    "WinRateReport": "win_rate.result",
+    "ablation_sparsity": "latent_edits.sparsity",
+    "atom_substitution": "latent_edits.substitution",
+    "causal_atlas": "atlas.run",
+    "causal_concentration": "latent_edits.concentration",
+    "compare_dictionaries": "dictionary_comparison.run",
+    "direction_norm": "direction_vs_norm.run",
+    "dose_response": "dose.run",
+    "evaluate_saes": "sae_evaluation.run",
+    "feature_ablation": "concept_ablation.run",
+    "interactions": "latent_edits.interactions",
+    "latent_card": "cards.run",
+    "latent_cards": "cards.run",
+    "latent_steering": "latent_edits.steering",
+    "probe_saes": "sparse_probing.run",
+    "projection_effects": "projections.run",
+    "report": "reports.page",
     "saved_results": "saved",
-    "specification_curve": "specification",
-    "unit_norm_sweep": "unit_norm",
-    "win_rate_report": "contests",
+    "specification_curve": "specifications.run",
+    "unit_norm_sweep": "unit_norm.run",
+    "win_rate_report": "win_rate.run",
 }
 """The module of each name."""
 

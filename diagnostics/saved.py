@@ -4,27 +4,25 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
-from diagnostics.atlas import CausalAtlas
-from diagnostics.concentration import Concentration
-from diagnostics.contests import WinRateReport
-from diagnostics.depth_plans import DepthPlan
-from diagnostics.dictionary_comparison import DictionaryComparison
-from diagnostics.direction_patching import DirectionNorm
-from diagnostics.dosing import DoseResponse
-from diagnostics.effect_sparsity import AblationSparsity
-from diagnostics.feature_ablations import FeatureAblation
-from diagnostics.latent_pairs import Interactions
-from diagnostics.projections import ProjectionEffects
-from diagnostics.results import BaseResult
-from diagnostics.sae_evaluation import SAEEvaluation
-from diagnostics.sparse_probing import SparseProbing
-from diagnostics.specification import Specifications
-from diagnostics.steering import Steering
-from diagnostics.stored import Stored
-from diagnostics.substitution import Substitutions
-from diagnostics.unit_norm import UnitNorm
+from diagnostics.atlas.result import CausalAtlas
+from diagnostics.concept_ablation.result import FeatureAblation
+from diagnostics.dictionary_comparison.result import DictionaryComparison
+from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.dose.result import DoseResponse
+from diagnostics.figures.by_depth import DepthPlan
+from diagnostics.latent_edits.concentration import Concentration
+from diagnostics.latent_edits.interactions import Interactions
+from diagnostics.latent_edits.sparsity import AblationSparsity
+from diagnostics.latent_edits.steering import Steering
+from diagnostics.latent_edits.substitution import Substitutions
+from diagnostics.projections.result import ProjectionEffects
+from diagnostics.results.result import BaseResult, load_result, tables_of
+from diagnostics.sae_evaluation.result import SAEEvaluation
+from diagnostics.sparse_probing.result import SparseProbing
+from diagnostics.specifications.result import Specifications
+from diagnostics.unit_norm.result import UnitNorm
+from diagnostics.win_rate.result import WinRateReport
 from interventions.errors import MechdiagError, ResultError
 
 KINDS: dict[str, type[BaseResult]] = {
@@ -39,25 +37,6 @@ KINDS: dict[str, type[BaseResult]] = {
 PLANS: dict[str, DepthPlan] = {name: plan for kind in KINDS.values() for name, plan in kind.DEPTH.items()}
 """Every figure by depth, by name."""
 _WORK = "units"
-R = TypeVar("R", bound=BaseResult)
-
-
-def tables_of(result: BaseResult) -> object:
-    """The tables of a result, which need most of what it holds."""
-    return result.tables()
-
-
-def load_result(kind: type[R], folder: str | Path, use: Callable[[R], object] = tables_of) -> R:
-    """`kind.load`, for those who use the result. Raises `MechdiagError`.
-
-    A result without digests (see `stored`) is used once on trial: one that lacks what its kind holds is damaged.
-    """
-    found = kind.load(folder)
-    stored = Stored(folder, kind.NAME, kind.files())
-    if stored.digests is None:
-        with stored.understood():
-            use(found)
-    return found
 
 
 def saved_results(folder: str | Path) -> dict[str, BaseResult]:

@@ -43,8 +43,8 @@ toc_object_entries_show_parents = "hide"
 # their indexes would have to be fetched; so are shapes, which are no objects.
 nitpicky = True
 nitpick_ignore = [
-    ("py:class", "diagnostics.depth_plans.DepthPlan"),  # how a figure is drawn, no part of the interface
-    ("py:class", "diagnostics.saved.R"),  # a type variable
+    ("py:class", "diagnostics.figures.by_depth.DepthPlan"),  # how a figure is drawn, no part of the interface
+    ("py:class", "diagnostics.results.result.R"),  # a type variable
 ]
 nitpick_ignore_regex = [(r"py:.*", r"(?!(interventions|sae_models|diagnostics)\.).*")]
 

@@ -1,6 +1,5 @@
 """Change one activation of a language model and measure exactly what the model does, thousands of times a second."""
 
-from interventions.anatomy import check_site
 from interventions.effects import Effects, intervened_logits, measure
 from interventions.errors import (
     EditError,
@@ -12,11 +11,13 @@ from interventions.errors import (
     SiteError,
     TextError,
 )
-from interventions.hooks import edit_in_trace, fwd_hooks
-from interventions.loading import load_model
-from interventions.models import CausalModel, wrap
+from interventions.models.anatomy import check_site
+from interventions.models.causal_model import CausalModel
+from interventions.models.loading import load_model
+from interventions.models.wrapping import wrap
 from interventions.recording import Recording, record
-from interventions.rows import Reference
+from interventions.replaying.hooks import edit_in_trace, fwd_hooks
+from interventions.replaying.rows import Reference
 from interventions.sites import Site
 
 __all__ = [

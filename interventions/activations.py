@@ -14,15 +14,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from interventions.anatomy import at_site, check_site
-from interventions.compat import without_cache
 from interventions.errors import HookError, MechdiagError, SiteError, TextError
-from interventions.exclusive import exclusive
-from interventions.fingerprint import depends_on_batch
-from interventions.models import CausalModel, wrap
-from interventions.rotary import forget_longer_passes
+from interventions.models.anatomy import at_site, check_site
+from interventions.models.causal_model import CausalModel
+from interventions.models.compat import without_cache
+from interventions.models.exclusive import exclusive
+from interventions.models.fingerprint import depends_on_batch
+from interventions.models.rotary import forget_longer_passes
+from interventions.models.wrapping import wrap
 from interventions.sites import Site
-from interventions.texts import Prompts, prompts_for
+from interventions.texts.prompts import Prompts, prompts_for
 
 AUTOCASTS = ("auto", "bfloat16", "none")
 """`bfloat16`: the blocks' matrix products run in it; `none`: all in the model's own dtype; `auto`: `bfloat16` where the

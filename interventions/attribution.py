@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interventions.anatomy import at_site, check_site
 from interventions.effects import check_rows, choose_path
 from interventions.errors import EditError, HookError
 from interventions.metrics import TokenMetric
+from interventions.models.anatomy import at_site, check_site
+from interventions.models.rotary import forget_longer_passes
 from interventions.recording import Recording
-from interventions.replay import replayed, unembed
-from interventions.rotary import forget_longer_passes
-from interventions.rows import Horizon, Rows
+from interventions.replaying.replay import replayed, unembed
+from interventions.replaying.rows import Horizon, Rows
 from interventions.sites import Site
 
 Objective = TokenMetric | Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"]], Float[Tensor, "row"]]

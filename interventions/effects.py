@@ -10,16 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interventions.along import Along
-from interventions.anatomy import check_site
-from interventions.chunks import Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
 from interventions.errors import EditError, MechdiagError, ReplayError, is_out_of_memory
 from interventions.metrics import TokenMetric
+from interventions.models.anatomy import check_site
 from interventions.recording import Recording
-from interventions.replay import unembed
-from interventions.rows import Horizon, Reference, Rows, Vectors
+from interventions.replaying.chunks import Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
+from interventions.replaying.replay import unembed
+from interventions.replaying.replay_check import warn_of_full_passes, why_not_replay
+from interventions.replaying.rows import Horizon, Reference, Rows, Vectors
+from interventions.shared_directions import Along
 from interventions.sites import Site
-from interventions.trust import warn_of_full_passes, why_not_replay
 
 PATHS = ("auto", "replay", "hooks")
 

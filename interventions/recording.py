@@ -12,17 +12,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from interventions.anatomy import at_site, check_site
-from interventions.causality import LEAK, check_causal
-from interventions.compat import cache_name, cache_understood
 from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
-from interventions.exclusive import exclusive, holding, hooked
-from interventions.fingerprint import Fingerprint, fingerprint, own_code
-from interventions.inputs import check_prompts, read_prompts
-from interventions.models import CausalModel, wrap
-from interventions.rotary import depends_on_length, forget_longer_passes
+from interventions.models.anatomy import at_site, check_site
+from interventions.models.causal_model import CausalModel
+from interventions.models.causality import LEAK, check_causal
+from interventions.models.compat import cache_name, cache_understood
+from interventions.models.exclusive import exclusive, holding, hooked
+from interventions.models.fingerprint import Fingerprint, fingerprint, own_code
+from interventions.models.rotary import depends_on_length, forget_longer_passes
+from interventions.models.wrapping import wrap
 from interventions.sites import Site
-from interventions.texts import Prompts
+from interventions.texts.inputs import check_prompts, read_prompts
+from interventions.texts.prompts import Prompts
 
 _AS_RECORDED = "as recorded"
 

@@ -29,7 +29,7 @@ Value = float | Tensor
 
 
 @runtime_checkable
-class Dictionary(Protocol):
+class Decoder(Protocol):
     """What an edit needs of an SAE."""
 
     if TYPE_CHECKING:  # from Python 3.12 isinstance does not see the parameters of a module
@@ -42,34 +42,34 @@ class Dictionary(Protocol):
     def offset(self, x: Vectors) -> Vectors: ...
 
 
-def reconstruct(x: Vectors, sae: Dictionary | nn.Module) -> Vectors:
+def reconstruct(x: Vectors, sae: Decoder | nn.Module) -> Vectors:
     """x̂ = z W_dec + offset(x)."""
-    sae = _dictionary(sae)
+    sae = _decoder(sae)
     return (_latents(x, sae) @ sae.W_dec + sae.offset(x)).to(x)
 
 
-def zero_latents(x: Vectors, sae: Dictionary | nn.Module, latents: Latents, *, keep_error: bool = True) -> Vectors:
+def zero_latents(x: Vectors, sae: Decoder | nn.Module, latents: Latents, *, keep_error: bool = True) -> Vectors:
     """z′ = 0 at the latents given (ablation): x − Σ z_i d_i over them."""
     return _set_latents(x, sae, latents, lambda z: torch.zeros_like(z), keep_error)
 
 
 def clamp_latents(
-    x: Vectors, sae: Dictionary | nn.Module, latents: Latents, value: Value, *, keep_error: bool = True
+    x: Vectors, sae: Decoder | nn.Module, latents: Latents, value: Value, *, keep_error: bool = True
 ) -> Vectors:
     """z′ = value at the latents given, also where they were not active."""
     return _set_latents(x, sae, latents, lambda z: _fitting(value, z, "value").expand_as(z), keep_error)
 
 
 def scale_latents(
-    x: Vectors, sae: Dictionary | nn.Module, latents: Latents, factor: Value, *, keep_error: bool = True
+    x: Vectors, sae: Decoder | nn.Module, latents: Latents, factor: Value, *, keep_error: bool = True
 ) -> Vectors:
     """z′ = factor·z at the latents given."""
     return _set_latents(x, sae, latents, lambda z: _fitting(factor, z, "factor") * z, keep_error)
 
 
-def keep_latents(x: Vectors, sae: Dictionary | nn.Module, latents: Latents, *, keep_error: bool = True) -> Vectors:
+def keep_latents(x: Vectors, sae: Decoder | nn.Module, latents: Latents, *, keep_error: bool = True) -> Vectors:
     """z′ = 0 at all other latents. All of them kept: x itself, or x̂ without the error."""
-    sae = _dictionary(sae)
+    sae = _decoder(sae)
     index = _chosen(latents, sae, x)
     z = _latents(x, sae)
     if keep_error:
@@ -78,10 +78,10 @@ def keep_latents(x: Vectors, sae: Dictionary | nn.Module, latents: Latents, *, k
 
 
 def change_latents(
-    x: Vectors, sae: Dictionary | nn.Module, change: Callable[[Tensor], Tensor], *, keep_error: bool = True
+    x: Vectors, sae: Decoder | nn.Module, change: Callable[[Tensor], Tensor], *, keep_error: bool = True
 ) -> Vectors:
     """z′ = change(z), any function of all latents `[..., d_sae]`; only those that it changes are decoded."""
-    sae = _dictionary(sae)
+    sae = _decoder(sae)
     z = _latents(x, sae)
     new = change(z.clone())  # a change in place must not change what it is compared with
     if new.shape != z.shape:
@@ -94,9 +94,9 @@ def change_latents(
 
 
 def _set_latents(
-    x: Tensor, sae: Dictionary | nn.Module, latents: Latents, change: Callable[[Tensor], Tensor], keep_error: bool
+    x: Tensor, sae: Decoder | nn.Module, latents: Latents, change: Callable[[Tensor], Tensor], keep_error: bool
 ) -> Tensor:
-    sae = _dictionary(sae)
+    sae = _decoder(sae)
     index = _chosen(latents, sae, x)
     z = _latents(x, sae)
     old = _at(z, index)
@@ -110,11 +110,11 @@ def _set_latents(
     return (z @ sae.W_dec + sae.offset(x)).to(x)
 
 
-def _dictionary(sae: Any) -> Dictionary:
-    return sae if isinstance(sae, Dictionary) and hasattr(sae, "W_dec") else as_sae(sae)
+def _decoder(sae: Any) -> Decoder:
+    return sae if isinstance(sae, Decoder) and hasattr(sae, "W_dec") else as_sae(sae)
 
 
-def _latents(x: Tensor, sae: Dictionary) -> Tensor:
+def _latents(x: Tensor, sae: Decoder) -> Tensor:
     if x.shape[-1] != sae.W_dec.shape[1]:
         raise BelongingError(
             f"activations of width {x.shape[-1]} for an SAE of width {sae.W_dec.shape[1]}; take one of that width"
@@ -134,7 +134,7 @@ def _at(z: Tensor, index: Tensor) -> Tensor:
     return z.gather(-1, index.clamp(min=0)).masked_fill(index < 0, 0)
 
 
-def _products(z: Tensor, index: Tensor, sae: Dictionary) -> Tensor:
+def _products(z: Tensor, index: Tensor, sae: Decoder) -> Tensor:
     """Σ z_i d_i over the set."""
     if index.ndim == 1:
         return z @ sae.W_dec[index]
@@ -148,7 +148,7 @@ def _mask(index: Tensor, z: Tensor) -> Tensor:
     return mask.scatter_(-1, index % (n + 1), True)[..., :-1]  # −1 lands in one column more
 
 
-def _chosen(latents: Latents, sae: Dictionary, x: Tensor) -> Int[Tensor, "*chosen"]:
+def _chosen(latents: Latents, sae: Decoder, x: Tensor) -> Int[Tensor, "*chosen"]:
     """The set as indices `[latent]`, or `[..., latent]` padded with −1."""
     d_sae, device = sae.W_dec.shape[0], sae.W_dec.device
     found = torch.as_tensor(latents, device=device)

@@ -1,38 +1,7 @@
 #!/usr/bin/env python
 """Ablate single directions of SAEs at single tokens: effects beside doses, matched placebos and every score said to predict them."""
 
-from dataclasses import dataclass
-
-from diagnostics import command
-from diagnostics.projection_inputs import ProjectionInputs
-from diagnostics.projections import ProjectionEffects, projection_effects
-from diagnostics.results import result_files
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(ProjectionInputs):
-    """What does removing an SAE latent's direction do, and which score of it predicts the effect?
-
-    Removes the projection on a latent's decoder direction at single tokens, beside placebos of the same norm and angle; on a share of
-    them also the projection from the mean, the latent, and a dose that does not depend on the token, and ablations of rescaled
-    activations. Measures KL(clean || intervened) in nats and the direct effect; says whether it goes with the cosine or with the inner
-    product (the norm exponent). Writes a table (Parquet), its tokens, a summary with provenance (JSON) and figures into --out.
-
-    Examples:
-      scripts/ablate_projections.py --layers 15 --out results/projections
-      scripts/ablate_projections.py --saes cosine --layers 15 --latent 12 345 --out results/two
-    """
-
-
-def main(settings: Settings) -> command.Document:
-    """Everything that can be wrong with the input is looked at before the model runs."""
-    settings.check(result_files(ProjectionEffects))
-    saes = settings.load_saes()
-    model, prompts = settings.load()
-    with settings.progress("ablating") as progress:
-        result = projection_effects(model, prompts, saes, progress=progress, **settings.asked())
-    return settings.finish(result, settings.out)
-
+from diagnostics.projections.command import run
 
 if __name__ == "__main__":
-    command.run(Settings, main)
+    run()

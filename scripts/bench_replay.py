@@ -12,17 +12,19 @@ from typing import Any
 import pandas as pd
 import torch
 
-from diagnostics import command
-from diagnostics.results import claim_folder, model_provenance, write_json
+from diagnostics.commands import command
 from interventions.effects import measure
 from interventions.errors import MechdiagError
-from interventions.hooks import hooked_logits
-from interventions.loading import load_model, resolve_device
-from interventions.models import CausalModel, wrap
+from interventions.files import claim_folder, write_json
+from interventions.models.causal_model import CausalModel
+from interventions.models.loading import load_model, resolve_device
+from interventions.models.wrapping import wrap
+from interventions.provenance import model_provenance
 from interventions.recording import Recording, record
-from interventions.replay import entering_at, unembed
+from interventions.replaying.hooks import hooked_logits
+from interventions.replaying.replay import entering_at, unembed
 from interventions.sites import Site
-from interventions.texts import load_texts, tokenize
+from interventions.texts.prompts import load_texts, tokenize
 
 HORIZON = 8
 BATCH = 16  # prompts in one forward pass of the other tools

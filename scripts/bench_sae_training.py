@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
-from diagnostics import command
-from diagnostics.results import claim_folder, model_provenance, write_json
-from diagnostics.sae_training import Wanted, train_saes
+from diagnostics.commands import command
 from interventions.activations import ActivationStream
-from interventions.loading import load_model
-from interventions.models import CausalModel
+from interventions.files import claim_folder, write_json
+from interventions.models.causal_model import CausalModel
+from interventions.models.loading import load_model
+from interventions.provenance import model_provenance
 from interventions.sites import Site
-from interventions.texts import Prompts, load_texts, tokenize
+from interventions.texts.prompts import Prompts, load_texts, tokenize
 from sae_models.architectures import named
-from sae_models.training import Recipe, SAETraining
+from sae_models.training.from_model import SAESpec as SAESpec
+from sae_models.training.from_model import train_saes
+from sae_models.training.trainer import Recipe, SAETraining
 
 VARIANTS = ("standard", "cosine", "cosine-global", "cosine-feature", "bypass", "aligned")
 
@@ -128,9 +130,9 @@ def from_text(settings: Settings, model: CausalModel) -> dict[str, float]:
     """Tokens of text a second until all variants have been trained on them, and of the model's pass alone."""
     prompts = tokenize(load_texts("boolq", 4 * settings.text_tokens // 128), model.tokenizer, max_length=256)
     site, recipe = Site(settings.layer), Recipe(d_sae=4 * model.d_model, k=settings.k)
-    wanted = {name: Wanted(site, named(name), recipe) for name in VARIANTS}
+    wanted = {name: SAESpec(site, named(name), recipe) for name in VARIANTS}
 
-    def trained(which: dict[str, Wanted]) -> None:
+    def trained(which: dict[str, SAESpec]) -> None:
         train_saes(model, prompts, which, tokens=settings.text_tokens, buffer_tokens=settings.text_tokens)
 
     def apart() -> None:

@@ -1,55 +1,7 @@
 #!/usr/bin/env python
 """Direction-vs-norm patching by depth, in context and in a one-token context, beside matched placebos."""
 
-from dataclasses import dataclass
-
-from diagnostics import command
-from diagnostics.direction_patching import PAIR_SETS, DirectionNorm, direction_norm
-from diagnostics.inputs import Inputs
-from diagnostics.results import result_files
-from diagnostics.study import default_layers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(Inputs):
-    """Does the model read an activation's direction or its norm?
-
-    Takes tokens B and A of different prompts, gives B's activation A's direction, or A's norm, and measures
-    KL(clean || intervened) of the next-token distribution from B on, in nats, by depth. Beside each patch: its dose, its
-    direct effect, and a random edit of the same norm and angle. Writes a table (Parquet), its tokens, a summary with
-    provenance (JSON) and the figure into --out.
-
-    Examples:
-      scripts/patch_direction_norm.py --out results/mine
-      scripts/patch_direction_norm.py --layers 7 22 --pairs 200 --null-model random \\
-          --out results/null
-    """
-
-    context: str = "both"
-    """in_place (B's own prompt and position), single_token (the vector as the only token, id 0), or both"""
-    pairs: int = 500
-    """token pairs of each pair set, the same at every depth"""
-    pair_sets: tuple[str, ...] = PAIR_SETS
-    """random, same_norm, high_cosine, scale_rotate"""
-
-
-def main(settings: Settings) -> command.Document:
-    """Everything that can be wrong with the input is looked at before the model runs."""
-    settings.check(result_files(DirectionNorm))
-    model, prompts = settings.load()
-    sites = settings.places(default_layers(model.n_layers))
-    with settings.progress("patching") as progress:
-        result = direction_norm(
-            model,
-            prompts,
-            sites=sites,
-            pairs=settings.pairs,
-            pair_sets=settings.pair_sets,
-            progress=progress,
-            **settings.common(),
-        )
-    return settings.finish(result, settings.out)
-
+from diagnostics.direction_vs_norm.command import run
 
 if __name__ == "__main__":
-    command.run(Settings, main)
+    run()

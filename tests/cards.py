@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diagnostics.cards import latent_cards
-from diagnostics.probes import probes_of
+from diagnostics.cards.run import latent_cards
 from interventions import Site, record, wrap
-from interventions.models import CausalModel
+from interventions.models.causal_model import CausalModel
 from sae_models.architectures import build, named
+from sae_models.dictionaries import dictionaries_of as dictionaries_of
 from sae_models.sae import SAE
 from tests.sae_models.built import AbsTopK
 from tests.tiny import D_MODEL, fresh, prompts, tokenizer
@@ -83,7 +83,7 @@ class Table:
     """An atlas as cards read it: rows of some latents, their effects made up, everything else measured."""
 
     def __init__(self, given: SAE, latents: list[int], name: str = "named there"):
-        probe = probes_of({name: given}, model(), None)[0]
+        probe = dictionaries_of({name: given}, model(), None)[0]
         z = given.encode(activations()).numpy()
         z[~usable()] = 0
         token, latent = np.nonzero(z[:, latents])

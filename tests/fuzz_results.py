@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diagnostics.contests import WinRateReport, win_rate_report
-from diagnostics.projections import ProjectionEffects
-from diagnostics.results import BaseResult, jsonable
+from diagnostics.projections.result import ProjectionEffects
+from diagnostics.results.result import BaseResult
+from diagnostics.results.stored import DIGESTS
 from diagnostics.saved import KINDS, sound_and_damaged
-from diagnostics.stored import DIGESTS
+from diagnostics.win_rate.result import WinRateReport
+from diagnostics.win_rate.run import win_rate_report
 from interventions.errors import MechdiagError
+from interventions.files import jsonable
 from tests.diagnostics.made_results import provenance
 
 OTHER = "-other"
@@ -72,7 +74,7 @@ def _still(kind: type[BaseResult]) -> Any:
 @functools.cache
 def _contests(seed: int) -> WinRateReport:
     """A report of win rates on a tiny model."""
-    from tests.diagnostics.test_contests import run
+    from tests.diagnostics.win_rate.test_run import run
 
     whole = run()
     p, frame = whole.provenance | {"seed": seed}, whole.frame.assign(kl=whole.frame["kl"] ** (1 + 0.1 * seed))

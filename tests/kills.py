@@ -4,9 +4,9 @@
 """
 
 import argparse
-import importlib.util
 import os
 import random
+import runpy
 import shutil
 import signal
 import sys
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from diagnostics.atlas import CausalAtlas
-from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import BaseResult
+from diagnostics.atlas.result import CausalAtlas
+from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.results.result import BaseResult
 from interventions.errors import ResultError
 from tests.tiny import prompts, tiny_model, tokenizer
 
@@ -72,12 +72,8 @@ def start(case: Case, out: Path) -> int:
     try:
         said = os.open(out.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 1), os.dup2(said, 2)
-        spec = importlib.util.spec_from_file_location(case.script, SCRIPTS / f"{case.script}.py")
-        assert spec is not None and spec.loader is not None
-        module = sys.modules[case.script] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         sys.argv = [f"{case.script}.py", *map(str, case.words), "--out", str(out)]
-        module.command.run(module.Settings, module.main)
+        runpy.run_path(str(SCRIPTS / f"{case.script}.py"), run_name="__main__")
         status = 0
     except SystemExit as ended:
         status = int(ended.code or 0)

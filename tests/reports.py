@@ -6,9 +6,10 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from diagnostics.results import Result
-from diagnostics.statistics import Estimate
-from diagnostics.unit_norm import UnitNorm, unit_norm_sweep
+from diagnostics.results.result import Result
+from diagnostics.statistics.estimate import Estimate
+from diagnostics.unit_norm.result import UnitNorm
+from diagnostics.unit_norm.run import unit_norm_sweep
 from tests.tiny import prompts, tiny_model
 
 EVIL = "<script>alert(\"1\")</script> & 'x' {{ 7 * 7 }} \u202ebidi"

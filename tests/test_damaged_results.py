@@ -2,7 +2,7 @@
 
 import pytest
 
-from diagnostics.stored import Stored
+from diagnostics.results.stored import Stored
 from tests import fuzz_results
 
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from")

@@ -10,7 +10,7 @@ import pytest
 import diagnostics
 import interventions
 import sae_models
-from diagnostics import units
+from diagnostics.running import units
 from interventions.errors import MechdiagError
 from sae_models.errors import SAEError
 

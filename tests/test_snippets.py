@@ -14,8 +14,11 @@ import matplotlib.pyplot as plt
 import pytest
 
 import interventions
-from diagnostics import command, command_line
-from interventions import labelled, loading, texts
+from diagnostics.commands import command
+from diagnostics.commands import options as command_line
+from interventions.models import loading
+from interventions.texts import labelled
+from interventions.texts import prompts as texts
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

@@ -5,16 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from diagnostics.atlas import CausalAtlas
-from diagnostics.contests import WinRateReport
-from diagnostics.direction_patching import DirectionNorm
-from diagnostics.dosing import DoseResponse
-from diagnostics.projections import ProjectionEffects
-from diagnostics.sae_evaluation import SAEEvaluation
-from diagnostics.sae_measures import ALL, MEASURES, NO_SINKS, QUARTILES
-from diagnostics.statistics import CensoredMedian, Estimate, FiellerInterval
-from diagnostics.style import EDIT_LABELS
-from diagnostics.unit_norm import UnitNorm
+from diagnostics.atlas.result import CausalAtlas
+from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.dose.result import DoseResponse
+from diagnostics.figures.looks import EDIT_LABELS
+from diagnostics.projections.result import ProjectionEffects
+from diagnostics.sae_evaluation.measures import MEASURES
+from diagnostics.sae_evaluation.result import SAEEvaluation
+from diagnostics.sampling.counted import ALL, NO_SINKS, QUARTILES
+from diagnostics.statistics.estimate import CensoredMedian, Estimate, FiellerInterval
+from diagnostics.unit_norm.result import UnitNorm
+from diagnostics.win_rate.result import WinRateReport
 
 LAYERS, NETWORKS, CONTEXTS = (1, 4), ("trained", "random 0"), ("in_place", "single_token")
 EMPTY = pd.DataFrame()

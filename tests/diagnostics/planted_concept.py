@@ -8,7 +8,7 @@ that the unembedding does not read, active at tokens `CONCEPT` and `OTHER`; late
 import torch
 
 from interventions import wrap
-from interventions.models import CausalModel
+from interventions.models.causal_model import CausalModel
 from sae_models.architectures import build, named
 from sae_models.sae import SAE
 from tests.sae_models.built import AbsTopK

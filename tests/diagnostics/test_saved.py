@@ -7,14 +7,16 @@ import pandas as pd
 import pytest
 
 import diagnostics
-from diagnostics.contest_files import from_json
-from diagnostics.direction_patching import DirectionNorm
-from diagnostics.results import BaseResult, save_tokens, write_frame, write_json
+from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.results.result import BaseResult
+from diagnostics.results.stored import save_tokens
 from diagnostics.saved import KINDS, saved_results, unfinished
-from diagnostics.specification import Specifications
-from diagnostics.statistics import Estimate, FiellerInterval
-from diagnostics.unit_norm import UnitNorm
+from diagnostics.specifications.result import Specifications
+from diagnostics.statistics.estimate import Estimate, FiellerInterval
+from diagnostics.unit_norm.result import UnitNorm
+from diagnostics.win_rate.files import from_json
 from interventions.errors import ResultError
+from interventions.files import write_frame, write_json
 from tests.reports import measured
 
 

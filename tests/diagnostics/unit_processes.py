@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from diagnostics import command
-from diagnostics.units import Unit, run_units
+from diagnostics.commands import command
+from diagnostics.running.units import Unit, run_units
 
 IDENTITY = {"code": "of the tests", "settings": {"pairs": 200, "layers": [7, 22]}, "texts_sha256": "ab"}
 SHARDS = [Unit.of(rows=10 * (shard + 1), context="in_place", shard=shard) for shard in range(4)]

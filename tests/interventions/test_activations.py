@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from interventions import HookError, MechdiagError, ModelError, Site, SiteError, TextError, activations, record, wrap
 from interventions.activations import ActivationStream
-from interventions.texts import Prompts, as_prompts
+from interventions.texts.prompts import Prompts, as_prompts
 from tests.tiny import (
     D_MODEL,
     N_LAYERS,

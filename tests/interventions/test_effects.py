@@ -21,13 +21,13 @@ from interventions import (
     intervened_logits,
     measure,
     record,
-    trust,
     wrap,
 )
-from interventions import chunks as module
 from interventions.metrics import METRICS, LogitDifference, Probability, Rank, js_divergence
+from interventions.replaying import chunks as module
+from interventions.replaying import replay_check as trust
+from interventions.replaying.replay_check import logit_tolerance
 from interventions.sites import POINTS
-from interventions.trust import logit_tolerance
 from tests.tiny import (
     D_MODEL,
     HOOKED,

@@ -17,7 +17,7 @@ from interventions import (
     record,
     wrap,
 )
-from interventions.hooks import torch_hook
+from interventions.replaying.hooks import torch_hook
 from sae_models.architectures import Architecture, build, named
 from sae_models.edits import (
     change_latents,

@@ -236,9 +236,10 @@ def test_saelens_object_keeps_device_and_dtype(device):
 @pytest.mark.bridge
 @pytest.mark.parametrize("kind", ["Standard", "TopK", "JumpReLU", "Gated"])
 def test_saelens_object_works_everywhere(kind, tmp_path):
-    from diagnostics.sae_evaluation import evaluate_saes
-    from diagnostics.sae_sites import sae_site, spliced
+    from diagnostics.sae_evaluation.run import evaluate_saes
     from interventions import Site, fwd_hooks, intervened_logits, record
+    from interventions.spliced import spliced
+    from sae_models.belonging import sae_site
     from sae_models.edits import reconstruct, zero_latents
     from sae_models.saebench import SAEBenchSAE
     from sae_models.swap import swap_score

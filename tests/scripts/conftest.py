@@ -15,10 +15,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from diagnostics import inputs
-from diagnostics.results import save_tokens, write_frame, write_json
-from diagnostics.sae_evaluation import SAEEvaluation
+from diagnostics.commands import inputs
+from diagnostics.results.stored import save_tokens
+from diagnostics.sae_evaluation.result import SAEEvaluation
 from interventions import Site, record
+from interventions.files import write_frame, write_json
 from sae_models.architectures import build, named
 from sae_models.saving import save_sae
 from tests.diagnostics.made_results import evaluation
@@ -110,7 +111,7 @@ class _Stream(io.StringIO):
 
 @dataclass(frozen=True)
 class Script:
-    """Runs commands: `script("atlas", "--steps", 3)` is `scripts/atlas.py` with its small run's options, then --steps 3.
+    """Runs commands: `script("atlas", "--steps", 3)` is `diagnostics/atlas/command.py` with its small run's options, then --steps 3.
 
     Words without an option before the first option take the place of the small run's. Figures are made, and their files hold
     nothing: drawing takes longer than all else, and has tests of its own.

@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from diagnostics.concepts import labelled_concepts
-from diagnostics.feature_ablations import FeatureAblation, feature_ablation
+from diagnostics.concept_ablation.concepts import labelled_concepts
+from diagnostics.concept_ablation.result import FeatureAblation
+from diagnostics.concept_ablation.run import feature_ablation
 from interventions import load_model
-from interventions.labelled import load_labelled
+from interventions.texts.labelled import load_labelled
 from sae_models.loading import load_sae
 
 

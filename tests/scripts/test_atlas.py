@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from diagnostics.atlas import CausalAtlas
-from diagnostics.atlas_units import COLUMNS
+from diagnostics.atlas.result import CausalAtlas
+from diagnostics.atlas.work import COLUMNS
 
 
 def test_shards_are_one_data_set_and_half_a_shard_goes(script):

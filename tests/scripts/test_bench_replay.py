@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from interventions.models import wrap
-from interventions.texts import Texts
+from interventions.models.wrapping import wrap
+from interventions.texts.prompts import Texts
 from tests.tiny import fresh, tokenizer
 
 WAYS = {

@@ -2,8 +2,8 @@
 
 import json
 
-from interventions.models import wrap
-from interventions.texts import Texts
+from interventions.models.wrapping import wrap
+from interventions.texts.prompts import Texts
 from tests.tiny import tiny_model, tokenizer
 
 

@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from diagnostics.dictionary_comparison import DictionaryComparison, compare_dictionaries
-from diagnostics.held_out import split
+from diagnostics.dictionary_comparison.result import DictionaryComparison
+from diagnostics.dictionary_comparison.run import compare_dictionaries
 from interventions import load_model
-from interventions.texts import load_texts, tokenize
+from interventions.texts.held_out import split
+from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 

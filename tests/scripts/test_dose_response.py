@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.dosing import DoseResponse, dose_response
+from diagnostics.dose.result import DoseResponse
+from diagnostics.dose.run import dose_response
 from interventions import Site, load_model
-from interventions.texts import load_texts, tokenize
+from interventions.texts.prompts import load_texts, tokenize
 from tests.tiny import D_MODEL
 
 

@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from diagnostics.held_out import split
-from diagnostics.sae_evaluation import SAEEvaluation, evaluate_saes
+from diagnostics.sae_evaluation.result import SAEEvaluation
+from diagnostics.sae_evaluation.run import evaluate_saes
 from interventions import load_model
-from interventions.texts import load_texts, tokenize
+from interventions.texts.held_out import split
+from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 NAMES = ["1/cosine", "1/standard", "4/standard"]

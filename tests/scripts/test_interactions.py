@@ -2,10 +2,10 @@
 
 import json
 
-from diagnostics.concentration import Concentration
-from diagnostics.latent_pairs import Interactions, interactions
+from diagnostics.latent_edits.concentration import Concentration
+from diagnostics.latent_edits.interactions import Interactions, interactions
 from interventions import load_model
-from interventions.texts import load_texts, tokenize
+from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 

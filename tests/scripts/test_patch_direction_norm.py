@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.direction_patching import COLUMNS, EDITS, PAIR_SETS, DirectionNorm
-from diagnostics.study import CONTEXTS
+from diagnostics.direction_vs_norm.design import COLUMNS, EDITS, PAIR_SETS
+from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.running.clean import CONTEXTS
 from tests.scripts.conftest import SCRIPTS
 
 FILES = {"direction_norm.parquet", "direction_norm.json", "tokens.npy", "run.json"}
@@ -90,7 +91,7 @@ def test_provenance_names_all_that_is_needed_to_do_it_again(real):
 def test_another_process_writes_the_same_files(real, script):
     run = script("patch_direction_norm", *REAL, small=False)
     assert run.status == 0 and len([name for name in run.files if name.startswith("units/")]) == 2 * 2
-    for name in run.files.keys() - FIGURES:  # `tests/diagnostics/test_plots.py` compares figures of one result
+    for name in run.files.keys() - FIGURES:  # `tests/diagnostics/figures/test_axes.py` compares figures of one result
         assert run.files[name] == (real / name).read_bytes(), name
 
 

@@ -2,9 +2,10 @@
 
 import pandas as pd
 
-from diagnostics.sparse_probing import SparseProbing, probe_saes
+from diagnostics.sparse_probing.result import SparseProbing
+from diagnostics.sparse_probing.run import probe_saes
 from interventions import load_model
-from interventions.labelled import load_labelled
+from interventions.texts.labelled import load_labelled
 from sae_models.loading import load_sae
 
 

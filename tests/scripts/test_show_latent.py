@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from diagnostics.atlas import causal_atlas
+from diagnostics.atlas.run import causal_atlas
 from interventions import load_model
-from interventions.texts import load_texts, tokenize
+from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from diagnostics.direction_patching import DirectionNorm
-from diagnostics.specification import specification_curve
+from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.specifications.run import specification_curve
 
 
 def test_texts_are_patched_as_the_curve_needs_and_their_results_give_it_again(script, given):

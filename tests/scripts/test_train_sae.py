@@ -4,13 +4,14 @@ import json
 
 import torch
 
-from diagnostics.held_out import split
-from diagnostics.sae_training import Wanted, train_saes
 from interventions import Site, load_model
-from interventions.texts import load_texts, tokenize
+from interventions.texts.held_out import split
+from interventions.texts.prompts import load_texts, tokenize
 from sae_models import load_sae
 from sae_models.architectures import named
-from sae_models.training import Recipe
+from sae_models.training.from_model import SAESpec as SAESpec
+from sae_models.training.from_model import train_saes
+from sae_models.training.trainer import Recipe
 from tests.tiny import D_MODEL
 
 
@@ -21,7 +22,7 @@ def test_its_saes_are_those_of_the_library(script, given):
     places = {"1": Site(1), "3": Site(3), "1.mlp_out": Site(1, "mlp_out"), "3.mlp_out": Site(3, "mlp_out")}
     places["2.resid_pre"] = Site(2, "resid_pre")
     wanted = {
-        f"{where}/{name.replace(':', '-')}{'-seed5' if seed else ''}": Wanted(
+        f"{where}/{name.replace(':', '-')}{'-seed5' if seed else ''}": SAESpec(
             site, named(name), Recipe(d_sae=48, k=4, lr=0.01, seed=seed)
         )
         for where, site in places.items()

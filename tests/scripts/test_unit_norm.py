@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.unit_norm import UnitNorm, unit_norm_sweep
+from diagnostics.unit_norm.result import UnitNorm
+from diagnostics.unit_norm.run import unit_norm_sweep
 from interventions import load_model
-from interventions.texts import load_texts, tokenize
+from interventions.texts.prompts import load_texts, tokenize
 from tests.tiny import N_LAYERS
 
 

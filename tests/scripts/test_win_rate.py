@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from diagnostics.projections import ProjectionEffects, projection_effects
+from diagnostics.projections.result import ProjectionEffects
+from diagnostics.projections.run import projection_effects
 from interventions import load_model
-from interventions.texts import load_texts, tokenize
+from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 

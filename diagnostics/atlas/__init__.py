@@ -1,0 +1,1 @@
+"""Which latents matter: every active latent of every token is removed once, beside the scores that could have predicted its effect."""

@@ -1,0 +1,116 @@
+"""The atlas' figure: is what a cheap score predicts what happens, and does it find what matters?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diagnostics.atlas.summary import FIRST, LABELS, calibration
+from diagnostics.figures.axes import BARS, bar_lengths, caption, write_caption
+from diagnostics.figures.looks import NOTE, REFERENCE, SCORE_LOOKS, styled
+from interventions.errors import ResultError
+
+STATISTICS = {
+    "rank": "Spearman's ρ with KL\namong a token's latents",
+    "recall": f"of a token's {FIRST} largest KLs\namong its {FIRST} largest scores",
+    "false_negatives": "of the tenth with the largest KL,\nscored below the median",
+}
+
+
+def plot_atlas(frame: pd.DataFrame, groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> Figure:
+    """Above, a panel a depth: exact against predicted effect; below: rank correlation, recall and false negatives of each score.
+
+    frame: a row for each (token, latent) that was subtracted; groups: statistics by SAE. Above: medians and quartiles in 20 bins of equal
+    numbers of rows: KL as the Fisher form predicts it, and the absolute drop of log p of the most likely token as the gradient predicts it;
+    grey: y = x. Below: bars are 95 % delete-one-prompt jackknife intervals. Raises `ResultError` without groups.
+    """
+    if not groups:
+        raise ResultError("no rows in this atlas, so there is nothing to draw")
+    n = max(3, len(groups))
+    with styled():
+        width = 3.4 * n
+        figure = plt.figure(figsize=(width, 7.4), layout="constrained")
+        above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1, 1.15)))
+        panels = above.subplots(1, n, sharex=True, sharey=True, squeeze=False)[0]
+        for ax, g in zip(panels, groups, strict=False):
+            _predictions(ax, g, frame.loc[frame["sae"] == g["sae"]])
+        for ax in panels[len(groups) :]:
+            ax.set_visible(False)
+        panels[0].set_ylabel("exact effect, nats")
+        panels[0].legend(loc="upper left")
+        axes = below.subplots(1, 3)
+        for ax, (statistic, words) in zip(axes, STATISTICS.items(), strict=True):
+            _by_depth(ax, groups, statistic)
+            ax.set_title(words, fontsize=9)
+        handles, labels = axes[0].get_legend_handles_labels()
+        below.legend(handles, labels, loc="outside lower center", ncols=5)
+        words = (
+            "Every active latent of every token subtracted once, the SAE's error kept. Above: medians and quartiles in 20 bins of equal "
+            f"numbers of rows; grey: y = x. {BARS}"
+        )
+        write_caption(figure, caption(provenance, words))
+    return figure
+
+
+def _predictions(ax: Axes, group: Mapping[str, Any], rows: pd.DataFrame) -> None:
+    shown = []
+    for name, effect, words in (
+        ("fisher", "kl", "KL, sampled Fisher form"),
+        ("gradient", "top1_drop", "|drop of log p(top token)|, gradient"),
+    ):
+        some = rows.loc[rows[name].notna()]
+        if not len(some):
+            continue
+        bins = calibration(np.abs(some[name].to_numpy(float)), np.abs(some[effect].to_numpy(float)))
+        x, y, low, high = (np.array([b[k] for b in bins]) for k in ("predicted", "median", "low", "high"))
+        colour, marker = SCORE_LOOKS[name]
+        ax.plot(x, y, color=colour, marker=marker, ms=4, lw=1, label=words)
+        ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+        shown += [x[x > 0], y[y > 0]]
+    ax.set(xscale="log", yscale="log", xlabel="predicted, nats", title=f"{group['sae']}, block {group['layer']}")
+    if shown:
+        ends = np.array([min(s.min() for s in shown), max(s.max() for s in shown)])
+        ax.plot(ends, ends, color=REFERENCE, lw=0.9, zorder=0)
+    said = (
+        f"{group['rows']:,} rows of {group['tokens']:,} tokens\n{group['share_below_floor']:.1%} within the noise floor, "
+        f"{group['noise_floor']:.0e}\nscores compared on {group['scored_tokens']:,} tokens"
+    )
+    ax.text(0.98, 0.02, said, transform=ax.transAxes, ha="right", va="bottom", fontsize=6.5, color=NOTE)
+
+
+def _by_depth(ax: Axes, groups: Sequence[Mapping[str, Any]], statistic: str) -> None:
+    names = list(dict.fromkeys(name for g in groups for name in g["scores"]))
+    if all(g["scores"]["z"][statistic].value == g["scores"]["delta_norm"][statistic].value for g in groups):
+        names.remove("z")  # unit rows: the dose itself
+    for i, name in enumerate(names):
+        colour, marker = SCORE_LOOKS[name]
+        shift = (i - (len(names) - 1) / 2) * 0.085
+        own = [(place, g["scores"][name][statistic]) for place, g in enumerate(groups) if name in g["scores"]]
+        value = np.array([e.value for _, e in own])
+        bars = bar_lengths([e for _, e in own])
+        ax.errorbar(
+            np.array([place for place, _ in own]) + shift, value, bars, color=colour, marker=marker, ms=5, lw=0,
+            elinewidth=1.1, capsize=1.8, mfc=colour if name != "z" else None, label=LABELS[name],
+        )  # fmt: skip
+    chance = {
+        "rank": [0.0] * len(groups),
+        "recall": [g["chance_recall"] for g in groups],
+        "false_negatives": [0.5] * len(groups),
+    }
+    for place, at in enumerate(chance[statistic]):
+        ax.plot(
+            [place - 0.42, place + 0.42],
+            [at, at],
+            color=REFERENCE,
+            lw=1,
+            ls="--",
+            label="chance" if place == 0 else None,
+        )
+    ax.set_xticks(range(len(groups)), [f"{g['sae']}" for g in groups])
+    ax.set_xlim(-0.5, len(groups) - 0.5)
+    if statistic != "rank":
+        ax.set_ylim(bottom=0)

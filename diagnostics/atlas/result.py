@@ -1,0 +1,146 @@
+"""A causal atlas: its table, statistics and figure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import pandas as pd
+from typing_extensions import Self
+
+from diagnostics.atlas.depth import PLANS
+from diagnostics.atlas.summary import NOTE, effects_frame, first_numbers, scores_frame, summaries, summary_frame
+from diagnostics.atlas.work import COLUMNS, PROMPTS
+from diagnostics.figures.by_depth import DepthPlan
+from diagnostics.results.headlines import Headline
+from diagnostics.results.result import Result
+from diagnostics.results.stored import Stored
+from interventions.errors import ResultError
+from interventions.sites import Site
+
+_SAME = ("model", "weights_sha256", "dtype", "sink_filter", "path_share", "steps", "samples", "placebo_share", "seed")
+
+
+@dataclass(frozen=True)
+class CausalAtlas(Result):
+    """Exact effects of removing every active latent at every usable token, beside cheap scores, and how they were made.
+
+    On disk the table is sharded: `atlas/SAE-PART.parquet`, eight prompts each, together one data set; `atlas.json` repeats the schema.
+    """
+
+    NAME: ClassVar[str] = "atlas"
+    TITLE: ClassVar[str] = "Causal atlas"
+    QUESTION: ClassVar[str] = "What does removing each active latent do, and which cheap score could have told?"
+    CALL: ClassVar[str] = "causal_atlas"
+    NOTE: ClassVar[str] = NOTE
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
+        """What every atlas has in its folder."""
+        return (f"{cls.NAME}.json", "tokens.npy", cls.NAME)
+
+    @classmethod
+    def read(cls, stored: Stored) -> Self:
+        """An atlas formed of its shards. Raises `ResultError` when they are not all there."""
+        p = stored.provenance
+        frame = whole_table([stored.table(shard) for shard in stored.within(cls.NAME)], p["saes"])
+        if len(frame) != p["rows"]:
+            raise stored.damaged(cls.NAME, f"it holds {len(frame)} rows, {cls.NAME}.json says {p['rows']}")
+        return cls(frame, stored.tokens(), p)
+
+    def parts(self) -> dict[str, Any]:
+        """The shards and the token ids by the names of their files."""
+        shards = {}
+        for number, name in enumerate(self.saes):
+            own = self.frame.loc[self.frame.sae == name]
+            for part, some in own.groupby(own.prompt // PROMPTS, sort=True):
+                shards[f"{self.NAME}/{number:02d}-{part:05d}.parquet"] = some.reset_index(drop=True)
+        return shards | {"tokens.npy": self.tokens}
+
+    @classmethod
+    def joined(cls, atlases: Sequence["CausalAtlas"]) -> "CausalAtlas":
+        """Atlases of several SAEs as one, also where some read fewer of the same prompts. Where two SAEs have one name, those of all
+        begin with their block: `15/cosine`.
+
+        Raises `ResultError` where model, text or settings differ, or two SAEs have one name.
+        """
+        if not atlases:
+            raise ResultError("no atlas to join; give at least one")
+        longest = max(atlases, key=lambda atlas: len(atlas.tokens))
+        tokens = longest.tokens
+        first = {name: value for name, value in longest.provenance.items() if name != "command"}
+        for atlas in atlases:
+            p = atlas.provenance
+            if differ := [name for name in _SAME if p[name] != first[name]]:
+                raise ResultError(
+                    f"{differ[0]} is {first[differ[0]]} in one atlas, {p[differ[0]]} in another; join such as agree"
+                )
+            if atlas.tokens != tokens[: len(atlas.tokens)]:
+                raise ResultError("the atlases are of other prompts; join such as begin with the same ones")
+        if len({name for atlas in atlases for name in atlas.saes}) < sum(len(atlas.saes) for atlas in atlases):
+            atlases = [atlas._with_blocks() for atlas in atlases]
+        names = [name for atlas in atlases for name in atlas.saes]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise ResultError(f"two SAEs have the name {twice[0]!r}; join atlases of different ones")
+        every = [atlas.provenance for atlas in atlases]
+        both: dict[str, Any] = {
+            name: {key: value for p in every for key, value in p[name].items()} for name in ("saes", "atlas", "path")
+        }
+        both |= {
+            "rows": sum(p["rows"] for p in every),
+            "sites": list(dict.fromkeys(site for p in every for site in p["sites"])),
+            "why_hooks": sorted({why for p in every for why in p["why_hooks"] or []}) or None,
+            "replay_delta": max((p["replay_delta"] for p in every if p["replay_delta"] is not None), default=None),
+            "joined": [{key: value for key, value in p.items() if value != first.get(key)} for p in every],
+        }
+        return cls(whole_table([atlas.frame for atlas in atlases], both["saes"]), tokens, first | both)
+
+    def _with_blocks(self) -> "CausalAtlas":
+        """The same with each SAE's block before its name, where it is not there already."""
+        p = self.provenance
+        blocks = {name: str(Site.parse(p["atlas"][name]["site"]).layer) for name in self.saes}
+        new = {name: name if name.startswith(f"{n}/") else f"{n}/{name}" for name, n in blocks.items()}
+        renamed = {part: {new[name]: value for name, value in p[part].items()} for part in ("saes", "atlas", "path")}
+        return replace(
+            self, frame=self.frame.assign(sae=self.frame.sae.cat.rename_categories(new)), provenance=p | renamed
+        )
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """Statistics of each SAE."""
+        return summaries(self.frame, self.provenance)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Summary, schema and provenance, as they stand in the JSON file."""
+        return {"summary": self.groups, "columns": COLUMNS, "provenance": self.provenance}
+
+    def summary(self) -> pd.DataFrame:
+        """A line for each SAE and score: rank correlation with KL, recall, false negatives, with intervals."""
+        return summary_frame(self.groups)
+
+    def headlines(self) -> Iterable[Headline]:
+        """Of each SAE, the effect over its placebo's, and how well doses rank latents."""
+        return first_numbers(self.groups)
+
+    def plot(self) -> Any:
+        """Predicted against exact effects, and how well each score ranks latents, by depth. Returns a matplotlib Figure."""
+        from diagnostics.atlas.figures import plot_atlas
+
+        return plot_atlas(self.frame, self.groups, self.provenance)
+
+    def figures(self) -> dict[str, Any]:
+        """The calibration figure."""
+        return {f"{self.NAME}_calibration": self.plot()}
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Effects of each SAE's latents, and how well each score finds them."""
+        return {"effects": effects_frame(self.groups), "scores": scores_frame(self.groups)}
+
+
+def whole_table(parts: list[pd.DataFrame], saes: Any) -> pd.DataFrame:
+    """One table, names as categories."""
+    frame = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    frame["sae"] = pd.Categorical(frame.sae, categories=list(saes))
+    frame["point"] = pd.Categorical(frame.point)
+    return frame

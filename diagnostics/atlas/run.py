@@ -1,0 +1,88 @@
+"""What does removing each active latent at each token do, exhaustively, and which cheap score could have told?
+
+Every (token, active latent) of a text is ablated once, exactly: KL and direct KL beside activation, size, angle and gradient
+attributions. The table is a data set on which others can score methods of their own; `atlas_units.COLUMNS` is its schema.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diagnostics.atlas.result import CausalAtlas, whole_table
+from diagnostics.atlas.work import METRICS, AtlasRunner, merged
+from diagnostics.running.clean import RunSettings
+from diagnostics.running.units import run_units
+from interventions.errors import ResultError
+from interventions.models.wrapping import wrap
+from interventions.progress import Progressing
+from interventions.provenance import model_identity
+from interventions.texts.prompts import Prompts, prompts_for
+from sae_models.dictionaries import dictionaries_of
+
+
+@torch.no_grad()
+def causal_atlas(
+    model: Any,
+    prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
+    saes: Any,
+    *,
+    sink_filter: float | None = 10.0,
+    path_share: float = 0.1,
+    steps: int = 6,
+    samples: int = 4,
+    placebo_share: float = 0.05,
+    seed: int = 0,
+    batch_rows: int | None = None,
+    path: str = "auto",
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progressing = None,
+) -> CausalAtlas:
+    """Subtract z_i·d_i, the SAE's error kept, for every active latent at every usable token, and measure what the model does.
+
+    saes: an SAE (anything that `as_sae` takes), or several by name, each at the site it belongs to; latents of either sign. Tokens
+    that do not serve (position 0, special tokens, sinks: ‖x‖ > sink_filter × the site's median) are left out and counted.
+    path_share: share of the tokens, drawn by hash, that also get `integrated` (steps points) and `fisher` (samples next tokens);
+    placebo_share: share of the rows that get a matched placebo, along the difference of two other tokens' activations. Where
+    replay is not exact, gradients are nan and effects come from full forward passes. Work is cut into units of eight prompts × SAE,
+    kept in `folder` as they are done.
+
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve.
+    """
+    model = wrap(model)
+    prompts = prompts_for(model, prompts)
+    if not 0 <= path_share <= 1 or not 0 <= placebo_share <= 1 or steps < 1 or samples < 1:
+        raise ResultError(
+            f"path_share {path_share}, placebo_share {placebo_share}, steps {steps}, samples {samples}; expected shares from 0 to "
+            "1, and at least one of the others"
+        )
+    probes = dictionaries_of(saes, model, None)
+    if plain := [probe.name for probe in probes if probe.sae is None]:
+        raise ResultError(f"{plain[0]!r} are directions; an atlas needs SAEs, which say where latents are active")
+    settings = RunSettings(
+        sites=tuple(dict.fromkeys(probe.site for probe in probes)),
+        sink_filter=sink_filter, seed=seed, batch_rows=batch_rows, path=path, metrics=METRICS,
+    )  # fmt: skip
+    settings.check(model)
+    identity = {
+        **model_identity(model),
+        "text": prompts.provenance,
+        "saes": {probe.name: probe.provenance() for probe in probes},
+        "sites": [str(site) for site in settings.sites],
+        "sink_filter": sink_filter,
+        "path_share": path_share,
+        "steps": steps,
+        "samples": samples,
+        "placebo_share": placebo_share,
+        "seed": seed,
+        "batch_rows": batch_rows,
+        "asked_path": path,
+    }
+    runner = AtlasRunner(model, prompts, probes, settings, identity)
+    done = run_units(runner.units(), folder, runner, identity=identity, overwrite=overwrite, progress=progress)
+    frame = whole_table([unit.frame for unit in done], {probe.name: None for probe in probes})
+    notes = merged([(unit.unit["sae"], unit.notes) for unit in done], probes)
+    provenance = identity | {"prompts": len(prompts.tokens), "rows": len(frame), **notes}
+    return CausalAtlas(frame, prompts.tokens, provenance)

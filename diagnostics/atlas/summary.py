@@ -1,0 +1,242 @@
+"""Which cheap score of a latent can be trusted: ranks, recall and false negatives against exact effects, with intervals."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from diagnostics import statistics
+from diagnostics.atlas.scores import SCORES
+from diagnostics.results.headlines import Headline
+from diagnostics.statistics.estimate import Estimate
+from diagnostics.statistics.tables import with_ends
+
+FIRST = 5
+"""Of a token's latents, how many a score is asked to find."""
+LARGE = 0.9
+"""An effect above this quantile of a group's effects is a large one."""
+BINS = 20
+LABELS = {
+    "delta_norm": "dose ‖z·d‖",
+    "z": "activation |z|",
+    "cosine": "|cos(x, d)|",
+    "inner": "|<x, d̂>|",
+    "direct": "direct logit attribution",
+    "gradient": "gradient attribution",
+    "integrated": "integrated gradients",
+    "fisher": "sampled Fisher (predicts KL)",
+}
+
+
+@dataclass(frozen=True)
+class ByToken:
+    """Rows of an atlas sorted by token, for statistics of a token's latents among themselves."""
+
+    token: Int[ndarray, "row"]
+    """consecutive numbers from 0"""
+    prompt: Int[ndarray, "token"]
+    count: Int[ndarray, "token"]
+
+    @classmethod
+    def of(cls, prompt: Int[ndarray, "row"], position: Int[ndarray, "row"]) -> "ByToken":
+        key = prompt.astype(np.int64) * (int(position.max(initial=0)) + 1) + position
+        _, first, token, count = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+        return cls(token, prompt[first], count)
+
+    def ranks(self, value: Float[ndarray, "row"]) -> Int[ndarray, "row"]:
+        """Place of each row among its token's, 0 the smallest; ties by order."""
+        order = np.lexsort((value, self.token))
+        start = np.cumsum(self.count) - self.count
+        ranks = np.empty(len(value), dtype=np.int64)
+        ranks[order] = np.arange(len(value)) - start[self.token[order]]
+        return ranks
+
+    def sums(self, value: ndarray) -> Float[ndarray, "token"]:
+        return np.bincount(self.token, value, len(self.count))
+
+
+def rank_correlations(tokens: ByToken, one: Int[ndarray, "row"], other: Int[ndarray, "row"]) -> Float[ndarray, "token"]:
+    """Spearman's ρ of two scores among each token's latents, of their ranks; nan for a token with fewer than three."""
+    n = tokens.count.astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(n >= 3, 1 - 6 * tokens.sums((one - other.astype(float)) ** 2) / (n * (n * n - 1)), np.nan)
+
+
+def first_of(tokens: ByToken, rank: Int[ndarray, "row"], k: int) -> Bool[ndarray, "row"]:
+    """The k rows of each token with the largest values."""
+    return rank >= tokens.count[tokens.token] - k
+
+
+def score_statistics(
+    score: Float[ndarray, "row"], effect: Float[ndarray, "row"], tokens: ByToken
+) -> dict[str, Estimate]:
+    """How well |score| finds large effects:
+
+        rank             Spearman's ρ with the effect among a token's latents, mean over tokens
+        recall           share of a token's 5 largest effects that are among its 5 largest scores, over tokens with 10 latents or more
+        captured         effect of the 5 with the largest scores over that of the 5 with the largest effects, ratio of means
+        false_negatives  of rows with an effect above the 90th percentile of all, the share whose score is below the median score
+
+    Delete-one-prompt jackknife; thresholds are held fixed.
+    """
+    prompt, size = tokens.prompt[tokens.token], np.abs(score)
+    by_score, by_effect = tokens.ranks(size), tokens.ranks(effect)
+    rho = rank_correlations(tokens, by_score, by_effect)
+    many, known = tokens.count >= 2 * FIRST, np.isfinite(rho)
+    top_score, top_effect = first_of(tokens, by_score, FIRST), first_of(tokens, by_effect, FIRST)
+    recall = tokens.sums(top_score & top_effect) / FIRST
+    caught, best = tokens.sums(effect * top_score), tokens.sums(effect * top_effect)
+    large = effect >= np.quantile(effect, LARGE)
+    missed = size[large] < np.median(size)
+    return {
+        "rank": statistics.mean(rho[known], tokens.prompt[known]),
+        "recall": statistics.mean(recall[many], tokens.prompt[many]),
+        "captured": statistics.log_ratio_of_means(caught[many], best[many], tokens.prompt[many]),
+        "false_negatives": statistics.share(missed, prompt[large]),
+    }
+
+
+def calibration(
+    predicted: Float[ndarray, "row"], exact: Float[ndarray, "row"], bins: int = BINS
+) -> list[dict[str, float]]:
+    """Exact effects in bins of equal numbers of rows by what was predicted: median of both, and quartiles and mean of the exact ones."""
+    if not len(predicted):
+        return []
+    edges = np.quantile(predicted, np.linspace(0, 1, bins + 1))
+    which = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, bins - 1)
+    found = []
+    for i in range(bins):
+        own = which == i
+        if own.any():
+            low, middle, high = np.quantile(exact[own], (0.25, 0.5, 0.75))
+            found.append(
+                {
+                    "predicted": float(np.median(predicted[own])), "low": float(low), "median": float(middle),
+                    "high": float(high), "mean": float(exact[own].mean()),
+                    "mean_predicted": float(predicted[own].mean()), "rows": int(own.sum()),
+                }
+            )  # fmt: skip
+    return found
+
+
+def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """Statistics of each SAE, by depth. Scores are compared on the same tokens: those that have all of them."""
+    found = []
+    for name in provenance["saes"]:
+        rows = cast(pd.DataFrame, frame.loc[frame.sae == name])
+        if len(rows):
+            found.append(_group(name, rows, provenance["atlas"][name]))
+    return sorted(found, key=lambda g: g["layer"])
+
+
+def _group(name: str, rows: pd.DataFrame, notes: dict[str, Any]) -> dict[str, Any]:
+    prompt, kl = rows.prompt.to_numpy(), rows.kl.to_numpy(float)
+    placebo = rows.kl_placebo.notna().to_numpy()
+    sorted_kl, floor = np.sort(kl)[::-1], notes["noise_floor"] or 0.0
+    group: dict[str, Any] = {
+        "sae": name, "layer": int(rows.layer.iloc[0]), "point": str(rows.point.iloc[0]), "rows": len(rows),
+        "tokens": notes["tokens"], "prompts": len(np.unique(prompt)), "latents": int(rows.latent.nunique()),
+        "latents_a_token": len(rows) / notes["tokens"],
+        "kl": statistics.mean(kl, prompt),
+        "kl_direct": statistics.mean(rows.kl_direct.to_numpy(float), prompt),
+        "top1_changed": statistics.share(rows.top1_changed.to_numpy(), prompt),
+        "relative_dose": float((rows.delta_norm / rows.norm).mean()),
+        "share_of_largest_hundredth": float(sorted_kl[: max(1, len(kl) // 100)].sum() / kl.sum()) if kl.sum() else np.nan,
+        "kl_over_placebo": statistics.ratio_of_means(
+            kl[placebo], rows.kl_placebo.to_numpy(float)[placebo], floor, prompt[placebo]
+        ) if placebo.any() else None,
+        "noise_floor": floor, "share_below_floor": float((kl <= floor).mean()),
+    }  # fmt: skip
+    asked = [score for score in SCORES if rows[score].notna().any()]
+    own = rows.loc[rows[asked].notna().all(axis=1)]
+    among = ByToken.of(own.prompt.to_numpy(), own.position.to_numpy())
+    effect = own.kl.to_numpy(float)
+    group["scored_tokens"], group["scored_rows"] = len(among.count), len(own)
+    many = among.count[among.count >= 2 * FIRST]
+    group["chance_recall"] = float((FIRST / many).mean()) if len(many) else np.nan
+    group["scores"] = {s: score_statistics(own[s].to_numpy(float), effect, among) for s in asked}
+    group["calibration"] = _calibrations(own, asked)
+    return group
+
+
+def _calibrations(own: pd.DataFrame, asked: Sequence[str]) -> dict[str, Any]:
+    """Predicted against exact: KL of the Fisher form, the drop of log p(clean top token) of the gradients."""
+    found: dict[str, Any] = {}
+    prompt = own.prompt.to_numpy()
+    if "fisher" in asked:
+        fisher, kl = own.fisher.to_numpy(float), own.kl.to_numpy(float)
+        found["fisher"] = {
+            "bins": calibration(fisher, kl), "predicted_over_exact": statistics.log_ratio_of_means(fisher, kl, prompt),
+        }  # fmt: skip
+    for name in ("direct", "gradient", "integrated"):
+        if name in asked:
+            score, drop = own[name].to_numpy(float), own.top1_drop.to_numpy(float)
+            found[name] = {
+                "bins": calibration(score, drop),
+                "pearson": statistics.correlation(score, drop, prompt),
+                "same_sign": statistics.share(np.sign(score) == np.sign(drop), prompt),
+            }
+    return found
+
+
+def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """A line for each SAE and score."""
+    rows = []
+    for g in groups:
+        for name, found in g["scores"].items():
+            row: dict[str, Any] = {"sae": g["sae"], "layer": g["layer"], "score": name}
+            rows.append(with_ends(row | found | {"rows": g["scored_rows"], "tokens": g["scored_tokens"]}))
+    return pd.DataFrame(rows)
+
+
+NOTE = (
+    f"ρ: Spearman's with KL among a token's latents; recall: of its {FIRST} largest effects among its {FIRST} largest scores (tokens with {2 * FIRST} "
+    f"active latents or more); captured:\nKL of the {FIRST} best by score over that of the {FIRST} best by effect; missed: rows with KL in the top tenth whose score is below the median. "
+    "Brackets: 95 %\ndelete-one-prompt jackknife. All scores on the same tokens, those drawn for paths. Floor: 99th percentile of KL of tokens put back as they were, nats."
+)
+
+
+def effects_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """A line for each SAE: rows, mean KL beside its placebo's, doses, the noise floor."""
+    lines = [
+        {
+            "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "tokens": f"{g['tokens']:,}", "latents": g["latents"],
+            "mean KL": g["kl"], "direct": g["kl_direct"], "dose": f"{g['relative_dose']:.2g}",
+            "÷ placebo": "" if g["kl_over_placebo"] is None else g["kl_over_placebo"],
+            "top-1 changed": g["top1_changed"], "largest 1 %": f"{g['share_of_largest_hundredth']:.0%} of KL",
+            "floor": f"{g['noise_floor']:.0e}", "rows below": f"{g['share_below_floor']:.2%}",
+        }
+        for g in groups
+    ]  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def scores_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """A line for each SAE and score: how well it finds the latents of large effect."""
+    lines = [
+        {
+            "SAE": g["sae"], "block": g["layer"], "score": name, "ρ": s["rank"], "recall": s["recall"],
+            "chance": f"{g['chance_recall']:.2f}", "captured": s["captured"], "missed": s["false_negatives"],
+        }
+        for g in groups for name, s in g["scores"].items()
+    ]  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
+    """Of each SAE the effect over its placebo's, and how well doses rank a token's latents beside the best other score."""
+    for g in groups:
+        where = f"{g['sae']}, block {g['layer']}"
+        if g["kl_over_placebo"] is not None:
+            words = f"KL of removing one latent ÷ placebo, {where}"
+            yield Headline(words, str(g["kl_over_placebo"]), f"1: no more than its dose; mean KL {g['kl']} nats")
+        others = {name: score["rank"] for name, score in g["scores"].items() if name not in ("delta_norm", "z")}
+        if others and "delta_norm" in g["scores"]:
+            name, best = max(others.items(), key=lambda item: item[1].value)
+            words = f"rank correlation of a latent's dose ‖z·d‖ with its KL, {where}"
+            rank = g["scores"]["delta_norm"]["rank"]
+            yield Headline(words, str(rank), f"0: chance; the best other score ({name}): {best}")

@@ -1,0 +1,245 @@
+"""The work of an atlas: eight prompts of one SAE at a time, every active latent of every token."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from diagnostics.atlas.scores import attributions, token_gradients
+from diagnostics.running.clean import SHARD, CleanActivations, RunSettings
+from diagnostics.running.units import Tick, Unit, narrowed
+from diagnostics.sampling.tokens import TokenFilter, generator, hash_keys
+from diagnostics.statistics.measures import noise_floor
+from interventions.edits import matched_placebo
+from interventions.effects import Effects, measure
+from interventions.models.causal_model import CausalModel
+from interventions.shared_directions import Directions
+from interventions.texts.prompts import Prompts
+from sae_models.active_latents import ActiveLatents, active_latents
+from sae_models.dictionaries import Dictionary
+
+COLUMNS = {
+    "layer": "block, 0-based",
+    "point": "where in the block",
+    "sae": "name of the SAE in this atlas",
+    "prompt": "row of tokens.npy",
+    "position": "token's place in the prompt, from 0",
+    "latent": "index in the SAE",
+    "z": "activation; what is removed is z·d, d the latent's decoder row, and the SAE's error stays",
+    "norm": "‖x‖ of the activation at the site",
+    "delta_norm": "‖z·d‖, the dose: how far the edit moves x",
+    "cosine": "cos(x, d)",
+    "inner": "<x, d/‖d‖>",
+    "direct": "z·<d, gradient of (logit of clean_top1 − mean logit)> through the final norm and unembedding alone, logits",
+    "gradient": "z·<d, gradient of log p(clean_top1) at the site>, nats: first-order estimate of top1_drop",
+    "integrated": "the same, mean gradient on the path from x without its active latents to x; nan where not asked for",
+    "fisher": "½·mean (z·<d, gradient of log p(y)>)² over y drawn from p, nats: second-order estimate of kl; nan likewise",
+    "kl": "exact KL(clean ‖ ablated) of the next-token distribution at this token, nats",
+    "kl_direct": "the same, of the change carried straight to the final norm and unembedding, nats",
+    "top1_drop": "log p − log q of clean_top1, nats: exact effect on the most likely token",
+    "top1_changed": "whether another token is the most likely one now",
+    "clean_top1": "id of the most likely next token",
+    "top1": "the same after the ablation",
+    "clean_entropy": "of the clean next-token distribution, nats",
+    "kl_placebo": "KL of a random edit of the same norm and angle (hence the same dose), nats; nan where not asked for",
+}
+"""The table's columns: a line for each (SAE, token, active latent). Floats are float32, ids int32."""
+METRICS = ("kl", "kl_direct", "top1_drop", "top1_changed", "clean_top1", "top1", "clean_entropy")
+PROMPTS = 8
+"""in a work unit, and in a shard of the table; a study's shards hold a whole number of them"""
+_SOME = 2**14  # entries at once
+
+
+def merged(notes: list[tuple[str, dict[str, Any]]], probes: Sequence[Dictionary]) -> dict[str, Any]:
+    """Notes of all units as one."""
+    by_sae: dict[str, Any] = {}
+    for probe in probes:
+        own = [n for name, n in notes if name == probe.name]
+        left_out: Counter[str] = Counter()
+        for note in own:
+            left_out.update(note["left_out"])
+        selves = np.array([value for note in own for value in note["self_kl"]], dtype=float)  # None where not finite
+        gaps = np.array([value for note in own for value in note["gap"]], dtype=float)
+        known, gaps = selves[np.isfinite(selves)], gaps[np.isfinite(gaps)]
+        by_sae[probe.name] = {
+            "site": str(probe.site),
+            "tokens": sum(note["tokens"] for note in own),
+            "tokens_left_out": dict(left_out),
+            "noise_floor": noise_floor(known) if len(known) else None,
+            "selves_not_finite": len(selves) - len(known),
+            "rows_not_finite": sum(note["not_finite"] for note in own),
+            "placebos_not_finite": sum(note["placebos_not_finite"] for note in own),
+            "path_gap": {"median": float(np.median(np.abs(gaps))), "n": len(gaps)} if len(gaps) else None,
+            "path": "+".join(sorted({path for note in own if note["path"] for path in note["path"].split("+")})),
+        }
+    deltas = [note["delta"] for _, note in notes if note["delta"] is not None]
+    return {
+        "atlas": by_sae,
+        "path": {name: own["path"] for name, own in by_sae.items()},
+        "why_hooks": sorted({n["why_hooks"] for _, n in notes if n["why_hooks"]}) or None,
+        "replay_delta": max(deltas, default=None),
+    }
+
+
+class AtlasRunner:
+    """Computes units; the clean pass over all prompts is made when the first one is asked for."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        prompts: Prompts,
+        probes: Sequence[Dictionary],
+        settings: RunSettings,
+        asked: dict[str, Any],
+    ):
+        self.model, self.prompts, self.probes = model, prompts, {probe.name: probe for probe in probes}
+        self.settings, self.asked = settings, asked
+        self._known: dict[str, Directions] = {}
+
+    @cached_property
+    def clean(self) -> CleanActivations:
+        return CleanActivations(self.model, self.prompts, self.settings)
+
+    @cached_property
+    def filters(self) -> dict[str, TokenFilter]:
+        """Which tokens cannot serve at each SAE's own site, whatever other SAEs are asked about."""
+        return {name: self.clean.filter_at(probe.site) for name, probe in self.probes.items()}
+
+    def directions(self, probe: Dictionary) -> Directions:
+        """Of an SAE's decoder; with the logits of each, made once."""
+        if probe.name not in self._known:
+            self._known = {probe.name: Directions(probe.directions.float())}  # one SAE's at a time: they are large
+        return self._known[probe.name]
+
+    def units(self) -> list[Unit]:
+        """SAE by SAE, whose directions' logits are kept meanwhile; rows: tokens, the cost before anything is encoded."""
+        length = np.array([len(tokens) for tokens in self.prompts.tokens])
+        return [
+            Unit.of(rows=int(length[start : start + PROMPTS].sum()), sae=name, first_prompt=start)
+            for name in self.probes
+            for start in range(0, len(length), PROMPTS)
+        ]
+
+    def __call__(self, unit: Unit, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
+        work = _Work(self, self.probes[unit["sae"]], unit["first_prompt"])
+        notes: dict[str, Any] = {
+            "tokens": len(work.prompt), "left_out": self.filters[unit["sae"]].left_out(work.among), "self_kl": [], "gap": [],
+            "not_finite": 0, "placebos_not_finite": 0, "path": None, "why_hooks": None, "delta": None,
+        }  # fmt: skip
+        if not len(work.active):
+            return work.table({}), notes
+        columns = work.effects(notes) | work.sizes() | work.scores(notes) | {"kl_placebo": work.placebos(notes)}
+        frame = work.table(columns)
+        good = np.isfinite(frame[["kl", "kl_direct", "top1_drop"]].to_numpy()).all(axis=1)
+        notes["not_finite"] = int((~good).sum())
+        return frame.loc[good].reset_index(drop=True), notes
+
+
+class _Work:
+    """Some prompts through one SAE: their usable tokens, `[token]`, and the latents active there, `[entry]`."""
+
+    def __init__(self, runner: AtlasRunner, probe: Dictionary, first: int):
+        clean, self.probe, self.asked, self.settings = runner.clean, probe, runner.asked, runner.settings
+        assert probe.sae is not None
+        self.sae, self.clean = probe.sae, clean
+        self.among = np.arange(first, min(first + PROMPTS, len(clean.length)))
+        row, self.position = np.nonzero(runner.filters[probe.name].usable[self.among])
+        self.prompt = self.among[row]
+        self.x = clean.at(probe.site, self.prompt, self.position)
+        self.active: ActiveLatents = active_latents(self.sae, self.x)
+        self.recording = clean.recording(first // SHARD)
+        self.own, self.at = torch.from_numpy(self.prompt % SHARD), torch.from_numpy(self.position)
+        self.token, self.latent = torch.from_numpy(self.active.token), torch.from_numpy(self.active.latent)
+        self.z = torch.from_numpy(self.active.z)
+        # Every token is also put back as it was, once, after the entries: the noise floor of this very batching.
+        selves = torch.arange(len(self.prompt))
+        nothing = torch.zeros_like(selves)
+        self.every = torch.cat([self.token, selves])
+        coefficient = torch.cat([-self.z, nothing.to(self.z)])
+        self.edits = runner.directions(probe).times(coefficient, torch.cat([self.latent, nothing]))
+
+    def removed(self, some: torch.Tensor) -> torch.Tensor:
+        """z_i·d_i of some entries."""
+        return -self.edits.change(some)
+
+    def measured(self, token: torch.Tensor, edits: Any, metrics: Sequence[str]) -> Effects:
+        return measure(
+            self.recording, self.probe.site, self.own[token], self.at[token], edits, metrics=metrics,
+            batch_rows=self.settings.batch_rows, path=self.settings.path,
+        )  # fmt: skip
+
+    def effects(self, notes: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Of every entry; what putting tokens back did goes to the notes."""
+        n = len(self.active)
+        found = self.measured(self.every, self.edits, METRICS)
+        notes |= {"path": found.path, "why_hooks": found.why_hooks, "delta": found.delta}
+        notes["self_kl"] = found["kl"][n:].tolist()
+        return {name: found[name][:n] for name in METRICS}
+
+    def sizes(self) -> dict[str, torch.Tensor]:
+        """Norm, dose and angle of every entry."""
+        device = self.x.device
+        size = self.sae.W_dec.float().norm(dim=-1)
+        inner = []
+        for some in torch.arange(len(self.token)).split(_SOME):
+            latent = self.latent[some].to(device)
+            unit = self.sae.W_dec[latent].float() / size[latent].clamp(min=1e-30)[:, None]
+            inner.append((self.x[self.token[some].to(device)].float() * unit).sum(-1))
+        norm = self.x.float().norm(dim=-1)[self.token.to(device)]
+        dose = self.z.abs().to(device) * size[self.latent.to(device)]
+        return {"norm": norm, "delta_norm": dose, "cosine": torch.cat(inner) / norm, "inner": torch.cat(inner)}
+
+    def scores(self, notes: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Attributions of every entry. Which tokens have a path is the same for every SAE and depth."""
+        p, device = self.asked, self.x.device
+        gone = torch.zeros_like(self.x, dtype=torch.float32)
+        for some in torch.arange(len(self.token)).split(_SOME):
+            gone.index_add_(0, self.token[some].to(device), self.removed(some).to(device))
+        found = token_gradients(
+            self.recording, self.probe.site, self.own, self.at, (self.x.float() - gone).to(self.x),
+            _drawn(hash_keys(p["seed"], "atlas path", self.prompt, self.position), p["path_share"]),
+            steps=p["steps"], samples=p["samples"],
+            generator=generator(p["seed"], "atlas", self.probe.label, int(self.among[0])),
+        )  # fmt: skip
+        notes["gap"] = [] if found is None else found.gap.tolist()
+        return attributions(found, self.token, self.removed)
+
+    def placebos(self, notes: dict[str, Any]) -> torch.Tensor:
+        """KL of a matched placebo, nan where none was asked for, or where it does not exist (counted)."""
+        p, kl = self.asked, torch.full((len(self.token),), torch.nan)
+        prompt, position = self.prompt[self.active.token], self.position[self.active.token]
+        keys = hash_keys(p["seed"], "atlas placebo", prompt, position, self.active.latent)
+        some = torch.from_numpy(np.flatnonzero(_drawn(keys, p["placebo_share"])))
+        if not len(some):
+            return kl
+        stream = generator(p["seed"], "atlas placebo", self.probe.label, int(self.among[0]))
+        towards = self.clean.between(self.probe.site, len(some), stream, np.arange(len(some)))
+        x = self.x[self.token[some].to(self.x.device)]
+        edited = matched_placebo(x, (x.float() - self.removed(some).to(x.device)).to(x), towards.to(x))
+        found = self.measured(self.token[some], edited, ("kl",))
+        kl[some] = found["kl"].float()
+        notes["delta"] = float(np.fmax(notes["delta"], found.delta))
+        notes["why_hooks"] = notes["why_hooks"] or found.why_hooks
+        if found.path not in notes["path"].split("+"):
+            notes["path"] += f"+{found.path}"
+        notes["placebos_not_finite"] = int((~kl[some].isfinite()).sum())
+        return kl
+
+    def table(self, columns: dict[str, torch.Tensor]) -> pd.DataFrame:
+        """The unit's lines."""
+        n, token = len(self.active), self.active.token
+        known = {
+            "layer": np.full(n, self.probe.site.layer), "point": [self.probe.site.point] * n, "sae": [self.probe.name] * n,
+            "prompt": self.prompt[token], "position": self.position[token], "latent": self.active.latent, "z": self.active.z,
+        } | {name: value.cpu().numpy() for name, value in columns.items()}  # fmt: skip
+        found = pd.DataFrame({name: known.get(name, np.zeros(n)) for name in COLUMNS})
+        return narrowed(found)
+
+
+def _drawn(keys: np.ndarray, share: float) -> np.ndarray:
+    """Keys in the first `share` of their range."""
+    return keys <= np.uint64(min(int(share * 2.0**64), 2**64 - 1)) if share else np.zeros(len(keys), dtype=bool)

@@ -1,0 +1,1 @@
+"""Figures by depth across results: several models, texts and SAEs in one panel."""

@@ -1,0 +1,48 @@
+"""Figures by depth from results of any command: several models, texts and SAEs in one panel."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from diagnostics.by_depth.run import depth_figures, found_results
+from diagnostics.commands import command
+from diagnostics.saved import PLANS
+from interventions.errors import MechdiagError
+from interventions.files import claim_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthFiguresOptions(command.Output):
+    """What changes with depth?
+
+    Draws every figure by depth that some results allow: KL of direction and norm patches beside their placebos, ratios, unit norm, dose
+    response, win rate overall and within quartiles, norm exponent, evaluation of SAEs, causal atlas. Results of several models,
+    wrappers, texts and SAEs share a panel, a line each; other sites, horizons, doses or samplings get figures of their own. Each
+    figure is written as PNG, SVG, PDF and the drawn values as CSV; what is not drawn is said.
+
+    Examples:
+      scripts/plot_depth.py results --out figures
+      scripts/plot_depth.py results/boolq results/sotu --figures direction_norm_ratio --out figures
+    """
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of results, looked through to the bottom"""
+    figures: tuple[str, ...] = ()
+    """direction_norm_kl, direction_norm_ratio, unit_norm, dose_response, win_rate, norm_exponent, sae_evaluation, sae_latents,
+    atlas_effects, atlas_scores (default: all that the results allow)"""
+
+
+def main(settings: DepthFiguresOptions) -> command.Document:
+    """Everything that can be wrong with the input is looked at before anything is drawn."""
+    if not settings.results:
+        raise MechdiagError("no folder of results; name at least one")
+    claim_folder(settings.out, [f"{name}.csv" for name in PLANS], settings.overwrite)
+    found = depth_figures(found_results(settings.results), settings.figures or None)
+    return settings.finish(found, settings.out)
+
+
+def run() -> None:
+    """The command line of `scripts/plot_depth.py`."""
+    command.run(DepthFiguresOptions, main)

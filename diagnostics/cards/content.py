@@ -1,0 +1,101 @@
+"""What a latent's card says."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+
+from diagnostics.cards.effects import EffectSummary
+from diagnostics.cards.examples import Example
+from diagnostics.cards.neighbours import Neighbour
+from diagnostics.statistics.estimate import Estimate
+from interventions.direct_logits import TokenLogit
+
+
+class Histogram(NamedTuple):
+    """Counts between edges."""
+
+    edges: Float[ndarray, "edge"]
+    counts: Float[ndarray, "bin"]
+
+
+@dataclass(frozen=True)
+class CardContent:
+    """One latent of an SAE on a text. Effects are of subtracting z·d at one token, what the SAE does not explain kept."""
+
+    sae: str
+    """the SAE's name"""
+    kind: str
+    """score → selector"""
+    model: str
+    site: str
+    latent: int
+    chosen_by: str
+    """`number`; `frequent`, as one of those that fire most often on this text; or `top`, as one of the largest summed KL at the even
+    prompts of the atlas: then effects, effect_rows and rank are of the other prompts alone, all else is of the whole text"""
+    d_sae: int
+    frequency: Estimate
+    """share of the usable tokens on which it is active (z ≠ 0), with its jackknife interval"""
+    n_active: int
+    """usable tokens on which it is active"""
+    n_tokens: int
+    """usable tokens"""
+    active_left_out: int
+    """tokens on which it is active that do not count (first of a prompt, special, sinks)"""
+    z_mean: float
+    """mean |z| where it is active; nan for a dead latent"""
+    z_range: tuple[float, float]
+    """least and largest z where it is active; nan for a dead latent"""
+    decoder_norm: float
+    """‖d‖"""
+    alignment: float
+    """<w, d>, w the encoder row as the score uses it; nan where the encoder has no rows"""
+    alignment_cosine: float
+    """cos(w, d)"""
+    learned_a: float | None
+    """exponent of ‖x_c‖ in a cosine-scored SAE; None for other scores"""
+    quartile_shares: tuple[Estimate, ...]
+    """of its firing, by quartile of ‖x‖ over the usable tokens; .25 each for a latent that does not look at the norm"""
+    z_histogram: Histogram
+    """of z where it is active"""
+    norm_histograms: tuple[Histogram, Histogram]
+    """of ‖x‖: where it is active, and of all usable tokens; density, logarithmic bins"""
+    examples: tuple[Example, ...]
+    promoted: tuple[TokenLogit, ...]
+    """tokens whose logits its decoder row raises most: see `direct_logits`; for z = z_mean (a dead latent: z = 1)"""
+    suppressed: tuple[TokenLogit, ...]
+    """tokens whose logits it lowers most"""
+    effects: EffectSummary | None
+    """None for a dead latent, and for one chosen by `top` that is active at none of the other prompts"""
+    effect_rows: pd.DataFrame
+    """tokens drawn uniformly from the usable ones where it is active: prompt, position and the columns of `measured`"""
+    neighbours: tuple[Neighbour, ...]
+    """in the same SAE and in others"""
+    atlas: dict[str, Any] | None
+    """rank of the latent by summed KL among those of the atlas, its share of their sum, what was joined, and by how much KLs measured
+    again differ; None without"""
+    provenance: dict[str, Any]
+    """model, text, settings, counts of what was left out, which path ran and how exact it was"""
+
+    @property
+    def dead(self) -> bool:
+        """Active at no usable token."""
+        return self.n_active == 0
+
+    def line(self) -> str:
+        """The card in one line, for a terminal."""
+        if self.dead:
+            return f"latent {self.latent}: dead on this text ({self.n_tokens} tokens)"
+        e = self.effects
+        others = " at prompts that did not choose it" if self.chosen_by == "top" else ""
+        effect = (
+            "not active"
+            if e is None
+            else f"removing it KL {e.kl} nats at ‖Δx‖/‖x‖ {e.dose}, {e.placebo_ratio} × its placebo"
+        )
+        return (
+            f"latent {self.latent}: fires on {self.frequency} of {self.n_tokens} tokens; {effect}{others}; "
+            f"promotes {', '.join(repr(t.token) for t in self.promoted[:3])}"
+        )

@@ -1,0 +1,88 @@
+"""What an SAE's latents do on a text: activations read once, for any number of cards."""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy import sparse
+from torch import Tensor
+
+from diagnostics.running.clean import CleanActivations, RunSettings
+from interventions.edits import norm, norm_read
+from interventions.errors import ResultError
+from interventions.models.causal_model import CausalModel
+from interventions.recording import record
+from interventions.sites import Site
+from interventions.texts.prompts import Prompts
+from sae_models.active_latents import active_latents
+from sae_models.dictionaries import Dictionary
+
+
+class LatentCorpus:
+    """The tokens of some prompts at an SAE's site, what is active at each, and which of them count.
+
+    Counted are the usable tokens: not each prompt's first, special tokens, sinks (‖x‖ > sink_filter · median), nor activations that
+    are not finite or of norm 0. Latents are read at all tokens, so that a text can be shown whole.
+    Raises `ResultError` where no token is left.
+    """
+
+    def __init__(self, model: CausalModel, probe: Dictionary, prompts: Prompts, sink_filter: float | None, seed: int):
+        if probe.sae is None:
+            raise ResultError(f"{probe.name!r} are directions without an encoder; a card needs an SAE")
+        settings = RunSettings(sites=(probe.site,), sink_filter=sink_filter, seed=seed)
+        self.model, self.probe, self.prompts, self.seed = model, probe, prompts, seed
+        self.clean = CleanActivations(model, prompts, settings)
+        x = self.clean.activations[probe.site]
+        self.inside = np.arange(x.shape[1]) < self.clean.length[:, None]
+        self.prompt, self.position = np.nonzero(self.inside)
+        self.usable = self.clean.usable[self.inside]
+        if not self.usable.any():
+            raise ResultError(f"no token is left at {probe.site}: {self.left_out}; take another text or sink filter")
+        x = x[torch.from_numpy(self.inside).to(x.device)]
+        finite = x.isfinite().all(dim=-1)
+        self.norm = norm(x)[:, 0].double().cpu().numpy()
+        active = active_latents(probe.sae, torch.where(finite[:, None], x, 0))
+        self.z = sparse.csc_matrix(sparse.diags(finite.double().cpu().numpy()) @ active.matrix())
+        """of every token, `[token, d_sae]`"""
+        self.z.eliminate_zeros()
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many tokens do not count, each under the first reason that holds."""
+        return self.clean.filter.left_out()
+
+    def of(self, latent: int) -> Float[ndarray, "token"]:
+        """z of a latent at every token."""
+        return self.z[:, [latent]].toarray()[:, 0]
+
+    def x(self, token: Int[ndarray, "row"]) -> Float[Tensor, "row d_model"]:
+        """Activations of single tokens."""
+        return self.clean.at(self.probe.site, self.prompt[token], self.position[token])
+
+    def token_at(self, prompt: Int[ndarray, "row"], position: Int[ndarray, "row"]) -> Int[ndarray, "row"]:
+        """Which token of the corpus stands there."""
+        first = np.cumsum(self.clean.length) - self.clean.length
+        return first[prompt] + position
+
+    @cached_property
+    def final_size(self) -> float:
+        """Median over usable tokens of what the final norm divides by, ‖x‖ (RMSNorm) or ‖x − mean(x)‖ (LayerNorm) of the last stream."""
+        last, sizes = Site(self.model.n_layers - 1), []
+        for shard in range(self.clean.n_shards):
+            prompts = self.clean.shard(shard)
+            stream = self.clean.recording(shard).activations[last]
+            usable = torch.from_numpy(self.clean.usable[prompts, : stream.shape[1]]).to(stream.device)
+            sizes.append(norm_read(self.model.norm_kind, stream[usable])[:, 0].cpu())
+        return float(torch.cat(sizes).median())
+
+    def elsewhere(self, probe: Dictionary) -> sparse.csc_matrix:
+        """z of another SAE's latents at the usable tokens, `[usable token, d_sae]`, each SAE reading its own site."""
+        assert probe.sae is not None
+        if probe.site in self.clean.activations:
+            x = self.clean.activations[probe.site]
+        else:
+            x = record(self.model, self.prompts.tokens, [probe.site], keep_cache=False).activations[probe.site]
+        x = x[torch.from_numpy(self.inside).to(x.device)][torch.from_numpy(self.usable).to(x.device)]
+        return sparse.csc_matrix(active_latents(probe.sae, x).matrix())

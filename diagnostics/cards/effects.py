@@ -1,0 +1,180 @@
+"""What taking a latent out of single tokens does: exact effects, each beside a matched placebo."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from diagnostics import statistics
+from diagnostics.cards.corpus import LatentCorpus
+from diagnostics.sampling.tokens import generator
+from diagnostics.statistics.estimate import Estimate
+from interventions.edits import matched_placebo
+from interventions.effects import Effects, measure
+
+METRICS = ("kl", "kl_direct", "top1_changed", "top1", "clean_top1")
+PLACEBOS = 4
+"""drawn for each token: one random direction may by chance do ten times what another does"""
+SELF = 16
+"""tokens whose vector is also put back as it is: the noise floor"""
+
+
+@dataclass(frozen=True)
+class EffectSummary:
+    """Effects of a latent over the tokens that they were drawn from; KLs in nats, 95 % delete-one-prompt jackknife intervals."""
+
+    kl: Estimate
+    """mean KL(clean ‖ z·d subtracted)"""
+    kl_placebo: Estimate
+    """mean over the rows that have placebos, of each row's mean over these"""
+    placebo_ratio: Estimate
+    """mean KL / mean KL of the placebo, over these rows: how much more the latent's direction does than others of the same norm and
+    angle to x; a lower bound where the placebo lies within the noise floor. No selectivity, intended/(intended + collateral): what is
+    intended takes a concept, as in feature ablation"""
+    kl_direct: Estimate
+    """mean KL of the change carried straight to the final norm and unembedding"""
+    top1_changed: Estimate
+    """share of tokens whose most likely next token changes"""
+    dose: Estimate
+    """mean ‖Δx‖/‖x‖"""
+    top_tenth: Estimate
+    """share of the summed KL that falls on the tenth of the rows with the largest |z|"""
+    top_tenth_dose: float
+    """share of the summed ‖Δx‖² that falls on them"""
+    noise_floor: float
+    """99th percentile of |KL| of vectors put back as they are, nats; nan without any"""
+    source: str
+    """`atlas` (its rows of the latent at usable tokens of the prompts joined) or `measured` (a uniform draw of the usable tokens where it
+    is active); of either only prompts that had no part in choosing it, see `CardContent.chosen_by`"""
+
+
+def measured(
+    corpus: LatentCorpus, latent: int, token: Int[ndarray, "row"], path: str
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """z·d subtracted at single tokens, beside placebos of the same norm and angle to x; a line a token, and how it was measured.
+
+        x − z·d    beside    matched_placebo(x, x − z·d, towards),   towards: the difference of two other tokens' activations
+
+    Columns: token, z, norm = ‖x‖, delta_norm = ‖z·d‖ (the placebos' too), kl, kl_direct, top1_changed, top1, clean_top1, kl_placebo (mean
+    over four placebos; nan where there is none), kl_self (of the first 16, put back as they are; else nan). KLs in nats.
+    """  # fmt: skip
+    probe, clean = corpus.probe, corpus.clean
+    z = corpus.of(latent)[token]
+    x = corpus.x(token)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    direction = probe.directions[latent].to(x.device, wide)
+    edited = x.to(wide) - torch.from_numpy(z).to(x.device, wide)[:, None] * direction
+    stream = generator(corpus.seed, "latent card placebo", str(probe.site), latent)
+    n, every = len(token), np.arange(len(token))
+    towards = torch.cat([clean.between(probe.site, n, stream, every) for _ in range(PLACEBOS)])
+    placebo = matched_placebo(x.to(wide).repeat(PLACEBOS, 1), edited.repeat(PLACEBOS, 1), towards)
+    there = placebo.isfinite().all(dim=-1).cpu().numpy()
+    placebo_kl = np.full(PLACEBOS * n, np.nan)
+    frame = pd.DataFrame(
+        {
+            "token": token,
+            "z": z,
+            "norm": corpus.norm[token],
+            "delta_norm": (edited - x.to(wide)).norm(dim=-1).double().cpu().numpy(),
+        }
+    )
+    for name in (*METRICS, "kl_self"):
+        frame[name] = np.nan
+    paths, deltas, nonfinite, why = set(), [], 0, set()
+    for shard in range(clean.n_shards):
+        own = np.flatnonzero(np.isin(corpus.prompt[token], clean.shard(shard)))
+        if not len(own):
+            continue
+        also = (own + n * np.arange(PLACEBOS)[:, None]).reshape(-1)
+        also = also[there[also]]
+        again = own[own < SELF]
+        rows = np.concatenate([own, also % n, again])
+        vectors = torch.cat([edited[own], placebo[also], x.to(wide)[again]])
+        found = _measure(corpus, shard, token[rows], vectors, path)
+        for name in METRICS:
+            frame.loc[own, name] = found[name][: len(own)].double().numpy()
+        kl = found["kl"].double().numpy()
+        placebo_kl[also] = kl[len(own) : len(own) + len(also)]
+        frame.loc[again, "kl_self"] = kl[len(own) + len(also) :]
+        paths.add(found.path)
+        deltas.append(found.delta)
+        nonfinite += found.n_nonfinite
+        why |= {found.why_hooks} - {None}
+    known, total = there.reshape(PLACEBOS, n).sum(0), np.nansum(placebo_kl.reshape(PLACEBOS, n), axis=0)
+    frame["kl_placebo"] = np.divide(total, known, out=np.full(n, np.nan), where=known > 0)
+    notes = {
+        "placebos": PLACEBOS,
+        "path": "+".join(sorted(paths)),
+        "replay_delta": float(np.fmax.reduce(deltas)) if deltas else None,
+        "why_hooks": sorted(why) or None,
+        "effects_not_finite": nonfinite,
+        "placebos_that_do_not_exist": int((~there).sum()),
+    }
+    return frame, notes
+
+
+def _measure(corpus: LatentCorpus, shard: int, token: ndarray, vectors: Tensor, path: str) -> Effects:
+    first = int(corpus.clean.shard(shard)[0])
+    prompt, position = (torch.from_numpy(at[token]).long() for at in (corpus.prompt, corpus.position))
+    recording = corpus.clean.recording(shard)
+    return measure(recording, corpus.probe.site, prompt - first, position, vectors, metrics=METRICS, path=path)
+
+
+def summarised(rows: pd.DataFrame, placebos: pd.DataFrame, prompt: Int[ndarray, "token"], source: str) -> EffectSummary:
+    """Statistics of rows (token, z, norm, delta_norm, kl, kl_direct, top1_changed) and of those that have a placebo beside them.
+
+    prompt: of every token of the corpus. Rows whose values are not finite do not count.
+    """
+    rows = rows.loc[np.isfinite(rows[["kl", "kl_direct"]].to_numpy(float)).all(axis=1)]
+    pairs = placebos.loc[np.isfinite(placebos[["kl", "kl_placebo"]].to_numpy(float)).all(axis=1)]
+    own, paired = prompt[rows.token.to_numpy(int)], prompt[pairs.token.to_numpy(int)]
+    kl, z, delta = (rows[name].to_numpy(float) for name in ("kl", "z", "delta_norm"))
+    selves = placebos.kl_self.dropna().to_numpy(float)
+    floor = statistics.noise_floor(selves) if len(selves) else float("nan")
+    with few_prompts():
+        return EffectSummary(
+            statistics.mean(kl, own),
+            statistics.mean(pairs.kl_placebo.to_numpy(float), paired),
+            statistics.ratio_of_means(
+                pairs.kl.to_numpy(float), pairs.kl_placebo.to_numpy(float), np.nan_to_num(floor), paired
+            ),
+            statistics.mean(rows.kl_direct.to_numpy(float), own),
+            statistics.share(rows.top1_changed.to_numpy(float) > 0, own),
+            statistics.mean(delta / rows.norm.to_numpy(float), own),
+            statistics.jackknife(lambda keep: share_of_top(kl[keep], z[keep]), len(kl), own),
+            share_of_top(delta**2, z),
+            floor,
+            source,
+        )
+
+
+def share_of_top(mass: Float[ndarray, "row"], z: Float[ndarray, "row"], share: float = 0.1) -> float:
+    """Part of the summed mass on the rows with the largest |z|, ⌈share·n⌉ of them; nan of nothing."""
+    if not len(z) or mass.sum() <= 0:
+        return float("nan")
+    top = np.argsort(-np.abs(z), kind="stable")[: int(np.ceil(share * len(z)))]
+    return float(mass[top].sum() / mass.sum())
+
+
+def firing_shares(
+    active: Bool[ndarray, "token"], quartile: Int[ndarray, "token"], prompt: Int[ndarray, "token"]
+) -> tuple[Estimate, ...]:
+    """Of the tokens where a latent is active, the share in each quartile 0 to 3, with jackknife intervals."""
+    with few_prompts():
+        return tuple(statistics.share(quartile[active] == q, prompt[active]) for q in range(4))
+
+
+@contextmanager
+def few_prompts() -> Iterator[None]:
+    """Within, intervals from 10 to 19 prompts come without a warning: a card says of each how many prompts it has."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="an interval from .* prompts")
+        yield

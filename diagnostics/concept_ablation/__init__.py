@@ -1,0 +1,1 @@
+"""Does ablating a concept's latents remove the concept and nothing else?"""

@@ -1,0 +1,154 @@
+"""What taking single latents out of single activations does to the model, beside matched placebos."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from diagnostics.dictionary_comparison.quartiles import Sample
+from diagnostics.running.units import narrowed
+from diagnostics.sampling.latents import draw_active, draw_latents
+from diagnostics.sampling.tokens import generator, hash_keys
+from diagnostics.statistics.measures import noise_floor
+from interventions.edits import add_direction, matched_placebo, random_like
+from interventions.effects import measure
+from interventions.models.causal_model import CausalModel
+from interventions.recording import Recording, record
+from interventions.sites import Site
+from sae_models.active_latents import ActiveLatents
+from sae_models.dictionaries import Dictionary
+
+PLACEBOS = ("placebo_token", "placebo_isotropic")
+"""As far from x, as long and at the same angle as what is left: turned along the difference of two other tokens' activations, or
+in a random direction."""
+COLUMNS = {
+    "sae": "name of the SAE in this comparison",
+    "latent": "index in the SAE",
+    "latent_weight": "how many of the SAE's live latents it stands for: those of its bin of log frequency over those drawn from it",
+    "prompt": "row of tokens.npy",
+    "position": "token's place in the prompt, from 0",
+    "activation": "z of the latent at the token",
+    "delta_norm": "‖z·d‖, the dose: how far the edit moves x",
+    "kl": "KL(clean ‖ x − z·d) of the next token at the token's own position, nats",
+    "kl_placebo_token": "the same of a vector with the norm and angle of x − z·d, turned along the difference of two other tokens",
+    "kl_placebo_isotropic": "the same, turned in a random direction",
+}
+"""Of the table of ablations, a line for each SAE × latent × token."""
+SHARD, _SELF = 64, 64
+
+
+class Recordings:
+    """Clean passes with keys and values, `SHARD` prompts each: the first stay as long as there is room for them, and the last."""
+
+    def __init__(self, model: CausalModel, tokens: list[list[int]], site: Site, cache_bytes: int = 4 * 2**30):
+        self.model, self.tokens, self.site, self.cache_bytes = model, tokens, site, cache_bytes
+        self._kept: dict[int, Recording] = {}
+
+    def __getitem__(self, number: int) -> Recording:
+        if number not in self._kept:
+            first = number * SHARD
+            new = record(self.model, self.tokens[first : first + SHARD], [self.site])
+            size = sum(t.nbytes for r in (*self._kept.values(), new) for t in (r.keys or []) + (r.values or []))
+            if size > self.cache_bytes and self._kept:
+                self._kept.pop(max(self._kept))
+            self._kept[number] = new
+        return self._kept[number]
+
+
+def ablations(
+    recordings: Recordings,
+    sample: Sample,
+    probe: Dictionary,
+    active: ActiveLatents,
+    *,
+    latents: int,
+    tokens: int,
+    seed: int = 0,
+    path: str = "auto",
+    batch_rows: int | None = None,
+    tick: Callable[[int], object] | None = None,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """KL(clean ‖ intervened) of x − z_i·d_i at tokens where latent i is active, and of its two placebos; what was dropped.
+
+    latents: in equal numbers from bins of log frequency, `latent_weight` says how many each stands for. tokens: up to so many of
+    each. One line a (latent, token), with `COLUMNS`.
+    """
+    assert probe.sae is not None
+    drawn, said = draw_latents(active.frequency(), active.n_tokens, latents, "stratified", seed, probe.label)
+    weight = dict(zip(drawn.index.tolist(), drawn.weight.tolist(), strict=True))
+    parts = []
+    for latent in drawn.index:
+        own = np.flatnonzero(active.latent == latent)
+        at = active.token[own]
+        key = hash_keys(seed, f"ablations/{probe.label}/{latent}", sample.prompt[at], sample.position[at])
+        parts.append(own[draw_active(np.ones(len(own), dtype=bool), key, tokens).index])
+    entry = np.concatenate(parts)
+    entry = entry[np.argsort(active.token[entry], kind="stable")]
+    token, latent = active.token[entry], active.latent[entry]
+    table = pd.DataFrame(
+        {
+            "sae": probe.name,
+            "latent": latent,
+            "latent_weight": [weight[int(i)] for i in latent],
+            "prompt": sample.prompt[token],
+            "position": sample.position[token],
+            "activation": active.z[entry],
+        }
+    )
+    x = sample.x[torch.from_numpy(token).to(sample.x.device)].float()
+    z = torch.from_numpy(active.z[entry]).to(x)
+    edited = add_direction(x, probe.directions[torch.from_numpy(latent).to(probe.directions.device)].to(x), -z)
+    stream = generator(seed, "ablations", probe.site, probe.label)
+    other = torch.randint(len(sample.x), (2, len(x)), generator=stream).to(sample.x.device)
+    towards = (sample.x[other[0]].float() - sample.x[other[1]].float(), random_like(x, stream))
+    vectors = {"ablated": edited} | {
+        name: matched_placebo(x, edited, along) for name, along in zip(PLACEBOS, towards, strict=True)
+    }
+    table["delta_norm"] = (edited - x).norm(dim=-1).cpu().numpy()
+    vectors["self"] = x
+    effect, notes = _measured(recordings, probe, table, vectors, path, batch_rows, tick)
+    for name, values in effect.items():
+        table["kl" if name == "ablated" else f"kl_{name}"] = values
+    floor = noise_floor(table["kl_self"].dropna().to_numpy(float))
+    good = np.isfinite(table[["kl", *(f"kl_{name}" for name in PLACEBOS)]].to_numpy(float)).all(axis=1)
+    notes |= {"drawn": said, "noise_floor": floor, "rows": int(good.sum())}
+    notes["rows_dropped"] = {"no placebo of this norm and angle, or effect not finite": int((~good).sum())}
+    return narrowed(table.loc[good, list(COLUMNS)].reset_index(drop=True)), notes
+
+
+def _measured(
+    recordings: Recordings,
+    probe: Dictionary,
+    table: pd.DataFrame,
+    vectors: dict[str, Tensor],
+    path: str,
+    batch_rows: int | None,
+    tick: Callable[[int], object] | None,
+) -> tuple[dict[str, ndarray], dict[str, Any]]:
+    """KL of each line and edit, some prompts at a time; nan where the edited vector does not exist, or was not asked for."""
+    effect = {name: np.full(len(table), np.nan) for name in vectors}
+    finite = {name: value.isfinite().all(dim=-1).cpu().numpy() for name, value in vectors.items()}
+    finite["self"] &= np.arange(len(table)) % max(1, len(table) // _SELF) == 0  # the noise floor, from some of the rows
+    shard = table["prompt"].to_numpy() // SHARD
+    notes: dict[str, Any] = {"path": None, "why_hooks": None, "replay_delta": float("nan")}
+    for number in np.unique(shard):
+        recording, first = recordings[int(number)], int(number) * SHARD
+        line = {name: np.flatnonzero((shard == number) & known) for name, known in finite.items()}
+        every = np.concatenate(list(line.values()))
+        rows = torch.cat([vectors[name][torch.from_numpy(own).to(vectors[name].device)] for name, own in line.items()])
+        prompt, position = (
+            torch.from_numpy(table[c].to_numpy()[every].astype(np.int64)) for c in ("prompt", "position")
+        )
+        how = {"path": path, "batch_rows": batch_rows, "progress": tick}
+        found = measure(recording, probe.site, prompt - first, position, rows.to(recordings.model.dtype), **how)
+        values = found["kl"].double().numpy()
+        for name, own in line.items():
+            effect[name][own], values = values[: len(own)], values[len(own) :]
+        notes["path"] = found.path if notes["path"] in (None, found.path) else "hooks+replay"
+        notes["why_hooks"] = notes["why_hooks"] or found.why_hooks
+        notes["replay_delta"] = float(np.fmax(notes["replay_delta"], found.delta))
+    return effect, notes

@@ -1,0 +1,1 @@
+"""Does the model read an activation's direction or its norm?"""

@@ -1,0 +1,82 @@
+"""KL against dose: edits of equal length along directions that differ in meaning, by depth, beside untrained networks."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diagnostics.commands import command
+from diagnostics.commands.inputs import Inputs
+from diagnostics.dose.design import DOSES
+from diagnostics.dose.result import DoseResponse
+from diagnostics.dose.run import dose_response
+from diagnostics.results.result import result_files
+from diagnostics.running.clean import default_layers
+from interventions.errors import MechdiagError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseResponseOptions(Inputs):
+    """How much does the model change when an activation moves by so much?
+
+    Moves activations by a share of their own norm: towards another token's activation, towards a difference of two other
+    tokens, towards a random direction, norm up, norm down, and along directions that you give (a steering vector, say);
+    measures KL(clean || intervened) in nats and the direct effect. Writes a table (Parquet), its tokens, a summary with
+    provenance (JSON) and two figures into --out.
+
+    Examples:
+      scripts/dose_response.py --layers 7 22 --null-model random --out results/dose
+      scripts/dose_response.py --layers 15 --directions steering.npy --out results/steering
+    """
+
+    doses: tuple[float, ...] = DOSES
+    """||dx|| / ||x||, above 0 and up to 2"""
+    tokens: int = 200
+    """edited tokens, the same at every depth"""
+    directions: tuple[Path, ...] = ()
+    """.npy or .pt files, each with one vector [d_model]; named after the file"""
+
+
+def main(settings: DoseResponseOptions) -> command.Document:
+    """Everything that can be wrong with the input is looked at before the model runs."""
+    settings.check(result_files(DoseResponse))
+    directions = {path.stem: _direction(path) for path in settings.directions}
+    names = [path.stem for path in settings.directions]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise MechdiagError(f"two directions have the name {twice[0]!r}, that of their files; rename one")
+    model, prompts = settings.load()
+    with settings.progress("dosing") as progress:
+        result = dose_response(
+            model,
+            prompts,
+            sites=settings.places(default_layers(model.n_layers)),
+            doses=settings.doses,
+            tokens=settings.tokens,
+            directions=directions,
+            progress=progress,
+            **settings.common(),
+        )
+    return settings.finish(result, settings.out)
+
+
+def _direction(path: Path) -> torch.Tensor:
+    """A vector of real numbers. Raises `MechdiagError` for a file that holds anything else."""
+    found = None
+    try:
+        if path.suffix == ".npy":
+            found = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.suffix == ".pt":
+            found = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, ValueError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MechdiagError(f"cannot read direction {path}: {why}") from error
+    if not isinstance(found, torch.Tensor) or found.is_complex():
+        raise MechdiagError(f"no direction in {path}; expected a .npy or .pt file with one vector [d_model]")
+    return found.float()
+
+
+def run() -> None:
+    """The command line of `scripts/dose_response.py`."""
+    command.run(DoseResponseOptions, main)

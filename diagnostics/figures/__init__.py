@@ -1,0 +1,1 @@
+"""What all figures share: looks, axes, captions, files."""

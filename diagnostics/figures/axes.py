@@ -1,0 +1,189 @@
+"""What figures share: grids of panels, points with intervals, the axis of depth, legends, the caption."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from diagnostics.figures.looks import CAPTION_SIZE, LABELS, OPEN
+from diagnostics.statistics.estimate import Estimate
+
+CAP = 1e6
+"""Ratios beyond are drawn at the top as lower bounds: their denominator is nothing but rounding."""
+
+
+def points(
+    ax: Axes, x: np.ndarray, estimates: list[Estimate], colour: str, label: str, marker: str, shift: float = 0.0, *,
+    dash: Any = "-", log: bool = True, thin: bool = False,
+) -> None:  # fmt: skip
+    """A line with intervals; a lower bound is an open marker with an arrow up.
+
+    log: the axis is; what is not above 0 is left out, and what is above `CAP` is drawn there as a bound. thin: as lines that others are compared with.
+    """
+    cap, floor = (CAP, 0.0) if log else (np.inf, -np.inf)
+    value = np.array([min(e.value, cap) for e in estimates])
+    low = np.array([min(e.low, cap) for e in estimates])
+    high = np.array([min(e.high, cap) for e in estimates])
+    bound = np.array([e.bound or e.value > cap for e in estimates], dtype=bool)
+    shown = np.isfinite(value) & (value > floor)
+    under = np.where(np.isfinite(low), value - low, 0)
+    over = np.where(np.isfinite(high), high - value, 0)
+    bars = np.vstack([under, over]).clip(min=0)
+    solid, x = shown & ~bound, x + shift
+    ax.plot(x[solid], value[solid], color=colour, lw=0.8 if thin else 1, ls=dash, alpha=0.6)
+    ax.errorbar(
+        x[solid], value[solid], bars[:, solid], color=colour, marker=marker, 
+        ms=3 if thin else 4, lw=0, elinewidth=0.7 if thin else 1.2, capsize=0 if thin else 2, label=label, zorder=1 if thin else None,
+    )  # fmt: skip
+    ax.plot(x[shown & bound], value[shown & bound], color=colour, marker=marker, ms=5, mfc=OPEN, lw=0)
+    for xi, yi in zip(x[shown & bound], value[shown & bound], strict=True):
+        ax.annotate("", (xi, yi * 9), (xi, yi * 1.5), arrowprops={"arrowstyle": "->", "color": colour})
+
+
+def bar_lengths(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Lengths below and above each value, `[2, estimate]`, for `Axes.errorbar`; 0 where there is no finite end."""
+    ends = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).reshape(-1, 2).T
+    return np.where(np.isfinite(ends), ends, 0).clip(min=0)
+
+
+def panels(n: int, wide: float, high: float, more: float, least: float = 0.0, **shared: Any) -> tuple[Figure, Any]:
+    """A figure of n panels, three to a row, and its axes `[row, column]`; those without a panel are hidden.
+
+    wide, high: of a panel, in inches; more: height for legend and caption; least: width of the figure; shared: as for `plt.subplots`.
+    """
+    columns = min(3, n)
+    rows = -(-n // columns)
+    size = max(wide * columns, least), high * rows + more
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **shared)
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    return figure, axes
+
+
+def sae_label(name: str) -> str:
+    """What an SAE is called beside others of its depth: the last part of its name."""
+    return name.rsplit("/", 1)[-1]
+
+
+def legend_entries(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """Handles and labels of several panels, each label once."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
+
+
+def legend_above(figure: Figure, ax: Axes, columns: int) -> None:
+    """The legend of one panel above all; randomly initialised models come last."""
+    pairs = list(zip(*ax.get_legend_handles_labels(), strict=True))
+    pairs.sort(key=lambda pair: pair[1].startswith("untrained"))
+    figure.legend(*zip(*pairs, strict=True), loc="outside upper left", ncols=columns)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Of a log axis that spans few decades: round numbers, as many as there is room for."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if high / low < 8 else (1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+class Depth:
+    """Where a layer stands on the x axis: to scale, or in order where two would overlap."""
+
+    def __init__(self, layers: list[int], point: str = "resid_post"):
+        self.point = point
+        gaps = np.diff(layers)
+        self.layers = layers
+        self.to_scale = not len(gaps) or gaps.min() >= 0.06 * gaps.sum()
+        self.place = {layer: float(layer if self.to_scale else i) for i, layer in enumerate(layers)}
+        self.step = 0.015 * max(np.ptp(list(self.place.values())), 1)
+
+    def at(self, groups: Iterable[Mapping[str, Any]]) -> np.ndarray:
+        return np.array([self.place[g["layer"]] for g in groups])
+
+    def label(self, ax: Axes) -> None:
+        ax.set_xticks([self.place[layer] for layer in self.layers], [str(layer) for layer in self.layers])
+        what = "block whose output is patched" if self.point == "resid_post" else f"block, patched at {self.point}"
+        ax.set_xlabel(what + ("" if self.to_scale else " (not to scale)"))
+
+
+def write_caption(figure: Figure, words: str) -> None:
+    """The caption, under all panels, in lines as wide as the figure."""
+    figure.supxlabel(wrapped(words, float(figure.get_size_inches()[0])), fontsize=CAPTION_SIZE, x=0.01, ha="left")
+
+
+def wrapped(words: str, inches: float) -> str:
+    """A caption in lines as wide as the figure."""
+    kept = words.replace(" %", "\xa0%")
+    return textwrap.fill(kept, int(17.5 * inches), break_on_hyphens=False).replace("\xa0%", " %")
+
+
+SAMPLED = {"stratified": "stratified by frequency, norm and |cos|", "active": "the most frequent, at active tokens"}
+"""How latents and tokens were sampled."""
+BARS = "Bars: 95 %, delete-one-prompt jackknife."
+
+
+def caption(
+    provenance: Mapping[str, Any], words: str, *, texts: str | None = None, place: str = "", sinks: str | None = None
+) -> str:
+    """What a reader of any figure must know, from how it was made: model, texts, seed, sink filter; then the figure's own words.
+
+    words: whole sentences. texts: what was measured (default: prompts and seed); place: site or the like; sinks: default `sink_rule`.
+    """
+    p = provenance
+    model = f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']})"
+    texts = texts or f"{p['prompts']} prompts of {text_names(p)}, seed {p['seed']}"
+    first = ", ".join(filter(None, [model, place, texts, sinks or sink_rule(p)]))
+    return f"{first}. {words}" + (f" By {path_said([p])}." if isinstance(p.get("path"), Mapping) else "")
+
+
+def text_names(provenance: Mapping[str, Any]) -> str:
+    """Names of the texts: `boolq and sotu, chat template`."""
+    texts = list(provenance["texts"].values()) if "texts" in provenance else [provenance["text"]]
+    templates = any(t.get("chat_template") for t in texts)
+    return " and ".join(t.get("name", "given text") for t in texts) + (", chat template" if templates else "")
+
+
+def sink_rule(provenance: Mapping[str, Any], *others: str) -> str:
+    """Which positions are left out. others: those beside the sinks (default: the first of each prompt, where they are skipped)."""
+    p, limit = provenance, provenance["sink_filter"]
+    if limit and (skipped := p.get("skip_first")) and not others:
+        others = ("position 0" if skipped == 1 else f"the first {skipped} positions",)
+    left = [*others, f"‖x‖ > {limit:g} × median"] if limit else [*others]
+    return f"{' and '.join(left)} left out" if left else "no sink filter"
+
+
+def path_said(provenances: Iterable[Mapping[str, Any]]) -> str:
+    """How effects were computed, and how far replay is from full forward passes: `replay, logits within 5e-06`."""
+    every = list(provenances)
+    paths = sorted({path for p in every for kinds in p["path"].values() for path in kinds.split("+")})
+    delta = max((p.get("replay_delta") or p.get("path_delta") or 0.0 for p in every), default=0.0)
+    return " and ".join(paths) + (f", logits within {delta:.0e}" if delta else "")
+
+
+def patched(
+    provenance: Mapping[str, Any], *, point: str | None = None, context: str | None = None, done: str = "patched"
+) -> str:
+    """Where activations were edited and where effects were read: `patched in context at resid_post, read at the edited position`.
+
+    point, context: those that the figure shows; default: all points, and no word of the context.
+    """
+    p = provenance
+    points = [point] if point else list(dict.fromkeys(site.split(".")[1] for site in p["sites"]))
+    where = f" {LABELS[context]}" if context else ""
+    read = {1: "the edited position", "last": "the last position"}.get(p["horizon"], f"{p['horizon']} positions (sums)")
+    return f"{done}{where} at {', '.join(points)}, read at {read}"
+
+
+def null_models(provenance: Mapping[str, Any]) -> str:
+    """What grey lines are, where there are any."""
+    n = len(provenance["null_models"])
+    return f" Grey: {n} randomly initialised model{'s' if n > 1 else ''}." if n else ""

@@ -1,0 +1,95 @@
+"""Figures by depth: what a figure is drawn from, its panels and axes, and what its caption must say."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diagnostics.statistics.estimate import Estimate, FiellerInterval
+from diagnostics.statistics.tables import TRAINED
+
+Groups = Sequence[Mapping[str, Any]]
+Provenance = Mapping[str, Any]
+Looks = dict[str, tuple[str, str]]
+KL, TIMES = "mean KL(clean ‖ intervened), nats", "ratio of mean KLs"
+LOWEST_RATIO = 1e-3
+JACKKNIFE = "95 % delete-one-prompt jackknife intervals"
+
+
+@dataclass(frozen=True)
+class DepthPoint:
+    """One point of a figure by depth."""
+
+    panel: str
+    """key of the panel, a column of the figure"""
+    series: str
+    """what the colour says: an edit, a context, an SAE's name, a score"""
+    layer: int
+    point: str
+    """of the site"""
+    estimate: Estimate | FiellerInterval
+    row: str = ""
+    """key of the row of panels: a context, a corpus, an SAE"""
+    network: str = TRAINED
+    role: str = "main"
+    """`main`, or the placebo whose value it is: what the same statistic is where a direction has no meaning"""
+    noise: bool = False
+    """the effect lies within 10 times the noise floor"""
+    run: str = ""
+    """name of the run within a result that holds several"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """what else must agree for two points to stand in one panel"""
+
+
+def plain(value: float, n: int, sd: float = np.nan) -> Estimate:
+    """A number without an interval, or with the spread of what it is the mean of."""
+    return Estimate(value, value - sd, value + sd, np.nan, n, 0)
+
+
+@dataclass(frozen=True)
+class DepthPanel:
+    """A column of a figure."""
+
+    title: str
+    label: str
+    """of the y axis, with its unit"""
+    log: bool = False
+    lines: tuple[float, ...] = ()
+    """special values: a ratio of 1, a win rate of ½, the exponents of cosine and inner product"""
+    lowest: float = -math.inf
+    """a value at or below is drawn open at the bottom: an axis that holds it would show nothing else"""
+    limits: tuple[float, float] | None = None
+    """beyond which the y axis does not go; with `whole` it goes there wherever values lie"""
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class DepthPlan:
+    """A figure by depth."""
+
+    points: Callable[..., Iterator[DepthPoint]]
+    """of a result's groups and provenance"""
+    what: str
+    """the figure's sentence"""
+    panels: dict[str, DepthPanel]
+    unit: str
+    """what n counts"""
+    looks: Looks | None = None
+    """colour and marker of each series; None: series are SAEs"""
+    labels: dict[str, str] | None = None
+    bars: str = JACKKNIFE
+    done: str = "edited"
+    """what is done to a block's output"""
+    rows_are_saes: bool = False
+    """a row of panels for each SAE"""
+    one_scale: bool = False
+    """all panels share the y axis"""
+    placebo: str = ""
+    """what the broad bars of placebos mean"""
+
+
+def ratio_panel(title: str, label: str = TIMES) -> DepthPanel:
+    """Of ratios, on a log scale; 1 is where nothing is more than what it is compared with."""
+    return DepthPanel(title, label, log=True, lines=(1,), lowest=LOWEST_RATIO)

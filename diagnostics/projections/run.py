@@ -1,0 +1,135 @@
+"""What does removing a direction from an activation do, and which score of the direction predicts it?
+
+One line a (latent, token, edit): effects beside every score that is said to predict them, every dose, and matched placebos.
+The statistics stand in `summary`; how latents and tokens are drawn in `sampling.latents`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diagnostics.projections.design import EDITS, REFERENCES, Latents, ProjectionDesign, ProjectionPlan
+from diagnostics.projections.result import ProjectionEffects
+from diagnostics.running.clean import METRICS, RunSettings, chosen_contexts
+from diagnostics.running.single_edits import run_single_edits
+from diagnostics.sampling.latents import SAMPLINGS
+from interventions.errors import ResultError
+from interventions.models.wrapping import wrap
+from interventions.progress import Progressing
+from interventions.recording import Recording
+from interventions.sites import Site
+from interventions.texts.prompts import Prompts
+from sae_models.dictionaries import Dictionary, dictionaries_of
+
+
+@torch.no_grad()
+def projection_effects(
+    model: Any,
+    prompts: Prompts | Sequence[Sequence[int]] | Sequence[str] | Recording,
+    saes: Any,
+    *,
+    site: Site | None = None,
+    latents: int | Sequence[int] = 200,
+    tokens_per_latent: int = 200,
+    sampling: str = "stratified",
+    reference: str = "zero",
+    detail: float = 0.25,
+    angle: float = 0.1,
+    single_token_share: float = 0.1,
+    metrics: Sequence[str] = METRICS,
+    context: str = "in_place",
+    sink_filter: float | None = 10.0,
+    seed: int = 0,
+    null_seeds: int = 0,
+    batch_rows: int | None = None,
+    path: str = "auto",
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progressing = None,
+) -> ProjectionEffects:
+    """Remove single directions from single activations, and measure the KL beside what is said to predict it.
+
+        zero    x − <x, d̂>·d̂             mean    x − <x − μ, d̂>·d̂        (μ: mean of the usable tokens)
+        latent  x − z_i·d_i               cosine  x − cos(x, d̂)·C·d̂      (C: median ‖x‖ of the site)
+
+    saes: an SAE (anything that `as_sae` takes), directions `[n, d_model]` of any length, or several of these by name, each at the
+    site it belongs to; `site` is where directions act. latents: how many of each SAE, or which. sampling: see
+    `latent_sampling.SAMPLINGS`. reference: the ablation that every (latent, token) gets, beside two placebos of its norm and angle
+    (`placebo_token`: along the difference of two other tokens' activations; `placebo_isotropic`). detail: share of the pairs that
+    get the other three ablations too, a rotation of x away from d̂ by a fixed `angle` (radians) with both placebos (`rotate`, ...:
+    equal dose for all), half of the projection removed (`half`), and the ablation of s·x, s .9 and 1.1, against the run with s·x
+    (`scaled`). A sixteenth is put back as it was (`self`, the noise floor). single_token_share: share of the latents that also go into
+    the one-token context, where `context` asks for it, main edit and placebos alone. metrics: `kl` and `clean_entropy` must be among
+    them. Other arguments as in `direction_norm`.
+
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve, `EditError` for
+    directions that are no vectors of the model. Source: arXiv:2606.15054, sections on projection ablation; sampling, references,
+    placebos, fixed-dose and scaled ablation are ours.
+    """
+    model = wrap(model)
+    if sampling not in SAMPLINGS or reference not in REFERENCES:
+        raise ResultError(
+            f"sampling {sampling!r}, reference {reference!r}; known: {', '.join(SAMPLINGS)}; {', '.join(REFERENCES)}"
+        )
+    many = latents if isinstance(latents, int) else len(latents)
+    if many < 1 or tokens_per_latent < 1:
+        raise ResultError(f"{many} latents, {tokens_per_latent} tokens of each; ask for at least one")
+    if not 0 <= detail <= 1 or not 0 < single_token_share <= 1 or not 0 < angle < np.pi / 2:
+        raise ResultError(
+            f"detail {detail}, single_token_share {single_token_share}, angle {angle}; expected shares up to 1, and an angle "
+            "above 0 and below π/2 radians"
+        )
+    if missing := [name for name in ("kl", "clean_entropy") if name not in metrics]:
+        raise ResultError(f"metrics {list(metrics)} lack {missing[0]!r}, which the statistics need")
+    if isinstance(prompts, Recording):
+        prompts = [row[:n].tolist() for row, n in zip(prompts.tokens, prompts.length.tolist(), strict=True)]
+    probes = dictionaries_of(saes, model, site)
+    ids = None if isinstance(latents, int) else tuple(int(i) for i in latents)
+    plan = ProjectionPlan(many, ids, tokens_per_latent, sampling, reference, detail, angle, single_token_share)
+    settings = RunSettings(
+        sites=tuple(dict.fromkeys(probe.site for probe in probes)),
+        contexts=chosen_contexts(context),
+        metrics=tuple(metrics),
+        sink_filter=sink_filter,
+        seed=seed,
+        null_seeds=null_seeds,
+        batch_rows=batch_rows,
+        path=path,
+    )
+    make = _Maker(probes, plan)
+    study = run_single_edits(
+        ProjectionEffects.NAME,
+        model,
+        prompts,
+        make,
+        settings,
+        {"saes": {p.name: p.provenance() for p in probes}} | plan.provenance(),
+        {
+            "sae": [p.name for p in probes],
+            "latent": (),
+            "target_prompt": (),
+            "target_position": (),
+            "edit": EDITS,
+            "scale": (),
+        },
+        folder=folder,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return ProjectionEffects(study.frame, study.tokens, study.provenance)
+
+
+class _Maker:
+    """Designs for one model after another; the latents are drawn of the trained one, which comes first, for all."""
+
+    def __init__(self, probes: list[Dictionary], plan: ProjectionPlan):
+        self.probes, self.plan = probes, plan
+        self.latents: dict[str, Latents] | None = None
+
+    def __call__(self, clean: Any) -> ProjectionDesign:
+        design = ProjectionDesign(clean, self.probes, self.plan, self.latents)
+        self.latents = self.latents or design.latents
+        return design

@@ -1,0 +1,194 @@
+"""What the rows of a run of projection ablations say: effects of each edit, and which score predicts them."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from diagnostics import statistics
+from diagnostics.projections.norm_exponent import Exponent, Observational, interventional, observational
+from diagnostics.results.headlines import Headline
+from diagnostics.statistics.estimate import Estimate
+from diagnostics.statistics.tables import with_ends
+
+PLACE = ["model", "layer", "point", "context", "sae"]
+PLACEBOS = ("placebo_token", "placebo_isotropic")
+_TOKEN = ["latent", "target_prompt", "target_position"]
+
+
+def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each model × layer × point × context × SAE, with delete-one-prompt jackknife intervals, the latents held fixed.
+
+    `edits`: mean KL, error at this noise floor, mean dose ‖Δx‖ and ‖Δx‖/‖x‖, direct over total effect; every (latent, token) counts
+    for as many as it stands for. `ratios`: of the main edit's mean KL to its placebos', on all tokens and on those where the latent
+    fires. `exponents`: see `exponents`. `learned_a`: of a cosine-scored SAE, mean and spread over its latents.
+    """
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few prompts: their number stands beside each interval
+        for key, rows in frame.groupby(PLACE, sort=False):
+            rows = cast(pd.DataFrame, rows)
+            group = dict(zip(PLACE, cast(tuple[Any, ...], key), strict=True))
+            floor = noise_floor(frame, group)
+            effects = _effects(rows, floor, provenance["reference"])
+            known = provenance["saes"][group["sae"]]["learned_a"]
+            found.append(
+                group
+                | {
+                    "main": provenance["reference"],
+                    "noise_floor": floor,
+                    **effects,
+                    "exponents": exponents(rows, floor, provenance["reference"]),
+                }
+                | {"learned_a": known}
+            )
+    return found
+
+
+def noise_floor(frame: pd.DataFrame, group: dict[str, Any]) -> float:
+    """Of a group's self rows, or of those of its model and context where it has none; 0 without any."""
+    for keys in (PLACE, ["model", "context"]):
+        own = frame.loc[np.logical_and.reduce([frame[key] == group[key] for key in keys]) & (frame.edit == "self")]
+        if len(own):
+            return statistics.noise_floor(own.kl.to_numpy(float))
+    return 0.0
+
+
+def exponents(rows: pd.DataFrame, floor: float, reference: str = "zero") -> dict[str, Exponent]:
+    """The norm exponent of one group's rows, read in several ways.
+
+    `observational`: of the main edit, by cos(x, d̂) and ‖x‖; `centred`: by cos(x_c, d̂) and ‖x_c‖; `encoder`: by cos(x_c, w) and ‖x_c‖;
+    `placebo_token`, `placebo_isotropic`: of the placebos, what doses alone give; `rotate`, `rotate_placebo_token`: at a fixed dose,
+    where β_c is what the cosine says beyond dose; `interventional`. What has no rows is left out.
+    """
+    by = {str(edit): some for edit, some in rows.groupby("edit", sort=False)}
+    ways: dict[str, Callable[[], Exponent]] = {}
+    if reference in by:
+        main = by[reference]
+        ways["observational"] = lambda: observational(main, floor)
+        ways["centred"] = lambda: observational(main, floor, centred=True, covariates=False)
+        if main.cosine_encoder_centred.notna().any():
+            ways["encoder"] = lambda: observational(main, floor, centred=True, encoder=True, covariates=False)
+    for edit in (*PLACEBOS, "rotate", *(f"rotate_{p}" for p in PLACEBOS)):
+        if edit in by:
+            ways[edit] = lambda edit=edit: observational(by[edit], floor, covariates=False)
+    if "scaled" in by and "half" in by and "zero" in by:
+        ways["interventional"] = lambda: interventional(rows, floor)
+    return {name: way() for name, way in ways.items()}
+
+
+def _effects(rows: pd.DataFrame, floor: float, main: str) -> dict[str, Any]:
+    rows = rows.assign(weight=rows.latent_weight.to_numpy(float) * rows.token_weight.to_numpy(float))
+    edits = {}
+    for edit, some in rows.groupby("edit", sort=False):
+        own, w, kl = some.target_prompt.to_numpy(int), some.weight.to_numpy(), some.kl.to_numpy(float)
+        mean_kl = _mean(kl, w, own)
+        edits[str(edit)] = {
+            "n": len(some),
+            "mean_kl": mean_kl,
+            "error_of_mean_kl": statistics.error_of(max(mean_kl.value, 0.0), floor),
+            "mean_dose": float((w * some.delta_norm).sum() / w.sum()),
+            "mean_relative_dose": float((w * some.delta_norm / some["norm"]).sum() / w.sum()),
+        }
+        if "kl_direct" in some:
+            direct = some.kl_direct.to_numpy(float)
+            edits[str(edit)]["direct_over_total"] = statistics.ratio_of_means(w * direct, w * kl, floor * w.mean(), own)
+    kl = rows[rows.edit.isin([main, *PLACEBOS])].pivot(index=_TOKEN, columns="edit", values="kl").astype(float)
+    of_main = rows[rows.edit == main].set_index(_TOKEN)
+    found: dict[str, Any] = {
+        "n_latents": rows.latent.nunique(),
+        "n_pairs": len(of_main),
+        "n_prompts": rows.target_prompt.nunique(),
+        "edits": edits,
+        "ratios": {},
+    }
+    w, z = (of_main[name].reindex(kl.index).to_numpy(float) for name in ("weight", "activation"))
+    own = kl.index.get_level_values("target_prompt").to_numpy(int)
+    for placebo in PLACEBOS:
+        if main not in kl or placebo not in kl:
+            continue
+        both = (kl[main].notna() & kl[placebo].notna()).to_numpy()
+        for end, some in (("", both), (", where it fires", both & (np.nan_to_num(z) != 0))):
+            if some.any():
+                top, bottom = (w[some] * kl[edit].to_numpy()[some] for edit in (main, placebo))
+                ratio = statistics.ratio_of_means(top, bottom, floor * w[some].mean(), own[some])
+                found["ratios"][f"{main} ÷ {placebo}{end}"] = ratio
+    return found
+
+
+def _mean(x: np.ndarray, weight: np.ndarray, own: np.ndarray) -> Estimate:
+    """Σ w·x / Σ w; the interval on the log scale."""
+    if (x * weight).sum() > 0:
+        return statistics.log_ratio_of_means(weight * x, weight, own)
+    return statistics.mean(x, own)  # nothing but zeros and rounding
+
+
+def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row for each model, layer, point, context and SAE, estimates with the ends of their intervals."""
+    rows = []
+    for g in groups:
+        row = {key: g[key] for key in (*PLACE, "noise_floor", "n_latents", "n_pairs", "n_prompts")}
+        for edit, values in g["edits"].items():
+            row |= {f"n {edit}": values["n"], f"mean KL {edit}": values["mean_kl"]}
+            row[f"relative dose {edit}"] = values["mean_relative_dose"]
+        row |= g["ratios"]
+        for name, way in g["exponents"].items():
+            row |= {f"a {name}": way.a, f"a {name} p cosine": way.p_cosine, f"a {name} p inner": way.p_inner}
+        row["a learned"] = np.nan if g["learned_a"] is None else g["learned_a"]["mean"]
+        rows.append(with_ends(row))
+    return pd.DataFrame(rows)
+
+
+def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """A line for each group, for a terminal; `NOTE` explains the columns."""
+    rows = []
+    for g in groups:
+        main = g["main"]
+        row: dict[str, Any] = {"model": g["model"], "context": g["context"].replace("_", "-"), "block": g["layer"]}
+        row |= {"SAE": g["sae"], "latents": g["n_latents"], "pairs": g["n_pairs"]}
+        row |= {f"KL {main}": g["edits"][main]["mean_kl"], "dose": f"{g['edits'][main]['mean_relative_dose']:.2g}"}
+        for name, value in g["ratios"].items():
+            if "isotropic" not in name:
+                row["÷ placebo" + name.partition(",")[1] + name.partition(",")[2]] = value
+        ways = g["exponents"]
+        for name in ("observational", "placebo_token", "interventional"):
+            if name in ways:
+                row[f"a {name.replace('_token', '')}"] = ways[name].a
+        if "rotate" in ways:
+            row["β_c at fixed dose"] = cast(Observational, ways["rotate"]).beta_cosine
+        if "rotate_placebo_token" in ways:
+            row["its placebo's"] = cast(Observational, ways["rotate_placebo_token"]).beta_cosine
+        row["a learned"] = np.nan if g["learned_a"] is None else g["learned_a"]["mean"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def within_floors(groups: list[dict[str, Any]]) -> list[str]:
+    """Of each group the share of rows within 10 noise floors, where there are any; a line each."""
+    lines = []
+    for g in groups:
+        way = g["exponents"].get("observational")
+        if way is not None and way.n_below_floor:
+            where = f"{g['model']}, {g['context'].replace('_', '-')}, {g['sae']}"
+            lines.append(
+                f"{where}: {way.share_below_floor:.1%} of {way.n_rows + way.n_below_floor} rows within 10 noise floors"
+            )
+    return lines
+
+
+def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
+    """The main edit's mean KL over its placebo's."""
+    for g in groups:
+        ratio = g["ratios"].get(f"{g['main']} ÷ placebo_token")
+        if ratio is not None:
+            words = f"KL of removing a direction ÷ placebo, {g['sae']}, block {g['layer']}"
+            yield Headline(words, str(ratio), "1: no more than a random edit of the same norm and angle")
+
+
+NOTE = (
+    "Mean KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ placebo: mean KL over that of an edit of the "
+    "same norm and\nangle along the difference of two other tokens; a: norm exponent, 0 where effect goes with the cosine, 1 where it "
+    "goes with the inner\nproduct. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed angle away from the direction. Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
+)

@@ -1,0 +1,1 @@
+"""Results of any kind on one page."""

@@ -1,0 +1,1 @@
+"""What all results share: tables, files, provenance, caveats and their page in a notebook."""

@@ -1,0 +1,141 @@
+"""What a reader must know before believing a number: gathered from a result's provenance, its statistics and its table."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pandas as pd
+
+from diagnostics.results.words import HasProvenance, left_out_of, listed, provenances
+from diagnostics.statistics.estimate import FEW_PROMPTS, MIN_PROMPTS
+from diagnostics.statistics.measures import noise_floor
+from diagnostics.statistics.tables import each, where
+
+
+class HasCaveats(HasProvenance, Protocol):
+    """What caveats are gathered from."""
+
+    NULL_MODELS: ClassVar[bool]
+
+    @property
+    def groups(self) -> Any: ...
+    def to_frame(self) -> pd.DataFrame: ...
+    def counted_in(self) -> Any: ...
+    def own_caveats(self) -> list[str]: ...
+
+
+def caveats(result: HasCaveats) -> list[str]:
+    """A line for each thing that a reader must know; none where there is none.
+
+    Full forward passes in place of replay and why, what was dropped with reasons, effects within the noise floor, intervals from
+    few prompts, no placebo, no untrained network, half precision, and what the statistics warned of.
+    """
+    found: list[str] = []
+    for name, p in provenances(result).items():
+        said = [*left_out_of(p), *_of_provenance(p)]
+        if result.NULL_MODELS and not p.get("null_models"):
+            said.append("no untrained network beside it: what architecture alone gives is not known")
+        found += [f"{name}: {line}" if name else line for line in said]
+    found += result.own_caveats()
+    with warnings.catch_warnings(record=True) as told:  # while the statistics are formed
+        warnings.simplefilter("always")
+        found += [*_within_noise(result), *_few_prompts(result)]
+    return [*found, *dict.fromkeys(text for w in told if not (text := str(w.message)).startswith("an interval from"))]
+
+
+def differences(named: Mapping[str, HasProvenance]) -> list[str]:
+    """What results of one report do not share, though a reader might take it for granted: weights, versions, precision."""
+    every = {f"{name} ({run})" if run else name: p for name, r in named.items() for run, p in provenances(r).items()}
+    looked_at = {
+        "weights of the model": lambda p: (p.get("model"), str(p.get("weights_sha256"))[:12]),
+        "dtype": lambda p: p.get("dtype"),
+        "sink filter": lambda p: p.get("sink_filter"),
+    }
+    packages = sorted({package for p in every.values() for package in p.get("versions", {})})
+    found = []
+    for what, value in looked_at.items():
+        found += _unlike(what, {name: value(p) for name, p in every.items()})
+    for package in packages:
+        found += _unlike(
+            f"version of {package}", {name: p.get("versions", {}).get(package) for name, p in every.items()}
+        )
+    return found
+
+
+def _unlike(what: str, values: Mapping[str, Any]) -> list[str]:
+    by: dict[str, list[str]] = {}
+    for name, value in values.items():
+        said = " ".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+        by.setdefault(said, []).append(name)
+    if len(by) < 2:
+        return []
+    return [
+        f"{what} differ{'' if what.startswith('weights') else 's'}: "
+        + "; ".join(f"{said} in {listed(names, 4)}" for said, names in by.items())
+    ]
+
+
+def _of_provenance(p: Mapping[str, Any]) -> Iterator[str]:
+    if p.get("dtype") in ("bfloat16", "float16"):
+        yield f"{p['dtype']}: noise floors lie near 1e-3 nats, and ablations of tiny dose are lost in rounding"
+    if p.get("placebo_share") == 0:
+        yield "no placebo: nothing says what a random edit of the same norm and angle does"
+
+
+def _within_noise(result: HasCaveats) -> Iterator[str]:
+    """How many effects are no larger than what putting activations back as they were gives."""
+    frame = result.to_frame()
+    if "share_below_floor" in next(iter(result.groups), {}):
+        for g in result.groups:
+            yield _floor_said(g["noise_floor"], round(g["share_below_floor"] * g["rows"]), g["rows"], f"{g['sae']}: ")
+        return
+    if "kl" in frame and (floor := result.provenance.get("self_kl")) is not None:
+        effects = frame["kl"].to_numpy(float)
+        yield _floor_said(floor, int((effects <= floor).sum()), int(np.isfinite(effects).sum()))
+    if not {"edit", "kl", "layer"} <= set(frame) or not (frame["edit"] == "self").any():
+        return
+    keys = [key for key in ("model", "layer", "point", "context") if key in frame]
+    below, rows, floors = 0, 0, []
+    for _, some in each(frame, keys):
+        own = where(some, some["edit"] == "self")["kl"].to_numpy(float)
+        effects = where(some, some["edit"] != "self")["kl"].to_numpy(float)
+        if len(own) and len(effects := effects[np.isfinite(effects)]):
+            floors.append(noise_floor(own[np.isfinite(own)]))
+            below, rows = below + int((effects <= floors[-1]).sum()), rows + len(effects)
+    if rows:
+        yield _floor_said(max(floors), below, rows)
+
+
+def _floor_said(floor: float, below: int, rows: int, whose: str = "") -> str:
+    share = f"{below:,} ({below / rows:.1%})" if below else "none"
+    return f"{whose}noise floor {floor:.1g} nats; {share} of {rows:,} effects lie at or below it"
+
+
+def _few_prompts(result: HasCaveats) -> Iterator[str]:
+    """How many intervals stand on few prompts."""
+    counts = list(_prompts(result.counted_in()))
+    few = [n for n in counts if n < FEW_PROMPTS]
+    if few:
+        none = sum(n < MIN_PROMPTS for n in few)
+        yield (
+            f"{len(few):,} of {len(counts):,} estimates stand on fewer than {FEW_PROMPTS} prompts (the least: {min(few)}): their "
+            f"intervals are too narrow{f', and {none:,} on fewer than {MIN_PROMPTS} have none' if none else ''}"
+        )
+
+
+def _prompts(value: Any) -> Iterator[int]:
+    """Prompts behind each estimate, anywhere in a summary."""
+    if hasattr(value, "n_prompts"):
+        yield int(value.n_prompts)
+    elif hasattr(value, "estimate"):
+        yield from _prompts(value.estimate)
+    elif isinstance(value, Mapping):
+        if "n_prompts" in value and "se" in value:
+            yield int(value["n_prompts"])
+        else:
+            for inner in value.values():
+                yield from _prompts(inner)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for inner in value:
+            yield from _prompts(inner)

@@ -1,0 +1,1 @@
+"""How runs work: clean activations, rows, resumable units."""

@@ -1,0 +1,165 @@
+"""Settings that runs of single edits share, and the clean activations that they read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diagnostics.sampling.tokens import Pairs, TokenFilter, token_filter
+from interventions.edits import norm
+from interventions.errors import ResultError
+from interventions.models.anatomy import check_site
+from interventions.models.causal_model import CausalModel
+from interventions.recording import Recording, record
+from interventions.replaying.rows import Horizon
+from interventions.sites import Site
+from interventions.texts.prompts import Prompts
+
+CONTEXTS = ("in_place", "single_token")
+"""`in_place`: the token's own prompt and position. `single_token`: the vector as the only token, id 0, as in the paper."""
+METRICS = ("kl", "js", "clean_entropy", "top1_changed", "kl_direct")
+SHARD = 64
+"""prompts in a work unit"""
+
+
+def default_layers(n: int) -> list[int]:
+    """Six blocks from the first to the last."""
+    return sorted({0, n // 4, n // 2, 3 * n // 4, max(n - 2, 0), n - 1})
+
+
+def chosen_sites(model: CausalModel, layers: Sequence[int] | None, sites: Sequence[Site] | None) -> tuple[Site, ...]:
+    """The sites given, or `resid_post` of the layers given, or of six blocks; each once. Raises `ResultError` for both."""
+    if layers is not None and sites is not None:
+        raise ResultError("layers and sites both given; give one of them")
+    if sites is None:
+        sites = [Site(layer) for layer in (default_layers(model.n_layers) if layers is None else layers)]
+    return tuple(dict.fromkeys(sites))
+
+
+def chosen_contexts(context: str) -> tuple[str, ...]:
+    """One of `CONTEXTS`, or both."""
+    return CONTEXTS if context == "both" else (context,)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What studies have in common; part of their identity."""
+
+    sites: tuple[Site, ...]
+    contexts: tuple[str, ...] = ("in_place",)
+    horizon: Horizon = 1
+    sink_filter: float | None = 10.0
+    seed: int = 0
+    null_seeds: int = 0
+    """untrained networks of the same configuration"""
+    batch_rows: int | None = None
+    path: str = "auto"
+    cache_bytes: int = 4 * 2**30
+    """keys and values kept at once; beyond that prompts are recorded again"""
+    metrics: tuple[str, ...] = METRICS
+
+    def check(self, model: CausalModel) -> None:
+        """Raise `SiteError` or `ResultError` for settings that do not serve."""
+        if not self.sites:
+            raise ResultError("no site; give at least one layer")
+        for site in self.sites:
+            check_site(model, site)
+        if wrong := [context for context in self.contexts if context not in CONTEXTS]:
+            raise ResultError(f"no context {wrong[0]!r}; known: {', '.join(CONTEXTS)}, both")
+        if not (self.horizon == "last" or (isinstance(self.horizon, int) and self.horizon >= 1)):
+            raise ResultError(f"horizon {self.horizon!r}; expected a number of positions, 1 or more, or 'last'")
+        if self.horizon != 1 and "single_token" in self.contexts:
+            raise ResultError(
+                "a single token has no later positions; use context in_place with a horizon above 1, or horizon 1"
+            )
+        if self.null_seeds < 0:
+            raise ResultError(f"{self.null_seeds} untrained networks; expected 0 or more")
+
+
+class CleanActivations:
+    """One model's clean activations at the sites of a study, and which tokens can serve."""
+
+    def __init__(self, model: CausalModel, prompts: Prompts, settings: RunSettings):
+        self.model, self.prompts, self.settings = model, prompts, settings
+        self.length = np.array([len(tokens) for tokens in prompts.tokens])
+        parts: dict[Site, list[Tensor]] = {site: [] for site in settings.sites}
+        self._kept: dict[int, Recording] = {}
+        for number in range(self.n_shards):
+            recording = self._record(number)
+            for site in settings.sites:
+                parts[site].append(recording.activations[site])
+            self._keep(number, recording)
+        self.activations = {site: _joined(some) for site, some in parts.items()}
+        self.special = np.zeros((len(self.length), self.length.max()), dtype=bool)
+        for row, flags in zip(self.special, prompts.special, strict=True):
+            row[: len(flags)] = flags
+        self.filter: TokenFilter = token_filter(
+            list(self.activations.values()), self.length, self.special, settings.sink_filter
+        )
+        self.usable = self.filter.usable
+        self.tokens = np.nonzero(self.usable)
+        self.norm_of_median = self._norm_of_median()
+
+    def filter_at(self, site: Site) -> TokenFilter:
+        """Which tokens cannot serve at one site, whatever other sites the study has."""
+        return token_filter([self.activations[site]], self.length, self.special, self.settings.sink_filter)
+
+    @property
+    def n_shards(self) -> int:
+        return -(-len(self.length) // SHARD)
+
+    def shard(self, number: int) -> np.ndarray:
+        """The prompts of a shard."""
+        return np.arange(number * SHARD, min((number + 1) * SHARD, len(self.length)))
+
+    def recording(self, number: int) -> Recording:
+        """The recording of a shard, with keys and values: kept where there is room for them, else recorded again."""
+        if number not in self._kept:
+            self._keep(number, self._record(number))
+        return self._kept[number]
+
+    def _keep(self, number: int, recording: Recording) -> None:
+        """The first shards stay as long as there is room, and one more."""
+        size = sum(t.nbytes for r in (*self._kept.values(), recording) for t in (r.keys or []) + (r.values or []))
+        if size > self.settings.cache_bytes and self._kept:
+            self._kept.pop(max(self._kept))
+        self._kept[number] = recording
+
+    def _record(self, number: int) -> Recording:
+        return record(self.model, [self.prompts.tokens[i] for i in self.shard(number)], self.settings.sites)
+
+    def at(self, site: Site, prompt: np.ndarray, position: np.ndarray) -> Tensor:
+        """CleanActivations activations of single tokens, `[row, d_model]`."""
+        x = self.activations[site]
+        return x[torch.from_numpy(prompt).to(x.device), torch.from_numpy(position).to(x.device)]
+
+    def pair_norm_of_median(self, pairs: Pairs) -> np.ndarray:
+        """The larger `norm_of_median` of each pair's two tokens, `[pair]`."""
+        largest = self.norm_of_median
+        target = largest[pairs.target_prompt, pairs.target_position]
+        return np.maximum(target, largest[pairs.source_prompt, pairs.source_position])
+
+    def between(self, site: Site, n: int, stream: torch.Generator, chosen: np.ndarray) -> Tensor:
+        """Differences of two random usable tokens' activations: of `n` drawn from the stream those `chosen`, `[chosen, d_model]`."""
+        prompt, position = self.tokens
+        two = torch.randint(len(prompt), (2, n), generator=stream).numpy()
+        two[1] = np.where(two[0] == two[1], (two[1] + 1) % len(prompt), two[1])  # another token
+        one, other = (self.at(site, prompt[i], position[i]).float() for i in two[:, chosen])
+        return one - other
+
+    def _norm_of_median(self) -> np.ndarray:
+        """‖x‖ over the site's median, the largest over sites, `[prompt, pos]`: what the sink filter looks at."""
+        largest = np.zeros(self.usable.shape)
+        inside = np.arange(self.usable.shape[1]) < self.length[:, None]
+        for x in self.activations.values():
+            size = norm(x).squeeze(-1).cpu().numpy()
+            known = inside & np.isfinite(size)
+            largest = np.fmax(largest, np.where(known, size / np.median(size[known]), np.nan))
+        return largest
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])

@@ -1,0 +1,430 @@
+"""Sweeps that survive: work cut into units, each stored whole as soon as it is done, so that no unit is computed twice."""
+
+import errno
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import interventions
+import sae_models
+from interventions.errors import ResultError
+from interventions.files import (
+    UNREADABLE,
+    claim_folder,
+    jsonable,
+    place_whole,
+    read_json,
+    reason,
+    remove_partial,
+    writing,
+)
+from interventions.progress import Progressing, followed
+from interventions.replaying.certificates import RunCertificates, certificates_of_run
+
+Tick = Callable[[int], None]
+_UNIT_FILES = "[0-9a-f]" * 16 + ".parquet"
+_ASIDE, _DIGEST = b"mechdiag", b"mechdiag_sha256"  # in the schema's metadata: what a file holds beside its table
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a sweep: computed in one go, stored in one file."""
+
+    labels: tuple[tuple[str, Any], ...]
+    """what tells it from the others, as JSON can say it: (("context", "in_place"), ("shard", 0))"""
+    rows: int = 1
+    """its cost, for progress and time left; no part of what tells units apart"""
+
+    @classmethod
+    def of(cls, *, rows: int = 1, **labels: Any) -> "Unit":
+        """`Unit.of(rows=512, context="in_place", shard=0)`."""
+        return cls(tuple(labels.items()), rows)
+
+    @property
+    def name(self) -> str:
+        """For people: `context=in_place shard=0`."""
+        return " ".join(f"{label}={value}" for label, value in self.labels)
+
+    def __getitem__(self, label: str) -> Any:
+        labels = dict(self.labels)
+        if label not in labels:
+            raise ResultError(f"unit {self.name} has no label {label!r}; known: {', '.join(labels)}")
+        return labels[label]
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """A unit and what came of it, the same whether computed now or read from its file."""
+
+    unit: Unit
+    frame: pd.DataFrame
+    """its rows, numbered from 0"""
+    notes: dict[str, Any]
+    """what JSON keeps of its notes: counts of dropped rows, the path that ran"""
+    certificates: list[dict[str, Any]]
+    """where replay was found exact while it was computed: what the units after it rely on"""
+
+
+Compute = Callable[[Unit, Tick], tuple[pd.DataFrame, dict[str, Any]]]
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption while units ran. Those done are in the folder; without one nothing of them is left."""
+
+    def __init__(self, kept: int, total: int, folder: Path | None):
+        super().__init__(kept, total, folder)
+        self.kept, self.total, self.folder = kept, total, folder
+
+    def __str__(self) -> str:
+        if self.folder is None:
+            return "interrupted"
+        return (
+            f"interrupted: {self.kept} of {self.total} units are kept in {self.folder}; "
+            "the same command goes on from there"
+        )
+
+
+@cache
+def code_version() -> str:
+    """The package's version and a hash of the sources of the three packages as they lie on the disk."""
+    found = hashlib.sha256()
+    for package in (Path(interventions.__file__).parent, Path(sae_models.__file__).parent, Path(__file__).parents[1]):
+        for path in sorted(package.rglob("*.py"), key=lambda p: p.relative_to(package).as_posix()):
+            source = path.read_bytes()
+            found.update(f"{package.name}/{path.relative_to(package).as_posix()} {len(source)}\n".encode())
+            found.update(source)
+    try:
+        number = version("mechdiag")
+    except PackageNotFoundError:
+        number = "uninstalled"
+    return f"{number}+{found.hexdigest()[:16]}"
+
+
+class Units:
+    """The units of one folder, or of none: then they are kept in memory, in the same form, until this object goes.
+
+    On entering: one process a folder (a lock that ends with its process, but see `unlocked`); `identity` must be that of
+    the units and results there, as `run.json` says it. The code's version is part of the identity. `overwrite` removes
+    the units of another identity; those of the same one are what would be computed again, and stay.
+
+    Each unit is `units/<hash of identity and labels>.parquet`, its notes inside, put in place at once: a process may be
+    killed at any moment and loses the unit in progress. Raises `ResultError` on entering when another process is at
+    work, the identity differs or the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path | None, identity: dict[str, Any], overwrite: bool = False):
+        self.folder = None if folder is None else Path(folder)
+        self.identity: dict[str, Any] = jsonable({"code": code_version(), **identity})
+        self.overwrite = overwrite
+        self._memory: dict[str, bytes] = {}
+        self._lock: int | None = None
+
+    def __enter__(self) -> "Units":
+        if self.folder is None:
+            return self
+        claim_folder(self.folder, (), overwrite=True)
+        lock = _locked(self.folder)
+        try:
+            with writing(f"to {self.folder}"):
+                self._take(self.folder, claim_folder(self.folder / "units", (), overwrite=True))
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def missing(self, units: Sequence[Unit]) -> list[Unit]:
+        """Those of `units` that are not there, in their order. A file that cannot be read is warned of and removed."""
+        return [unit for key, unit in self._keyed(units).items() if self._read(key, unit) is None]
+
+    def run(self, units: Sequence[Unit], fn: Compute, progress: Progressing = None) -> list[UnitResult]:
+        """`units` in their order; `fn(unit, tick)` gives the table and notes of those that are missing.
+
+        A table has columns of numbers, booleans or strings with unique names and rows without names. Other columns,
+        categories among them, are refused: what came back from the file would depend on what a unit happens to hold.
+        Strings kept as objects come back as pandas' own strings, and every NaN as the same NaN.
+        `fn` may report rows as they come with `tick(n)`; the rest of `unit.rows` counts when the unit is stored.
+        `progress` is what `followed` takes and gets rows; what was there already comes first, in one step, to its method
+        `initial` if it has one.
+
+        Raises `ResultError` for units that are not distinct, a table that is refused or a folder that takes no more;
+        `Interrupted` for a KeyboardInterrupt. The units done stay in each case, and when `fn` raises.
+        """
+        keyed = self._keyed(units)
+        total = sum(unit.rows for unit in units)
+        try:
+            done = {key: found for key, unit in keyed.items() if (found := self._read(key, unit)) is not None}
+            already = sum(found.unit.rows for found in done.values())
+            with followed(progress, str(self.identity.get("diagnostic", "units"))) as told:
+                if told is not None and already:
+                    getattr(told, "initial", told)(already, total)
+                with certificates_of_run() as run:
+                    for key, unit in keyed.items():
+                        if key in done:  # in order: a unit relies on what was checked before it, whenever that was
+                            run.restore(done[key].certificates)
+                        else:
+                            done[key] = self._compute(key, unit, fn, run, lambda n: told and told(n, total))
+        except KeyboardInterrupt as error:
+            kept = sum(self._path(key).exists() for key in keyed) if self.folder is not None else 0
+            raise Interrupted(kept, len(keyed), self.folder) from error
+        return [done[key] for key in keyed]
+
+    def _compute(
+        self, key: str, unit: Unit, fn: Compute, run: RunCertificates, report: Callable[[int], object]
+    ) -> UnitResult:
+        left = unit.rows
+
+        def tick(n: int) -> None:
+            nonlocal left
+            n = min(int(n), left)
+            left -= n
+            if n > 0:
+                report(n)
+
+        frame, notes = fn(unit, tick)
+        data = _packed(unit, frame, notes, run.taken())
+        if self.folder is None:
+            self._memory[key] = data
+        else:
+            try:
+                _write_synced(self._path(key), data)
+            except OSError as error:
+                raise ResultError(
+                    f"cannot write unit {unit.name} to {self.folder}: {reason(error)}; "
+                    "the units done are kept: make room, and the same command goes on from there"
+                ) from error
+        tick(left)
+        return _unpacked(unit, data)
+
+    def _read(self, key: str, unit: Unit) -> UnitResult | None:
+        if self.folder is None:
+            data = self._memory.get(key)
+            return None if data is None else _unpacked(unit, data)
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ResultError(f"cannot read {path}: {reason(error)}; name another folder") from error
+        try:
+            return _unpacked(unit, data)
+        except UNREADABLE as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(f"{path} is damaged ({why}); unit {unit.name} is computed again", stacklevel=3)
+            path.unlink(missing_ok=True)
+            return None
+
+    def _keyed(self, units: Sequence[Unit]) -> dict[str, Unit]:
+        if self.folder is not None and self._lock is None:
+            raise ResultError(f"{self.folder} is not claimed; use `with Units(...) as units:`")
+        keyed: dict[str, Unit] = {}
+        for unit in units:
+            said = json.dumps([self.identity, jsonable(dict(unit.labels))], sort_keys=True)
+            key = hashlib.sha256(said.encode()).hexdigest()[:16]
+            if key in keyed:
+                raise ResultError(f"two units are the same: {unit.name}; give each a label of its own")
+            keyed[key] = unit
+        return keyed
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / "units" / f"{key}.parquet"
+
+    def _take(self, folder: Path, units: Path) -> None:
+        """Remove what a killed process left, and see to it that `run.json` and the units there are of this identity."""
+        for place in (units, folder):
+            remove_partial(place)
+        stated = folder / "run.json"
+        if stated.exists():
+            differences = _differences(stated, self.identity)
+            if not differences:
+                return
+            if not self.overwrite and (held := _held(folder, units)):
+                raise ResultError(
+                    f"{folder} holds {held}: {'; '.join(differences)}; "
+                    "name another folder, or pass --overwrite to remove them"
+                )
+            for old in units.glob(_UNIT_FILES):
+                old.unlink()
+        text = json.dumps(self.identity, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        _write_synced(units / "run.json", text.encode())
+        os.replace(units / "run.json", stated)  # by way of units/, where what a killed process leaves is removed
+
+
+def run_units(
+    units: Sequence[Unit],
+    folder: str | Path | None,
+    fn: Compute,
+    *,
+    identity: dict[str, Any],
+    overwrite: bool = False,
+    progress: Progressing = None,
+) -> list[UnitResult]:
+    """`Units(folder, identity, overwrite).run(units, fn, progress)`, the folder claimed for as long."""
+    with Units(folder, identity, overwrite) as claimed:
+        return claimed.run(units, fn, progress)
+
+
+def narrowed(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table in the types that units keep, with rows or without.
+
+    Whole numbers become int32 (int64 where one does not fit), other numbers float32, all else but truth values strings.
+    """
+    kinds = {}
+    for name, column in frame.items():
+        kind = column.dtype.kind
+        if kind in "iu":
+            fits = not len(column) or max(abs(int(column.min())), abs(int(column.max()))) < 2**31
+            kinds[name] = "int32" if fits else "int64"
+        elif kind != "b":
+            kinds[name] = "float32" if kind == "f" else "str"
+    return frame.astype(kinds)
+
+
+def _packed(unit: Unit, frame: pd.DataFrame, notes: dict[str, Any], certificates: list[dict[str, Any]]) -> bytes:
+    """The unit's file. Whoever asks for a unit gets what this file gives back, so that runs cannot differ by history."""
+    names = list(frame.columns)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ResultError(f"unit {unit.name}: columns {names}; name each by a string of its own")
+    if any(name is not None for name in frame.index.names):
+        raise ResultError(f"unit {unit.name}: the index {frame.index.names} would be lost; make it a column")
+    if len(frame) and not names:
+        raise ResultError(f"unit {unit.name}: {len(frame)} rows without a column")
+    for name, column in frame.items():
+        held = pd.api.types.infer_dtype(column, skipna=True)
+        if column.dtype.kind not in "biuf" and held not in ("string", "empty"):
+            raise ResultError(
+                f"unit {unit.name}: column {name!r} is {column.dtype} of {held}; make it numbers, booleans or strings"
+            )
+    aside = {"labels": jsonable(dict(unit.labels)), "notes": jsonable(notes), "certificates": jsonable(certificates)}
+    table = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
+    said = json.dumps(aside, ensure_ascii=False, allow_nan=False).encode()
+    table = table.replace_schema_metadata({**table.schema.metadata, _ASIDE: said})
+    table = table.replace_schema_metadata({**table.schema.metadata, _DIGEST: _digest(table)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def _unpacked(unit: Unit, data: bytes) -> UnitResult:
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
+    table = file.read(use_threads=False)
+    if table.schema.metadata[_DIGEST] != _digest(table):
+        raise ValueError("its rows, names or notes have changed")
+    aside = json.loads(table.schema.metadata[_ASIDE])
+    if aside["labels"] != jsonable(dict(unit.labels)):
+        raise ValueError(f"it holds unit {aside['labels']}")
+    return UnitResult(unit, table.to_pandas(use_threads=False), aside["notes"], aside["certificates"])
+
+
+def _digest(table: pa.Table) -> bytes:
+    """Of what Parquet's checksums of pages leave out."""
+    stated = json.dumps([table.num_rows, table.column_names]).encode()
+    parts = (stated, table.schema.metadata[b"pandas"], table.schema.metadata[_ASIDE])
+    return hashlib.sha256(b"\n".join(parts)).hexdigest().encode()
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    place_whole(path, write)
+
+
+def _held(folder: Path, units: Path) -> str | None:
+    """What another run's folder holds that must not be lost: units, a finished result, a run.json that no `Units` wrote."""
+    if any(units.glob(_UNIT_FILES)):
+        return "units of another run"
+    others = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"run.json", "units"}
+    if others:
+        return f"files of another run ({min(others)})"
+    try:
+        there = read_json(folder / "run.json")
+    except ResultError:
+        there = None
+    return None if isinstance(there, dict) and "code" in there else "files of something else (run.json)"
+
+
+_LOCKING: ContextVar[bool] = ContextVar("locking", default=True)
+
+
+@contextmanager
+def unlocked() -> Iterator[None]:
+    """Work in folders without locking them, for file systems that have no locks: then two processes must not share a folder."""
+    token = _LOCKING.set(False)
+    try:
+        yield
+    finally:
+        _LOCKING.reset(token)
+
+
+def _locked(folder: Path) -> int:
+    """A handle that holds the folder's lock until it is closed, or its process ends. Raises `ResultError`."""
+    with writing(f"to {folder}"):
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    if not _LOCKING.get():
+        return handle
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, ImportError) as error:
+        os.close(handle)
+        if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.EACCES):
+            raise ResultError(f"another process is working in {folder}; wait for it or name another folder") from None
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise ResultError(
+            f"{folder} cannot be locked ({why}): its file system may have no locks; name a folder on another one, or pass --no-lock and "
+            "see to it that no other process works there"
+        ) from error
+    return handle
+
+
+def _differences(stated: Path, identity: dict[str, Any]) -> list[str]:
+    """How the identity in the file `stated` differs, a phrase each."""
+    try:
+        there = _flat(read_json(stated))
+    except (ResultError, RecursionError):
+        return [f"its {stated.name} cannot be read"]
+    here = _flat(identity)
+    return [
+        f"{'the code has changed since: ' if key == 'code' else ''}{key} was {_short(was)}, is {_short(now)}"
+        for key in {**there, **here}
+        if (was := there.get(key, "(absent)")) != (now := here.get(key, "(absent)"))
+    ]
+
+
+def _flat(value: Any, at: str = "") -> dict[str, str]:
+    """Nested dictionaries as one of JSON texts (1 and true differ), its keys joined with dots."""
+    if not isinstance(value, dict) or (at and not value):
+        return {at: json.dumps(value, ensure_ascii=False, sort_keys=True)}
+    return {key: leaf for k, v in value.items() for key, leaf in _flat(v, f"{at}.{k}" if at else str(k)).items()}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."

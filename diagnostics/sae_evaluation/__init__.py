@@ -1,0 +1,1 @@
+"""How well does an SAE stand in for the activations it reads?"""

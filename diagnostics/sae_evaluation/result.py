@@ -1,0 +1,121 @@
+"""The result of an evaluation of SAEs: its tables, statistics and figures."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from diagnostics.figures.by_depth import DepthPlan, DepthPoint
+from diagnostics.results.headlines import Headline
+from diagnostics.results.result import Result
+from diagnostics.sae_evaluation import measures as sae_measures
+from diagnostics.sae_evaluation.depth import PLANS, aligned
+from diagnostics.sae_evaluation.summary import UNIFORM, alignment_of, as_group, fired, overall_table, quartile_table
+from diagnostics.sampling.counted import NO_SINKS, QUARTILES
+
+
+@dataclass(frozen=True)
+class SAEEvaluation(Result):
+    """What SAEs keep of the activations at their sites, and how it was measured.
+
+    The table has a line for each SAE × corpus × tokens (`all`, `no sinks`) × quartile of ‖x‖: `MEASURES`, each with `_low`, `_high`
+    (95 % delete-one-prompt jackknife) and `_se`, and `dead_share`: of latents that fire on none of the line's `n_tokens` tokens.
+    It has no interval, and more tokens make it smaller. KL and CE are of the line's tokens in the spliced prompts.
+    """
+
+    latents: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """a line for each SAE × corpus × latent: on which share of the tokens and on how many of each quartile it fires (sinks left
+    out), its mean activation there, <w_i, d_i> (`alignment`), its cosine, and the exponent a_i of a cosine score"""
+
+    NAME: ClassVar[str] = "sae_evaluation"
+    NOTE: ClassVar[str] = (
+        "95 % delete-one-prompt jackknife intervals. MSE: summed over d_model. KL and CE scores: against zero ablation, nats."
+    )
+    TABLES: ClassVar[Mapping[str, str]] = {"latents": "sae_latents.parquet"}
+    TITLE: ClassVar[str] = "SAE evaluation"
+    QUESTION: ClassVar[str] = "How well do SAEs stand for the activations they read?"
+    DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
+    _EXPONENTS: ClassVar[str] = "sae_exponents"
+    _ALIGNMENT: ClassVar[str] = "sae_alignment"
+
+    names = Result.saes
+
+    @property
+    def corpora(self) -> list[str]:
+        """Names of the texts."""
+        return list(self.provenance["texts"])
+
+    @property
+    def counted(self) -> str:
+        """The tokens that figures show and latents are counted on: `no sinks`, or `all` without a sink filter."""
+        return sae_measures.counted(self.provenance)
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """The table's lines, with their measures as estimates."""
+        return [as_group(row) for row in self.frame.to_dict("records")]
+
+    def summary(self) -> pd.DataFrame:
+        """A line for each SAE and corpus: all quartiles of the tokens that are no sinks."""
+        overall = (self.frame["tokens"] == self.counted) & (self.frame["quartile"] == QUARTILES[0])
+        return self.frame.loc[overall].reset_index(drop=True)
+
+    @cached_property
+    def alignments(self) -> list[dict[str, Any]]:
+        """Of each SAE's live latents (those that fired on some corpus): <w_i, d_i>, their cosine and a_i, and whether there are two modes."""
+        return [alignment_of(name, rows) for name, rows in self.latents.groupby("sae", sort=False)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Summary, alignment and provenance, as they stand in the JSON file."""
+        return {"summary": self.groups, "alignment": self.alignments, "provenance": self.provenance}
+
+    def headlines(self) -> Iterator[Headline]:
+        """Variance explained of each SAE on the first text."""
+        for g in self.select(quartile=QUARTILES[0], tokens=self.counted, corpus=self.corpora[0]):
+            score = f"KL score {g['kl_score']}; dead {g['dead_share']:.1%}"
+            yield Headline(f"variance explained, {g['sae']} at {g['site']}", str(g["fve"]), score)
+
+    def depth_points(self, figure: str) -> list[DepthPoint]:
+        """The points of one of the figures by depth in `DEPTH`."""
+        return list(aligned(self.groups, self.alignments)) if figure == "sae_latents" else super().depth_points(figure)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Over all quartiles; by quartile; alignment of encoder and decoder."""
+        overall = [overall_table(g) for g in self.select(quartile=QUARTILES[0])]
+        quartiles = [
+            quartile_table(self.select(sae=name, corpus=corpus, tokens=self.counted))
+            for name in self.names
+            for corpus in self.corpora
+        ]
+        speaks = f"a bimodality above {UNIFORM:.2f}, a uniform distribution's, speaks for two modes"
+        return {
+            "": pd.DataFrame(overall),
+            f"By quartile of ‖x‖, {self.counted if self.counted == NO_SINKS else 'all tokens'}": pd.DataFrame(
+                quartiles
+            ),
+            f"Alignment <w, d> of live latents; {speaks}": pd.DataFrame(self.alignments),
+        }
+
+    def plot(self, tokens: str | None = None) -> Any:
+        """FVE and KL score of each SAE by quartile. Returns a matplotlib Figure.
+
+        tokens: `no sinks` (default where there is a sink filter) or `all`.
+        """
+        from diagnostics.sae_evaluation.figures import plot_evaluation
+
+        return plot_evaluation(self.groups, self.provenance, tokens or self.counted)
+
+    def figures(self) -> dict[str, Any]:
+        """FVE and KL score; histograms of alignment, and of exponents where an SAE has them."""
+        from diagnostics.sae_evaluation.figures import plot_alignment, plot_exponents
+
+        found, site = {self.NAME: self.plot()}, {g["sae"]: g["site"] for g in self.groups}
+        facts = [g | {"site": site[g["sae"]]} for g in self.alignments]
+        latents = self.latents.assign(live=fired(self.latents)).drop_duplicates(["sae", "latent"])
+        if latents["alignment"].notna().any():
+            found[self._ALIGNMENT] = plot_alignment(latents, facts, self.provenance)
+        if latents["exponent"].notna().any():
+            found[self._EXPONENTS] = plot_exponents(latents, facts, self.provenance)
+        return found

@@ -1,0 +1,210 @@
+"""How well SAEs stand for the activations they read: reconstruction, sparsity, what the model makes of it, alignment."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from diagnostics.sae_evaluation import measures as sae_measures
+from diagnostics.sae_evaluation.measures import MEASURES
+from diagnostics.sae_evaluation.result import SAEEvaluation
+from diagnostics.sae_evaluation.summary import ENDS
+from diagnostics.sampling.counted import QUARTILES, Tokens
+from diagnostics.statistics.estimate import Estimate
+from interventions.errors import ResultError
+from interventions.models.wrapping import wrap
+from interventions.progress import Progressing, followed
+from interventions.provenance import model_provenance
+from interventions.recording import record
+from interventions.sites import Site
+from interventions.texts.prompts import Prompts, prompts_for
+from sae_models.belonging import sae_site
+from sae_models.live import Wrapped, as_sae
+from sae_models.sae import SAE
+from sae_models.scores import Cosine
+
+
+@torch.no_grad()
+def evaluate_saes(
+    model: Any,
+    prompts: Mapping[str, Prompts] | Prompts | Sequence[Sequence[int]] | Sequence[str],
+    saes: Mapping[str, Any] | Sequence[Any],
+    *,
+    sink_filter: float | None = 10.0,
+    skip_first: int = 1,
+    splice_prompts: int | None = 50,
+    splice_sinks: bool = False,
+    path: str = "auto",
+    progress: Progressing = None,
+) -> SAEEvaluation:
+    """Evaluate SAEs, each at its own site of one model, on one text or several: `MEASURES`, by quartile of ‖x‖, and latent by latent.
+
+    prompts: by the name of their corpus, or those of one. saes: anything that `as_sae` takes (ours, live SAELens objects), by
+    name; a list is named by what they are. sink_filter: of
+    `no sinks`, times the site's median ‖x‖; None or 0: there is only `all`. skip_first: tokens at the beginning of each prompt that
+    `no sinks` leaves out as well: at some depths the first is a sink whose norm does not show it. splice_prompts: KL and CE are measured on so many of
+    each corpus' prompts, its first (None: all), for each SAE costs a pass through the blocks above; all else is measured on all.
+    splice_sinks: in `no sinks` replace the sinks too, uncounted (default: they stay, for later tokens read them). path: as in
+    `spliced`. progress: called with steps done and their total.
+
+    Intervals are over prompts. Training seeds are SAEs beside one another: points, never an interval.
+    Memory: activations of all sites at all tokens, and a few times 2²³ numbers (2²⁶ on a GPU) for latents.
+    Raises `BelongingError` or `SiteError` for an SAE of another width, model or site, before anything runs; `ResultError` for
+    no SAEs, no text or settings out of range.
+    """
+    model = wrap(model)
+    named = _named(saes)
+    sites = {name: sae_site(sae, model) for name, sae in named.items()}
+    texts = {name: prompts_for(model, some) for name, some in _corpora(prompts).items()}
+    if (sink_filter or 0) < 0 or (splice_prompts is not None and splice_prompts < 1):
+        raise ResultError(
+            f"sink filter {sink_filter}, {splice_prompts} spliced prompts; expected 0 or more, and 1 or more"
+        )
+    by_site = {site: [name for name in named if sites[name] == site] for site in dict.fromkeys(sites.values())}
+    steps = [
+        min(splice_prompts or len(text.tokens), len(text.tokens)) * (len(names) + 2) * (2 if sink_filter else 1)
+        for text in texts.values()
+        for names in by_site.values()
+    ]
+    lines, latents, notes = [], [], _Notes()
+    with followed(progress, "splicing", "prompt") as told:
+        tick = lambda n: told(n, sum(steps)) if told is not None else None  # noqa: E731
+        for corpus, text in texts.items():
+            recording = record(model, text.tokens, tuple(by_site), keep_cache=False)
+            for site, names in by_site.items():
+                tokens = Tokens(recording, site, text.special, sink_filter or None, skip_first)
+                some = {name: named[name] for name in names}
+                splices = sae_measures.spliced_stream(tokens, some, splice_prompts, splice_sinks, path, tick)
+                notes.add(corpus, tokens, splices, names)
+                for name, sae in some.items():
+                    passed = sae_measures.encoded(sae, tokens)
+                    keys = {"sae": name, "site": str(site), "layer": site.layer, "point": site.point, "corpus": corpus}
+                    lines += [keys | _as_row(line) for line in sae_measures.lines(tokens, passed, splices, name)]
+                    latents.append(_latents(name, corpus, sae, passed, tokens))
+    provenance = {
+        "diagnostic": SAEEvaluation.NAME,
+        **model_provenance(model),
+        "saes": {name: _described(sae, sites[name]) for name, sae in named.items()},
+        "sites": [str(site) for site in by_site],
+        "texts": {
+            name: {**text.provenance, "prompts": len(text.tokens), "tokens": sum(map(len, text.tokens))}
+            for name, text in texts.items()
+        },
+        "sink_filter": sink_filter or None,
+        "skip_first": skip_first,
+        "splice_prompts": splice_prompts,
+        "splice_sinks": splice_sinks,
+        **notes.as_dict(),
+        "null_models": [],
+    }
+    every = [tokens for text in texts.values() for tokens in text.tokens]
+    order = {name: i for i, name in enumerate(named)}
+    frame = pd.DataFrame(lines).sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+    table = pd.concat(latents, ignore_index=True)
+    table = table.sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+    return SAEEvaluation(frame, every, provenance, table)
+
+
+def _named(saes: Mapping[str, Any] | Sequence[Any]) -> dict[str, SAE]:
+    """SAEs by name, each once."""
+    if not len(saes):
+        raise ResultError("no SAE; give at least one")
+    if isinstance(saes, Mapping):
+        return {name: as_sae(sae) for name, sae in saes.items()}
+    found: dict[str, SAE] = {}
+    for sae in map(as_sae, saes):
+        name = f"{sae.score.kind}:{sae.selector.kind} {sae.d_sae} {sae.hook_name}"
+        same = sum(other == name or other.startswith(f"{name} #") for other in found)
+        found[f"{name} #{same + 1}" if same else name] = sae
+    return found
+
+
+def _corpora(prompts: Any) -> dict[str, Any]:
+    """Prompts by the name of their corpus."""
+    named = isinstance(prompts, Mapping) and "input_ids" not in prompts  # else a tokenizer's output
+    found = prompts if named else {"given": prompts}
+    if isinstance(prompts, Prompts):
+        found = {str(prompts.provenance.get("name", "given")): prompts}
+    if not found:
+        raise ResultError("no text; give at least one")
+    return dict(found)
+
+
+def _as_row(line: dict[str, Any]) -> dict[str, Any]:
+    """A line as a row of the table: estimates as four columns each, and what they were counted on once."""
+    row = {name: value for name, value in line.items() if not isinstance(value, Estimate)}
+    for of, name in (("", "fve"), ("kl_", "kl"), ("ce_", "ce")):
+        row |= {f"n_{of}tokens": line[name].n_rows, f"n_{of}prompts": line[name].n_prompts}
+    for name in MEASURES:
+        row |= {name: line[name].value, **{f"{name}_{end}": getattr(line[name], end) for end in ENDS}}
+    return row
+
+
+def _latents(name: str, corpus: str, sae: SAE, passed: sae_measures.Encoded, tokens: Tokens) -> pd.DataFrame:
+    fired = passed.fired[tokens.strict]
+    total = fired.sum(0)
+    if isinstance(sae.score, Wrapped):  # an encoder without rows
+        aligned = length = torch.full((sae.d_sae,), torch.nan, dtype=torch.float64)
+    else:
+        aligned = sae.alignment().double()
+        length = sae.encoder_rows().double().norm(dim=-1) * sae.W_dec.double().norm(dim=-1)
+    exponent = sae.score.exponents().double().cpu().numpy() if isinstance(sae.score, Cosine) else np.nan
+    with np.errstate(invalid="ignore"):
+        table = pd.DataFrame(
+            {
+                "sae": name,
+                "corpus": corpus,
+                "latent": np.arange(sae.d_sae, dtype=np.int32),
+                "frequency": total / tokens.counted[tokens.strict].sum(),
+                "fired": total,
+                **{f"fired_{quartile.lower()}": n for quartile, n in zip(QUARTILES[1:], fired, strict=True)},
+                "mean_activation": passed.activation / np.where(total > 0, total, np.nan),
+                "alignment": aligned.cpu().numpy(),
+                "cosine": (aligned / length.clamp(min=1e-12)).cpu().numpy(),
+                "exponent": exponent,
+            }
+        )
+    return table.astype({column: "float32" for column, kind in table.dtypes.items() if kind.kind == "f"})
+
+
+class _Notes:
+    """What was left out, and which path ran, over corpora and sites."""
+
+    def __init__(self) -> None:
+        self.left_out: dict[str, dict[str, dict[str, int]]] = {}
+        self.paths: dict[str, set[str]] = {}
+        self.why: set[str] = set()
+        self.deltas: list[float] = []
+
+    def add(self, corpus: str, tokens: Tokens, splices: sae_measures.Splices, names: Sequence[str]) -> None:
+        counts = self.left_out.setdefault(corpus, {})[str(tokens.site)] = dict(tokens.left_out)
+        for counted, found in splices.items():
+            self.paths.setdefault(str(tokens.site), set()).add(found.path)
+            self.why |= {found.why_hooks} if found.why_hooks else set()
+            self.deltas.append(found.delta)
+            for name in (*names, sae_measures.ZERO, sae_measures.MEAN):
+                counts[f"KLs not finite ({counted}, {name.strip()})"] = found.n_nonfinite[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        known = [delta for delta in self.deltas if np.isfinite(delta)]
+        return {
+            "left_out": self.left_out,
+            "path": {site: "+".join(sorted(found)) for site, found in self.paths.items()},
+            "why_hooks": sorted(self.why) or None,
+            "path_delta": max(known, default=None),
+        }
+
+
+def _described(sae: SAE, site: Site) -> dict[str, Any]:
+    return {
+        "site": str(site),
+        "d_sae": sae.d_sae,
+        "score": sae.score.kind,
+        "selector": sae.selector.settings(),
+        "normalise": sae.normalise.settings(),
+        "restore_norm": sae.restore_norm,
+        "model_name": sae.model_name,
+        "metadata": sae.metadata,
+    }

@@ -1,0 +1,1 @@
+"""Which tokens and latents are asked about, drawn once by seeded hash."""

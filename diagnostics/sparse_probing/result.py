@@ -1,0 +1,87 @@
+"""The result of sparse probing: its table, statistics and figure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from diagnostics.results.headlines import Headline
+from diagnostics.results.result import Result
+from diagnostics.sparse_probing import summary as probing_summary
+from diagnostics.statistics.estimate import Estimate
+
+COLUMNS = (
+    *("sae", "layer", "point", "dataset", "class", "seed", "kind", "k", "n_features", "n_train", "n_test", "n_groups"),
+    *("accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "auc", "auc_low", "auc_high"),
+    *("cross_entropy", "cross_entropy_low", "cross_entropy_high", "cross_entropy_train", "latents"),
+)
+"""Of the table. seed: of the split into training and held-out texts, from 0; k: latents asked for, 0 for `all` and `raw`; n_features:
+what the probe reads; n_groups: among the held-out texts (each text is its own where the set has no groups). accuracy to cross_entropy
+(nats): on held-out texts, half of them of the class, so that chance is .5 and ln 2; `_low`, `_high`: 95 % delete-one-group jackknife,
+the probe held fixed. cross_entropy_train: on the training texts. latents: those chosen, in the order of their choice, by spaces (`selected`, `random`, `best`)."""
+
+
+@dataclass(frozen=True)
+class SparseProbing(Result):
+    """What probes on a few latents found, and how it was made.
+
+    The table has a line for each SAE × data set × class × seed × kind × k; its columns are those of `COLUMNS`.
+    """
+
+    held_out: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """a line for each SAE × data set × kind × k × text (its place in `tokens`; `group`: that of the first text of its group): in how many
+    splits and classes it was held out (`n`), in how many of them classified rightly (`correct`), and its summed cross-entropy in nats;
+    pooled estimates are made of it"""
+
+    NAME: ClassVar[str] = "sparse_probing"
+    NOTE: ClassVar[str] = probing_summary.NOTE
+    TABLES: ClassVar[Mapping[str, str]] = {"held_out": "probed_texts.parquet"}
+    TITLE: ClassVar[str] = "Sparse probing"
+    QUESTION: ClassVar[str] = "How much of a class do k latents hold?"
+    names = Result.saes
+
+    @property
+    def datasets(self) -> list[str]:
+        """The sets of labelled texts."""
+        return list(self.provenance["texts"])
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """Of each SAE × data set (and `mean`, over data sets) × kind × k: accuracy, cross-entropy with intervals, and by seed."""
+        return probing_summary.groups(self.frame, self.held_out)
+
+    def difference(self, first: str, second: str, *, k: int = 1, kind: str = "selected") -> dict[str, Estimate]:
+        """Accuracy of `first` − that of `second`, by data set and their `mean`; paired by text, delete-one-group jackknife.
+
+        It is of these two SAEs: what training seeds would add is not in it.
+        """
+        return probing_summary.difference(self.held_out, first, second, kind, k)
+
+    def summary(self) -> pd.DataFrame:
+        """A line for each group."""
+        return probing_summary.summary_frame(self.groups)
+
+    def headlines(self) -> Iterable[Headline]:
+        """Accuracy of the fewest latents, beside random ones and all of the activation."""
+        return probing_summary.first_numbers(self.groups, self.provenance)
+
+    def left_out(self) -> list[str]:
+        """What chance is, which texts were probed, and what is missing; a line each."""
+        p = self.provenance
+        nulls = (
+            f"random, shuffled: k={min(p['ks'])}. Probe loss: nats, the best one-latent probe; ln 2 = 0.693 is chance."
+        )
+        sizes = [f"{name}: {probing_summary.described(text)}" for name, text in p["texts"].items()]
+        return [nulls, *sizes, *super().left_out()]
+
+    def plot(self) -> Any:
+        """Accuracy against k, a panel a data set. Returns a matplotlib Figure."""
+        from diagnostics.sparse_probing.figures import plot_probing
+
+        return plot_probing(self.groups, self.provenance)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Accuracy by SAE, data set and probe, and probe loss."""
+        return {"": probing_summary.short_frame(self.groups, self.provenance)}

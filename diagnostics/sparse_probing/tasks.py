@@ -1,0 +1,83 @@
+"""Which texts probes are fitted on and which they are judged on: one class against the rest, balanced, groups kept whole."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from interventions.errors import ResultError
+from interventions.texts.groups import first_of_group, held_groups
+from interventions.texts.labelled import MIN_GROUPS, in_turn, text_key
+
+
+@dataclass(frozen=True)
+class Task:
+    """Texts of one class and as many of the others, in training and held-out ones, both half of the class."""
+
+    train: Int[ndarray, "train"]
+    """which texts probes are fitted on"""
+    test: Int[ndarray, "test"]
+    """which they are judged on; no group of them stands in `train`"""
+    y_train: Bool[ndarray, "train"]
+    """true for the class"""
+    y_test: Bool[ndarray, "test"]
+    group_test: Int[ndarray, "test"]
+    """the group of each held-out text, as the place of the group's first text"""
+
+
+def tasks(
+    texts: Sequence[str],
+    labels: Sequence[str],
+    usable: Bool[ndarray, "text"],
+    *,
+    groups: Sequence[str] | None = None,
+    test_share: float = 0.3,
+    seed: int = 0,
+) -> dict[str, Task]:
+    """One class against the rest, for each class; two classes are one task, of the later one by name.
+
+    groups: of each text (None: each its own). Whole groups are held out, of each class as close to `test_share` of its texts as they
+    come (`held_groups`), the same for every task and SAE. On either side as many texts of the class as of the others, these in equal
+    numbers by class, as many as both allow; of a class one text of each group in turn, in the order of blake2b(seed, text).
+    Raises `ResultError` for a share outside (0, 1), a class of fewer than `MIN_GROUPS` groups, and a side without a text of both kinds.
+    """
+    if not 0 < test_share < 1:
+        raise ResultError(f"a held-out share of {test_share}; expected a number between 0 and 1, such as 0.3")
+    own = list(texts if groups is None else groups)
+    left: list[int] = np.flatnonzero(usable).tolist()
+    held = held_groups([labels[i] for i in left], [own[i] for i in left], test_share, seed)
+    named, number = sorted(set(labels)), first_of_group(own)
+    members: dict[str, list[int]] = {}
+    for name in named:
+        some = sorted((i for i in left if labels[i] == name), key=lambda i: text_key(seed, "task", texts[i]))
+        members[name] = [some[i] for i in in_turn([own[i] for i in some])]
+        if (n := len({own[i] for i in some})) < MIN_GROUPS:
+            raise ResultError(
+                f"class {name!r} has {len(some)} usable texts in {n} groups; a split into training and held-out groups needs "
+                f"{MIN_GROUPS} or more: give more, or leave the class out"
+            )
+    found = {}
+    for name in named[1:] if len(named) == 2 else named:
+        parts = []
+        for out in (False, True):
+            side = {label: [i for i in some if (own[i] in held) == out] for label, some in members.items()}
+            # Round after round through the other classes: equal numbers, whatever n is.
+            others = sorted((k, label, i) for label in named if label != name for k, i in enumerate(side[label]))
+            n = min(len(side[name]), len(others))
+            if n < 1:
+                raise ResultError(
+                    f"class {name!r}: {len(side[name])} texts of it and {len(others)} of others are "
+                    f"{'held out' if out else 'left to train on'}; a probe needs both: give groups of more equal size"
+                )
+            parts.append(np.array(side[name][:n] + [i for *_, i in others[:n]]))
+        truth = [np.repeat([True, False], len(part) // 2) for part in parts]
+        found[name] = Task(parts[0], parts[1], truth[0], truth[1], number[parts[1]])
+    return found
+
+
+def split_seed(seed: int, number: int) -> int:
+    """The seed of a run's `number`-th split: runs of different seeds share none."""
+    return int.from_bytes(hashlib.blake2b(f"split/{seed}/{number}".encode(), digest_size=6).digest(), "little")

@@ -1,0 +1,92 @@
+"""The work units of sparse probing: one data set through one SAE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diagnostics.running.units import Tick, Unit
+from diagnostics.sampling.tokens import generator
+from diagnostics.sparse_probing.pooling import PooledTexts, pooled_texts
+from diagnostics.sparse_probing.probes import task_probes
+from diagnostics.sparse_probing.tasks import split_seed, tasks
+from diagnostics.statistics.logistic import cross_entropies
+from interventions.models.causal_model import CausalModel
+from interventions.texts.groups import first_of_group
+from interventions.texts.labelled import Labelled
+from sae_models.dictionaries import Dictionary
+
+TEXT_COLUMNS = ("sae", "dataset", "kind", "k", "text", "group", "n", "correct", "cross_entropy")
+INTEGERS = ("seed", "k", "n_features", "n_train", "n_test", "n_groups", "text", "group", "n", "correct")
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Lines of one kind, whose whole numbers are such again: beside lines of the other kind they had gaps."""
+    return frame.reset_index(drop=True).astype({name: int for name in INTEGERS if name in frame})
+
+
+def _n_tasks(some: Labelled) -> int:
+    return 1 if len(some.classes) == 2 else len(some.classes)
+
+
+class ProbingRunner:
+    """Computes units; one data set's activations in memory."""
+
+    def __init__(
+        self, model: CausalModel, sets: Mapping[str, Labelled], probes: list[Dictionary], settings: dict[str, Any]
+    ):
+        self.model, self.sets, self.settings = model, sets, settings
+        self.probes = {probe.name: probe for probe in probes}
+        self._current: tuple[str, PooledTexts] | None = None
+
+    def units(self) -> list[Unit]:
+        """Data set by data set, so that each passes through the model once."""
+        return [
+            Unit.of(rows=self.settings["seeds"] * _n_tasks(some), dataset=name, sae=sae)
+            for name, some in self.sets.items()
+            for sae in self.probes
+        ]
+
+    def _pooled(self, name: str) -> PooledTexts:
+        if self._current is None or self._current[0] != name:
+            self._current = None
+            s, sites = self.settings, [probe.site for probe in self.probes.values()]
+            how = {key: s[key] for key in ("max_length", "sink_filter", "seed")}
+            self._current = name, pooled_texts(self.model, self.sets[name], sites, **how)
+        return self._current[1]
+
+    def __call__(self, unit: Unit, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
+        pooled, probe, s = self._pooled(unit["dataset"]), self.probes[unit["sae"]], self.settings
+        assert probe.sae is not None
+        z = pooled.mean_latents(probe.sae, probe.site)
+        x = pooled.mean_activations(probe.site).double().cpu().numpy()
+        keys = {"sae": probe.name, "layer": probe.site.layer, "point": probe.site.point, "dataset": unit["dataset"]}
+        lines, sums = [], {}
+        texts, usable = pooled.prompts.texts, pooled.usable(probe.site)
+        group = first_of_group(pooled.groups)
+        for number in range(s["seeds"]):
+            split = split_seed(s["seed"], number)
+            found = tasks(texts, pooled.labels, usable, groups=pooled.groups, test_share=s["test_share"], seed=split)
+            for name, task in found.items():
+                stream = generator(split, "sparse probing", unit["dataset"], name)
+                for line, logits in task_probes(z, x, task, s["ks"], s["inverse_penalty"], stream):
+                    lines.append(keys | {"class": name, "seed": number, "text": -1, "group": -1} | line)
+                    total = sums.setdefault((line["kind"], line["k"]), np.zeros((3, len(texts))))
+                    right = (logits > 0) == task.y_test
+                    total[:, task.test] += np.stack([np.ones(len(right)), right, cross_entropies(logits, task.y_test)])
+                tick(1)
+        for (kind, k), total in sums.items():
+            text = np.flatnonzero(total[0])
+            n, correct, loss = total[:, text]
+            some = {
+                "kind": kind,
+                "k": k,
+                "text": text,
+                "group": group[text],
+                "n": n,
+                "correct": correct,
+                "cross_entropy": loss,
+            }
+            lines += (keys | {"latents": ""} | row for row in pd.DataFrame(some).to_dict("records"))
+        return pd.DataFrame(lines), {"left_out": pooled.left_out(probe.site)}

@@ -1,0 +1,1 @@
+"""Does a claim survive the choices its authors had to make?"""

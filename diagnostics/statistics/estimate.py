@@ -1,0 +1,78 @@
+"""Estimates with their intervals, as every statistic gives them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from interventions.files import Json
+
+Transform = Literal["log"] | None
+"""None: the statistic's own scale. "log": the interval is formed for its logarithm and exponentiated back."""
+MIN_PROMPTS, FEW_PROMPTS = 10, 20
+
+
+@dataclass(frozen=True)
+class Estimate(Json):
+    """A value and its interval."""
+
+    value: float
+    """the statistic on all rows; nan where it is undefined"""
+    low: float
+    """lower end; nan when there is none (fewer than 10 prompts) or it cannot be known"""
+    high: float
+    """upper end; nan as for `low`, inf when nothing bounds the statistic from above"""
+    se: float
+    """standard error, on the log scale for ratios and `transform="log"`; nan without an interval"""
+    n_rows: int
+    """rows that entered"""
+    n_prompts: int
+    """distinct prompts among them, targets and sources together"""
+    bound: bool = False
+    """True: `value` is only a lower bound"""
+    df: float = field(default=np.nan, metadata={"json": False})
+    """degrees of freedom of the t distribution that formed the interval; nan without one, and for medians"""
+
+    def __str__(self) -> str:
+        if self.bound:
+            return f"≥ {self.value:.3g}"
+        ends = "" if np.isnan(self.low) and np.isnan(self.high) else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{ends}"
+
+
+@dataclass(frozen=True)
+class CensoredMedian(Json):
+    """A median of ratios some of whose denominators lie below the noise floor."""
+
+    estimate: Estimate
+    """the median over the rows that have a ratio; `bound` where it falls on a censored row"""
+    n_censored: int
+    """rows whose denominator alone is at or below the floor: ordered as +∞"""
+    n_undefined: int
+    """rows whose numerator and denominator both are (0/0): left out"""
+    n_rows: int
+    """all rows, those left out too"""
+
+
+@dataclass(frozen=True)
+class FiellerInterval(Json):
+    """A ratio and the set of ratios that its numerator and denominator do not contradict."""
+
+    value: float
+    """numerator/denominator; nan where the denominator is 0"""
+    low: float
+    """an end of the set, see `kind`; −∞ for "everything" and nan for "none" """
+    high: float
+    """the other end; ∞ for "everything" and nan for "none" """
+    kind: Literal["bounded", "exclusive", "everything", "none"]
+    """the set. "bounded": [low, high]. "exclusive": (−∞, low] and [high, ∞), as the denominator may have either sign.
+    "everything": no ratio is contradicted. "none": there is no set, for there are fewer than 10 prompts, a deletion
+    leaves no row, or the denominator is 0 in every row. Only "bounded" identifies the ratio"""
+    n_rows: int
+    """rows that entered"""
+    n_prompts: int
+    """distinct prompts among them, targets and sources together"""
+
+    def __str__(self) -> str:
+        ends = {"bounded": f" [{self.low:.3g}, {self.high:.3g}]", "everything": " (not identified)", "none": ""}
+        return f"{self.value:.3g}" + ends.get(self.kind, f" (−inf, {self.low:.3g}] or [{self.high:.3g}, inf)")

@@ -1,0 +1,77 @@
+"""Rows of a tidy table selected, grouped and summed, and estimates from the sums."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from numpy import ndarray
+
+from diagnostics.statistics.estimate import CensoredMedian, Estimate, FiellerInterval
+from diagnostics.statistics.jackknife import from_deletions
+
+TRAINED = "trained"
+"""In the column `model`: the model itself, beside `random 0` … for randomly initialised ones."""
+
+
+def where(frame: pd.DataFrame, mask: Any) -> pd.DataFrame:
+    """The lines at which a mask holds."""
+    return cast(pd.DataFrame, frame.loc[mask])
+
+
+def lines_of(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The lines whose columns have these values: `lines_of(frame, sae="15/cosine", edit="keep")`."""
+    return where(frame, np.logical_and.reduce([frame[name].to_numpy() == value for name, value in values.items()]))
+
+
+def each(
+    frame: pd.DataFrame, keys: Sequence[str], sort: bool = False
+) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """The values of some columns that occur together, and the lines that have them; in order of appearance, or ascending."""
+    for key, some in frame.groupby(list(keys), sort=sort):
+        yield cast(tuple[Any, ...], key), some
+
+
+def totals(frame: pd.DataFrame, keys: Any, columns: Sequence[str]) -> pd.DataFrame:
+    """Sums of columns, a line for each value of the keys, ascending."""
+    return cast(pd.DataFrame, frame.groupby(keys, sort=True)[list(columns)].sum())
+
+
+def with_ends(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line's estimates as columns: `x`, `x_low`, `x_high`.
+
+    `x_bound` is True where x is only a lower bound; `x_kind`: of a `FiellerInterval`. Everything else stays as it is.
+    """
+    found: dict[str, Any] = {}
+    for name, value in line.items():
+        value = value.estimate if isinstance(value, CensoredMedian) else value
+        if not isinstance(value, Estimate | FiellerInterval):
+            found[name] = value
+            continue
+        found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        if isinstance(value, FiellerInterval):
+            found[f"{name}_kind"] = value.kind
+        elif value.bound:
+            found[f"{name}_bound"] = True
+    return found
+
+
+def from_sums(
+    table: pd.DataFrame, columns: Sequence[str], statistic: Callable[..., ndarray], transform: Any = None
+) -> Estimate:
+    """A function of sums of columns over all lines, with its delete-one-prompt jackknife interval."""
+    by_prompt = totals(table, "target_prompt", columns).to_numpy(float)
+    whole = by_prompt.sum(0)
+    with np.errstate(all="ignore"):
+        theta, left = float(statistic(*whole)), statistic(*(whole - by_prompt).T)
+    return from_deletions(theta, np.asarray(left, dtype=float), len(table), transform=transform)
+
+
+def mean_of(table: pd.DataFrame, column: str, transform: Any = None) -> Estimate:
+    """The mean of a column, with its delete-one-prompt jackknife interval."""
+    return from_sums(table.assign(one=1.0), [column, "one"], lambda a, n: a / n, transform)
+
+
+def columns_of(estimates: Sequence[Estimate]) -> dict[str, list[float]]:
+    """Values and ends of intervals, as a table's columns."""
+    return {name: [getattr(e, name) for e in estimates] for name in ("value", "low", "high")}

@@ -1,0 +1,1 @@
+"""What if tokens lost their norm?"""

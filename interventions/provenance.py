@@ -1,0 +1,45 @@
+"""What a reader must know about the model and the machine to reproduce a result."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from interventions.models.causal_model import CausalModel
+from interventions.models.fingerprint import described
+
+_PACKAGES = ("mechdiag", "torch", "transformers", "transformer-lens", "nnsight", "numpy", "pandas", "pyarrow")
+
+
+def model_identity(model: CausalModel) -> dict[str, Any]:
+    """`model_provenance` with every byte of the weights read anew: what a run's work is kept under."""
+    model.hash_weights()
+    return model_provenance(model)
+
+
+def model_provenance(model: CausalModel) -> dict[str, Any]:
+    """What a reader must know of the model and the machine to make the numbers again."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "model": model.name,
+        "model_note": model.note,
+        "wrapper": model.wrapper,
+        "weights_sha256": model.weights_hash,
+        "weights_covered": model.weights_covered,
+        **described(model.hf),
+        "norm": model.norm_kind,
+        "n_layers": model.n_layers,
+        "d_model": model.d_model,
+        "vocab": model.vocab_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }

@@ -1,0 +1,265 @@
+"""The effects of as many rows as memory holds, by replay or by full forward passes; the clean side of a token is formed once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interventions.errors import MechdiagError
+from interventions.metrics import METRICS, NOT_FLOATS, CleanRows, CleanSide, Comparison, TokenMetric
+from interventions.replaying.hooks import Forwarded, full_forwards
+from interventions.replaying.replay import Branches, Replayed, replayed, unembed
+from interventions.replaying.rows import Reads, Rows
+from interventions.sites import Site
+
+DIRECT = "kl_direct"
+"""A metric beside `METRICS`: the KL of the change carried straight to the final norm and unembedding, later writes frozen."""
+_FINITE = "finite"
+"""Kept beside values that cannot be nan: whether they are of distributions."""
+
+
+class Asked:
+    """The metrics asked for, and their values so far."""
+
+    def __init__(self, metrics: Sequence[str | TokenMetric], n_rows: int):
+        self.by_name: dict[str, Callable[[Comparison, Tensor], Tensor]] = {}
+        self.names: list[str] = []
+        self.direct = False
+        for metric in metrics:
+            if isinstance(metric, TokenMetric):
+                metric.check(n_rows)
+                self.by_name[metric.name] = lambda c, rows, m=metric: m(c.intervened, rows)
+                self.by_name[f"clean_{metric.name}"] = lambda c, rows, m=metric: m(c.clean.logits, rows)
+                self.names += [metric.name, f"clean_{metric.name}"]
+            elif metric == DIRECT:
+                self.direct = True
+                self.names.append(DIRECT)
+            elif metric in METRICS:
+                self.by_name[metric] = lambda c, _, m=METRICS[metric]: m(c)
+                self.names.append(metric)
+            else:
+                raise MechdiagError(
+                    f"unknown metric {metric!r}; known: {', '.join([*METRICS, DIRECT])}, metrics of tokens"
+                )
+        if twice := [name for i, name in enumerate(self.names) if name in self.names[:i]]:
+            raise MechdiagError(f"two metrics have the name {twice[0]!r}; give one of them another name")
+        if set(self.names) & set(NOT_FLOATS):
+            self.by_name[_FINITE] = lambda c, _: c.finite
+        self.chunks: list[tuple[np.ndarray, Reads, dict[str, Tensor]]] = []
+
+    def store(self, chunk: np.ndarray, reads: Reads, values: dict[str, Tensor]) -> None:
+        self.chunks.append((chunk[reads.row], reads, values))
+
+    def values(self, rows: Rows) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Each metric, the positions read, and where all values of a read are finite, in the order of the rows."""
+        row, column, position = (
+            torch.from_numpy(np.concatenate(parts))
+            for parts in zip(*((row, reads.column, reads.position) for row, reads, _ in self.chunks), strict=True)
+        )
+        shape = (len(rows),) if rows.one_read else (len(rows), rows.n_columns)
+        at = (row,) if rows.one_read else (row, column)
+        values, finite = {}, torch.ones(len(row), dtype=torch.bool)
+        for name in [*self.names, *[_FINITE] * (_FINITE in self.by_name)]:
+            found = torch.cat([part[name] for _, _, part in self.chunks]).cpu()
+            finite &= found if name == _FINITE else found.isfinite()
+            if name == _FINITE:
+                continue
+            beyond = float("nan") if found.is_floating_point() else 0 if found.dtype == torch.bool else -1
+            empty = torch.full(shape, beyond, dtype=found.dtype)
+            values[name] = empty.index_put(at, found)
+        finite = torch.zeros(shape, dtype=torch.bool).index_put(at, finite)
+        return values, torch.full(shape, -1).index_put(at, position), finite
+
+
+def replay_rows(rows: Rows, which: np.ndarray, vectors: Tensor) -> tuple[Branches, Replayed]:
+    """Rows in ascending order of prompt, with `vectors` at their edited tokens."""
+    assert rows.attention is not None
+    branches = rows.branches(which)
+    return branches, replayed(rows.recording, rows.site, branches, vectors, rows.attention)
+
+
+def read_tokens(branches: Branches, reads: Reads, device: torch.device) -> Tensor:
+    """The token at which each effect is read."""
+    return torch.from_numpy(branches.first[reads.row] + reads.position - branches.start[reads.row]).to(device)
+
+
+def _compare(
+    clean: CleanSide, index: np.ndarray, logits: Tensor, rows: Tensor, metrics: dict[str, Callable]
+) -> dict[str, Tensor]:
+    """Metrics of some reads; `index`: the clean row of each, ascending; `rows`: the row of each.
+
+    A few reads at a time on the CPU, where what fits its caches is several times faster; edits of one token share its row.
+    """
+    some = max(1, (2**18 if logits.device.type == "cpu" else 2**27) // logits.shape[1])
+    parts: list[list[Tensor]] = []
+    start = 0
+    while start < len(logits):
+        alike = int(np.searchsorted(index, index[start], side="right"))
+        stop = alike if some // 2 <= alike - start <= 2 * some else min(start + some, len(logits))
+        if index[start] == index[stop - 1]:
+            which: Tensor | slice = slice(int(index[start]), int(index[start]) + 1)
+        else:
+            which = torch.from_numpy(index[start:stop]).to(logits.device)
+        comparison = Comparison(CleanRows(clean, which), logits[start:stop])
+        parts.append([metric(comparison, rows[start:stop]) for metric in metrics.values()])
+        start = stop
+    return {name: torch.cat(column) for name, column in zip(metrics, zip(*parts, strict=True), strict=True)}
+
+
+def _clean_side(logits: Tensor, metrics: dict[str, Callable]) -> CleanSide:
+    """With everything formed that `metrics` will read, a few rows at a time on the CPU."""
+    clean = CleanSide(logits)
+    some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = [CleanSide(clean.logits[start : start + some]) for start in range(0, len(logits), some)]
+    needed = ["log_p", "p"] if {"kl", "js", "top1_drop", "clean_entropy", DIRECT} & set(metrics) else []
+    needed += ["top1"] * bool({"top1_changed", "top1_drop", "top1", "clean_top1"} & set(metrics)) + ["entropy"] * (
+        "clean_entropy" in metrics
+    )
+    for name in needed:
+        clean.__dict__[name] = torch.cat([getattr(part, name) for part in parts])
+    return clean
+
+
+_KL = {DIRECT: lambda c, _: c.kl}
+
+
+@dataclass
+class _Sides:
+    """Final hidden states to be compared: clean ones, and of each read and each directly carried change which is its own."""
+
+    clean: Float[Tensor, "clean d_model"]
+    hidden: Float[Tensor, "read d_model"]
+    index: Int[np.ndarray, "read"]
+    """the clean side of each read, ascending"""
+    direct: Float[Tensor, "some_read d_model"] | None
+    direct_of: Int[np.ndarray, "some_read"]
+    """which reads were edited themselves, ascending"""
+
+
+def replay_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, dict[str, Tensor]]:
+    model = rows.recording.model
+    sides, reads = _sides(rows, chunk, asked.direct)
+    row = torch.from_numpy(chunk[reads.row])
+    most = max(3, (2**25 if model.device.type == "cpu" else 2**28) // model.vocab_size)  # logits held at once
+    carried = np.searchsorted(sides.direct_of, np.arange(len(row) + 1))  # direct changes among the reads before
+    every = {**asked.by_name, **(_KL if asked.direct else {})}
+    found: list[dict[str, Tensor]] = []
+    start = 0
+    while start < len(row):
+        first = sides.index[start]
+        cost = (
+            np.arange(1, len(row) - start + 1)
+            + (sides.index[start:] - first + 1)
+            + carried[start + 1 :]
+            - carried[start]
+        )
+        stop = start + max(1, int(np.searchsorted(cost, most, side="right")))
+        n_clean = sides.index[stop - 1] - first + 1
+        states = sides.clean[first : first + n_clean]
+        logits = unembed(rows.recording, torch.cat([states, sides.hidden[start:stop]]))
+        clean = _clean_side(logits[:n_clean], every)
+        index = sides.index[start:stop] - first
+        values = _compare(clean, index, logits[n_clean:], row[start:stop], asked.by_name)
+        if sides.direct is not None:
+            moved = sides.direct[carried[start] : carried[stop]]
+            which = sides.direct_of[carried[start] : carried[stop]] - start
+            of = torch.from_numpy(index[which]).to(states.device)
+            direct = _direct_logits(rows, row[start:stop][torch.from_numpy(which)], moved, states, logits[:n_clean], of)
+            values[DIRECT] = _spread(clean, index, direct, which, stop - start)
+        found.append(values)
+        start = stop
+    return reads, {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _direct_logits(rows: Rows, which: Tensor, moved: Tensor, clean: Tensor, clean_logits: Tensor, of: Tensor) -> Tensor:
+    """Logits of changes carried straight to the final norm: from those of their directions where that is exact."""
+    if not len(moved):
+        return clean_logits[:0]
+    along = None if rows.along is None else rows.along.logits(rows.recording, which, moved, clean, clean_logits, of)
+    return unembed(rows.recording, moved) if along is None else along
+
+
+def _spread(clean: CleanSide, index: np.ndarray, logits: Tensor, which: np.ndarray, n_read: int) -> Tensor:
+    """The KL of directly carried changes at the reads `which`, 0 at those that were not edited."""
+    kl = logits.new_zeros(n_read, dtype=clean.logits.dtype)
+    if len(which) == 0:
+        return kl
+    at = torch.from_numpy(which)
+    return kl.index_copy(0, at.to(kl.device), _compare(clean, index[which], logits, at, _KL)[DIRECT])
+
+
+def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
+    """Everything up to the unembedding, by replay; reads in the order of their clean sides."""
+    recording, device = rows.recording, rows.recording.model.device
+    vectors, last = rows.edited(chunk), Site(rows.recording.model.n_layers - 1)
+    branches, found = replay_rows(rows, chunk, vectors)
+    reads = rows.reads(chunk)
+    if rows.reference is None:
+        key = rows.prompt[chunk][reads.row] * recording.tokens.shape[1] + reads.position
+        order = np.argsort(key, kind="stable")
+        reads = Reads(*(x[order] for x in reads))
+        place, index = np.unique(key[order], return_inverse=True)
+        at = torch.from_numpy(np.stack(np.divmod(place, recording.tokens.shape[1]))).to(device)
+        clean, stream = recording.final_hidden[at[0], at[1]], recording.activations[last][at[0], at[1]]
+    else:
+        distinct, which = rows.distinct_clean(chunk)
+        width = int(reads.column.max()) + 1
+        key = which[reads.row] * width + reads.column
+        order = np.argsort(key, kind="stable")
+        reads = Reads(*(x[order] for x in reads))
+        place, one, index = np.unique(key[order], return_index=True, return_inverse=True)
+        own, made = replay_rows(rows, distinct, rows.reference_vectors(distinct))
+        at = own.first[place // width] + reads.position[one] - own.start[place // width]
+        clean, stream = (x[torch.from_numpy(at).to(device)] for x in made)
+    token = read_tokens(branches, reads, device)
+    carried, direct_of = None, np.zeros(0, dtype=int)
+    if direct:
+        edit, direct_of = _edits_read(branches, token)
+        delta = (vectors - rows.clean_at_site(chunk))[edit]
+        moved = stream[torch.from_numpy(index[direct_of]).to(device)] + delta
+        alone = Branches.single(np.zeros(len(direct_of), dtype=int), np.zeros(len(direct_of), dtype=int))
+        carried = replayed(recording, last, alone, moved).hidden if len(direct_of) else moved
+    return _Sides(clean, found.hidden[token], index, carried, direct_of), reads
+
+
+def _edits_read(branches: Branches, token: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Of the reads at `token` those that were edited themselves: which edit each is, and which read."""
+    read = token.cpu().numpy()
+    edit = np.minimum(np.searchsorted(branches.edited, read), len(branches.edited) - 1)
+    own = np.flatnonzero(branches.edited[edit] == read)
+    return torch.from_numpy(edit[own]).to(token.device), own
+
+
+def hooked(rows: Rows, which: np.ndarray, vectors: Tensor | None) -> Forwarded:
+    """Full forward passes of rows with `vectors` at their edited tokens (None: clean)."""
+    branches = rows.branches(which)
+    token = read_tokens(branches, rows.reads(which), torch.device("cpu")).numpy()
+    return full_forwards(rows.recording, rows.site, branches, vectors, token)
+
+
+def hooks_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, dict[str, Tensor]]:
+    """The reference path, 16 rows at a time."""
+    found, all_reads = [], []
+    for start in range(0, len(chunk), 16):
+        part = chunk[start : start + 16]
+        reads, vectors = rows.reads(part), rows.edited(part)
+        forwarded = hooked(rows, part, None if rows.reference is None else rows.reference_vectors(part))
+        clean, index = CleanSide(forwarded.logits), np.arange(len(reads.row))
+        row = torch.from_numpy(part[reads.row])
+        values = _compare(clean, index, hooked(rows, part, vectors).logits, row, asked.by_name)
+        if asked.direct:
+            edit, own = _edits_read(rows.branches(part), read_tokens(rows.branches(part), reads, vectors.device))
+            moved = forwarded.stream[torch.from_numpy(own).to(edit.device)] + (vectors - rows.clean_at_site(part))[edit]
+            alone = Branches.single(rows.prompt[part][reads.row[own]], reads.position[own])
+            last = Site(rows.recording.model.n_layers - 1)
+            logits = (
+                full_forwards(rows.recording, last, alone, moved, np.arange(len(own))).logits if len(own) else moved
+            )
+            values[DIRECT] = _spread(clean, index, logits, own, len(index))
+        found.append(values)
+        all_reads.append(Reads(reads.row + start, reads.column, reads.position))
+    reads = Reads(*(np.concatenate(column) for column in zip(*all_reads, strict=True)))
+    return reads, {name: torch.cat([values[name] for values in found]) for name in found[0]}

@@ -1,0 +1,307 @@
+"""The fast path: edited vectors in, final hidden states out, at the cost of the tokens that an edit can reach.
+
+An edit at position p of block l changes nothing before p and nothing below l. So a row is a branch: the tokens from its
+first edited position to the last one that is read (a single token where the effect is read at the edited position). They
+enter with their clean values where the site stands and attend to their prompt's clean keys before p and to one another.
+Hundreds of rows make one call of the model's own forward; hooks of TransformerLens and nnsight on the blocks that run still
+fire. Two ways to attend, both exact:
+
+grouped   our attention function (see `attention`), for models that let theirs be chosen; no key is copied for a row
+masked    the model's own attention under a 4-D mask, the branches of a prompt standing side by side as extra queries
+"""
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from interventions.models.anatomy import at_site
+from interventions.models.causal_model import CausalModel
+from interventions.models.compat import cache_name, cache_understood
+from interventions.models.exclusive import exclusive, forward_replaced
+from interventions.recording import Recording
+from interventions.replaying.attention import RowAttention, attending
+from interventions.sites import Site
+
+ATTENTIONS = ("grouped", "masked")
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def unsupported(recording: Recording) -> str | None:
+    """Why replay cannot be tried on this recording, or None. (Whether it is exact is for the check in `effects`.)"""
+    kinds = set(getattr(recording.model.config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if kinds:
+        return f"blocks of kind {', '.join(sorted(kinds))} have no keys that a row could attend to"
+    if recording.by_length:
+        return f"rotary frequencies depend on the length of the pass ({recording.by_length})"
+    if recording.keys is None:
+        return recording.why_no_keys or "no keys and values were recorded"
+    return None
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Rows as branches, laid end to end: tokens `start` … `start + length − 1` of a prompt each. All arrays on the CPU."""
+
+    prompt: Int[np.ndarray, "row"]
+    """ascending"""
+    start: Int[np.ndarray, "row"]
+    length: Int[np.ndarray, "row"]
+    edited: Int[np.ndarray, "edit"]
+    """which tokens, of all branches end to end, are edited; ascending"""
+
+    @classmethod
+    def single(cls, prompt: np.ndarray, position: np.ndarray) -> "Branches":
+        """Rows of one token, each of them edited."""
+        return cls(prompt, position, np.ones_like(position), np.arange(len(position)))
+
+    @cached_property
+    def first(self) -> Int[np.ndarray, "row"]:
+        """The first token of each branch."""
+        return np.cumsum(self.length) - self.length
+
+    @cached_property
+    def row(self) -> Int[np.ndarray, "token"]:
+        """The row that each token belongs to."""
+        return np.repeat(np.arange(len(self.length)), self.length)
+
+    @cached_property
+    def place(self) -> Int[np.ndarray, "token"]:
+        """Where in its branch a token stands, from 0."""
+        return np.arange(len(self.row)) - self.first[self.row]
+
+    @cached_property
+    def position(self) -> Int[np.ndarray, "token"]:
+        """Where in its prompt a token stands."""
+        return self.start[self.row] + self.place
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.row)
+
+    def take(self, rows: Int[np.ndarray, "some_row"]) -> "Branches":
+        """Some of the branches, in ascending order."""
+        edited = self.edited[np.isin(self.row[self.edited], rows)]
+        length = self.length[rows]
+        first = (np.cumsum(length) - length)[np.searchsorted(rows, self.row[edited])]
+        return Branches(self.prompt[rows], self.start[rows], length, first + self.place[edited])
+
+
+@dataclass
+class Layout:
+    """Branches laid out as groups of equal size, each of one prompt, each branch as wide as the longest."""
+
+    slot: Int[Tensor, "token"]
+    """place of each token, (group · size + branch) · width + place in the branch"""
+    group_prompt: Int[Tensor, "group"]
+    start: Int[Tensor, "group slot"]
+    """position of the first token of each slot's branch; 0 in padding slots"""
+    position: Int[Tensor, "group slot"]
+    """0 in padding slots"""
+    width: int
+    n_clean: int
+    """clean keys a group may attend to: the largest start"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.position.shape[0], self.position.shape[1]
+
+
+def layout(branches: Branches, device: torch.device, cost_of_slot: float | int, size: int | None = None) -> Layout:
+    """Branches laid out in groups of `size` of them, or of the size that costs least.
+
+    cost_of_slot: multiply-adds of a padding slot, beside attention, in units of d_model.
+    """
+    n_clean, width, prompt = int(branches.start.max()), int(branches.length.max()), branches.prompt
+    counts = np.diff(np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1], True]))
+    sizes = np.unique(np.minimum(2 ** np.arange(8), counts.max())) if size is None else np.array([size])
+    groups = np.array([np.ceil(counts / s).sum() for s in sizes])
+    slots = sizes * width
+    cost = groups * (slots * (cost_of_slot + 4 * (n_clean + slots)) + 24 * n_clean)  # 24: copying a key, by experiment
+    size = int(sizes[np.argmin(cost)])
+    within = np.arange(len(prompt)) - np.repeat(np.cumsum(counts) - counts, counts)
+    new = within % size == 0
+    branch = (np.cumsum(new) - 1) * size + within % size
+    slot = torch.from_numpy(branch[branches.row] * width + branches.place).to(device)
+    padded = torch.zeros(2, int(new.sum()) * size * width, dtype=torch.long, device=device)
+    both = torch.from_numpy(np.stack([branches.start[branches.row], branches.position])).to(device)
+    padded.index_copy_(1, slot, both)
+    start, position = padded.view(2, -1, size * width)
+    return Layout(slot, torch.from_numpy(prompt[new]).to(device), start, position, width, n_clean)
+
+
+class _JoinedKeys(DynamicCache):
+    """For masked attention: the clean keys and values of each group's prompt, joined to the rows' own; nothing is stored."""
+
+    def __init__(self, recording: Recording, rows: Layout):
+        super().__init__()
+        self.recording, self.rows = recording, rows
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        assert self.recording.keys is not None and self.recording.values is not None
+        clean = (self.recording.keys, self.recording.values)
+        return tuple(
+            torch.cat([kept[layer_idx][:, :, : self.rows.n_clean].index_select(0, self.rows.group_prompt), new], dim=2)
+            for kept, new in zip(clean, (key_states, value_states), strict=True)
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.rows.n_clean
+
+
+class _OwnKeys(DynamicCache):
+    """For grouped attention: the rows' own keys and values; it tells the attention function which block is running."""
+
+    def __init__(self, rows: RowAttention):
+        super().__init__()
+        self.rows = rows
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        self.rows.layer = layer_idx
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.rows.n_clean
+
+
+def row_mask(rows: Layout, dtype: torch.dtype, window: int | None = None) -> Float[Tensor, "group 1 slot key"]:
+    """Additive mask: a slot sees its prompt's clean keys before its branch (within the window), and its branch up to itself."""
+    device = rows.position.device
+    key, slot = torch.arange(rows.n_clean, device=device), torch.arange(rows.shape[1], device=device)
+    hidden = key >= rows.start[:, :, None]
+    others = (slot // rows.width != slot[:, None] // rows.width) | (slot > slot[:, None])
+    if window is not None:
+        hidden |= key <= rows.position[:, :, None] - window
+        others |= slot <= slot[:, None] - window
+    hidden = torch.cat([hidden, others.expand(len(hidden), -1, -1)], dim=2)
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+
+
+def windows(model: CausalModel) -> list[int | None]:
+    """Sliding window of each block, None where it sees everything before."""
+    window = getattr(model.config, "sliding_window", None)
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds is None:
+        return [window] * model.n_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _for_each_kind(model: CausalModel, mask: Any) -> Any:
+    """The mask as the model takes it: one for each kind of block where it has several kinds, else one for all."""
+    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
+        return {"full_attention": mask(None), "sliding_attention": mask(model.config.sliding_window)}
+    return mask(windows(model)[0])
+
+
+@contextmanager
+def entering_at(recording: Recording, first_block: int, value: Tensor):
+    """Blocks below `first_block` compute nothing; it reads `value` (above the last block: the final norm does)."""
+    model, as_tuple = recording.model, recording.blocks_return_tuple
+    below = value.clone() if recording.own_code else value  # a hook there may change it in place
+    with ExitStack() as stack:
+        for i, block in enumerate(model.blocks[:first_block]):
+            given = value if i == first_block - 1 else below
+            stack.enter_context(forward_replaced(block, lambda *_, given=given, **__: (given,) if as_tuple else given))
+        if first_block == 0:
+            stack.enter_context(at_site(model, Site(0, "resid_pre"), lambda _: value))
+        yield
+
+
+class Replayed(NamedTuple):
+    """What the blocks above made of some branches, token by token."""
+
+    hidden: Float[Tensor, "token d_model"]
+    """after the final norm"""
+    stream: Float[Tensor, "token d_model"]
+    """before it"""
+
+
+def replayed(
+    recording: Recording,
+    site: Site,
+    branches: Branches,
+    vectors: Float[Tensor, "edit d_model"],
+    attention: str = "grouped",
+    group_size: int | None = None,
+) -> Replayed:
+    """Run the blocks above on `branches`, `vectors` standing at `site` of their edited tokens; no logits are formed.
+
+    attention: one of `ATTENTIONS`. group_size: branches of a prompt side by side (default: what costs least). One call of
+    the model's own forward; gradients flow where they are enabled. Tokens of a branch with a non-finite vector are nan.
+    """
+    model, device = recording.model, recording.model.device
+    finite = vectors.isfinite().all(dim=-1)
+    vectors = torch.where(finite[:, None], vectors, 0.0)  # else one row could spoil those beside it
+    flat = attention == "grouped" or site.first_block == model.n_layers  # above the last block nothing attends
+    rows = layout(branches, device, 0 if flat else 12 * model.d_model, group_size)
+    edited = torch.from_numpy(branches.edited).to(device)
+    if site.entry == site and len(vectors) == branches.n_tokens:
+        value = vectors
+    else:
+        token = torch.from_numpy(np.stack([branches.prompt[branches.row], branches.position]))
+        value = recording.at(site.entry, *token)
+        if site.entry == site:
+            value = value.index_copy(0, edited, vectors)
+    stream: list[Tensor] = []
+    with ExitStack() as stack:
+        if flat:
+            value = value[None]
+            slot_position = torch.from_numpy(branches.position).to(device)[None]
+            unused = value.new_zeros(1, 1, 1, 1)  # 4-D: the model makes no mask of its own
+            mask = _for_each_kind(model, lambda _: unused)
+            own = RowAttention(
+                recording,
+                rows.slot,
+                rows.group_prompt,
+                rows.start,
+                rows.position,
+                rows.width,
+                rows.n_clean,
+                windows(model),
+            )
+            cache: DynamicCache = _OwnKeys(own)
+            stack.enter_context(attending(own))
+        else:
+            n_group, n_slot = rows.shape
+            value = value.new_zeros(n_group * n_slot, model.d_model).index_copy(0, rows.slot, value)
+            value = value.view(n_group, n_slot, -1)
+            slot_position = rows.position
+            mask = _for_each_kind(model, lambda window: row_mask(rows, model.dtype, window))
+            cache = _JoinedKeys(recording, rows)
+        stack.enter_context(entering_at(recording, site.first_block, value))
+        if site.entry != site:
+            place = edited if flat else rows.slot[edited]
+            overwrite = lambda x: x.flatten(0, 1).index_copy(0, place, vectors).view(x.shape)  # noqa: E731
+            stack.enter_context(at_site(model, site, overwrite))
+        if site.first_block < model.n_layers:
+            stack.enter_context(at_site(model, Site(model.n_layers - 1), lambda x: stream.append(x)))
+        stack.enter_context(cache_understood(model.base))
+        hidden = model.base(
+            input_ids=torch.zeros(value.shape[:2], dtype=torch.long, device=device),  # embedded, then left behind
+            attention_mask=mask,
+            position_ids=slot_position,
+            use_cache=True,
+            **{cache_name(model.base) or "cache": cache},
+        ).last_hidden_state
+    found = [
+        (x[0] if flat else x.flatten(0, 1).index_select(0, rows.slot)) for x in (hidden, stream[0] if stream else value)
+    ]
+    bad_rows = torch.zeros(len(branches.prompt), dtype=torch.int32, device=device)
+    row = torch.from_numpy(branches.row).to(device)
+    bad_rows.index_add_(0, row[edited], (~finite).int())
+    bad = (bad_rows > 0)[row, None]
+    return Replayed(*(x.masked_fill(bad, torch.nan) for x in found))
+
+
+def unembed(recording: Recording, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+    """Logits of final hidden states, by the model's own head (soft-capping and scaling included), in the model's dtype."""
+    model, output = recording.model, recording.output_type(last_hidden_state=hidden[None])
+    ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+    with exclusive(model), forward_replaced(model.base, lambda *_, **__: output):
+        return model.hf(input_ids=ids).logits[0]

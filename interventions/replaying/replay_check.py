@@ -1,0 +1,293 @@
+"""Whether replay is exact: rows of the run itself are replayed and compared with full forward passes."""
+
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interventions.errors import MechdiagError, is_out_of_memory, one_line
+from interventions.models.causality import LEAK
+from interventions.replaying.certificates import Certificate, certificates, keep
+from interventions.replaying.hooks import full_forwards
+from interventions.replaying.replay import ATTENTIONS, Branches, replayed, unembed, unsupported
+from interventions.replaying.rows import Rows
+from interventions.sites import Site
+
+_TRIAL_SLOTS = 4
+_TRIAL_READS = 32  # tokens compared at either end of a branch: logits of more would fill the memory
+_PER_UNIT = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+_NO_PROBABILITY = -104.0  # exp of less is 0 in float32
+
+
+def logit_tolerance(dtype: torch.dtype, largest_logit: float) -> float:
+    """Largest logit difference between two ways of computing the same row that rounding explains (found by experiment).
+
+    largest_logit: of the row's centred logits.
+    """
+    return _PER_UNIT[dtype] * max(1.0, largest_logit)
+
+
+def logits_differ(
+    found: Float[Tensor, "row vocab"], expected: Float[Tensor, "row vocab"], dtype: torch.dtype
+) -> tuple[float, float]:
+    """The largest difference between logits computed in two ways, and the largest that rounding explains.
+
+    Compared are tokens that have any probability on either side. Others, such as those that a model pins to −1e9, must agree to
+    the same share of their own distance from the largest logit, else the difference is inf; −inf agrees with −inf. A difference
+    that is nan counts as inf.
+    """
+    found, expected = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (found, expected))
+    likely = torch.maximum(found.log_softmax(-1), expected.log_softmax(-1)) > _NO_PROBABILITY
+    top = expected.amax(-1, keepdim=True)
+    off = torch.where(found == expected, 0.0, (found - expected).abs()).nan_to_num(nan=torch.inf)
+    seen = torch.where(likely, expected, torch.nan)
+    scale = float((seen - seen.nanmean(-1, keepdim=True)).abs().nan_to_num(0.0).amax())
+    allowed = logit_tolerance(dtype, scale)
+    unlikely = off / (top - expected).abs().clamp(min=1.0)
+    if bool((torch.where(likely, 0.0, unlikely) > allowed).any()):
+        return float("inf"), allowed
+    return float(torch.where(likely, off, 0.0).amax()), allowed
+
+
+def why_not_replay(
+    rows: Rows, size: int, chunks: Iterable[np.ndarray] | None = None
+) -> tuple[str | None, Certificate | None]:
+    """Why these rows cannot be replayed, or None where that is exact; then `rows.attention` is how they are to attend.
+
+    Compares logits with full forward passes: at the longest positions, where alone a sliding window matters, and before them, in
+    branches as long as the rows'; and the recorded clean logits of the rows' longest and shortest prompts. Compares nothing where
+    a certificate covers the rows. size: tokens of a chunk. Where hooks of the user's own are on the model, which may count
+    tokens or look at their ids, so many are tried at once, and every chunk of this call is replayed with its clean vectors first:
+    chunks, the rows of each (default: as many as have `size` tokens).
+    """
+    recording, site = rows.recording, rows.site
+    model, first = recording.model, site.first_block
+    if reason := unsupported(recording):
+        return reason, None
+    kind = site.point, 2 ** int(np.ceil(np.log2(rows.width))), first, int(rows.furthest.max())
+    if (found := certificates(recording).find(*kind)) is None:
+        trial = _Trial.of(rows, size if recording.own_code else 1)
+        if isinstance(trial, str):
+            return trial, None  # this call; the next one asks again
+        reasons = [reason] if (reason := why_not_recorded(rows)) else []
+        for way in () if reasons else ATTENTIONS[ATTENTIONS.index(model.replay_attention) :]:
+            reason, delta = trial.why_not(way)
+            if reason is None:
+                found = Certificate(*kind, way, delta, reasons[0] if reasons else None)
+                break
+            reasons.append(reason)
+        if found is None:
+            found = Certificate(*kind, None, float("nan"), f"{reasons[-1]} (longest position {kind[3]})")
+        keep(recording, found)
+    if found.attention is None:
+        return found.reason, found
+    rows.attention = found.attention
+    if recording.own_code and (reason := _acts_otherwise(rows, rows.chunks(size) if chunks is None else chunks)):
+        return reason, found
+    return None, found
+
+
+def _acts_otherwise(rows: Rows, chunks: Iterable[np.ndarray]) -> str | None:
+    """Why code of the user's own does something else to replayed rows than to whole prompts, or None.
+
+    Every chunk is replayed as it will be, but with its clean vectors, and must give what was recorded: a hook may look at how many
+    tokens a pass has, at their ids or at anything else.
+    """
+    recording, whose = rows.recording, f"code of the user's own on {rows.recording.own_code[0]}"
+    if rows.site not in recording.activations:
+        return f"{whose} cannot be checked at a site that was not recorded"
+    assert rows.attention is not None
+    allowed = LEAK.get(recording.model.dtype, max(LEAK.values()))
+    last = Site(recording.model.n_layers - 1)
+    for chunk in chunks:
+        for some in (chunk,) if rows.reference is None else (chunk, rows.distinct_clean(chunk)[0]):
+            branches = rows.branches(some)
+            at = [torch.from_numpy(x) for x in (branches.prompt[branches.row], branches.position)]
+            edited = [x[torch.from_numpy(branches.edited)] for x in at]
+            vectors = recording.at(rows.site, *edited)
+            found = replayed(recording, rows.site, branches, vectors, rows.attention).hidden.float()
+            alone = Branches.single(
+                np.zeros(len(branches.edited), dtype=int), np.zeros(len(branches.edited), dtype=int)
+            )
+            direct = replayed(recording, last, alone, recording.at(last, *edited)).hidden.float()
+            found, where = torch.cat([found, direct]), (torch.cat(x) for x in zip(at, edited, strict=True))
+            expected = recording.final_hidden[tuple(x.to(found.device) for x in where)].float()
+            off = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)).max())
+            if not off <= allowed:
+                return f"{whose} does something else to single tokens than to whole prompts (off by {off:.1e} of their norm)"
+        if reason := _unembeds_otherwise(rows, chunk):
+            return reason
+    return None
+
+
+def _unembeds_otherwise(rows: Rows, chunk: Int[np.ndarray, "some_row"]) -> str | None:
+    """The same of code around the unembedding, which sees the clean and the edited states of a chunk, or those of direct effects."""
+    recording, model = rows.recording, rows.recording.model
+    base = next(name for name, module in model.hf.named_modules() if module is model.base)
+    outside = [name for name in recording.own_code if name != base and not name.startswith(f"{base}.")]
+    if not outside:
+        return None
+    reads = rows.reads(chunk)
+    prompt, n_pos = rows.prompt[chunk][reads.row], recording.tokens.shape[1]
+    place, of = np.unique(prompt * n_pos + reads.position, return_inverse=True)
+    at = [torch.from_numpy(x).to(model.device) for x in np.divmod(place, n_pos)]
+    clean = recording.final_hidden[tuple(at)]
+    whole = [
+        unembed(recording, recording.final_hidden[p, : int(recording.length[p])])[at[1][at[0] == p]]
+        for p in np.unique(prompt)
+    ]
+    edited = clean[torch.from_numpy(of).to(model.device)]
+    for states, expected in ((torch.cat([clean, edited]), slice(len(clean), None)), (edited, slice(None))):
+        logits = unembed(recording, states)[expected]
+        delta, allowed = logits_differ(logits, torch.cat(whole)[torch.from_numpy(of).to(model.device)], model.dtype)
+        if not delta <= allowed:
+            return f"code of the user's own on {outside[0]} gives other logits for single tokens than for whole prompts (by {delta:.1e})"
+    return None
+
+
+def warn_of_full_passes(rows: Rows, reason: str) -> None:
+    """Warn, once for each model and kind of reason, that rows use full forward passes, and say what that costs."""
+    model, kind = rows.recording.model, re.split(r"\d", reason)[0]
+    if kind in model.warned:
+        return
+    model.warned.add(kind)
+    above = max(1, model.n_layers - rows.site.first_block)
+    cost = float(rows.recording.length.double().mean()) * model.n_layers / (rows.width * above)
+    warnings.warn(
+        f"mechdiag falls back to full forward passes for {model.name}: {reason}. Each row costs a pass over its whole prompt, "
+        f"about {cost:.0f} times what replay would compute",
+        stacklevel=5,
+    )
+
+
+@dataclass
+class _Trial:
+    """Rows to compare, and what full forward passes gave for them."""
+
+    rows: Rows
+    branches: Branches
+    vectors: Float[Tensor, "edit d_model"]
+    read: Int[np.ndarray, "read"]
+    """tokens that are compared"""
+    slow: Float[Tensor, "read vocab"]
+    """logits there, by full forward passes"""
+    size: int
+    """how many tokens are replayed at once: the rows are repeated until there are so many"""
+
+    @classmethod
+    def of(cls, rows: Rows, size: int) -> "_Trial | str":
+        """The trial, or why there can be none."""
+        made = _trial_rows(rows)
+        if made is None:
+            return "no row to check it with: the edited vectors are not finite"
+        branches, vectors = made
+        to_end = branches.length[branches.row] - branches.place
+        read = np.flatnonzero((branches.place < _TRIAL_READS) | (to_end <= _TRIAL_READS))
+        slow = full_forwards(rows.recording, rows.site, branches, vectors, read).logits
+        if bool((slow.amax(-1).isinf() | slow.isnan().any(-1)).any()):
+            return "no row to check it with: the model's own logits are not finite"
+        return cls(rows, branches, vectors, read, slow, size)
+
+    def why_not(self, attention: str) -> tuple[str | None, float]:
+        """Why replay that attends in this way is not exact (None: it is), and the largest logit difference seen."""
+        recording = self.rows.recording
+        try:
+            found = self._replayed(attention)
+        except (TypeError, ValueError, IndexError, RuntimeError, AttributeError, KeyError) as error:
+            if isinstance(error, MechdiagError) or is_out_of_memory(error):
+                raise
+            return f"its forward pass does not take rows: {one_line(error)}", float("nan")
+        largest = 0.0
+        for logits in found:
+            delta, allowed = logits_differ(logits, self.slow, recording.model.dtype)
+            if not delta <= allowed:
+                return f"logits differ by {delta:.1e} from full forward passes, allowed {allowed:.1e}", delta
+            largest = max(largest, delta)
+        return None, largest
+
+    def _replayed(self, attention: str) -> list[Float[Tensor, "read vocab"]]:
+        """Logits at the tokens compared, one tensor for each copy of the rows."""
+        recording, own = self.rows.recording, self.branches
+        copies = max(1, -(-self.size // own.n_tokens))
+        each = np.repeat(np.arange(len(own.prompt)), copies)  # copies of a row side by side: prompts stay in order
+        first = np.cumsum(own.length[each]) - own.length[each]
+
+        def places(tokens: np.ndarray) -> Int[np.ndarray, "copy token"]:
+            return first[own.row[tokens] * copies + np.arange(copies)[:, None]] + own.place[tokens]
+
+        edited = places(own.edited).reshape(-1)
+        order = np.argsort(edited)
+        branches = Branches(own.prompt[each], own.start[each], own.length[each], edited[order])
+        vectors = self.vectors[torch.from_numpy(order % len(own.edited)).to(self.vectors.device)]
+        hidden = replayed(recording, self.rows.site, branches, vectors, attention, group_size=_TRIAL_SLOTS).hidden
+        return [unembed(recording, hidden[torch.from_numpy(token).to(hidden.device)]) for token in places(self.read)]
+
+
+def why_not_recorded(rows: Rows) -> str | None:
+    """Why the recording is not what each prompt gives alone, or None: the rows' longest and shortest prompts are compared."""
+    recording = rows.recording
+    prompts = np.unique(rows.prompt)
+    length = recording.length.numpy()[prompts]
+    some = np.unique(prompts[[length.argmin(), length.argmax()]])
+    last = recording.length.numpy()[some] - 1
+    start = np.maximum(last - _TRIAL_READS + 1, 0)
+    branches = Branches(some, start, last - start + 1, np.zeros(0, dtype=int))
+    everything = np.arange(branches.n_tokens)
+    slow = full_forwards(recording, rows.site, branches, None, everything).logits
+    at = (torch.from_numpy(x).to(slow.device) for x in (branches.prompt[branches.row], branches.position))
+    delta, allowed = logits_differ(unembed(recording, recording.final_hidden[tuple(at)]), slow, recording.model.dtype)
+    if delta <= allowed:
+        return None
+    return f"logits of recorded prompts differ by {delta:.1e} from those of each prompt alone, allowed {allowed:.1e}"
+
+
+def _trial_rows(rows: Rows) -> tuple[Branches, Tensor] | None:
+    """The two rows that reach furthest, each started at four positions of its prompt, as one group, with noise added to their
+    vectors. One token at the furthest position keeps its clean activation. None when no row's vectors are finite.
+
+    Several different rows at several positions stand in one group because a model that ignores the mask is right on a single row
+    at the last position, and on equal rows. The furthest position is neither the group's first, where counting on from the clean
+    keys would be right, nor its last, where code that counts from the end would find it. Where rows are longer than a token, so
+    are these, and they are edited at both ends.
+    """
+    order, found = np.argsort(-rows.furthest, kind="stable"), []
+    for row in order:
+        if bool(rows.edited(np.array([row])).isfinite().all()):
+            found.append(row)
+        if len(found) == 2:
+            break
+    if not found:
+        return None
+    longest = np.array(found)
+    longest = longest[np.argsort(rows.prompt[longest], kind="stable")]
+    last = np.repeat(rows.furthest[longest], _TRIAL_SLOTS)
+    p = rows.furthest[longest]
+    start = np.stack([p // 8, p, np.maximum(p - 1, 0), p // 2], axis=1).reshape(-1)
+    length = np.minimum(rows.width, last - start + 1)
+    ends = np.cumsum(length)
+    edited = np.unique(np.r_[ends - length, ends - 1])
+    branches = Branches(np.repeat(rows.prompt[longest], _TRIAL_SLOTS), start, length, edited)
+    kinds = torch.cat([rows.edited(longest[i : i + 1])[:1] for i in range(len(longest))])
+    vectors = kinds[torch.from_numpy(branches.row[edited] // _TRIAL_SLOTS).to(kinds.device)]
+    noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
+    vectors = vectors + 0.3 * _scale(rows, branches, vectors) * noise
+    if rows.site in rows.recording.activations:
+        own = edited == branches.first[1]  # one token at the longest position keeps what it has
+        at = (torch.from_numpy(x[edited[own]]) for x in (branches.prompt[branches.row], branches.position))
+        vectors[torch.from_numpy(own).to(vectors.device)] = rows.recording.at(rows.site, *at)
+    return branches, vectors
+
+
+def _scale(rows: Rows, branches: Branches, vectors: Tensor) -> Tensor:
+    """Root mean square of each vector, or of the clean stream there where that is larger: zeroed rows must differ too."""
+    entry, size = rows.site.entry, vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt()
+    if entry in rows.recording.activations:
+        token = branches.prompt[branches.row], branches.position
+        clean = rows.recording.at(entry, *(torch.from_numpy(x[branches.edited]) for x in token))
+        size = torch.maximum(size, clean.float().pow(2).mean(dim=-1, keepdim=True).sqrt())
+    return size.to(vectors)

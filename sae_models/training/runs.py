@@ -1,0 +1,344 @@
+"""A training run: several SAEs, one pass over a stream, kept in a folder and resumed exactly.
+
+run.json        what was asked for; another run does not go on here
+metrics.jsonl   a line for each SAE and interval: step, tokens, FVE, L0, dead share, …
+checkpoint.pt   what the next step depends on; gone when the run is done
+<name>/         each SAE, as `save_sae` writes it
+manifest.json   last of all: the final metrics, and what the caller knows of the run at its end
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from filelock import FileLock, Timeout
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_models.architectures import Architecture, check_size
+from sae_models.errors import SAEError
+from sae_models.loading import saved_sae
+from sae_models.readers.own import is_own
+from sae_models.readers.stored import opened
+from sae_models.sae import SAE
+from sae_models.saving import CONFIG, WEIGHTS, save_sae
+from sae_models.training.trainer import Recipe, SAETraining
+
+RUN, METRICS, CHECKPOINT, MANIFEST = "run.json", "metrics.jsonl", "checkpoint.pt", "manifest.json"
+Batch = Mapping[Any, Float[Tensor, "row d_model"]]
+"""Activations by where they come from."""
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Steps just taken, steps in all, and what the metrics of one SAE (the first) say now."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One SAE to train."""
+
+    name: str
+    """of its folder"""
+    source: Hashable
+    """key of its activations in a batch"""
+    architecture: Architecture
+    recipe: Recipe
+    model_name: str | None = None
+    hook_name: str | None = None
+    """where it belongs, as the SAE will say itself"""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A stream that can say where it stands and be put back there; any other is drawn again from its beginning."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, exactly."""
+        ...
+
+
+def train(
+    batches: Iterable[Batch],
+    jobs: Sequence[Job],
+    *,
+    steps: int,
+    folder: str | Path | None = None,
+    log_every: int = 50,
+    checkpoint_every: int | None = None,
+    progress: Progress | None = None,
+    about: Mapping[str, Any] | None = None,
+    manifest: Callable[[], Mapping[str, Any]] = dict,
+) -> dict[str, SAE]:
+    """Feed every job the same `steps` batches and return the SAEs by name.
+
+    The first batch is also the sample that the SAEs start from. With a folder everything is kept there, and the same call
+    goes on where it was interrupted: on a CPU bit for bit what an undisturbed run gives, if `batches` does (on the same hardware,
+    with as many threads; on a GPU sums of many numbers have no fixed order). checkpoint_every: steps between checkpoints (default: a twentieth of the run). about: plain values that
+    belong to the run (text, model), kept in run.json and in each SAE's metadata, and compared when it goes on. manifest: asked at the end for plain values that go into manifest.json.
+    Raises `SAEError` for a folder that holds another run, or anything in the place of this one's files that this one did not
+    write, two jobs of one name, a stream that ends before `steps`, and a loss that is not finite.
+    """
+    if not jobs or len({job.name for job in jobs}) < len(jobs):
+        raise SAEError(
+            f"jobs named {', '.join(job.name for job in jobs) or 'nothing'}; expected some, each of another name"
+        )
+    if steps < 1 or log_every < 1:
+        raise SAEError(f"a run of {steps} steps, logged every {log_every}; expected at least 1 of each")
+    for job in jobs:
+        check_size(job.architecture, job.recipe.d_sae, job.recipe.k)
+        if job.recipe.multi > 0 and job.architecture.selector == "relu":
+            raise SAEError(
+                f"{job.name}: Multi-TopK with selector 'relu', which counts no latents; expected topk or batchtopk"
+            )
+    run = _Run(jobs, steps, log_every, dict(about or {}))
+    if folder is None:
+        return run.go(batches, None, steps, progress, manifest)
+    if not str(folder).strip():
+        raise SAEError("an empty name of a folder; give one ('.' is the working directory)")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SAEError(f"{folder} is being written by another run; wait for it or give another folder") from None
+    try:
+        if run.claim(folder):
+            return {job.name: run.finished(folder, job) for job in jobs}
+        return run.go(batches, folder, checkpoint_every or max(1, steps // 20), progress, manifest)
+    finally:
+        lock.release()
+
+
+class _Run:
+    def __init__(self, jobs: Sequence[Job], steps: int, log_every: int, about: dict[str, Any]):
+        self.jobs, self.steps, self.log_every, self.about = jobs, steps, log_every, about
+        self.training: dict[str, SAETraining] = {}
+        self.saved: dict[str, Any] = {}
+        """states of a checkpoint, until the first batch says on which device they are to live"""
+        self.done = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        jobs = {job.name: asdict(job) | {"source": str(job.source)} for job in self.jobs}
+        return json.loads(
+            json.dumps({"jobs": jobs, "steps": self.steps, "log_every": self.log_every, "about": self.about})
+        )
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    def claim(self, folder: Path) -> bool:
+        """Make the folder this run's; true when the run is already finished there."""
+        path = folder / RUN
+        if path.exists():
+            if differ := _differences(_read_json(path), self.identity):
+                raise SAEError(
+                    f"{folder} holds another run ({'; '.join(differ[:3])}); give another folder, or remove this one"
+                )
+            if (folder / MANIFEST).exists():
+                (folder / CHECKPOINT).unlink(missing_ok=True)  # of a run killed before it could
+                return True
+            for job in self.jobs:
+                self._check_place(folder, job)
+            return False
+        there = [name for name in (METRICS, MANIFEST, CHECKPOINT) if (folder / name).exists()]
+        there += [job.name for job in self.jobs if _has_sae(folder / job.name)]
+        if there:
+            raise SAEError(
+                f"{folder} has {', '.join(there[:3])}, and no {RUN} that says which run wrote it; it is left as it is: "
+                "give another folder, or move it"
+            )
+        _write(path, json.dumps(self.identity, indent=1))
+        return False
+
+    def _check_place(self, folder: Path, job: Job) -> None:
+        """Raise `SAEError` where an SAE that this run did not write stands where its own belongs."""
+        place = folder / job.name
+        if not _has_sae(place):
+            return
+        config = _read_json(place / CONFIG) if (place / CONFIG).exists() else {}
+        self._compare(place, config["metadata"]["mechdiag"].get("metadata") if is_own(config) else None, job)
+
+    def finished(self, folder: Path, job: Job) -> SAE:
+        """An SAE of this run, which has ended."""
+        place = folder / job.name
+        try:
+            sae = saved_sae(place)
+        except SAEError as error:
+            raise SAEError(f"the run in {folder} has ended, and {place} does not hold its SAE: {error}") from error
+        self._compare(place, sae.metadata, job)
+        return sae
+
+    def _compare(self, place: Path, found: Any, job: Job) -> None:
+        said = json.loads(json.dumps(self._said(job)))
+        if not isinstance(found, dict) or any(found.get(name) != value for name, value in said.items()):
+            raise SAEError(
+                f"{place} holds an SAE that this run did not write; it is left as it is: give another folder, or move it"
+            )
+
+    def _said(self, job: Job) -> dict[str, Any]:
+        """What an SAE of this run says of its training."""
+        return {
+            "architecture": asdict(job.architecture),
+            "recipe": asdict(job.recipe),
+            "steps": self.steps,
+            **self.about,
+        }
+
+    def go(
+        self,
+        batches: Iterable[Batch],
+        folder: Path | None,
+        every: int,
+        progress: Progress | None,
+        manifest: Callable[[], Mapping[str, Any]],
+    ) -> dict[str, SAE]:
+        if folder is not None and (folder / CHECKPOINT).exists():
+            stream = self._resume(folder, batches)
+        else:
+            stream = iter(batches)
+            if folder is not None:
+                _write(folder / METRICS, "")
+        if progress and self.done:
+            progress(self.done, self.steps, {})
+        while self.done < self.steps:
+            batch = next(stream, None)
+            if batch is None:
+                raise SAEError(
+                    f"the stream ended after {self.done} batches of {self.steps}; give more text, or fewer steps"
+                )
+            for job in self.jobs:
+                self._of(job, batch).step(batch[job.source])
+            self.done += 1
+            said = {}
+            if self.done % self.log_every == 0 or self.done == self.steps:
+                said = self._log(folder)
+            if folder is not None and self.done % every == 0 and self.done < self.steps:
+                self._checkpoint(folder, batches)
+            if progress:
+                progress(1, self.steps, said)
+        return self._finish(folder, manifest)
+
+    def _of(self, job: Job, batch: Batch) -> SAETraining:
+        if job.name not in self.training:
+            if job.source not in batch:
+                raise SAEError(
+                    f"no activations of {job.source} in the batches, which hold {', '.join(map(str, batch))}"
+                )
+            self.training[job.name] = training = SAETraining(
+                job.architecture,
+                job.recipe,
+                batch[job.source],
+                steps=self.steps,
+                model_name=job.model_name,
+                hook_name=job.hook_name,
+            )
+            if job.name in self.saved:
+                training.load_state_dict(self.saved.pop(job.name))
+        return self.training[job.name]
+
+    def _log(self, folder: Path | None) -> dict[str, float]:
+        lines = [{"sae": job.name, **self.training[job.name].metrics()} for job in self.jobs]
+        for line, job in zip(lines, self.jobs, strict=True):
+            self.training[job.name].sae.metadata["training"] = line
+        if folder is not None:
+            with (folder / METRICS).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        return {key: value for key, value in lines[0].items() if key != "sae"}
+
+    def _checkpoint(self, folder: Path, batches: Iterable[Batch]) -> None:
+        metrics = (folder / METRICS).read_bytes()
+        state = {
+            "run": self._digest,
+            "done": self.done,
+            "training": {name: training.state_dict() for name, training in self.training.items()},
+            "metrics": len(metrics),
+            "metrics_sha256": hashlib.sha256(metrics).hexdigest(),
+            "stream": batches.state_dict() if isinstance(batches, Resumable) else None,
+        }
+        partial = folder / "checkpoint.partial"
+        torch.save(state, partial)
+        os.replace(partial, folder / CHECKPOINT)
+
+    def _resume(self, folder: Path, batches: Iterable[Batch]) -> Iterator[Batch]:
+        path, metrics = folder / CHECKPOINT, folder / METRICS
+        state = opened(path).values
+        remedy = f"remove {CHECKPOINT} to train from the beginning, or give another folder"
+        if state.get("run") != self._digest:
+            raise SAEError(f"{path} was not written by this run; {remedy}")
+        before = metrics.read_bytes()[: state["metrics"]] if metrics.exists() else b""
+        if state["metrics_sha256"] != hashlib.sha256(before).hexdigest():
+            raise SAEError(f"{metrics} is not what it was when {path} was written; {remedy}")
+        self.saved, self.done = state["training"], state["done"]
+        if isinstance(batches, Resumable):
+            batches.load_state_dict(state["stream"])
+            stream = iter(batches)
+        else:
+            stream = iter(batches)
+            for _ in range(self.done):
+                next(stream, None)
+        with (folder / METRICS).open("r+b") as file:  # what came after the checkpoint comes again
+            file.truncate(state["metrics"])
+        return stream
+
+    def _finish(self, folder: Path | None, manifest: Callable[[], Mapping[str, Any]]) -> dict[str, SAE]:
+        saes = {}
+        for job in self.jobs:
+            sae = self.training[job.name].sae.requires_grad_(False)
+            sae.metadata |= self._said(job)
+            if folder is not None:
+                self._check_place(folder, job)  # again: a run takes its time
+                save_sae(sae, folder / job.name)
+            saes[job.name] = sae
+        if folder is not None:
+            metrics = {name: sae.metadata["training"] for name, sae in saes.items()}
+            _write(folder / MANIFEST, json.dumps({**manifest(), "saes": metrics}, indent=1))
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        return saes
+
+
+def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str = "") -> list[str]:
+    """Where two nested settings differ, with both values."""
+    found = []
+    for name in dict.fromkeys([*theirs, *mine]):
+        here = f"{where}{name}"
+        if name not in mine or name not in theirs:
+            found.append(f"{here} only {'there' if name in theirs else 'here'}")
+        elif isinstance(theirs[name], dict) and isinstance(mine[name], dict):
+            found += _differences(theirs[name], mine[name], f"{here}.")
+        elif theirs[name] != mine[name]:
+            found.append(f"{here} {str(theirs[name])[:60]} there, {str(mine[name])[:60]} here")
+    return found
+
+
+def _has_sae(place: Path) -> bool:
+    return any((place / name).exists() for name in (CONFIG, WEIGHTS))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SAEError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); give another folder, or move it"
+        ) from error
+    if not isinstance(found, dict):
+        raise SAEError(
+            f"{path} holds a {type(found).__name__}; expected what a run writes: give another folder, or move it"
+        )
+    return found
+
+
+def _write(path: Path, content: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Cards of latents: when each fires, what it adds, what the model does without it, its neighbours; a page a latent."""
+
+from diagnostics.cards.command import run
+
+if __name__ == "__main__":
+    run()

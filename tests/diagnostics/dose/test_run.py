@@ -1,0 +1,554 @@
+"""Doses, tangents and effects of dose-response rows: the vectors that were measured, and full forward passes with them."""
+
+import functools
+import inspect
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from diagnostics.direction_vs_norm.run import direction_norm
+from diagnostics.dose.design import COLUMNS, DOSES, EDITS, edit_names
+from diagnostics.dose.result import DoseResponse
+from diagnostics.dose.run import dose_response
+from diagnostics.running import single_edits as study
+from diagnostics.running.clean import METRICS
+from diagnostics.running.units import Interrupted
+from diagnostics.sampling.tokens import cross_prompt_pairs
+from interventions import EditError, MechdiagError, ResultError, Site, SiteError, measure, record, wrap
+from interventions.files import jsonable
+from interventions.models.loading import untrained
+from tests.tiny import D_MODEL, TOLERANCE, alone, exact_kl, fresh, prompts, tiny_model
+
+LENGTHS = tuple(20 + (7 * i) % 21 for i in range(24))
+PROMPTS = prompts(LENGTHS)
+LAYERS = (1, 5)
+STEER = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(11)) * 7
+GIVEN = {"steer": STEER, "short": torch.eye(D_MODEL)[4] * 1e-3}
+ROTATIONS = ("toward_token", "between_tokens", "isotropic")
+PLACES = ["target_prompt", "target_position", "source_prompt", "source_position"]
+KEY = ["model", "layer", "pair", "edit", "dose"]
+
+
+@functools.cache
+def result(name: str = "llama", **settings) -> DoseResponse:
+    """A run shared by tests, which leave it as it is."""
+    chosen = {"layers": LAYERS, "tokens": 30, "doses": (0.05, 0.5, 1.0), **settings}
+    return dose_response(tiny_model(name), PROMPTS, directions=GIVEN, **chosen)
+
+
+@functools.cache
+def measured(name: str = "llama", doses: tuple[float, ...] = (0.1, 1.0, 1.7)):
+    """A run, and beside each of its rows the vector that was put in and the one that stood there."""
+    seen, real = [], study.measure
+
+    def spy(recording, site, prompt, position, vectors, **how):
+        seen.append((recording.at(site, prompt, position).double(), vectors.double()))
+        return real(recording, site, prompt, position, vectors, **how)
+
+    study.measure = spy
+    try:
+        run = dose_response(tiny_model(name), PROMPTS, layers=LAYERS, tokens=12, doses=doses, directions=GIVEN)
+    finally:
+        study.measure = real
+    names = edit_names(GIVEN)
+    lines = [("self", 0.0), *((edit, dose) for edit in names for dose in doses)]
+    x, y = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    pairs = list(dict.fromkeys(run.frame.pair))  # units run token by token, edit by edit
+    order = pd.MultiIndex.from_tuples(
+        [(layer, pair, edit, np.float32(dose)) for layer in LAYERS for pair in pairs for edit, dose in lines]
+    )
+    assert len(order) == len(x) == len(run.frame)
+    at = order.get_indexer(pd.MultiIndex.from_frame(run.frame[["layer", "pair", "edit", "dose"]]))
+    assert (at >= 0).all()
+    return run.frame, x[torch.from_numpy(at)], y[torch.from_numpy(at)]
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def tangents(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The unit tangent at x along which y lies."""
+    rest = y - (y * unit(x)).sum(-1, keepdim=True) * unit(x)
+    return unit(rest)
+
+
+def is_(frame: pd.DataFrame, *edits: str) -> torch.Tensor:
+    return torch.tensor(frame.edit.isin(edits).tolist())
+
+
+# The table
+
+
+def test_the_table_has_its_columns_and_all_its_rows():
+    frame, provenance = result().frame, result().provenance
+    assert tuple(frame) == COLUMNS
+    used = provenance["drawn"]["trained"]["pairs_used"]
+    assert 0 < used < 30
+    assert len(frame) == provenance["rows"] == len(LAYERS) * used * (1 + 3 * (5 + 2 * 3))
+    assert not frame.duplicated(KEY).any()
+    assert set(frame.edit) == {"self", *EDITS} | {
+        name + end for name in GIVEN for end in ("", "_placebo_token", "_placebo_isotropic")
+    }
+    assert (frame[frame.edit == "self"].dose == 0).all()
+    assert set(frame[frame.edit != "self"].dose) == set(np.float32((0.05, 0.5, 1.0)))
+    assert frame.edit.head(1 + 33).tolist() == ["self"] + [e for e in edit_names(GIVEN) for _ in range(3)]
+    assert frame[["kl", "js", "clean_entropy", "kl_direct", "delta_norm"]].ge(-1e-9).all(axis=None)
+    assert inspect.signature(dose_response).parameters["doses"].default == DOSES == (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def test_tokens_and_sources_are_the_first_cross_prompt_pairs_the_same_at_every_depth():
+    frame = result().frame
+    drawn = cross_prompt_pairs(np.array(LENGTHS), 30, 0)
+    good = (drawn.target_position > 0) & (drawn.source_position > 0)
+    assert result().provenance["drawn"]["trained"] == {
+        "pairs_dropped": {"position 0": int((~good).sum())},
+        "pairs_used": int(good.sum()),
+    }
+    for _, rows in frame.groupby(["layer", "edit", "dose"]):
+        assert rows.pair.tolist() == np.flatnonzero(good).tolist()
+        for name in PLACES:
+            assert rows[name].tolist() == getattr(drawn, name)[good].tolist()
+
+
+# What was put in
+
+
+def test_every_edit_moves_by_its_dose():
+    """Vectors and table; float32 rounds an activation's entries at 6e-8 of them, which is 1e-5 of a dose of 0.1 and less."""
+    frame, x, y = measured()
+    dose = torch.tensor(frame.dose.to_numpy(float))
+    moved = (y - x).norm(dim=-1) / x.norm(dim=-1)
+    edited = ~is_(frame, "self")
+    torch.testing.assert_close(moved[edited], dose[edited], rtol=1e-5, atol=0)
+    assert moved[~edited].max() < 1e-6
+    np.testing.assert_allclose(frame.delta_norm, (y - x).norm(dim=-1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(frame.target_norm, x.norm(dim=-1), rtol=1e-6)
+    expected = frame.target_norm * frame.dose
+    np.testing.assert_allclose(frame.delta_norm[frame.edit != "self"], expected[frame.edit != "self"], rtol=2e-5)
+
+
+def test_rotations_keep_the_norm_and_turn_by_the_angle_of_their_chord():
+    frame, x, y = measured()
+    rows = is_(frame, *ROTATIONS)
+    torch.testing.assert_close(y[rows].norm(dim=-1), x[rows].norm(dim=-1), rtol=1e-5, atol=0)
+    angle = 2 * np.arcsin(frame.dose[rows.numpy()] / 2)
+    np.testing.assert_allclose(frame.delta_angle[rows.numpy()], angle, rtol=1e-5)
+    up, down = (is_(frame, name) for name in ("norm_up", "norm_down"))
+    for which, sign in ((up, 1), (down, -1)):
+        factor = 1 + sign * torch.tensor(frame.dose[which.numpy()].to_numpy(float))
+        torch.testing.assert_close(y[which], factor[:, None] * x[which], rtol=1e-6, atol=1e-6)
+
+
+def test_a_path_has_one_tangent_at_all_doses_and_each_edit_its_own():
+    frame, x, y = measured()
+    along = tangents(x, y)
+    for _, rows in frame[~frame.edit.isin(["self", "norm_up", "norm_down"])].groupby(["layer", "pair", "edit"]):
+        assert len(rows) == 3
+        u = along[rows.index.tolist()]
+        assert ((u @ u.T) > 1 - 1e-6).all(), rows.edit.iloc[0]
+    at_one = frame[(frame.dose == 1) & ~frame.edit.isin(["norm_up", "norm_down"])]
+    for _, rows in at_one.groupby(["layer", "pair"]):
+        own = rows[~rows.edit.str.contains("_placebo_")]
+        u = along[own.index.tolist()]
+        assert ((u @ u.T) - torch.eye(len(u))).abs().max() < 0.95
+    toward = is_(frame, "toward_token").numpy()
+    source = frame[toward]
+    for row, u in zip(source.itertuples(), along[np.flatnonzero(toward).tolist()], strict=True):
+        a = activations(row.layer)[row.source_prompt, row.source_position].double()
+        assert float(u @ unit(a)) == pytest.approx(math.sqrt(1 - row.cosine**2), abs=1e-5)
+    isotropic = along[is_(frame, "isotropic")]
+    assert isotropic.mean(0).norm() < 0.5  # no direction is preferred
+
+
+@functools.cache
+def activations(layer: int, name: str = "llama") -> torch.Tensor:
+    return record(tiny_model(name), PROMPTS, [Site(layer)]).activations[Site(layer)]
+
+
+def test_given_directions_are_added_and_their_placebos_match_norm_angle_and_distance():
+    frame, x, y = measured()
+    along = tangents(x, y)
+    dose = torch.tensor(frame.dose.to_numpy(float))
+    for name, d in GIVEN.items():
+        own, token, isotropic = (is_(frame, name + end) for end in ("", "_placebo_token", "_placebo_isotropic"))
+        added = x[own] + dose[own, None] * x[own].norm(dim=-1, keepdim=True) * unit(d.double())
+        torch.testing.assert_close(y[own], added, rtol=1e-5, atol=1e-5)
+        for other, like in ((token, "between_tokens"), (isotropic, "isotropic")):
+            torch.testing.assert_close(y[other].norm(dim=-1), y[own].norm(dim=-1), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close((y - x)[other].norm(dim=-1), (y - x)[own].norm(dim=-1), rtol=1e-5, atol=1e-5)
+            angles = [frame.delta_angle[which.numpy()] for which in (other, own)]
+            np.testing.assert_allclose(*angles, rtol=1e-5, atol=1e-6)
+            same = is_(frame, like)  # the tangent of that edit of the same token
+            assert ((along[other] * along[same]).sum(-1) > 1 - 1e-5).all()
+            assert ((along[other] * along[own]).sum(-1).abs() < 0.9).all()
+        assert ((along[token] * along[isotropic]).sum(-1).abs() < 0.9).all()
+
+
+def test_rows_are_what_measure_and_full_forward_passes_give():
+    frame, _, y = measured()
+    sample = frame.groupby(["layer", "edit"]).sample(3, random_state=0)
+    assert len(sample) == 2 * 12 * 3
+    exact, hf = [], tiny_model("llama")
+    for row in sample.itertuples():
+        tokens, site, position = PROMPTS[row.target_prompt], Site(row.layer), row.target_position
+        clean = alone("llama", hf, tokens, None, position)
+        exact.append(float(exact_kl(clean, alone("llama", hf, tokens, site, position, y[row.Index].float()))))
+    exact = np.array(exact)
+    # |∂KL| ≤ δ·√(2KL) to first order (Pinsker), δ off by as much as two float32 ways are
+    assert (np.abs(sample.kl - exact) <= np.sqrt(2 * exact) * TOLERANCE + TOLERANCE**2).all()
+    assert (exact > 0.05).sum() > 20
+    for layer, rows in frame.groupby("layer"):
+        at = [torch.from_numpy(rows[name].to_numpy(np.int64)) for name in PLACES[:2]]
+        recording = record(hf, PROMPTS, [Site(layer)])
+        effects = measure(recording, Site(layer), *at, y[rows.index.tolist()].float(), metrics=METRICS)
+        for metric in METRICS:
+            np.testing.assert_array_equal(rows[metric], effects[metric].numpy(), err_msg=metric)
+
+
+# Known answers
+
+
+def test_toward_a_token_by_the_chord_to_its_direction_is_the_direction_patch():
+    patches = direction_norm(tiny_model("llama"), PROMPTS, layers=[1], pairs=30, pair_sets=("random",)).frame
+    patches = patches[patches.edit == "direction"].set_index("pair")
+    some = patches.index[:4]
+    chord = {pair: 2 * math.sin(patches.delta_angle[pair] / 2) for pair in some}
+    assert min(chord.values()) > 0.3
+    run = dose_response(tiny_model("llama"), PROMPTS, layers=[1], tokens=30, doses=tuple(chord.values()))
+    toward = run.frame[run.frame.edit == "toward_token"]
+    for pair, dose in chord.items():
+        (row,) = toward[(toward.pair == pair) & np.isclose(toward.dose, dose, rtol=1e-6)].itertuples()
+        patch = patches.loc[pair]
+        assert [getattr(row, name) for name in PLACES] == [patch[name] for name in PLACES]
+        # angles in float32: 1e-6 of the vector, some 1e-5 of the effect
+        assert row.kl == pytest.approx(patch.kl, rel=1e-3)
+        assert row.kl_direct == pytest.approx(patch.kl_direct, rel=1e-3)
+        assert row.delta_angle == pytest.approx(patch.delta_angle, rel=1e-5)
+        assert row.cosine == pytest.approx(math.cos(patch.delta_angle), abs=1e-6)
+
+
+def test_norm_down_by_one_is_zero_ablation():
+    for layer in LAYERS:
+        frame = result().frame
+        down = frame[(frame.edit == "norm_down") & (frame.dose == 1) & (frame.layer == layer)]
+        at = [torch.from_numpy(down[name].to_numpy(np.int64)) for name in PLACES[:2]]
+        zeros = torch.zeros(len(down), D_MODEL)
+        effects = measure(record(tiny_model("llama"), PROMPTS, [Site(layer)]), Site(layer), *at, zeros)
+        assert (effects["kl"] > 1e-3).float().mean() > 0.8
+        np.testing.assert_allclose(down.kl, effects["kl"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_self_gives_the_noise_floor(name):
+    frame = result(name).frame
+    assert (frame[frame.edit == "self"].kl < 1e-10).all()
+    assert frame[(frame.edit == "toward_token") & (frame.dose == 0.5)].kl.median() > 1e-3
+    for group in result(name).groups:
+        floor = np.percentile(frame[(frame.edit == "self") & (frame.layer == group["layer"])].kl.abs(), 99)
+        assert group["noise_floor"] == pytest.approx(floor, rel=1e-6)
+
+
+def test_after_the_last_block_a_norm_edit_does_nothing_and_all_effects_are_direct():
+    """RMSNorm divides the scale out; its ε of 1e-6 beside a mean square of some 10 leaves 1e-7 of the logits."""
+    frame = result().frame
+    last = frame[(frame.layer == 5) & (frame.edit != "self")]
+    np.testing.assert_allclose(last.kl_direct, last.kl, rtol=1e-4, atol=1e-9)
+    norms = last[last.edit.isin(["norm_up", "norm_down"]) & ~((last.edit == "norm_down") & (last.dose == 1))]
+    assert len(norms) > 100
+    assert (norms.kl < 1e-8).all()
+    assert (last[(last.edit == "isotropic") & (last.dose == 0.5)].kl > 1e-3).all()
+    first = frame[(frame.layer == 1) & frame.edit.isin(["norm_up", "norm_down"])]
+    assert (first.kl > 1e-6).all()
+    assert not np.allclose(first.kl, first.kl_direct, rtol=0.1)
+
+
+def test_small_doses_give_kl_in_their_square():
+    """KL is least at the clean point: a smooth model in float64 has slope 2, to the third order that a dose of 2e-3 adds."""
+    model = tiny_model("gpt2", "cpu", torch.float64)
+    run = dose_response(model, PROMPTS, layers=[2], tokens=20, doses=(1e-3, 2e-3), directions={"steer": STEER})
+    kl = run.frame.pivot(index="pair", columns=["edit", "dose"], values="kl").astype(float)
+    one, two = np.float32(1e-3), np.float32(2e-3)
+    for edit in edit_names({"steer": STEER}):
+        ratio = kl[edit][two] / kl[edit][one]
+        assert np.median(ratio) == pytest.approx(4, rel=0.01), edit
+        assert ratio.between(3.6, 4.4).all(), edit
+        assert kl[edit][one].median() > 1e-9
+
+
+def test_rotations_reach_the_antipode_and_norms_pass_through_zero():
+    run = dose_response(tiny_model("llama"), PROMPTS, layers=[5], tokens=20, doses=(1.5, 2.0))
+    assert not run.provenance["rows_dropped"]
+    frame = run.frame
+    for dose, angle in ((1.5, 2 * math.asin(0.75)), (2.0, math.pi)):
+        turned = frame[frame.edit.isin(ROTATIONS) & (frame.dose == dose)]
+        np.testing.assert_allclose(turned.delta_angle, angle, atol=2e-3 if dose == 2 else 1e-5)
+        np.testing.assert_allclose(turned.delta_norm / turned.target_norm, dose, rtol=1e-5)
+    at = frame[frame.dose == 2].pivot(index="pair", columns="edit", values="kl")
+    for edit in (*ROTATIONS, "norm_down"):  # −x, whichever way
+        np.testing.assert_allclose(at[edit], at["norm_down"], rtol=2e-2)
+    assert (at.norm_down > 0.1).all()
+    half = frame[(frame.dose == 1.5) & (frame.edit == "norm_down")].set_index("pair").kl  # −x/2: the final norm sees −x
+    np.testing.assert_allclose(half, at["norm_down"], rtol=1e-3)
+
+
+# Untrained networks
+
+
+def test_untrained_networks_get_the_same_edits_of_the_same_tokens():
+    run = result(null_seeds=2, tokens=12)
+    assert run.null_models == ["random 0", "random 1"]
+    assert list(dict.fromkeys(run.frame.model)) == ["trained", "random 0", "random 1"]
+    parts = {label: rows.reset_index(drop=True) for label, rows in run.frame.groupby("model")}
+    for label in run.null_models:
+        same = ["layer", "point", "context", "pair", "edit", "dose", *PLACES]
+        pd.testing.assert_frame_equal(parts[label][same], parts["trained"][same])
+        assert not np.allclose(parts[label].kl, parts["trained"].kl, rtol=0.1)
+        own = untrained(wrap(tiny_model("llama")), int(label.split()[1]))
+        alone_ = dose_response(own, PROMPTS, layers=LAYERS, tokens=12, doses=(0.05, 0.5, 1.0), directions=GIVEN).frame
+        np.testing.assert_allclose(parts[label].kl, alone_.kl, rtol=1e-4, atol=1e-10)
+        assert run.select(model=label)[0]["model"] == label
+    assert len(run.select()) == len(run.select(model="random 1")) == len(LAYERS) * 3
+
+
+# Contexts, sites, horizons
+
+
+def test_a_single_token_alone_gets_the_same_edits():
+    run = result(context="both", tokens=12)
+    parts = {context: rows.reset_index(drop=True) for context, rows in run.frame.groupby("context")}
+    same = ["layer", "pair", "edit", "dose", "delta_norm", "delta_angle", "cosine", *PLACES]
+    pd.testing.assert_frame_equal(parts["in_place"][same], parts["single_token"][same])
+    assert not np.allclose(parts["in_place"].kl, parts["single_token"].kl, rtol=0.1)
+    assert {g["context"] for g in run.select(context="single_token")} == {"single_token"}
+    assert set(run.figures()) == {
+        f"dose_response{kind}{end}" for kind in ("", "_depth") for end in ("", "_resid_post_single_token")
+    }
+
+
+def test_sites_and_horizons_go_through_to_measure():
+    sites = (Site(2, "attn_out"), Site(2, "resid_pre"))
+    run = dose_response(tiny_model("llama"), PROMPTS, sites=sites, tokens=10, doses=(0.5,), horizon=3)
+    assert run.points == ["attn_out", "resid_pre"]
+    assert run.provenance["sites"] == ["2.attn_out", "2.resid_pre"]
+    for site in sites:
+        rows = run.frame[(run.frame.point == site.point) & (run.frame.edit == "norm_up")]
+        at = [torch.from_numpy(rows[name].to_numpy(np.int64)) for name in PLACES[:2]]
+        recording = record(tiny_model("llama"), PROMPTS, [site])
+        kl = measure(recording, site, *at, 1.5 * recording.at(site, *at), horizon=3)["kl"]
+        np.testing.assert_allclose(rows.kl, kl.sum(1), rtol=1e-4, atol=1e-9)
+    assert {g["point"] for g in run.select(point="attn_out")} == {"attn_out"}
+
+
+@pytest.mark.parametrize(
+    "name", ["steer_placebo_token", "steer_placebo_isotropic", "a_placebo_b", "trained", "$x_<&", "random 0"]
+)
+def test_a_directions_name_is_never_taken_apart(name):
+    """The same numbers under any name, in the table, in its ratios, in what is shown."""
+    how = {"layers": [2], "tokens": 8, "doses": (0.2,)}
+    plain = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **how)
+    run = dose_response(tiny_model("llama"), PROMPTS, directions={name: STEER}, **how)
+    np.testing.assert_array_equal(plain.frame.kl, run.frame.kl)
+    assert list(run.frame.edit) == [x if x in ("self", *EDITS) else f"{name}{x[1:]}" for x in plain.frame.edit]
+    ours, theirs = plain.select()[0]["ratios"], run.select()[0]["ratios"]
+    assert ours["d ÷ d_placebo_token"] == theirs[f"{name} ÷ {name}_placebo_token"]
+    (shown,) = run.tables().values()
+    assert name.replace("_", " ") in shown and f"{name}÷its placebo".replace("_", " ") in shown
+    assert [c for c in shown if c.endswith("placebo isotropic")] == (
+        [name.replace("_", " ")] if name.endswith("isotropic") else []
+    )
+    assert set(run.figures()) == {"dose_response", "dose_response_depth"}
+
+
+@pytest.mark.parametrize("size", [1e19, 1e36, 1e-19, 1e-30, 1e300, 1e-300])
+def test_the_length_of_a_direction_does_not_matter(size):
+    """However large or small: the dose is what was asked for, the KL that of the direction of ordinary length."""
+    how = {"layers": [2], "tokens": 8, "doses": (0.2,)}
+    plain = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **how).frame
+    given = STEER.double() * size
+    given = given.float() if 1e-40 < size < 1e38 else given  # as wide as it needs
+    run = dose_response(tiny_model("llama"), PROMPTS, directions={"d": given}, **how)
+    rows = run.frame[run.frame.edit == "d"]
+    np.testing.assert_allclose(rows.delta_norm, 0.2 * rows.target_norm, rtol=1e-5)
+    np.testing.assert_allclose(run.frame.kl, plain.kl, rtol=1e-3, atol=1e-9)
+
+
+# What is dropped, and what is refused
+
+
+def bag_of_embeddings(token: int):
+    """A llama whose blocks add nothing, and one of whose tokens stands on an axis: the stream is the embedding, to the bit."""
+    hf = fresh("llama")
+    for block in hf.model.layers:
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+    hf.model.embed_tokens.weight[token] = 2 * torch.eye(D_MODEL)[4]
+    return hf
+
+
+def test_edits_that_cannot_be_are_dropped_and_counted():
+    """A direction that takes the activation to zero leaves no angle to match; the edit itself stays."""
+    tokens = [[7 if q % 3 else t for q, t in enumerate(p)] for p in PROMPTS[:12]]
+    run = dose_response(
+        bag_of_embeddings(7), tokens, layers=[2], tokens=40, doses=(1.0,), directions={"back": -torch.eye(D_MODEL)[4]}
+    )
+    by_edit = run.frame.pivot(index="pair", columns="edit", values="kl")
+    first = run.frame.drop_duplicates("pair").set_index("pair").loc[by_edit.index]
+    on_axis, same = (
+        np.array([tokens[p][q] == 7 for p, q in zip(first[f"{w}_prompt"], first[f"{w}_position"], strict=True)])
+        for w in ("target", "source")
+    )
+    no_angle, no_way = on_axis, on_axis & same
+    assert 3 < no_way.sum() < no_angle.sum() < len(first)
+    np.testing.assert_array_equal(by_edit.toward_token.isna(), no_way)
+    np.testing.assert_array_equal(by_edit.back_placebo_isotropic.isna(), no_angle)
+    assert by_edit[["back", "isotropic", "norm_up", "norm_down", "self"]].notna().all(axis=None)
+    reason = "{}: no such vector (a rotation moves x by at most 2‖x‖)"
+    dropped = run.provenance["rows_dropped"]
+    assert dropped == {
+        reason.format(name): int(by_edit[name].isna().sum()) for name in by_edit if by_edit[name].isna().any()
+    }
+    assert dropped[reason.format("toward_token")] == no_way.sum()
+    (group,) = run.groups
+    assert group["edits"]["toward_token"]["n"] == (~no_way).sum()
+    both = by_edit.toward_token.notna() & by_edit.between_tokens.notna()
+    ratio = group["ratios"]["toward_token ÷ between_tokens"]
+    assert ratio.n_rows == both.sum()
+    assert ratio.value == pytest.approx(
+        by_edit.toward_token[both].mean() / by_edit.between_tokens[both].mean(), rel=1e-5
+    )
+    assert "rows dropped" in run.table()
+
+
+def test_sinks_and_first_positions_are_dropped_and_counted():
+    hf = fresh("llama")
+    hf.model.embed_tokens.weight[5] *= 300
+    some = {"layers": [0, 4], "tokens": 150, "doses": (0.5,)}
+    with_filter, without = (dose_response(hf, PROMPTS, sink_filter=f, **some) for f in (10.0, None))
+    dropped = with_filter.provenance["drawn"]["trained"]["pairs_dropped"]
+    assert dropped["sink"] >= 2
+    assert set(dropped) == {"sink", "position 0"}
+    kept = set(without.frame.pair) - set(with_filter.frame.pair)
+    assert len(kept) == dropped["sink"]
+    of_median = without.frame.drop_duplicates("pair").set_index("pair").norm_of_median
+    assert set(of_median.index[of_median > 10]) == kept
+    assert without.provenance["sink_filter"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"doses": ()}, ResultError, r"doses \[\]; expected numbers above 0 and up to 2"),
+        ({"doses": (0, 0.1)}, ResultError, r"doses \[0.0, 0.1\]"),
+        ({"doses": (0.1, -0.1)}, ResultError, "shares of the activation's norm"),
+        ({"doses": (0.1, 2.01)}, ResultError, r"doses \[0.1, 2.01\]"),
+        ({"doses": (float("nan"),)}, ResultError, "doses"),
+        ({"tokens": 0}, ResultError, "0 tokens asked for"),
+        ({"layers": [1], "sites": [Site(1)]}, ResultError, "layers and sites both given"),
+        ({"layers": [6]}, SiteError, "no block 6"),
+        ({"sink_filter": 1e-3}, ResultError, "none of 20 tokens is left, dropped"),
+        (
+            {"directions": {"d": torch.zeros(D_MODEL)}},
+            EditError,
+            "'d' has shape .32. and norm 0; expected .32., finite",
+        ),
+        ({"directions": {"d": torch.ones(D_MODEL - 1)}}, EditError, r"'d' has shape \[31\]"),
+        ({"directions": {"d": torch.ones(1, D_MODEL)}}, EditError, r"'d' has shape \[1, 32\]"),
+        ({"directions": {"d": torch.full((D_MODEL,), float("inf"))}}, EditError, "finite and not zero"),
+        ({"directions": {"d": torch.ones(D_MODEL) * float("nan")}}, EditError, "finite and not zero"),
+        (
+            {"directions": {"d": torch.tensor([1e19] * (D_MODEL - 1) + [float("nan")])}},
+            EditError,
+            "finite and not zero",
+        ),
+        ({"directions": {"self": STEER}}, EditError, "two edits have the name 'self'"),
+        ({"directions": {"a b": STEER, "a_b": STEER}}, EditError, "two edits have the name 'a_b'"),
+        ({"directions": {"dose": STEER}}, EditError, "a direction is called 'dose'"),
+        ({"directions": {"a ÷ b": STEER}}, EditError, "a direction is called 'a ÷ b'"),
+        ({"directions": {"": STEER}}, EditError, "a direction is called ''"),
+        ({"directions": {"norm_up": STEER}}, EditError, "two edits have the name 'norm_up'"),
+    ],
+)
+def test_what_does_not_serve_is_an_error_that_says_so(settings, error, message):
+    with pytest.raises(error, match=message):
+        dose_response(tiny_model("llama"), PROMPTS, **{"layers": [1], "tokens": 20, **settings})
+
+
+def test_a_dose_that_is_no_number_is_refused_wherever_it_stands():
+    with pytest.raises(ResultError, match="doses"):
+        dose_response(tiny_model("llama"), PROMPTS, layers=[1], tokens=5, doses=(0.1, float("nan"), 0.2))
+
+
+def test_a_direction_named_as_the_placebo_of_another_is_refused():
+    both = {"d": STEER, "d_placebo_token": -STEER}
+    with pytest.raises(MechdiagError, match="name"):
+        dose_response(tiny_model("llama"), PROMPTS, layers=[1], tokens=5, directions=both)
+
+
+def test_a_source_with_the_same_activation_leaves_no_way_to_turn():
+    """Prompts that begin alike, as under a chat template: a pair of equal positions has cosine 1."""
+    same = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+    run = dose_response(tiny_model("llama"), same, layers=[2], tokens=30, doses=(0.5,))
+    at = run.frame.drop_duplicates("pair")
+    equal = at.pair[(at.source_position == at.target_position) & at.target_prompt.lt(2) & at.source_prompt.lt(2)]
+    assert len(equal)
+    assert not run.frame[run.frame.edit == "toward_token"].pair.isin(equal).any()
+
+
+def test_doses_are_sorted_and_given_once():
+    run = dose_response(tiny_model("llama"), PROMPTS, layers=[1], tokens=5, doses=(0.5, 0.1, 0.5))
+    assert run.provenance["doses"] == [0.1, 0.5]
+    assert [g["dose"] for g in run.groups] == [0.1, 0.5]
+
+
+# On disk
+
+
+SMALL = {"layers": (1, 4), "tokens": 8, "doses": (0.2, 1.0)}
+
+
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    def run(**settings):
+        chosen = {**SMALL, "null_seeds": 1, "directions": {"d": STEER}, **settings}
+        return dose_response(tiny_model("llama"), PROMPTS, **chosen)
+
+    whole = run()
+    real, calls = study.measure, []
+
+    def twice_only(*args, **how):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(args[1])
+        return real(*args, **how)
+
+    monkeypatch.setattr(study, "measure", twice_only)
+    with pytest.raises(Interrupted):
+        run(folder=tmp_path)
+    monkeypatch.setattr(study, "measure", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
+    again = run(folder=tmp_path)
+    assert len(calls) == 4  # two models, two sites, each once
+    pd.testing.assert_frame_equal(again.frame, whole.frame, check_exact=True)
+    assert again.provenance == whole.provenance
+    monkeypatch.setattr(study, "measure", lambda *a, **k: pytest.fail("measured again"))
+    pd.testing.assert_frame_equal(run(folder=tmp_path).frame, whole.frame, check_exact=True)
+    for other in ({"doses": (0.2, 0.9)}, {"directions": {"d": STEER.flip(0)}}, {"directions": {"e": STEER}}):
+        with pytest.raises(ResultError):
+            run(folder=tmp_path, **other)
+
+
+def test_a_result_comes_back_from_its_folder(tmp_path):
+    run = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **SMALL)
+    names = run.write(tmp_path)
+    figures = {f"dose_response{kind}.{end}" for kind in ("", "_depth") for end in ("png", "svg", "pdf")}
+    assert set(names) == {path.name for path in tmp_path.iterdir()}
+    assert set(names) == {"dose_response.parquet", "dose_response.json", "tokens.npy"} | figures
+    loaded = DoseResponse.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.frame, run.frame, check_exact=True)
+    assert loaded.provenance == json.loads(json.dumps(jsonable(run.provenance)))
+    assert loaded.table() == run.table()
+    text = json.dumps(jsonable(run.as_dict()), allow_nan=False)
+    assert len(json.loads(text)["summary"]) == 2 * 2

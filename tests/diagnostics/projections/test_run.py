@@ -1,0 +1,431 @@
+"""Ablations of directions: every row against a full forward pass of its own, every column against its definition."""
+
+import functools
+import json
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from diagnostics.projections.design import COLUMNS, EDITS, PLACEBOS, REFERENCES
+from diagnostics.projections.design import ProjectionDesign as ProjectionDesign
+from diagnostics.projections.design import ProjectionPlan as ProjectionPlan
+from diagnostics.projections.norm_exponent import interventional
+from diagnostics.projections.result import ProjectionEffects
+from diagnostics.projections.run import projection_effects
+from diagnostics.projections.summary import short_frame
+from diagnostics.running.clean import CleanActivations as CleanActivations
+from diagnostics.running.clean import RunSettings as RunSettings
+from diagnostics.running.units import Interrupted
+from diagnostics.statistics.tables import TRAINED
+from interventions import EditError, ResultError, Site, SiteError, record, wrap
+from interventions.metrics import kl_divergence
+from interventions.texts.prompts import as_prompts
+from sae_models.architectures import build, named
+from sae_models.dictionaries import dictionaries_of as dictionaries_of
+from sae_models.normalise import normalisation
+from tests.tiny import D_MODEL, N_LAYERS, TOLERANCE, assert_same_effect, exact_kl, forward_alone, prompts, tiny_model
+
+SITE, LAST = Site(2), Site(N_LAYERS - 1)
+PROMPTS = prompts(tuple(9 + i % 5 for i in range(14)))
+SMALL: dict[str, Any] = {"latents": 5, "tokens_per_latent": 12, "detail": 0.5, "seed": 3}
+
+
+def sae_of(name: str = "cosine:topk", site: Site = SITE, seed: int = 0):
+    """Of activations that the model has, so that latents fire at different rates."""
+    x = record(tiny_model("llama"), PROMPTS, [site]).activations[site].reshape(-1, D_MODEL)
+    stream = torch.Generator().manual_seed(seed)
+    sae = build(named(name), 48, 6, x, stream, hook_name=site.hook_name).requires_grad_(False)
+    for weight in sae.parameters():
+        weight.add_(0.1 * torch.randn(weight.shape, generator=stream))
+    return sae
+
+
+@functools.cache
+def found(**more) -> ProjectionEffects:
+    saes = {"2/cosine": sae_of(), "5/standard": sae_of("standard:topk", LAST, 1)}
+    return projection_effects(
+        tiny_model("llama"), PROMPTS, saes, context="both", single_token_share=0.6, **(SMALL | more)
+    )
+
+
+@functools.cache
+def alone() -> ProjectionEffects:
+    """One SAE, in place."""
+    return projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, **SMALL)
+
+
+def some(frame: pd.DataFrame, **values) -> pd.DataFrame:
+    for name, value in values.items():
+        frame = frame[frame[name].isin(value)] if isinstance(value, tuple) else frame[frame[name] == value]
+    return cast(pd.DataFrame, frame)
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.tensor(np.asarray(values), dtype=torch.float64)
+
+
+def by_hand(row, x, sae, mean, median) -> torch.Tensor:
+    """The edited vector, straight from the definition."""
+    d = sae.W_dec[row.latent].double()
+    unit, x = d / d.norm(), x.double()
+    along = x @ unit
+    if row.edit in ("zero", "scaled"):
+        return x - along * unit
+    if row.edit == "half":
+        return x - 0.5 * along * unit
+    if row.edit == "mean":
+        return x - ((x - mean) @ unit) * unit
+    if row.edit == "latent":
+        return x - sae.encode(x.float())[row.latent].double() * d
+    if row.edit == "cosine":
+        return x - along / x.norm() * median * unit
+    if row.edit == "rotate":
+        away = -torch.sign(along) * unit
+        tangent = away - (away @ x) / (x @ x) * x
+        return x.norm() * (np.cos(0.1) * x / x.norm() + np.sin(0.1) * tangent / tangent.norm())
+    assert row.edit == "self"
+    return x
+
+
+@pytest.fixture(scope="module")
+def stream():
+    """Activations at both sites, and the mean and median norm of the tokens that can serve."""
+    recording = record(tiny_model("llama"), PROMPTS, [SITE, LAST])
+    usable = CleanActivations(
+        wrap(tiny_model("llama")), as_prompts(PROMPTS, None), RunSettings(sites=(SITE, LAST))
+    ).usable
+    at = torch.from_numpy(usable)
+    values = {site: recording.activations[site] for site in (SITE, LAST)}
+    own = {site: x[at].double() for site, x in values.items()}
+    return {site: (values[site], x.mean(0), float(x.norm(dim=-1).median())) for site, x in own.items()}, usable
+
+
+def test_every_kind_of_row_is_a_full_forward_pass_with_that_vector(stream):
+    model, frame = tiny_model("llama"), found().frame
+    saes = {2: sae_of(), 5: sae_of("standard:topk", LAST, 1)}
+    known = (*REFERENCES, "rotate", "half", "scaled", "self")
+    chosen = some(frame, edit=known).groupby(["layer", "context", "edit", "scale"]).head(3)
+    assert set(chosen.edit) == set(known) and {round(float(v), 3) for v in some(chosen, edit="scaled").scale} == {
+        0.9,
+        1.1,
+    }
+    kls, expected = [], []
+    for row in chosen.itertuples():
+        site = Site(row.layer)
+        values, mean, _ = stream[0][site]
+        median = float(np.median(values.norm(dim=-1).numpy()[stream[1]]))
+        x = values[row.target_prompt, row.target_position].double() * float(np.round(row.scale, 6))
+        edited = by_hand(row, x, saes[row.layer], mean, median).float()
+        assert float((edited.double() - x).norm()) == pytest.approx(row.delta_norm, rel=1e-4, abs=1e-5)
+        tokens, position = PROMPTS[row.target_prompt], row.target_position
+        if row.context == "single_token":
+            tokens, position = [0], 0
+        clean = {position: x.float()} if row.context == "single_token" or row.edit == "scaled" else {}
+        one, other = (forward_alone("llama", model, tokens, site, e)[position] for e in (clean, {position: edited}))
+        expected.append(exact_kl(one, other))
+        kls.append(row.kl)
+    assert_same_effect(tensor(kls), torch.stack(expected), TOLERANCE)
+
+
+def test_replay_and_full_forward_passes_agree_row_by_row():
+    fast, slow = found().frame, found(path="hooks").frame
+    labels = [c for c in COLUMNS if c in fast and c not in ("kl", "js", "kl_direct", "clean_entropy", "top1_changed")]
+    pd.testing.assert_frame_equal(fast[labels], slow[labels])
+    for name in ("kl", "js", "kl_direct"):
+        assert_same_effect(tensor(fast[name]), tensor(slow[name]), TOLERANCE)
+    assert set(found(path="hooks").provenance["path"].values()) == {"hooks"}
+    assert set(found().provenance["path"].values()) == {"replay"}
+
+
+def test_scores_and_doses_are_what_they_are_called(stream):
+    frame = found().frame
+    assert tuple(frame.columns) == COLUMNS
+    for layer, sae in ((2, sae_of()), (5, sae_of("standard:topk", LAST, 1))):
+        values, mean, _ = stream[0][Site(layer)]
+        rows = some(frame, layer=layer, context="in_place", edit="zero")
+        x = values[torch.tensor(rows.target_prompt.to_numpy()), torch.tensor(rows.target_position.to_numpy())].double()
+        latent = torch.tensor(rows.latent.to_numpy())
+        d, w = (m.double()[latent] for m in (sae.W_dec, sae.encoder_rows()))
+        unit, x_c = d / d.norm(dim=-1, keepdim=True), x - sae.b_dec
+        z = sae.encode(x.float())[torch.arange(len(rows)), latent]
+        cos = torch.nn.functional.cosine_similarity
+        expected = {
+            "cosine": cos(x, d), "inner": (x * unit).sum(-1), "cosine_centred": cos(x_c, d), "inner_centred": (x_c * unit).sum(-1),
+            "cosine_encoder": cos(x, w), "inner_encoder": (x * w).sum(-1), "cosine_encoder_centred": cos(x_c, w),
+            "inner_encoder_centred": (x_c * w).sum(-1), "activation": z, "norm": x.norm(dim=-1), "norm_read": x.norm(dim=-1),
+            "norm_centred": x_c.norm(dim=-1), "dose_zero": (x * unit).sum(-1).abs(), "dose_mean": ((x - mean) * unit).sum(-1).abs(),
+            "dose_latent": z.abs() * d.norm(dim=-1),
+        }  # fmt: skip
+        for name, value in expected.items():
+            np.testing.assert_allclose(rows[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+        edges = np.quantile(values.norm(dim=-1).numpy()[stream[1]], (0.25, 0.5, 0.75))
+        assert (rows.norm_quartile.to_numpy() == np.searchsorted(edges, rows["norm"], side="right")).all()
+        for edit in ("zero", "mean", "latent"):
+            own = some(frame, layer=layer, context="in_place", edit=edit)
+            np.testing.assert_allclose(own.delta_norm, own[f"dose_{edit}"], rtol=1e-3, atol=2e-5)
+    assert some(frame, layer=2).learned_a.notna().all() and some(frame, layer=5).learned_a.isna().all()
+
+
+def test_placebos_have_the_norm_the_angle_and_the_dose_of_what_they_stand_beside():
+    frame = found().frame
+    key = ["context", "sae", "latent", "target_prompt", "target_position"]
+    for main, prefix in (("zero", ""), ("rotate", "rotate_")):
+        own = some(frame, edit=main).set_index(key)
+        for placebo in PLACEBOS:
+            other = some(frame, edit=prefix + placebo).set_index(key).loc[own.index]
+            for name in ("delta_norm", "delta_angle"):
+                np.testing.assert_allclose(other[name], own[name], rtol=2e-3, atol=1e-4)
+            assert not np.allclose(other.kl, own.kl)
+    np.testing.assert_allclose(some(frame, edit="rotate").delta_angle, 0.1, rtol=1e-3)
+    assert some(frame, edit="self").delta_norm.max() == 0 and some(frame, edit="self").kl.abs().max() < 1e-9
+    assert (some(frame, edit="latent").activation != 0).all()
+
+
+def test_every_pair_has_its_ablation_and_placebos_and_a_share_of_them_the_rest():
+    frame = some(found().frame, context="in_place")
+    pairs = some(frame, edit="zero").groupby("sae").size()
+    assert (pairs == 60).all()
+    for placebo in PLACEBOS:
+        assert some(frame, edit=placebo).groupby("sae").size().equals(pairs)
+    details = some(frame, edit="half").groupby("sae").size()
+    assert ((0.3 * pairs < details) & (details < 0.7 * pairs)).all()
+    for edit in ("mean", "cosine", "rotate"):
+        assert some(frame, edit=edit).groupby("sae").size().equals(details)
+    assert some(frame, edit="scaled").groupby("sae").size().equals(2 * details)
+    alone = some(found().frame, context="single_token")
+    assert alone.groupby("sae").latent.nunique().tolist() == [3, 3] and set(alone.edit) <= {"zero", *PLACEBOS, "self"}
+    one = some(found(detail=0.0).frame, context="in_place")
+    assert set(one.edit) == {"zero", *PLACEBOS, "self"}
+
+
+def test_weights_say_how_many_latents_and_tokens_each_stands_for():
+    result = found()
+    for name, said in result.provenance["drawn"][TRAINED]["saes"].items():
+        rows = some(result.frame, sae=name, context="in_place", edit="zero")
+        reached = sum(size for size, n in zip(said["bin sizes"], said["drawn of each"], strict=True) if n)
+        assert rows.drop_duplicates("latent").latent_weight.sum() == pytest.approx(reached)
+        usable = result.provenance["drawn"][TRAINED]["usable_tokens"]
+        totals = rows.groupby("latent").token_weight.sum()
+        assert (totals <= usable + 1e-3).all() and (totals > 0.2 * usable).all()
+        alone = some(result.frame, sae=name, context="single_token", edit="zero").drop_duplicates("latent")
+        assert len(alone) == 3 and 0 < alone.latent_weight.sum() <= reached + 1e-3
+        assert said["fve_here"] < 1
+
+
+def test_the_same_rows_in_whatever_order_they_are_asked_for():
+    clean = CleanActivations(wrap(tiny_model("llama")), as_prompts(PROMPTS, None), RunSettings(sites=(SITE,), seed=3))
+    plan = ProjectionPlan(5, None, 12, "stratified", "zero", 0.5, 0.1, 0.5)
+    design = ProjectionDesign(clean, dictionaries_of({"a": sae_of()}, clean.model, None), plan)
+    whole = design.rows(SITE, np.arange(14))
+    parts = [design.rows(SITE, np.arange(start, start + 7)) for start in (7, 0)]
+    for kind in (lambda r: r, lambda r: r.against):
+        keys = ["latent", "target_prompt", "target_position", "edit", "scale"]
+        tables = [
+            kind(part).table.assign(v=[tuple(v.tolist()) for v in kind(part).vectors]) for part in (whole, *parts)
+        ]
+        one, other = (t.sort_values(keys).reset_index(drop=True) for t in (tables[0], pd.concat(tables[1:])))
+        pd.testing.assert_frame_equal(one, other)
+    assert design.count(SITE, np.arange(14)) >= len(whole.table)
+
+
+def test_more_latents_or_another_sae_leave_the_rows_of_the_others_as_they_were():
+    both = some(found().frame, sae="2/cosine", context="in_place", edit=("zero", "half")).reset_index(drop=True)
+    one = some(alone().frame, edit=("zero", "half")).reset_index(drop=True)
+    labels = ["latent", "target_prompt", "target_position", "edit", "delta_norm"]
+    pd.testing.assert_frame_equal(both[labels], one[labels])
+
+
+def test_after_the_last_block_the_norm_has_no_say_and_before_it_has():
+    groups = {g["sae"]: g for g in found().select()}
+    last = groups["5/standard"]["exponents"]["interventional"]
+    assert abs(last.a.value) < 1e-3 and last.n_rows > 20
+    frame = some(found().frame, sae="5/standard", edit="scaled")
+    by = frame.pivot(index=["latent", "target_prompt", "target_position"], columns="scale", values="kl")
+    np.testing.assert_allclose(by.iloc[:, 0], by.iloc[:, 1], rtol=1e-3, atol=1e-7)
+    inside = some(found().frame, sae="2/cosine", edit="scaled")
+    by = inside.pivot(index=["latent", "target_prompt", "target_position"], columns="scale", values="kl")
+    assert (np.abs(np.log(by.iloc[:, 0] / by.iloc[:, 1])) > 0.01).mean() > 0.9
+
+
+def test_in_a_linear_model_without_norms_the_exponent_is_1():
+    stream = torch.Generator().manual_seed(0)
+    unembed = 1e-3 * torch.randn(50, D_MODEL, generator=stream, dtype=torch.float64)  # small: p does not move with s
+    x = torch.randn(400, D_MODEL, generator=stream, dtype=torch.float64)
+    unit = torch.nn.functional.normalize(torch.randn(4, D_MODEL, generator=stream, dtype=torch.float64), dim=-1)
+    lines = []
+    for i, row in enumerate(x):
+        for edit, scale, removed in (
+            ("zero", 1.0, 1.0),
+            ("half", 1.0, 0.5),
+            ("scaled", 0.9, 1.0),
+            ("scaled", 1.1, 1.0),
+        ):
+            clean = scale * row
+            ablated = clean - removed * (clean @ unit[i % 4]) * unit[i % 4]
+            kl = kl_divergence((unembed @ clean)[None], (unembed @ ablated)[None])
+            lines.append((i % 4, i // 20, i, edit, scale, removed, 1.0, float(kl)))
+    names = ["latent", "target_prompt", "target_position", "edit", "scale", "removed", "latent_weight", "kl"]
+    way = interventional(pd.DataFrame(lines, columns=names), 0.0)
+    assert way.a.value == pytest.approx(1, abs=0.01) and way.dose_slope.value == pytest.approx(2, abs=0.01)
+
+
+def test_the_published_sampling_reads_active_tokens_alone():
+    frame = projection_effects(
+        tiny_model("llama"), PROMPTS * 8, {"s": sae_of("standard:relu")}, sampling="active", **SMALL
+    ).frame
+    assert (some(frame, edit="zero").activation != 0).all() and (frame.latent_weight == 1).all()
+    often = frame.drop_duplicates("latent").frequency
+    assert len(often) == 5 and often.min() > 0.1
+
+
+@pytest.mark.parametrize("reference", ["mean", "latent", "cosine"])
+def test_another_reference_has_the_placebos_and_the_rest_stands_beside_it(reference):
+    sae = {"2/cosine": sae_of("standard:relu")}
+    result = projection_effects(tiny_model("llama"), PROMPTS, sae, reference=reference, **(SMALL | {"detail": 1.0}))
+    frame, key = result.frame, ["latent", "target_prompt", "target_position"]
+    own = some(frame, edit=reference).set_index(key)
+    for placebo in PLACEBOS:
+        other = some(frame, edit=placebo).set_index(key)
+        assert other.index.equals(own.index)
+        np.testing.assert_allclose(other.delta_norm, own.delta_norm, rtol=2e-3, atol=1e-4)
+    assert set(frame.edit) == set(EDITS) and result.main == reference
+    assert f"KL {reference}" in short_frame(result.groups) and result.groups[0]["main"] == reference
+    assert reference in result.groups[0]["edits"] and "observational" in result.groups[0]["exponents"]
+
+
+def test_directions_without_an_sae(stream):
+    rows = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(1)) * 7
+    result = projection_effects(tiny_model("llama"), PROMPTS, {"mine": rows}, site=SITE, **(SMALL | {"detail": 1.0}))
+    frame = result.frame
+    assert sorted(set(frame.latent)) == [0, 1, 2] and "latent" not in set(frame.edit)
+    missing = ["activation", "dose_latent", "cosine_encoder", "inner_encoder_centred", "frequency", "learned_a"]
+    assert frame[missing].isna().all().all() and (frame.latent_weight == 1).all()
+    one = projection_effects(
+        tiny_model("llama"), PROMPTS, {"mine": rows}, site=SITE, **(SMALL | {"latents": [2]})
+    ).frame
+    both = some(frame, latent=2, edit="zero")[["target_prompt", "target_position", "kl"]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(both, some(one, edit="zero")[both.columns].reset_index(drop=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e19, 1e36, 1e-25])
+def test_the_length_of_directions_does_not_matter(size):
+    """Removing a direction removes the same however long it is."""
+    d = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(0))
+    how = {"site": SITE, **SMALL}
+    plain, long = (projection_effects(tiny_model("llama"), PROMPTS, {"d": s * d}, **how).frame for s in (1.0, size))
+    for name in ("kl", "cosine", "inner", "dose_zero", "delta_norm"):
+        np.testing.assert_allclose(long[name], plain[name], rtol=1e-3, atol=1e-6)
+
+
+def test_directions_of_which_some_are_drawn_stand_for_all():
+    rows = torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(1))
+    frame = projection_effects(tiny_model("llama"), PROMPTS, {"mine": rows}, site=SITE, **SMALL).frame
+    assert sorted(set(frame.latent)) != [0, 1, 2, 3, 4] and (frame.latent_weight == 8).all()
+
+
+def test_an_sae_that_normalises_its_input_is_read_in_the_activations_own_unit():
+    sae, plain = sae_of("standard:topk"), sae_of("standard:topk")
+    sae.normalise = normalisation("factor", factor=0.25)
+    x = torch.randn(9, D_MODEL) * 5
+    z, x_c = dictionaries_of({"s": sae}, wrap(tiny_model("llama")), None)[0].activation(x, torch.arange(9))
+    assert torch.allclose(x_c, x - sae.offset(x), atol=1e-5) and torch.equal(z, sae.encode(x)[range(9), range(9)])
+    digests = [
+        dictionaries_of({"s": one}, wrap(tiny_model("llama")), None)[0].provenance()["sha256"] for one in (sae, plain)
+    ]
+    assert digests[0] != digests[1]
+
+
+def test_the_draw_hangs_on_the_site_and_the_kind_and_not_on_what_else_is_asked():
+    alone = projection_effects(tiny_model("llama"), PROMPTS, {"cosine": sae_of()}, **SMALL).frame
+    other = some(found().frame, sae="2/cosine", context="in_place")
+    labels = ["latent", "target_prompt", "target_position", "delta_norm"]
+    one, two = (some(frame, edit="placebo_token")[labels].reset_index(drop=True) for frame in (alone, other))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_a_recording_may_say_what_the_prompts_are():
+    recording = record(tiny_model("llama"), PROMPTS, [SITE])
+    result = projection_effects(tiny_model("llama"), recording, {"2/cosine": sae_of()}, **SMALL)
+    assert result.tokens == PROMPTS
+
+
+def test_untrained_networks_are_asked_about_the_latents_of_the_trained_one():
+    result = projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, null_seeds=1, **SMALL)
+    latents = result.frame.groupby("model").latent.unique().map(sorted)
+    assert list(latents.index) == ["random 0", TRAINED] and latents.iloc[0] == latents.iloc[1]
+    assert [g["model"] for g in result.groups] == [TRAINED, "random 0"]
+
+
+def test_layer_norm_models_have_what_their_norm_reads():
+    x = record(tiny_model("gpt2"), PROMPTS, [SITE]).activations[SITE]
+    frame = projection_effects(tiny_model("gpt2"), PROMPTS, torch.ones(1, D_MODEL), site=SITE, **SMALL).frame
+    values = x[torch.tensor(frame.target_prompt.to_numpy()), torch.tensor(frame.target_position.to_numpy())]
+    centred = (values - values.mean(-1, keepdim=True)).norm(dim=-1)
+    np.testing.assert_allclose(frame.norm_read, centred, rtol=1e-4)
+    assert (np.abs(frame.norm_read / frame["norm"] - 1) > 1e-3).mean() > 0.9
+
+
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path):
+    many, sae = prompts(tuple(5 + i % 4 for i in range(130))), {"2/cosine": sae_of()}
+    whole = projection_effects(tiny_model("llama"), many, sae, folder=tmp_path / "whole", **SMALL)
+
+    class Stop:
+        n = 0
+
+        def __call__(self, n: int, total: int) -> None:
+            self.n += n
+            if self.n > 0.6 * total:
+                raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="of 3 units are kept"):
+        projection_effects(tiny_model("llama"), many, sae, folder=tmp_path / "half", progress=Stop(), **SMALL)
+    again = projection_effects(tiny_model("llama"), many, sae, folder=tmp_path / "half", **SMALL)
+    pd.testing.assert_frame_equal(whole.frame, again.frame, check_exact=True)
+    assert whole.provenance["drawn"] == again.provenance["drawn"]
+    other = {"2/cosine": sae_of(seed=5)}
+    with pytest.raises(ResultError, match=r"units of another run.*sha256"):
+        projection_effects(tiny_model("llama"), many, other, folder=tmp_path / "half", **SMALL)
+
+
+def test_a_result_comes_back_from_its_files(tmp_path):
+    result = found()
+    names = result.write(tmp_path)
+    assert "projections.parquet" in names and "projections_dose.png" in names
+    again = ProjectionEffects.load(tmp_path)
+    pd.testing.assert_frame_equal(again.frame, result.frame)
+    assert json.dumps(json.loads((tmp_path / "projections.json").read_text())["provenance"]) == json.dumps(
+        again.provenance
+    )
+    assert "norm exponent" in result.table() and "<table" in result._repr_html_()
+    assert len(result.summary()) == 4 and again.saes == ["2/cosine", "5/standard"]
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"sampling": "all"}, ResultError, "sampling 'all'.*known: stratified, active; zero, mean"),
+        ({"reference": "none"}, ResultError, "reference 'none'"),
+        ({"latents": 0}, ResultError, "0 latents"),
+        ({"latents": [48]}, ResultError, "has latents 0 to 47; asked for 48 to 48"),
+        ({"tokens_per_latent": 0}, ResultError, "0 tokens of each"),
+        ({"detail": 1.5}, ResultError, "detail 1.5"),
+        ({"angle": 2.0}, ResultError, "angle 2.0"),
+        ({"metrics": ("kl",)}, ResultError, "lack 'clean_entropy'"),
+        ({"site": Site(3)}, Exception, "put to site"),
+    ],
+)
+def test_settings_that_do_not_serve(more, error, message):
+    with pytest.raises(error, match=message):
+        projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, **(SMALL | more))
+
+
+def test_directions_that_do_not_serve():
+    with pytest.raises(SiteError, match="do not say where they act"):
+        projection_effects(tiny_model("llama"), PROMPTS, torch.ones(D_MODEL))
+    with pytest.raises(EditError, match="finite and not zero"):
+        projection_effects(tiny_model("llama"), PROMPTS, torch.zeros(D_MODEL), site=SITE)
+    with pytest.raises(ResultError, match="never active"):
+        projection_effects(tiny_model("llama"), PROMPTS, torch.ones(D_MODEL), site=SITE, sampling="active")

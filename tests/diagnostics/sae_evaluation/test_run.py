@@ -1,0 +1,689 @@
+"""Evaluations of SAEs against slow ones that owe them nothing, and against SAEs whose numbers are known beforehand."""
+
+import functools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from diagnostics.sae_evaluation import measures as sae_measures
+from diagnostics.sae_evaluation import run as sae_evaluation
+from diagnostics.sae_evaluation.measures import MEASURES
+from diagnostics.sae_evaluation.result import SAEEvaluation
+from diagnostics.sae_evaluation.run import evaluate_saes
+from diagnostics.sae_evaluation.summary import UNIFORM, bimodality, live
+from diagnostics.sampling.counted import ALL, NO_SINKS, QUARTILES
+from interventions import ResultError, Site, SiteError, record
+from interventions.files import jsonable
+from interventions.texts.prompts import Prompts
+from sae_models.architectures import build, named
+from sae_models.errors import BelongingError
+from sae_models.normalise import LayerNorm
+from sae_models.sae import SAE
+from sae_models.scores import Inner
+from sae_models.selectors import ReLU
+from tests.tiny import D_MODEL, TOLERANCE, changed_in, exact_kl, fresh, prompts, tiny_model
+
+SITE, EARLY = Site(3), Site(1, "mlp_out")
+LENGTHS = tuple(6 + (5 * i) % 11 for i in range(22))
+SINK, SPECIAL = 5, 9
+"""Token ids: one whose activation is a sink, and one that counts as special."""
+PROMPTS = [
+    [*(t if t not in (SINK, SPECIAL) else t + 1 for t in tokens[:2]), *([SINK] * (i % 3 == 0)), *tokens[3:]]
+    for i, tokens in enumerate(prompts(LENGTHS))
+]
+OTHER = prompts(tuple(5 + (3 * i) % 7 for i in range(12)))
+
+
+@functools.cache
+def model() -> nn.Module:
+    """A llama with a token that is a sink everywhere."""
+    hf = fresh("llama")
+    hf.model.embed_tokens.weight[SINK] *= 2e4
+    return hf
+
+
+def as_text(tokens: list[list[int]], name: str) -> Prompts:
+    special = [[token == SPECIAL for token in ids] for ids in tokens]
+    return Prompts(tokens, special, [""] * len(tokens), provenance={"name": name})
+
+
+TEXTS = {"first": as_text(PROMPTS, "one"), "second": as_text(OTHER, "two")}
+
+
+def standing_at(site: Site, ids: list[int]) -> torch.Tensor:
+    """What stands at a site, by a hook set here."""
+    found = []
+    remove = changed_in("llama", model(), site, lambda x: found.append(x[0].clone()) or x)
+    model()(input_ids=torch.tensor([ids]))
+    remove()
+    return found[0]
+
+
+@functools.cache
+def stream(site: Site = SITE) -> list[torch.Tensor]:
+    """Activations of each prompt of the first text."""
+    return [standing_at(site, ids) for ids in PROMPTS]
+
+
+def sample(site: Site) -> torch.Tensor:
+    x = torch.cat(stream(site))
+    return x[x.norm(dim=1) < 5 * x.norm(dim=1).median()]
+
+
+@functools.cache
+def random_sae(name: str, site: Site = SITE, seed: int = 0, d_sae: int = 48) -> SAE:
+    """Fresh, of any architecture, with every parameter disturbed and a third of its latents dead."""
+    stem, _, normalise = name.partition("+")
+    x = sample(site)
+    g = torch.Generator().manual_seed(seed)
+    sae = build(named(stem), d_sae, 8, x, g, hook_name=site.hook_name, model_name="LlamaForCausalLM")
+    if normalise:
+        sae.normalise = LayerNorm()
+    for parameter in sae.parameters():
+        size = parameter.data.abs().mean().clamp(min=0.3)
+        parameter.data += 0.2 * size * torch.randn(parameter.shape, generator=g)
+    sae.W_dec.data *= torch.rand(d_sae, 1, generator=g) + 0.5
+    if hasattr(sae.selector, "threshold"):
+        sae.selector.threshold.fill_(0.3)
+    if getattr(sae.score, "b_enc", None) is not None:
+        sae.score.b_enc.data[: d_sae // 3] = -1e6
+    return sae.requires_grad_(False)
+
+
+def plain(W_enc: torch.Tensor, W_dec: torch.Tensor, b_dec: torch.Tensor | None = None, site: Site = SITE) -> SAE:
+    """z = ReLU(W_enc x), x̂ = z W_dec + b_dec."""
+    b_dec = torch.zeros(W_dec.shape[1]) if b_dec is None else b_dec
+    score = Inner(W_enc, torch.zeros(len(W_enc)))
+    return SAE(score, ReLU(), W_dec, b_dec, subtract_b_dec=False, hook_name=site.hook_name).requires_grad_(False)
+
+
+def scaled(c: float, site: Site = SITE) -> SAE:
+    """x̂ = c·x, exactly: ReLU(x) − ReLU(−x) = x."""
+    eye = torch.eye(D_MODEL)
+    return plain(torch.cat([eye, -eye]), c * torch.cat([eye, -eye]), site=site)
+
+
+SAES = {
+    "standard": random_sae("standard"),
+    "cosine": random_sae("cosine", SITE, 1),
+    "bypass": random_sae("bypass", SITE, 2),
+    "normalised": random_sae("standard:topk+layer_norm", SITE, 3),
+    "early": random_sae("cosine-feature", EARLY, 4, 32),
+}
+
+
+@functools.cache
+def result() -> SAEEvaluation:
+    """A run shared by tests, which leave it as it is."""
+    return evaluate_saes(model(), TEXTS, SAES, splice_prompts=14)
+
+
+def evaluated(sae: SAE, **settings) -> SAEEvaluation:
+    return evaluate_saes(model(), {"first": TEXTS["first"]}, {"sae": sae}, **{"splice_prompts": None, **settings})
+
+
+def line(found: SAEEvaluation, **values) -> pd.Series:
+    frame = found.frame
+    for name, value in values.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+# Every number again, token by token
+
+
+def passed(site: Site, tokens: list[int], change) -> tuple[np.ndarray, np.ndarray]:
+    """KL at each position, and the loss of the next token, of a full forward pass with `change` of the stream, in float64."""
+    ids = torch.tensor([tokens])
+    clean = model()(input_ids=ids).logits[0].double()
+    remove = changed_in("llama", model(), site, change)
+    logits = model()(input_ids=ids).logits[0].double()
+    remove()
+    loss = -logits.log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    return exact_kl(clean, logits).numpy(), loss.numpy()
+
+
+@functools.cache
+def by_hand(name: str, corpus: str, tokens: str, n_spliced: int = 14) -> dict[str, np.ndarray]:
+    """A row a token: everything that the table is made of."""
+    sae, text, site = SAES[name], TEXTS[corpus], EARLY if name == "early" else SITE
+    recorded = [standing_at(site, ids) for ids in text.tokens]
+    norms = [x.double().norm(dim=1).numpy() for x in recorded]
+    strict = [
+        (some <= 10 * np.median(np.concatenate(norms))) & ~np.array(special) & (np.arange(len(some)) >= 1)
+        for some, special in zip(norms, text.special, strict=True)
+    ]
+    mean = torch.cat([x.double()[torch.from_numpy(k)] for x, k in zip(recorded, strict, strict=True)]).mean(0)
+    columns: dict[str, list] = {}
+    for p, (ids, x) in enumerate(zip(text.tokens, recorded, strict=True)):
+        counted = strict[p] if tokens == NO_SINKS else np.ones(len(ids), dtype=bool)
+        z, found, x64 = sae.encode(x), sae(x).double(), x.double()
+        size = found.norm(dim=1)
+        row = {
+            "prompt": np.full(len(ids), p),
+            "x": x64.numpy(),
+            "z": z.double().numpy(),
+            "norm": norms[p],
+            "mse": (x64 - found).square().sum(1),
+            "l0": (z != 0).sum(1).double(),
+            "cosine": torch.where(size > 0, (x64 * found).sum(1) / x64.norm(dim=1) / size.clamp(min=1e-30), 0.0),
+            "norm_ratio": size / x64.norm(dim=1),
+        }
+        mask = torch.from_numpy(counted)[:, None]
+        for to, end in ((found, ""), (0 * found, "_zero"), (mean.expand_as(found), "_mean"), (x64, "_clean")):
+            kl = loss = np.full(len(ids), np.nan)
+            if p < n_spliced:
+                kl, loss = passed(site, ids, lambda h, to=to, mask=mask: torch.where(mask, to.to(h), h[0])[None])
+                loss = np.append(loss, np.nan)
+            row |= {f"kl{end}": kl, f"ce{end}": loss}
+        for key, values in row.items():
+            columns.setdefault(key, []).append(np.asarray(values)[counted])
+    return {key: np.concatenate(values) for key, values in columns.items()}
+
+
+def chosen(rows: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
+    return {key: values[mask] for key, values in rows.items()}
+
+
+def statistic(name: str, rows: dict[str, np.ndarray]) -> float:
+    """On rows that all have a value."""
+    if name == "fve":
+        return 1 - rows["mse"].sum() / ((rows["x"] - rows["x"].mean(0)) ** 2).sum()
+    if "score" not in name:
+        return rows[name].mean()
+    kind = name[:2]
+    worst = rows[f"{kind}_{'mean' if name.endswith('mean') else 'zero'}"].sum()
+    best = rows["ce_clean"].sum() if kind == "ce" else 0.0
+    return (worst - rows[kind].sum()) / (worst - best)
+
+
+def jackknifed(name: str, rows: dict[str, np.ndarray]) -> tuple[float, float]:
+    names = np.unique(rows["prompt"])
+    without = np.array([statistic(name, chosen(rows, rows["prompt"] != p)) for p in names])
+    se = np.sqrt((len(names) - 1) / len(names) * ((without - without.mean()) ** 2).sum())
+    value, t = statistic(name, rows), stats.t.ppf(0.975, len(names) - 1)
+    return value - t * se, value + t * se
+
+
+@pytest.mark.parametrize(
+    ("name", "corpus", "tokens"),
+    [
+        *(("standard", corpus, tokens) for corpus in ("first", "second") for tokens in (ALL, NO_SINKS)),
+        *((name, "first", NO_SINKS) for name in ("cosine", "bypass", "normalised", "early")),
+    ],
+)
+def test_every_column_is_what_a_slow_computation_gives(name, corpus, tokens):
+    rows = by_hand(name, corpus, tokens)
+    edges = [-1.0, *np.quantile(rows["norm"], (0.25, 0.5, 0.75)), np.inf]
+    for i, quartile in enumerate(QUARTILES):
+        low, high = (edges[0], edges[4]) if i == 0 else edges[i - 1 : i + 1]
+        some = chosen(rows, (rows["norm"] > low) & (rows["norm"] <= high))
+        read = {kind: chosen(some, np.isfinite(some[kind])) for kind in ("kl", "ce")}
+        found = line(result(), sae=name, corpus=corpus, tokens=tokens, quartile=quartile)
+        assert (found.n_tokens, found.n_prompts) == (len(some["norm"]), len(np.unique(some["prompt"])))
+        assert found.n_tokens > 10
+        for kind, part in read.items():
+            counts = len(part["norm"]), len(np.unique(part["prompt"]))
+            assert (found[f"n_{kind}_tokens"], found[f"n_{kind}_prompts"]) == counts
+        assert (found.norm_low, found.norm_high) == pytest.approx((some["norm"].min(), some["norm"].max()), rel=1e-5)
+        assert found.dead == (some["z"] != 0).sum(0).tolist().count(0)
+        assert found.dead_share == found.dead / SAES[name].d_sae
+        for measure in MEASURES:
+            part = read.get(measure[:2], some)
+            # KLs and losses of two float32 ways to one stream; others differ by the rounding of sums
+            size = abs(statistic(measure, part)) + 1 if measure[:2] in read else abs(statistic(measure, part))
+            close = {"abs": 2e-4 * size, "rel": 0}
+            assert found[measure] == pytest.approx(statistic(measure, part), **close), measure
+            if len(np.unique(part["prompt"])) < 10:
+                assert np.isnan(found[f"{measure}_low"])
+                continue
+            ends = jackknifed(measure, part)
+            close["abs"] += 2e-3 * (ends[1] - ends[0])
+            assert (found[f"{measure}_low"], found[f"{measure}_high"]) == pytest.approx(ends, **close), measure
+
+
+@pytest.mark.parametrize("name", ["standard", "cosine", "early"])
+def test_latents_are_what_a_slow_computation_gives(name):
+    sae, rows = SAES[name], by_hand(name, "first", NO_SINKS)
+    z, latents = rows["z"], result().latents
+    found = latents[(latents.sae == name) & (latents.corpus == "first")]
+    assert found.latent.tolist() == list(range(sae.d_sae))
+    fired = (z != 0).sum(0)
+    np.testing.assert_array_equal(found.fired, fired)
+    np.testing.assert_allclose(found.frequency, fired / len(z), rtol=1e-6)
+    np.testing.assert_array_equal(found[[f"fired_q{i}" for i in range(1, 5)]].sum(axis=1), fired)
+    edges = np.quantile(rows["norm"], (0.5, 0.75))
+    third = (rows["norm"] > edges[0]) & (rows["norm"] <= edges[1])
+    np.testing.assert_array_equal(found.fired_q3, (z[third] != 0).sum(0))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(found.mean_activation, z.sum(0) / fired, rtol=1e-4)
+    assert found.mean_activation.isna().sum() == (fired == 0).sum() > 0
+    for i in range(sae.d_sae):
+        w, d = sae.encoder_rows()[i].double(), sae.W_dec[i].double()
+        assert found.alignment.iloc[i] == pytest.approx(float(w @ d), rel=1e-4, abs=1e-6)
+        assert found.cosine.iloc[i] == pytest.approx(float(w @ d / w.norm() / d.norm()), rel=1e-4, abs=1e-6)
+    if name == "standard":
+        assert found.exponent.isna().all()
+    else:
+        np.testing.assert_allclose(found.exponent, sae.score.exponents(), rtol=1e-6)
+        assert found.exponent.std() > 0
+
+
+# What is known beforehand
+
+
+def test_an_sae_that_changes_nothing_explains_everything():
+    found = evaluated(scaled(1.0))
+    assert set(found.frame.tokens) == {ALL, NO_SINKS}
+    for row in found.frame.itertuples():
+        assert row.fve == pytest.approx(1, abs=1e-9)
+        assert row.mse == pytest.approx(0, abs=1e-6)
+        assert (row.cosine, row.norm_ratio) == pytest.approx((1, 1), abs=1e-6)
+        assert row.l0 == pytest.approx(D_MODEL)
+        assert row.kl_score == row.kl_score_mean == pytest.approx(1, abs=TOLERANCE)
+        assert row.ce_score == pytest.approx(1, abs=1e-3)
+        assert row.kl < TOLERANCE**2
+        assert row.ce == pytest.approx(row.ce_clean, abs=TOLERANCE)
+        assert row.dead_share == 0
+
+
+@pytest.mark.parametrize("c", [0.5, -1.0])
+def test_a_shrunk_reconstruction_has_the_fve_of_its_shrinkage(c):
+    found = evaluated(scaled(c))
+    x = torch.cat(stream()).double()
+    row = line(found, tokens=ALL, quartile="all")
+    assert row.fve == pytest.approx(
+        float(1 - (1 - c) ** 2 * x.square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5
+    )
+    assert row.mse == pytest.approx(float((1 - c) ** 2 * x.square().sum(1).mean()), rel=1e-5)
+    assert (row.cosine, row.norm_ratio) == pytest.approx((np.sign(c), abs(c)), rel=1e-5)
+
+
+def test_an_sae_of_nothing_is_zero_ablation():
+    nothing = plain(torch.eye(D_MODEL), torch.zeros(D_MODEL, D_MODEL))
+    for row in evaluated(nothing).frame.itertuples():
+        assert row.fve <= 0
+        assert row.cosine == row.norm_ratio == 0
+        assert row.kl == row.kl_zero > 0.01
+        assert row.ce == row.ce_zero
+        assert row.kl_score == row.ce_score == 0
+
+
+def test_an_sae_of_the_mean_is_mean_ablation():
+    kept = [
+        v
+        for x, tokens in zip(stream(), PROMPTS, strict=True)
+        for v, token in zip(x, tokens, strict=True)
+        if token != SPECIAL and v.norm() <= 10 * torch.cat(stream()).norm(dim=1).median()
+    ]
+    mean = torch.stack(kept).double().mean(0).float()
+    found = evaluated(plain(torch.eye(D_MODEL), torch.zeros(D_MODEL, D_MODEL), mean), skip_first=0)
+    row = line(found, tokens=NO_SINKS, quartile="all")
+    assert row.fve == pytest.approx(0, abs=1e-6)
+    for quartile in QUARTILES[1:]:
+        assert line(found, tokens=NO_SINKS, quartile=quartile).fve < 0  # each has a mean of its own
+    for row in found.frame.itertuples():
+        assert row.kl == pytest.approx(row.kl_mean, rel=1e-3, abs=1e-5)
+        assert row.kl_score_mean == pytest.approx(0, abs=1e-3)
+        assert row.ce == pytest.approx(row.ce_mean, abs=1e-3)
+
+
+def test_dead_latents_are_counted():
+    sae = scaled(1.0)
+    sae.score.b_enc.data[:10] = -1e9
+    found = evaluated(sae)
+    assert (found.frame.dead == 10).all() and (found.frame.dead_share == 10 / (2 * D_MODEL)).all()
+    facts = found.alignments[0]
+    assert (facts["latents"], facts["live"]) == (2 * D_MODEL, 2 * D_MODEL - 10)
+    assert live(found.latents).latent.tolist() == list(range(10, 2 * D_MODEL))
+
+
+# Sinks
+
+
+def test_sinks_and_special_tokens_are_left_out_counted_and_said():
+    found, flat = evaluated(scaled(1.0), skip_first=0), [t for tokens in PROMPTS for t in tokens]
+    counts = found.provenance["left_out"]["first"][str(SITE)]
+    assert counts["sinks"] == flat.count(SINK) > 3
+    assert counts["special tokens"] == flat.count(SPECIAL) > 0
+    assert line(found, tokens=ALL, quartile="all").n_tokens == len(flat)
+    assert line(found, tokens=NO_SINKS, quartile="all").n_tokens == len(flat) - flat.count(SINK) - flat.count(SPECIAL)
+    assert f"{flat.count(SINK)} sinks" in found.table()
+
+
+def test_the_first_tokens_of_each_prompt_are_left_out_and_counted_with_the_sinks():
+    found = evaluated(scaled(1.0), skip_first=2)
+    counts = found.provenance["left_out"]["first"][str(SITE)]
+    plain = sum(t not in (SINK, SPECIAL) for tokens in PROMPTS for t in tokens[:2])
+    assert counts["first 2 of a prompt"] == plain > 0
+    kept = sum(t not in (SINK, SPECIAL) for tokens in PROMPTS for t in tokens[2:])
+    assert line(found, tokens=NO_SINKS, quartile="all").n_tokens == kept
+
+
+def test_sinks_dominate_what_they_are_counted_in():
+    with_sinks, without = (line(evaluated(scaled(0.9)), tokens=t, quartile="Q4") for t in (ALL, NO_SINKS))
+    assert with_sinks.mse > 100 * without.mse
+
+
+def test_without_a_sink_filter_every_token_counts():
+    for sink_filter in (None, 0):
+        found = evaluated(SAES["standard"], sink_filter=sink_filter)
+        assert set(found.frame.tokens) == {ALL}
+        assert found.counted == ALL
+        assert found.latents.frequency.max() <= 1
+        pd.testing.assert_frame_equal(
+            found.frame.drop(columns=[c for c in found.frame if "mean" in c]),
+            evaluated(SAES["standard"])
+            .frame.query(f"tokens == '{ALL}'")
+            .reset_index(drop=True)
+            .drop(columns=[c for c in found.frame if "mean" in c]),  # the mean was without sinks there
+        )
+
+
+def test_sinks_can_be_replaced_too_without_being_counted():
+    sae = SAES["standard"]
+    found, usual = (evaluated(sae, splice_sinks=s, skip_first=0) for s in (True, False))
+    one, other = (line(f, tokens=NO_SINKS, quartile="all") for f in (found, usual))
+    assert one.n_kl_tokens == other.n_kl_tokens
+    assert abs(one.kl - other.kl) > 1e-3
+    every = line(usual, tokens=ALL, quartile="all")
+    flat = torch.tensor([t for tokens in PROMPTS for t in tokens])
+    kl = torch.cat([torch.from_numpy(passed(SITE, tokens, lambda x: sae(x).to(x))[0]) for tokens in PROMPTS])
+    assert every.kl == pytest.approx(float(kl.mean()), rel=1e-4)
+    assert one.kl == pytest.approx(float(kl[(flat != SINK) & (flat != SPECIAL)].mean()), rel=1e-4)
+
+
+def test_where_there_are_no_sinks_one_pass_serves_both(monkeypatch):
+    calls, real = [], sae_measures.spliced
+    monkeypatch.setattr(sae_measures, "spliced", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
+    seen = []
+    quiet = [[t for t in tokens if t not in (SINK, SPECIAL)] for tokens in PROMPTS]
+    found = evaluate_saes(
+        tiny_model("llama"),
+        quiet,
+        [scaled(0.7)],
+        skip_first=0,
+        splice_prompts=5,
+        progress=lambda *a: seen.append(a),
+    )
+    assert len(calls) == 1
+    one, other = (found.frame[found.frame.tokens == t].drop(columns="tokens") for t in (ALL, NO_SINKS))
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
+    evaluated(scaled(0.7), splice_prompts=5)
+    assert len(calls) == 3
+    assert sum(n for n, _ in seen) == 5 * 3 * 2 == seen[0][1]  # prompts × (SAE, zero, mean) × tokens
+
+
+# Bounds, prompts, chunks
+
+
+def test_spliced_prompts_are_the_first():
+    few, all_of_them = evaluated(SAES["cosine"], splice_prompts=12), evaluated(SAES["cosine"])
+    row, whole = (line(f, tokens=NO_SINKS, quartile="all") for f in (few, all_of_them))
+    assert (row.n_kl_prompts, whole.n_kl_prompts, row.n_prompts) == (12, 22, 22)
+    rows = by_hand("cosine", "first", NO_SINKS)
+    assert row.kl == pytest.approx(rows["kl"][rows["prompt"] < 12].mean(), rel=1e-4)
+    assert row.fve == whole.fve
+    assert evaluated(SAES["cosine"], splice_prompts=500).provenance["splice_prompts"] == 500
+
+
+def test_the_size_of_chunks_changes_nothing(monkeypatch):
+    whole = evaluated(SAES["standard"])
+    monkeypatch.setattr(sae_measures, "CHUNK", 7 * SAES["standard"].d_sae)
+    pieces = []
+    real = SAE.encode
+    monkeypatch.setattr(SAE, "encode", lambda self, x: pieces.append(len(x)) or real(self, x))
+    found = evaluated(SAES["standard"])
+    assert max(pieces) == 7
+    pd.testing.assert_frame_equal(found.frame, whole.frame, rtol=1e-4, atol=1e-6)
+    pd.testing.assert_frame_equal(found.latents, whole.latents, rtol=1e-5)
+
+
+def test_few_prompts_have_no_interval():
+    text = as_text(PROMPTS[:6], "few")
+    found = evaluate_saes(model(), text, [SAES["standard"]], splice_prompts=None)
+    assert found.corpora == ["few"]
+    assert found.frame.fve.notna().all() and found.frame.fve_low.isna().all() and found.frame.kl_score_high.isna().all()
+    assert found.table()
+
+
+def test_half_precision_models_and_saes_are_measured_in_float32():
+    half = fresh("llama", dtype=torch.bfloat16)
+    text = as_text(PROMPTS, "half")
+    sae = scaled(1.0).to(torch.bfloat16)
+    sae.model_name = None
+    found = evaluate_saes(half, text, [sae], splice_prompts=4)
+    assert found.frame.fve.min() == 1  # a bfloat16 vector passes unchanged
+    assert found.frame.kl.max() < 1e-6
+
+
+def test_unnamed_saes_are_named_by_what_they_are():
+    found = evaluate_saes(model(), TEXTS["first"], [scaled(1.0), scaled(0.5), SAES["cosine"]], splice_prompts=2)
+    assert found.names == [
+        "inner:relu 64 blocks.3.hook_resid_post",
+        "inner:relu 64 blocks.3.hook_resid_post #2",
+        "cosine:batchtopk 48 blocks.3.hook_resid_post",
+    ]
+    assert found.frame.sae.unique().tolist() == found.latents.sae.unique().tolist() == found.names
+
+
+def test_prompts_may_be_lists_of_token_ids_and_have_no_mark_of_special_tokens():
+    found = evaluate_saes(model(), PROMPTS, {"a": scaled(1.0)}, splice_prompts=2)
+    assert found.corpora == ["given"]
+    assert found.tokens == PROMPTS
+    assert found.provenance["left_out"]["given"][str(SITE)]["special tokens"] == 0
+
+
+# Alignment
+
+
+def test_a_tokenizers_output_is_one_corpus():
+    from diagnostics.sae_evaluation.run import _corpora
+
+    given = {"input_ids": [[1, 2]], "attention_mask": [[1, 1]]}
+    assert _corpora(given) == {"given": given} and _corpora({"a": given}) == {"a": given}
+
+
+def test_bimodality_of_known_distributions():
+    n = 200_001
+    even = (np.arange(n) + 0.5) / n
+    assert bimodality(even) == pytest.approx(UNIFORM, abs=1e-4)
+    assert bimodality(stats.norm.ppf(even)) == pytest.approx(1 / 3, abs=1e-3)
+    assert bimodality(np.repeat([0.0, 1.0], n)) == pytest.approx(1, abs=1e-4)
+    assert bimodality(np.concatenate([stats.norm.ppf(even), 8 + stats.norm.ppf(even)])) > 0.8
+    assert np.isnan(bimodality(np.ones(50)))
+    assert np.isnan(bimodality(1 + 1e-8 * even))
+    assert np.isnan(bimodality(np.arange(3.0)))
+    assert np.isnan(bimodality(np.zeros(0)))
+
+
+def test_bimodality_is_sarles_coefficient_of_a_small_sample():
+    x = np.array([0.1, 0.15, 0.2, 0.9, 1.0, 1.3, 0.12])
+    n, m = len(x), [((x - x.mean()) ** k).mean() for k in range(5)]
+    skew = np.sqrt(n * (n - 1)) / (n - 2) * m[3] / m[2] ** 1.5
+    excess = (n - 1) / (n - 2) / (n - 3) * ((n + 1) * (m[4] / m[2] ** 2 - 3) + 6)
+    assert bimodality(x) == pytest.approx((skew**2 + 1) / (excess + 3 * (n - 1) ** 2 / (n - 2) / (n - 3)))
+    assert bimodality(7 - 3 * x) == pytest.approx(bimodality(x))
+
+
+def test_alignment_is_that_of_latents_that_fire_on_any_corpus():
+    for facts in result().alignments:
+        sae = SAES[facts["sae"]]
+        latents = result().latents[result().latents.sae == facts["sae"]]
+        fired = latents.groupby("latent").fired.sum().to_numpy() > 0
+        x = sae.alignment().numpy()[fired]
+        assert (facts["latents"], facts["live"]) == (sae.d_sae, fired.sum())
+        assert facts["alignment"] == pytest.approx(x.mean(), rel=1e-5)
+        assert facts["alignment sd"] == pytest.approx(x.std(), rel=1e-4)
+        assert facts["alignment < 0.5"] == (x < 0.5).mean()
+        assert facts["alignment bimodality"] == pytest.approx(bimodality(x.astype(float)), rel=1e-3, nan_ok=True)
+        if facts["sae"] in ("cosine", "early"):
+            a = sae.score.exponents().numpy()[fired]
+            assert (facts["exponent"], facts["exponent sd"]) == pytest.approx((a.mean(), a.std()), rel=1e-4)
+        else:
+            assert np.isnan(facts["exponent"])
+
+
+def test_aligned_saes_are_aligned_and_of_one_mode():
+    sae = random_sae("aligned", SITE, 6)
+    facts = evaluated(sae, splice_prompts=1).alignments[0]
+    assert facts["alignment"] == pytest.approx(1, abs=1e-5)
+    assert np.isnan(facts["alignment bimodality"])
+    assert facts["cosine"] < 1
+
+
+# What does not serve
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"hook_name": None}, BelongingError, "does not say where it belongs"),
+        ({"hook_name": "blocks.3.attn.hook_z"}, SiteError, "hook_z"),
+        ({"hook_name": "blocks.6.hook_resid_post"}, SiteError, "no block 6"),
+        ({"model_name": "gpt2"}, BelongingError, "'gpt2'"),
+        ({"metadata": {"weights_sha256": "0" * 64}}, BelongingError, "weights 000000000000"),
+    ],
+)
+def test_an_sae_of_another_place_is_refused_before_anything_runs(monkeypatch, change, error, message):
+    monkeypatch.setattr(sae_evaluation, "record", lambda *a, **k: pytest.fail("the model ran"))
+    sae = scaled(1.0)
+    for name, value in change.items():
+        setattr(sae, name, value)
+    with pytest.raises(error, match=message):
+        evaluate_saes(model(), TEXTS, {"good": SAES["standard"], "bad": sae})
+
+
+def test_an_sae_of_another_width_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(sae_evaluation, "record", lambda *a, **k: pytest.fail("the model ran"))
+    with pytest.raises(BelongingError, match="width 16 for activations of width 32"):
+        evaluate_saes(model(), TEXTS, [plain(torch.eye(16), torch.eye(16))])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"saes": []}, "no SAE; give at least one"),
+        ({"saes": {}}, "no SAE; give at least one"),
+        ({"prompts": {}}, "no text; give at least one"),
+        ({"sink_filter": -1}, "sink filter -1"),
+        ({"splice_prompts": 0}, "0 spliced prompts"),
+        ({"sink_filter": 1e-6}, "no token is left at 3.resid_post"),
+    ],
+)
+def test_what_does_not_serve_is_an_error_that_says_so(given, message):
+    usual = {"model": model(), "prompts": TEXTS, "saes": [SAES["standard"]]}
+    with pytest.raises(ResultError, match=message):
+        evaluate_saes(**{**usual, **given})
+
+
+@pytest.mark.filterwarnings("ignore:the blocks above")
+def test_activations_that_are_not_finite_are_left_out_and_counted():
+    hf = fresh("llama")
+    hf.model.embed_tokens.weight[7] = torch.nan
+    text = [[t if t != 7 else 8 for t in tokens] for tokens in PROMPTS]
+    for tokens in text[:4]:
+        tokens[-1] = 7
+    recording = record(hf, text, [SITE])
+    rows = zip(recording.activations[SITE], recording.length, strict=True)
+    bad = sum(int((~x[:n].isfinite()).any(-1).sum()) for x, n in rows)  # attention carries 0·nan to earlier positions
+    found = evaluate_saes(hf, text, [scaled(0.8)], splice_prompts=None)
+    assert found.provenance["left_out"]["given"][str(SITE)]["not finite or of norm 0"] == bad >= 4
+    row = line(found, tokens=ALL, quartile="all")
+    assert row.n_tokens == row.n_kl_tokens == sum(map(len, text)) - bad
+    assert np.isfinite(found.frame[[*MEASURES]]).all(axis=None)
+    assert f"{bad} not finite" in found.table()
+
+
+# The result
+
+
+def test_lines_are_there_for_every_sae_corpus_tokens_and_quartile():
+    frame = result().frame
+    keys = ["sae", "corpus", "tokens", "quartile"]
+    assert len(frame) == len(SAES) * 2 * 2 * 5 == len(frame.drop_duplicates(keys))
+    assert frame.sae.unique().tolist() == list(SAES)
+    assert set(frame[frame.sae == "early"].site) == {"1.mlp_out"}
+    assert len(result().latents) == 2 * sum(sae.d_sae for sae in SAES.values())
+    assert len(result().summary()) == len(SAES) * 2
+    for group in result().select(quartile="Q2", tokens=ALL, sae="cosine"):
+        row = line(result(), sae="cosine", corpus=group["corpus"], tokens=ALL, quartile="Q2")
+        assert (group["fve"].value, group["fve"].low, group["fve"].n_rows) == (row.fve, row.fve_low, row.n_tokens)
+        assert (group["ce_score"].high, group["ce_score"].n_prompts) == (row.ce_score_high, row.n_ce_prompts)
+    table = result().table()
+    for word in (*SAES, "first", "second", "KL score", "bimodality", "1.mlp_out"):
+        assert word in table
+    assert "<table" in result()._repr_html_()
+
+
+def test_provenance_says_how_it_was_made():
+    p = result().provenance
+    assert p["saes"]["cosine"] | {"site": "3.resid_post", "d_sae": 48, "score": "cosine"} == p["saes"]["cosine"]
+    assert p["saes"]["cosine"]["selector"] == {"kind": "batchtopk", "k": 8}
+    assert p["saes"]["normalised"]["normalise"] == {"kind": "layer_norm"}
+    assert p["sites"] == ["3.resid_post", "1.mlp_out"]
+    assert p["path"] == {"3.resid_post": "blocks", "1.mlp_out": "blocks"}
+    assert p["path_delta"] <= TOLERANCE
+    assert p["texts"]["second"] == {"name": "two", "prompts": len(OTHER), "tokens": sum(map(len, OTHER))}
+    assert {"weights_sha256", "threads", "versions", "sink_filter", "splice_prompts"} <= set(p)
+    assert result().points == ["resid_post", "mlp_out"]
+
+
+def test_the_other_path_gives_the_same():
+    one, other = (evaluated(SAES["standard"], path=path, splice_prompts=6) for path in ("blocks", "hooks"))
+    assert other.provenance["path"] == {str(SITE): "hooks"}
+    pd.testing.assert_frame_equal(one.frame, other.frame, rtol=1e-3, atol=1e-4)
+
+
+def test_a_result_comes_back_from_its_folder(tmp_path):
+    with pytest.raises(ResultError, match="holds no sae_evaluation result"):
+        SAEEvaluation.load(tmp_path)
+    run = evaluate_saes(model(), TEXTS, {"cosine": SAES["cosine"]}, splice_prompts=2)
+    names = run.write(tmp_path)
+    figures = {
+        f"{name}.{end}"
+        for name in ("sae_evaluation", "sae_alignment", "sae_exponents")
+        for end in ("png", "svg", "pdf")
+    }
+    assert set(names) == {*SAEEvaluation.files(), *figures} == {path.name for path in tmp_path.iterdir()}
+    loaded = SAEEvaluation.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.frame, run.frame, check_exact=True)
+    pd.testing.assert_frame_equal(loaded.latents, run.latents, check_exact=True)
+    assert (loaded.tokens, loaded.names) == (run.tokens, run.names)
+    assert loaded.table() == run.table()
+    text = json.loads((tmp_path / "sae_evaluation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert set(text) == {"summary", "alignment", "provenance", "figures", "sha256"}
+    assert len(text["summary"]) == len(run.frame)
+    assert text["summary"] == jsonable(run.groups)
+    (tmp_path / SAEEvaluation.TABLES["latents"]).unlink()
+    with pytest.raises(ResultError, match=r"sae_latents\.parquet is missing"):
+        SAEEvaluation.load(tmp_path)
+
+
+class Foreign(torch.nn.Module):
+    """An SAE of nobody's library, whose encoder is a function only."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.W_dec = torch.nn.Parameter(torch.randn(20, D_MODEL, generator=generator))
+        self.hook_name, self.model_name = f"blocks.{SITE.layer}.hook_resid_post", None
+
+    def encode(self, x):
+        return (x @ self.W_dec.T).relu()
+
+    def decode(self, z):
+        return z @ self.W_dec
+
+
+def test_a_wrapped_object_is_evaluated_without_an_alignment(tmp_path):
+    found = evaluated(Foreign())
+    assert found.latents["alignment"].isna().all() and np.isfinite(line(found, tokens=NO_SINKS, quartile="all").fve)
+    assert "sae" in found.table()
+    assert "sae_evaluation.png" in found.write(tmp_path)
