@@ -60,8 +60,8 @@ def test_sites_within_blocks_are_named():
 
 
 def test_the_stored_command_is_printed():
-    command = ["diagnostics/unit_norm/command.py", "--layers", "1", "4", "--prompts", "my text.txt"]
-    said = "diagnostics/unit_norm/command.py --layers 1 4 --prompts 'my text.txt' --out x"
+    command = ["scripts/unit_norm.py", "--layers", "1", "4", "--prompts", "my text.txt"]
+    said = "scripts/unit_norm.py --layers 1 4 --prompts 'my text.txt' --out x"
     assert reproduction(with_provenance(command=command), "x") == said
 
 
