@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -83,8 +83,8 @@ def _fields(options: type, defaults: Any = None) -> list[tuple[str, Any, Any]]:
         how: dict[str, Any] = {"help": " ".join(docs.get(field.name, "").split())}
         if tyro.conf.Positional in getattr(types[field.name], "__metadata__", ()):
             how |= {"metavar": f"{field.name.upper()} ...", "help_behavior_hint": "(required)"}
-        elif NoneType in (kinds := get_args(plain[field.name])):
-            how["metavar"] = kinds[0].__name__.upper()
+        elif metavar := _metavar(plain[field.name]):
+            how["metavar"] = metavar
         if any(default is blank for blank in (False, (), None)) or (
             default is not dataclasses.MISSING and "default" in how["help"]
         ):
@@ -92,6 +92,16 @@ def _fields(options: type, defaults: Any = None) -> list[tuple[str, Any, Any]]:
         given = dataclasses.field(default=default, default_factory=field.default_factory)
         found.append((field.name, Annotated[types[field.name], tyro.conf.arg(**how)], given))
     return found
+
+
+def _metavar(type_: Any) -> str | None:
+    """Shorter than tyro's, which would move most help texts to a line of their own; None where tyro's is short."""
+    kinds = get_args(type_)
+    if get_origin(type_) is Literal:
+        return "STR"
+    if kinds[-1:] == (NoneType,) or kinds[-1:] == (...,):
+        return kinds[0].__name__.upper() + " ..." * (kinds[-1] is ...)
+    return None
 
 
 def _docs(options: type) -> dict[str, str]:
