@@ -87,14 +87,18 @@ class OutputOptions(CommonOptions):
 
         Raises `ResultError` if another result is there and --overwrite is not given.
         """
-        for run in provenances(result).values() if isinstance(result, BaseResult) else ():
-            run.setdefault("command", typed(sys.argv))
         try:
-            files = result.write(folder, overwrite=self.overwrite)
+            files = self.write(result, folder)
         finally:  # an error in a table must not cost the files
             self.say(result.table())
         self.say(f"wrote {', '.join(files)} into {folder}")
         return {**result.as_dict(), "out": str(folder), "files": files}
+
+    def write(self, result: Finding, folder: Path) -> list[str]:
+        """Write a result's files, with this command line in its provenance. Raises `ResultError` as `finish` does."""
+        for run in provenances(result).values() if isinstance(result, BaseResult) else ():
+            run.setdefault("command", typed(sys.argv))
+        return result.write(folder, overwrite=self.overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ class Script:
         """`small=False` leaves the small run's options out."""
         typed = list(map(str, words))
         first = list(takewhile(lambda word: not word.startswith("--"), typed))
-        usual = [str(word).format(given=self.given) for word in SMALL[name] if small]
+        usual = [str(word).format(given=self.given) for word in SMALL.get(name, ()) if small]
         named = first or [word.format(given=self.given) for word in FIRST.get(name, ()) if small]
         argv = [f"scripts/{name}.py", *named, *usual, *typed[len(first) :]]
         if "--out" not in argv and name != "train_zoo":
