@@ -75,9 +75,12 @@ class OutputOptions(CommonOptions):
     """replace the results of another run in --out"""
 
     def measure(
-        self, diagnostic: Callable[..., Finding], *given: object, doing: str, unit: str = "row", **how: Any
+        self, doing: str, unit: str, diagnostic: Callable[..., Finding], /, *given: object, **how: Any
     ) -> Document:
-        """Call a diagnostic under a progress bar, and `finish` with its result, in its `folder` (default: --out)."""
+        """Call a diagnostic under a progress bar, and `finish` with its result, in its `folder` (default: --out).
+
+        doing, unit: what the bar says and counts.
+        """
         with self.progress(doing, unit) as progress:
             result = diagnostic(*given, progress=progress, **how)
         return self.finish(result, how.get("folder", self.out))
