@@ -76,8 +76,8 @@ def direction_norm(
         batch_rows=batch_rows,
         path=path,
     )
-    study = run_single_edits(
-        DirectionNorm.NAME,
+    return run_single_edits(
+        DirectionNorm,
         model,
         prompts,
         lambda clean: PatchDesign(
@@ -90,4 +90,3 @@ def direction_norm(
         overwrite=overwrite,
         progress=progress,
     )
-    return DirectionNorm(study.frame, study.tokens, study.provenance)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.projections.design import COLUMNS, EDITS, PLACEBOS, REFERENCES
+from diagnostics.projections.design import COLUMNS, EDITS, REFERENCES
 from diagnostics.projections.design import ProjectionDesign as ProjectionDesign
 from diagnostics.projections.design import ProjectionPlan as ProjectionPlan
 from diagnostics.projections.norm_exponent import interventional
@@ -19,7 +19,7 @@ from diagnostics.projections.summary import short_frame
 from diagnostics.running.clean import CleanActivations as CleanActivations
 from diagnostics.running.clean import RunSettings as RunSettings
 from diagnostics.running.units import Interrupted
-from diagnostics.statistics.tables import TRAINED
+from diagnostics.statistics.tables import PLACEBOS, TRAINED
 from interventions import EditError, ResultError, Site, SiteError, record, wrap
 from interventions.metrics import kl_divergence
 from interventions.texts.prompts import as_prompts
