@@ -13,6 +13,7 @@ from diagnostics.concept_ablation.curves import EVERY
 from diagnostics.concept_ablation.ranking import RANKINGS
 from diagnostics.concept_ablation.result import COLUMNS, FeatureAblation
 from diagnostics.concept_ablation.work import AblationRunner
+from diagnostics.results.calls import recorded
 from diagnostics.running.notes import how_measured, summed
 from diagnostics.running.provenance import run_identity, run_provenance
 from diagnostics.running.units import UnitResult, run_table
@@ -26,6 +27,7 @@ COUNTS = (1, 2, 5, 10, 20, 50, 100, 500)
 """N. Source: arXiv:2606.15054."""
 
 
+@recorded
 @torch.no_grad()
 def feature_ablation(
     model: Any,

@@ -21,6 +21,7 @@ from diagnostics.latent_edits.concentration_summary import NOTE, curve, summary_
 from diagnostics.latent_edits.firings import Firings
 from diagnostics.latent_edits.items import Items, check_numbers, token_items
 from diagnostics.latent_edits.run import run_latent_edits
+from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
@@ -54,7 +55,6 @@ class Concentration(Result):
     NAME: ClassVar[str] = "causal_concentration"
     TITLE: ClassVar[str] = "Causal concentration"
     QUESTION: ClassVar[str] = "How many of a token's latents carry its effect, and do single effects add up?"
-    CALL: ClassVar[str] = "causal_concentration"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -86,6 +86,7 @@ class Concentration(Result):
         return plot_concentration(self.frame, curves, self.provenance, max(g["tokens"] for g in self.groups))
 
 
+@recorded
 @torch.no_grad()
 def causal_concentration(
     model: Any,

@@ -20,6 +20,7 @@ from diagnostics.latent_edits.bench import LatentEdits, repeated
 from diagnostics.latent_edits.firings import Firings, chosen_latents
 from diagnostics.latent_edits.items import Items, asked_latents, check_numbers
 from diagnostics.latent_edits.run import run_latent_edits
+from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
@@ -56,7 +57,6 @@ class AblationSparsity(Result):
     NAME: ClassVar[str] = "ablation_sparsity"
     TITLE: ClassVar[str] = "Sparsity of effects"
     QUESTION: ClassVar[str] = "How many logits, and how many later tokens, does an ablation reach?"
-    CALL: ClassVar[str] = "ablation_sparsity"
     NOTE: ClassVar[str] = NOTE
 
     def clear(self, sae: str, edit: str) -> tuple[pd.DataFrame, int]:
@@ -120,6 +120,7 @@ class AblationSparsity(Result):
         return plot_sparsity(self.groups, clear, {key: self.horizon(*key) for key in keys}, self.provenance)
 
 
+@recorded
 @torch.no_grad()
 def ablation_sparsity(
     model: Any,

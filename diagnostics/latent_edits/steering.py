@@ -18,6 +18,7 @@ from diagnostics.latent_edits.firings import Firings, chosen_latents, partner_of
 from diagnostics.latent_edits.items import Items, asked_latents, check_numbers, token_items
 from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.latent_edits.steering_summary import NOTE, first_numbers, means, peaks
+from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
@@ -74,7 +75,6 @@ class Steering(Result):
     NAME: ClassVar[str] = "latent_steering"
     TITLE: ClassVar[str] = "Steering"
     QUESTION: ClassVar[str] = "What do latents do that are added more and more strongly, alone and jointly?"
-    CALL: ClassVar[str] = "latent_steering"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -104,6 +104,7 @@ class Steering(Result):
         return plot_steering(self.frame, self.provenance)
 
 
+@recorded
 @torch.no_grad()
 def latent_steering(
     model: Any,

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from diagnostics.results.calls import recorded
 from diagnostics.running.notes import how_measured, noted
 from diagnostics.running.provenance import run_provenance
 from diagnostics.sae_evaluation import measures as sae_measures
@@ -27,6 +28,7 @@ from sae_models.sae import SAE
 from sae_models.scores import Cosine
 
 
+@recorded
 @torch.no_grad()
 def evaluate_saes(
     model: Any,

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from diagnostics.results.calls import recorded
 from diagnostics.running.provenance import run_identity, run_provenance
 from diagnostics.running.units import run_units
 from diagnostics.sparse_probing import summary as probing_summary
@@ -23,6 +24,7 @@ from interventions.texts.labelled import Labelled, load_labelled
 from sae_models.dictionaries import dictionaries_of
 
 
+@recorded
 @torch.no_grad()
 def probe_saes(
     model: Any,
