@@ -172,7 +172,7 @@ def plot_dose(rows: pd.DataFrame, provenance: Mapping[str, Any], latents: Sequen
     chosen = list(latents or [])
     if latents is None:
         by = rows.drop_duplicates("latent").sort_values(["frequency", "latent"])
-        latents = [int(by["latent"].iloc[i]) for i in np.unique(np.linspace(0, len(by) - 1, 6).round().astype(int))]
+        chosen = [int(by["latent"].iloc[i]) for i in np.unique(np.linspace(0, len(by) - 1, 6).round().astype(int))]
     drawable = rows.edit.isin([edit, "placebo_token"]) & (rows.kl > 0)
     shown = cast(pd.DataFrame, rows.loc[rows.latent.isin(list(chosen)) & drawable])
     if shown.empty:

@@ -52,11 +52,11 @@ def test_conditions_do_not_look_like_saes():
     assert not {colour for colour, _ in SAE_LOOKS.values()} & {colour for colour, _, _ in CONDITION_LOOKS.values()}
 
 
-def test_no_colour_is_named_outside_style():
+def test_only_looks_names_colours():
     """Greys such as "0.6", hex codes, names of more than one letter, `C0`, and colour maps. CSS stands in longer texts."""
     named = {}
     for path in Path(diagnostics.__file__).parent.rglob("*.py"):
         found = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         words = {w for w in found if isinstance(w, str) and len(w) > 1 and w.lower() != "none" and not w.isdigit()}
         named[path.name] = {word for word in words if is_color_like(word) or word in matplotlib.colormaps}
-    assert {name for name, some in named.items() if some} == {"style.py"}, named
+    assert {name for name, some in named.items() if some} == {"looks.py"}, named
