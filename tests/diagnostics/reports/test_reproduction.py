@@ -12,7 +12,7 @@ from tests.tiny import tiny_model
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
 
 
-def test_the_call_makes_the_same_table(tmp_path, monkeypatch):
+def test_the_call_reproduces_the_table(tmp_path, monkeypatch):
     result = measured()
     save_tokens(tmp_path / "tokens.npy", result.tokens)
     monkeypatch.setattr("interventions.load_model", lambda name, **how: tiny_model("llama"))
@@ -23,23 +23,11 @@ def test_the_call_makes_the_same_table(tmp_path, monkeypatch):
     assert space["result"].provenance["sites"] == result.provenance["sites"]
 
 
-def test_only_what_is_not_a_default_is_given():
-    p = {
-        "seed": 0,
-        "sink_filter": 10.0,
-        "tokens": 10338,
-        "sites": ["1.resid_post", "4.resid_post"],
-        "tokens_asked": 500,
-        "path": {"1.resid_post": "replay"},
-    }
+def test_defaults_are_left_out():
+    sites = {"sites": ["1.resid_post", "4.resid_post"], "path": {"1.resid_post": "replay"}}
+    p = {"seed": 0, "sink_filter": 10.0, "tokens": 10338, "tokens_asked": 500} | sites
     assert arguments(unit_norm_sweep, p) == {"layers": "[1, 4]"}
-    changed = p | {
-        "seed": 3,
-        "sink_filter": None,
-        "tokens_asked": 40,
-        "asked_path": "hooks",
-        "null_models": ["random 0"],
-    }
+    changed = {"seed": 3, "sink_filter": None, "tokens_asked": 40, "asked_path": "hooks", "null_models": ["random 0"]}
     found = {
         "layers": "[1, 4]",
         "seed": "3",
@@ -48,14 +36,13 @@ def test_only_what_is_not_a_default_is_given():
         "path": "'hooks'",
         "null_seeds": "1",
     }
-    assert arguments(unit_norm_sweep, changed) == found
+    assert arguments(unit_norm_sweep, p | changed) == found
 
 
-def test_sites_within_blocks_are_named():
+def test_sites_and_context():
     assert arguments(direction_norm, {"sites": ["1.resid_post", "4.resid_post"]}) == {"layers": "[1, 4]"}
-    found = arguments(
-        direction_norm, {"sites": ["1.attn_out"], "context": ["in_place", "single_token"], "pairs_asked": 7}
-    )
+    inside = {"sites": ["1.attn_out"], "context": ["in_place", "single_token"], "pairs_asked": 7}
+    found = arguments(direction_norm, inside)
     assert found == {"sites": "[Site.parse(site) for site in ['1.attn_out']]", "pairs": "7", "context": "'both'"}
 
 
@@ -65,10 +52,10 @@ def test_the_stored_command_is_printed():
     assert reproduction(with_provenance(command=command), "x") == said
 
 
-def test_what_is_formed_of_runs_says_of_which():
+def test_a_result_of_several_runs_loads_them():
     curve = Specifications(pd.DataFrame(), {"boolq": {"model": "m"}, "sotu": {"model": "m"}})
     assert "specification_curve({'boolq': DirectionNorm.load('boolq'), 'sotu'" in reproduction(curve, "x")
 
 
-def test_of_a_kind_without_a_call_settings_must_do():
+def test_a_kind_without_a_call_has_no_steps():
     assert reproduction(planted(), "x") == ""
