@@ -216,7 +216,9 @@ def test_without_replay_there_are_effects_and_no_gradients():
     with pytest.warns(UserWarning, match="falls back to full forward passes"):
         atlas = causal_atlas(tiny_model("bloom"), PROMPTS[:4], {"s": sae})
     assert atlas.provenance["path"] == {"s": "hooks"} and atlas.provenance["why_hooks"]
-    assert atlas.frame.gradient.isna().all() and (atlas.frame.kl > 0).all()
+    assert (
+        atlas.frame[["direct", "gradient", "integrated", "fisher"]].isna().all(axis=None) and (atlas.frame.kl > 0).all()
+    )
     assert "direct" not in atlas.groups[0]["scores"]
 
 

@@ -1,7 +1,6 @@
 """Gradients against central differences, the sampled Fisher form against KL. The model has LayerNorm, which stays in float64."""
 
 import numpy as np
-import pytest
 import torch
 
 from diagnostics.atlas import scores as atlas_scores
@@ -83,13 +82,3 @@ def test_attributions_are_inner_products(monkeypatch):
         torch.testing.assert_close(got[name], expected)
     squares = (found.fisher[:, token] * delta).sum(-1) ** 2
     torch.testing.assert_close(got["fisher"], squares.mean(0) / 2)
-
-
-def test_without_replay_attributions_are_nan():
-    recording = record(wrap(tiny_model("bloom")), prompts(), [SITE])
-    x = recording.at(SITE, PROMPT, POSITION)
-    with pytest.warns(UserWarning, match="falls back to full forward passes"):
-        found = token_gradients(recording, SITE, PROMPT, POSITION, x, EVERY, generator=torch.Generator().manual_seed(0))
-    assert found is None
-    got = attributions(None, torch.arange(3), lambda some: x[some])
-    assert all(value.isnan().all() and len(value) == 3 for value in got.values())

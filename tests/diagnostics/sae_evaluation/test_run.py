@@ -15,7 +15,7 @@ from diagnostics.sae_evaluation import measures as sae_measures
 from diagnostics.sae_evaluation import run as sae_evaluation
 from diagnostics.sae_evaluation.measures import MEASURES
 from diagnostics.sae_evaluation.result import SAEEvaluation
-from diagnostics.sae_evaluation.run import evaluate_saes
+from diagnostics.sae_evaluation.run import _corpora, evaluate_saes
 from diagnostics.sae_evaluation.summary import UNIFORM, bimodality
 from diagnostics.sampling.counted import ALL, NO_SINKS, QUARTILES
 from interventions import ResultError, Site, SiteError, record
@@ -264,8 +264,7 @@ def test_latents_match_a_computation_token_by_token(name):
     z, latents = rows["z"], result().latents
     found = latents[(latents.sae == name) & (latents.corpus == "first")]
     assert found.latent.tolist() == list(range(sae.d_sae))
-    fired = (z != 0).sum(0)
-    np.testing.assert_array_equal(found.fired, fired)
+    np.testing.assert_array_equal(found.fired, fired := (z != 0).sum(0))
     np.testing.assert_allclose(found.frequency, fired / len(z), rtol=1e-6)
     np.testing.assert_array_equal(found[[f"fired_q{i}" for i in range(1, 5)]].sum(axis=1), fired)
     edges = np.quantile(rows["norm"], (0.5, 0.75))
@@ -288,49 +287,29 @@ def test_latents_match_a_computation_token_by_token(name):
 # What is known beforehand
 
 
-def test_identity_has_perfect_scores():
-    found = evaluated(scaled(1.0))
-    assert set(found.frame.tokens) == {ALL, NO_SINKS}
-    for row in found.frame.itertuples():
-        assert row.fve == pytest.approx(1, abs=1e-9)
-        assert row.mse == pytest.approx(0, abs=1e-6)
-        assert (row.cosine, row.norm_ratio) == pytest.approx((1, 1), abs=1e-6)
-        assert row.l0 == pytest.approx(D_MODEL)
-        assert row.kl_score == row.kl_score_mean == pytest.approx(1, abs=TOLERANCE)
-        assert row.ce_score == pytest.approx(1, abs=1e-3)
-        assert row.kl < TOLERANCE**2
-        assert row.ce == pytest.approx(row.ce_clean, abs=TOLERANCE)
-        assert row.dead_share == 0
-
-
-@pytest.mark.parametrize("c", [0.5, -1.0])
-def test_scaled_reconstruction_has_known_scores(c):
+@pytest.mark.parametrize("c", [1.0, 0.5, -1.0, 0.0])
+def test_scaled_reconstructions_have_known_scores(c):
+    """x̂ = c·x: the identity, shrinkage, a change of sign, zero ablation."""
+    found = evaluated(scaled(c), splice_prompts=None if c in (0, 1) else 2)
     x = torch.cat(stream()).double()
-    row = line(evaluated(scaled(c), splice_prompts=2), tokens=ALL, quartile="all")
+    row = line(found, tokens=ALL, quartile="all")
     share = (1 - c) ** 2 * x.square().sum() / (x - x.mean(0)).square().sum()
     assert row.fve == pytest.approx(float(1 - share), rel=1e-5)
-    assert row.mse == pytest.approx(float((1 - c) ** 2 * x.square().sum(1).mean()), rel=1e-5)
-    assert (row.cosine, row.norm_ratio) == pytest.approx((np.sign(c), abs(c)), rel=1e-5)
-
-
-def test_zero_reconstruction_is_zero_ablation():
-    nothing = plain(torch.eye(D_MODEL), torch.zeros(D_MODEL, D_MODEL))
-    for row in evaluated(nothing).frame.itertuples():
-        assert row.fve <= 0
-        assert row.cosine == row.norm_ratio == 0
-        assert row.kl == row.kl_zero > 0.01
-        assert row.ce == row.ce_zero
-        assert row.kl_score == row.ce_score == 0
+    assert row.mse == pytest.approx(float((1 - c) ** 2 * x.square().sum(1).mean()), rel=1e-5, abs=1e-6)
+    for row in found.frame.itertuples():
+        assert (row.cosine, row.norm_ratio) == pytest.approx((np.sign(c), abs(c)), rel=1e-5, abs=1e-6)
+        assert row.l0 == pytest.approx(D_MODEL) and row.dead_share == 0
+        if c == 1:
+            assert row.kl_score == row.kl_score_mean == pytest.approx(1, abs=TOLERANCE) and row.kl < TOLERANCE**2
+            assert row.ce_score == pytest.approx(1, abs=1e-3) and row.ce == pytest.approx(row.ce_clean, abs=TOLERANCE)
+        if c == 0:
+            assert row.kl == row.kl_zero > 0.01 and row.ce == row.ce_zero and row.kl_score == row.ce_score == 0
 
 
 def test_mean_reconstruction_is_mean_ablation():
-    kept = [
-        v
-        for x, tokens in zip(stream(), PROMPTS, strict=True)
-        for v, token in zip(x, tokens, strict=True)
-        if token != SPECIAL and v.norm() <= 10 * torch.cat(stream()).norm(dim=1).median()
-    ]
-    mean = torch.stack(kept).double().mean(0).float()
+    x, ids = torch.cat(stream()), torch.tensor([t for ids in PROMPTS for t in ids])
+    kept = x[(ids != SPECIAL) & (x.norm(dim=1) <= 10 * x.norm(dim=1).median())]
+    mean = kept.double().mean(0).float()
     found = evaluated(plain(torch.eye(D_MODEL), torch.zeros(D_MODEL, D_MODEL), mean), skip_first=0)
     row = line(found, tokens=NO_SINKS, quartile="all")
     assert row.fve == pytest.approx(0, abs=1e-6)
@@ -451,8 +430,6 @@ def test_lists_of_token_ids_and_unnamed_saes():
 
 
 def test_a_tokenizers_output_is_one_corpus():
-    from diagnostics.sae_evaluation.run import _corpora
-
     given = {"input_ids": [[1, 2]], "attention_mask": [[1, 1]]}
     assert _corpora(given) == {"given": given} and _corpora({"a": given}) == {"a": given}
 
@@ -460,14 +437,11 @@ def test_a_tokenizers_output_is_one_corpus():
 def test_bimodality_of_known_distributions():
     n = 200_001
     even = (np.arange(n) + 0.5) / n
-    assert bimodality(even) == pytest.approx(UNIFORM, abs=1e-4)
-    assert bimodality(stats.norm.ppf(even)) == pytest.approx(1 / 3, abs=1e-3)
-    assert bimodality(np.repeat([0.0, 1.0], n)) == pytest.approx(1, abs=1e-4)
-    assert bimodality(np.concatenate([stats.norm.ppf(even), 8 + stats.norm.ppf(even)])) > 0.8
-    assert np.isnan(bimodality(np.ones(50)))
-    assert np.isnan(bimodality(1 + 1e-8 * even))
-    assert np.isnan(bimodality(np.arange(3.0)))
-    assert np.isnan(bimodality(np.zeros(0)))
+    known = ((even, UNIFORM), (stats.norm.ppf(even), 1 / 3), (np.repeat([0.0, 1.0], n), 1))
+    for x, expected in known:
+        assert bimodality(x) == pytest.approx(expected, abs=1e-3)
+    for x in (np.ones(50), 1 + 1e-8 * even, np.arange(3.0), np.zeros(0)):
+        assert np.isnan(bimodality(x))
 
 
 def test_bimodality_is_sarles_coefficient_of_a_small_sample():
