@@ -25,11 +25,11 @@ UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 .DELETE_ON_ERROR:
 
 demo: install
-	@HF_HUB_OFFLINE=1 .venv/bin/python diagnostics/direction_vs_norm/command.py --out results/demo --overwrite $(DEMO_ARGS)
+	@HF_HUB_OFFLINE=1 .venv/bin/python scripts/patch_direction_norm.py --out results/demo --overwrite $(DEMO_ARGS)
 
 # Resumable; ONLY="standard 15/aligned" for a part.
 zoo: install
-	@HF_HUB_OFFLINE=1 .venv/bin/python diagnostics/commands/train_zoo.py $(if $(ONLY),--only $(ONLY))
+	@HF_HUB_OFFLINE=1 .venv/bin/python scripts/train_zoo.py $(if $(ONLY),--only $(ONLY))
 
 # Jupyter opens in the folder of notebooks; .venv is their kernel.
 notebook: install

@@ -26,7 +26,7 @@ def reproduction(result: BaseResult, folder: str) -> str:
     saes, given = list(p.get("saes", {})), arguments(call, p)
     lines = [
         f"from diagnostics import {call.__name__}",
-        "from diagnostics.results import load_tokens",
+        "from diagnostics.results.stored import load_tokens",
         f"from interventions import {'Site, ' * ('sites' in given)}load_model",
         *(["from sae_models import load_sae"] if saes else []),
         "",
