@@ -31,7 +31,6 @@ class CausalAtlas(Result):
     NAME: ClassVar[str] = "atlas"
     TITLE: ClassVar[str] = "Causal atlas"
     QUESTION: ClassVar[str] = "What does removing each active latent do, and which cheap score could have told?"
-    CALL: ClassVar[str] = "causal_atlas"
     NOTE: ClassVar[str] = NOTE
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
 
@@ -69,7 +68,7 @@ class CausalAtlas(Result):
             raise ResultError("no atlas to join; give at least one")
         longest = max(atlases, key=lambda atlas: len(atlas.tokens))
         tokens = longest.tokens
-        first = {name: value for name, value in longest.provenance.items() if name != "command"}
+        first = {name: value for name, value in longest.provenance.items() if name not in ("command", "call")}
         for atlas in atlases:
             p = atlas.provenance
             if differ := [name for name in _SAME if p[name] != first[name]]:

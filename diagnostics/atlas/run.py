@@ -12,6 +12,7 @@ import torch
 
 from diagnostics.atlas.result import CausalAtlas, whole_table
 from diagnostics.atlas.work import METRICS, AtlasRunner, merged
+from diagnostics.results.calls import recorded
 from diagnostics.running.clean import RunSettings
 from diagnostics.running.units import run_units
 from interventions.errors import ResultError
@@ -22,6 +23,7 @@ from interventions.texts.prompts import Prompts, prompts_for
 from sae_models.dictionaries import dictionaries_of
 
 
+@recorded
 @torch.no_grad()
 def causal_atlas(
     model: Any,

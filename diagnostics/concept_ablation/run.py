@@ -14,6 +14,7 @@ from diagnostics.concept_ablation.curves import EVERY
 from diagnostics.concept_ablation.ranking import RANKINGS
 from diagnostics.concept_ablation.result import COLUMNS, FeatureAblation
 from diagnostics.concept_ablation.work import AblationRunner
+from diagnostics.results.calls import recorded
 from diagnostics.running.units import Units
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
@@ -26,6 +27,7 @@ COUNTS = (1, 2, 5, 10, 20, 50, 100, 500)
 """N. Source: arXiv:2606.15054."""
 
 
+@recorded
 def feature_ablation(
     model: Any,
     texts: ConceptTexts | Mapping[str, ConceptTexts],

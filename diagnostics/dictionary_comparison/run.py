@@ -13,6 +13,7 @@ from diagnostics.dictionary_comparison.probing_gap import LabelledTexts
 from diagnostics.dictionary_comparison.result import DictionaryComparison
 from diagnostics.dictionary_comparison.summary import alignment_lines, joined_latents, seed_groups, seed_lines
 from diagnostics.dictionary_comparison.work import Comparison, ComparisonPlan
+from diagnostics.results.calls import recorded
 from diagnostics.running.units import Unit, UnitResult, Units
 from interventions.errors import ResultError
 from interventions.models.causal_model import CausalModel
@@ -24,6 +25,7 @@ from sae_models.dictionaries import Dictionary, dictionaries_of
 from sae_models.sae import SAE
 
 
+@recorded
 def compare_dictionaries(
     model: Any,
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],

@@ -20,6 +20,7 @@ from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, parts, removal
 from diagnostics.latent_edits.concentration_summary import NOTE, curve, summary_of
 from diagnostics.latent_edits.firings import Firings
 from diagnostics.latent_edits.study import Items, check_numbers, run_latent_edits, token_items
+from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
@@ -53,7 +54,6 @@ class Concentration(Result):
     NAME: ClassVar[str] = "causal_concentration"
     TITLE: ClassVar[str] = "Causal concentration"
     QUESTION: ClassVar[str] = "How many of a token's latents carry its effect, and do single effects add up?"
-    CALL: ClassVar[str] = "causal_concentration"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -85,6 +85,7 @@ class Concentration(Result):
         return plot_concentration(self.frame, curves, self.provenance, max(g["tokens"] for g in self.groups))
 
 
+@recorded
 @torch.no_grad()
 def causal_concentration(
     model: Any,

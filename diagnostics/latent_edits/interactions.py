@@ -18,6 +18,7 @@ from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, removals, stro
 from diagnostics.latent_edits.firings import Firings
 from diagnostics.latent_edits.interaction_summary import NOTE, pair_matrix, pair_summary
 from diagnostics.latent_edits.study import Items, asked_latents, check_numbers, run_latent_edits, token_items
+from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
@@ -48,7 +49,6 @@ class Interactions(Result):
     NAME: ClassVar[str] = "interactions"
     TITLE: ClassVar[str] = "Interactions"
     QUESTION: ClassVar[str] = "Do two latents of a token act independently?"
-    CALL: ClassVar[str] = "interactions"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -96,6 +96,7 @@ class Interactions(Result):
         return {self.NAME: self.plot()} | maps
 
 
+@recorded
 @torch.no_grad()
 def interactions(
     model: Any,

@@ -19,6 +19,7 @@ from torch import Tensor
 from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, repeated
 from diagnostics.latent_edits.firings import Firings, chosen_latents
 from diagnostics.latent_edits.study import Items, asked_latents, check_numbers, run_latent_edits
+from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
@@ -55,7 +56,6 @@ class AblationSparsity(Result):
     NAME: ClassVar[str] = "ablation_sparsity"
     TITLE: ClassVar[str] = "Sparsity of effects"
     QUESTION: ClassVar[str] = "How many logits, and how many later tokens, does an ablation reach?"
-    CALL: ClassVar[str] = "ablation_sparsity"
     NOTE: ClassVar[str] = NOTE
 
     def clear(self, sae: str, edit: str) -> tuple[pd.DataFrame, int]:
@@ -119,6 +119,7 @@ class AblationSparsity(Result):
         return plot_sparsity(self.groups, clear, {key: self.horizon(*key) for key in keys}, self.provenance)
 
 
+@recorded
 @torch.no_grad()
 def ablation_sparsity(
     model: Any,

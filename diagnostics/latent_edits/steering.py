@@ -17,6 +17,7 @@ from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, parts, repeate
 from diagnostics.latent_edits.firings import Firings, chosen_latents, partner_of
 from diagnostics.latent_edits.steering_summary import NOTE, first_numbers, means, peaks
 from diagnostics.latent_edits.study import Items, asked_latents, check_numbers, run_latent_edits, token_items
+from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
@@ -72,7 +73,6 @@ class Steering(Result):
     NAME: ClassVar[str] = "latent_steering"
     TITLE: ClassVar[str] = "Steering"
     QUESTION: ClassVar[str] = "What do latents do that are added more and more strongly, alone and jointly?"
-    CALL: ClassVar[str] = "latent_steering"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -102,6 +102,7 @@ class Steering(Result):
         return plot_steering(self.frame, self.provenance)
 
 
+@recorded
 @torch.no_grad()
 def latent_steering(
     model: Any,

@@ -13,6 +13,7 @@ import torch
 
 from diagnostics.projections.design import EDITS, REFERENCES, Latents, ProjectionDesign, ProjectionPlan
 from diagnostics.projections.result import ProjectionEffects
+from diagnostics.results.calls import recorded
 from diagnostics.running.clean import METRICS, RunSettings, chosen_contexts
 from diagnostics.running.single_edits import run_single_edits
 from diagnostics.sampling.latents import SAMPLINGS
@@ -25,6 +26,7 @@ from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary, dictionaries_of
 
 
+@recorded
 @torch.no_grad()
 def projection_effects(
     model: Any,

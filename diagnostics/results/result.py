@@ -43,7 +43,7 @@ class BaseResult:
     NULL_MODELS: ClassVar[bool] = False
     """whether untrained networks can be measured beside the model"""
     CALL: ClassVar[str] = ""
-    """the function of `diagnostics` that makes it again, of the tokens beside it or of results of the kind `FORMED_OF`"""
+    """the function of `diagnostics` that forms it of results of the kind `FORMED_OF`"""
     FORMED_OF: ClassVar[str] = ""
     frame: pd.DataFrame
     provenance: dict[str, Any]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from diagnostics.results.calls import recorded
 from diagnostics.sae_evaluation import measures as sae_measures
 from diagnostics.sae_evaluation.measures import MEASURES
 from diagnostics.sae_evaluation.result import SAEEvaluation
@@ -26,6 +27,7 @@ from sae_models.sae import SAE
 from sae_models.scores import Cosine
 
 
+@recorded
 @torch.no_grad()
 def evaluate_saes(
     model: Any,

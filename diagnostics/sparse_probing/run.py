@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from diagnostics.results.calls import recorded
 from diagnostics.running.units import Units
 from diagnostics.sparse_probing import summary as probing_summary
 from diagnostics.sparse_probing.pooling import labelled_prompts
@@ -23,6 +24,7 @@ from interventions.texts.labelled import Labelled, load_labelled
 from sae_models.dictionaries import dictionaries_of
 
 
+@recorded
 @torch.no_grad()
 def probe_saes(
     model: Any,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diagnostics.results.calls import recorded
 from diagnostics.running.clean import RunSettings
 from diagnostics.running.single_edits import run_single_edits
 from diagnostics.unit_norm.design import ALONE, TOGETHER, UnitNormDesign
@@ -17,6 +18,7 @@ from interventions.sites import Site
 from interventions.texts.prompts import Prompts
 
 
+@recorded
 @torch.no_grad()
 def unit_norm_sweep(
     model: Any,

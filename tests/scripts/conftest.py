@@ -111,7 +111,7 @@ class _Stream(io.StringIO):
 
 @dataclass(frozen=True)
 class Script:
-    """Runs commands: `script("atlas", "--steps", 3)` is `diagnostics/atlas/command.py` with its small run's options, then --steps 3.
+    """Runs commands: `script("atlas", "--steps", 3)` is `scripts/atlas.py` with its small run's options, then --steps 3.
 
     Words without an option before the first option take the place of the small run's. Figures are made, and their files hold
     nothing: drawing takes longer than all else, and has tests of its own.
