@@ -57,7 +57,7 @@ class BenchOptions(command.OutputOptions):
     rows: PositiveInt = 2560
     """interventions timed for replay (a quarter of them where a dtype runs slower than float32)"""
     repeats: PositiveInt = 3
-    """the fastest of so many runs counts"""
+    """runs of each, of which the fastest counts"""
     device: str | None = None
     """cpu, cuda, cuda:1 (default: cuda if available)"""
     out: Path
@@ -117,7 +117,7 @@ def _prompts(model: CausalModel, length: int) -> list[list[int]]:
 def _bridge(name: str, dtype: str, device: torch.device) -> CausalModel:
     from transformer_lens.model_bridge import TransformerBridge
 
-    plain = load_model(name, dtype=dtype, device=device)  # a copy of its own: a bridge changes the model it wraps
+    plain = load_model(name, dtype=dtype, device=device)  # a separate copy: a bridge changes the model it wraps
     architecture = "HuggingFaceTB/SmolLM2-135M-Instruct" if name == "smollm2-135m" else name
     return wrap(TransformerBridge.boot_transformers(architecture, hf_model=plain.hf, tokenizer=plain.tokenizer))
 
