@@ -121,7 +121,6 @@ REFUSED = [
     ("ablate_features", ("--concepts", "d"), "--concepts d; the texts have: a, b, c"),
     ("ablate_features", ("--per-class", 3), "--per-class 3; expected 4 or more"),
     ("ablate_features", ("--rankings", "worst"), "--rankings worst; known: mean_difference"),
-    ("atlas", ("--context", "both"), "Unrecognized options: --context"),
     ("compare_saes", ("--cosine", 0), "--cosine 0.0; expected a number from above 0 to 1"),
     ("compare_saes", ("--per-class", 4), "--per-class 4; expected 5 or more"),
     ("compare_saes", ("--saes", "{given}/saes/1/standard"), "1 SAE; a comparison needs two or more"),
@@ -139,7 +138,6 @@ REFUSED = [
     ("evaluate_saes", ("{given}/saes/wide", "{given}/saes/wide"), "is given twice"),
     ("interactions", ("--batch-rows", 4), "Unrecognized options: --batch-rows"),
     ("interactions", ("--coefficients", 1, 2, 1), "each once"),
-    ("interactions", ("--horizon", 4), "Unrecognized options: --horizon"),
     ("interactions", ("--parts", "pears"), "--parts pears; known: pairs, matrix"),
     ("interactions", ("--per-token", 1), "--per-token 1; expected 2 or more"),
     ("interactions", ("--unit", "z"), "invalid choice 'z' for argument '--unit'"),
@@ -167,10 +165,6 @@ REFUSED = [
     ("train_sae", ("--saes", "standard", "standard"), "names one twice"),
     ("train_sae", ("--warm-up", 2), "warm_up = 2.0; expected a share of the run"),
     ("train_zoo", ("--only", "tiger"), "nothing in the zoo is called tiger; known: "),
-    ("unit_norm", ("--context", "both"), "Unrecognized options: --context"),
-    ("unit_norm", ("--horizon", 2), "Unrecognized options: --horizon"),
-    ("unit_norm", ("--sites", "attn_out"), "Unrecognized options: --sites"),
-    ("win_rate", ("--horizon", 4), "Unrecognized options: --horizon"),
     ("win_rate", ("--min-tokens", 1), "--min-tokens 1; expected 3 or more"),
     ("win_rate", ("--sampling", "all"), "invalid choice 'all' for argument '--sampling'"),
 ]
@@ -186,8 +180,6 @@ def test_a_commands_own_options_are_checked_before_the_model_is_loaded(script, n
 
 NEEDS_THE_MODEL = [
     ("dose_response", ("--horizon", 2, "--context", "both"), "a single token has no later positions"),
-    ("dose_response", ("--layers", 6), "no block 6 in a model of 6 blocks"),
-    ("dose_response", ("--sink-filter", 1e-3), "none of 20 tokens is left"),
     ("evaluate_saes", ("{given}/saes/wide",), "width 16 for activations of width 32"),
     ("evaluate_saes", ("--n-prompts", 400), "expected 400"),
     ("evaluate_saes", ("--sink-filter", 1e-6), "no token is left at 1.resid_post"),
@@ -203,7 +195,6 @@ NEEDS_THE_MODEL = [
     ("train_sae", ("--layers", 6), "no block 6 in a model of 6 blocks"),
     ("train_sae", ("--saes", "standard:topk", "--k", 2.5), "k = 2.5 for TopK"),
     ("train_sae", ("--tokens", 31), "1 SAEs on 31 tokens in batches of 32"),
-    ("unit_norm", ("--layers", 6), "no block 6 in a model of 6 blocks"),
     ("unit_norm", ("--sink-filter", 1e-3), "is left, dropped"),
 ]
 
