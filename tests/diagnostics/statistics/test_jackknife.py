@@ -540,21 +540,6 @@ def test_fieller_by_hand():
     assert (got.value, got.low, got.high, got.kind) == (0, 0, 0, "bounded")
 
 
-def test_fieller_of_independent_rows_is_the_closed_form():
-    """The form with g = t²·var_b/b², as in textbooks of bioassay."""
-    rng = np.random.default_rng(24)
-    a, b = rng.normal(5, 2, 30), rng.normal(3, 1, 30)
-    a += b
-    (aa, ab), (_, bb) = np.cov(a, b) / 30
-    top, bottom, t = a.mean(), b.mean(), stats.t.ppf(0.95, 29)
-    ratio, g = top / bottom, t**2 * bb / bottom**2
-    half = t / bottom * math.sqrt(aa - 2 * ratio * ab + ratio**2 * bb - g * (aa - ab**2 / bb))
-    got = fieller(a, b, np.arange(30), level=0.9)
-    assert (got.value, got.kind, got.n_rows, got.n_prompts) == (pytest.approx(ratio), "bounded", 30, 30)
-    ends = [(ratio - g * ab / bb + sign * half) / (1 - g) for sign in (-1, 1)]
-    assert (got.low, got.high) == pytest.approx(ends, **ROUNDING)
-
-
 def within(got, ratio):
     if got.kind == "exclusive":
         return ratio <= got.low or ratio >= got.high
