@@ -78,8 +78,8 @@ def direction_norm(
         batch_rows=batch_rows,
         path=path,
     )
-    study = run_single_edits(
-        DirectionNorm.NAME,
+    return run_single_edits(
+        DirectionNorm,
         model,
         prompts,
         lambda clean: PatchDesign(
@@ -92,4 +92,3 @@ def direction_norm(
         overwrite=overwrite,
         progress=progress,
     )
-    return DirectionNorm(study.frame, study.tokens, study.provenance)

@@ -80,8 +80,8 @@ def dose_response(
         batch_rows=batch_rows,
         path=path,
     )
-    study = run_single_edits(
-        DoseResponse.NAME,
+    return run_single_edits(
+        DoseResponse,
         model,
         prompts,
         lambda clean: DoseDesign(clean, tokens, doses, given),
@@ -96,7 +96,6 @@ def dose_response(
         overwrite=overwrite,
         progress=progress,
     )
-    return DoseResponse(study.frame, study.tokens, study.provenance)
 
 
 def _checked(name: str, direction: Tensor, d_model: int) -> Tensor:

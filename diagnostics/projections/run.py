@@ -102,8 +102,8 @@ def projection_effects(
         path=path,
     )
     make = _Maker(probes, plan)
-    study = run_single_edits(
-        ProjectionEffects.NAME,
+    return run_single_edits(
+        ProjectionEffects,
         model,
         prompts,
         make,
@@ -121,7 +121,6 @@ def projection_effects(
         overwrite=overwrite,
         progress=progress,
     )
-    return ProjectionEffects(study.frame, study.tokens, study.provenance)
 
 
 class _Maker:

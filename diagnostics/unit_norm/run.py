@@ -50,8 +50,8 @@ def unit_norm_sweep(
     settings = RunSettings(
         sites=sites, sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path
     )
-    study = run_single_edits(
-        UnitNorm.NAME,
+    return run_single_edits(
+        UnitNorm,
         model,
         prompts,
         lambda clean: UnitNormDesign(clean, tokens),
@@ -62,4 +62,3 @@ def unit_norm_sweep(
         overwrite=overwrite,
         progress=progress,
     )
-    return UnitNorm(study.frame, study.tokens, study.provenance)

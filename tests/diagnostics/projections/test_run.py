@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.projections.design import COLUMNS, EDITS, PLACEBOS, REFERENCES, ProjectionDesign, ProjectionPlan
+from diagnostics.projections.design import COLUMNS, EDITS, REFERENCES, ProjectionDesign, ProjectionPlan
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.projections.run import projection_effects
 from diagnostics.projections.summary import short_frame
 from diagnostics.running.clean import CleanActivations, RunSettings
-from diagnostics.statistics.tables import TRAINED
+from diagnostics.statistics.tables import PLACEBOS, TRAINED
 from interventions import EditError, ResultError, Site, SiteError, record, wrap
 from interventions.texts.prompts import as_prompts
 from sae_models.architectures import build, named
