@@ -1,7 +1,7 @@
 """Does the model read an activation's direction or its norm? Direction and norm patches between tokens of different prompts.
 
-Source of the patches: arXiv:2606.15054. In-context patching, doses, matched placebos, untrained networks, direct effects and
-the statistics are ours.
+Source of the patches: arXiv:2606.15054. In-context patching, doses, matched placebos, randomly initialised models, direct effects
+and the statistics are ours.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def direction_norm(
     work units are kept, so that an interrupted call goes on from there (None: in memory); overwrite: replace those of other
     settings. progress: called with (rows done, rows in all).
 
-    Raises `SiteError` for a site that does not exist, `TextError` for prompts that do not serve, `ResultError` when no
+    Raises `SiteError` for a site that does not exist, `TextError` for invalid prompts, `ResultError` when no
     pair is left. Source: arXiv:2606.15054; in context, placebos, doses, nulls and intervals are ours.
     """
     model = wrap(model)

@@ -56,7 +56,7 @@ def dose_response(
     kinds of random tangent (`name_placebo_token`, `name_placebo_isotropic`). tokens: edited tokens, each with a source of
     another prompt; the same at every depth. Other arguments as in `direction_norm`.
 
-    Raises `EditError` for a direction that is no vector of the model or of norm 0, `ResultError` for doses that do not serve.
+    Raises `EditError` for a direction that is no vector of the model or of norm 0, `ResultError` for invalid doses.
     """
     model = wrap(model)
     places = chosen_sites(model, layers, sites)

@@ -11,7 +11,7 @@ from diagnostics.projections import norm_exponent
 from diagnostics.projections.norm_exponent import interventional, observational
 from diagnostics.statistics.poisson_regression import poisson_slopes
 from diagnostics.statistics.prevalence import share_below
-from diagnostics.statistics.within_groups import Within, ratio_from_deletions
+from diagnostics.statistics.within_groups import GroupSums, ratio_from_deletions
 from interventions.errors import ResultError
 from tests.simulations import MANY, agrees, simulation
 
@@ -259,7 +259,7 @@ def test_given_the_norm_the_two_scores_say_the_same(seed, a):
     rows = table(np.random.default_rng(seed), 2.0, 2 * a, latents=3, tokens=30, prompts=10)
     log = {"kl": np.log(rows.kl), "cosine": np.log(np.abs(rows.cosine)), "norm": np.log(rows.norm)}
     log["inner"] = log["cosine"] + log["norm"]
-    within = Within.of(log, rows.latent, rows.target_prompt)
+    within = GroupSums.of(log, rows.latent, rows.target_prompt)
 
     def partial(score):
         at = [within.names.index(name) for name in ("kl", score, "norm")]
