@@ -257,18 +257,6 @@ def test_rotations_reach_the_antipode_and_norms_pass_through_zero():
 # Contexts, sites, horizons
 
 
-def test_a_single_token_alone_gets_the_same_edits():
-    run = result(context="both", tokens=12)
-    parts = {context: rows.reset_index(drop=True) for context, rows in run.frame.groupby("context")}
-    same = ["layer", "pair", "edit", "dose", "delta_norm", "delta_angle", "cosine", *PLACES]
-    pd.testing.assert_frame_equal(parts["in_place"][same], parts["single_token"][same])
-    assert not np.allclose(parts["in_place"].kl, parts["single_token"].kl, rtol=0.1)
-    assert {g["context"] for g in run.select(context="single_token")} == {"single_token"}
-    assert set(run.figures()) == {
-        f"dose_response{kind}{end}" for kind in ("", "_depth") for end in ("", "_resid_post_single_token")
-    }
-
-
 @pytest.mark.parametrize("name", ["steer_placebo_token", "steer_placebo_isotropic", "a_placebo_b", "trained", "$x_<&"])
 def test_a_directions_name_is_never_split(name):
     """The same numbers under any name, in the table, in its ratios, in what is shown."""

@@ -201,37 +201,30 @@ def small_tokens(token: int):
     return hf
 
 
-def test_tokens_too_short_to_be_turned_so_far_have_no_rotation_and_are_counted():
+def test_tokens_too_short_for_the_rotation_are_counted():
     hf, site = small_tokens(7), Site(0)
     given = [[*p[:3], 7, *p[4:]] if i % 2 else [t if t != 7 else 8 for t in p] for i, p in enumerate(PROMPTS)]
-    run = unit_norm_sweep(hf, given, layers=[0, 3], tokens=150)
+    run = unit_norm_sweep(hf, given, layers=[0], tokens=150)
     size = record(hf, given, [site]).activations[site].norm(dim=-1).numpy()
-    frame = some(run.frame, layer=0)
-    n = frame.edit.value_counts()
-    short = size[frame.target_prompt, frame.target_position] < 1 / 3
-    np.testing.assert_array_equal(short, frame.target_norm < 1 / 3)
-    lost = {edit: int(short[(frame.edit == edit).to_numpy()].sum()) for edit in ("self", "unit_norm", "rotation")}
-    assert lost["self"] == lost["unit_norm"] >= 3
-    assert lost["rotation"] == 0
-    assert n["self"] == n["unit_norm"] == n["unit_norm_everywhere"] == n["rotation"] + lost["self"]
-    bad = {p for p in range(len(given)) if (size[p, : len(given[p])] < 1 / 3).any()}
-    assert bad == {p for p in range(len(given)) if 7 in given[p]}
-    everywhere = some(frame, edit="rotation_everywhere")
-    read = some(frame, edit="unit_norm_everywhere")
+    rows = {edit: part for edit, part in run.frame.groupby("edit")}
+    read = rows["unit_norm_everywhere"]
+    short = size[read.target_prompt, read.target_position] < 1 / 3
+    np.testing.assert_array_equal(short, read.target_norm < 1 / 3)
+    assert (rows["rotation"].target_norm >= 1 / 3).all() and short.sum() >= 3
+    first = {p: np.flatnonzero(size[p, : len(given[p])] < 1 / 3) for p in range(len(given))}
+    assert {p for p in first if len(first[p])} == {p for p in first if 7 in given[p]}
     furthest = read.groupby("target_prompt").target_position.max()
-    without = {p for p in bad if furthest.get(p, -1) >= min(np.flatnonzero(size[p, : len(given[p])] < 1 / 3))}
-    assert set(everywhere.target_prompt) == set(read.target_prompt) - without
+    without = {p for p, last in furthest.items() if len(first[p]) and last >= first[p][0]}
+    assert set(rows["rotation_everywhere"].target_prompt) == set(read.target_prompt) - without
     gone = int(read.target_prompt.isin(without).sum())
     assert run.provenance["rows_dropped"] == {
-        "rotation: no such vector (a rotation moves x by at most 2‖x‖)": lost["self"],
+        "rotation: no such vector (a rotation moves x by at most 2‖x‖)": short.sum(),
         "some token of the prompt has no such vector": gone,
     }
-    for group in run.groups:
-        assert group["unit_norm"].n_rows == group["n_tokens"] == n["self"]
-    first = run.groups[0]
-    assert first["rotation"].n_rows == n["rotation"]
-    assert first["rotation_everywhere"].n_rows == n["rotation_everywhere"] == n["self"] - gone
-    assert first["unit_norm ÷ rotation"].n_rows == n["rotation"]
+    (group,) = run.groups
+    assert group["unit_norm"].n_rows == group["n_tokens"] == len(read) == len(rows["self"])
+    assert group["rotation"].n_rows == group["unit_norm ÷ rotation"].n_rows == len(read) - short.sum()
+    assert group["rotation_everywhere"].n_rows == len(read) - gone
 
 
 def test_a_model_without_any_rotation_has_a_summary_and_a_figure():
