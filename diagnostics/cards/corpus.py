@@ -70,8 +70,7 @@ class LatentCorpus:
     def final_size(self) -> float:
         """Median over usable tokens of what the final norm divides by, ‖x‖ (RMSNorm) or ‖x − mean(x)‖ (LayerNorm) of the last stream."""
         last, sizes = Site(self.model.n_layers - 1), []
-        for shard in range(self.clean.n_shards):
-            prompts = self.clean.shard(shard)
+        for shard, prompts in enumerate(self.clean.shards):
             stream = self.clean.recording(shard).activations[last]
             usable = torch.from_numpy(self.clean.usable[prompts, : stream.shape[1]]).to(stream.device)
             sizes.append(norm_read(self.model.norm_kind, stream[usable])[:, 0].cpu())

@@ -91,8 +91,8 @@ def measured(
         frame[name] = np.nan
     ran: dict[str, Any] = {}
     nonfinite = 0
-    for shard in range(clean.n_shards):
-        own = np.flatnonzero(np.isin(corpus.prompt[token], clean.shard(shard)))
+    for shard, prompts in enumerate(clean.shards):
+        own = np.flatnonzero(np.isin(corpus.prompt[token], prompts))
         if not len(own):
             continue
         also = (own + n * np.arange(PLACEBOS)[:, None]).reshape(-1)
@@ -122,7 +122,7 @@ def measured(
 
 
 def _measure(corpus: LatentCorpus, shard: int, token: ndarray, vectors: Tensor, path: str) -> Effects:
-    first = int(corpus.clean.shard(shard)[0])
+    first = int(corpus.clean.shards[shard][0])
     prompt, position = (torch.from_numpy(at[token]).long() for at in (corpus.prompt, corpus.position))
     recording = corpus.clean.recording(shard)
     return measure(recording, corpus.probe.site, prompt - first, position, vectors, metrics=METRICS, path=path)
