@@ -1,4 +1,4 @@
-"""How a result is made again: the command it came from where that is known, else the call, from its tokens and settings."""
+"""How to reproduce a result: its command where known, else a Python call from its tokens and settings."""
 
 import inspect
 import shlex
@@ -12,7 +12,7 @@ from interventions.sites import Site
 
 
 def reproduction(result: BaseResult, folder: str) -> str:
-    """Lines of a shell or of Python that make a result again, in the folder where it lies; empty where settings alone must do."""
+    """Shell or Python lines that reproduce a result in its folder; empty for kinds without a call."""
     commands = [p["command"] for p in provenances(result).values() if "command" in p]
     if commands:
         return "\n".join(dict.fromkeys(shlex.join([*map(str, words), "--out", folder]) for words in commands))
@@ -48,7 +48,7 @@ def _sha(sae: Any) -> str:
 
 
 def arguments(call: Callable[..., Any], p: Mapping[str, Any]) -> dict[str, str]:
-    """Keyword arguments that provenance holds and that are not a diagnostic's defaults, as Python."""
+    """Keyword arguments in provenance that differ from a diagnostic's defaults, as Python."""
     given: dict[str, Any] = {"sites": [], **p, **p.get("settings", {})}
     given |= {"path": p.get("asked_path", "auto"), "null_seeds": len(p.get("null_models", ()))}
     given |= {name: p[f"{name}_asked"] for name in ("pairs", "tokens") if f"{name}_asked" in p}
