@@ -16,7 +16,8 @@ from sae_models.errors import SAEError
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def prose(page: Path) -> str:
@@ -44,22 +45,44 @@ def test_links_and_pictures_resolve(page):
             assert anchor in anchors(there), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_objects_that_pages_name_exist(page):
-    for named in re.findall(r"\{py:\w+\}`([^`]+)`", prose(page)):
-        full = re.sub(r".*<(.+)>", r"\1", named)
-        *path, name = full.split(".")
-        for depth in range(len(path), 0, -1):
-            try:
-                found = importlib.import_module(".".join(path[:depth]))
-                break
-            except ModuleNotFoundError:
-                continue
-        else:
-            pytest.fail(full)
-        for part in [*path[depth:], name]:
-            assert hasattr(found, part) or part in getattr(found, "__annotations__", {}), full
-            found = getattr(found, part, None)
+def exists(full: str) -> bool:
+    """Whether a dotted name is that of a module, or of something in one."""
+    parts = full.split(".")
+    for depth in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:depth]))
+            break
+        except ModuleNotFoundError:
+            continue
+    else:
+        return False
+    for part in parts[depth:]:
+        if not hasattr(found, part) and part not in getattr(found, "__annotations__", {}):
+            return False
+        found = getattr(found, part, None)
+    return True
+
+
+NAMED = re.compile(r"(?<![\w/])(?:interventions|sae_models|diagnostics)(?:\.[A-Za-z_]\w*)+(?!\.?\w)")
+IMPORTED = re.compile(r"from ((?:interventions|sae_models|diagnostics)[\w.]*) import ([\w, ]+)")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in (*PAGES, *NOTEBOOKS) if page.name != "CHANGELOG.md"],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_names_of_modules_and_of_what_they_hold_exist(page):
+    text = page.read_text(encoding="utf-8")
+    names = {*NAMED.findall(text), *(f"{m}.{name}" for m, some in IMPORTED.findall(text) for name in some.split(", "))}
+    assert [name for name in sorted(names) if ".mean_ablation" not in name and not exists(name)] == []
+
+
+def test_changelog_names_where_things_are_now():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    moved = re.findall(r"^\| `[\w.]+`.* \| `([\w.]+)`", text, flags=re.MULTILINE)
+    assert len(moved) > 30
+    assert [new for new in moved if not (exists(new) or (ROOT / "scripts" / new).is_file())] == []
 
 
 def test_no_picture_lies_unused():

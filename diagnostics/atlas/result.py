@@ -15,6 +15,7 @@ from diagnostics.figures.by_depth import DepthPlan
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.results.stored import Stored
+from diagnostics.statistics.tables import one_table
 from interventions.errors import ResultError
 from interventions.sites import Site
 
@@ -31,7 +32,6 @@ class CausalAtlas(Result):
     NAME: ClassVar[str] = "atlas"
     TITLE: ClassVar[str] = "Causal atlas"
     QUESTION: ClassVar[str] = "What is the effect of removing each active latent, and which cheap score predicts it?"
-    CALL: ClassVar[str] = "causal_atlas"
     NOTE: ClassVar[str] = NOTE
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
 
@@ -69,7 +69,7 @@ class CausalAtlas(Result):
             raise ResultError("no atlas to join; give at least one")
         longest = max(atlases, key=lambda atlas: len(atlas.tokens))
         tokens = longest.tokens
-        first = {name: value for name, value in longest.provenance.items() if name != "command"}
+        first = {name: value for name, value in longest.provenance.items() if name not in ("command", "call")}
         for atlas in atlases:
             p = atlas.provenance
             if differ := [name for name in _SAME if p[name] != first[name]]:
@@ -92,6 +92,7 @@ class CausalAtlas(Result):
             "sites": list(dict.fromkeys(site for p in every for site in p["sites"])),
             "why_hooks": sorted({why for p in every for why in p["why_hooks"] or []}) or None,
             "replay_delta": max((p["replay_delta"] for p in every if p["replay_delta"] is not None), default=None),
+            "chunks_halved": sum(p.get("chunks_halved", 0) for p in every),
             "joined": [{key: value for key, value in p.items() if value != first.get(key)} for p in every],
         }
         return cls(whole_table([atlas.frame for atlas in atlases], both["saes"]), tokens, first | both)
@@ -140,7 +141,7 @@ class CausalAtlas(Result):
 
 def whole_table(parts: list[pd.DataFrame], saes: Any) -> pd.DataFrame:
     """One table, names as categories."""
-    frame = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    frame = one_table(parts)
     frame["sae"] = pd.Categorical(frame.sae, categories=list(saes))
     frame["point"] = pd.Categorical(frame.point)
     return frame

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diagnostics import statistics
 from diagnostics.cards.corpus import LatentCorpus
+from diagnostics.running.notes import how_measured, noted
 from diagnostics.sampling.tokens import generator
 from diagnostics.statistics.estimate import Estimate
 from interventions.edits import matched_placebo
@@ -87,7 +88,8 @@ def measured(
     )
     for name in (*METRICS, "kl_self"):
         frame[name] = np.nan
-    paths, deltas, nonfinite, why = set(), [], 0, set()
+    ran: dict[str, Any] = {}
+    nonfinite = 0
     for shard in range(clean.n_shards):
         own = np.flatnonzero(np.isin(corpus.prompt[token], clean.shard(shard)))
         if not len(own):
@@ -103,17 +105,15 @@ def measured(
         kl = found["kl"].double().numpy()
         placebo_kl[also] = kl[len(own) : len(own) + len(also)]
         frame.loc[again, "kl_self"] = kl[len(own) + len(also) :]
-        paths.add(found.path)
-        deltas.append(found.delta)
+        noted(ran, found)
         nonfinite += found.n_nonfinite
-        why |= {found.why_hooks} - {None}
     known, total = there.reshape(PLACEBOS, n).sum(0), np.nansum(placebo_kl.reshape(PLACEBOS, n), axis=0)
     frame["kl_placebo"] = np.divide(total, known, out=np.full(n, np.nan), where=known > 0)
+    how = how_measured([("", ran)])
     notes = {
         "placebos": PLACEBOS,
-        "path": "+".join(sorted(paths)),
-        "replay_delta": float(np.fmax.reduce(deltas)) if deltas else None,
-        "why_hooks": sorted(why) or None,
+        **how,
+        "path": how["path"].get("", ""),
         "effects_not_finite": nonfinite,
         "placebos_that_do_not_exist": int((~there).sum()),
     }

@@ -10,10 +10,12 @@ from numpy import ndarray
 from torch import Tensor
 
 from diagnostics.dictionary_comparison.quartiles import Sample
+from diagnostics.running.notes import noted
 from diagnostics.running.units import narrowed
 from diagnostics.sampling.latents import draw_active, draw_latents
 from diagnostics.sampling.tokens import generator, hash_keys
 from diagnostics.statistics.measures import noise_floor
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.edits import add_direction, matched_placebo, random_like
 from interventions.effects import measure
 from interventions.models.causal_model import CausalModel
@@ -22,9 +24,6 @@ from interventions.sites import Site
 from sae_models.active_latents import ActiveLatents
 from sae_models.dictionaries import Dictionary
 
-PLACEBOS = ("placebo_token", "placebo_isotropic")
-"""As far from x, as long and at the same angle as what is left: turned along the difference of two other tokens' activations, or
-in a random direction."""
 COLUMNS = {
     "sae": "name of the SAE in this comparison",
     "latent": "index in the SAE",
@@ -134,7 +133,7 @@ def _measured(
     finite = {name: value.isfinite().all(dim=-1).cpu().numpy() for name, value in vectors.items()}
     finite["self"] &= np.arange(len(table)) % max(1, len(table) // _SELF) == 0  # the noise floor, from some of the rows
     shard = table["prompt"].to_numpy() // SHARD
-    notes: dict[str, Any] = {"path": None, "why_hooks": None, "replay_delta": float("nan")}
+    notes: dict[str, Any] = {}
     for number in np.unique(shard):
         recording, first = recordings[int(number)], int(number) * SHARD
         line = {name: np.flatnonzero((shard == number) & known) for name, known in finite.items()}
@@ -148,7 +147,5 @@ def _measured(
         values = found["kl"].double().numpy()
         for name, own in line.items():
             effect[name][own], values = values[: len(own)], values[len(own) :]
-        notes["path"] = found.path if notes["path"] in (None, found.path) else "hooks+replay"
-        notes["why_hooks"] = notes["why_hooks"] or found.why_hooks
-        notes["replay_delta"] = float(np.fmax(notes["replay_delta"], found.delta))
+        noted(notes, found)
     return effect, notes

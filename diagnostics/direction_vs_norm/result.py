@@ -26,7 +26,6 @@ class DirectionNorm(Result):
     NAME: ClassVar[str] = "direction_norm"
     TITLE: ClassVar[str] = "Direction and norm"
     QUESTION: ClassVar[str] = "Does the model read an activation's direction or its norm?"
-    CALL: ClassVar[str] = "direction_norm"
     NOTE: ClassVar[str] = NOTE
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
     NULL_MODELS: ClassVar[bool] = True

@@ -12,6 +12,7 @@ import torch
 
 from diagnostics.direction_vs_norm.design import EDITS, PAIR_SETS, PatchDesign, null_pair_sets
 from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.results.calls import recorded
 from diagnostics.running.clean import RunSettings, chosen_contexts, chosen_sites
 from diagnostics.running.single_edits import run_single_edits
 from interventions.errors import ResultError
@@ -22,6 +23,7 @@ from interventions.sites import Site
 from interventions.texts.prompts import Prompts
 
 
+@recorded
 @torch.no_grad()
 def direction_norm(
     model: Any,
@@ -76,8 +78,8 @@ def direction_norm(
         batch_rows=batch_rows,
         path=path,
     )
-    study = run_single_edits(
-        DirectionNorm.NAME,
+    return run_single_edits(
+        DirectionNorm,
         model,
         prompts,
         lambda clean: PatchDesign(
@@ -90,4 +92,3 @@ def direction_norm(
         overwrite=overwrite,
         progress=progress,
     )
-    return DirectionNorm(study.frame, study.tokens, study.provenance)

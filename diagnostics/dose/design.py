@@ -8,10 +8,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diagnostics.dose.summary import PLACEBOS, placebo_names
+from diagnostics.dose.summary import placebo_names
 from diagnostics.running.clean import CleanActivations
 from diagnostics.running.single_edits import EditedRows, among_prompts, column, dose_columns
 from diagnostics.sampling.tokens import cross_prompt_pairs, generator
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.edits import (
     add_direction,
     cosine,

@@ -25,7 +25,6 @@ class DoseResponse(Result):
     NAME: ClassVar[str] = "dose_response"
     TITLE: ClassVar[str] = "Dose and response"
     QUESTION: ClassVar[str] = "How far must an activation move, and which way, before the output changes?"
-    CALL: ClassVar[str] = "dose_response"
     NOTE: ClassVar[str] = NOTE
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
     NULL_MODELS: ClassVar[bool] = True

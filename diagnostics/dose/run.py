@@ -13,6 +13,7 @@ from torch import Tensor
 from diagnostics.dose.design import DOSES, SELF, DoseDesign, direction_digest, edit_names
 from diagnostics.dose.result import DoseResponse
 from diagnostics.dose.summary import SHORT_COLUMNS
+from diagnostics.results.calls import recorded
 from diagnostics.running.clean import RunSettings, chosen_contexts, chosen_sites
 from diagnostics.running.single_edits import run_single_edits
 from interventions.edits import norm
@@ -24,6 +25,7 @@ from interventions.sites import Site
 from interventions.texts.prompts import Prompts
 
 
+@recorded
 @torch.no_grad()
 def dose_response(
     model: Any,
@@ -78,8 +80,8 @@ def dose_response(
         batch_rows=batch_rows,
         path=path,
     )
-    study = run_single_edits(
-        DoseResponse.NAME,
+    return run_single_edits(
+        DoseResponse,
         model,
         prompts,
         lambda clean: DoseDesign(clean, tokens, doses, given),
@@ -94,7 +96,6 @@ def dose_response(
         overwrite=overwrite,
         progress=progress,
     )
-    return DoseResponse(study.frame, study.tokens, study.provenance)
 
 
 def _checked(name: str, direction: Tensor, d_model: int) -> Tensor:

@@ -13,13 +13,16 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, parts, repeated
+from diagnostics.latent_edits.bench import LatentEdits, parts, repeated
 from diagnostics.latent_edits.firings import Firings, chosen_latents, partner_of
+from diagnostics.latent_edits.items import Items, asked_latents, check_numbers, token_items
+from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.latent_edits.steering_summary import NOTE, first_numbers, means, peaks
-from diagnostics.latent_edits.study import Items, asked_latents, check_numbers, run_latent_edits, token_items
+from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.direct_logits import direct_logits
 from interventions.edits import matched_placebo
 from interventions.errors import ResultError
@@ -72,7 +75,6 @@ class Steering(Result):
     NAME: ClassVar[str] = "latent_steering"
     TITLE: ClassVar[str] = "Steering"
     QUESTION: ClassVar[str] = "What do latents do that are added more and more strongly, alone and jointly?"
-    CALL: ClassVar[str] = "latent_steering"
     NOTE: ClassVar[str] = NOTE
 
     @cached_property
@@ -102,6 +104,7 @@ class Steering(Result):
         return plot_steering(self.frame, self.provenance)
 
 
+@recorded
 @torch.no_grad()
 def latent_steering(
     model: Any,

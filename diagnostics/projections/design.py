@@ -12,6 +12,7 @@ from diagnostics.running.clean import CleanActivations
 from diagnostics.running.single_edits import EditedRows, among_prompts, column, dose_columns
 from diagnostics.sampling.latents import Drawn, draw_active, draw_latents, draw_tokens, frequency_bins, from_strata
 from diagnostics.sampling.tokens import generator, hash_keys
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.edits import (
     add_direction,
     cosine,
@@ -30,7 +31,6 @@ from sae_models.dictionaries import Dictionary
 REFERENCES = ("zero", "mean", "latent", "cosine")
 """What an ablation removes: <x, d̂>; <x − μ, d̂>, μ the mean of the usable tokens; z_i·d_i; cos(x, d̂)·C, C the site's median ‖x‖, so
 that the perturbation does not grow with ‖x‖ (the cosine ablation of arXiv:2606.15054)."""
-PLACEBOS = ("placebo_token", "placebo_isotropic")
 ROTATE = "rotate"
 EDITS = (
     *REFERENCES,

@@ -27,7 +27,6 @@ class ProjectionEffects(Result):
     NAME: ClassVar[str] = "projections"
     TITLE: ClassVar[str] = "Ablated directions"
     QUESTION: ClassVar[str] = "Does the effect of removing a direction go with the cosine or with the inner product?"
-    CALL: ClassVar[str] = "projection_effects"
     NOTE: ClassVar[str] = NOTE
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
     NULL_MODELS: ClassVar[bool] = True

@@ -13,6 +13,7 @@ import torch
 
 from diagnostics.projections.design import EDITS, REFERENCES, Latents, ProjectionDesign, ProjectionPlan
 from diagnostics.projections.result import ProjectionEffects
+from diagnostics.results.calls import recorded
 from diagnostics.running.clean import METRICS, RunSettings, chosen_contexts
 from diagnostics.running.single_edits import run_single_edits
 from diagnostics.sampling.latents import SAMPLINGS
@@ -25,6 +26,7 @@ from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary, dictionaries_of
 
 
+@recorded
 @torch.no_grad()
 def projection_effects(
     model: Any,
@@ -100,8 +102,8 @@ def projection_effects(
         path=path,
     )
     make = _Maker(probes, plan)
-    study = run_single_edits(
-        ProjectionEffects.NAME,
+    return run_single_edits(
+        ProjectionEffects,
         model,
         prompts,
         make,
@@ -119,7 +121,6 @@ def projection_effects(
         overwrite=overwrite,
         progress=progress,
     )
-    return ProjectionEffects(study.frame, study.tokens, study.provenance)
 
 
 class _Maker:

@@ -11,10 +11,9 @@ from diagnostics import statistics
 from diagnostics.projections.norm_exponent import Exponent, Observational, interventional, observational
 from diagnostics.results.headlines import Headline
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.tables import with_ends
+from diagnostics.statistics.tables import PLACEBOS, with_ends
 
 PLACE = ["model", "layer", "point", "context", "sae"]
-PLACEBOS = ("placebo_token", "placebo_isotropic")
 _TOKEN = ["latent", "target_prompt", "target_position"]
 
 

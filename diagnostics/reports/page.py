@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diagnostics.reports.reproduction import reproduction
+from diagnostics.results.calls import reproduction
 from diagnostics.results.caveats import caveats, differences
 from diagnostics.results.html_tables import table_html
 from diagnostics.results.page import measured, pictures, quiet, titled

@@ -43,7 +43,7 @@ class BaseResult:
     NULL_MODELS: ClassVar[bool] = False
     """whether randomly initialised models can be measured too"""
     CALL: ClassVar[str] = ""
-    """the function of `diagnostics` that computes it, from tokens or from results of the class `FORMED_OF`"""
+    """the function of `diagnostics` that computes it from results of the class `FORMED_OF`"""
     FORMED_OF: ClassVar[str] = ""
     frame: pd.DataFrame
     provenance: dict[str, Any]

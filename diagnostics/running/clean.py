@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def chosen_contexts(context: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What studies have in common; part of their identity."""
+    """What runs of single edits have in common; part of their identity."""
 
     sites: tuple[Site, ...]
     contexts: tuple[str, ...] = ("in_place",)
@@ -53,15 +54,19 @@ class RunSettings:
     sink_filter: float | None = 10.0
     seed: int = 0
     null_seeds: int = 0
-    """untrained networks of the same configuration"""
+    """randomly initialised models of the same configuration"""
     batch_rows: int | None = None
     path: str = "auto"
     cache_bytes: int = 4 * 2**30
     """keys and values kept at once; beyond that prompts are recorded again"""
     metrics: tuple[str, ...] = METRICS
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that numbers depend on."""
+        return {name: value for name, value in vars(self).items() if name != "cache_bytes"}
+
     def check(self, model: CausalModel) -> None:
-        """Raise `SiteError` or `ResultError` for settings that do not serve."""
+        """Raise `SiteError` for a site that the model does not have, `ResultError` for other invalid settings."""
         if not self.sites:
             raise ResultError("no site; give at least one layer")
         for site in self.sites:
@@ -79,7 +84,7 @@ class RunSettings:
 
 
 class CleanActivations:
-    """One model's clean activations at the sites of a study, and which tokens can serve."""
+    """One model's clean activations at the sites of a run, and which tokens may be edited."""
 
     def __init__(self, model: CausalModel, prompts: Prompts, settings: RunSettings):
         self.model, self.prompts, self.settings = model, prompts, settings
@@ -103,7 +108,7 @@ class CleanActivations:
         self.norm_of_median = self._norm_of_median()
 
     def filter_at(self, site: Site) -> TokenFilter:
-        """Which tokens cannot serve at one site, whatever other sites the study has."""
+        """Which tokens are left out at one site, whatever other sites the run has."""
         return token_filter([self.activations[site]], self.length, self.special, self.settings.sink_filter)
 
     @property
@@ -115,7 +120,7 @@ class CleanActivations:
         return np.arange(number * SHARD, min((number + 1) * SHARD, len(self.length)))
 
     def recording(self, number: int) -> Recording:
-        """The recording of a shard, with keys and values: kept where there is room for them, else recorded again."""
+        """The recording of a shard, with keys and values: kept up to `cache_bytes`, else recorded again."""
         if number not in self._kept:
             self._keep(number, self._record(number))
         return self._kept[number]
@@ -131,7 +136,7 @@ class CleanActivations:
         return record(self.model, [self.prompts.tokens[i] for i in self.shard(number)], self.settings.sites)
 
     def at(self, site: Site, prompt: np.ndarray, position: np.ndarray) -> Tensor:
-        """CleanActivations activations of single tokens, `[row, d_model]`."""
+        """Clean activations of single tokens, `[row, d_model]`."""
         x = self.activations[site]
         return x[torch.from_numpy(prompt).to(x.device), torch.from_numpy(position).to(x.device)]
 

@@ -24,7 +24,6 @@ class UnitNorm(Result):
     NAME: ClassVar[str] = "unit_norm"
     TITLE: ClassVar[str] = "Unit norm"
     QUESTION: ClassVar[str] = "What is lost when activations keep their direction and all have norm 1?"
-    CALL: ClassVar[str] = "unit_norm_sweep"
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
     NULL_MODELS: ClassVar[bool] = True
     NOTE: ClassVar[str] = (

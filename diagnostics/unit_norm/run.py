@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diagnostics.results.calls import recorded
 from diagnostics.running.clean import RunSettings
 from diagnostics.running.single_edits import run_single_edits
 from diagnostics.unit_norm.design import ALONE, TOGETHER, UnitNormDesign
@@ -17,6 +18,7 @@ from interventions.sites import Site
 from interventions.texts.prompts import Prompts
 
 
+@recorded
 @torch.no_grad()
 def unit_norm_sweep(
     model: Any,
@@ -48,8 +50,8 @@ def unit_norm_sweep(
     settings = RunSettings(
         sites=sites, sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path
     )
-    study = run_single_edits(
-        UnitNorm.NAME,
+    return run_single_edits(
+        UnitNorm,
         model,
         prompts,
         lambda clean: UnitNormDesign(clean, tokens),
@@ -60,4 +62,3 @@ def unit_norm_sweep(
         overwrite=overwrite,
         progress=progress,
     )
-    return UnitNorm(study.frame, study.tokens, study.provenance)

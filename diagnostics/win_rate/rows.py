@@ -8,9 +8,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.errors import ResultError
 
-PLACEBOS = ("placebo_token", "placebo_isotropic")
 _KEY = ["latent", "edit", "target_prompt", "target_position"]
 
 

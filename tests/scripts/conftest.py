@@ -45,19 +45,19 @@ SMALL: dict[str, tuple[object, ...]] = {
     ),
     "compare_saes": ("--saes", "{given}/saes/1/standard", "{given}/saes/1/cosine", *ALL, "--min-active", 3),
     "dose_response": (*TEXT, "--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20),
-    "eval_sae": (*TEXT, "--n-prompts", 8, "--held-out", 0.5, "--splice-prompts", 4),
+    "evaluate_saes": (*TEXT, "--n-prompts", 8, "--held-out", 0.5, "--splice-prompts", 4),
     "interactions": (
         *("--saes", "{given}/saes/1/standard", *ALL, "--n-tokens", 14, "--per-token", 3, "--matrix-latents", 5),
         *("--min-tokens", 2, "--latents", 8, "--tokens-per-latent", 2, "--coefficients", 1, 4, "--ahead", 2),
     ),
     "patch_direction_norm": (*TEXT, "--layers", 1, 4, "--pairs", 20),
     "plot_depth": ("--figures", "sae_latents"),
-    "probe": (
+    "probe_saes": (
         *("--saes", "{given}/saes/1/standard", *MODEL, "--data", "{given}/labelled.csv", "--ks", 1, 3, "--seeds", 2),
         *("--per-class", 10),
     ),
     "report": (),
-    "show_latent": (
+    "latent_card": (
         *("--sae", "{given}/saes/1/cosine", *ALL, "--latents", 3, "--effects", 12, "--top", 3, "--few", 1),
     ),
     "specification_curve": (*TEXT, "--layers", 0, 2, 4, "--pairs", 20),
@@ -71,7 +71,7 @@ SMALL: dict[str, tuple[object, ...]] = {
 }
 """The options of each command's small run, but for --out."""
 FIRST = {
-    "eval_sae": ("{given}/saes/1/standard", "{given}/saes/4/standard"),
+    "evaluate_saes": ("{given}/saes/1/standard", "{given}/saes/4/standard"),
     "plot_depth": ("{given}/results",),
     "report": ("{given}/results",),
 }
@@ -111,7 +111,7 @@ class _Stream(io.StringIO):
 
 @dataclass(frozen=True)
 class Script:
-    """Runs commands: `script("atlas", "--steps", 3)` is `diagnostics/atlas/command.py` with its small run's options, then --steps 3.
+    """Runs commands: `script("atlas", "--steps", 3)` is `scripts/atlas.py` with its small run's options, then --steps 3.
 
     Words without an option before the first option take the place of the small run's. Figures are made, and their files hold
     nothing: drawing takes longer than all else, and has tests of its own.

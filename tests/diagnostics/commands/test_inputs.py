@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from diagnostics.commands import inputs
-from diagnostics.commands.inputs import Inputs, short_names
-from interventions import Site, wrap
+from diagnostics.commands.inputs import PatchingOptions, ReplayPath, SplicePath, short_names
+from interventions import Site, effects, spliced, wrap
 from interventions.errors import MechdiagError, ModelError, ResultError, SiteError, TextError
 from tests.tiny import VOCAB, fresh, tiny_model, tokenizer
 
@@ -17,7 +18,7 @@ FILES = ("x.parquet", "x.json", "tokens.npy")
 
 
 @dataclass(frozen=True)
-class Settings(Inputs):
+class Options(PatchingOptions):
     """A command's, with an option of its own."""
 
     pairs: int = 4
@@ -52,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 )
 def test_horizons_and_sites_are_checked_without_a_model(no_model, tmp_path, settings, message):
     with pytest.raises(SiteError, match=message) as raised:
-        Settings(out=tmp_path / "new", **settings).check(FILES)
+        Options(out=tmp_path / "new", **settings).check(FILES)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "new").exists()  # and before anything is written
 
@@ -60,13 +61,13 @@ def test_horizons_and_sites_are_checked_without_a_model(no_model, tmp_path, sett
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_found_without_a_model(no_model, tmp_path):
     with pytest.raises(ModelError, match="torch sees 0 CUDA devices; use --device cpu"):
-        Settings(out=tmp_path, device="cuda").check(FILES)
+        Options(out=tmp_path, device="cuda").check(FILES)
 
 
 def test_valid_options_pass_and_make_the_folder(no_model, tmp_path):
     sites = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "2.mlp_out", "blocks.15.hook_resid_post")
     settings = {"path": "hooks", "null_model": "random", "dtype": "bfloat16", "device": "cpu", "horizon": "last"}
-    Settings(out=tmp_path / "a" / "b", sites=sites, **settings).check(FILES)
+    Options(out=tmp_path / "a" / "b", sites=sites, **settings).check(FILES)
     assert (tmp_path / "a" / "b").is_dir()
     assert contents(tmp_path) == {}
 
@@ -78,8 +79,8 @@ def test_valid_options_pass_and_make_the_folder(no_model, tmp_path):
 def test_a_folder_of_another_run_is_refused_and_left_as_it_was(no_model, tmp_path, name):
     (tmp_path / name).write_bytes(b"another run")
     with pytest.raises(ResultError, match=rf"holds another run \({name}\); name another folder or pass --overwrite"):
-        Settings(out=tmp_path).check(FILES)
-    Settings(out=tmp_path, overwrite=True).check(FILES)
+        Options(out=tmp_path).check(FILES)
+    Options(out=tmp_path, overwrite=True).check(FILES)
     assert contents(tmp_path) == {name: b"another run"}  # it goes when the new one is there, not before
 
 
@@ -88,13 +89,13 @@ def test_a_folder_with_units_says_itself_whose_they_are(no_model, tmp_path):
     for name in FILES:
         (tmp_path / name).write_bytes(b"finished")
     (tmp_path / "run.json").write_text(json.dumps({"seed": 0}))
-    Settings(out=tmp_path).check(FILES)
+    Options(out=tmp_path).check(FILES)
     assert set(contents(tmp_path)) == {*FILES, "run.json"}
 
 
 def test_other_files_in_the_folder_do_not_matter(no_model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    Settings(out=tmp_path).check(FILES)
+    Options(out=tmp_path).check(FILES)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
@@ -103,7 +104,7 @@ def test_other_files_in_the_folder_do_not_matter(no_model, tmp_path):
 
 @pytest.mark.parametrize(("given", "horizon"), [("1", 1), ("3", 3), ("128", 128), ("last", "last")])
 def test_positions(given, horizon):
-    found = Settings(out=Path("x"), horizon=given).positions()
+    found = Options(out=Path("x"), horizon=given).positions()
     assert found == horizon and type(found) is type(horizon)
 
 
@@ -121,18 +122,17 @@ def test_positions(given, horizon):
     ],
 )
 def test_places_are_points_of_every_layer_and_single_sites(layers, sites, expected):
-    found = Settings(out=Path("x"), layers=layers, sites=sites).places([0, 4])
+    found = Options(out=Path("x"), layers=layers, sites=sites).places([0, 4])
     assert all(isinstance(site, Site) for site in found)
     assert [str(site) for site in found] == expected
 
 
-def test_a_negative_layer_is_an_error():
-    with pytest.raises(SiteError, match="layer -1 is negative"):
-        Settings(out=Path("x"), layers=(-1,)).places([0])
+def test_paths_are_those_of_the_engine():
+    assert (get_args(ReplayPath), get_args(SplicePath)) == (effects.PATHS, spliced.PATHS)
 
 
 def test_diagnostics_are_given_the_options_as_they_take_them():
-    plain = Settings(out=Path("x"))
+    plain = Options(out=Path("x"))
     assert plain.common() == {
         "context": "in_place",
         "horizon": 1,
@@ -145,10 +145,10 @@ def test_diagnostics_are_given_the_options_as_they_take_them():
         "overwrite": False,
     }
     asked = {"context": "both", "horizon": "4", "sink_filter": 0.0, "seed": 3, "batch_rows": 9, "path": "hooks"}
-    found = Settings(out=Path("y"), null_model="random", null_seeds=5, overwrite=True, **asked).common()
+    found = Options(out=Path("y"), null_model="random", null_seeds=5, overwrite=True, **asked).common()
     expected = {**asked, "horizon": 4, "sink_filter": None, "null_seeds": 5, "folder": Path("y"), "overwrite": True}
     assert found == expected
-    assert Settings(out=Path("x"), null_seeds=5).common()["null_seeds"] == 0  # not asked for
+    assert Options(out=Path("x"), null_seeds=5).common()["null_seeds"] == 0  # not asked for
 
 
 def test_names_of_paths_are_as_short_as_tells_them_apart():
@@ -184,30 +184,30 @@ def text(tmp_path, monkeypatch):
 def test_model_and_prompts_are_those_asked_for(text, tmp_path):
     path, asked = text
     settings = {"prompts": path, "model": "mine", "dtype": "bfloat16", "device": "cpu"}
-    model, prompts = Settings(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
+    model, prompts = Options(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
     assert asked == [("mine", {"dtype": "bfloat16", "device": "cpu", "trust_remote_code": False})]
     assert model.name == "mine"
     assert [len(ids) for ids in prompts.tokens] == [7] * 5
     assert (prompts.provenance["max_length"], prompts.provenance["name"]) == (7, "text.txt")
-    _, again = Settings(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
-    _, other = Settings(out=tmp_path, n_prompts=5, max_length=7, seed=3, **settings).load()
+    _, again = Options(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
+    _, other = Options(out=tmp_path, n_prompts=5, max_length=7, seed=3, **settings).load()
     assert again.tokens == prompts.tokens != other.tokens
     (tmp_path / "second.txt").write_text("w5 w6 w7\n\nw8 w9 w10")
-    _, second = Settings(out=tmp_path, n_prompts=2, **settings).load(str(tmp_path / "second.txt"))
+    _, second = Options(out=tmp_path, n_prompts=2, **settings).load(str(tmp_path / "second.txt"))
     assert second.provenance["name"] == "second.txt"
 
 
 def test_a_text_that_cannot_be_read_is_found_before_the_model_is_loaded(text, tmp_path):
     with pytest.raises(TextError, match=r"no file 'nowhere\.txt'"):
-        Settings(out=tmp_path, prompts="nowhere.txt").load()
+        Options(out=tmp_path, prompts="nowhere.txt").load()
     assert text[1] == []
 
 
 def test_too_few_prompts_and_a_model_without_a_tokenizer_are_errors(text, tmp_path, monkeypatch):
     with pytest.raises(TextError, match="8 prompts left of 8 texts, expected 100"):
-        Settings(out=tmp_path, prompts=text[0]).load()
+        Options(out=tmp_path, prompts=text[0]).load()
     with pytest.raises(TextError, match="no chat template"):
-        Settings(out=tmp_path, prompts=text[0], n_prompts=4, chat_template=True).load()
+        Options(out=tmp_path, prompts=text[0], n_prompts=4, chat_template=True).load()
     monkeypatch.setattr(inputs, "load_model", lambda name, **_: wrap(tiny_model("llama"), name=name))
     with pytest.raises(MechdiagError, match="model 'mine' has no tokenizer, so it cannot read text; name another"):
-        Settings(out=tmp_path, prompts=text[0], n_prompts=4, model="mine").load()
+        Options(out=tmp_path, prompts=text[0], n_prompts=4, model="mine").load()

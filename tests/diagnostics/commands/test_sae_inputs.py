@@ -2,7 +2,7 @@
 
 import pytest
 
-from diagnostics.commands.sae_inputs import SAEInputs, named_saes, sae_paths
+from diagnostics.commands.sae_inputs import SAERunOptions, named_saes, sae_paths
 from interventions.errors import MechdiagError
 from interventions.models.loading import LAYERNORM_MODEL
 from sae_models.errors import CheckpointError
@@ -24,13 +24,6 @@ def test_packaged_saes_are_loaded_under_names_that_tell_them_apart():
         named_saes(["standard"], [99], "smollm2-135m", "cpu")
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"horizon": "2"}, "leave sites and horizon"),
-        ({"saes": ()}, "name at least one"),
-    ],
-)
-def test_invalid_options_are_refused(tmp_path, more, message):
-    with pytest.raises(MechdiagError, match=message):
-        SAEInputs(out=tmp_path, **more).check(())
+def test_no_sae_is_an_error(tmp_path):
+    with pytest.raises(MechdiagError, match="name at least one"):
+        SAERunOptions(out=tmp_path, saes=()).check(())

@@ -74,7 +74,7 @@ def shuffled(values) -> np.ndarray:
     return np.random.default_rng(0).permutation(np.asarray(values, dtype=float))
 
 
-def test_ratios_shares_and_doses_are_those_planted():
+def test_planted_ratios_shares_and_doses_come_back():
     norm = shuffled(0.1 * (1 + np.arange(41)))
     ratio = shuffled(np.exp(np.linspace(-1, 3, 41)))  # median e; 10 below 1, one at 1
     (group,) = of(planted({"norm": norm, "direction": ratio * norm, "placebo_token": 0.25 + 0 * norm})).groups
@@ -105,7 +105,7 @@ def test_ratios_shares_and_doses_are_those_planted():
     assert group["n_saturated"] == (ratio * norm > LOG_VOCAB).sum()
 
 
-def test_correlations_are_those_planted():
+def test_planted_correlations_come_back():
     pair = np.arange(41)
     rising, falling = (1 - np.cos(pair)) * 3 + 1, 5 - np.log((2.0 + pair) / 2)
     (group,) = of(planted({"direction": rising, "norm": falling})).groups
@@ -185,6 +185,11 @@ def test_a_floor_is_that_of_its_model_layer_point_and_context():
     assert bounds == [False, True, False, True, False]
 
 
+def test_rows_without_self_swaps_have_a_floor_of_zero():
+    frame = planted({"norm": np.ones(41)})
+    assert [g["noise_floor"] for g in of(frame[frame.edit != "self"]).groups] == [0]
+
+
 @pytest.mark.parametrize("edit", ["direction", "norm", "placebo_norm", "full"])
 def test_a_dropped_row_leaves_the_rest_of_its_pair(edit):
     norm = shuffled(0.1 * (1 + np.arange(41)))
@@ -208,39 +213,35 @@ def two_contexts() -> DirectionNorm:
     )
 
 
-def test_the_summary_is_a_row_a_layer_and_context():
-    found = two_contexts().summary()
-    assert list(zip(found.layer, found.context, strict=True)) == [
-        (layer, context) for layer in (0, 7) for context in CONTEXTS
-    ]
+def test_summary_and_table_have_a_line_for_each_layer_and_context():
+    run = two_contexts()
+    found, text = run.summary(), run.table()
+    assert list(zip(found.layer, found.context, strict=True)) == [(n, context) for n in (0, 7) for context in CONTEXTS]
     assert found["pairs"].tolist() == [41] * 4
     np.testing.assert_allclose(found.kl_direction, 3 * 2.1)
-    assert (found["kl_direction_low"] < found.kl_direction).all()
-    assert (found["kl_direction_high"] > found.kl_direction).all()
-    np.testing.assert_allclose(found["median direction ÷ norm"], [3, 3, 6.3 / FLOOR, 6.3 / FLOOR])
-    np.testing.assert_allclose(found["mean direction ÷ norm"], [3, 3, 6.3 / FLOOR, 6.3 / FLOOR])
+    assert ((found.kl_direction_low < found.kl_direction) & (found.kl_direction < found.kl_direction_high)).all()
+    for name in ("median direction ÷ norm", "mean direction ÷ norm"):
+        np.testing.assert_allclose(found[name], [3, 3, 6.3 / FLOOR, 6.3 / FLOOR])
     assert found["median direction ÷ norm_bound"].fillna(False).tolist() == [False, False, True, True]
     np.testing.assert_allclose(found.dose_norm, 1)
     np.testing.assert_allclose(found.direction_above_norm, 1)
-    assert two_contexts().summary("same_norm").empty
-
-
-def test_the_table_is_text_with_a_line_a_layer_and_context():
-    text = two_contexts().table()
+    assert run.summary("same_norm").empty
     lines = text.splitlines()
     rows = [line for line in lines if line.split()[:1] and line.split()[0] in ("0", "7")]
     assert [line.split()[:2] for line in rows] == [
-        [layer, context] for layer in ("0", "7") for context in ("in-place", "single-token")
+        [n, context] for n in "07" for context in ("in-place", "single-token")
     ]
     assert lines[0] == "resid_post:" and "layer" in lines[1]
-    assert all("≥" not in line for line in rows[:2])
-    assert all("≥" in line for line in rows[2:])
-    assert "nan" not in text.lower()
-    assert list(two_contexts().tables()) == two_contexts().points
-    assert NOTE in text
+    assert ["≥" in line for line in rows] == [False, False, True, True]
+    assert "nan" not in text.lower() and NOTE in text
+    assert list(run.tables()) == run.points
+    read = json.loads(json.dumps(jsonable(run.as_dict()), allow_nan=False))["summary"]
+    medians = [g["ratios"]["direction ÷ norm"]["median"] for g in read]
+    assert [median["n_censored"] for median in medians] == [0, 0, 41, 41]
+    assert medians[2]["estimate"]["high"] is None
 
 
-def test_the_table_says_what_was_dropped_and_what_served_instead_of_replay():
+def test_the_table_says_what_was_dropped_and_where_replay_fell_back():
     drawn = {
         "trained": {
             "pair_sets": {
@@ -282,7 +283,7 @@ def with_nulls() -> DirectionNorm:
     return of(*frames)
 
 
-def test_untrained_networks_stand_beside_as_their_range():
+def test_randomly_initialised_models_are_shown_as_a_range():
     run = with_nulls()
     assert run.null_models == ["random 0", "random 1", "random 2"]
     nulls = {label: run.select(model=label) for label in run.null_models}
@@ -317,12 +318,3 @@ def test_groups_are_selected_by_pair_set_model_and_point():
     assert list(zip(summary.model, summary.point, strict=True)) == [(m, p) for m in models for p in points]
     lines = run.table().splitlines()
     assert [line for line in lines if line.endswith("_out:") or line.endswith("_post:")] == ["attn_out:", "resid_post:"]
-
-
-def test_the_planted_dictionary_is_json():
-    text = json.dumps(jsonable(two_contexts().as_dict()), allow_nan=False)
-    assert "NaN" not in text and "Infinity" not in text
-    read = json.loads(text)
-    assert len(read["summary"]) == 4
-    assert [g["ratios"]["direction ÷ norm"]["median"]["n_censored"] for g in read["summary"]] == [0, 0, 41, 41]
-    assert read["summary"][2]["ratios"]["direction ÷ norm"]["median"]["estimate"]["high"] is None
