@@ -18,7 +18,7 @@ PATCH_LABELS = {name: label.strip() for name, label in LABELS.items()} | {
 
 
 def patched(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
-    """Mean KL of each patch and of its placebos; of untrained networks, the patches alone."""
+    """Mean KL of each patch and of its placebos; of randomly initialised models, the patches alone."""
     panels = {"direction": ("direction", "placebo_token", "placebo_direction"), "norm": ("norm", "placebo_norm")}
     for g in _random_pairs(groups):
         for panel, edits in panels.items():

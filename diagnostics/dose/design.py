@@ -57,7 +57,7 @@ class DoseDesign:
 
     def __init__(self, clean: CleanActivations, asked: int, doses: tuple[float, ...], directions: dict[str, Tensor]):
         self.clean, self.doses = clean, doses
-        # By the name of an edit its direction, of length 1, and the kind of placebo; a name is never taken apart.
+        # By the name of an edit its direction, of length 1, and the kind of placebo; a name is never split.
         self.given: dict[str, tuple[Tensor, str | None]] = {}
         for name, direction in directions.items():
             unit = (direction / norm(direction)).float()

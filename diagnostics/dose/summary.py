@@ -128,7 +128,7 @@ def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]],
 
 
 def first_numbers(groups: Sequence[Group], nulls: Sequence[Group], provenance: Mapping[str, Any]) -> Iterator[Headline]:
-    """Ratios at equal dose at the middle block, beside those of untrained networks."""
+    """Ratios at equal dose at the middle block, beside those of randomly initialised models."""
     dose = shown_dose(provenance["doses"])
     given = [f"{name} ÷ {name}_placebo_token" for name in provenance["directions"]]
     for g in middle([g for g in groups if g["dose"] == dose]):

@@ -1,7 +1,7 @@
 """Replication of two tables of arXiv:2606.15054 with their nulls and errors: does KL go with the cosine or the product?
 
-A win rate is no estimand: it grows with the tokens of each latent, and falls within bands of the norm whatever is true.
-Read it beside the same rate of the placebos; the question itself is `diagnostics.norm_exponent`'s.
+A win rate is not an estimand: it grows with the number of tokens of each latent, and falls within bands of the norm whatever is
+true. Compare it with the placebos' rate; `diagnostics.projections.norm_exponent` answers the question itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from diagnostics import statistics
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.prevalence import Prevalence, error_in_common, false_discovery, share_below
 from diagnostics.statistics.share_errors import clopper_pearson, linear, share_of, sign_covariance
-from diagnostics.statistics.within_groups import Within
+from diagnostics.statistics.within_groups import GroupSums
 from diagnostics.win_rate.rows import EditRows, read
 from interventions.errors import ResultError
 from interventions.files import Json
@@ -117,7 +117,7 @@ class WinRates(Json):
 class _Cells(NamedTuple):
     """Correlations within cells, each the rows of one stratum, edit and latent."""
 
-    within: Within
+    within: GroupSums
     stratum: Int[ndarray, "cell"]
     edit: Int[ndarray, "cell"]
     latent: Int[ndarray, "cell"]
@@ -141,7 +141,7 @@ def _cells(
     shape = (int(stratum.max()) + 1, len(some.edits), len(some.latents))
     kinds, group = np.unique(np.ravel_multi_index((stratum, some.edit, some.latent), shape), return_inverse=True)
     standard = {name: _standard(x, group, weight) for name, x in columns.items()}
-    within = Within.of(standard, group, some.prompt, weight)
+    within = GroupSums.of(standard, group, some.prompt, weight)
     cos, inner = within.correlation("kl", "cos"), within.correlation("kl", "inner")
     margin = cos - inner if signed else np.abs(cos) - np.abs(inner)
     few = within.present.sum(axis=0) < min_tokens

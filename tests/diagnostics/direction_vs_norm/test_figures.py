@@ -162,19 +162,11 @@ def test_a_noise_floor_of_zero():
     figure(with_kl(result((0, 5), "in_place"), 0.0, "self", "norm"))
 
 
-def test_few_prompts_have_points_without_intervals():
-    run = result(n_prompts=6, pairs=12)
-    drawn = figure(run)
-    found = points(kl_axes(drawn, "in_place"), LABELS["direction"])
-    np.testing.assert_allclose(found[:, 1], [g["edits"]["direction"]["mean_kl"].value for g in groups(run, "in_place")])
-    np.testing.assert_allclose(found[:, 2:], found[:, 1:2].repeat(2, axis=1))
-
-
 @functools.cache
 def beside_untrained() -> DirectionNorm:
     tokens = prompts(tuple(20 + (7 * i) % 21 for i in range(24)))
     sites = [Site(layer, point) for layer in (1, 4) for point in ("attn_out", "resid_post")]
-    settings = {"pairs": 30, "context": "both", "pair_sets": ("random",), "null_seeds": 2}
+    settings = {"pairs": 24, "context": "both", "pair_sets": ("random",), "null_seeds": 2}
     return direction_norm(tiny_model("llama"), tokens, sites=sites, **settings)
 
 

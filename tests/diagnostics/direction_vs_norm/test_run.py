@@ -15,6 +15,7 @@ from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
 from diagnostics.running.clean import CONTEXTS
 from diagnostics.sampling.tokens import cross_prompt_pairs
+from diagnostics.statistics.tables import lines_of as some
 from interventions import MechdiagError, ResultError, Site, SiteError, TextError, wrap
 from interventions.files import jsonable
 from interventions.texts.prompts import Prompts
@@ -56,12 +57,6 @@ def allowed(kl: np.ndarray) -> np.ndarray:
 def drawn_of(run: DirectionNorm, model: str = "trained") -> dict:
     """What was drawn of a model's tokens and what was dropped."""
     return run.provenance["drawn"][model]
-
-
-def some(frame: pd.DataFrame, **values) -> pd.DataFrame:
-    for name, value in values.items():
-        frame = frame[frame[name] == value]
-    return frame
 
 
 # The table
@@ -288,14 +283,6 @@ def test_a_swap_with_itself_does_nothing(name):
     assert (pairs.source_prompt != pairs.target_prompt).all()  # the columns name the pair; the edit leaves A out
 
 
-def test_after_the_last_block_the_norm_is_not_read():
-    """But for the epsilon of the final RMSNorm, 1e-6 beside squares of order 1, and rounding."""
-    frame = result().frame
-    assert (frame[(frame.layer == 5) & frame.edit.isin(["norm", "scale_2", "scale_5"])].kl <= 1e-9).all()
-    assert some(frame, layer=5, edit="direction").kl.median() > 0.1
-    assert some(frame, layer=3, edit="norm", pair_set="random").kl.median() > 1e-4
-
-
 # What must not matter
 
 
@@ -318,24 +305,6 @@ def test_fewer_pair_sets_are_the_same_rows():
     sets = ("scale_rotate", "random")
     frame = result().frame
     assert_close(result(pair_sets=sets).frame, frame[frame.pair_set.isin(sets)].reset_index(drop=True))
-
-
-def test_batch_rows_and_progress():
-    seen = []
-    frame = direction_norm(
-        tiny_model("llama"),
-        PROMPTS,
-        layers=[1, 5],
-        pairs=12,
-        context="both",
-        batch_rows=7,
-        progress=lambda n, total: seen.append((n, total)),
-    ).frame
-    assert_close(frame, result(layers=(1, 5), pairs=12).frame)
-    assert not result(layers=(1, 5), pairs=12).provenance["rows_dropped"]
-    assert sum(n for n, _ in seen) == len(frame)
-    assert {total for _, total in seen} == {len(frame)}
-    assert max(n for n, _ in seen) <= 7
 
 
 def test_default_layers_run_from_first_to_last():
@@ -447,31 +416,22 @@ def test_the_placebo_between_two_tokens_never_takes_one_token_twice():
         assert not [reason for reason in run.provenance["rows_dropped"] if reason.startswith("placebo_token")], seed
 
 
-def test_activations_that_are_not_finite_are_dropped_and_counted():
+def test_non_finite_activations_are_dropped_and_counted():
     hf = fresh("llama")
     hf.model.embed_tokens.weight[7] = float("nan")
-    run = direction_norm(hf, PROMPTS, layers=[1, 5], pairs=150, context="both")
-    after = padded([np.cumsum(np.array(tokens) == 7) > 0 for tokens in PROMPTS])  # attention hands it on
-    whole = padded([np.full(n, 7 in tokens) for n, tokens in zip(LENGTHS, PROMPTS, strict=True)])  # and back: 0 · nan
-    assert 0 < after.sum() < whole.sum() < sum(LENGTHS) / 2
-    drawn = cross_prompt_pairs(np.array(LENGTHS), 150, 0)
-    least, most = (
-        ((drawn.target_position > 0) & (drawn.source_position > 0))
-        & (bad[drawn.target_prompt, drawn.target_position] | bad[drawn.source_prompt, drawn.source_position])
-        for bad in (after, whole)
-    )
+    run = direction_norm(hf, PROMPTS, layers=[1], pairs=150, context="both")
+    after = padded([np.cumsum(np.array(tokens) == 7) > 0 for tokens in PROMPTS])  # later positions attend to it
     dropped = drawn_of(run)["pairs_dropped"]
-    assert 0 < least.sum() <= dropped["non-finite activation"] <= most.sum()
+    assert 0 < dropped["non-finite activation"] < 150
     assert drawn_of(run)["pair_sets"]["random"]["1.resid_post"]["used"] == 150 - sum(dropped.values())
     assert not after[run.frame.target_prompt, run.frame.target_position].any()
     sources = run.frame[run.frame.source_prompt >= 0]
     assert not after[sources.source_prompt, sources.source_position].any()
-    assert np.isfinite(
-        run.frame[["kl", "js", "clean_entropy", "kl_direct", "delta_norm", "delta_angle", "target_norm"]]
-    ).all(axis=None)
-    clean = run.frame[run.frame.edit.isin(HAND_MADE) & (run.frame.layer == 1)].sample(20, random_state=0)
-    check_rows("llama", hf, PROMPTS, clean)
-    assert run.provenance["path"] == {"1.resid_post": "replay", "5.resid_post": "replay"}
+    assert np.isfinite(run.frame[["kl", "js", "clean_entropy", "kl_direct", "delta_norm", "delta_angle"]]).all(
+        axis=None
+    )
+    check_rows("llama", hf, PROMPTS, run.frame[run.frame.edit.isin(HAND_MADE)].sample(10, random_state=0))
+    assert run.provenance["path"] == {"1.resid_post": "replay"}
 
 
 # Errors
@@ -533,34 +493,20 @@ def test_provenance_says_how_the_numbers_were_made():
     sites = [f"{layer}.resid_post" for layer in LAYERS]
     assert (p["sites"], p["context"], p["horizon"], p["seed"]) == (sites, list(CONTEXTS), 1, 0)
     assert (p["null_models"], p["pairs_asked"], p["pair_sets"]) == ([], 40, list(PAIR_SETS))
-    assert list(p["drawn"]) == ["trained"]
-    assert set(p["drawn"]["trained"]["pair_sets"]) == set(PAIR_SETS)
+    assert list(p["drawn"]) == ["trained"] and list(p["drawn"]["trained"]["pair_sets"]) == list(PAIR_SETS)
     assert all(list(by_site) == sites for by_site in p["drawn"]["trained"]["pair_sets"].values())
     assert (p["prompts"], p["tokens"]) == (24, sum(LENGTHS))
-    assert p["path"] == dict.fromkeys(sites, "replay")
+    assert p["path"] == dict.fromkeys(sites, "replay") and p["why_hooks"] is None
     assert 0 < p["replay_delta"] < DELTA
-    assert p["why_hooks"] is None
-    assert len(p["weights_sha256"]) == len(p["text"]["tokens_sha256"]) == 64
-    other = direction_norm(tiny_model("llama"), PROMPTS[1:], layers=[1], pairs=4).provenance
-    assert other["weights_sha256"] == p["weights_sha256"]
-    assert other["text"]["tokens_sha256"] != p["text"]["tokens_sha256"]
 
 
-def test_a_result_comes_back_from_its_folder(tmp_path):
-    run = result(pairs=12, layers=(1, 5))
-    names = run.write(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(names)
-    assert set(names) == {"direction_norm.parquet", "direction_norm.json", "tokens.npy"} | {
-        "direction_norm.png",
-        "direction_norm.svg",
-        "direction_norm.pdf",
-    }
+def test_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(DirectionNorm, "figures", lambda self: {})
+    run = result(pairs=10, layers=(1, 5), pair_sets=("random", "scale_rotate"))
+    assert run.write(tmp_path) == ["direction_norm.parquet", "direction_norm.json", "tokens.npy"]
     loaded = DirectionNorm.load(tmp_path)
     assert loaded.tokens == run.tokens
     assert loaded.provenance == json.loads(json.dumps(jsonable(run.provenance)))
     pd.testing.assert_frame_equal(loaded.frame, run.frame, check_exact=True)
     assert loaded.table() == run.table()
     pd.testing.assert_frame_equal(loaded.summary(), run.summary(), check_exact=True)
-    (tmp_path / "direction_norm.json").unlink()
-    with pytest.raises(ResultError, match=r"direction_norm\.json is missing"):
-        DirectionNorm.load(tmp_path)

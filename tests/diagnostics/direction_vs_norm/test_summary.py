@@ -22,37 +22,18 @@ PLACE = {"model": "trained", "layer": 0, "point": "resid_post", "context": "in_p
 
 def planted(kl: dict[str, np.ndarray], floor: float = FLOOR, **place) -> pd.DataFrame:
     """Rows of pairs of 15 prompts with these KLs for some edits (1 for all others), half in JS and 3 times in direct effect."""
-    place = {**PLACE, **place}
     n = len(next(iter(kl.values())))
     pair = np.arange(n)
+    same = {
+        **PLACE, **place, "pair": pair, "pair_set": "random", "target_prompt": pair % 15, "target_position": pair,
+        "source_prompt": (pair + 1 + pair // 15) % 15, "source_position": pair, "target_norm": 2.0, "source_norm": 2.0 + pair,
+        "norm_of_median": 1.0, "cosine": np.cos(pair), "delta_angle": 0.5, "clean_entropy": 1.0, "top1_changed": pair % 4 == 0,
+    }  # fmt: skip
     parts = []
     for number, edit in enumerate(EDITS["random"]):
-        values = floor if edit == "self" else kl.get(edit, 1.0)
-        parts.append(
-            pd.DataFrame(
-                {
-                    **place,
-                    "pair": pair,
-                    "pair_set": "random",
-                    "edit": edit,
-                    "target_prompt": pair % 15,
-                    "target_position": pair,
-                    "source_prompt": (pair + 1 + pair // 15) % 15,
-                    "source_position": pair,
-                    "target_norm": 2.0,
-                    "source_norm": 2.0 + pair,
-                    "norm_of_median": 1.0,
-                    "cosine": np.cos(pair),
-                    "delta_norm": 1.0 + number,
-                    "delta_angle": 0.5,
-                    "kl": values,
-                    "js": np.asarray(values) / 2,
-                    "clean_entropy": 1.0,
-                    "top1_changed": pair % 4 == 0,
-                    "kl_direct": 3 * np.asarray(values),
-                }
-            )
-        )
+        values = np.full(n, floor) if edit == "self" else np.broadcast_to(kl.get(edit, 1.0), n)
+        own = {"edit": edit, "delta_norm": 1.0 + number, "kl": values, "js": values / 2, "kl_direct": 3 * values}
+        parts.append(pd.DataFrame(same | own))
     return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
 
 
@@ -125,17 +106,6 @@ def test_a_denominator_within_the_noise_floor_bounds_the_ratio():
         assert estimate.high == math.inf
         assert 0 < estimate.low <= estimate.value
     assert means.low < means.value
-
-
-@pytest.mark.parametrize("censored", [10, 30])
-def test_some_rows_within_the_noise_floor_are_ordered_above_all_others(censored):
-    norm = np.r_[np.full(censored, FLOOR / 10), np.linspace(0.1, 1, 41 - censored)]
-    (group,) = of(planted({"norm": norm})).groups  # direction: 1 everywhere
-    found = group["ratios"]["direction ÷ norm"]["median"]
-    assert found.n_censored == censored
-    assert found.estimate.bound == (censored > 20)
-    ordered = np.sort(np.r_[np.full(censored, 1 / FLOOR), 1 / norm[censored:]])
-    assert found.estimate.value == pytest.approx(ordered[20])
 
 
 @pytest.mark.parametrize("floor", [0.0, 1e-12, 1e-6, 0.2])
@@ -241,34 +211,18 @@ def test_summary_and_table_have_a_line_for_each_layer_and_context():
     assert medians[2]["estimate"]["high"] is None
 
 
-def test_the_table_says_what_was_dropped_and_where_replay_fell_back():
-    drawn = {
-        "trained": {
-            "pair_sets": {
-                "random": {"3.resid_post": {"asked": 9, "used": 8}},
-                "same_norm": {
-                    "3.resid_post": {"asked": 9, "exist": 8, "used": 8},
-                    "5.resid_post": {"asked": 9, "exist": 9, "used": 9},
-                },
-            },
-            "pairs_dropped": {"sink": 1},
-        },
-        "random 0": {"pair_sets": {}, "pairs_dropped": {"zero norm": 3}},
-    }
+def test_the_table_says_which_pair_sets_are_short_and_what_was_dropped():
+    sites = {"3.resid_post": {"asked": 9, "exist": 8, "used": 8}, "5.resid_post": {"asked": 9, "exist": 9, "used": 9}}
+    sets = {"random": {"3.resid_post": {"asked": 9, "used": 8}}, "same_norm": sites}
+    said = {"drawn": {"trained": {"pair_sets": sets, "pairs_dropped": {"sink": 1}}}, "why_hooks": ["no keys"]}
     run = two_contexts()
-    said = {"drawn": drawn, "why_hooks": ["no keys"], "rows_dropped": {"no such vector": 2}}
     text, less = run.table(), replace(run, provenance=run.provenance | said).table()
-    words = (
+    for line in (
         "fewer pairs than asked: same_norm 8 of 9 at 3.resid_post",
         "full forward passes in place of the fast path: no keys",
         "pairs dropped (trained): 1 sink",
-        "pairs dropped (random 0): 3 zero norm",
-        "rows dropped: 2 no such vector",
-    )
-    for line in words:
-        assert line in less.splitlines()
-        assert line.split(":")[0] not in text
-    assert "at 5.resid_post" not in less
+    ):
+        assert line in less.splitlines() and line.split(":")[0] not in text
 
 
 def with_nulls() -> DirectionNorm:
@@ -299,22 +253,3 @@ def test_randomly_initialised_models_are_shown_as_a_range():
     one = short_frame(run.select(), {"random 0": nulls["random 0"]})
     assert one["untrained: dir÷norm"].tolist() == ["2", "2"]  # a range of one is a number
     pd.testing.assert_series_equal(one.prompts, found.prompts)
-
-
-def test_groups_are_selected_by_pair_set_model_and_point():
-    norm = shuffled(0.1 * (1 + np.arange(41)))
-    points, models = ("attn_out", "resid_post"), ("trained", "random 0")
-    run = of(*(planted({"norm": norm}, point=point, model=model) for model in models for point in points))
-    assert run.points == ["attn_out", "resid_post"]
-    for settings, place in (
-        ({}, {"point": "attn_out"}),
-        ({"point": "resid_post"}, {}),
-        ({"model": "random 0"}, {"point": "attn_out", "model": "random 0"}),
-    ):
-        (group,) = run.select(**settings)
-        assert {name: group[name] for name in PLACE} == {**PLACE, **place}
-    assert run.select(pair_set="same_norm") == run.select(model="random 1") == run.select(point="mlp_out") == []
-    summary = run.summary()
-    assert list(zip(summary.model, summary.point, strict=True)) == [(m, p) for m in models for p in points]
-    lines = run.table().splitlines()
-    assert [line for line in lines if line.endswith("_out:") or line.endswith("_post:")] == ["attn_out:", "resid_post:"]

@@ -14,7 +14,7 @@ from diagnostics.figures.axes import CAP
 from diagnostics.figures.looks import EDIT_LABELS, UNTRAINED
 from diagnostics.unit_norm.result import UnitNorm
 from diagnostics.unit_norm.run import unit_norm_sweep
-from interventions import ResultError, Site
+from interventions import ResultError
 from interventions.texts.prompts import Prompts
 from tests.diagnostics.drawn import caption, legend, points
 from tests.tiny import D_MODEL, fresh, prompts, tiny_model
@@ -147,19 +147,6 @@ def test_plot_draws_the_doses_of_the_table(layers, given):
     assert figure.axes[-1].get_xlabel() == "dose ‖Δx‖ / ‖x‖"
     assert legend(figure) == [*labels.values(), f"untrained: {EDIT_LABELS['toward_token']}", f"untrained: {EDIT_LABELS['norm_up']}"]  # fmt: skip
     check_inside(figure, LOWEST)
-
-
-def test_the_figure_says_which_context_and_point_it_shows():
-    sites = (Site(2, "attn_out"), Site(2))
-    points = dose_response(tiny_model("llama"), TEXT, sites=sites, tokens=12, doses=(0.5,))
-    both = dose_response(tiny_model("llama"), TEXT, layers=[2], tokens=12, doses=(0.5,), context="both")
-
-    def everything(figure) -> str:
-        titles = [ax.get_title(loc="left") + ax.get_xlabel() for ax in figure.axes]
-        return " ".join([caption(figure), *titles, *legend(figure)])
-
-    assert everything(points.plot("attn_out")) != everything(points.plot("resid_post"))
-    assert everything(both.plot(context="in_place")) != everything(both.plot(context="single_token"))
 
 
 def test_more_than_six_blocks_show_six_from_the_first_to_the_last():

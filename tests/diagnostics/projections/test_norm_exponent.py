@@ -11,7 +11,7 @@ from diagnostics.projections import norm_exponent
 from diagnostics.projections.norm_exponent import interventional, observational
 from diagnostics.statistics.poisson_regression import poisson_slopes
 from diagnostics.statistics.prevalence import share_below
-from diagnostics.statistics.within_groups import Within, ratio_from_deletions
+from diagnostics.statistics.within_groups import GroupSums, ratio_from_deletions
 from interventions.errors import ResultError
 from tests.simulations import MANY, agrees, simulation
 
@@ -213,19 +213,6 @@ def test_the_share_of_latents_nearer_to_the_cosine_is_recovered():
     assert all(got.n == 80 and 35 < got.n_effective < 70 for got in found)
 
 
-def test_latent_weights_decide_the_exponent():
-    rng = np.random.default_rng(6)
-    planted = np.repeat([0.0, 2.0], 20)  # a = 0 and a = 1
-    rows = table(rng, 2.0, planted, latents=40, tokens=60, noise=0.3)
-    heavy, light = (rows.assign(latent_weight=np.where(rows.latent < 140, w, 1.0)) for w in (30.0, 1 / 30))
-    equal = observational(rows.assign(latent_weight=5.0), 0.0)
-    low, high = observational(heavy, 0.0), observational(light, 0.0)
-    assert (low.a.value, equal.a.value, high.a.value) == pytest.approx((0, 0.5, 1), abs=0.1)
-    assert (low.poisson.value, high.poisson.value) == pytest.approx((0, 1), abs=0.1)
-    assert low.share_below_half.counted > 0.95 and high.share_below_half.counted < 0.05
-    assert equal.share_below_half.n_effective == 40 > low.share_below_half.n_effective
-
-
 def test_latents_without_an_error_and_latents_that_are_reversed_are_counted():
     rng = np.random.default_rng(7)
     rows = table(rng, np.repeat([2.0, -2.0], [15, 5]), 1.0, latents=20, tokens=80, noise=0.3)
@@ -272,7 +259,7 @@ def test_given_the_norm_the_two_scores_say_the_same(seed, a):
     rows = table(np.random.default_rng(seed), 2.0, 2 * a, latents=3, tokens=30, prompts=10)
     log = {"kl": np.log(rows.kl), "cosine": np.log(np.abs(rows.cosine)), "norm": np.log(rows.norm)}
     log["inner"] = log["cosine"] + log["norm"]
-    within = Within.of(log, rows.latent, rows.target_prompt)
+    within = GroupSums.of(log, rows.latent, rows.target_prompt)
 
     def partial(score):
         at = [within.names.index(name) for name in ("kl", score, "norm")]

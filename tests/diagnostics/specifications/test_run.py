@@ -57,34 +57,22 @@ def planted(
 ) -> DirectionNorm:  # fmt: skip
     """Rows whose mean effects are exp(LOG): with noise 0 each row is its mean. sinks: so many pairs of norm 20 × median,
     whose direction patch does a hundred times as much. floor: what self-swaps do."""
-    rng = np.random.default_rng(seed)
-    target = np.arange(pairs) % prompts
-    source = (target + 1 + np.arange(pairs) // prompts) % prompts
-    rows = []
+    rng, pair, rows = np.random.default_rng(seed), np.arange(pairs), []
+    target = pair % prompts
+    same = {
+        "point": "resid_post", "pair_set": "random", "pair": pair, "target_prompt": target,
+        "source_prompt": (target + 1 + pair // prompts) % prompts, "norm_of_median": np.where(pair < sinks, 20.0, 2.0),
+    }  # fmt: skip
     for model, layer, context in itertools.product(models, layers, contexts):
-        depth = layer / (N_LAYERS - 1)
         for edit in (*log, "self"):
-            size = (
-                {name: np.exp(log[edit](depth) + more) for name, more in METRIC_LOG.items()} if edit != "self" else {}
-            )
             own = np.exp(noise * rng.normal(size=pairs) - noise**2 / 2)
-            boost = np.where((np.arange(pairs) < sinks) & (edit == "direction"), 100.0, 1.0)
+            own = own * np.where((pair < sinks) & (edit == "direction"), 100.0, 1.0)
+            mean = None if edit == "self" else log[edit](layer / (N_LAYERS - 1))
+            effects = {
+                name: own * (floor if mean is None else np.exp(mean + more)) for name, more in METRIC_LOG.items()
+            }
             rows.append(
-                pd.DataFrame(
-                    {
-                        "model": model,
-                        "layer": layer,
-                        "point": "resid_post",
-                        "context": context,
-                        "pair_set": "random",
-                        "pair": np.arange(pairs),
-                        "edit": edit,
-                        "target_prompt": target,
-                        "source_prompt": source,
-                        "norm_of_median": np.where(np.arange(pairs) < sinks, 20.0, 2.0),
-                        **{name: size.get(name, floor) * own * boost for name in METRIC_LOG},
-                    }
-                )
+                pd.DataFrame(same | {"model": model, "layer": layer, "context": context, "edit": edit} | effects)
             )
     known = {"context": list(contexts), "null_models": [m for m in models if m != "trained"], **changes}
     return DirectionNorm(pd.concat(rows, ignore_index=True), [[1, 2]] * prompts, provenance(**known))
@@ -180,7 +168,10 @@ def test_only_random_pairs_count():
 
 
 def test_every_combination_of_choices_stands_in_the_table_once():
-    texts = {name: planted(contexts=("in_place", "single_token"), models=("trained", "random 0")) for name in "ab"}
+    texts = {
+        name: planted(layers=(0, 3, 5), contexts=("in_place", "single_token"), models=("trained", "random 0"), pairs=30)
+        for name in "ab"
+    }
     frame = specification_curve(texts).frame
     choices = {
         "text": {"a", "b"},

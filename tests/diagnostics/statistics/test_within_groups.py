@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 from scipy import stats
 
 from diagnostics import statistics
-from diagnostics.statistics.within_groups import Within, ratio_from_deletions
+from diagnostics.statistics.within_groups import GroupSums, ratio_from_deletions
 from interventions.errors import ResultError
 
 WRONG = (ResultError, TypeCheckError)  # the second where types are checked at run time
@@ -31,7 +31,7 @@ def drawn(seed, n_rows=240, n_groups=4, n_prompts=12, gaps=True):
 def of(frame, weight=None):
     columns = {name: frame[name].to_numpy() for name in ("y", "a", "b")}
     w = None if weight is None else frame[weight].to_numpy(dtype=float)
-    return Within.of(columns, frame["group"].to_numpy(), frame["prompt"].to_numpy(), w)
+    return GroupSums.of(columns, frame["group"].to_numpy(), frame["prompt"].to_numpy(), w)
 
 
 def deletions(frame):
@@ -139,11 +139,11 @@ def test_a_constant_with_rounding_error_has_no_slope(seed):
     rng = np.random.default_rng(seed)
     group, prompt = np.repeat([0, 1], 30), rng.integers(0, 12, 60)
     a, b = np.where(group == 1, rng.random(), rng.normal(size=60)), rng.normal(size=60)
-    within = Within.of({"y": rng.normal(size=60), "a": a, "b": b}, group, prompt)
+    within = GroupSums.of({"y": rng.normal(size=60), "a": a, "b": b}, group, prompt)
     for on in (["a"], ["b", "a"]):
         slopes = within.slopes_each("y", on)
         assert np.isnan(slopes[:, 1]).all() and np.isfinite(slopes[:, 0]).all()
-    same = Within.of({"y": b, "a": np.full(60, rng.random())}, group, prompt)
+    same = GroupSums.of({"y": b, "a": np.full(60, rng.random())}, group, prompt)
     assert np.isnan(same.slopes("y", ["a"])).all()
 
 
@@ -231,7 +231,7 @@ def test_each_is_the_jackknife_over_the_prompts_of_the_group():
 
 
 def test_one_prompt_and_one_row():
-    within = Within.of({"y": np.array([1.0])}, np.array([3]), np.array([8]))
+    within = GroupSums.of({"y": np.array([1.0])}, np.array([3]), np.array([8]))
     assert (within.n == [[1], [0]]).all() and np.isnan(within.correlation("y", "y")).all()
     assert np.isnan(within.each(within.correlation("y", "y")).se).all()
 
@@ -239,13 +239,13 @@ def test_one_prompt_and_one_row():
 def test_invalid_arguments_raise():
     y, ids = np.arange(4.0), np.zeros(4, dtype=int)
     with pytest.raises(WRONG):
-        Within.of({"y": y}, ids[:3], ids)
+        GroupSums.of({"y": y}, ids[:3], ids)
     with pytest.raises(WRONG):
-        Within.of({"y": y}, ids, ids, np.ones(3))
+        GroupSums.of({"y": y}, ids, ids, np.ones(3))
     with pytest.raises(ResultError, match="expected one a row"):
-        Within.of({"y": y[:0]}, ids[:0], ids[:0])
+        GroupSums.of({"y": y[:0]}, ids[:0], ids[:0])
     with pytest.raises(ResultError, match="2 of 4 rows have an entry that is not finite"):
-        Within.of({"y": np.array([0, np.nan, 1, 2]), "a": np.array([0, np.nan, np.inf, 2])}, ids, ids)
+        GroupSums.of({"y": np.array([0, np.nan, 1, 2]), "a": np.array([0, np.nan, np.inf, 2])}, ids, ids)
     for w in (0.0, -1.0, np.nan):
         with pytest.raises(ResultError, match="a weight is not above 0"):
-            Within.of({"y": y}, ids, ids, np.array([1, 1, 1, w]))
+            GroupSums.of({"y": y}, ids, ids, np.array([1, 1, 1, w]))

@@ -11,6 +11,7 @@ import torch
 from diagnostics import statistics
 from diagnostics.running import single_edits as study
 from diagnostics.running.clean import METRICS
+from diagnostics.statistics.tables import lines_of as some
 from diagnostics.unit_norm.design import ALONE, TOGETHER
 from diagnostics.unit_norm.result import UnitNorm
 from diagnostics.unit_norm.run import unit_norm_sweep
@@ -37,12 +38,6 @@ def activations(name: str, layer: int) -> torch.Tensor:
 
 def places(frame: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.from_numpy(frame[f"target_{what}"].to_numpy(np.int64)) for what in ("prompt", "position"))
-
-
-def some(frame: pd.DataFrame, **values) -> pd.DataFrame:
-    for name, value in values.items():
-        frame = frame[frame[name] == value]
-    return frame
 
 
 def allowed(kl: np.ndarray) -> np.ndarray:
@@ -206,37 +201,30 @@ def small_tokens(token: int):
     return hf
 
 
-def test_tokens_too_short_to_be_turned_so_far_have_no_rotation_and_are_counted():
+def test_tokens_too_short_for_the_rotation_are_counted():
     hf, site = small_tokens(7), Site(0)
     given = [[*p[:3], 7, *p[4:]] if i % 2 else [t if t != 7 else 8 for t in p] for i, p in enumerate(PROMPTS)]
-    run = unit_norm_sweep(hf, given, layers=[0, 3], tokens=150)
+    run = unit_norm_sweep(hf, given, layers=[0], tokens=150)
     size = record(hf, given, [site]).activations[site].norm(dim=-1).numpy()
-    frame = some(run.frame, layer=0)
-    n = frame.edit.value_counts()
-    short = size[frame.target_prompt, frame.target_position] < 1 / 3
-    np.testing.assert_array_equal(short, frame.target_norm < 1 / 3)
-    lost = {edit: int(short[(frame.edit == edit).to_numpy()].sum()) for edit in ("self", "unit_norm", "rotation")}
-    assert lost["self"] == lost["unit_norm"] >= 3
-    assert lost["rotation"] == 0
-    assert n["self"] == n["unit_norm"] == n["unit_norm_everywhere"] == n["rotation"] + lost["self"]
-    bad = {p for p in range(len(given)) if (size[p, : len(given[p])] < 1 / 3).any()}
-    assert bad == {p for p in range(len(given)) if 7 in given[p]}
-    everywhere = some(frame, edit="rotation_everywhere")
-    read = some(frame, edit="unit_norm_everywhere")
+    rows = {edit: part for edit, part in run.frame.groupby("edit")}
+    read = rows["unit_norm_everywhere"]
+    short = size[read.target_prompt, read.target_position] < 1 / 3
+    np.testing.assert_array_equal(short, read.target_norm < 1 / 3)
+    assert (rows["rotation"].target_norm >= 1 / 3).all() and short.sum() >= 3
+    first = {p: np.flatnonzero(size[p, : len(given[p])] < 1 / 3) for p in range(len(given))}
+    assert {p for p in first if len(first[p])} == {p for p in first if 7 in given[p]}
     furthest = read.groupby("target_prompt").target_position.max()
-    without = {p for p in bad if furthest.get(p, -1) >= min(np.flatnonzero(size[p, : len(given[p])] < 1 / 3))}
-    assert set(everywhere.target_prompt) == set(read.target_prompt) - without
+    without = {p for p, last in furthest.items() if len(first[p]) and last >= first[p][0]}
+    assert set(rows["rotation_everywhere"].target_prompt) == set(read.target_prompt) - without
     gone = int(read.target_prompt.isin(without).sum())
     assert run.provenance["rows_dropped"] == {
-        "rotation: no such vector (a rotation moves x by at most 2‖x‖)": lost["self"],
+        "rotation: no such vector (a rotation moves x by at most 2‖x‖)": short.sum(),
         "some token of the prompt has no such vector": gone,
     }
-    for group in run.groups:
-        assert group["unit_norm"].n_rows == group["n_tokens"] == n["self"]
-    first = run.groups[0]
-    assert first["rotation"].n_rows == n["rotation"]
-    assert first["rotation_everywhere"].n_rows == n["rotation_everywhere"] == n["self"] - gone
-    assert first["unit_norm ÷ rotation"].n_rows == n["rotation"]
+    (group,) = run.groups
+    assert group["unit_norm"].n_rows == group["n_tokens"] == len(read) == len(rows["self"])
+    assert group["rotation"].n_rows == group["unit_norm ÷ rotation"].n_rows == len(read) - short.sum()
+    assert group["rotation_everywhere"].n_rows == len(read) - gone
 
 
 def test_a_model_without_any_rotation_has_a_summary_and_a_figure():
@@ -302,12 +290,11 @@ def test_a_summary_of_few_prompts_says_their_number_and_does_not_warn():
     assert 10 <= run.groups[0]["unit_norm"].n_prompts < 20
 
 
-def test_a_result_comes_back_from_its_folder(tmp_path):
+def test_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(UnitNorm, "figures", lambda self: {})
     how = {"layers": LAYERS, "folder": tmp_path}
     run = unit_norm_sweep(tiny_model("llama"), PROMPTS, tokens=12, **how)
-    names = run.write(tmp_path)
-    figures = {f"unit_norm.{kind}" for kind in ("png", "svg", "pdf")}
-    assert set(names) == {"unit_norm.parquet", "unit_norm.json", "tokens.npy"} | figures
+    assert run.write(tmp_path) == ["unit_norm.parquet", "unit_norm.json", "tokens.npy"]
     loaded = UnitNorm.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.frame, run.frame, check_exact=True)
     assert loaded.table() == run.table()

@@ -53,15 +53,6 @@ def table(seed, n_latents=12, n_tokens=40, n_prompts=20, cos_power=1.0, norm_pow
     return pd.concat(every, ignore_index=True)
 
 
-def two(kl, cosine, norm, latent=0):
-    """Rows of one latent, one prompt each."""
-    n = len(kl)
-    values = {"kl": kl, "cosine": cosine, "norm": norm, "inner": np.multiply(cosine, norm), "activation": np.nan}
-    place = {"latent": latent, "target_prompt": np.arange(n), "target_position": 0, "edit": "zero"}
-    rest = {"norm_quartile": np.arange(n) % 4, "delta_norm": 1.0, "latent_weight": 1.0, "token_weight": 1.0}
-    return pd.DataFrame(place | values | rest)
-
-
 def deletions(rows):
     return [rows, *(rows[rows.target_prompt != g] for g in np.unique(rows.target_prompt))]
 
@@ -153,35 +144,6 @@ def test_mean_correlations_are_jackknifed_with_ranks_formed_anew():
                 assert getattr(got[kind][name], field) == pytest.approx(getattr(expected, field), **ROUNDING)
 
 
-def test_three_latents_by_hand():
-    """KL of three latents is |cos|, |inner|, cos²: two win, and the third's ranks agree wholly."""
-    rng = np.random.default_rng(4)
-    cosine, norm = rng.uniform(-0.5, 0.5, (3, 20)), rng.uniform(1, 20, (3, 20))
-    kl = [np.abs(cosine[0]), np.abs(cosine[1]) * norm[1], cosine[2] ** 2]
-    rows = pd.concat([two(kl[i], cosine[i], norm[i], latent=i).assign(latent_weight=w) for i, w in enumerate((1.0, 2.0, 5.0))])  # fmt: skip
-    got = win_rates(rows)
-    assert got.main.overall.estimate.value == 6 / 8 and got.main.overall.n_wins == 2
-    assert got.placebos == got.differences == {}
-    assert list(got.latents.win) == [True, False, True]
-    assert got.latents.r_cos[0] == pytest.approx(1) and got.latents.r_inner[1] == pytest.approx(1)
-    assert list(got.latents.spearman_cos[[0, 2]]) == pytest.approx([1, 1])
-    assert got.latents.r_activation.isna().all() and np.isnan(got.mean_correlations["pearson"]["activation"].value)
-    assert [rate.n_few for rate in got.main.quartiles] == [3] * 4  # 5 tokens each
-    assert np.isnan([rate.estimate.value for rate in got.main.quartiles]).all()
-    assert win_rates(rows, min_tokens=5).main.quartiles[0].n_latents == 3
-
-
-def test_signs():
-    """KL falls with the signed inner product: that is a win of nobody signed, and of the inner product in size."""
-    rng = np.random.default_rng(5)
-    cosine, norm = rng.uniform(-0.5, 0.5, 20), rng.uniform(1, 20, 20)
-    rows = two(6 - cosine * norm, cosine, norm)
-    assert win_rates(rows, absolute=False).main.overall.n_wins == 0
-    assert win_rates(rows, absolute=False, signed=True).main.overall.n_wins == 1
-    r = win_rates(rows, absolute=False).latents
-    assert r.r_inner[0] == pytest.approx(-1) and r.margin[0] == pytest.approx(-r.r_cos[0] - 1)
-
-
 def test_swapped_predictors_swap_the_wins():
     rows = table(6, norm_power=0.5)
     one, other = win_rates(rows), win_rates(rows, predictors=("inner", "cosine"))
@@ -220,16 +182,6 @@ def test_many_tokens_find_the_truth(norm_power, near):
     means = got.mean_correlations["spearman"]
     first, second = ("cos", "inner") if near else ("inner", "cos")
     assert means[first].low > means[second].high
-
-
-def test_the_published_pattern_needs_no_paradox():
-    """KL follows the cosine alone at every norm; the rate is high over all, near a coin's within quartiles of the norm."""
-    rates = [win_rates(table(9, n_latents=60, n_tokens=n, n_prompts=40)) for n in (50, 200)]
-    few, many = (r.main.overall.estimate.value for r in rates)
-    assert few < many and many > 0.85
-    within = np.array([q.estimate.value for q in rates[1].main.quartiles])
-    assert 0.5 < within.mean() < 0.72 and within.max() < many - 0.1
-    assert rates[1].prevalence.share > many  # the share of true margins is 1
 
 
 def test_a_placebo_in_place_of_the_main_edit_gives_its_rates():
