@@ -193,7 +193,7 @@ MUTATIONS = (
         "diagnostics/running/notes.py",
         "total.update(some)",
         "total = Counter(some)",
-        ("tests/diagnostics/latent_edits/test_run.py",),
+        ("tests/diagnostics/running/test_notes.py",),
     ),
     Mutation(
         "the norm exponent of centred scores uses the uncentred norm",

@@ -1,4 +1,4 @@
-"""What a run is told from others by, and what a reader must know to make its numbers again."""
+"""The identity of a run, by which its units are found again, and the provenance of its result."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ def hashed(value: Any) -> str:
 def run_identity(
     name: str, model: CausalModel, text: Prompts | Mapping[str, str], own: dict[str, Any]
 ) -> dict[str, Any]:
-    """Under which a diagnostic's units are kept: its name, own settings, text and model, every byte of the weights read anew.
+    """What a diagnostic's units are kept under: its name, own settings, text and model. Reads every byte of the weights anew.
 
     text: the prompts, or a hash of each of several texts.
     """
@@ -35,10 +35,10 @@ def run_provenance(
     own: dict[str, Any],
     null_models: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """What stands beside every result of units: the diagnostic, model and machine, text, sites, null models; then its own.
+    """The provenance of a result: diagnostic, model and machine, text, sites, null models, then the diagnostic's own entries.
 
-    text: the prompts, or what is to be said of each of several texts. own: settings, numbers of rows, notes; in this order, for what was
-    left out is told in the order of the notes.
+    text: the prompts, or a description of each of several texts. own: settings, number of rows, notes, in this order: results list what
+    was left out in the order of the notes.
     """
     read = {"texts": dict(text)} if not isinstance(text, Prompts) else {
         "text": text.provenance, "prompts": len(text.tokens), "tokens": sum(map(len, text.tokens)),
