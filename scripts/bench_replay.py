@@ -57,7 +57,7 @@ class BenchOptions(command.OutputOptions):
     rows: PositiveInt = 2560
     """interventions timed for replay (a quarter of them where a dtype runs slower than float32)"""
     repeats: PositiveInt = 3
-    """the fastest of so many runs counts"""
+    """runs of each, of which the fastest counts"""
     device: str | None = None
     """cpu, cuda, cuda:1 (default: cuda if available)"""
     out: Path
@@ -65,7 +65,7 @@ class BenchOptions(command.OutputOptions):
 
 
 def main(options: BenchOptions) -> command.Document:
-    """One table a dtype; every ratio is of numbers from this run."""
+    """Run the command: one table for each dtype, with ratios of numbers from this run."""
     out = claim_folder(options.out, ["bench_replay.json"], options.overwrite)
     device = resolve_device(options.device)
     found, provenance = [], {}
@@ -117,7 +117,7 @@ def _prompts(model: CausalModel, length: int) -> list[list[int]]:
 def _bridge(name: str, dtype: str, device: torch.device) -> CausalModel:
     from transformer_lens.model_bridge import TransformerBridge
 
-    plain = load_model(name, dtype=dtype, device=device)  # a copy of its own: a bridge changes the model it wraps
+    plain = load_model(name, dtype=dtype, device=device)  # a separate copy: a bridge changes the model it wraps
     architecture = "HuggingFaceTB/SmolLM2-135M-Instruct" if name == "smollm2-135m" else name
     return wrap(TransformerBridge.boot_transformers(architecture, hf_model=plain.hf, tokenizer=plain.tokenizer))
 
@@ -171,7 +171,7 @@ def _compare(
             )  # the exactness check, outside the time
             if effects.path != "replay":
                 raise MechdiagError(
-                    f"replay does not serve this model ({effects.why_hooks}); there is nothing to compare"
+                    f"replay does not support this model ({effects.why_hooks}); there is nothing to compare"
                 )
         add(f"replay with KL, {edits} edit{'s' * (edits > 1)} a position", n,
             lambda p=prompt, q=position, v=vectors: measure(recording, site, p, q, v, path="replay"))  # fmt: skip
@@ -180,15 +180,13 @@ def _compare(
         (f"replay with KL at {HORIZON} positions", site, n_rows // HORIZON, {"horizon": HORIZON}),
         ("replay with KL, attn_out", inside, n_rows, {}),
     )
-    for way, where, n, options in more:
+    for way, where, n, how in more:
         token = torch.randperm(BATCH * (length - HORIZON), generator=generator)[:n]
         prompt, position = token // (length - HORIZON), token % (length - HORIZON)
         vectors = recording.at(where, prompt, position)
         vectors = vectors + torch.randn(vectors.shape, generator=generator).to(vectors)
-        measure(
-            recording, where, prompt[:64], position[:64], vectors[:64], path="replay", **options
-        )  # its exactness check
-        add(way, n, lambda p=prompt, q=position, v=vectors, w=where, o=options: measure(recording, w, p, q, v, path="replay", **o))  # fmt: skip
+        measure(recording, where, prompt[:64], position[:64], vectors[:64], path="replay", **how)  # its exactness check
+        add(way, n, lambda p=prompt, q=position, v=vectors, w=where, o=how: measure(recording, w, p, q, v, path="replay", **o))  # fmt: skip
     limit = {n: _dense(recording, site, n, options.repeats) for n in (512, 1024)}
     best = min(limit, key=lambda n: limit[n] / n)
     found.append(

@@ -58,7 +58,7 @@ class BenchOptions(command.OutputOptions):
 
 
 def main(options: BenchOptions) -> command.Document:
-    """Two tables; every ratio is of numbers from this run."""
+    """Run the command: two tables, with ratios of numbers from this run."""
     out = claim_folder(options.out, ["bench_sae_training.json"], options.overwrite)
     model = load_model("smollm2-135m", device="cpu")
     cached = on_cached(options, model)

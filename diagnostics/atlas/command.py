@@ -59,7 +59,7 @@ def main(options: AtlasOptions) -> command.Document:
         return options.finish(joined, options.out)
     saes = options.load_saes()
     how = options.common() | options.named("path_share", "steps", "samples", "placebo_share")
-    return options.measure(causal_atlas, *options.load(), saes, doing="ablating", unit="token", **how)
+    return options.measure("ablating", "token", causal_atlas, *options.load(), saes, **how)
 
 
 def run() -> None:

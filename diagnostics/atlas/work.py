@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from diagnostics.atlas.scores import attributions, token_gradients
-from diagnostics.running.clean import SHARD, CleanActivations, RunSettings
+from diagnostics.running.clean import CleanActivations, RunSettings
 from diagnostics.running.notes import how_measured, noted, summed
+from diagnostics.running.recordings import SHARD
 from diagnostics.running.units import Tick, Unit, UnitResult, narrowed
 from diagnostics.sampling.tokens import TokenFilter, generator, hash_keys
 from diagnostics.statistics.measures import noise_floor

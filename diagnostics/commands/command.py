@@ -75,9 +75,12 @@ class OutputOptions(CommonOptions):
     """replace the results of another run in --out"""
 
     def measure(
-        self, diagnostic: Callable[..., Finding], *given: object, doing: str, unit: str = "row", **how: Any
+        self, doing: str, unit: str, diagnostic: Callable[..., Finding], /, *given: object, **how: Any
     ) -> Document:
-        """Call a diagnostic under a progress bar, and `finish` with its result, in its `folder` (default: --out)."""
+        """Call a diagnostic under a progress bar, and `finish` with its result, in its `folder` (default: --out).
+
+        doing, unit: what the bar says and counts.
+        """
         with self.progress(doing, unit) as progress:
             result = diagnostic(*given, progress=progress, **how)
         return self.finish(result, how.get("folder", self.out))
@@ -87,14 +90,18 @@ class OutputOptions(CommonOptions):
 
         Raises `ResultError` if another result is there and --overwrite is not given.
         """
-        for run in provenances(result).values() if isinstance(result, BaseResult) else ():
-            run.setdefault("command", typed(sys.argv))
         try:
-            files = result.write(folder, overwrite=self.overwrite)
+            files = self.write(result, folder)
         finally:  # an error in a table must not cost the files
             self.say(result.table())
         self.say(f"wrote {', '.join(files)} into {folder}")
         return {**result.as_dict(), "out": str(folder), "files": files}
+
+    def write(self, result: Finding, folder: Path) -> list[str]:
+        """Write a result's files, with this command line in its provenance. Raises `ResultError` as `finish` does."""
+        for run in provenances(result).values() if isinstance(result, BaseResult) else ():
+            run.setdefault("command", typed(sys.argv))
+        return result.write(folder, overwrite=self.overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)

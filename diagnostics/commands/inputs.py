@@ -157,7 +157,7 @@ class PatchingOptions(NullRunOptions):
         return int(self.horizon)
 
     def places(self, default_layers: list[int]) -> list[Site]:
-        """The sites asked for: points of every layer, and single sites."""
+        """Sites: points of every layer, and single sites."""
         layers = list(self.layers) or default_layers
         points = [name for name in self.sites if name in POINTS]
         single = [Site.parse(name) for name in self.sites if name not in POINTS]

@@ -66,7 +66,7 @@ def _form(options: type) -> Any:
 
 
 def _nested(options: type) -> dict[str, Any]:
-    """Those fields that are dataclasses themselves; each has a heading of its own."""
+    """The fields that are dataclasses themselves, by name; each gets its own heading."""
     return {name: kind for name, kind in get_type_hints(options).items() if dataclasses.is_dataclass(kind)}
 
 

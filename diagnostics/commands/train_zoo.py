@@ -33,7 +33,7 @@ class ZooOptions(command.CommonOptions):
 
 
 def main(options: ZooOptions) -> command.Document:
-    """Train the missing SAEs and print all that were asked for."""
+    """Train the missing SAEs and print all that --only names."""
     with options.progress("training the zoo", unit="step") as progress:
         names = train_zoo(options.only, tokens=options.tokens, device=options.device, progress=progress)
     found = {name: saved_sae(zoo_folder() / name).metadata["training"] for name in names}

@@ -90,7 +90,7 @@ def main(options: ConceptAblationOptions) -> command.Document:
         "reads": options.reads or None,
         "folder": options.out,
     }
-    return options.measure(feature_ablation, model, texts, saes, doing="ablating", unit="text", **how)
+    return options.measure("ablating", "text", feature_ablation, model, texts, saes, **how)
 
 
 def run() -> None:

@@ -90,9 +90,7 @@ def main(options: ComparisonOptions) -> command.Document:
     prompts = options.tokenized(texts, model, options.seed)
     labelled = {name: _tokenized(some, model, options) for name, some in data.items()}
     how = asdict(options.plan()) | options.named("path", "batch_rows", "overwrite") | {"folder": options.out}
-    return options.measure(
-        compare_dictionaries, model, prompts, saes, labelled=labelled, doing="comparing", unit="unit", **how
-    )
+    return options.measure("comparing", "unit", compare_dictionaries, model, prompts, saes, labelled=labelled, **how)
 
 
 def _tokenized(some: Labelled, model: CausalModel, options: ComparisonOptions) -> tuple[Prompts, list[str], list[Any]]:

@@ -41,7 +41,7 @@ def main(options: DirectionNormOptions) -> command.Document:
     model, prompts = options.load()
     sites = options.places(default_layers(model.n_layers))
     how = options.common() | options.named("pairs", "pair_sets")
-    return options.measure(direction_norm, model, prompts, sites=sites, doing="patching", **how)
+    return options.measure("patching", "row", direction_norm, model, prompts, sites=sites, **how)
 
 
 def run() -> None:

@@ -13,7 +13,7 @@ import torch
 from diagnostics.direction_vs_norm.design import EDITS, PAIR_SETS, PatchDesign, null_pair_sets
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.results.calls import recorded
-from diagnostics.running.clean import RunSettings, chosen_contexts, chosen_sites
+from diagnostics.running.clean import CleanActivations, RunSettings, chosen_contexts, chosen_sites
 from diagnostics.running.single_edits import run_single_edits
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
@@ -69,26 +69,19 @@ def direction_norm(
     if pairs < 1:
         raise ResultError(f"{pairs} pairs asked for; ask for at least one")
     settings = RunSettings(
-        sites=places,
-        contexts=chosen_contexts(context),
-        horizon=horizon,
-        sink_filter=sink_filter,
-        seed=seed,
-        null_seeds=null_seeds,
-        batch_rows=batch_rows,
-        path=path,
-    )
+        sites=places, contexts=chosen_contexts(context), horizon=horizon, sink_filter=sink_filter, seed=seed, null_seeds=null_seeds,
+        batch_rows=batch_rows, path=path,
+    )  # fmt: skip
+
+    def design(clean: CleanActivations) -> PatchDesign:
+        return PatchDesign(clean, pairs, list(pair_sets) if clean.model is model else null_pair_sets(list(pair_sets)))
+
+    order = {
+        "pair_set": PAIR_SETS,
+        "pair": (),
+        "edit": list(dict.fromkeys(e for edits in EDITS.values() for e in edits)),
+    }
     return run_single_edits(
-        DirectionNorm,
-        model,
-        prompts,
-        lambda clean: PatchDesign(
-            clean, pairs, list(pair_sets) if clean.model is model else null_pair_sets(list(pair_sets))
-        ),
-        settings,
-        {"pairs_asked": pairs, "pair_sets": list(pair_sets)},
-        {"pair_set": PAIR_SETS, "pair": (), "edit": list(dict.fromkeys(e for edits in EDITS.values() for e in edits))},
-        folder=folder,
-        overwrite=overwrite,
-        progress=progress,
-    )
+        DirectionNorm, model, prompts, design, settings, {"pairs_asked": pairs, "pair_sets": list(pair_sets)}, order,
+        folder=folder, overwrite=overwrite, progress=progress,
+    )  # fmt: skip

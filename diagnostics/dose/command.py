@@ -49,7 +49,7 @@ def main(options: DoseResponseOptions) -> command.Document:
     model, prompts = options.load()
     sites = options.places(default_layers(model.n_layers))
     how = options.common() | options.named("doses", "tokens") | {"directions": directions}
-    return options.measure(dose_response, model, prompts, sites=sites, doing="applying doses", **how)
+    return options.measure("applying doses", "row", dose_response, model, prompts, sites=sites, **how)
 
 
 def _direction(path: Path) -> torch.Tensor:

@@ -141,7 +141,7 @@ class LatentEdits:
         prompt, position = (
             items[name].to_numpy(np.int64).repeat(repeats) for name in ("target_prompt", "target_position")
         )
-        return torch.from_numpy(prompt - self.clean.shard(self.shard)[0]), torch.from_numpy(position)
+        return torch.from_numpy(prompt - self.clean.shards[self.shard][0]), torch.from_numpy(position)
 
 
 def parts(items: pd.DataFrame, size: int) -> Iterator[pd.DataFrame]:

@@ -109,7 +109,7 @@ def main(options: LatentEditsOptions) -> command.Document:
     saes = options.load_saes()
     given = (*options.load(), saes)
     return {
-        part: options.measure(PARTS[part][1], *given, doing=part, unit="item", **options.asked(part))
+        part: options.measure(part, "item", PARTS[part][1], *given, **options.asked(part))
         for part in dict.fromkeys(options.parts)
     }
 

@@ -17,9 +17,10 @@ from diagnostics.latent_edits.bench import LatentEdits
 from diagnostics.latent_edits.firings import Firings
 from diagnostics.latent_edits.items import Items
 from diagnostics.results.result import Result
-from diagnostics.running.clean import SHARD, CleanActivations, RunSettings
+from diagnostics.running.clean import CleanActivations, RunSettings
 from diagnostics.running.notes import merged
 from diagnostics.running.provenance import run_identity, run_provenance
+from diagnostics.running.recordings import SHARD, shards
 from diagnostics.running.units import Tick, Unit, UnitResult, narrowed, run_table
 from diagnostics.statistics.tables import where
 from interventions.errors import ResultError
@@ -108,7 +109,7 @@ class _Runner:
     def units(self, counted: bool = False) -> list[Unit]:
         found = []
         for name, probe in self.probes.items():
-            for shard in range(-(-len(self.prompts.tokens) // SHARD)):
+            for shard in range(len(shards(len(self.prompts.tokens)))):
                 rows = max(1, len(self._of(self.items(name)[1], shard))) if counted else 1
                 found.append(Unit.of(rows=rows, sae=name, site=str(probe.site), shard=shard))
         return found

@@ -28,7 +28,7 @@ def main(options: ProjectionsOptions) -> command.Document:
     """Run the command."""
     options.check(result_files(ProjectionEffects))
     saes = options.load_saes()
-    return options.measure(projection_effects, *options.load(), saes, doing="ablating", **options.common())
+    return options.measure("ablating", "row", projection_effects, *options.load(), saes, **options.common())
 
 
 def run() -> None:

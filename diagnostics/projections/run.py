@@ -92,35 +92,22 @@ def projection_effects(
     ids = None if isinstance(latents, int) else tuple(int(i) for i in latents)
     plan = ProjectionPlan(many, ids, tokens_per_latent, sampling, reference, detail, angle, single_token_share)
     settings = RunSettings(
-        sites=tuple(dict.fromkeys(dictionary.site for dictionary in dictionaries)),
-        contexts=chosen_contexts(context),
-        metrics=tuple(metrics),
-        sink_filter=sink_filter,
-        seed=seed,
-        null_seeds=null_seeds,
-        batch_rows=batch_rows,
-        path=path,
-    )
-    make = _DesignMaker(dictionaries, plan)
+        sites=tuple(dict.fromkeys(d.site for d in dictionaries)), contexts=chosen_contexts(context), metrics=tuple(metrics),
+        sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path,
+    )  # fmt: skip
+    own = {"saes": {d.name: d.provenance() for d in dictionaries}} | plan.provenance()
+    order = {
+        "sae": list(own["saes"]),
+        "latent": (),
+        "target_prompt": (),
+        "target_position": (),
+        "edit": EDITS,
+        "scale": (),
+    }
     return run_single_edits(
-        ProjectionEffects,
-        model,
-        prompts,
-        make,
-        settings,
-        {"saes": {p.name: p.provenance() for p in dictionaries}} | plan.provenance(),
-        {
-            "sae": [p.name for p in dictionaries],
-            "latent": (),
-            "target_prompt": (),
-            "target_position": (),
-            "edit": EDITS,
-            "scale": (),
-        },
-        folder=folder,
-        overwrite=overwrite,
-        progress=progress,
-    )
+        ProjectionEffects, model, prompts, _DesignMaker(dictionaries, plan), settings, own, order,
+        folder=folder, overwrite=overwrite, progress=progress,
+    )  # fmt: skip
 
 
 class _DesignMaker:

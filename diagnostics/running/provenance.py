@@ -1,5 +1,7 @@
 """What a run is told from others by, and what a reader must know to make its numbers again."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +11,11 @@ from interventions.sites import Site
 from interventions.texts.prompts import Prompts
 
 
+def hashed(value: Any) -> str:
+    """SHA-256, in hexadecimal, of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def run_identity(
     name: str, model: CausalModel, text: Prompts | Mapping[str, str], own: dict[str, Any]
 ) -> dict[str, Any]:
@@ -16,7 +23,7 @@ def run_identity(
 
     text: the prompts, or a hash of each of several texts.
     """
-    read = {"tokens": text.provenance["tokens_sha256"]} if isinstance(text, Prompts) else {"texts": dict(text)}
+    read = {"tokens": hashed(text.tokens)} if isinstance(text, Prompts) else {"texts": dict(text)}
     return {"diagnostic": name, **own, **read, **model_identity(model)}
 
 

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diagnostics.results.result import Result
-from diagnostics.running.clean import SHARD, CleanActivations, RunSettings
+from diagnostics.running.clean import CleanActivations, RunSettings
 from diagnostics.running.notes import merged, noted
 from diagnostics.running.provenance import run_identity, run_provenance
+from diagnostics.running.recordings import shards
 from diagnostics.running.units import Tick, Unit, narrowed, run_table
 from diagnostics.statistics.tables import TRAINED
 from interventions.edits import angle_between
@@ -158,12 +159,11 @@ class _Runner:
         """Model by model, shard by shard, so that a recording is used for all of its sites. counted: with their numbers of rows."""
         design = self.of(TRAINED)[1] if counted else None
         found = []
-        n_shards = -(-len(self.prompts.tokens) // SHARD)
+        in_place = list(enumerate(shards(len(self.prompts.tokens))))
         for label in self.labels:
             for context in self.settings.contexts:
-                for shard in range(n_shards) if context == "in_place" else [-1]:
+                for shard, among in in_place if context == "in_place" else [(-1, None)]:
                     for site in self.settings.sites:
-                        among = np.arange(shard * SHARD, (shard + 1) * SHARD) if shard >= 0 else None
                         n = design.count(site, among, label != TRAINED) if design else 1
                         found.append(Unit.of(rows=n, model=label, context=context, shard=shard, site=str(site)))
         return found
@@ -198,7 +198,7 @@ class _Work:
 
     def table(self) -> pd.DataFrame:
         """The rows of every kind, less those whose effect is not finite."""
-        among = self.clean.shard(self.unit["shard"]) if self.in_place else None
+        among = self.clean.shards[self.unit["shard"]] if self.in_place else None
         rows = self.design.rows(self.site, among)
         table = self._rows(rows, () if self.in_place else _TARGET)
         if self.notes["path"] is None:
@@ -220,7 +220,7 @@ class _Work:
         prompt, position = (torch.tensor(rows.table[name].to_numpy(), dtype=torch.long) for name in _TARGET)
         if self.in_place:
             recording = self.clean.recording(self.unit["shard"])
-            prompt = prompt - int(self.clean.shard(self.unit["shard"])[0])
+            prompt = prompt - int(self.clean.shards[self.unit["shard"]][0])
         else:
             recording = record(self.clean.model, [[0]], [self.site])
             prompt = position = torch.zeros_like(prompt)
@@ -239,7 +239,7 @@ class _Work:
         )
 
     def _whole(self, whole: EditedPrompts) -> pd.DataFrame:
-        first = int(self.clean.shard(self.unit["shard"])[0])
+        first = int(self.clean.shards[self.unit["shard"]][0])
         read = torch.full((len(whole.prompt), len(whole.run)), -1)
         read[whole.run, torch.arange(len(whole.run))] = torch.tensor(
             whole.table.target_position.to_numpy(), dtype=torch.long

@@ -81,7 +81,7 @@ def main(options: EvaluationOptions) -> command.Document:
     }
     how = options.named("sink_filter", "skip_first", "splice_sinks", "path")
     how["splice_prompts"] = options.splice_prompts or None
-    return options.measure(evaluate_saes, model, prompts, saes, doing="splicing", unit="prompt", **how)
+    return options.measure("splicing", "prompt", evaluate_saes, model, prompts, saes, **how)
 
 
 def run() -> None:

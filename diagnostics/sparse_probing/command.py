@@ -70,7 +70,7 @@ def main(options: ProbingOptions) -> command.Document:
     texts = [load_labelled(where, per_class=per_class, seed=options.seed) for where in options.data]
     names = ("ks", "seeds", "max_length", "test_share", "inverse_penalty", "sink_filter", "seed", "overwrite")
     how = options.named(*names) | {"per_class": per_class, "folder": options.out}
-    return options.measure(probe_saes, options.load_model(), texts, saes, doing="probing", unit="task", **how)
+    return options.measure("probing", "task", probe_saes, options.load_model(), texts, saes, **how)
 
 
 def run() -> None:

@@ -1,7 +1,5 @@
 """How much of a class do a few latents of an SAE hold? Logistic probes on k latents, beside the raw activations and chance."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import pandas as pd
 import torch
 
 from diagnostics.results.calls import recorded
-from diagnostics.running.provenance import run_identity, run_provenance
+from diagnostics.running.provenance import hashed, run_identity, run_provenance
 from diagnostics.running.units import run_units
 from diagnostics.sparse_probing import summary as probing_summary
 from diagnostics.sparse_probing.pooling import labelled_prompts
@@ -87,7 +85,7 @@ def probe_saes(
         "seed": seed,
     }
     own = {"saes": {probe.name: probe.provenance() for probe in probes}, **settings}
-    hashes = {name: _hash([some.tokens, *parts]) for name, (some, *parts) in prompts.items()}
+    hashes = {name: hashed([some.tokens, *parts]) for name, (some, *parts) in prompts.items()}
     identity = run_identity(SparseProbing.NAME, model, hashes, own)
     runner = ProbingRunner(model, sets, probes, settings)
     done = run_units(runner.units(), folder, runner, identity=identity, overwrite=overwrite, progress=progress)
@@ -123,10 +121,6 @@ def _sets(labelled: Any, per_class: int | None, seed: int) -> dict[str, Labelled
     if not names or len(set(names)) < len(names):
         raise ResultError(f"sets of labelled texts {names}; give at least one, each once")
     return dict(zip(names, read, strict=True))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _offset(frame: pd.DataFrame, by: int) -> pd.DataFrame:

@@ -69,7 +69,7 @@ def _patched(options: SpecificationOptions) -> dict[str, DirectionNorm]:
         with run.progress(f"patching, {name}") as progress:
             how = run.common() | {"pairs": run.pairs, "pair_sets": ("random",)}
             found[name] = direction_norm(model, prompts, sites=sites, progress=progress, **how)
-        found[name].write(run.out, overwrite=run.overwrite)
+        run.write(found[name], run.out)
     return found
 
 

@@ -31,7 +31,7 @@ def main(options: UnitNormOptions) -> command.Document:
     """Run the command."""
     options.check(result_files(UnitNorm))
     how = options.common() | {"layers": options.layers or None, "tokens": options.tokens}
-    return options.measure(unit_norm_sweep, *options.load(), doing="setting norms", **how)
+    return options.measure("setting norms", "row", unit_norm_sweep, *options.load(), **how)
 
 
 def run() -> None:

@@ -51,14 +51,7 @@ def unit_norm_sweep(
         sites=sites, sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path
     )
     return run_single_edits(
-        UnitNorm,
-        model,
-        prompts,
-        lambda clean: UnitNormDesign(clean, tokens),
-        settings,
-        {"tokens_asked": tokens},
+        UnitNorm, model, prompts, lambda clean: UnitNormDesign(clean, tokens), settings, {"tokens_asked": tokens},
         {"token": (), "edit": (*ALONE, *TOGETHER)},
-        folder=folder,
-        overwrite=overwrite,
-        progress=progress,
-    )
+        folder=folder, overwrite=overwrite, progress=progress,
+    )  # fmt: skip

@@ -62,7 +62,7 @@ def main(options: WinRateOptions) -> command.Document:
         options.finish(run, options.out)
         runs = {options.out.name: run}
     how = options.named("signed", "min_tokens", "draws")
-    return options.measure(win_rate_report, runs, doing="fitting", unit="group", **how)
+    return options.measure("fitting", "group", win_rate_report, runs, **how)
 
 
 def _check_unused(options: WinRateOptions) -> None:

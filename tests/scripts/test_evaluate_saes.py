@@ -1,4 +1,4 @@
-"""What `evaluate_saes.py` measures is what the library measures on the same paragraphs."""
+"""`evaluate_saes.py` measures what the library measures on the same paragraphs."""
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from sae_models.loading import load_sae
 NAMES = ["1/cosine", "1/standard", "4/standard"]
 
 
-def test_its_tables_are_those_of_the_library(script, given):
+def test_tables_match_the_library(script, given):
     saes = {name: given / "saes" / name for name in NAMES}
     second = ("--prompts-second", given / "other.txt")
     run = script("evaluate_saes", *saes.values(), *second)
@@ -31,7 +31,7 @@ def test_its_tables_are_those_of_the_library(script, given):
     assert "sae_exponents.png" not in script("evaluate_saes", "--overwrite").files  # these SAEs have no exponents
 
 
-def test_its_prompts_are_held_out_or_those_of_training(script, given):
+def test_prompts_are_held_out_or_training_text(script, given):
     tokens = {}
     for name, more in (("held", ()), ("training", ("--on-training-text",))):
         run = script(

@@ -10,7 +10,7 @@ from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 
-def test_several_latents_leave_a_page_each_and_an_index(script, given):
+def test_several_latents_get_a_page_each_and_an_index(script, given):
     run = script("latent_card", "--compare", given / "saes/1/standard", "--latents", 3, 7, "frequent:1")
     assert run.status == 0 and "latent 3: fires on" in run.said, run.err
     assert {"latent_3.html", "latent_7.html", "index.html"} <= run.files.keys() and len(run.files) in (3, 4)
@@ -19,8 +19,8 @@ def test_several_latents_leave_a_page_each_and_an_index(script, given):
     assert "Latent 3" in page and "standard" in page and "exponent of ‖x‖, learned" in page
 
 
-def test_pages_of_another_run_are_seen_before_the_model_is_loaded(script, no_model, tmp_path):
-    """`frequent:N` may write any page, so any page is in its way; a number only writes its own."""
+def test_pages_of_another_run_are_refused_before_the_model_is_loaded(script, no_model, tmp_path):
+    """`frequent:N` may write any page, so it refuses any; a number refuses only its own."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/latent_9.html").write_text("a page")
     refused = script("latent_card", "--latents", "frequent:1").error

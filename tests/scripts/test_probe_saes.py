@@ -1,4 +1,4 @@
-"""What `probe_saes.py` measures is what the library measures on the same texts."""
+"""`probe_saes.py` measures what the library measures on the same texts."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ from interventions.texts.labelled import load_labelled
 from sae_models.loading import load_sae
 
 
-def test_its_tables_are_those_of_the_library(script, given):
+def test_tables_match_the_library(script, given):
     run = script.finished("probe_saes")
     assert "probe loss" in run.said
     found = SparseProbing.load(run.folder)

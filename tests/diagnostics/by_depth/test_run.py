@@ -193,7 +193,7 @@ def test_different_settings_are_drawn_apart(other, settings):
     first = dose() if other.NAME == "dose_response" else projections()
     found = depth_figures({"a": first, "b": other})
     assert [figure.table["setting"].unique().tolist() for figure in found.figures.values()] == [[s] for s in settings]
-    assert any("drawn apart, for their settings differ" in note and settings[1] in note for note in found.notes)
+    assert any("drawn separately, since settings differ" in note and settings[1] in note for note in found.notes)
     assert next(iter(found.figures)) in ("dose_response", "norm_exponent_sampling-stratified")
     assert list(found.figures)[1] in ("dose_response_horizon-8", "norm_exponent_sampling-active")
     assert all(flat(f.caption).count(f"at {s}.") for f, s in zip(found.figures.values(), settings, strict=True))

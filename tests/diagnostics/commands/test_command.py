@@ -229,7 +229,7 @@ def finishes(run, monkeypatch, tmp_path):
     """A command that writes what it found into --out."""
 
     def main(options):
-        return options.measure(found, 7, doing="looking", how=True)
+        return options.measure("looking", "row", found, 7, how=True)
 
     return lambda *words: run(main, "--out", str(tmp_path), *words, options=command.OutputOptions)
 

@@ -1,4 +1,4 @@
-"""What commands share: options are looked at before any model is loaded, and mean what their help says."""
+"""Shared options of commands: validated before loading the model, and with the meaning that their help states."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ FILES = ("x.parquet", "x.json", "tokens.npy")
 
 @dataclass(frozen=True)
 class Options(PatchingOptions):
-    """A command's, with an option of its own."""
+    """A command with one more option."""
 
     pairs: int = 4
     """of something"""
@@ -27,7 +27,7 @@ class Options(PatchingOptions):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Whoever loads a model or reads a text here has not looked at the options first."""
+    """Loading a model or reading a text fails the test."""
     for name in ("load_model", "load_texts"):
         monkeypatch.setattr(inputs, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
 
@@ -76,16 +76,16 @@ def test_valid_options_pass_and_make_the_folder(no_model, tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_folder_of_another_run_is_refused_and_left_as_it_was(no_model, tmp_path, name):
+def test_folder_of_another_run_is_refused_and_unchanged(no_model, tmp_path, name):
     (tmp_path / name).write_bytes(b"another run")
     with pytest.raises(ResultError, match=rf"holds another run \({name}\); name another folder or pass --overwrite"):
         Options(out=tmp_path).check(FILES)
     Options(out=tmp_path, overwrite=True).check(FILES)
-    assert contents(tmp_path) == {name: b"another run"}  # it goes when the new one is there, not before
+    assert contents(tmp_path) == {name: b"another run"}  # replaced only once the new one is written
 
 
-def test_a_folder_with_units_says_itself_whose_they_are(no_model, tmp_path):
-    """The results beside them are those of the same run, which goes on; `Units` refuses another one."""
+def test_folder_with_a_run_json_is_accepted(no_model, tmp_path):
+    """`Units` compares run.json: the same run goes on, another is refused."""
     for name in FILES:
         (tmp_path / name).write_bytes(b"finished")
     (tmp_path / "run.json").write_text(json.dumps({"seed": 0}))
@@ -93,13 +93,13 @@ def test_a_folder_with_units_says_itself_whose_they_are(no_model, tmp_path):
     assert set(contents(tmp_path)) == {*FILES, "run.json"}
 
 
-def test_other_files_in_the_folder_do_not_matter(no_model, tmp_path):
+def test_other_files_in_the_folder_are_ignored(no_model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     Options(out=tmp_path).check(FILES)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-# What they mean
+# Meaning
 
 
 @pytest.mark.parametrize(("given", "horizon"), [("1", 1), ("3", 3), ("128", 128), ("last", "last")])
@@ -121,7 +121,7 @@ def test_positions(given, horizon):
         ((1,), ("3.resid_mid", "attn_out"), ["1.attn_out", "3.resid_mid"]),
     ],
 )
-def test_places_are_points_of_every_layer_and_single_sites(layers, sites, expected):
+def test_sites_are_points_of_every_layer_and_single_sites(layers, sites, expected):
     found = Options(out=Path("x"), layers=layers, sites=sites).places([0, 4])
     assert all(isinstance(site, Site) for site in found)
     assert [str(site) for site in found] == expected
@@ -131,7 +131,7 @@ def test_paths_are_those_of_the_engine():
     assert (get_args(ReplayPath), get_args(SplicePath)) == (effects.PATHS, spliced.PATHS)
 
 
-def test_diagnostics_are_given_the_options_as_they_take_them():
+def test_common_arguments_of_diagnostics():
     plain = Options(out=Path("x"))
     assert plain.common() == {
         "context": "in_place",
@@ -148,10 +148,10 @@ def test_diagnostics_are_given_the_options_as_they_take_them():
     found = Options(out=Path("y"), null_model="random", null_seeds=5, overwrite=True, **asked).common()
     expected = {**asked, "horizon": 4, "sink_filter": None, "null_seeds": 5, "folder": Path("y"), "overwrite": True}
     assert found == expected
-    assert Options(out=Path("x"), null_seeds=5).common()["null_seeds"] == 0  # not asked for
+    assert Options(out=Path("x"), null_seeds=5).common()["null_seeds"] == 0  # without --null-model random
 
 
-def test_names_of_paths_are_as_short_as_tells_them_apart():
+def test_short_names_are_distinct():
     assert short_names(("results/saes/15/cosine", "zoo/7/standard/")) == ["cosine", "standard"]
     assert short_names(("a/15/standard", "a/7/standard", "a/7/cosine")) == ["15/standard", "7/standard", "7/cosine"]
     assert short_names(("standard", "/x/standard")) == ["standard", "x/standard"]
@@ -169,7 +169,7 @@ TEXT = "\n\n".join(" ".join(f"w{3 + (i * j) % (VOCAB - 3)}" for j in range(1, 12
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
-    """A file of 8 paragraphs, and a tiny model of any name that reads them; how it was asked for."""
+    """A file of 8 paragraphs; a tiny model is loaded under any name, and the calls are recorded."""
     asked = []
 
     def load(name, **how):
@@ -181,7 +181,7 @@ def text(tmp_path, monkeypatch):
     return str(tmp_path / "text.txt"), asked
 
 
-def test_model_and_prompts_are_those_asked_for(text, tmp_path):
+def test_model_and_prompts_follow_the_options(text, tmp_path):
     path, asked = text
     settings = {"prompts": path, "model": "mine", "dtype": "bfloat16", "device": "cpu"}
     model, prompts = Options(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
@@ -197,7 +197,7 @@ def test_model_and_prompts_are_those_asked_for(text, tmp_path):
     assert second.provenance["name"] == "second.txt"
 
 
-def test_a_text_that_cannot_be_read_is_found_before_the_model_is_loaded(text, tmp_path):
+def test_unreadable_text_is_refused_before_the_model_is_loaded(text, tmp_path):
     with pytest.raises(TextError, match=r"no file 'nowhere\.txt'"):
         Options(out=tmp_path, prompts="nowhere.txt").load()
     assert text[1] == []

@@ -33,7 +33,7 @@ class Shared:
     """a name
     or a folder"""
     device: str | None = None
-    """cpu (default: cuda where there is one)"""
+    """cpu (default: cuda if available)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def test_help_shows_each_option_once_under_its_heading(capsys, monkeypatch):
         "--width INT       of it (default: 3)",
         "--layers INT ...  blocks (default: 7 22)",
         "--model STR       a name or a folder (default: large)",
-        "--device STR      cpu (default: cuda where there is one)",
+        "--device STR      cpu (default: cuda if available)",
         "--out PATH        folder (required)",
     ):
         assert line in lines

@@ -16,7 +16,7 @@ def test_kinds_become_paths_in_the_zoo_and_paths_stay(tmp_path):
     assert sae_paths(["cosine"], [7], LAYERNORM_MODEL) == ("smollm2-135m/7/cosine",)
 
 
-def test_packaged_saes_are_loaded_under_names_that_tell_them_apart():
+def test_packaged_saes_get_distinct_names():
     saes = named_saes(["standard", "cosine"], [7, 15], "smollm2-135m", "cpu")
     assert list(saes) == ["7/standard", "15/standard", "7/cosine", "15/cosine"]
     assert saes["15/cosine"].hook_name == "blocks.15.hook_resid_post"

@@ -69,4 +69,4 @@ def test_table():
 
 def test_without_selected_latents_there_is_no_comparison():
     figure = result(arms=("random",)).plot("kl")
-    assert [t.get_text() for t in figure.axes[2].texts] == ["no selected arm"]
+    assert [t.get_text() for t in figure.axes[2].texts] == ["no selected latents"]

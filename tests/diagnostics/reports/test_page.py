@@ -35,7 +35,7 @@ def test_the_page_is_self_contained_and_its_links_resolve(html):
 def test_results_have_their_caveats_and_missing_results_are_listed(html):
     words = read(html).words
     for said in ("Mine", "a/unit: Unit norm", "planted: planted", "full forward passes in place of the fast path: no keys",
-                 "unfinished run, left out: b", "damaged result, left out: c: cut short", "no untrained network"):  # fmt: skip
+                 "unfinished run, left out: b", "damaged result, left out: c: cut short", "no randomly initialised models"):  # fmt: skip
         assert said in words, said
 
 

@@ -19,7 +19,7 @@ def test_a_fallback_has_its_reason_once():
     twice = planted(why_hooks=why, ablations={"a": {"why_hooks": why[0]}, "b": {"why_hooks": None}})
     assert said(twice, "forward passes") == ["full forward passes in place of the fast path: no keys and values"]
     assert said(with_provenance(why_hooks="too far off"), "too far off")
-    assert said(planted(path={"1.resid_post": "replay+hooks"}), "as asked")
+    assert said(planted(path={"1.resid_post": "replay+hooks"}), "as requested")
 
 
 def test_dropped_rows_have_reasons_and_equal_places_are_merged():
@@ -63,14 +63,14 @@ def test_few_prompts_are_counted():
         {"claim": ["direction"] * 2, "model": "trained", "value": 2.0, "low": 1.0, "high": 3.0, "n_prompts": [5, 40]}
     )
     (line,) = said(Specifications(frame, {"boolq": {"model": "m", "null_models": ["random 0"]}}), "fewer than 20")
-    assert line.startswith("1 of 2 estimates") and "1 on fewer than 10 have none" in line
+    assert line.startswith("1 of 2 estimates") and "1 from fewer than 10 have none" in line
 
 
 def test_missing_controls_and_half_precision():
-    assert said(measured(), "no untrained network") and not said(
-        with_provenance(null_models=["random 0"]), "no untrained"
+    assert said(measured(), "no randomly initialised") and not said(
+        with_provenance(null_models=["random 0"]), "no randomly initialised"
     )
-    assert not said(planted(), "no untrained network")
+    assert not said(planted(), "no randomly initialised")
     assert said(planted(placebo_share=0), "no placebo") and not said(planted(placebo_share=0.1), "no placebo")
     assert said(planted(dtype="bfloat16"), "bfloat16")
 

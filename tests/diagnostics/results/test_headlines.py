@@ -37,7 +37,7 @@ def test_headlines_are_compared_with_randomly_initialised_models():
     found = headlines(replace(measured(), frame=both, provenance=p))
     own = [h.value.partition(" ")[0] for h in headlines(measured())]
     assert [h.against for h in found] == [
-        f"1: no more than turning as far; untrained networks: {value}" for value in own
+        f"1: no more than turning as far; randomly initialised models: {value}" for value in own
     ]
 
 
@@ -47,5 +47,5 @@ def test_a_specification_curve_has_shares_of_specifications():
         for claim in CLAIMS for model, lows in ((TRAINED, (1.5, 0.5)), ("random 0", (1.5, 1.5))) for low in lows
     ]  # fmt: skip
     found = headlines(Specifications(pd.DataFrame(lines), {"boolq": {}}))
-    assert [(h.value, h.against) for h in found] == [("50%", "untrained networks: 100% to 100%")] * 2
+    assert [(h.value, h.against) for h in found] == [("50%", "randomly initialised models: 100% to 100%")] * 2
     assert all("of 2" in h.what for h in found)

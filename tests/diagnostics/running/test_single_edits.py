@@ -16,7 +16,7 @@ from torch import nn
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
 from diagnostics.results.result import Result
-from diagnostics.running import clean as clean_activations
+from diagnostics.running import recordings
 from diagnostics.running import single_edits as study
 from diagnostics.running.clean import CONTEXTS, METRICS, CleanActivations, RunSettings
 from diagnostics.running.single_edits import EditedRows, run_single_edits
@@ -169,8 +169,7 @@ def test_rows_of_a_single_token_are_those_of_measure_with_the_clean_vector_besid
 def test_shards_change_no_row_and_no_order(monkeypatch):
     tables = []
     for size in (1000, 64, 16):
-        for module in (study, clean_activations):
-            monkeypatch.setattr(module, "SHARD", size)
+        monkeypatch.setattr(recordings, "SHARD", size)
         tables.append(third(tiny_model("llama"), MANY, SITES[:2], contexts=CONTEXTS).frame)
     assert len(tables[0]) == 2 * 2 * 2 * len(np.unique(tables[0].token))
     for table in tables[1:]:
