@@ -155,7 +155,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the placebo of the direction patch has the dose of the full patch",
-        "diagnostics/direction_vs_norm/run.py",
+        "diagnostics/direction_vs_norm/design.py",
         "matched_placebo(x, swap_direction(x, a), isotropic if",
         "matched_placebo(x, a, isotropic if",
         ("tests/diagnostics/direction_vs_norm/test_run.py",),

@@ -43,7 +43,7 @@ def doses(layers=(0, 3, 5), given=True) -> DoseResponse:
 
 @functools.cache
 def _doses(layers, given):
-    chosen = {"tokens": 40, "doses": (0.05, 0.3, 1.0), "seed": 4, "null_seeds": 1}
+    chosen = {"tokens": 26, "doses": (0.05, 0.3, 1.0), "seed": 4, "null_seeds": 1}
     return dose_response(tiny_model("llama"), TEXT, layers=layers, directions=STEER if given else {}, **chosen)
 
 

@@ -92,7 +92,7 @@ def test_alone_is_measure_of_the_unit_vector(name):
 def test_everywhere_is_a_full_forward_pass_with_every_norm_forced_to_one(name):
     """Replay does not support mamba."""
     hf = tiny_model(name)
-    frame = result(name, tokens=24).frame
+    frame = result(name, tokens=12).frame
     whole = some(frame, edit="unit_norm_everywhere")
     assert len(whole) == 2 * frame.token.nunique()
     for (layer, prompt), rows in whole.groupby(["layer", "target_prompt"]):
