@@ -21,7 +21,7 @@ ENGINE_TESTS := tests/interventions tests/sae_models
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-latest test-oldest lock fuzz kills architectures mutations clean
+.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-latest test-oldest lock fuzz kills architectures mutations simulate clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -126,6 +126,10 @@ fuzz: $(TESTABLE)
 # Runs killed at random moments and resumed end in the same bytes.
 kills: $(TESTABLE)
 	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.kills --kills 40
+
+# Coverage and size of intervals and tests, with 20 times the replications of the daily tests.
+simulate: $(TESTABLE)
+	@$(TEST_ENV) MECHDIAG_SIMULATIONS=20 .venv/bin/python -m pytest -q -m simulation $(PYTEST_ARGS) tests/diagnostics
 
 # Every causal model class of the installed transformers: replayed exactly, by full passes exactly, or refused.
 architectures: $(TESTABLE)

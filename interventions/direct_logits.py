@@ -1,4 +1,4 @@
-"""What a direction in the stream says of the next token by itself: later blocks left out, the final norm's scale held."""
+"""Logits of directions in the residual stream: direct logit attribution, with the scale of the final norm held fixed."""
 
 from typing import Any, NamedTuple
 
@@ -12,26 +12,25 @@ from interventions.replaying.replay import entering_at
 
 
 class TokenLogit(NamedTuple):
-    """A token and what a direction adds to its logit."""
+    """A token and the logit that a direction adds."""
 
     token: str
     """as `token_text` gives it"""
     logit: float
-    """less the mean over the vocabulary"""
+    """minus the mean over the vocabulary"""
 
 
 @torch.no_grad()
 def direct_logits(
     recording: Recording, directions: Float[Tensor, "row d_model"], size: float
 ) -> Float[Tensor, "row vocab"]:
-    """Logits that a unit of each direction adds at a token whose last stream has the given size.
+    """Logits that a unit of each direction adds at a token whose final residual stream has the given size.
 
-        W_U·(g ∘ d̃)·√d_model/size,   less its mean over the vocabulary;   d̃ = d under RMSNorm, d − mean(d) under LayerNorm
+        W_U·(g ∘ d̃)·√d_model/size,   minus its mean over the vocabulary;   d̃ = d under RMSNorm, d − mean(d) under LayerNorm
 
-    g: the final norm's gain. Formed by the norm itself, (N(s·d) − N(0))/s with s·d̃ of that size, so that whatever the model calls
-    its gain is in it; a model without a final norm gives W_U·d. Before a head's soft-capping or scaling. size: ‖x‖ or ‖x − mean(x)‖,
-    what the final norm divides by but for √d_model. Logits per unit of the direction's coefficient, float32, on the model's device.
-    Source: direct logit attribution as commonly used.
+    g: the final norm's gain. Computed with the model's own norm N, as (N(s·d) − N(0))/s with s·d̃ of that size; a model without a final
+    norm gives W_U·d. Soft-capping or scaling of logits is left out. size: ‖x‖ (RMSNorm) or ‖x − mean(x)‖ (LayerNorm). Logits per unit
+    of the direction's coefficient, float32, on the model's device. Source: direct logit attribution as commonly used.
     """
     model = recording.model
     d = directions.to(model.device, torch.float32)
@@ -47,7 +46,7 @@ def direct_logits(
 def extremes(
     logits: Float[Tensor, "vocab"], n: int, tokenizer: Any
 ) -> tuple[tuple[TokenLogit, ...], tuple[TokenLogit, ...]]:
-    """The n tokens whose logits rise most and the n whose logits fall most, the strongest first."""
+    """The n tokens with the largest and the n with the smallest logits, the strongest first."""
     found = []
     for sign in (1, -1):
         top = (sign * logits).topk(min(n, len(logits)))
@@ -57,9 +56,9 @@ def extremes(
 
 
 def token_text(token: int, tokenizer: Any) -> str:
-    """A token decoded alone; its id in angle brackets where it has no text: without a tokenizer, and beyond the tokenizer's tokens.
+    """A token decoded alone; its id in angle brackets without a tokenizer and for ids that the tokenizer does not know.
 
-    Below 0, which stands for no token (of logits that are not finite), a dash.
+    A dash below 0, which means no token (logits that are not finite).
     """
     if token < 0:
         return "–"
@@ -67,7 +66,7 @@ def token_text(token: int, tokenizer: Any) -> str:
 
 
 def has_token(token: int, tokenizer: Any) -> bool:
-    """Whether a tokenizer knows an id. Heads are often wider than the tokenizer; the logits of the rest belong to no token."""
+    """Whether a tokenizer knows an id. Unembeddings are often wider than the tokenizer."""
     if tokenizer is None:
         return False
     named = getattr(tokenizer, "convert_ids_to_tokens", None)

@@ -7,7 +7,7 @@ from torch import Tensor
 from interventions.metrics import CleanSide, Comparison
 
 Changes = Float[Tensor, "*row vocab"]
-Weights = Float[Tensor, "*row vocab"]
+Weights = Float[Tensor, "*#row vocab"]
 """p_clean, of the rows' shape or one that broadcasts."""
 
 

@@ -1,4 +1,4 @@
-"""SAEs and models joined: where an SAE belongs, and what a model does with a whole stream passed through an edit."""
+"""Whole residual streams passed through an edit, such as an SAE: KL and cross-entropy at every token."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +28,8 @@ COMPARED = 2**18  # on the CPU: what fits its caches is several times faster
 
 @dataclass(frozen=True)
 class Spliced:
-    """What a model does when the stream of every prompt passes through an edit; all tensors on the CPU, float32 (float64 for
-    a float64 model)."""
+    """Effects of passing the residual stream of every prompt through an edit; tensors on the CPU, float32 (float64 for a float64
+    model)."""
 
     kl: dict[str, Float[Tensor, "prompt pos"]]
     """KL(clean ‖ spliced) of the next-token distribution, nats, for each edit; nan beyond the prompt's end"""
@@ -42,7 +42,7 @@ class Spliced:
     delta: float
     """largest logit difference seen between the two on the longest prompt (nan: not compared)"""
     why_hooks: str | None
-    """why `blocks` did not serve, or None"""
+    """why hooks were used in place of the blocks, or None"""
     n_nonfinite: dict[str, int]
     """tokens whose KL is not finite, for each edit"""
 
@@ -58,15 +58,15 @@ def spliced(
     batch_tokens: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Spliced:
-    """Pass the stream of each prompt through an edit at `site`, at all its positions, and read the effect at all of them.
+    """Pass the residual stream of each prompt through an edit at `site` at all positions, and measure the effect at all of them.
 
-    edits: by name; each is given the activations of some tokens, `[token, d_model]`, and gives as many. where: which tokens
-    are edited (default: all); the effect is read at all. Each edit costs the blocks above the site and one unembedding a
-    token; the clean unembedding is shared. path: `auto` (`blocks`, where the call's longest prompt gives the logits of a full
-    forward pass, else `hooks`), `blocks` (an error where it does not) or `hooks`. batch_tokens: tokens that go through the blocks
-    and the edit at once (default 1024 on the CPU, 8192 elsewhere). progress: called with a number of prompts when these are done.
-    Raises `SiteError` for a site that the model has not or that was not recorded, `EditError` for an edit that gives another
-    shape, `ReplayError`.
+    edits: by name; each maps the activations of some tokens, `[token, d_model]`, to as many new ones. where: which tokens are
+    edited (default: all); effects are measured at all. An edit costs a pass through the blocks above the site and one unembedding
+    a token; the clean unembedding is shared. path: `auto` (the blocks above the site, if they match a full forward pass on the
+    longest prompt, else hooks), `blocks` (an error if they do not match) or `hooks`. batch_tokens: tokens in one pass (default 1024
+    on the CPU, 8192 elsewhere). progress: called with the number of prompts that are done.
+    Raises `SiteError` for a site that the model lacks or that was not recorded, `EditError` for an edit that returns another
+    shape, `ReplayError` where `blocks` do not match.
     """
     if path not in PATHS or (batch_tokens is not None and batch_tokens < 1):
         raise MechdiagError(
@@ -82,7 +82,7 @@ def spliced(
 
 
 class Passes:
-    """Streams of a recording's prompts passed through edits, a batch of prompts at a time."""
+    """Residual streams of a recording's prompts passed through edits, a batch of prompts at a time."""
 
     def __init__(self, recording: Recording, site: Site, where: Tensor | None):
         self.recording, self.site, self.model = recording, site, recording.model
@@ -100,9 +100,9 @@ class Passes:
     def batches(
         self, tokens: int | None, through_blocks: bool, n_edits: int, among: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Prompts that go together, the longest first: what is to run out of memory does so at once.
+        """Batches of prompts, the longest first, so that memory runs out at once if it does.
 
-        among: some of the prompts, of which the places in `among` are given.
+        among: some of the prompts; batches then hold indices into it.
         """
         cpu = self.device.type == "cpu"
         most = tokens or (1024 if cpu else 8192)
@@ -117,7 +117,7 @@ class Passes:
             order = order[size:]
 
     def read(self, prompts: Tensor, edits: Mapping[str, Edit], through_blocks: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompt, position and numbers of each token of some prompts: its clean loss, then KL and loss of each edit, `[number, token]`."""
+        """Prompt and position of each token of some prompts, and its clean loss, then KL and loss of each edit, `[number, token]`."""
         width = int(self.length[prompts].max())
         row, position = (torch.arange(width, device=self.device) < self.length[prompts, None]).nonzero(as_tuple=True)
         if through_blocks:
@@ -158,7 +158,7 @@ class Passes:
         return hooked_logits(self.model, self.tokens[prompts, :width], self.site, change)
 
     def change(self, prompts: Tensor, width: int, name: str, edit: Edit) -> Edit:
-        """`edit` at the tokens to be edited, padding left out, of what stands at the site, `[prompt, pos, d_model]`."""
+        """A function of the activations at the site, `[prompt, pos, d_model]`, that applies `edit` at the tokens to be edited."""
         which = self.edited[prompts, :width].nonzero(as_tuple=True)
 
         def change(value: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class Passes:
     def compared(
         self, clean: Tensor, edited: list[Tensor], target: Int[Tensor, "token"], hidden: bool
     ) -> Float[Tensor, "number token"]:
-        """Clean loss, then KL and loss of each edit, of logits or of final hidden states; the clean side is formed once.
+        """Clean loss, then KL and loss of each edit, from logits or final hidden states; the clean side is computed once.
 
         With d = log q − log p + c, c such that Σ p·d = 0:  KL = log Σ p·exp(d), and −log q = −log p − d + KL.
         """
@@ -208,15 +208,10 @@ def _spliced(
     batch_tokens: int | None,
     progress: Callable[[int], object] | None,
 ) -> Spliced:
-    recording, site, model = passes.recording, passes.site, passes.model
-    why, delta = (None, float("nan")) if path == "hooks" else why_not_blocks(passes)
-    if why is not None:
-        message = f"the blocks above {site} alone do not give what full forward passes give: {why}"
-        if path == "blocks":
-            raise ReplayError(f"{message}; use path='auto' or 'hooks'")
-        warnings.warn(f"{message}; these are used instead", stacklevel=4)
+    recording = passes.recording
+    why, delta = checked_path(passes, path, stacklevel=5)
     through_blocks = path != "hooks" and why is None
-    dtype = torch.promote_types(model.dtype, torch.float32)
+    dtype = torch.promote_types(passes.model.dtype, torch.float32)
     values = torch.full((1 + 2 * len(edits), *recording.tokens.shape), torch.nan, dtype=dtype)
     for prompts in passes.batches(batch_tokens, through_blocks, len(edits)):
         prompt, position, numbers = passes.read(prompts, edits, through_blocks)
@@ -235,11 +230,22 @@ def _spliced(
     )
 
 
-def why_not_blocks(passes: Passes) -> tuple[str | None, float]:
-    """Why the blocks above the site alone do not serve (None: they do), and the largest logit difference from full forwards.
+def checked_path(passes: Passes, path: str, stacklevel: int) -> tuple[str | None, float]:
+    """`why_not_blocks`, unless the path is `hooks`. Warns where `auto` falls back to hooks; raises `ReplayError` for `blocks`."""
+    why, delta = (None, float("nan")) if path == "hooks" else why_not_blocks(passes)
+    if why is not None:
+        message = f"the blocks above {passes.site} alone do not give what full forward passes give: {why}"
+        if path == "blocks":
+            raise ReplayError(f"{message}; use path='auto' or 'hooks'")
+        warnings.warn(f"{message}; these are used instead", stacklevel=stacklevel)
+    return why, delta
 
-    Asked of the longest prompt (a sliding window bites only there), its whole stream moved by noise of 0.3 times its size: an
-    SAE's own edit would not do, as a latent at its threshold may fall either way by rounding.
+
+def why_not_blocks(passes: Passes) -> tuple[str | None, float]:
+    """Why the blocks above the site do not match full forward passes (None: they do), and the largest logit difference.
+
+    Tested on the longest prompt, since a sliding window shows only there, with noise of 0.3 times the activations' size at every
+    token: with an SAE's edit, rounding could move a latent across its threshold.
     """
     model, longest = passes.model, passes.length.argmax()[None]
     width = int(passes.length[longest])

@@ -1,4 +1,4 @@
-"""What a model does when vectors are taken from its stream at many tokens of a text at once, text by text."""
+"""Effects of changing the residual stream at many tokens of a text at once, text by text."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from interventions.replaying.replay import unembed
 from interventions.spliced import COMPARED, LOGITS, LOGITS_GPU, Passes
 
 Change = Callable[[Int[Tensor, "text"]], Float[Tensor, "row d_model"]]
-"""Δx at the edited tokens of the texts asked for, text after text; a row of zeros leaves its token as it is."""
+"""Δx at the edited tokens of the given texts, text after text; a row of zeros leaves its token unchanged."""
 
 
 @dataclass(frozen=True)
 class StreamEffects:
-    """What came of each change, a number a text, on the CPU.
+    """Effects and doses of each change, a number a text, on the CPU.
 
-    Means are over the reads whose numbers are finite: 0 where the change is 0 before them all, nan where none is left. Doses are those
-    realised, after rounding to the model's dtype: what stands at the site with the change less what stood there.
+    Means are over the reads with finite values: 0 where the text is unchanged up to its last read, nan where no read is left. Doses are of Δx
+    after rounding to the model's dtype.
     """
 
     kl: Float[Tensor, "change text"]
     """KL(clean ‖ changed) of the next-token distribution, nats, mean over the reads"""
     target_fall: Float[Tensor, "change text"]
-    """how far the mean vocabulary-centred logit of the target tokens falls, mean over the reads"""
+    """fall of the mean vocabulary-centred logit of the target tokens, mean over the reads"""
     other_square: Float[Tensor, "change text"]
-    """squared change of a vocabulary-centred logit, mean over all other tokens and the reads"""
+    """squared change of vocabulary-centred logits, mean over all other tokens and the reads"""
     n_reads: Int[Tensor, "change text"]
-    """reads that entered"""
+    """number of reads in the means"""
     n_edited: Int[Tensor, "change text"]
     """tokens with Δx ≠ 0"""
     norm_sum: Float[Tensor, "change text"]
@@ -41,11 +41,11 @@ class StreamEffects:
     shift: Float[Tensor, "change text d_model"]
     """Σ Δx"""
     n_nonfinite: int
-    """reads left out of a change and text, as some number of theirs is not finite"""
+    """reads left out because a value is not finite"""
     passed: int
-    """texts that went through the blocks, all changes together"""
+    """texts that passed through the blocks, over all changes"""
     untouched: int
-    """texts in which nothing changed: no effect, and no pass"""
+    """unchanged texts, which need no pass"""
 
 
 @torch.no_grad()
@@ -60,12 +60,12 @@ def stream_effects(
     batch_tokens: int | None = None,
     tick: Callable[[int], object] | None = None,
 ) -> StreamEffects:
-    """Add each change to the stream of some texts at the site of `passes`, at its edited tokens, and read the effect at `reads`.
+    """Add each change to the residual stream at the edited tokens of `passes` in some texts, and measure the effect at `reads`.
 
-    A text in which a change is 0 costs nothing, and reads before its first changed token are 0 exactly: causal attention. Each
-    other text costs the blocks above the site and one unembedding a read; the clean unembedding is shared by all changes.
-    through_blocks: else full forward passes. batch_tokens: through the blocks at once (default 384 on the CPU, 8192 elsewhere).
-    tick: called with a number of (change, text). Raises `EditError` for targets outside the vocabulary and changes of another shape.
+    An unchanged text needs no pass, and effects before the first changed token are exactly 0, since attention is causal. Other texts
+    cost a pass through the blocks above the site and one unembedding a read; the clean unembedding is shared by all changes.
+    through_blocks: False runs full forward passes. batch_tokens: tokens in one pass (default 384 on the CPU, 8192 elsewhere). tick:
+    called with the number of (change, text) done. Raises `EditError` for targets outside the vocabulary and changes of another shape.
     """
     device, vocab = passes.device, passes.model.vocab_size
     ids = torch.as_tensor(list(targets), dtype=torch.long)
@@ -115,7 +115,7 @@ def stream_effects(
 
 
 class _Batch:
-    """Some texts: their edited tokens (`row`), and where effects are read."""
+    """A batch of texts, its edited tokens (`row`), and where effects are read."""
 
     def __init__(self, passes: Passes, texts: Tensor, reads: Tensor, through_blocks: bool):
         self.passes, self.texts, self.through_blocks = passes, texts, through_blocks
@@ -137,11 +137,11 @@ class _Batch:
         return delta
 
     def realised(self, delta: Tensor) -> Float[Tensor, "row d_model"]:
-        """What adding Δx changes at the site once it is rounded to the model's dtype."""
+        """Δx after rounding of x + Δx to the model's dtype."""
         return (self.old + delta.to(self.old.device)).to(self.old).double() - self.old.double()
 
     def through(self, name: str, delta: Tensor, changed: Bool[Tensor, "row"]) -> tuple[Tensor, Tensor]:
-        """Final hidden states (or logits) of the changed stream, and the reads that they belong to; the others are as they were."""
+        """Final hidden states (or logits) at the reads that the change can affect, and the indices of these reads."""
         first = torch.full((len(self.texts),), self.width, device=changed.device)
         first = first.scatter_reduce(0, self.text[changed], self.position[changed], "amin")
         some = (first < self.width).nonzero()[:, 0]
@@ -158,7 +158,7 @@ class _Batch:
     def compared(
         self, hidden: list[tuple[Tensor, Tensor]], targets: Tensor
     ) -> Iterator[tuple[int, Int[Tensor, "read"], Float[Tensor, "read 3"]]]:
-        """KL, fall of the targets' and mean square of the other tokens' centred logits, of some reads of some change at a time."""
+        """For each change and chunk of reads: KL, fall of the targets' centred logits, mean square of the others'."""
         cpu, vocab = self.passes.device.type == "cpu", self.passes.model.vocab_size
         many = max(1, (LOGITS if cpu else LOGITS_GPU) // vocab)
         few = max(1, COMPARED // vocab) if cpu else many

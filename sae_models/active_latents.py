@@ -29,7 +29,7 @@ class ActiveLatents:
         return len(self.z)
 
     @property
-    def start(self) -> Int[ndarray, "token+1"]:
+    def start(self) -> Int[ndarray, "bound"]:
         """Where each token's entries begin; one more for the end."""
         return np.searchsorted(self.token, np.arange(self.n_tokens + 1))
 

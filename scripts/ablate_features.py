@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Ablate the latents of concepts wherever they fire: what was meant beside what was not, at equal intended effect."""
+"""Ablate the latents of concepts wherever they fire: intended and collateral effects, at equal intended effect."""
 
 from diagnostics.concept_ablation.command import run
 

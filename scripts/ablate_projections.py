@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Ablate single directions of SAEs at single tokens: effects beside doses, matched placebos and every score said to predict them."""
+"""Ablate single directions of SAEs at single tokens: effects beside doses, matched placebos and every score proposed to predict them."""
 
 from diagnostics.projections.command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The causal atlas: every active latent of every token removed once, exactly, beside the cheap scores that could have told."""
+"""The causal atlas: every active latent of every token ablated once, exactly, beside the cheap scores that estimate its effect."""
 
 from diagnostics.atlas.command import run
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from diagnostics.commands import command
+from diagnostics.commands.ranges import NonNegativeInt, PositiveInt, PromptLength
 from interventions.effects import measure
 from interventions.errors import MechdiagError
 from interventions.files import claim_folder, write_json
@@ -31,7 +32,7 @@ BATCH = 16  # prompts in one forward pass of the other tools
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(command.Output):
+class BenchOptions(command.OutputOptions):
     """Interventions a second: replay against what users do today and against what the hardware allows.
 
     Ways: replay with KL (one edit a position, five edits a position; with the direct effect; read at 8 positions; at
@@ -47,44 +48,44 @@ class Settings(command.Output):
 
     model: str = "smollm2-135m"
     """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
-    layers: tuple[int, ...] = ()
+    layers: tuple[NonNegativeInt, ...] = ()
     """blocks whose output is edited, 0-based (default: one quarter, half and nine tenths of the way up)"""
-    lengths: tuple[int, ...] = (128, 512)
+    lengths: tuple[PromptLength, ...] = (128, 512)
     """tokens of the prompts"""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     """float32, bfloat16, float16"""
-    rows: int = 2560
+    rows: PositiveInt = 2560
     """interventions timed for replay (a quarter of them where a dtype runs slower than float32)"""
-    repeats: int = 3
-    """the fastest of so many runs counts"""
+    repeats: PositiveInt = 3
+    """runs of each, of which the fastest counts"""
     device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
+    """cpu, cuda, cuda:1 (default: cuda if available)"""
     out: Path
     """folder for bench_replay.json"""
 
 
-def main(settings: Settings) -> command.Document:
-    """One table a dtype; every ratio is of numbers from this run."""
-    out = claim_folder(settings.out, ["bench_replay.json"], settings.overwrite)
-    device = resolve_device(settings.device)
+def main(options: BenchOptions) -> command.Document:
+    """Run the command: one table for each dtype, with ratios of numbers from this run."""
+    out = claim_folder(options.out, ["bench_replay.json"], options.overwrite)
+    device = resolve_device(options.device)
     found, provenance = [], {}
-    for dtype in settings.dtypes:
-        model = load_model(settings.model, dtype=dtype, device=device)
+    for dtype in options.dtypes:
+        model = load_model(options.model, dtype=dtype, device=device)
         provenance = model_provenance(model)
         others = {
-            "TransformerBridge hooks": _bridge(settings.model, dtype, device),
-            "nnsight trace": _nnsight(settings.model, dtype, device),
+            "TransformerBridge hooks": _bridge(options.model, dtype, device),
+            "nnsight trace": _nnsight(options.model, dtype, device),
         }
-        for length in settings.lengths:
+        for length in options.lengths:
             prompts = _prompts(model, length)
-            layers = settings.layers or sorted({model.n_layers // 4, model.n_layers // 2, 9 * model.n_layers // 10})
+            layers = options.layers or sorted({model.n_layers // 4, model.n_layers // 2, 9 * model.n_layers // 10})
             for layer in layers:
-                ways = _compare(model, others, prompts, Site(layer), dtype, settings)
-                settings.say(_table(pd.DataFrame(ways)))
+                ways = _compare(model, others, prompts, Site(layer), dtype, options)
+                options.say(_table(pd.DataFrame(ways)))
                 found += ways
         del model, others
         gc.collect()
-    matmul = {dtype: _matmul_rate(dtype, device) for dtype in settings.dtypes}
+    matmul = {dtype: _matmul_rate(dtype, device) for dtype in options.dtypes}
     frame = pd.DataFrame(found)
     document = {
         "rows": frame.to_dict("records"),
@@ -93,10 +94,10 @@ def main(settings: Settings) -> command.Document:
         "provenance": {**provenance, "dtype": None},
     }
     write_json(out / "bench_replay.json", document)
-    settings.say("matrix products alone, GFLOP/s: " + ", ".join(f"{k} {v:.0f}" for k, v in matmul.items()))
+    options.say("matrix products alone, GFLOP/s: " + ", ".join(f"{k} {v:.0f}" for k, v in matmul.items()))
     for line in _ratios(frame):
-        settings.say(line)
-    settings.say(f"wrote bench_replay.json into {out}")
+        options.say(line)
+    options.say(f"wrote bench_replay.json into {out}")
     return {**document, "out": str(out), "files": ["bench_replay.json"]}
 
 
@@ -116,7 +117,7 @@ def _prompts(model: CausalModel, length: int) -> list[list[int]]:
 def _bridge(name: str, dtype: str, device: torch.device) -> CausalModel:
     from transformer_lens.model_bridge import TransformerBridge
 
-    plain = load_model(name, dtype=dtype, device=device)  # a copy of its own: a bridge changes the model it wraps
+    plain = load_model(name, dtype=dtype, device=device)  # a separate copy: a bridge changes the model it wraps
     architecture = "HuggingFaceTB/SmolLM2-135M-Instruct" if name == "smollm2-135m" else name
     return wrap(TransformerBridge.boot_transformers(architecture, hf_model=plain.hf, tokenizer=plain.tokenizer))
 
@@ -134,16 +135,16 @@ def _compare(
     prompts: list[list[int]],
     site: Site,
     dtype: str,
-    settings: Settings,
+    options: BenchOptions,
 ) -> list[dict[str, Any]]:
     length = len(prompts[0])
     inside = Site(site.layer, "attn_out")
     recording = record(model, prompts, [site, inside])
-    n_rows = settings.rows if dtype == "float32" or model.device.type == "cuda" else settings.rows // 4
+    n_rows = options.rows if dtype == "float32" or model.device.type == "cuda" else options.rows // 4
     generator = torch.Generator().manual_seed(0)
     found = []
 
-    def add(way: str, n: int, run: Callable[[], object], repeats: int = settings.repeats) -> float:
+    def add(way: str, n: int, run: Callable[[], object], repeats: int = options.repeats) -> float:
         seconds, peak = _time(run, repeats, model.device)
         found.append(
             {
@@ -170,7 +171,7 @@ def _compare(
             )  # the exactness check, outside the time
             if effects.path != "replay":
                 raise MechdiagError(
-                    f"replay does not serve this model ({effects.why_hooks}); there is nothing to compare"
+                    f"replay does not support this model ({effects.why_hooks}); there is nothing to compare"
                 )
         add(f"replay with KL, {edits} edit{'s' * (edits > 1)} a position", n,
             lambda p=prompt, q=position, v=vectors: measure(recording, site, p, q, v, path="replay"))  # fmt: skip
@@ -179,16 +180,14 @@ def _compare(
         (f"replay with KL at {HORIZON} positions", site, n_rows // HORIZON, {"horizon": HORIZON}),
         ("replay with KL, attn_out", inside, n_rows, {}),
     )
-    for way, where, n, options in more:
+    for way, where, n, how in more:
         token = torch.randperm(BATCH * (length - HORIZON), generator=generator)[:n]
         prompt, position = token // (length - HORIZON), token % (length - HORIZON)
         vectors = recording.at(where, prompt, position)
         vectors = vectors + torch.randn(vectors.shape, generator=generator).to(vectors)
-        measure(
-            recording, where, prompt[:64], position[:64], vectors[:64], path="replay", **options
-        )  # its exactness check
-        add(way, n, lambda p=prompt, q=position, v=vectors, w=where, o=options: measure(recording, w, p, q, v, path="replay", **o))  # fmt: skip
-    limit = {n: _dense(recording, site, n, settings.repeats) for n in (512, 1024)}
+        measure(recording, where, prompt[:64], position[:64], vectors[:64], path="replay", **how)  # its exactness check
+        add(way, n, lambda p=prompt, q=position, v=vectors, w=where, o=how: measure(recording, w, p, q, v, path="replay", **o))  # fmt: skip
+    limit = {n: _dense(recording, site, n, options.repeats) for n in (512, 1024)}
     best = min(limit, key=lambda n: limit[n] / n)
     found.append(
         {
@@ -328,4 +327,4 @@ def _ratios(frame: pd.DataFrame) -> list[str]:
 
 
 if __name__ == "__main__":
-    command.run(Settings, main)
+    command.run(BenchOptions, main)

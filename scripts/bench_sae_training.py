@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from diagnostics.commands import command
+from diagnostics.commands.ranges import NonNegativeInt, PositiveInt
 from interventions.activations import ActivationStream
 from interventions.files import claim_folder, write_json
 from interventions.models.causal_model import CausalModel
@@ -27,7 +28,7 @@ VARIANTS = ("standard", "cosine", "cosine-global", "cosine-feature", "bypass", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(command.Output):
+class BenchOptions(command.OutputOptions):
     """How fast SAEs are trained: on cached activations against SAELens, and many from one pass over a text against one pass each.
 
     On cached activations: a step of a BatchTopK SAE, ours and sae_lens.SAETrainer's (where sae-lens is installed: .venv-tl3), and
@@ -38,80 +39,78 @@ class Settings(command.Output):
       .venv-tl3/bin/python scripts/bench_sae_training.py --d-sae 2304 --text-tokens 0 --out results/cached
     """
 
-    d_sae: int = 4608
+    d_sae: PositiveInt = 4608
     """latents"""
-    k: int = 32
+    k: PositiveInt = 32
     """active latents a token"""
-    batch_tokens: int = 4096
+    batch_tokens: PositiveInt = 4096
     """tokens a step, on cached activations"""
-    steps: int = 12
+    steps: PositiveInt = 12
     """steps timed, in each of --repeats turns, each on another batch"""
-    repeats: int = 3
+    repeats: PositiveInt = 3
     """the fastest turn counts; the ways take turns"""
-    layer: int = 15
+    layer: NonNegativeInt = 15
     """block whose output the SAEs are trained on"""
-    text_tokens: int = 8192
+    text_tokens: NonNegativeInt = 8192
     """tokens from text (0: leave this part out)"""
     out: Path
     """folder for bench_sae_training.json"""
 
 
-def main(settings: Settings) -> command.Document:
-    """Two tables; every ratio is of numbers from this run."""
-    out = claim_folder(settings.out, ["bench_sae_training.json"], settings.overwrite)
+def main(options: BenchOptions) -> command.Document:
+    """Run the command: two tables, with ratios of numbers from this run."""
+    out = claim_folder(options.out, ["bench_sae_training.json"], options.overwrite)
     model = load_model("smollm2-135m", device="cpu")
-    cached = on_cached(settings, model)
-    settings.say(_table("cached activations", cached, "SAELens SAETrainer"))
+    cached = on_cached(options, model)
+    options.say(_table("cached activations", cached, "SAELens SAETrainer"))
     found: dict[str, Any] = {"cached": cached}
-    if settings.text_tokens:
-        found["text"] = from_text(settings, model)
-        settings.say(_table(f"{len(VARIANTS)} SAEs from text, block {settings.layer}", found["text"], "six passes"))
+    if options.text_tokens:
+        found["text"] = from_text(options, model)
+        options.say(_table(f"{len(VARIANTS)} SAEs from text, block {options.layer}", found["text"], "six passes"))
     document = {"tokens_per_second": found, **model_provenance(model)}
     write_json(out / "bench_sae_training.json", document)
-    settings.say(f"wrote bench_sae_training.json into {out}")
+    options.say(f"wrote bench_sae_training.json into {out}")
     return {**document, "out": str(out), "files": ["bench_sae_training.json"]}
 
 
-def on_cached(settings: Settings, model: CausalModel) -> dict[str, float]:
+def on_cached(options: BenchOptions, model: CausalModel) -> dict[str, float]:
     """Tokens a second of each way, on real activations: which scores are close to the threshold decides what selecting costs."""
-    prompts = tokenize(
-        load_texts("boolq", settings.steps * settings.batch_tokens // 64), model.tokenizer, max_length=256
-    )
-    stream = _stream(model, prompts, settings, settings.batch_tokens)
-    batches = [next(stream)[Site(settings.layer)] for _ in range(settings.steps)]
-    recipe = Recipe(d_sae=settings.d_sae, k=settings.k)
+    prompts = tokenize(load_texts("boolq", options.steps * options.batch_tokens // 64), model.tokenizer, max_length=256)
+    stream = _stream(model, prompts, options, options.batch_tokens)
+    batches = [next(stream)[Site(options.layer)] for _ in range(options.steps)]
+    recipe = Recipe(d_sae=options.d_sae, k=options.k)
     ours = {
         f"ours, {name}": SAETraining(named(name), recipe, batches[0], steps=1000) for name in ("standard", "cosine")
     }
     ways: dict[str, Callable[[torch.Tensor], object]] = {name: training.step for name, training in ours.items()}
-    lens = _sae_lens_step(settings, model.d_model)
+    lens = _sae_lens_step(options, model.d_model)
     if lens is not None:
         ways["SAELens SAETrainer"] = lens
-    W_enc, scores = torch.randn(model.d_model, settings.d_sae), torch.empty(settings.batch_tokens, settings.d_sae)
+    W_enc, scores = torch.randn(model.d_model, options.d_sae), torch.empty(options.batch_tokens, options.d_sae)
     ways["limit: the encoder's product alone"] = lambda x: torch.mm(x, W_enc, out=scores)
     best = dict.fromkeys(ways, 0.0)
-    for _ in range(settings.repeats):
+    for _ in range(options.repeats):
         for name, step in ways.items():
             step(batches[0])
             start = time.perf_counter()
             for batch in batches:
                 step(batch)
-            best[name] = max(best[name], settings.steps * settings.batch_tokens / (time.perf_counter() - start))
+            best[name] = max(best[name], options.steps * options.batch_tokens / (time.perf_counter() - start))
     return best
 
 
-def _sae_lens_step(settings: Settings, d_model: int) -> Callable[[torch.Tensor], object] | None:
+def _sae_lens_step(options: BenchOptions, d_model: int) -> Callable[[torch.Tensor], object] | None:
     try:
         lens: Any = importlib.import_module("sae_lens")
         config_module: Any = importlib.import_module("sae_lens.config")
         trainer_module: Any = importlib.import_module("sae_lens.training.sae_trainer")
     except ImportError:
-        settings.say("sae-lens is not installed here, so it is left out; run this in .venv-tl3 (make tl3)")
+        options.say("sae-lens is not installed here, so it is left out; run this in .venv-tl3 (make tl3)")
         return None
-    sae = lens.BatchTopKTrainingSAE(lens.BatchTopKTrainingSAEConfig(d_in=d_model, d_sae=settings.d_sae, k=settings.k))
-    many = 10**9 * settings.batch_tokens
+    sae = lens.BatchTopKTrainingSAE(lens.BatchTopKTrainingSAEConfig(d_in=d_model, d_sae=options.d_sae, k=options.k))
+    many = 10**9 * options.batch_tokens
     config = config_module.SAETrainerConfig(
-        total_training_samples=many, train_batch_size_samples=settings.batch_tokens, lr=1e-4, lr_end=1e-5
+        total_training_samples=many, train_batch_size_samples=options.batch_tokens, lr=1e-4, lr_end=1e-5
     )
     trainer = trainer_module.SAETrainer(config, sae, data_provider=_nothing())
 
@@ -126,22 +125,22 @@ def _nothing() -> Iterator[torch.Tensor]:
     yield from ()
 
 
-def from_text(settings: Settings, model: CausalModel) -> dict[str, float]:
+def from_text(options: BenchOptions, model: CausalModel) -> dict[str, float]:
     """Tokens of text a second until all variants have been trained on them, and of the model's pass alone."""
-    prompts = tokenize(load_texts("boolq", 4 * settings.text_tokens // 128), model.tokenizer, max_length=256)
-    site, recipe = Site(settings.layer), Recipe(d_sae=4 * model.d_model, k=settings.k)
+    prompts = tokenize(load_texts("boolq", 4 * options.text_tokens // 128), model.tokenizer, max_length=256)
+    site, recipe = Site(options.layer), Recipe(d_sae=4 * model.d_model, k=options.k)
     wanted = {name: SAESpec(site, named(name), recipe) for name in VARIANTS}
 
     def trained(which: dict[str, SAESpec]) -> None:
-        train_saes(model, prompts, which, tokens=settings.text_tokens, buffer_tokens=settings.text_tokens)
+        train_saes(model, prompts, which, tokens=options.text_tokens, buffer_tokens=options.text_tokens)
 
     def apart() -> None:
         for name, one in wanted.items():
             trained({name: one})
 
     def alone() -> None:
-        stream = _stream(model, prompts, settings, 1024)
-        for _ in range(settings.text_tokens // 1024):
+        stream = _stream(model, prompts, options, 1024)
+        for _ in range(options.text_tokens // 1024):
             next(stream)
 
     ways: dict[str, Callable[[], None]] = {
@@ -153,17 +152,17 @@ def from_text(settings: Settings, model: CausalModel) -> dict[str, float]:
     for name, way in ways.items():
         start = time.perf_counter()
         way()
-        found[name] = settings.text_tokens / (time.perf_counter() - start)
+        found[name] = options.text_tokens / (time.perf_counter() - start)
     return found
 
 
-def _stream(model: CausalModel, prompts: Prompts, settings: Settings, batch_tokens: int) -> ActivationStream:
+def _stream(model: CausalModel, prompts: Prompts, options: BenchOptions, batch_tokens: int) -> ActivationStream:
     return ActivationStream(
         model,
         prompts,
-        [Site(settings.layer)],
+        [Site(options.layer)],
         batch_tokens=batch_tokens,
-        buffer_tokens=max(batch_tokens, settings.text_tokens),
+        buffer_tokens=max(batch_tokens, options.text_tokens),
         skip_first=1,
     )
 
@@ -176,4 +175,4 @@ def _table(title: str, found: dict[str, float], reference: str) -> str:
 
 
 if __name__ == "__main__":
-    command.run(Settings, main)
+    command.run(BenchOptions, main)

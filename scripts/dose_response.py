@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""KL against dose: edits of equal length along directions that differ in meaning, by depth, beside untrained networks."""
+"""KL against dose: edits of equal length along directions that differ in meaning, by depth, beside randomly initialised models."""
 
 from diagnostics.dose.command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sparse autoencoders judged: reconstruction, sparsity, what the model does with them in its stream, alignment."""
+"""Evaluation of SAEs: reconstruction, sparsity, the model's loss with them spliced in, alignment."""
 
 from diagnostics.sae_evaluation.command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Cards of latents: when each fires, what it adds, what the model does without it, its neighbours; a page a latent."""
+"""Cards of latents: when each fires, what it adds, what the model does without it, its nearest latents; one page each."""
 
 from diagnostics.cards.command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sparse probing: how well do k latents of an SAE tell labelled texts apart?"""
+"""Sparse probing: how well do k latents of an SAE separate classes of texts?"""
 
 from diagnostics.sparse_probing.command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Results of any of the commands as one page: figures, tables, what to know before believing them, how to make them again."""
+"""Results of any of the commands as one page: figures, tables, caveats, and how to reproduce them."""
 
 from diagnostics.reports.command import run
 

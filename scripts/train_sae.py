@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sparse autoencoders of several sites, trained on one pass over a text."""
+"""Training of sparse autoencoders at several sites, from one pass over a text."""
 
 from diagnostics.commands.train_sae import run
 

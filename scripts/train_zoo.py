@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The zoo: real SAEs of the packaged model at three depths, from one pass over the packaged text."""
+"""Training of the zoo: SAEs of the packaged model at three depths, from one pass over the packaged text."""
 
 from diagnostics.commands.train_zoo import run
 

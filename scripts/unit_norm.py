@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Activations forced to norm 1 after one block, alone or all together, by depth, beside rotations by the same distance."""
+"""Set activations to norm 1 after one block, alone or all together, by depth, beside rotations by the same distance."""
 
 from diagnostics.unit_norm.command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Does KL go with the cosine or with the inner product? The published win rate, its null, its quartiles, and what they are called."""
+"""Does KL follow the cosine or the inner product? The published win rate, its null, and its quartiles with their Simpson labels."""
 
 from diagnostics.win_rate.command import run
 

@@ -11,7 +11,7 @@ from diagnostics.cards.run import latent_cards
 from interventions import Site, record, wrap
 from interventions.models.causal_model import CausalModel
 from sae_models.architectures import build, named
-from sae_models.dictionaries import dictionaries_of as dictionaries_of
+from sae_models.dictionaries import dictionaries_of
 from sae_models.sae import SAE
 from tests.sae_models.built import AbsTopK
 from tests.tiny import D_MODEL, fresh, prompts, tokenizer
@@ -96,9 +96,5 @@ class Table:
              "top1": 1, "clean_top1": 2}
         )  # fmt: skip
         self.tokens = [list(ids) for ids in PROMPTS]
-        self.provenance = {
-            "weights_sha256": model().weights_hash,
-            "model": "tiny",
-            "saes": {name: probe.provenance()},
-            "text": {"name": "given"},
-        }
+        known = {"weights_sha256": model().weights_hash, "model": "tiny"}
+        self.provenance = known | {"saes": {name: probe.provenance()}, "text": {"name": "given"}}

@@ -190,10 +190,10 @@ MUTATIONS = (
     ),
     Mutation(
         "dropped rows are counted in the last unit only",
-        "diagnostics/running/single_edits.py",
-        "counts[reason] = counts.get(reason, 0) + n",
-        "counts[reason] = n",
-        ("tests/diagnostics/running/test_single_edits.py",),
+        "diagnostics/running/notes.py",
+        "total.update(some)",
+        "total = Counter(some)",
+        ("tests/diagnostics/latent_edits/test_run.py",),
     ),
     Mutation(
         "the norm exponent of centred scores uses the uncentred norm",

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from diagnostics.atlas.summary import FIRST, LABELS
 from diagnostics.figures.by_depth import (
-    JACKKNIFE,
     KL,
     DepthPanel,
     DepthPlan,
@@ -19,7 +18,7 @@ from diagnostics.statistics.measures import CLEAR
 
 
 def removed(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
-    """Mean KL of removing one latent, that over its placebo's, and the share of all effect in one row of a hundred."""
+    """Mean KL of removing one latent, its ratio to the placebo's, and the share of all KL in the largest hundredth of rows."""
     for g in groups:
         values = {"kl": g["kl"], "÷ placebo": g["kl_over_placebo"]}
         values["share"] = plain(g["share_of_largest_hundredth"], g["rows"])
@@ -30,7 +29,7 @@ def removed(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
 
 
 def scored(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
-    """How well each cheap score finds a latent's effect, a row of panels for each SAE."""
+    """How well each cheap score finds latents of large effect; a row of panels for each SAE."""
     for g in groups:
         for score, found in g["scores"].items():
             for panel in ("rank", "recall", "false_negatives"):
@@ -43,20 +42,17 @@ def scored(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
 PLANS = {
     "atlas_effects": DepthPlan(
         removed,
-        "Every active latent of every token removed once: its mean effect, over that of a random edit of the same dose, and the share of "
-        "all effect that the hundredth with the largest effects holds",
+        "One active latent removed: mean KL, ÷ placebo of the same dose, and share of all KL in the largest hundredth",
         {
             "kl": DepthPanel("one latent removed", KL, log=True, lowest=0),
             "÷ placebo": ratio_panel("÷ its placebo"),
             "share": DepthPanel("largest hundredth", "share of the summed KL", limits=(0, 1), whole=True),
         },
         "ablations",
-        bars=f"{JACKKNIFE}; shares have none",
-        done="edited",
     ),
     "atlas_scores": DepthPlan(
         scored,
-        "How well a cheap score of a latent at a token finds the effect of removing it",
+        "How well cheap scores find the latents of large effect",
         {
             "rank": DepthPanel("rank correlation with KL", "Spearman's ρ among a token's latents", lines=(0,)),
             "recall": DepthPanel(
@@ -73,7 +69,6 @@ PLANS = {
         {**SCORE_LOOKS, "chance": (REFERENCE, "_")},
         {**LABELS, "chance": "chance"},
         rows_are_saes=True,
-        done="edited",
     ),
 }
 """Figures by depth, by name."""

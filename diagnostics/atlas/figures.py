@@ -1,4 +1,4 @@
-"""The atlas' figure: is what a cheap score predicts what happens, and does it find what matters?"""
+"""The figure of an atlas: predicted against exact effects, and how well cheap scores find large effects."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -49,8 +49,8 @@ def plot_atlas(frame: pd.DataFrame, groups: Sequence[Mapping[str, Any]], provena
         handles, labels = axes[0].get_legend_handles_labels()
         below.legend(handles, labels, loc="outside lower center", ncols=5)
         words = (
-            "Every active latent of every token subtracted once, the SAE's error kept. Above: medians and quartiles in 20 bins of equal "
-            f"numbers of rows; grey: y = x. {BARS}"
+            "Each active latent of each token removed, the SAE's error kept. Above: medians and quartiles in 20 bins of equal numbers of "
+            f"rows; grey: y = x. {BARS}"
         )
         write_caption(figure, caption(provenance, words))
     return figure
@@ -96,21 +96,12 @@ def _by_depth(ax: Axes, groups: Sequence[Mapping[str, Any]], statistic: str) -> 
             np.array([place for place, _ in own]) + shift, value, bars, color=colour, marker=marker, ms=5, lw=0,
             elinewidth=1.1, capsize=1.8, mfc=colour if name != "z" else None, label=LABELS[name],
         )  # fmt: skip
-    chance = {
-        "rank": [0.0] * len(groups),
-        "recall": [g["chance_recall"] for g in groups],
-        "false_negatives": [0.5] * len(groups),
-    }
+    chance = {"recall": [g["chance_recall"] for g in groups]}
+    chance |= {name: [at] * len(groups) for name, at in (("rank", 0.0), ("false_negatives", 0.5))}
     for place, at in enumerate(chance[statistic]):
-        ax.plot(
-            [place - 0.42, place + 0.42],
-            [at, at],
-            color=REFERENCE,
-            lw=1,
-            ls="--",
-            label="chance" if place == 0 else None,
-        )
-    ax.set_xticks(range(len(groups)), [f"{g['sae']}" for g in groups])
+        label = "chance" if place == 0 else None
+        ax.plot([place - 0.42, place + 0.42], [at, at], color=REFERENCE, lw=1, ls="--", label=label)
+    ax.set_xticks(range(len(groups)), [g["sae"] for g in groups])
     ax.set_xlim(-0.5, len(groups) - 0.5)
     if statistic != "rank":
         ax.set_ylim(bottom=0)

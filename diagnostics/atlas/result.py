@@ -15,6 +15,7 @@ from diagnostics.figures.by_depth import DepthPlan
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.results.stored import Stored
+from diagnostics.statistics.tables import one_table
 from interventions.errors import ResultError
 from interventions.sites import Site
 
@@ -23,25 +24,25 @@ _SAME = ("model", "weights_sha256", "dtype", "sink_filter", "path_share", "steps
 
 @dataclass(frozen=True)
 class CausalAtlas(Result):
-    """Exact effects of removing every active latent at every usable token, beside cheap scores, and how they were made.
+    """Exact effects of removing each active latent at each usable token, beside cheap scores.
 
-    On disk the table is sharded: `atlas/SAE-PART.parquet`, eight prompts each, together one data set; `atlas.json` repeats the schema.
+    The table is stored in shards of eight prompts, `atlas/SAE-PART.parquet`; `atlas.json` repeats the schema.
     """
 
     NAME: ClassVar[str] = "atlas"
     TITLE: ClassVar[str] = "Causal atlas"
-    QUESTION: ClassVar[str] = "What does removing each active latent do, and which cheap score could have told?"
+    QUESTION: ClassVar[str] = "What is the effect of removing each active latent, and which cheap score predicts it?"
     NOTE: ClassVar[str] = NOTE
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
-        """What every atlas has in its folder."""
+        """Names of the files of an atlas."""
         return (f"{cls.NAME}.json", "tokens.npy", cls.NAME)
 
     @classmethod
     def read(cls, stored: Stored) -> Self:
-        """An atlas formed of its shards. Raises `ResultError` when they are not all there."""
+        """Build an atlas from its shards. Raises `ResultError` where some are missing."""
         p = stored.provenance
         frame = whole_table([stored.table(shard) for shard in stored.within(cls.NAME)], p["saes"])
         if len(frame) != p["rows"]:
@@ -59,10 +60,10 @@ class CausalAtlas(Result):
 
     @classmethod
     def joined(cls, atlases: Sequence["CausalAtlas"]) -> "CausalAtlas":
-        """Atlases of several SAEs as one, also where some read fewer of the same prompts. Where two SAEs have one name, those of all
-        begin with their block: `15/cosine`.
+        """Join atlases of several SAEs; some may have fewer of the same prompts. Where two SAEs have the same name, all names get their
+        block: `15/cosine`.
 
-        Raises `ResultError` where model, text or settings differ, or two SAEs have one name.
+        Raises `ResultError` where model, text or settings differ, or two SAEs still have the same name.
         """
         if not atlases:
             raise ResultError("no atlas to join; give at least one")
@@ -91,12 +92,13 @@ class CausalAtlas(Result):
             "sites": list(dict.fromkeys(site for p in every for site in p["sites"])),
             "why_hooks": sorted({why for p in every for why in p["why_hooks"] or []}) or None,
             "replay_delta": max((p["replay_delta"] for p in every if p["replay_delta"] is not None), default=None),
+            "chunks_halved": sum(p.get("chunks_halved", 0) for p in every),
             "joined": [{key: value for key, value in p.items() if value != first.get(key)} for p in every],
         }
         return cls(whole_table([atlas.frame for atlas in atlases], both["saes"]), tokens, first | both)
 
     def _with_blocks(self) -> "CausalAtlas":
-        """The same with each SAE's block before its name, where it is not there already."""
+        """A copy with each SAE's block before its name, where it is missing."""
         p = self.provenance
         blocks = {name: str(Site.parse(p["atlas"][name]["site"]).layer) for name in self.saes}
         new = {name: name if name.startswith(f"{n}/") else f"{n}/{name}" for name, n in blocks.items()}
@@ -119,7 +121,7 @@ class CausalAtlas(Result):
         return summary_frame(self.groups)
 
     def headlines(self) -> Iterable[Headline]:
-        """Of each SAE, the effect over its placebo's, and how well doses rank latents."""
+        """For each SAE the ratio to its placebo, and the rank correlation of doses."""
         return first_numbers(self.groups)
 
     def plot(self) -> Any:
@@ -139,7 +141,7 @@ class CausalAtlas(Result):
 
 def whole_table(parts: list[pd.DataFrame], saes: Any) -> pd.DataFrame:
     """One table, names as categories."""
-    frame = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    frame = one_table(parts)
     frame["sae"] = pd.Categorical(frame.sae, categories=list(saes))
     frame["point"] = pd.Categorical(frame.point)
     return frame

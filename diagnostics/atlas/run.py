@@ -14,11 +14,11 @@ from diagnostics.atlas.result import CausalAtlas, whole_table
 from diagnostics.atlas.work import METRICS, AtlasRunner, merged
 from diagnostics.results.calls import recorded
 from diagnostics.running.clean import RunSettings
+from diagnostics.running.provenance import run_identity, run_provenance
 from diagnostics.running.units import run_units
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.provenance import model_identity
 from interventions.texts.prompts import Prompts, prompts_for
 from sae_models.dictionaries import dictionaries_of
 
@@ -68,11 +68,8 @@ def causal_atlas(
         sink_filter=sink_filter, seed=seed, batch_rows=batch_rows, path=path, metrics=METRICS,
     )  # fmt: skip
     settings.check(model)
-    identity = {
-        **model_identity(model),
-        "text": prompts.provenance,
+    own = {
         "saes": {probe.name: probe.provenance() for probe in probes},
-        "sites": [str(site) for site in settings.sites],
         "sink_filter": sink_filter,
         "path_share": path_share,
         "steps": steps,
@@ -82,9 +79,9 @@ def causal_atlas(
         "batch_rows": batch_rows,
         "asked_path": path,
     }
-    runner = AtlasRunner(model, prompts, probes, settings, identity)
+    runner = AtlasRunner(model, prompts, probes, settings, own)
+    identity = run_identity(CausalAtlas.NAME, model, prompts, own | {"sites": [str(site) for site in settings.sites]})
     done = run_units(runner.units(), folder, runner, identity=identity, overwrite=overwrite, progress=progress)
-    frame = whole_table([unit.frame for unit in done], {probe.name: None for probe in probes})
-    notes = merged([(unit.unit["sae"], unit.notes) for unit in done], probes)
-    provenance = identity | {"prompts": len(prompts.tokens), "rows": len(frame), **notes}
-    return CausalAtlas(frame, prompts.tokens, provenance)
+    frame = whole_table([unit.frame for unit in done], [probe.name for probe in probes])
+    said = own | {"rows": len(frame)} | merged(done, probes)
+    return CausalAtlas(frame, prompts.tokens, run_provenance(CausalAtlas.NAME, model, prompts, settings.sites, said))

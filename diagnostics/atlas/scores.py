@@ -1,10 +1,10 @@
-"""What is cheap to know of a latent at a token before it is removed: size, angle, and gradients that all latents of the token share.
+"""Cheap scores of a latent at a token: size, angle, and attributions from gradients that all latents of the token share.
 
-A gradient g costs a token one pass forward and back through the blocks above; a latent's attribution is then z_i·<d_i, g>. With t the
-token that the model thinks most likely next:
+A gradient g costs one forward and backward pass of a token through the blocks above; a latent's attribution is z_i·<d_i, g>. With t the
+most likely next token:
 
     direct       g of (logit of t − mean logit) at the end of the last block, through the final norm and unembedding alone
-    gradient     g of log p(t) at the site: first-order estimate of what removing the latent takes from log p(t)
+    gradient     g of log p(t) at the site: first-order estimate of the fall of log p(t) when the latent is removed
     integrated   the same, its mean over the path from x without any of its active latents to x
     fisher       ½ · mean over y ~ p of (z_i·<d_i, g_y>)², g_y the gradient of log p(y): second-order estimate of KL itself, whose
                  gradient is 0. Unbiased for ½ΔᵀFΔ with F the Fisher information of the next token in x, drawn with few y.
@@ -41,11 +41,11 @@ class TokenGradients:
     direct: Float[Tensor, "token d_model"]
     gradient: Float[Tensor, "token d_model"]
     integrated: Float[Tensor, "token d_model"]
-    """nan where no path was asked for"""
+    """nan for tokens without a path"""
     fisher: Float[Tensor, "sample token d_model"]
-    """nan there too"""
+    """nan for these tokens too"""
     gap: Float[Tensor, "some_token"]
-    """of the paths: log p(t) at x less that without latents, less the attribution of all of them together; nats"""
+    """of each path: log p(t) at x − log p(t) without latents − the attribution of all latents together, nats"""
 
 
 def token_gradients(
@@ -60,11 +60,11 @@ def token_gradients(
     samples: int = 4,
     generator: torch.Generator,
 ) -> TokenGradients | None:
-    """Gradients of some tokens, by replay; None where replay is not exact (then there is no cheap gradient to ask about).
+    """Gradients of some tokens, by replay; None where replay is not exact.
 
-    without: x less all of its active latents, where paths begin. on_path: tokens that get `integrated` and `fisher`, which cost
-    2·steps and 2·samples passes a token; steps: points of Gauss-Legendre quadrature; samples: next tokens drawn from p, with a CPU
-    generator. Raises what `gradients` raises.
+    without: x without its active latents, where paths begin. on_path: tokens with `integrated` and `fisher`, which cost 2·steps and
+    2·samples passes a token; steps: points of Gauss-Legendre quadrature; samples: next tokens drawn from p with a CPU generator.
+    Raises what `gradients` raises.
     """
     x = recording.at(site, prompt, position)
     with recording.held():
@@ -124,9 +124,9 @@ def attributions(
     token: Int[Tensor, "entry"],
     removed: Callable[[Tensor], Float[Tensor, "some_entry d_model"]],
 ) -> dict[str, Float[Tensor, "entry"]]:
-    """`direct`, `gradient`, `integrated` and `fisher` of each entry; nan where there is none.
+    """`direct`, `gradient`, `integrated` and `fisher` of each entry; nan where not computed.
 
-    token: which of the tokens each entry belongs to; removed: z_i·d_i of the entries of given indices.
+    token: index of each entry's token; removed: z_i·d_i of the entries at given indices.
     """
     names = ("direct", "gradient", "integrated", "fisher")
     if found is None:

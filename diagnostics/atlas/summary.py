@@ -1,4 +1,4 @@
-"""Which cheap score of a latent can be trusted: ranks, recall and false negatives against exact effects, with intervals."""
+"""How well cheap scores of latents agree with exact effects: rank correlation, recall and false negatives, with intervals."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import with_ends
 
 FIRST = 5
-"""Of a token's latents, how many a score is asked to find."""
+"""Number of a token's largest effects that a score should find."""
 LARGE = 0.9
-"""An effect above this quantile of a group's effects is a large one."""
+"""Quantile of a group's effects above which an effect is large."""
 BINS = 20
 LABELS = {
     "delta_norm": "dose ‖z·d‖",
@@ -34,7 +34,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class ByToken:
-    """Rows of an atlas sorted by token, for statistics of a token's latents among themselves."""
+    """Rows of an atlas by token, for statistics over the latents of each token."""
 
     token: Int[ndarray, "row"]
     """consecutive numbers from 0"""
@@ -48,7 +48,7 @@ class ByToken:
         return cls(token, prompt[first], count)
 
     def ranks(self, value: Float[ndarray, "row"]) -> Int[ndarray, "row"]:
-        """Place of each row among its token's, 0 the smallest; ties by order."""
+        """Rank of each row within its token, 0 the smallest; ties by order."""
         order = np.lexsort((value, self.token))
         start = np.cumsum(self.count) - self.count
         ranks = np.empty(len(value), dtype=np.int64)
@@ -60,7 +60,7 @@ class ByToken:
 
 
 def rank_correlations(tokens: ByToken, one: Int[ndarray, "row"], other: Int[ndarray, "row"]) -> Float[ndarray, "token"]:
-    """Spearman's ρ of two scores among each token's latents, of their ranks; nan for a token with fewer than three."""
+    """Spearman's ρ of two rankings within each token; nan for tokens with fewer than three latents."""
     n = tokens.count.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(n >= 3, 1 - 6 * tokens.sums((one - other.astype(float)) ** 2) / (n * (n * n - 1)), np.nan)
@@ -103,7 +103,7 @@ def score_statistics(
 def calibration(
     predicted: Float[ndarray, "row"], exact: Float[ndarray, "row"], bins: int = BINS
 ) -> list[dict[str, float]]:
-    """Exact effects in bins of equal numbers of rows by what was predicted: median of both, and quartiles and mean of the exact ones."""
+    """Bins of equal numbers of rows by predicted effect: medians and means of both, quartiles of the exact effects."""
     if not len(predicted):
         return []
     edges = np.quantile(predicted, np.linspace(0, 1, bins + 1))
@@ -124,7 +124,7 @@ def calibration(
 
 
 def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """Statistics of each SAE, by depth. Scores are compared on the same tokens: those that have all of them."""
+    """Statistics of each SAE, by depth. Scores are compared on the tokens that have all of them."""
     found = []
     for name in provenance["saes"]:
         rows = cast(pd.DataFrame, frame.loc[frame.sae == name])
@@ -164,7 +164,7 @@ def _group(name: str, rows: pd.DataFrame, notes: dict[str, Any]) -> dict[str, An
 
 
 def _calibrations(own: pd.DataFrame, asked: Sequence[str]) -> dict[str, Any]:
-    """Predicted against exact: KL of the Fisher form, the drop of log p(clean top token) of the gradients."""
+    """Predicted against exact effects: KL for the Fisher form, the fall of log p(clean top token) for gradients."""
     found: dict[str, Any] = {}
     prompt = own.prompt.to_numpy()
     if "fisher" in asked:
@@ -196,7 +196,7 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
 NOTE = (
     f"ρ: Spearman's with KL among a token's latents; recall: of its {FIRST} largest effects among its {FIRST} largest scores (tokens with {2 * FIRST} "
     f"active latents or more); captured:\nKL of the {FIRST} best by score over that of the {FIRST} best by effect; missed: rows with KL in the top tenth whose score is below the median. "
-    "Brackets: 95 %\ndelete-one-prompt jackknife. All scores on the same tokens, those drawn for paths. Floor: 99th percentile of KL of tokens put back as they were, nats."
+    "Brackets: 95 %\ndelete-one-prompt jackknife. All scores on the same tokens, those drawn for paths. Floor: 99th percentile of KL of identity edits, nats."
 )
 
 
@@ -228,7 +228,7 @@ def scores_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
-    """Of each SAE the effect over its placebo's, and how well doses rank a token's latents beside the best other score."""
+    """For each SAE the ratio to its placebo, and the rank correlation of doses beside that of the best other score."""
     for g in groups:
         where = f"{g['sae']}, block {g['layer']}"
         if g["kl_over_placebo"] is not None:

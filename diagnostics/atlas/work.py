@@ -1,6 +1,5 @@
 """The work of an atlas: eight prompts of one SAE at a time, every active latent of every token."""
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -10,8 +9,10 @@ import pandas as pd
 import torch
 
 from diagnostics.atlas.scores import attributions, token_gradients
-from diagnostics.running.clean import SHARD, CleanActivations, RunSettings
-from diagnostics.running.units import Tick, Unit, narrowed
+from diagnostics.running.clean import CleanActivations, RunSettings
+from diagnostics.running.notes import how_measured, noted, summed
+from diagnostics.running.recordings import SHARD
+from diagnostics.running.units import Tick, Unit, UnitResult, narrowed
 from diagnostics.sampling.tokens import TokenFilter, generator, hash_keys
 from diagnostics.statistics.measures import noise_floor
 from interventions.edits import matched_placebo
@@ -54,35 +55,27 @@ PROMPTS = 8
 _SOME = 2**14  # entries at once
 
 
-def merged(notes: list[tuple[str, dict[str, Any]]], probes: Sequence[Dictionary]) -> dict[str, Any]:
+def merged(done: Sequence[UnitResult], probes: Sequence[Dictionary]) -> dict[str, Any]:
     """Notes of all units as one."""
+    how = how_measured((one.unit["sae"], one.notes) for one in done)
     by_sae: dict[str, Any] = {}
     for probe in probes:
-        own = [n for name, n in notes if name == probe.name]
-        left_out: Counter[str] = Counter()
-        for note in own:
-            left_out.update(note["left_out"])
+        own = [one.notes for one in done if one.unit["sae"] == probe.name]
         selves = np.array([value for note in own for value in note["self_kl"]], dtype=float)  # None where not finite
         gaps = np.array([value for note in own for value in note["gap"]], dtype=float)
         known, gaps = selves[np.isfinite(selves)], gaps[np.isfinite(gaps)]
         by_sae[probe.name] = {
             "site": str(probe.site),
             "tokens": sum(note["tokens"] for note in own),
-            "tokens_left_out": dict(left_out),
+            "tokens_left_out": summed(note["left_out"] for note in own),
             "noise_floor": noise_floor(known) if len(known) else None,
             "selves_not_finite": len(selves) - len(known),
             "rows_not_finite": sum(note["not_finite"] for note in own),
             "placebos_not_finite": sum(note["placebos_not_finite"] for note in own),
             "path_gap": {"median": float(np.median(np.abs(gaps))), "n": len(gaps)} if len(gaps) else None,
-            "path": "+".join(sorted({path for note in own if note["path"] for path in note["path"].split("+")})),
+            "path": how["path"].get(probe.name, ""),
         }
-    deltas = [note["delta"] for _, note in notes if note["delta"] is not None]
-    return {
-        "atlas": by_sae,
-        "path": {name: own["path"] for name, own in by_sae.items()},
-        "why_hooks": sorted({n["why_hooks"] for _, n in notes if n["why_hooks"]}) or None,
-        "replay_delta": max(deltas, default=None),
-    }
+    return {"atlas": by_sae, **how, "path": {name: own["path"] for name, own in by_sae.items()}}
 
 
 class AtlasRunner:
@@ -128,7 +121,7 @@ class AtlasRunner:
         work = _Work(self, self.probes[unit["sae"]], unit["first_prompt"])
         notes: dict[str, Any] = {
             "tokens": len(work.prompt), "left_out": self.filters[unit["sae"]].left_out(work.among), "self_kl": [], "gap": [],
-            "not_finite": 0, "placebos_not_finite": 0, "path": None, "why_hooks": None, "delta": None,
+            "not_finite": 0, "placebos_not_finite": 0,
         }  # fmt: skip
         if not len(work.active):
             return work.table({}), notes
@@ -176,7 +169,7 @@ class _Work:
         """Of every entry; what putting tokens back did goes to the notes."""
         n = len(self.active)
         found = self.measured(self.every, self.edits, METRICS)
-        notes |= {"path": found.path, "why_hooks": found.why_hooks, "delta": found.delta}
+        noted(notes, found)
         notes["self_kl"] = found["kl"][n:].tolist()
         return {name: found[name][:n] for name in METRICS}
 
@@ -222,10 +215,7 @@ class _Work:
         edited = matched_placebo(x, (x.float() - self.removed(some).to(x.device)).to(x), towards.to(x))
         found = self.measured(self.token[some], edited, ("kl",))
         kl[some] = found["kl"].float()
-        notes["delta"] = float(np.fmax(notes["delta"], found.delta))
-        notes["why_hooks"] = notes["why_hooks"] or found.why_hooks
-        if found.path not in notes["path"].split("+"):
-            notes["path"] += f"+{found.path}"
+        noted(notes, found)
         notes["placebos_not_finite"] = int((~kl[some].isfinite()).sum())
         return kl
 

@@ -14,13 +14,13 @@ from interventions.files import claim_folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthFiguresOptions(command.Output):
+class DepthFiguresOptions(command.OutputOptions):
     """What changes with depth?
 
-    Draws every figure by depth that some results allow: KL of direction and norm patches beside their placebos, ratios, unit norm, dose
+    Draws every figure by depth that the results allow: KL of direction and norm patches beside their placebos, ratios, unit norm, dose
     response, win rate overall and within quartiles, norm exponent, evaluation of SAEs, causal atlas. Results of several models,
-    wrappers, texts and SAEs share a panel, a line each; other sites, horizons, doses or samplings get figures of their own. Each
-    figure is written as PNG, SVG, PDF and the drawn values as CSV; what is not drawn is said.
+    wrappers, texts and SAEs share a panel, one line each; other sites, horizons, doses or samplings get figures of their own. Each
+    figure is written as PNG, SVG and PDF, and its values as CSV; the output lists the results that were not drawn.
 
     Examples:
       scripts/plot_depth.py results --out figures
@@ -28,19 +28,19 @@ class DepthFiguresOptions(command.Output):
     """
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """folders of results, looked through to the bottom"""
+    """folders of results, searched with their subfolders"""
     figures: tuple[str, ...] = ()
     """direction_norm_kl, direction_norm_ratio, unit_norm, dose_response, win_rate, norm_exponent, sae_evaluation, sae_latents,
     atlas_effects, atlas_scores (default: all that the results allow)"""
 
 
-def main(settings: DepthFiguresOptions) -> command.Document:
-    """Everything that can be wrong with the input is looked at before anything is drawn."""
-    if not settings.results:
+def main(options: DepthFiguresOptions) -> command.Document:
+    """Run the command."""
+    if not options.results:
         raise MechdiagError("no folder of results; name at least one")
-    claim_folder(settings.out, [f"{name}.csv" for name in PLANS], settings.overwrite)
-    found = depth_figures(found_results(settings.results), settings.figures or None)
-    return settings.finish(found, settings.out)
+    claim_folder(options.out, [f"{name}.csv" for name in PLANS], options.overwrite)
+    found = depth_figures(found_results(options.results), options.figures or None)
+    return options.finish(found, options.out)
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Panels by depth: every line of a table with its intervals, and what the colours, markers and dashes say."""
+"""Panels by depth: the lines of a table with their intervals, and the legend."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ ROW_LABELS = {**LABELS, "alone": "this token alone", "everywhere": "all tokens a
 
 
 def shape_of(plan: DepthPlan, table: pd.DataFrame) -> tuple[int, int]:
-    """Rows and columns of panels: a row a context (corpus, SAE); four panels of one row stand two by two."""
+    """Rows and columns of panels: a row for each context (corpus, SAE); four panels of one row are drawn two by two."""
     rows, columns = table["row"].nunique(), table["panel"].nunique()
     return (2, 2) if (rows, columns) == (1, 4) else (rows, columns)
 
@@ -33,7 +33,7 @@ def shape_of(plan: DepthPlan, table: pd.DataFrame) -> tuple[int, int]:
 def width_of(plan: DepthPlan, table: pd.DataFrame) -> float:
     """Of its figure, in inches."""
     columns = shape_of(plan, table)[1]
-    return max(7.2, (3.4 if columns < 4 else 2.9) * columns)
+    return max(7.8, (3.4 if columns < 4 else 2.9) * columns)
 
 
 def draw(plan: DepthPlan, table: pd.DataFrame, looks: Looks, names: Mapping[str, str], words: str) -> Figure:
@@ -49,10 +49,8 @@ def draw(plan: DepthPlan, table: pd.DataFrame, looks: Looks, names: Mapping[str,
             for j, (ax, column) in enumerate(zip(line, columns, strict=True)):
                 panel = plan.panels[column]
                 drawing.panel(ax, table.loc[(table["row"] == row) & (table["panel"] == column)], panel, depth)
-                context = (
-                    f"{ROW_LABELS.get(row, row)}: " if row and (len(rows) > 1 or row in ROW_LABELS) and j == 0 else ""
-                )
-                ax.set_title(context + panel.title, fontsize=9)
+                named = row and (len(rows) > 1 or row in ROW_LABELS) and j == 0
+                ax.set_title(f"{ROW_LABELS.get(row, row)}: {panel.title}" if named else panel.title, fontsize=9)
                 ax.set_ylabel(panel.label)
         for j, column in enumerate(columns):
             _scale(list(axes.flat if plan.one_scale else axes[:, j]), plan.panels[column])
@@ -109,7 +107,7 @@ class _Drawing:
         grey = table.loc[table["network"] != TRAINED]
         crowded = len(grey) and grey.groupby(["row", "panel"])["series"].nunique().max() > 1
         self.greys = list(dict.fromkeys(grey["series"])) if crowded and plan.looks else []
-        """series of untrained networks that a marker must tell apart"""
+        """series of randomly initialised models that need different markers"""
 
     def panel(self, ax: Axes, table: pd.DataFrame, panel: DepthPanel, depth: _Axis) -> None:
         for special in panel.lines:
@@ -151,26 +149,17 @@ class _Drawing:
         if (self.table["role"] != "main").any():
             found["placebos", ""] = Line2D([], [], color=KEY, lw=6, alpha=0.25, label="placebos of the same colour")
         for series, marker in zip(self.greys, GREY_MARKERS * len(self.greys), strict=False):
-            label = f"untrained networks: {self.said(series)}"
+            label = f"randomly initialised: {self.said(series)}"
             found["untrained", label] = Line2D([], [], color=UNTRAINED, marker=marker, ms=4, lw=0.9, label=label)
         if not self.greys and (self.table["network"] != TRAINED).any():
-            found["untrained", ""] = Line2D(
-                [], [], color=UNTRAINED, marker=".", ms=4, lw=0.9, label="untrained networks"
-            )
+            label = "randomly initialised models"
+            found["untrained", ""] = Line2D([], [], color=UNTRAINED, marker=".", ms=4, lw=0.9, label=label)
         return list(found.values())
 
 
 def _line(
-    ax: Axes,
-    own: pd.DataFrame,
-    x: np.ndarray,
-    panel: DepthPanel,
-    colour: str,
-    marker: str,
-    dash: Any,
-    *,
-    thin: bool = False,
-) -> None:
+    ax: Axes, own: pd.DataFrame, x: np.ndarray, panel: DepthPanel, colour: str, marker: str, dash: Any, *, thin: bool = False
+) -> None:  # fmt: skip
     order = np.argsort(x)
     own, x = own.iloc[order], x[order]
     drawn = own["state"].isin(("value", "lower bound")).to_numpy()
@@ -190,13 +179,10 @@ def _line(
 
 
 def _placebo(ax: Axes, own: pd.DataFrame, x: np.ndarray, colour: str) -> None:
-    """A broad pale bar from end to end of each interval, a stroke at its value, behind what it is compared with."""
+    """A broad pale bar over each interval with a stroke at the value, behind the main lines."""
     shown = (own["state"] == "value").to_numpy()
-    value = own["value"].to_numpy(float)[shown]
-    ends = [
-        np.where(np.isnan(end), value, end)
-        for end in (own["low"].to_numpy(float)[shown], own["high"].to_numpy(float)[shown])
-    ]
+    value, *ends = (own[column].to_numpy(float)[shown] for column in ("value", "low", "high"))
+    ends = [np.where(np.isnan(end), value, end) for end in ends]
     ax.errorbar(
         x[shown], value, [value - ends[0], ends[1] - value], color=colour, marker="_", ms=6, lw=0, elinewidth=6, alpha=0.25,
         zorder=0.5, label=_named(own),

@@ -1,4 +1,4 @@
-"""Figures by depth from any results: several models, texts and SAEs in one panel, a line each, and never two questions in one."""
+"""Figures by depth from any results: several models, texts and SAEs in one panel, a line each."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +30,7 @@ class DepthFigure:
     """One figure by depth, and the table that it draws."""
 
     name: str
-    """of its files"""
+    """name of its files"""
     plan: DepthPlan
     table: pd.DataFrame
     """a line a point: setting, row and panel, series, role, network, run and its label, layer, depth l/(L − 1), value, low, high, n, n_prompts;
@@ -42,7 +42,7 @@ class DepthFigure:
 
     @property
     def caption(self) -> str:
-        """What a reader must know, formed of the provenance of all runs drawn."""
+        """The caption, from the provenance of all runs drawn."""
         return caption(self.plan, self.table, self.runs, width_of(self.plan, self.table))
 
     def plot(self) -> Figure:
@@ -52,25 +52,24 @@ class DepthFigure:
 
 @dataclass(frozen=True)
 class DepthFigures:
-    """What some results allow to be drawn by depth."""
+    """All figures by depth that some results allow."""
 
     figures: dict[str, DepthFigure]
     """by name"""
     notes: list[str] = field(default_factory=list)
-    """what was not drawn, or drawn apart, and why"""
+    """what was not drawn, or drawn separately, and why"""
 
     def plot(self) -> Iterator[Figure]:
         """The figures, one after another."""
         return (figure.plot() for figure in self.figures.values())
 
     def table(self) -> str:
-        """What is drawn and what is not, as text, for a terminal."""
+        """The figures and notes as text, for a terminal."""
         lines = []
         for name, figure in self.figures.items():
             drawn = figure.table["state"].isin(("value", "lower bound", "no effect")).sum()
-            lines.append(
-                f"{name}: {drawn} of {len(figure.table)} values, of {', '.join(dict.fromkeys(figure.table['run']))}"
-            )
+            runs = ", ".join(dict.fromkeys(figure.table["run"]))
+            lines.append(f"{name}: {drawn} of {len(figure.table)} values, of {runs}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,16 +97,16 @@ class DepthFigures:
 
 
 def depth_figures(results: Mapping[str, BaseResult], figures: Iterable[str] | None = None) -> DepthFigures:
-    """Every figure by depth that results allow, each drawn from all of them that can be compared.
+    """All figures by depth that the results allow, each from all results that can be compared.
 
-    results: by the place that they are known by (`saved_results`). figures: names of `saved.PLANS`; default: all. Values and intervals are
-    the results' own. Runs that differ in model, wrapper, text, seed or sink filter are lines of one panel, with their names in legend
-    and caption; runs of one setting at different depths are one line; what differs in site, horizon, dose, sampling or
-    edit is drawn in figures of its own, and `notes` says so. A result drawn already is left out with a note.
+    results: by folder, as from `saved_results`. figures: names of `saved.PLANS`; default: all. Values and intervals are those of the
+    results. Runs that differ in model, wrapper, text, seed or sink filter are lines of one panel, named in legend and caption; runs
+    that differ only in depth are one line; those that differ in site, horizon, dose, sampling or edit get separate figures, with a
+    note. Repeated results are left out with a note.
 
     Raises `ResultError` for a figure that is not known, and where nothing can be drawn.
     """
-    from diagnostics.saved import PLANS  # what can be named; what is drawn is asked of the results
+    from diagnostics.saved import PLANS
 
     asked = list(PLANS) if figures is None else list(figures)
     if unknown := [name for name in asked if name not in PLANS]:
@@ -133,7 +132,7 @@ def depth_figures(results: Mapping[str, BaseResult], figures: Iterable[str] | No
 
 
 def found_results(folders: Iterable[str | Path]) -> dict[str, BaseResult]:
-    """Every result in some folders and below them, by its place; the folder's own path goes before where there are several.
+    """All results in some folders and below them, by place; with the folder's path where places are not unique.
 
     Damaged results are left out with a warning each. Raises `ResultError` where no result is left.
     """
@@ -213,10 +212,10 @@ def _state(point: DepthPoint, lowest: float) -> str:
 def _by_setting(
     name: str, plan: DepthPlan, table: pd.DataFrame, runs: Runs, notes: list[str]
 ) -> dict[str, DepthFigure]:
-    """A figure for each setting that must not be mixed with another."""
+    """A figure for each setting."""
     settings = list(dict.fromkeys(table["setting"]))
     if len(settings) > 1:
-        notes.append(f"{name}: drawn apart, for their settings differ: {'; '.join(settings)}")
+        notes.append(f"{name}: drawn separately, since settings differ: {'; '.join(settings)}")
     found = {}
     for setting in settings:
         own = table.loc[table["setting"] == setting].reset_index(drop=True)
@@ -233,14 +232,14 @@ def _by_setting(
 
 
 def _own_words(setting: str, settings: list[str]) -> str:
-    """What a setting has that not all have, as part of a file's name."""
+    """The parts of a setting that not all have, for a file's name."""
     common = set.intersection(*(set(other.split(", ")) for other in settings))
     own = ", ".join(part for part in setting.split(", ") if part not in common)
     return "-".join("".join(c if c.isalnum() else " " for c in own).split())
 
 
 def _joined(table: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, Runs]:
-    """Runs that share all but depths and SAEs as one, named by the first of them, wherever no two of their points meet."""
+    """Merges runs that differ only in depths and SAEs, under the name of the first, unless two of their points coincide."""
     by: dict[str, list[str]] = {}
     for run in dict.fromkeys(table["run"]):
         by.setdefault(identity(runs[run]), []).append(run)
@@ -253,14 +252,14 @@ def _joined(table: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, Runs]:
 
 
 def _merged(every: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Provenance of one line's runs: the paths of all, and the largest difference."""
+    """Merged provenance of one line's runs: all paths, and the largest difference."""
     deltas = [p[name] for p in every for name in ("replay_delta", "path_delta") if p.get(name)]
     paths = {f"{i} {site}": path for i, p in enumerate(every) for site, path in p["path"].items()}
     return {**every[0], "path": paths, "replay_delta": max(deltas, default=None)}
 
 
 def _short(table: pd.DataFrame, column: str) -> pd.Series:
-    """SAEs by the last part of their names, where no two of one run and depth share it; else by their whole names."""
+    """The last parts of SAEs' names, or whole names where two of one run and depth share the last part."""
     short = table[column].str.rsplit("/", n=1).str[-1]
     where = [name for name in (*_PLACE, "run") if name != column]
     pairs = table.assign(short=short).drop_duplicates([*where, column])

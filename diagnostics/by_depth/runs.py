@@ -1,4 +1,4 @@
-"""Runs that are drawn together: which points belong to one line, what a line is called, and what a caption says of how all were made."""
+"""Runs drawn together: which points form one line, what a line is called, and the caption."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ _COUNTS = (
 
 
 def facts(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """What a reader may have to tell two runs apart by, in words."""
+    """The facts by which two runs may differ, in words."""
     p = provenance
     prompts = p["prompts"] if "prompts" in p else " + ".join(str(t["prompts"]) for t in p["texts"].values())
     return {
@@ -35,14 +35,14 @@ def facts(provenance: Mapping[str, Any]) -> dict[str, str]:
         "dtype": p["dtype"],
         "text": text_names(p),
         "prompts": f"{prompts} prompts",
-        "seed": f"seed {p['seed']}" if "seed" in p else "every counted token",
+        "seed": f"seed {p['seed']}" if "seed" in p else "",
         "sinks": sink_rule(p),
-        "context": " and ".join(LABELS[c] for c in p["context"]) if "context" in p else "in context",
+        "context": " and ".join(LABELS[c] for c in p["context"]) if "context" in p else "",
     }
 
 
 def identity(provenance: Mapping[str, Any]) -> str:
-    """What two runs must share to be one line: facts, weights, texts and how much was asked for; not depths, SAEs or machine."""
+    """What two runs must share to form one line: facts, weights, texts and sizes of samples; not depths, SAEs or machine."""
     p = provenance
     texts = p.get("texts") or {"": p["text"]}
     hashes = {name: text.get("sha256") for name, text in texts.items()}
@@ -61,7 +61,7 @@ def said_of(settings: Mapping[str, Any]) -> str:
 
 
 def labels(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A name for each run: the facts by which they differ, and the place of its folder where these do not tell."""
+    """A name for each run: the facts by which the runs differ, and the folder where these do not tell them apart."""
     every = {run: facts(p) for run, p in runs.items()}
     differ = [name for name in next(iter(every.values())) if len({f[name] for f in every.values()}) > 1]
     told = [name for name in differ if name not in ("note", "context")] or differ
@@ -72,15 +72,18 @@ def labels(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def caption(plan: DepthPlan, table: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]], inches: float) -> str:
-    """What a reader of the figure must know: what it shows, n, model, text, seed, sink filter, context; by line where runs differ."""
+    """The caption: what is shown, n, model, text, seed, sink filter and context, by line where runs differ."""
     main = table.loc[(table["network"] == TRAINED) & (table["role"] == "main")]
     sampled = main.loc[main["n_prompts"] > 0]
-    counts = f"n = {_range((sampled if len(sampled) else main)['n'])} {plan.unit} a point"
-    counts += f" of {_range(sampled['n_prompts'])} prompts" if len(sampled) else ""
+    counts = f"n = {_range((sampled if len(sampled) else main)['n'])} {plan.unit}"
     every = {run: facts(p) for run, p in runs.items()}
+    prompts = f"{_range(sampled['n_prompts'])} prompts" if len(sampled) else ""
+    counts += f" of {prompts}" if prompts and {f["prompts"] for f in every.values()} != {prompts} else ""
     names = labels(runs) if len(runs) > 1 else {}
-    common = [f"{name}" for name in next(iter(every.values())) if len({f[name] for f in every.values()}) == 1]
     first = next(iter(every.values()))
+    contexts = {context for p in runs.values() for context in p.get("context", ())}
+    said = "context" if contexts & {*table["row"], *table["series"]} else ""  # by panels or legend
+    common = [name for name in first if len({f[name] for f in every.values()}) == 1 and name != said]
     parts = [f"{plan.what}. {counts}. {_listed(first, common)}."]
     if len(runs) > 1:
         parts.append(f"Runs: {'; '.join(_told(names[run], every[run], common) for run in runs)}.")
@@ -99,25 +102,21 @@ def _notes(plan: DepthPlan, table: pd.DataFrame) -> list[str]:
     if (table["role"] != "main").any():
         found.append(f"Broad pale bars: {plan.placebo}.")
     if (table["state"] == "lower bound").any():
-        found.append("Open with an arrow: lower bound.")
+        found.append("Arrows: lower bounds.")
     if (table["state"] == "no effect").any():
         low = max(panel.lowest for panel in plan.panels.values())
-        found.append(
-            f"Open at the bottom: within 10 times the noise floor{f', or a ratio below {low:g}' if low > 0 else ''}."
-        )
+        found.append(f"Open: within 10 noise floors{f', or below {low:g}' if low > 0 else ''}.")
     lost = table["state"].isin(("undefined", "not identified"))
     if lost.any():
-        said = (
-            "not identified (its interval is unbounded)" if (table["state"] == "not identified").any() else "undefined"
-        )
-        found.append(f"{int(lost.sum())} of {len(table)} values are {said} and not drawn.")
+        said = "not identified" if (table["state"] == "not identified").any() else "undefined"
+        found.append(f"Not drawn: {int(lost.sum())} of {len(table)} values ({said}).")
     if (table["n_prompts"].between(1, 9) & table["low"].isna()).any():
         found.append("Points without a bar: fewer than 10 prompts, no interval.")
     return found
 
 
 def _told(name: str, every: Mapping[str, str], common: list[str]) -> str:
-    """A run's name, and what sets it apart that its name does not say."""
+    """A run's name, with the differing facts that the name does not say."""
     own = {fact: value for fact, value in every.items() if fact not in common}
     more = _listed(own, [fact for fact, value in own.items() if value not in name])
     return f"{name} ({more})" if more else name

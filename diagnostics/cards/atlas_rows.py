@@ -1,4 +1,4 @@
-"""Rows of a causal atlas joined to the tokens of a corpus, or refused."""
+"""Rows of a causal atlas, joined to the tokens of a corpus."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ COLUMNS = (
     "layer", "point", "sae", "prompt", "position", "latent", "z", "delta_norm", "kl", "kl_direct", "top1_changed", "top1",
     "clean_top1",
 )  # fmt: skip
-"""That an atlas must have: one row an intervention, z_i·d_i subtracted at one token, what the SAE does not explain kept."""
+"""Columns that an atlas must have; a row subtracts z_i·d_i at one token and keeps the SAE's error."""
 _DISAGREEING = 0.01
 
 
 class Atlas(Protocol):
-    """What is read of an atlas."""
+    """The parts of an atlas that cards use."""
 
     @property
     def frame(self) -> pd.DataFrame: ...
@@ -36,29 +36,29 @@ class Atlas(Protocol):
 
 @dataclass(frozen=True)
 class AtlasRows:
-    """The rows of one SAE that stand at usable tokens of the corpus."""
+    """The rows of one SAE at usable tokens of the corpus."""
 
     frame: pd.DataFrame
     """`token` (of the corpus), latent, z, delta_norm, kl, kl_direct, top1_changed, top1, clean_top1"""
     totals: pd.Series
     """Σ kl of each latent over all of the SAE's rows in the atlas, nats, the largest first"""
     ranking: pd.Series
-    """the same over its even prompts (0, 2, …): what `top:N` goes by"""
+    """the same over its even prompts (0, 2, …); `top:N` chooses by it"""
     confirming: pd.Series
-    """the same over its odd prompts that are no copy of an even one"""
+    """the same over its odd prompts that do not repeat an even one"""
     held_back: Bool[ndarray, "prompt"]
-    """prompts of the corpus that are no copy of an even prompt of the atlas, so that they had no part in `ranking`"""
+    """prompts of the corpus that repeat no even prompt of the atlas, so that `ranking` does not depend on them"""
     provenance: dict[str, Any]
-    """the SAE's name there; prompts and rows, those joined and those left out"""
+    """the SAE's name in the atlas; numbers of prompts and rows, joined and left out"""
 
     def of(self, latent: int) -> pd.DataFrame:
         """Rows of one latent."""
         return cast(pd.DataFrame, self.frame.loc[self.frame.latent == latent].reset_index(drop=True))
 
     def summary(self, latent: int, kl: pd.Series, chosen_by: str) -> dict[str, Any]:
-        """Rank of a latent, share of the effect, rows, and by how much KLs measured again (`kl`, by token) differ from theirs.
+        """Rank of a latent, its share of the effect, numbers of rows, and the largest difference from KLs measured again (`kl`, by token).
 
-        Rank and share are over the whole atlas; of a latent that `top` chose, over the prompts that had no part in it.
+        Rank and share are over the whole atlas; for a latent that `top` chose, over the prompts held back.
         """
         totals, rows = self.confirming if chosen_by == "top" else self.totals, self.of(latent)
         there = latent in totals.index
@@ -76,10 +76,10 @@ class AtlasRows:
 
 
 def atlas_rows(atlas: Atlas, corpus: LatentCorpus) -> AtlasRows:
-    """The atlas' rows of the corpus' SAE, by equal tokens of their prompts; of equal prompts the k-th copy there is the k-th here.
+    """The atlas' rows of the corpus' SAE. Prompts are joined by their tokens; of equal prompts the k-th copies are joined.
 
-    The atlas must be of the same weights (`weights_sha256`) and SAE (`saes[name]["sha256"]`), and its z those that the SAE gives at
-    the joined tokens. Raises `ResultError` for an atlas of another model, SAE or text, and for a table without the columns.
+    Weights (`weights_sha256`) and SAE (`saes[name]["sha256"]`) must be the same, and z must agree at the joined tokens. Raises
+    `ResultError` for an atlas of another model, SAE or text, and for missing columns.
     """
     frame, p = atlas.frame, atlas.provenance
     if missing := [name for name in COLUMNS if name not in frame]:
@@ -141,7 +141,7 @@ def atlas_rows(atlas: Atlas, corpus: LatentCorpus) -> AtlasRows:
 
 
 def _copies(tokens: Sequence[Sequence[int]]) -> list[tuple[tuple[int, ...], int]]:
-    """Of each prompt its tokens, and how many before it have the same."""
+    """Tokens of each prompt, and how many earlier prompts equal it."""
     seen: Counter[tuple[int, ...]] = Counter()
     found = []
     for ids in map(tuple, tokens):

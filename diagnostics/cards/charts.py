@@ -1,4 +1,4 @@
-"""Small charts of a card as inline SVG, coloured by the card's style sheet, so that they follow the page's light or dark theme."""
+"""Charts of a card as inline SVG, coloured by the card's style sheet in light and dark themes."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ WIDTH, HEIGHT = 420, 200
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 38
 _SHOWN_POINTS = 400
 Mark = tuple[str, dict[str, str], str]
-"""Tag, attributes, and its words: of a text what it reads, of a bar what pointing at it shows."""
+"""Tag, attributes, and words: the text of a label, the tooltip of a bar."""
 
 
 class Axis:
-    """Values to places between two ends, linear or logarithmic."""
+    """Maps values to places on a linear or logarithmic axis."""
 
     def __init__(self, low: float, high: float, start: float, stop: float, log: bool = False):
         self.log, self.start, self.stop = log, start, stop
@@ -32,12 +32,11 @@ class Axis:
         return float(self.start + (self.stop - self.start) * (at - self.low) / self.span)
 
     def ticks(self, n: int = 4) -> list[float]:
-        """Round values inside, not more than fit."""
+        """About n round values within the axis."""
         if self.log:
             low, high = 10**self.low, 10**self.high
-            ticks = LogLocator(10, subs=(1.0,) if self.high - self.low > 1.5 else (1.0, 2.0, 5.0)).tick_values(
-                low, high
-            )
+            subs = (1.0,) if self.high - self.low > 1.5 else (1.0, 2.0, 5.0)
+            ticks = LogLocator(10, subs=subs).tick_values(low, high)
             inside = [float(t) for t in ticks if low <= t <= high]
             return inside[:: max(1, -(-len(inside) // (n + 1)))]
         found = MaxNLocator(n, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
@@ -76,7 +75,7 @@ def norm_chart(histograms: tuple[Histogram, Histogram]) -> Markup:
 
 
 def quartile_chart(shares: Sequence[Estimate]) -> Markup:
-    """Where in the quartiles of ‖x‖ the latent fires, with intervals; a line at what indifference gives."""
+    """Share of the latent's firing in each quartile of ‖x‖, with intervals, and a line at 25 %."""
     ends = [e.high if np.isfinite(e.high) else e.value for e in shares]
     x, y = _axes(0, 4, 0, max(0.5, *(float(np.nan_to_num(end)) for end in ends)))
     drawn = []

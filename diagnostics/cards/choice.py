@@ -1,4 +1,4 @@
-"""Which latents are asked about: by number, or by what is known of all of them."""
+"""The latents that get a card: by number, by their effect, or by how often they fire."""
 
 from collections.abc import Sequence
 
@@ -24,11 +24,11 @@ def parsed(word: int | str) -> tuple[str, int]:
 
 
 def chosen(words: Sequence[int | str], corpus: LatentCorpus, atlas: AtlasRows | None) -> dict[int, str]:
-    """The latents, each once, in the order asked for, and what chose each: `number` or one of `KINDS`, `top` before the others.
+    """The latents in the order asked for, each once, and what chose each: `number` or one of `KINDS`, `top` before the others.
 
-    The largest of many noisy sums are large by luck too, so `top` ranks by one half of the atlas' prompts (`AtlasRows.ranking`), and
-    the effects of what it chose are to be read off the prompts that are held back. Raises `ResultError` for `top` without an atlas
-    or without such prompts, and where there are none.
+    The largest of many noisy sums are large partly by chance. `top` therefore ranks by half of the atlas' prompts
+    (`AtlasRows.ranking`), and effects are reported on the prompts held back. Raises `ResultError` for `top` without an atlas or
+    without prompts held back, and where no latent is chosen.
     """
     found: dict[int, str] = {}
     for kind, n in map(parsed, words):
@@ -54,7 +54,7 @@ def chosen(words: Sequence[int | str], corpus: LatentCorpus, atlas: AtlasRows | 
 
 
 def check_exist(words: Sequence[int | str], name: str, d_sae: int) -> None:
-    """Raise `SAEError` for a number that the SAE has not, `ResultError` for a word that says nothing and for none at all."""
+    """Raise `SAEError` for a latent that does not exist, `ResultError` for unknown words and for no words."""
     if not words:
         raise ResultError("no latent; give at least one")
     if absent := [n for kind, n in map(parsed, words) if not kind and n >= d_sae]:

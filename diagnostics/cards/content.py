@@ -1,4 +1,4 @@
-"""What a latent's card says."""
+"""The contents of a latent's card."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Histogram(NamedTuple):
 
 @dataclass(frozen=True)
 class CardContent:
-    """One latent of an SAE on a text. Effects are of subtracting z·d at one token, what the SAE does not explain kept."""
+    """One latent of an SAE on a text. Effects are of subtracting z·d at one token; the SAE's error is kept."""
 
     sae: str
     """the SAE's name"""
@@ -33,8 +33,8 @@ class CardContent:
     site: str
     latent: int
     chosen_by: str
-    """`number`; `frequent`, as one of those that fire most often on this text; or `top`, as one of the largest summed KL at the even
-    prompts of the atlas: then effects, effect_rows and rank are of the other prompts alone, all else is of the whole text"""
+    """`number`; `frequent`: one of those that fire most often on this text; `top`: one of the largest summed KL at the even prompts of
+    the atlas; its effects, effect_rows and rank are then of the other prompts alone, everything else of the whole text"""
     d_sae: int
     frequency: Estimate
     """share of the usable tokens on which it is active (z ≠ 0), with its jackknife interval"""
@@ -57,7 +57,7 @@ class CardContent:
     learned_a: float | None
     """exponent of ‖x_c‖ in a cosine-scored SAE; None for other scores"""
     quartile_shares: tuple[Estimate, ...]
-    """of its firing, by quartile of ‖x‖ over the usable tokens; .25 each for a latent that does not look at the norm"""
+    """of its firing, by quartile of ‖x‖ over the usable tokens; .25 each for a latent that does not depend on the norm"""
     z_histogram: Histogram
     """of z where it is active"""
     norm_histograms: tuple[Histogram, Histogram]
@@ -70,12 +70,12 @@ class CardContent:
     effects: EffectSummary | None
     """None for a dead latent, and for one chosen by `top` that is active at none of the other prompts"""
     effect_rows: pd.DataFrame
-    """tokens drawn uniformly from the usable ones where it is active: prompt, position and the columns of `measured`"""
+    """usable tokens where it is active, drawn uniformly: prompt, position and the columns of `measured`"""
     neighbours: tuple[Neighbour, ...]
     """in the same SAE and in others"""
     atlas: dict[str, Any] | None
-    """rank of the latent by summed KL among those of the atlas, its share of their sum, what was joined, and by how much KLs measured
-    again differ; None without"""
+    """the latent's rank by summed KL in the atlas, its share of the sum, numbers of joined rows, and the largest difference of KLs that
+    were measured again; None without an atlas"""
     provenance: dict[str, Any]
     """model, text, settings, counts of what was left out, which path ran and how exact it was"""
 

@@ -1,4 +1,4 @@
-"""What an SAE's latents do on a text: activations read once, for any number of cards."""
+"""An SAE's latents on a text, computed once for any number of cards."""
 
 from functools import cached_property
 
@@ -21,9 +21,9 @@ from sae_models.dictionaries import Dictionary
 
 
 class LatentCorpus:
-    """The tokens of some prompts at an SAE's site, what is active at each, and which of them count.
+    """Activations of some prompts at an SAE's site, the latents active at each token, and which tokens count.
 
-    Counted are the usable tokens: not each prompt's first, special tokens, sinks (‖x‖ > sink_filter · median), nor activations that
+    Usable tokens count: not the first of a prompt, special tokens, sinks (‖x‖ > sink_filter · median), nor activations that
     are not finite or of norm 0. Latents are read at all tokens, so that a text can be shown whole.
     Raises `ResultError` where no token is left.
     """
@@ -50,7 +50,7 @@ class LatentCorpus:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many tokens do not count, each under the first reason that holds."""
+        """Numbers of tokens that do not count, by the first reason that applies."""
         return self.clean.filter.left_out()
 
     def of(self, latent: int) -> Float[ndarray, "token"]:
@@ -62,23 +62,22 @@ class LatentCorpus:
         return self.clean.at(self.probe.site, self.prompt[token], self.position[token])
 
     def token_at(self, prompt: Int[ndarray, "row"], position: Int[ndarray, "row"]) -> Int[ndarray, "row"]:
-        """Which token of the corpus stands there."""
+        """The index in the corpus of the tokens at these places."""
         first = np.cumsum(self.clean.length) - self.clean.length
         return first[prompt] + position
 
     @cached_property
     def final_size(self) -> float:
-        """Median over usable tokens of what the final norm divides by, ‖x‖ (RMSNorm) or ‖x − mean(x)‖ (LayerNorm) of the last stream."""
+        """Median over usable tokens of what the final norm divides by: ‖x‖ (RMSNorm) or ‖x − mean(x)‖ (LayerNorm) after the last block."""
         last, sizes = Site(self.model.n_layers - 1), []
-        for shard in range(self.clean.n_shards):
-            prompts = self.clean.shard(shard)
+        for shard, prompts in enumerate(self.clean.shards):
             stream = self.clean.recording(shard).activations[last]
             usable = torch.from_numpy(self.clean.usable[prompts, : stream.shape[1]]).to(stream.device)
             sizes.append(norm_read(self.model.norm_kind, stream[usable])[:, 0].cpu())
         return float(torch.cat(sizes).median())
 
     def elsewhere(self, probe: Dictionary) -> sparse.csc_matrix:
-        """z of another SAE's latents at the usable tokens, `[usable token, d_sae]`, each SAE reading its own site."""
+        """z of another SAE's latents at the usable tokens, `[usable token, d_sae]`, at that SAE's own site."""
         assert probe.sae is not None
         if probe.site in self.clean.activations:
             x = self.clean.activations[probe.site]

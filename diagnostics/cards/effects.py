@@ -1,4 +1,4 @@
-"""What taking a latent out of single tokens does: exact effects, each beside a matched placebo."""
+"""Effects of removing a latent at single tokens, beside matched controls (placebos)."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diagnostics import statistics
 from diagnostics.cards.corpus import LatentCorpus
+from diagnostics.running.notes import how_measured, noted
 from diagnostics.sampling.tokens import generator
 from diagnostics.statistics.estimate import Estimate
 from interventions.edits import matched_placebo
@@ -22,49 +23,48 @@ from interventions.effects import Effects, measure
 
 METRICS = ("kl", "kl_direct", "top1_changed", "top1", "clean_top1")
 PLACEBOS = 4
-"""drawn for each token: one random direction may by chance do ten times what another does"""
+"""drawn for each token: effects of random directions differ by factors of ten"""
 SELF = 16
-"""tokens whose vector is also put back as it is: the noise floor"""
+"""tokens that also get an identity edit, for the noise floor"""
 
 
 @dataclass(frozen=True)
 class EffectSummary:
-    """Effects of a latent over the tokens that they were drawn from; KLs in nats, 95 % delete-one-prompt jackknife intervals."""
+    """Effects of a latent; KLs in nats, with 95 % delete-one-prompt jackknife intervals."""
 
     kl: Estimate
     """mean KL(clean ‖ z·d subtracted)"""
     kl_placebo: Estimate
-    """mean over the rows that have placebos, of each row's mean over these"""
+    """mean over the rows with placebos of the mean over each row's placebos"""
     placebo_ratio: Estimate
-    """mean KL / mean KL of the placebo, over these rows: how much more the latent's direction does than others of the same norm and
-    angle to x; a lower bound where the placebo lies within the noise floor. No selectivity, intended/(intended + collateral): what is
-    intended takes a concept, as in feature ablation"""
+    """mean KL / mean KL of the placebo, over these rows; a lower bound where the placebo lies within the noise floor. It is no
+    selectivity, intended/(intended + collateral): an intended effect needs a concept, as in feature ablation"""
     kl_direct: Estimate
-    """mean KL of the change carried straight to the final norm and unembedding"""
+    """mean direct KL: the change goes to the final norm and unembedding without the later blocks"""
     top1_changed: Estimate
     """share of tokens whose most likely next token changes"""
     dose: Estimate
     """mean ‖Δx‖/‖x‖"""
     top_tenth: Estimate
-    """share of the summed KL that falls on the tenth of the rows with the largest |z|"""
+    """share of the summed KL in the tenth of the rows with the largest |z|"""
     top_tenth_dose: float
-    """share of the summed ‖Δx‖² that falls on them"""
+    """share of the summed ‖Δx‖² in them"""
     noise_floor: float
-    """99th percentile of |KL| of vectors put back as they are, nats; nan without any"""
+    """99th percentile of |KL| of identity edits, nats; nan without any"""
     source: str
-    """`atlas` (its rows of the latent at usable tokens of the prompts joined) or `measured` (a uniform draw of the usable tokens where it
-    is active); of either only prompts that had no part in choosing it, see `CardContent.chosen_by`"""
+    """`atlas` (its rows at usable tokens of the joined prompts) or `measured` (usable tokens where the latent is active, drawn uniformly);
+    in both cases without the prompts that chose the latent, see `CardContent.chosen_by`"""
 
 
 def measured(
     corpus: LatentCorpus, latent: int, token: Int[ndarray, "row"], path: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """z·d subtracted at single tokens, beside placebos of the same norm and angle to x; a line a token, and how it was measured.
+    """Subtract z·d at single tokens, and placebos of the same norm and angle to x; a line for each token, and notes.
 
         x − z·d    beside    matched_placebo(x, x − z·d, towards),   towards: the difference of two other tokens' activations
 
     Columns: token, z, norm = ‖x‖, delta_norm = ‖z·d‖ (the placebos' too), kl, kl_direct, top1_changed, top1, clean_top1, kl_placebo (mean
-    over four placebos; nan where there is none), kl_self (of the first 16, put back as they are; else nan). KLs in nats.
+    over four placebos; nan where there is none), kl_self (identity edit of the first 16; else nan). KLs in nats.
     """  # fmt: skip
     probe, clean = corpus.probe, corpus.clean
     z = corpus.of(latent)[token]
@@ -88,9 +88,10 @@ def measured(
     )
     for name in (*METRICS, "kl_self"):
         frame[name] = np.nan
-    paths, deltas, nonfinite, why = set(), [], 0, set()
-    for shard in range(clean.n_shards):
-        own = np.flatnonzero(np.isin(corpus.prompt[token], clean.shard(shard)))
+    ran: dict[str, Any] = {}
+    nonfinite = 0
+    for shard, prompts in enumerate(clean.shards):
+        own = np.flatnonzero(np.isin(corpus.prompt[token], prompts))
         if not len(own):
             continue
         also = (own + n * np.arange(PLACEBOS)[:, None]).reshape(-1)
@@ -104,17 +105,15 @@ def measured(
         kl = found["kl"].double().numpy()
         placebo_kl[also] = kl[len(own) : len(own) + len(also)]
         frame.loc[again, "kl_self"] = kl[len(own) + len(also) :]
-        paths.add(found.path)
-        deltas.append(found.delta)
+        noted(ran, found)
         nonfinite += found.n_nonfinite
-        why |= {found.why_hooks} - {None}
     known, total = there.reshape(PLACEBOS, n).sum(0), np.nansum(placebo_kl.reshape(PLACEBOS, n), axis=0)
     frame["kl_placebo"] = np.divide(total, known, out=np.full(n, np.nan), where=known > 0)
+    how = how_measured([("", ran)])
     notes = {
         "placebos": PLACEBOS,
-        "path": "+".join(sorted(paths)),
-        "replay_delta": float(np.fmax.reduce(deltas)) if deltas else None,
-        "why_hooks": sorted(why) or None,
+        **how,
+        "path": how["path"].get("", ""),
         "effects_not_finite": nonfinite,
         "placebos_that_do_not_exist": int((~there).sum()),
     }
@@ -122,16 +121,16 @@ def measured(
 
 
 def _measure(corpus: LatentCorpus, shard: int, token: ndarray, vectors: Tensor, path: str) -> Effects:
-    first = int(corpus.clean.shard(shard)[0])
+    first = int(corpus.clean.shards[shard][0])
     prompt, position = (torch.from_numpy(at[token]).long() for at in (corpus.prompt, corpus.position))
     recording = corpus.clean.recording(shard)
     return measure(recording, corpus.probe.site, prompt - first, position, vectors, metrics=METRICS, path=path)
 
 
 def summarised(rows: pd.DataFrame, placebos: pd.DataFrame, prompt: Int[ndarray, "token"], source: str) -> EffectSummary:
-    """Statistics of rows (token, z, norm, delta_norm, kl, kl_direct, top1_changed) and of those that have a placebo beside them.
+    """Statistics of rows (token, z, norm, delta_norm, kl, kl_direct, top1_changed) and of those with a placebo.
 
-    prompt: of every token of the corpus. Rows whose values are not finite do not count.
+    prompt: of each token of the corpus. Rows with values that are not finite are left out.
     """
     rows = rows.loc[np.isfinite(rows[["kl", "kl_direct"]].to_numpy(float)).all(axis=1)]
     pairs = placebos.loc[np.isfinite(placebos[["kl", "kl_placebo"]].to_numpy(float)).all(axis=1)]
@@ -157,7 +156,7 @@ def summarised(rows: pd.DataFrame, placebos: pd.DataFrame, prompt: Int[ndarray, 
 
 
 def share_of_top(mass: Float[ndarray, "row"], z: Float[ndarray, "row"], share: float = 0.1) -> float:
-    """Part of the summed mass on the rows with the largest |z|, ⌈share·n⌉ of them; nan of nothing."""
+    """Share of the summed mass in the ⌈share·n⌉ rows with the largest |z|; nan without any mass."""
     if not len(z) or mass.sum() <= 0:
         return float("nan")
     top = np.argsort(-np.abs(z), kind="stable")[: int(np.ceil(share * len(z)))]
@@ -167,14 +166,14 @@ def share_of_top(mass: Float[ndarray, "row"], z: Float[ndarray, "row"], share: f
 def firing_shares(
     active: Bool[ndarray, "token"], quartile: Int[ndarray, "token"], prompt: Int[ndarray, "token"]
 ) -> tuple[Estimate, ...]:
-    """Of the tokens where a latent is active, the share in each quartile 0 to 3, with jackknife intervals."""
+    """Share of a latent's active tokens in each quartile 0 to 3, with jackknife intervals."""
     with few_prompts():
         return tuple(statistics.share(quartile[active] == q, prompt[active]) for q in range(4))
 
 
 @contextmanager
 def few_prompts() -> Iterator[None]:
-    """Within, intervals from 10 to 19 prompts come without a warning: a card says of each how many prompts it has."""
+    """Suppress the warning of intervals from 10 to 19 prompts: a card states the number of prompts."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="an interval from .* prompts")
         yield

@@ -1,4 +1,4 @@
-"""Which texts show a latent at work, and how their tokens read."""
+"""Example texts of a latent, and the text of each token."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +12,14 @@ from diagnostics.sampling.tokens import hash_keys
 from interventions.direct_logits import has_token, token_text
 
 BANDS = {"upper quarter": (0.75, 1.0), "around the median": (0.4, 0.6)}
-"""Of |z| where the latent is active with a sign, from the weakest to the strongest: examples beside the top ones are drawn from these."""
+"""Quantiles of |z| where the latent is active with one sign, from which examples beside the top ones are drawn."""
 TOP = "top"
 PARTIAL = "\ufffd"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A run of tokens of one prompt around the token that it is shown for. All tuples `[token]`, of the run."""
+    """A run of tokens of one prompt around its peak. Tuples hold one value for each token of the run."""
 
     group: str
     """`top` or one of `BANDS`"""
@@ -31,7 +31,7 @@ class Example:
     start: int
     """position of the first token shown"""
     stop: int
-    """position behind the last one"""
+    """position after the last one"""
     n_prompt: int
     """tokens of the prompt"""
     texts: tuple[str, ...]
@@ -51,7 +51,7 @@ class Example:
 
     @property
     def peak(self) -> int:
-        """Where in the run the peak stands."""
+        """Index of the peak in the run."""
         return self.position - self.start
 
 
@@ -88,10 +88,10 @@ def window(position: int, n_prompt: int, width: int) -> tuple[int, int]:
 
 
 def token_texts(ids: list[int], tokenizer: Any) -> tuple[str, ...]:
-    """What each token adds to the text decoded up to it; joined they are the text.
+    """What each token adds to the decoded text; joined they are the text.
 
     A token that ends within a character adds nothing; the one that completes it adds the character. Ids that the tokenizer does not know
-    (all, without one) stand in angle brackets.
+    (all, without a tokenizer) are shown in angle brackets.
     """
     texts, before = [], ""
     known: list[int] = []
@@ -111,7 +111,7 @@ def token_texts(ids: list[int], tokenizer: Any) -> tuple[str, ...]:
 def tokens_shown(
     corpus: LatentCorpus, chosen: list[tuple[str, int, int]], width: int, z: Float[ndarray, "token"]
 ) -> Int[ndarray, "row"]:
-    """The usable tokens within the examples' runs at which the latent is active: those whose effect is shown."""
+    """The usable tokens of the examples at which the latent is active; their effects are shown."""
     shown = set()
     for _, _, t in chosen:
         prompt, position = int(corpus.prompt[t]), int(corpus.position[t])

@@ -1,4 +1,4 @@
-"""Which latents of other dictionaries stand for the same thing: by decoder direction, and by when they are active."""
+"""Similar latents, in the same SAE and in others: by decoder direction and by activations."""
 
 from dataclasses import dataclass
 
@@ -41,11 +41,11 @@ class Neighbour:
 def nearest(
     latent: int, z: Float[ndarray, "token"], own: Dictionary, other: Dictionary, found: sparse.csc_matrix, n: int = 3
 ) -> list[Neighbour]:
-    """The n latents of another SAE (or of the same, itself left out) nearest in direction, and the one most correlated if it is not
+    """The n latents of another SAE (or of the same, itself left out) nearest in direction, and the most correlated one if it is not
     among them.
 
-    z: of the latent; found: z of the other SAE's latents at the same tokens. Each is the largest of d_sae numbers, so that chance
-    alone gives it some size: no interval speaks of it.
+    z: of the latent; found: z of the other SAE's latents at the same tokens. Each value is the largest of d_sae numbers and so partly
+    due to chance; there is no interval for that.
     """
     directions = torch.nn.functional.normalize(other.directions.float(), dim=-1)
     direction = torch.nn.functional.normalize(own.directions[latent].float(), dim=-1)

@@ -1,4 +1,4 @@
-"""A latent's card as HTML: self-contained, for a browser or a notebook, in light and dark, on wide pages and narrow ones."""
+"""A latent's card as self-contained HTML, for browsers and notebooks."""
 
 import json
 import math
@@ -28,12 +28,12 @@ def page(card: CardContent) -> str:
 
 
 def card_html(card: CardContent) -> str:
-    """The card as a fragment with its style sheet, as a notebook shows it."""
+    """The card as an HTML fragment with its style sheet, for notebooks."""
     return render("cards/card.html", **_values(card))
 
 
 def index_page(cards: Sequence[CardContent], files: Mapping[int, str]) -> str:
-    """A page that links the files of several cards, with the numbers in which they differ."""
+    """A page that links the files of several cards, with the main numbers of each."""
     return render("cards/index.html", cards=cards, files=files, words=words)
 
 
@@ -85,13 +85,13 @@ def _charts(card: CardContent) -> list[tuple[Markup, str]]:
     return [
         (z_chart(card.z_histogram), f"Activation at the {card.n_active:,} tokens where it is active."),
         (norm_chart(card.norm_histograms), "Norm of the activation: line where it is active, grey all tokens."),
-        (quartile_chart(card.quartile_shares), "Share of its firing by quartile of ‖x‖. Dashed: what indifference to the norm gives."),
+        (quartile_chart(card.quartile_shares), "Share of its firing by quartile of ‖x‖. Dashed: a latent that does not depend on the norm."),
         (effect_chart(card.effect_rows), f"Exact effect at {len(card.effect_rows):,} tokens drawn uniformly; rings: mean placebo at the same token."),
     ]  # fmt: skip
 
 
 def _effect_rows(card: CardContent, e: EffectSummary) -> str:
-    """Which rows the mean effect is over."""
+    """The rows that the mean effect is over."""
     top = card.chosen_by == "top"
     if e.source == "atlas":
         assert card.atlas is not None
@@ -102,7 +102,7 @@ def _effect_rows(card: CardContent, e: EffectSummary) -> str:
 
 
 def _texts(card: CardContent) -> dict[str, Any]:
-    """The card's examples by sign and group: every token coloured by its activation, the effect of removing the latent there as a bar."""
+    """The card's examples by sign and group: tokens coloured by activation, with the effect of removing the latent as a bar."""
     largest_z = max(abs(z) for z in card.z_range)
     largest_kl = max((kl for example in card.examples for kl in example.kl if known(kl)), default=0.0)
     signs = {sign: name for sign, name in _SIGNS.items() if any(e.sign == sign for e in card.examples)}

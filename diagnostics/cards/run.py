@@ -1,4 +1,4 @@
-"""All that a reader wants to see of one latent: where it fires, what it adds, what the model does without it, and its neighbours."""
+"""Cards of latents: where a latent fires, the logits of its direction, the effect of removing it, and similar latents."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,20 +56,20 @@ def latent_cards(
     path: str = "auto",
     progress: Progressing = None,
 ) -> list[LatentCard]:
-    """Cards of some latents of an SAE, on prompts that it was not trained on; the text is read once for all of them.
+    """Cards of some latents of an SAE, on prompts that it was not trained on; one clean pass for all of them.
 
-    sae: anything that `as_sae` takes, at the site it belongs to. latents: numbers, `top:5` (of the largest summed effect at the even
-    prompts of the atlas: their effects, placebos and ranks are then those of the other prompts, since the ones that chose them would
-    flatter them) or `frequent:5`. others: SAEs by name whose latents are compared, each at its own site.
-    atlas: a causal atlas of the same model, SAE and text (anything with its frame, tokens and provenance): the latent's effects are then
-    those of its rows at usable tokens of the prompts that both have, and it has a rank among its SAE's latents; what is shown is
-    measured again, and compared. top: prompts with the largest |z| that are shown; few: drawn from each of `BANDS` beside them (per
-    sign); context_tokens: shown of each. n_effects: active tokens, drawn uniformly, whose effects and placebos are measured.
-    n_logits: tokens promoted and suppressed. sink_filter, seed, path, progress: as elsewhere.
+    sae: anything that `as_sae` accepts, at its own site. latents: numbers, `top:5` (those with the largest summed effect at the even
+    prompts of the atlas; their effects, placebos and ranks are of the other prompts, which did not choose them) or `frequent:5`.
+    others: further SAEs by name in which similar latents are looked up, each at its own site. atlas: a causal atlas of the same
+    model, SAE and text (anything with its frame, tokens and provenance): effects are then those of its rows at usable tokens of the
+    common prompts, the card gives the latent's rank, and the effects of the examples are measured again and compared. top: examples
+    with the largest |z|, one a prompt; few: examples from each of `BANDS` (per sign); context_tokens: tokens shown of each.
+    n_effects: active tokens, drawn uniformly, whose effects and placebos are measured. n_logits: tokens promoted and suppressed.
+    sink_filter, seed, path, progress: as elsewhere.
 
-    Raises `SAEError` for a latent that does not exist, `BelongingError` for an SAE of another model or site, `ResultError` for settings
-    that do not serve, an atlas of something else, and a text without usable tokens. Source: ours; histograms, texts and logits as
-    dictionary viewers show them.
+    Raises `SAEError` for a latent that does not exist, `BelongingError` for an SAE of another model or site, `ResultError` for invalid
+    settings, an atlas of another model, SAE or text, and a text without usable tokens. Source: ours; histograms, texts and logits as in
+    common dictionary viewers.
     """
     if min(top, few, context_tokens, n_effects, n_logits) < 1:
         raise ResultError(
@@ -90,7 +90,7 @@ def latent_cards(
 
 @dataclass(frozen=True)
 class _Cards:
-    """Everything that cards of one corpus share."""
+    """The settings that cards of one corpus share."""
 
     corpus: LatentCorpus
     atlas: AtlasRows | None
@@ -103,7 +103,7 @@ class _Cards:
     path: str
 
     def of(self, latents: Mapping[int, str], told: Callable[..., object] | None) -> list[LatentCard]:
-        """latents: what chose each. told: called with (1, number of latents) after each."""
+        """Cards of `latents`, given with what chose each. told: called with (1, number of latents) after each."""
         corpus, probe = self.corpus, self.corpus.probe
         found: dict[int, list[Neighbour]] = {i: [] for i in latents}
         for other in [probe, *self.others]:  # one at a time in memory
@@ -178,7 +178,7 @@ class _Cards:
     def _effects(
         self, latent: int, z: ndarray, active: ndarray, picked: list[tuple[str, int, int]]
     ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-        """Effects of tokens drawn uniformly and of those shown, by token; of those drawn; and how they were measured."""
+        """Effects of all measured tokens, by token; of those drawn uniformly; and notes."""
         corpus, where = self.corpus, np.flatnonzero(active)
         keys = hash_keys(corpus.seed, f"latent card/effects/{latent}", corpus.prompt[where], corpus.position[where])
         drawn = np.sort(where[np.argsort(keys, kind="stable")][: self.n_effects])

@@ -1,4 +1,4 @@
-"""How numbers and intervals are written on a card, and its longer notes."""
+"""Numbers, intervals and notes of a card as text."""
 
 import math
 
@@ -6,8 +6,8 @@ from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate
 
 CHOSEN = {
     "top": "Chosen by top:N for the summed KL at the even prompts of the atlas. KL, its ratio to the placebo and the rank are of the other "
-    "prompts, which had no part in that; how often it fires, activations, norms and texts are of all prompts.",
-    "frequent": "Chosen by frequent:N as one that fires most often on these tokens, which flatters the share of them on which it fires.",
+    "prompts; how often it fires, activations, norms and texts are of all prompts.",
+    "frequent": "Chosen by frequent:N as one that fires most often on these tokens, which biases its frequency upwards.",
 }
 """Notes on latents chosen in a way that biases some of their numbers."""
 
@@ -18,7 +18,7 @@ def known(value: float | None) -> bool:
 
 
 def short(value: float) -> str:
-    """Three digits; two and a power of ten where it is very small or large; a dash where it is not finite. Minus signs are U+2212."""
+    """Three digits; two and a power of ten for very small or large numbers; a dash where not finite. Minus signs are U+2212."""
     if not math.isfinite(value):
         return "–"
     size = abs(value)

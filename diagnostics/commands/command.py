@@ -1,4 +1,4 @@
-"""What every command shares: what it says and where, errors on one line and exit 2, interruption and exit 130 or 143."""
+"""Shared by all commands: what they print, errors on one line with exit code 2, interruption with exit code 130 or 143."""
 
 import contextlib
 import io
@@ -14,9 +14,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import tyro
 from transformers.utils import logging as loading
 
 from diagnostics.commands.options import parsed
@@ -27,13 +26,13 @@ from interventions.errors import MechdiagError
 from interventions.files import jsonable
 from interventions.progress import followed
 
-Settings = TypeVar("Settings")
+Options = TypeVar("Options")
 Document = dict[str, Any]
 _NOT_THE_RESULT = ("--overwrite", "--no-lock", "--json", "--quiet")
 
 
 class Finding(Protocol):
-    """What a diagnostic found: all results are this."""
+    """What a diagnostic returns: every result has these."""
 
     def table(self) -> str: ...
 
@@ -43,16 +42,16 @@ class Finding(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spoken:
-    """Options of every command: what it says."""
+class CommonOptions:
+    """Options of every command."""
 
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: bool = False
     """print one JSON document on stdout in place of tables: summary, provenance, files"""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """print no table and no progress bar, only errors and warnings"""
+    quiet: bool = False
+    """print errors and warnings only: no table, no progress bar"""
 
     def say(self, text: str) -> None:
-        """A table or a line for people: on stdout, and not at all with --json or --quiet."""
+        """Print a table or a line on stdout, unless --json or --quiet is given."""
         if not (self.json or self.quiet):
             print("\n".join(map(printable, text.split("\n"))), flush=True)
 
@@ -60,57 +59,77 @@ class Spoken:
         """A progress bar on stderr, for `progress=` of a diagnostic; none with --quiet."""
         return followed(not self.quiet, what, unit)
 
+    def named(self, *names: str) -> dict[str, Any]:
+        """Options by name, as keyword arguments of a diagnostic. `sink_filter` 0 becomes None (no filter)."""
+        given = {name: getattr(self, name) for name in names}
+        return given | {"sink_filter": given["sink_filter"] or None} if "sink_filter" in given else given
+
 
 @dataclass(frozen=True, kw_only=True)
-class Output(Spoken):
+class OutputOptions(CommonOptions):
     """Options of every command that writes results into a folder."""
 
     out: Path
     """folder for the results"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: bool = False
     """replace the results of another run in --out"""
 
-    def finish(self, result: Finding, folder: Path) -> Document:
-        """Show the result's table, write its files, and say which; the document that `main` returns for --json.
+    def measure(
+        self, doing: str, unit: str, diagnostic: Callable[..., Finding], /, *given: object, **how: Any
+    ) -> Document:
+        """Call a diagnostic under a progress bar, and `finish` with its result, in its `folder` (default: --out).
 
-        Raises `ResultError` where another result is there and --overwrite is not given.
+        doing, unit: what the bar says and counts.
         """
-        for run in provenances(result).values() if isinstance(result, BaseResult) else ():
-            run.setdefault("command", typed(sys.argv))
+        with self.progress(doing, unit) as progress:
+            result = diagnostic(*given, progress=progress, **how)
+        return self.finish(result, how.get("folder", self.out))
+
+    def finish(self, result: Finding, folder: Path) -> Document:
+        """Write a result's files, then print its table and the names of the files. Returns the document for --json.
+
+        Raises `ResultError` if another result is there and --overwrite is not given.
+        """
         try:
-            files = result.write(folder, overwrite=self.overwrite)
-        finally:  # after the files, which an error in a table must not cost
+            files = self.write(result, folder)
+        finally:  # an error in a table must not cost the files
             self.say(result.table())
         self.say(f"wrote {', '.join(files)} into {folder}")
         return {**result.as_dict(), "out": str(folder), "files": files}
 
+    def write(self, result: Finding, folder: Path) -> list[str]:
+        """Write a result's files, with this command line in its provenance. Raises `ResultError` as `finish` does."""
+        for run in provenances(result).values() if isinstance(result, BaseResult) else ():
+            run.setdefault("command", typed(sys.argv))
+        return result.write(folder, overwrite=self.overwrite)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Resumable(Output):
-    """Options of every command that goes on where it was interrupted."""
+class ResumableOptions(OutputOptions):
+    """Options of every command that continues where it was interrupted."""
 
     out: Path
-    """folder for the results and for finished units of work: the same command goes on where it was interrupted"""
-    no_lock: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """do not lock --out, for file systems without locks; then no other process may work in it"""
+    """folder for the results and the finished units of work: after an interruption the same command goes on from there"""
+    no_lock: bool = False
+    """do not lock --out, for file systems without locks; make sure that no other process works in it"""
 
 
-_IMPATIENCE = 1.0  # seconds after a signal in which another one is the same wish, not a new one
+_REPEAT_SECONDS = 1.0  # another signal so soon after the first repeats it
 
 
-def run(settings: type[Settings], main: Callable[[Settings], Document | None]) -> None:
-    """Parse the command line into `settings` and call `main`; its docstring is the help text.
+def run(options: type[Options], main: Callable[[Options], Document | None]) -> None:
+    """Parse the command line into `options`, whose docstring is the help text, and call `main`.
 
-    With --json, stdout holds the document that `main` returns and nothing else: what anything prints meanwhile goes to stderr.
+    With --json, stdout holds the document that `main` returns and nothing else; all other output goes to stderr.
 
-    Exit 0 when done, 2 for input that does not serve (one line on stderr, no traceback), 130 when interrupted (SIGINT,
-    Ctrl-C), 143 when told to end (SIGTERM); one line says what is kept of a sweep. 1 with a traceback is our mistake.
+    Exit codes: 0 done; 2 invalid input (one line on stderr, no traceback); 130 interrupted (SIGINT, Ctrl-C); 143 terminated
+    (SIGTERM), with one line that says how much of a run is kept; 1 with a traceback: a bug.
     """
     with _stoppable() as signals:
         try:
-            given = _parsed(settings)
+            given = _parsed(options)
             warnings.showwarning = _warning_line
-            with _spoken(given):
+            with _output_of(given):
                 document = main(given)
             if getattr(given, "json", False):
                 print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
@@ -123,8 +142,8 @@ def run(settings: type[Settings], main: Callable[[Settings], Document | None]) -
 
 
 @contextlib.contextmanager
-def _spoken(given: object) -> Iterator[None]:
-    """With --json whatever is printed goes to stderr; with --quiet models load without a bar; with --no-lock folders stay unlocked."""
+def _output_of(given: object) -> Iterator[None]:
+    """Apply --json (redirect stdout to stderr), --quiet (load models without a bar) and --no-lock."""
     with contextlib.ExitStack() as stack:
         if getattr(given, "no_lock", False):
             stack.enter_context(unlocked())
@@ -138,10 +157,10 @@ def _spoken(given: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, and the list says which came first.
+    """SIGINT and SIGTERM raise KeyboardInterrupt; the list holds the signals received, in order.
 
-    Not again within a second of the last one: the first is being answered, and whoever presses Ctrl-C twice wants no
-    traceback from the answer. A signal that our parent had us ignore (nohup, a background job) stays ignored.
+    A signal within a second of the last one does nothing: clean-up is running, and a second Ctrl-C must not end it with a
+    traceback. A signal that the parent process had us ignore (nohup, a background job) stays ignored.
     """
     came: list[int] = []
     last = float("-inf")
@@ -150,7 +169,7 @@ def _stoppable() -> Iterator[list[int]]:
         nonlocal last
         before, last = last, time.monotonic()
         came.append(number)
-        if last - before > _IMPATIENCE:
+        if last - before > _REPEAT_SECONDS:
             raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -164,18 +183,20 @@ def _stoppable() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
 
-def _parsed(settings: type[Settings]) -> Settings:
-    """The command line as settings; what the parser says in a box over several lines becomes one."""
+def _parsed(options: type[Options]) -> Options:
+    """The command line as options; tyro's errors, a box of several lines, become one line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return parsed(settings)
+            return parsed(options)
     except SystemExit as ended:
         if ended.code != 2:
             raise
         plain = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", " ", said.getvalue())
         parts = [words.rstrip(".") for part in re.split(r"[─-]{5,}", plain) if (words := " ".join(part.split()))]
-        told = parts[1:-1]  # without the box's title, and how to get help, which is said shorter
+        told = [
+            part for part in parts[1:-1] if not part.startswith("Argument helptext")
+        ]  # nor title and hint at --help
         raise MechdiagError(f"{'; '.join(told)}; see {sys.argv[0]} --help") from None
 
 
@@ -184,7 +205,7 @@ def _warning_line(message: Warning | str, category: type[Warning], *_: object) -
 
 
 def typed(words: Sequence[str]) -> list[str]:
-    """A command line as provenance keeps it: without where its files go and what it says meanwhile, which change no result."""
+    """A command line as provenance keeps it: without the options that change no result (--out, --json, --quiet, ...)."""
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -196,16 +217,15 @@ def typed(words: Sequence[str]) -> list[str]:
 
 
 def terminal_line(said: object) -> str:
-    """What is said as one line that a terminal shows and does not obey."""
+    """A message on one line, with control characters escaped."""
     return printable(" ".join(str(said).split()))
 
 
 def printable(line: str) -> str:
-    """A line whose control characters, and those that turn the direction of text, are written out: `\\x1b`."""
+    """A line with control characters, and those that change the direction of text, escaped: `\\x1b`."""
     return "".join(c.encode("unicode_escape").decode() if _controls(c) else c for c in line.expandtabs())
 
 
 def _controls(c: str) -> bool:
-    return (
-        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\u200c\u200d"
-    )  # which join letters and emoji
+    joins = c in "\u200c\u200d"  # letters and emoji
+    return unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and not joins

@@ -1,13 +1,12 @@
-"""What every command that patches a model on texts asks for: model, text, where, how."""
+"""Options of commands that run a model on texts: model, text, sites, seed."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
-import tyro
-
-from diagnostics.commands.command import Resumable
+from diagnostics.commands.command import ResumableOptions
+from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PromptLength
 from interventions.errors import MechdiagError, SiteError
 from interventions.files import claim_run
 from interventions.models.causal_model import CausalModel
@@ -15,11 +14,16 @@ from interventions.models.loading import DEFAULT_MODEL, load_model, resolve_devi
 from interventions.replaying.rows import Horizon
 from interventions.sites import POINTS, Site
 from interventions.texts.inputs import check_prompts
+from interventions.texts.labelled import Labelled, load_labelled
 from interventions.texts.prompts import Prompts, Texts, load_texts, tokenize
+
+ReplayPath = Literal["auto", "replay", "hooks"]
+SplicePath = Literal["auto", "blocks", "hooks"]
+Context = Literal["in_place", "single_token", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInputs:
+class ModelOptions:
     """Options of every command that runs a model."""
 
     model: str = DEFAULT_MODEL
@@ -27,12 +31,12 @@ class ModelInputs:
     dtype: str = "float32"
     """of the model: float32, bfloat16 or float16"""
     device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda where there is one)"""
-    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """run code that comes with the model's folder or hub id (never asked for)"""
+    """cpu, cuda, cuda:1 (default: cuda if available)"""
+    trust_remote_code: bool = False
+    """run code that comes with the model's folder or hub id (mechdiag never asks)"""
 
     def check_model(self) -> None:
-        """What can be wrong without the model. Raises `ModelError`."""
+        """Raise `ModelError` for an unknown dtype or device."""
         resolve_dtype(self.dtype)
         resolve_device(self.device)
 
@@ -45,17 +49,17 @@ class ModelInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextInputs:
+class TextOptions:
     """Options of every command that reads a text."""
 
     prompts: str = "boolq"
-    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, by npm), a .txt, .jsonl or .csv file, or
+    """boolq (packaged Wikipedia paragraphs), sotu (State of the Union addresses, from npm), a .txt, .jsonl or .csv file, or
     hf:owner/name[:split:column]"""
-    n_prompts: int = 200
-    """prompts drawn from the text"""
-    max_length: int = 128
-    """tokens a prompt is cut at"""
-    chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    n_prompts: PositiveInt = 200
+    """prompts sampled from the text"""
+    max_length: PromptLength = 128
+    """truncate prompts to this many tokens"""
+    chat_template: bool = False
     """put each prompt into the tokenizer's chat template, as a user's turn"""
 
     def texts(self, name: str) -> Texts:
@@ -63,7 +67,7 @@ class TextInputs:
         return load_texts(name)
 
     def tokenized(self, texts: Texts, model: CausalModel, seed: int) -> Prompts:
-        """Prompts drawn from a text by seed, as token ids that the model can read. Raises `TextError`."""
+        """Prompts sampled from a text by seed, as token ids in the model's vocabulary. Raises `TextError`."""
         prompts = tokenize(
             texts,
             model.tokenizer,
@@ -77,53 +81,72 @@ class TextInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs(Resumable, ModelInputs, TextInputs):
-    """Options shared by commands that patch a model; each adds its own."""
+class RunOptions(ResumableOptions, ModelOptions, TextOptions):
+    """Options of every command that edits activations of a model on one text."""
 
     model: str = DEFAULT_MODEL
-    """smollm2-135m (packaged), smollm2-135m-layernorm (its weights under LayerNorm, for parity tests alone), a folder, or a
+    """smollm2-135m (packaged), smollm2-135m-layernorm (the same weights with LayerNorm, for parity tests only), a folder, or a
     Hugging Face hub id"""
-    layers: tuple[int, ...] = ()
-    """blocks that are patched, 0-based (default: six, from the first to the last)"""
-    sites: tuple[str, ...] = ("resid_post",)
-    """where: resid_pre, attn_out, resid_mid, mlp_out, resid_post of every block in --layers, or single sites such as 15.attn_out"""
-    context: str = "in_place"
-    """in_place (the token's own prompt and position), single_token (the vector as the only token, id 0), or both"""
-    horizon: str = "1"
-    """read the effect at so many positions from the edited one on, or at the prompt's 'last' position"""
-    n_prompts: int = 100
-    """prompts drawn from the text"""
-    sink_filter: float = 10.0
+    layers: tuple[NonNegativeInt, ...] = ()
+    """blocks to patch, 0-based (default: six, from the first to the last)"""
+    n_prompts: PositiveInt = 100
+    """prompts sampled from the text"""
+    sink_filter: NonNegativeFloat = 10.0
     """drop tokens with ||x|| above this many times the site's median (0: keep them)"""
-    null_model: str = "none"
-    """random: also networks of the same configuration with random weights, through the same diagnostic, drawn in grey"""
-    null_seeds: int = 3
-    """how many of them"""
-    batch_rows: int | None = None
+    batch_rows: PositiveInt | None = None
     """tokens in one forward pass (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
-    path: str = "auto"
+    path: ReplayPath = "auto"
     """auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """of prompts, rows and placebos"""
 
     def check(self, files: tuple[str, ...]) -> None:
-        """What can be wrong without a model: options, device, folder. Raises `MechdiagError`."""
-        if self.path not in ("auto", "replay", "hooks"):
-            raise MechdiagError(f"unknown path {self.path!r}; known: auto, replay, hooks")
-        if self.null_model not in ("none", "random"):
-            raise MechdiagError(f"unknown null model {self.null_model!r}; known: none, random")
+        """Validate options before loading the model; `files`: what the run writes into --out. Raises `MechdiagError`."""
         self.check_model()
+        claim_run(self.out, files, self.overwrite)
+
+    def load(self, prompts: str = "") -> tuple[CausalModel, Prompts]:
+        """The model, and prompts in its tokens (of another text than `self.prompts`, if given). Raises `MechdiagError`."""
+        texts = self.texts(prompts or self.prompts)
+        model = self.load_model()
+        return model, self.tokenized(texts, model, self.seed)
+
+    def common(self) -> dict[str, Any]:
+        """Keyword arguments that every diagnostic takes."""
+        return self.named("sink_filter", "seed", "batch_rows", "path", "overwrite") | {"folder": self.out}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullRunOptions(RunOptions):
+    """Options of commands that can also measure randomly initialised models."""
+
+    null_model: Literal["none", "random"] = "none"
+    """random: also measure randomly initialised models of the same configuration (drawn in grey)"""
+    null_seeds: PositiveInt = 3
+    """how many of them"""
+
+    def common(self) -> dict[str, Any]:
+        """Keyword arguments that these diagnostics take."""
+        return super().common() | {"null_seeds": self.null_seeds if self.null_model == "random" else 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchingOptions(NullRunOptions):
+    """Options of commands that patch activations at any site."""
+
+    sites: tuple[str, ...] = ("resid_post",)
+    """where: resid_pre, attn_out, resid_mid, mlp_out, resid_post of every block in --layers, or single sites such as 15.attn_out"""
+    context: Context = "in_place"
+    """in_place (the token's own prompt and position), single_token (the vector as the only token, id 0), or both"""
+    horizon: str = "1"
+    """number of positions, from the edited one on, at which the effect is measured; or 'last', the prompt's last position"""
+
+    def check(self, files: tuple[str, ...]) -> None:
         self.positions()
         for name in self.sites:
             if name not in POINTS:
                 Site.parse(name)
-        claim_run(self.out, files, self.overwrite)
-
-    def load(self, prompts: str | None = None) -> tuple[CausalModel, Prompts]:
-        """The model and its prompts (of another text than `self.prompts` where one is named). Raises `MechdiagError`."""
-        texts = self.texts(prompts or self.prompts)
-        model = self.load_model()
-        return model, self.tokenized(texts, model, self.seed)
+        super().check(files)
 
     def positions(self) -> Horizon:
         """The horizon as the engine takes it. Raises `SiteError`."""
@@ -134,34 +157,41 @@ class Inputs(Resumable, ModelInputs, TextInputs):
         return int(self.horizon)
 
     def places(self, default_layers: list[int]) -> list[Site]:
-        """The sites asked for: points of every layer, and single sites."""
+        """Sites: points of every layer, and single sites."""
         layers = list(self.layers) or default_layers
         points = [name for name in self.sites if name in POINTS]
         single = [Site.parse(name) for name in self.sites if name not in POINTS]
         return [Site(layer, point) for point in points for layer in layers] + single
 
     def common(self) -> dict[str, Any]:
-        """Keyword arguments that every diagnostic takes."""
-        return {
-            "context": self.context,
-            "horizon": self.positions(),
-            "sink_filter": self.sink_filter or None,
-            "seed": self.seed,
-            "null_seeds": self.null_seeds if self.null_model == "random" else 0,
-            "batch_rows": self.batch_rows,
-            "path": self.path,
-            "folder": self.out,
-            "overwrite": self.overwrite,
-        }
+        """Keyword arguments that these diagnostics take."""
+        return super().common() | {"context": self.context, "horizon": self.positions()}
+
+
+def labelled_data(data: tuple[str, ...], per_class: int, seed: int) -> dict[str, Labelled]:
+    """Labelled texts by the short names of their sources. Raises `TextError`."""
+    return {
+        name: load_labelled(where, per_class=per_class, seed=seed)
+        for name, where in zip(short_names(data), data, strict=True)
+    }
+
+
+def check_distinct(names: list[str], what: str) -> None:
+    """Raise `MechdiagError` if two names are equal."""
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise MechdiagError(f"two {what} have the name {twice[0]!r}; rename one")
 
 
 def short_names(paths: tuple[str, ...]) -> list[str]:
-    """The last part of each path, with as many before it as tell them apart. Raises `MechdiagError` for one given twice."""
+    """The last part of each path, with as many parts before it as make the names distinct.
+
+    Raises `MechdiagError` for a path given twice.
+    """
     parts = [[part for part in Path(path).parts if part not in ("/", "..")] or [path] for path in paths]
     if twice := [path for path, n in Counter(map(tuple, parts)).items() if n > 1]:
         raise MechdiagError(f"{'/'.join(twice[0])} is given twice; name each once")
-    for n in range(1, max(map(len, parts)) + 1):
+    for n in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(some[-n:]) for some in parts]
         if len(set(names)) == len(names):
             return names
-    raise AssertionError("paths that differ have names that do")
+    raise AssertionError("distinct paths have distinct names")

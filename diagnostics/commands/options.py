@@ -1,160 +1,119 @@
-"""The command line of a dataclass of settings: options under headings, each with its docstring, and a help to act on."""
+"""The command line of a dataclass of options: parsed and laid out by tyro, under headings, with the dataclass's docstring."""
 
-import ast
 import dataclasses
 import inspect
-import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
 
-Settings = TypeVar("Settings")
+from diagnostics.commands.ranges import check_ranges
+
+Options = TypeVar("Options")
 HEADINGS = {
     "SAE": ("sae", "saes", "compare"),
-    "text": [
-        "prompts",
-        "prompts_second",
-        "data",
-        "concepts",
-        "per_class",
-        "n_prompts",
-        "splice_prompts",
-        "held_out",
-        "on_training_text",
-        "max_length",
-        "chat_template",
-    ],
+    "text": (
+        *("prompts", "prompts_second", "data", "concepts", "per_class", "n_prompts", "splice_prompts", "held_out"),
+        *("on_training_text", "max_length", "chat_template"),
+    ),
     "site": ("layer", "layers", "sites", "context", "horizon", "sink_filter", "skip_first"),
     "model": ("model", "dtype", "device", "trust_remote_code"),
     "control": ("null_model", "null_seeds"),
     "run": ("seed", "path", "batch_rows", "batch_tokens"),
     "output": ("out", "overwrite", "no_lock", "json", "quiet"),
 }
-"""Under which heading an option stands, in every command that has it, and in which order; all others come before, under none."""
-ENDINGS = "Exit codes: 0 done; 2 the input does not serve (one line says why); 130 interrupted; 143 told to end; 1 our mistake."
+"""Under which heading an option stands, in every command that has it, and in which order; all others come first, without a heading."""
+EXIT_CODES = (
+    "Exit codes: 0 done; 2 invalid input (one line says why); 130 interrupted; 143 terminated; 1 a bug in mechdiag."
+)
 
 
-def parsed(settings: type[Settings], words: Sequence[str] | None = None) -> Settings:
-    """The words of a command line (default: this process's) as settings. Raises `SystemExit` where the parser does."""
+def parsed(options: type[Options], words: Sequence[str] | None = None) -> Options:
+    """The words of a command line (default: this process's) as options.
+
+    Raises `MechdiagError` for a number out of its range, and `SystemExit` where tyro does.
+    """
     words = sys.argv[1:] if words is None else words
     if {"-h", "--help"} & set(words):
-        print(description(settings), end="\n\n")  # ours: the parser's own would join lines
-    form, within = _form(settings)
-    given = _values(tyro.cli(form, args=words, description=""))
+        print(description(options), end="\n\n")  # tyro would join the lines of a description
+    layout = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    given = vars(tyro.cli(_form(options), args=words, description="", config=layout))
     for heading in HEADINGS.keys() & given.keys():
-        given |= _values(given.pop(heading))
-    return settings(**given | {name: kind(**_values(given[name])) for name, kind in within.items()})
-
-
-def _values(group: Any) -> dict[str, Any]:
-    return {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        given |= vars(given.pop(heading))
+    check_ranges(options, given)
+    return options(**given | {name: kind(**vars(given[name])) for name, kind in _nested(options).items()})
 
 
 @cache
-def _form(settings: type) -> tuple[Any, dict[str, Any]]:
-    """The same fields in a dataclass that has a dataclass a heading, which is how the parser is told of headings.
+def _form(options: type) -> Any:
+    """The same fields in a dataclass that has a dataclass for each heading: tyro groups options by these."""
+    fields, nested = {option[0]: option for option in _fields(options)}, _nested(options)
+    groups = [
+        (name, _dataclass(name, _fields(kind, fields.pop(name)[2].default_factory()))) for name, kind in nested.items()
+    ]
+    groups += [
+        (heading, _dataclass(heading, own))
+        for heading, names in HEADINGS.items()
+        if (own := [fields.pop(name) for name in names if name in fields])
+    ]
+    return _dataclass(options.__name__, [*fields.values(), *groups])
 
-    With those fields, by name, that are dataclasses themselves: each stands under a heading of its name.
-    """
-    types = get_type_hints(settings, include_extras=True)
-    docs, fields, within = attribute_docs(settings), {}, {}
-    for field in dataclasses.fields(settings):
-        kind = _bare(types[field.name])
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            assert field.default_factory is not dataclasses.MISSING
-            within[field.name], own, hints = kind, attribute_docs(kind), get_type_hints(kind)
-            options = [_option(hints[k], k, v, own) for k, v in _values(field.default_factory()).items()]
-            fields.setdefault(None, []).append(_group(field.name, options))
-        else:
-            heading = next((name for name, options in HEADINGS.items() if field.name in options), None)
-            option = _option(types[field.name], field.name, field.default, docs)
-            fields.setdefault(heading, []).append(option)
-    for heading, order in HEADINGS.items():
-        if options := sorted(fields.get(heading, []), key=lambda option, order=list(order): order.index(option[0])):
-            fields.setdefault(None, []).append(_group(heading, options))
-    return _dataclass(settings.__name__, fields[None]), within
+
+def _nested(options: type) -> dict[str, Any]:
+    """The fields that are dataclasses themselves, by name; each gets its own heading."""
+    return {name: kind for name, kind in get_type_hints(options).items() if dataclasses.is_dataclass(kind)}
 
 
 def _dataclass(name: str, fields: list[Any]) -> Any:
     return dataclasses.make_dataclass(name, fields, kw_only=True, namespace={"__doc__": ""})
 
 
-def _group(heading: str, options: list[Any]) -> tuple[str, Any]:
-    return heading, Annotated[_dataclass(heading, options), tyro.conf.OmitArgPrefixes]
-
-
-def _option(type_: Any, name: str, default: Any, docs: dict[str, str]) -> tuple[str, Any, Any]:
-    """A field as `make_dataclass` takes it, with what its help says."""
-    help, how = " ".join(docs.get(name, "").split()), {}
-    if tyro.conf.Positional in getattr(type_, "__metadata__", ()):
-        how |= {"metavar": f"{name.upper()} ...", "help_behavior_hint": "(required)"}
-    elif metavar := _metavar(_bare(type_)):
-        how["metavar"] = metavar
-    if any(default is plain for plain in (False, (), None)) or (
-        default is not dataclasses.MISSING and "default" in help
-    ):
-        how["help_behavior_hint"] = ""  # a flag, or the help says it better
-    return name, Annotated[type_, tyro.conf.arg(help=help, **how)], dataclasses.field(default=default)
-
-
-def _bare(type_: Any) -> Any:
-    return get_args(type_)[0] if get_origin(type_) is Annotated else type_
+def _fields(options: type, defaults: Any = None) -> list[tuple[str, Any, Any]]:
+    """Fields as `make_dataclass` takes them, with their help. A default that says nothing, or that the help explains, is not shown."""
+    types, plain, docs = get_type_hints(options, include_extras=True), get_type_hints(options), _docs(options)
+    found = []
+    for field in dataclasses.fields(options):
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        how: dict[str, Any] = {"help": " ".join(docs.get(field.name, "").split())}
+        if tyro.conf.Positional in getattr(types[field.name], "__metadata__", ()):
+            how |= {"metavar": f"{field.name.upper()} ...", "help_behavior_hint": "(required)"}
+        elif metavar := _metavar(plain[field.name]):
+            how["metavar"] = metavar
+        if any(default is blank for blank in (False, (), None)) or (
+            default is not dataclasses.MISSING and "default" in how["help"]
+        ):
+            how["help_behavior_hint"] = ""
+        given = dataclasses.field(default=default, default_factory=field.default_factory)
+        found.append((field.name, Annotated[types[field.name], tyro.conf.arg(**how)], given))
+    return found
 
 
 def _metavar(type_: Any) -> str | None:
-    """INT for int | None, INT ... for tuple[int, ...], NUM for float; None where the parser says it well."""
-    inner = get_args(type_)
-    if get_origin(type_) is tuple:
-        return f"{_word(inner[0])} ..." if inner[1:] == (...,) else " ".join(map(_word, inner))
-    return _word(inner[0] if type(None) in inner else type_) if type_ is not bool else None
+    """Shorter than tyro's, which would move most help texts to a line of their own; None where tyro's is short."""
+    kinds = get_args(type_)
+    if get_origin(type_) is Literal:
+        return "STR"
+    if kinds[-1:] == (NoneType,) or kinds[-1:] == (...,):
+        return kinds[0].__name__.upper() + " ..." * (kinds[-1] is ...)
+    return None
 
 
-def _word(type_: Any) -> str:
-    return "NUM" if type_ is float else type_.__name__.upper()
+def _docs(options: type) -> dict[str, str]:
+    """The docstrings under the fields of a dataclass, its own before those of its bases."""
+    parts = [
+        part for base in reversed(options.__mro__[:-1]) for part in docstring_parser.parse_from_object(base).params
+    ]
+    return {part.arg_name: part.description or "" for part in parts}
 
 
-def description(settings: type) -> str:
-    """The docstring and what exit codes mean, laid out for the terminal; examples and indented lines stay lines of their own."""
+def description(options: type) -> str:
+    """The docstring and the exit codes, wrapped to the terminal; paragraphs with indented lines, such as examples, keep their lines."""
     width = min(shutil.get_terminal_size().columns, 120)
-    laid = []
-    for paragraph in [*(inspect.getdoc(settings) or "").split("\n\n"), ENDINGS]:
-        if not re.match("Examples?:", paragraph):
-            items = re.split(r"\n(?=  \S)", paragraph)
-            paragraph = "\n".join(_filled(item, width) for item in items)
-        laid.append(paragraph)
-    return "\n\n".join(laid)
-
-
-def _filled(item: str, width: int) -> str:
-    own = item[: len(item) - len(item.lstrip())]
-    after = own and own + "  "
-    words = " ".join(item.split())
-    return textwrap.fill(words, width, initial_indent=own, subsequent_indent=after, break_long_words=False)
-
-
-def attribute_docs(settings: type) -> dict[str, str]:
-    """The docstrings under a dataclass's fields, its own before those of the classes that it builds on.
-
-    A class that was typed in, and stands in no file, has none.
-    """
-    found: dict[str, str] = {}
-    for base in reversed(settings.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        try:
-            source = inspect.getsource(base)
-        except OSError:
-            continue
-        [definition] = ast.parse(textwrap.dedent(source)).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, under in pairwise(definition.body):
-            match field, under:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = text
-    return found
+    paragraphs = [*(inspect.getdoc(options) or "").split("\n\n"), EXIT_CODES]
+    return "\n\n".join(text if "\n  " in text else textwrap.fill(text, width) for text in paragraphs)

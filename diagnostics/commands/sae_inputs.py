@@ -1,13 +1,12 @@
-"""What commands ask for that put SAEs to a model's text: which SAEs, which paragraphs."""
+"""Options of commands that run SAEs on a model's text: which SAEs, which paragraphs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from diagnostics.commands.inputs import Inputs, ModelInputs, TextInputs, short_names
+from diagnostics.commands.inputs import ModelOptions, RunOptions, TextOptions, short_names
+from diagnostics.commands.ranges import NonNegativeInt, PositiveInt, ShareBelowOne
 from interventions.errors import MechdiagError
 from interventions.models.loading import DEFAULT_MODEL, LAYERNORM_MODEL, resolve_device
 from interventions.texts.held_out import split
@@ -17,13 +16,13 @@ from sae_models.sae import SAE
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAEChoice(ModelInputs):
+class SAEOptions(ModelOptions):
     """Options of every command that loads SAEs of a model."""
 
     saes: tuple[str, ...] = ("standard", "cosine")
-    """folders, files, names in the zoo, hf:owner/name/folder; or kinds of the packaged zoo, such as cosine, of each of --layers"""
-    layers: tuple[int, ...] = (15,)
-    """blocks that kinds in --saes are taken of, 0-based; SAEs that are named say themselves where they belong"""
+    """folders, files, names in the zoo, hf:owner/name/folder; or kinds of SAE in the packaged zoo, such as cosine, one for each of --layers"""
+    layers: tuple[NonNegativeInt, ...] = (15,)
+    """blocks, 0-based, for kinds in --saes; an SAE given by name has its own block"""
 
     def load_saes(self) -> dict[str, SAE]:
         """The SAEs by name. Raises `CheckpointError`, `MechdiagError`."""
@@ -31,16 +30,11 @@ class SAEChoice(ModelInputs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutText(TextInputs):
-    """Options of every command that keeps away from the text that SAEs were trained on."""
+class HeldOutTextOptions(TextOptions):
+    """Options of every command that reads only paragraphs that SAEs were not trained on."""
 
-    held_out: float = 0.1
-    """share of the paragraphs that train_sae.py keeps for evaluation; only these are read (0: all are)"""
-
-    def check_share(self) -> None:
-        """What can be wrong without a text. Raises `MechdiagError`."""
-        if not 0 <= self.held_out < 1:
-            raise MechdiagError(f"--held-out {self.held_out}; expected a share from 0 to below 1")
+    held_out: ShareBelowOne = 0.1
+    """share of the paragraphs that train_sae.py holds out; only these are read (0: read all)"""
 
     def texts(self, name: str) -> Texts:
         """The held-out paragraphs of a text, or all. Raises `MechdiagError`."""
@@ -49,30 +43,22 @@ class HeldOutText(TextInputs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAEInputs(SAEChoice, HeldOutText, Inputs):
-    """Options shared by these commands. SAEs say themselves where they belong: the command line takes no sites and no horizon."""
+class SAERunOptions(SAEOptions, HeldOutTextOptions, RunOptions):
+    """Options of commands that edit activations through SAEs, each at its own site."""
 
-    layers: tuple[int, ...] = (7, 15, 22)
-    """blocks that kinds in --saes are taken of, 0-based; SAEs that are named say themselves where they belong"""
-    n_prompts: int = 200
-    """prompts drawn from the text"""
-    sites: Annotated[tuple[str, ...], tyro.conf.Suppress] = ("resid_post",)
-    horizon: Annotated[str, tyro.conf.Suppress] = "1"
+    layers: tuple[NonNegativeInt, ...] = (7, 15, 22)
+    """blocks, 0-based, for kinds in --saes; an SAE given by name has its own block"""
+    n_prompts: PositiveInt = 200
+    """prompts sampled from the text"""
 
     def check(self, files: tuple[str, ...]) -> None:
-        """What can be wrong without a model. Raises `MechdiagError`."""
-        if self.sites != ("resid_post",) or self.horizon != "1":
-            raise MechdiagError(
-                "SAEs say where they belong, and effects are read in place: leave sites and horizon as they are"
-            )
         if not self.saes:
             raise MechdiagError("--saes is empty; name at least one")
-        self.check_share()
         super().check(files)
 
 
 def sae_paths(names: Sequence[str], layers: Sequence[int], model: str) -> tuple[str, ...]:
-    """Where SAEs are: a kind, such as cosine, is the zoo's of that model at each of the layers; whatever else is named stays."""
+    """Paths of SAEs: a kind, such as cosine, is the zoo's SAE of that model at each of the layers; all other names stay."""
     zoo = DEFAULT_MODEL if model == LAYERNORM_MODEL else model
     paths = []
     for name in names:
@@ -82,6 +68,10 @@ def sae_paths(names: Sequence[str], layers: Sequence[int], model: str) -> tuple[
 
 
 def named_saes(names: Sequence[str], layers: Sequence[int], model: str, device: Any) -> dict[str, SAE]:
-    """The SAEs of `sae_paths`, under short names that tell them apart. Raises `CheckpointError`, `MechdiagError`."""
-    paths = sae_paths(names, layers, model)
+    """The SAEs of `sae_paths` by distinct short names. Raises `CheckpointError`, `MechdiagError`."""
+    return saes_at(sae_paths(names, layers, model), device)
+
+
+def saes_at(paths: tuple[str, ...], device: Any) -> dict[str, SAE]:
+    """The SAEs at some paths by distinct short names. Raises `CheckpointError`, `MechdiagError`."""
     return dict(zip(short_names(paths), (load_sae(path, device=device) for path in paths), strict=True))

@@ -1,6 +1,5 @@
-"""Clean activations of concepts' texts: which tokens count, where effects are read, probes of classes; each formed once."""
+"""Clean activations of concepts' texts, the tokens that count, where effects are read, and probes of classes; each computed once."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +11,15 @@ from torch import Tensor
 from diagnostics.concept_ablation.class_probes import ClassProbes, fit_probes
 from diagnostics.concept_ablation.concepts import Concept, ConceptTexts, mask
 from diagnostics.sampling.tokens import hash_keys, token_filter
-from interventions.errors import ReplayError
 from interventions.models.causal_model import CausalModel
 from interventions.recording import Recording, record
 from interventions.sites import Site
-from interventions.spliced import Passes, why_not_blocks
+from interventions.spliced import Passes, checked_path
 
 
 @dataclass(frozen=True)
 class ConceptSettings:
-    """What is asked of every concept and SAE."""
+    """Settings of a feature ablation, the same for every concept and SAE."""
 
     counts: tuple[int, ...]
     arms: tuple[str, ...]
@@ -34,7 +32,7 @@ class ConceptSettings:
 
     @property
     def n_changes(self) -> int:
-        """Arms at each N, and the `keep` arm at N = 0."""
+        """Conditions at each N, and `keep` at N = 0."""
         return len(self.counts) * len(self.arms) + ("keep" in self.arms)
 
 
@@ -64,17 +62,10 @@ class ConceptActivations:
         return self.recording.activations[site][self.text, self.position]
 
     def passes(self, site: Site) -> tuple[Passes, str | None, float]:
-        """Streams through a site, why the blocks above alone do not serve (None: they do) and the largest logit difference seen."""
+        """Passes at a site, why the blocks above do not match full forward passes (None: they do), and the largest logit difference."""
         if site not in self._passes:
             passes = Passes(self.recording, site, self.counted_here)
-            path = self.settings.path
-            why, delta = (None, float("nan")) if path == "hooks" else why_not_blocks(passes)
-            if why is not None:
-                message = f"the blocks above {site} alone do not give what full forward passes give: {why}"
-                if path == "blocks":
-                    raise ReplayError(f"{message}; use path='auto' or 'hooks'")
-                warnings.warn(f"{message}; these are used instead", stacklevel=2)
-            self._passes[site] = passes, why, delta
+            self._passes[site] = passes, *checked_path(passes, self.settings.path, stacklevel=3)
         return self._passes[site]
 
     def pooled(self, values: Float[Tensor, "row d_model"]) -> Float[ndarray, "text d_model"]:

@@ -1,4 +1,4 @@
-"""Linear probes of classes on mean-pooled activations, and what subtracting latents does to them: targeted probe perturbation."""
+"""Linear probes of classes on mean-pooled activations, for targeted probe perturbation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ C = 0.1
 
 @dataclass(frozen=True)
 class ClassProbes:
-    """A logistic probe for each class against all others, on raw mean-pooled activations."""
+    """A logistic probe for each class against the others, on mean-pooled activations."""
 
     classes: tuple[str, ...]
     weight: Float[ndarray, "label d_model"]
     """in logits per unit of the activation"""
     bias: Float[ndarray, "label"]
     accuracy: dict[str, float]
-    """balanced accuracy of each probe on the texts that it was not trained on"""
+    """balanced accuracy of each probe on texts that it was not trained on"""
 
     def logits(self, pooled: Float[ndarray, "text d_model"]) -> Float[ndarray, "text label"]:
         """w·x + b of each class."""
@@ -37,11 +37,10 @@ class ClassProbes:
 def fit_probes(
     pooled: Float[ndarray, "text d_model"], labels: Sequence[str], ranking: Bool[ndarray, "text"]
 ) -> ClassProbes:
-    """One probe for each class, fitted on the texts that rank and judged on the others; classes weigh alike.
+    """One probe for each class, with balanced classes, fitted on the ranking half of the texts and tested on the other half.
 
-    Fits are `probing_fits.fitted`: activations standardised on the texts that rank, where the penalty acts (`C`); weights are given
-    for raw activations.
-    Raises `ResultError` for fewer than two classes on a side.
+    Activations are standardised on the ranking half, and the L2 penalty (`C`) acts on the standardised weights; `weight` is for raw
+    activations. Raises `ResultError` for fewer than two classes in a half.
     """
     label = np.asarray(labels)
     classes = tuple(sorted(set(labels)))

@@ -1,4 +1,4 @@
-"""What a concept is: texts that have it, texts that have not, and the tokens that speak of it."""
+"""Concepts: texts with and without a concept, and its target tokens."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from interventions.texts.labelled import in_turn
 from interventions.texts.prompts import Prompts, tokenize
 
 N_TARGETS = 10
-"""target tokens of a concept that does not name its own"""
+"""number of target tokens where none are given"""
 MIN_OWN_TEXTS = 3
-"""texts of a concept's ranking half in which a token must occur to be one of its targets"""
-_FEW = 2  # groups of texts with and without a concept on each side of the split
+"""smallest number of a concept's ranking texts with a token that may become a target"""
+_FEW = 2  # smallest number of groups of texts with, and without, a concept in each half
 
 
 class LabelledTexts(Protocol):
-    """Texts, the class and the group of each, as `interventions.labelled.load_labelled` gives them."""
+    """Texts with the class and the group of each, as from `load_labelled`."""
 
     @property
     def texts(self) -> list[str]: ...
@@ -37,25 +37,25 @@ class LabelledTexts(Protocol):
 
 @dataclass(frozen=True)
 class Concept:
-    """One concept of `ConceptTexts`, whose texts it names by their index."""
+    """One concept of `ConceptTexts`; texts are given by their index."""
 
     name: str
     own: tuple[int, ...]
-    """texts that have it"""
+    """texts with the concept"""
     others: tuple[int, ...]
-    """texts that have not"""
+    """texts without it"""
     targets: tuple[int, ...] = ()
-    """token ids that speak of it"""
+    """ids of its target tokens"""
     positions: Mapping[int, tuple[int, ...]] | None = None
-    """where in its own texts it is present; None: at every token"""
+    """positions of the concept in its own texts; None: every token"""
 
 
 @dataclass(frozen=True)
 class ConceptTexts:
-    """Texts and the concepts that they have or have not. Raises `TextError` for concepts whose texts do not serve.
+    """Texts and their concepts. Raises `TextError` for invalid concepts.
 
-    Half of the texts of each class (or of the same concepts) rank latents and train probes, the other half measure; texts of one group
-    stand on one side.
+    Half of the texts of each class (or of each set of concepts) rank latents and train probes; effects are measured on the other half.
+    Groups of texts are not split.
     """
 
     name: str
@@ -64,13 +64,13 @@ class ConceptTexts:
     special: list[list[bool]]
     """true for special tokens, which are neither edited nor counted"""
     ranking: tuple[bool, ...]
-    """true for a text that ranks, false for one that measures"""
+    """true for texts of the ranking half, false for the measuring half"""
     concepts: tuple[Concept, ...]
     labels: tuple[str, ...] | None = None
     """the class of each text, where every text has one: the name of a concept"""
     provenance: dict[str, Any] = field(default_factory=dict)
     groups: tuple[int, ...] = ()
-    """the group of each text, as the index of its first text: these are left out together; by default each text is its own"""
+    """the group of each text, as the index of its first text; the jackknife deletes groups; by default each text is its own"""
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
@@ -114,7 +114,7 @@ class ConceptTexts:
                 )
 
     def side(self, texts: Sequence[int], ranking: bool) -> list[int]:
-        """Those of `texts` that rank, or that measure."""
+        """Those of `texts` in the ranking half, or in the measuring half."""
         return [i for i in texts if self.ranking[i] is ranking]
 
     @property
@@ -136,11 +136,11 @@ def labelled_concepts(
     n_targets: int = N_TARGETS,
     seed: int = 0,
 ) -> ConceptTexts:
-    """A concept for each class: its own texts, and as many of the other classes in equal shares.
+    """A concept for each class: its own texts, and as many texts of the other classes in equal shares.
 
     per_class: texts of each class, cut at `max_length` tokens, one of each group in turn; about half of them rank, whole groups (`held_groups`).
-    classes: which concepts are asked about (default all); texts of the others still serve as those without it. Texts that begin with
-    the same `max_length` tokens count once. Target tokens are `telling_tokens` of the ranking half. Raises `TextError` for fewer
+    classes: the concepts (default: all); texts of the other classes are still used as texts without it. Of texts that begin with
+    the same `max_length` tokens one is used. Target tokens are `telling_tokens` of the ranking half. Raises `TextError` for fewer
     than two classes and too few texts or groups. Source: ours.
     """
     known = sorted(set(labelled.labels))
@@ -196,7 +196,7 @@ def labelled_concepts(
 
 
 def _without(name: str, labels: Sequence[str], ranking: Sequence[bool], side: bool) -> list[int]:
-    """As many texts of other classes as there are of this one on a side, one of each class in turn."""
+    """As many texts of other classes as of this one in a half, one of each class in turn."""
     here = [i for i, ranks in enumerate(ranking) if ranks is side]
     queues = [[i for i in here if labels[i] == other] for other in dict.fromkeys(labels) if other != name]
     order = [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)]
@@ -206,10 +206,10 @@ def _without(name: str, labels: Sequence[str], ranking: Sequence[bool], side: bo
 def token_concepts(
     prompts: Prompts, targets: Mapping[str, Sequence[int]], *, n_texts: int = 48, seed: int = 0
 ) -> ConceptTexts:
-    """A concept for each set of target tokens: texts in which one of them comes next somewhere, and there alone.
+    """A concept for each set of target tokens, present where one of them comes next.
 
-    Position p of a text has the concept where token p + 1 is a target. The first `n_texts` prompts with and without one serve;
-    concepts may share texts. Raises `TextError` where too few have one, or have none. Source: ours.
+    Position p of a text has the concept where token p + 1 is a target. Uses the first `n_texts` prompts with, and without, a target;
+    concepts may share texts. Raises `TextError` where there are too few of either. Source: ours.
     """
     concepts, used = [], Counter()
     for name, ids in targets.items():
@@ -235,7 +235,7 @@ def given_concepts(
     n_targets: int = N_TARGETS,
     seed: int = 0,
 ) -> ConceptTexts:
-    """Concepts by name, each from token ids of texts with it and of texts without it; a text given twice is one.
+    """Concepts by name, each from token ids of texts with and without it; equal texts are merged.
 
     targets: token ids of each concept (default: `telling_tokens`). special: ids that are neither edited nor counted.
     """
@@ -253,7 +253,7 @@ def given_concepts(
 
 
 def _sides(tokens: Sequence[Sequence[int]], concepts: Sequence[Concept], seed: int) -> tuple[bool, ...]:
-    """Every second of the texts with the same concepts ranks, in an order that the seed and the texts fix."""
+    """Every second text with the same concepts is in the ranking half, in an order from the seed and the texts."""
     own, others = ([set(some) for some in part] for part in ([c.own for c in concepts], [c.others for c in concepts]))
     kinds = [tuple((i in a) - (i in b) for a, b in zip(own, others, strict=True)) for i in range(len(tokens))]
     key = [hashlib.blake2b(f"{seed}:{list(ids)}".encode(), digest_size=8).digest() for ids in tokens]
@@ -266,7 +266,7 @@ def _sides(tokens: Sequence[Sequence[int]], concepts: Sequence[Concept], seed: i
 
 
 def with_targets(texts: ConceptTexts, n: int = N_TARGETS) -> ConceptTexts:
-    """The same with `telling_tokens` as the targets of the concepts that have none."""
+    """With `telling_tokens` as targets of concepts without any."""
     return replace(
         texts,
         concepts=tuple(c if c.targets else replace(c, targets=telling_tokens(texts, c, n)) for c in texts.concepts),
@@ -274,12 +274,12 @@ def with_targets(texts: ConceptTexts, n: int = N_TARGETS) -> ConceptTexts:
 
 
 def telling_tokens(texts: ConceptTexts, concept: Concept, n: int = N_TARGETS) -> tuple[int, ...]:
-    """The tokens whose presence tells a concept's texts from the others, on the ranking half.
+    """The tokens whose presence distinguishes a concept's texts from the others, on the ranking half.
 
         log((a + ½)/(A − a + ½)) − log((b + ½)/(B − b + ½)),     a of A texts with the concept have the token, b of B without
 
-    The n largest log-odds of tokens in `MIN_OWN_TEXTS` texts with the concept or more, special ones left out; above 0 alone.
-    Raises `TextError` where there is none. Source: ours.
+    The n tokens with the largest positive log-odds among those in `MIN_OWN_TEXTS` texts with the concept or more, without special
+    tokens. Raises `TextError` where there is none. Source: ours.
     """
     own, others = (texts.side(some, True) for some in (concept.own, concept.others))
     with_it, without = (
@@ -308,7 +308,7 @@ def _log_odds(n: int, of: int) -> float:
 
 
 def mask(texts: ConceptTexts) -> Bool[ndarray, "text pos"]:
-    """Special tokens as a table, right-padded with False."""
+    """Table of special tokens, right-padded with False."""
     table = np.zeros((len(texts.tokens), max(map(len, texts.tokens))), dtype=bool)
     for row, flags in zip(table, texts.special, strict=True):
         row[: len(flags)] = flags
@@ -316,7 +316,7 @@ def mask(texts: ConceptTexts) -> Bool[ndarray, "text pos"]:
 
 
 def described_texts(texts: ConceptTexts, tokenizer: Any) -> dict[str, Any]:
-    """Of a data set: how many texts and groups on each side, and each concept's target tokens as strings."""
+    """Provenance of a data set: numbers of texts and groups in each half, and each concept's target tokens."""
 
     def n_groups(some: Sequence[int], ranking: bool) -> int:
         return len({texts.groups[i] for i in texts.side(some, ranking)})

@@ -1,4 +1,4 @@
-"""What is taken from the stream when a concept's latents are ablated, and what it is compared with."""
+"""Edits of the residual stream: a concept's latents ablated, and the controls."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,12 @@ from diagnostics.sampling.tokens import generator, hash_keys
 from interventions.edits import matched_placebo
 
 ARMS = ("selected", "random", "placebo", "keep")
-"""`selected`: the top N latents of the ranking, z_i·d_i subtracted wherever they fire, the SAE's error kept. `random`: as many other
-latents that are active on the concept's texts, each of like expected dose. `placebo`: at each token a vector of the norm and
-angle of the selected edit, turned towards one direction for the whole text, the difference of two other tokens' activations. `keep`: all
-active latents but the top N subtracted, the error kept: what the N suffice for (N = 0: none kept)."""
+"""`selected`: subtracts z_i·d_i of the top N latents of the ranking wherever they fire; the SAE's error is kept. `random`: the same for as
+many other latents that are active on the concept's texts, each of similar expected dose. `placebo`: at each token an edit of the same
+norm and angle as the selected one, turned towards one direction for the whole text, the difference of two other tokens' activations.
+`keep`: subtracts all active latents but the top N (N = 0: all); the error is kept."""
 NEAREST, WITHIN = 10, 1.25
-"""of so many latents of the nearest expected dose, no further off than this factor, one is drawn"""
+"""a random latent is drawn from this many nearest in expected dose, within this factor"""
 _TRIES = 8  # tokens to find two of different activations among
 
 
@@ -28,11 +28,11 @@ def dose_matched(
     seed: int,
     label: str,
 ) -> Int[Tensor, "other"]:
-    """For each selected latent, in turn, another active one of like expected dose (`Encoded.dose`), each once: a ranking by lot.
+    """For each selected latent, in turn, another active one of similar expected dose (`Encoded.dose`), each once.
 
-    Of the `NEAREST` unused ones in log dose that are within a factor `WITHIN` the one of the smallest key; the nearest where none is.
-    What else is selected may be drawn: without it the floor would be drawn from the bottom of the ranking, from latents of other
-    concepts. The first ones stay as more are selected. Fewer than `selected` where the active ones run out. Source: ours.
+    Drawn by seeded hash from the `NEAREST` unused latents in log dose within a factor `WITHIN`; the nearest one where there are none.
+    Other selected latents may be drawn: otherwise the control would come from the bottom of the ranking, from latents of other
+    concepts. A larger selection keeps the earlier draws. Fewer than `selected` where active latents run out. Source: ours.
     """
     doses = dose.double().cpu().numpy()
     pool = np.flatnonzero(active.cpu().numpy() & (doses > 0))
@@ -57,7 +57,7 @@ def directions(
 ) -> Float[Tensor, "text d_model"]:
     """For each text the difference of two tokens of `pool` (tokens of other texts), drawn by seed and label.
 
-    One a text, as a latent's decoder direction is the same wherever it fires: effects that add up over tokens do so here too.
+    One direction a text, since a latent has the same decoder direction wherever it fires: effects of placebos add up over tokens too.
     """
     drawn = torch.randint(len(pool), (_TRIES, n_texts), generator=generator(seed, label)).to(pool.device)
     apart = pool[drawn[0]] - pool[drawn[1:]]
@@ -66,7 +66,7 @@ def directions(
 
 
 class Arm:
-    """An arm at one N: Δx at the tokens of an `Encoded`."""
+    """A condition at one N: Δx at the tokens of an `Encoded`."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Arm:
         self.name, self.latents, self.towards = name, latents, towards
 
     def delta(self, encoded: Encoded, keep: Bool[Tensor, "row"]) -> tuple[Float[Tensor, "some_row d_model"], int]:
-        """Δx at the tokens `keep`, exactly 0 where no latent concerned is active; and how many placebos do not exist."""
+        """Δx at the tokens `keep`, exactly 0 where none of the latents is active; and how many placebos do not exist."""
         some = encoded.take(keep)
         removed = -some.contribution(self.latents, rest=self.name == "keep")
         if self.towards is None:

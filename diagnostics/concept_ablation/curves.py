@@ -1,4 +1,4 @@
-"""One curve of intended and collateral effect by N, and its intervals by group of texts."""
+"""Curves of intended and collateral effect by N, with intervals over groups of texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +14,20 @@ from diagnostics.statistics.jackknife import covariance_from_deletions, from_del
 from diagnostics.statistics.measures import fieller_from
 
 KEEP = "keep"
-"""the arm without a selectivity"""
+"""the condition without a selectivity"""
 EVERY = "all"
-"""stands for the name of a data set where the mean over all concepts does"""
+"""in place of a data set's name: the mean over all concepts"""
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Intended and collateral effect of one arm by N, and what they are without each group of texts."""
+    """Intended and collateral effect of one condition by N, and without each group of texts."""
 
     sae: str
     site: str
     data: str
     concept: str
-    """of `data`; for a mean over concepts, how many"""
+    """a concept of `data`, or `mean of` how many"""
     ranking: str
     arm: str
     form: str
@@ -36,11 +36,11 @@ class Curve:
     value: Float[ndarray, "count 2"]
     """intended, collateral"""
     texts: tuple[Int[ndarray, "text"], Int[ndarray, "other_text"]]
-    """on which the intended, and on which the collateral effect is measured"""
+    """the texts of the intended, and those of the collateral effect"""
     groups: Int[ndarray, "group"]
-    """of them, ascending; as many as texts where none were named"""
+    """of these texts, ascending; each text its own where none were given"""
     sides: Bool[ndarray, "group 2"]
-    """whether a group has texts of the intended, of the collateral effect"""
+    """whether a group has texts of the intended, and of the collateral effect"""
     without: Float[ndarray, "group count 2"]
     """the same without each group"""
 
@@ -49,8 +49,8 @@ class Curve:
         return self._one_sided(part, self.value[k, part], self.without[:, k, part])
 
     def selectivity(self, k: int) -> Estimate:
-        """intended/(intended + collateral) in [0, 1]; 0, without an interval, where the intended effect is not above 0. nan where
-        both are 0. Ends may leave [0, 1]."""
+        """intended/(intended + collateral) in [0, 1]; 0 without an interval where the intended effect is not above 0, nan where both
+        are 0. Ends of intervals may leave [0, 1]."""
         whole, parts = selectivity(self.value[k]), selectivity(self.without[:, k])
         if self.value[k, 0] <= 0:
             parts = np.full(len(parts), np.nan)
@@ -75,18 +75,18 @@ class Curve:
         return two_sided(float(whole), parts, self.sides, self.n_texts, "log")
 
     def recovered(self, k: int, part: int) -> Estimate:
-        """1 − effect with N kept / effect with none kept; of the `keep` arm of the KL form, on texts with (0) or without (1) the concept."""
+        """1 − effect with N kept / effect with none kept, for `keep` in the KL form, on texts with (0) or without (1) the concept."""
         with np.errstate(all="ignore"):
             whole, parts = (1 - v[..., k, part] / v[..., 0, part] for v in (self.value, self.without))
         return self._one_sided(part, float(whole), parts)
 
     @property
     def n_texts(self) -> int:
-        """On which either effect is measured."""
+        """Number of texts of either effect."""
         return len(np.union1d(*self.texts))
 
     def _one_sided(self, part: int, whole: float, without: Float[ndarray, "group"]) -> Estimate:
-        """Of one of the two effects: groups without a text of it say nothing of its error."""
+        """Of one effect: only groups with a text of it count."""
         return from_deletions(float(whole), without[self.sides[:, part]], len(self.texts[part]))
 
 
@@ -97,7 +97,7 @@ def two_sided(
     n_rows: int,
     transform: Transform = None,
 ) -> Estimate:
-    """`from_deletions` of a statistic of two kinds of texts, with t of the kind of fewer groups; no interval below 10 of either."""
+    """`from_deletions` of a statistic of two kinds of texts, with t of the kind with fewer groups; no interval below 10 of either."""
     few = int(sides.sum(0).min())
     if few < MIN_PROMPTS:
         return Estimate(whole, np.nan, np.nan, np.nan, n_rows, len(without))
@@ -110,7 +110,7 @@ def two_sided(
 
 
 def selectivity(effects: Float[ndarray, "*any 2"]) -> Float[ndarray, "*any"]:
-    """I/(I + C), I the intended effect or 0 if it is below."""
+    """max(I, 0)/(max(I, 0) + C) of intended and collateral effects."""
     intended = np.maximum(effects[..., 0], 0)
     with np.errstate(invalid="ignore"):
         return intended / (intended + effects[..., 1])
@@ -119,7 +119,7 @@ def selectivity(effects: Float[ndarray, "*any 2"]) -> Float[ndarray, "*any"]:
 def joined(
     some: Sequence[Curve],
 ) -> tuple[tuple[Int[ndarray, "text"], Int[ndarray, "other_text"]], Int[ndarray, "group"], Bool[ndarray, "group 2"]]:
-    """Texts, groups and their sides of several curves together."""
+    """Texts, groups and sides of several curves together."""
     own, others = (np.unique(np.concatenate([c.texts[part] for c in some])) for part in (0, 1))
     groups = np.unique(np.concatenate([c.groups for c in some]))
     sides = np.zeros((len(groups), 2), dtype=bool)
@@ -129,7 +129,7 @@ def joined(
 
 
 def deleted(parts: Sequence[tuple[ndarray, Any, ndarray]], groups: Int[ndarray, "group"]) -> ndarray:
-    """The mean of several statistics without each group, from (groups of one, its value, its value without each of them)."""
+    """The mean of several statistics without each group, from (groups, value, value without each group) of each."""
     total = np.zeros((len(groups), *np.shape(parts[0][1])))
     for own, value, without in parts:
         whole = np.broadcast_to(value, total.shape).copy()

@@ -1,4 +1,4 @@
-"""SAEs compared at one intended effect, never at one N: how much collateral effect comes with it."""
+"""Collateral effects of SAEs at equal intended effect."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ REACHED, WITHIN, NOT_REACHED = "reached", "within the smallest N", "not reached"
 
 @dataclass(frozen=True)
 class EqualEffect(Json):
-    """The collateral effect of one arm where its intended effect is one that all SAEs are compared at."""
+    """The collateral effect of one condition at the intended effect at which SAEs are compared."""
 
     sae: str
     site: str
@@ -28,9 +28,9 @@ class EqualEffect(Json):
     level: float
     """the intended effect, in the form's unit; nan for a mean over concepts"""
     status: str
-    """`reached`; `within the smallest N`: even that does more, and the line to (0, 0) is taken; `not reached`"""
+    """`reached`; `within the smallest N`: the smallest N has a larger effect, and effects are interpolated to (0, 0); `not reached`"""
     count: float
-    """N there, between two counts on a log scale; nan where it is not reached, and for a mean"""
+    """N at that effect, interpolated on a log scale; nan where it is not reached, and for a mean"""
     collateral: Estimate | None
     selectivity: Estimate | None
     """level/(level + collateral)"""
@@ -39,10 +39,10 @@ class EqualEffect(Json):
 def equal_effects(some: Sequence[Curve], share: float = 0.5) -> list[EqualEffect]:
     """Collateral effect at equal intended effect, of each curve of one form, then of the mean over concepts.
 
-    The level of a concept and site is `share` of the median, over SAEs, of the largest intended effect of their `selected` arm:
-    one that most SAEs reach. Between two N both effects are linear in log N, below the smallest proportional; where an arm does
-    not reach the level, it says so. The interval is the jackknife's at that fixed level. The mean over concepts is of those that every
-    SAE's selected arm reaches, of selectivities. Nothing without `selected` arms. Source: ours.
+    The level of a concept and site is `share` of the median over SAEs of the largest intended effect of `selected` latents, which
+    most SAEs reach. Between two N both effects are linear in log N; below the smallest N they are proportional. Intervals are
+    jackknife intervals at the fixed level. Means are of selectivities, over the concepts whose level every SAE's selected latents
+    reach. Empty without `selected`. Source: ours.
     """
     if not 0 < share < 1:
         raise ResultError(f"a share of {share} of the intended effect; expected one between 0 and 1")
@@ -97,18 +97,14 @@ def _means_of(
         own = [p for p in parts.get((sae, site, ranking, arm), ()) if _place(p[0]) in reached]
         head = (sae, site, EVERY, f"mean of {len(wanted)}", ranking, arm, np.nan)
         if not wanted or len(own) < len(wanted):
-            found.append(
-                EqualEffect(
-                    *head, f"{NOT_REACHED} in {len(wanted) - len(own)}" if wanted else NOT_REACHED, np.nan, None, None
-                )
-            )
+            status = f"{NOT_REACHED} in {len(wanted) - len(own)}" if wanted else NOT_REACHED
+            found.append(EqualEffect(*head, status, np.nan, None, None))
             continue
         texts, groups, sides = joined([c for c, *_ in own])
         without = deleted([(c.groups, value, each) for c, value, each in own], groups)
         mean = float(np.mean([value for _, value, _ in own]))
-        found.append(
-            EqualEffect(*head, REACHED, np.nan, None, two_sided(mean, without, sides, len(np.union1d(*texts))))
-        )
+        selective = two_sided(mean, without, sides, len(np.union1d(*texts)))
+        found.append(EqualEffect(*head, REACHED, np.nan, None, selective))
     return found
 
 
@@ -117,7 +113,7 @@ def _place(c: Curve) -> tuple[str, ...]:
 
 
 def _at(counts: Int[ndarray, "count"], value: Float[ndarray, "count 2"], level: float) -> tuple[float, float, str]:
-    """Collateral effect and N where the intended effect first is `level`; an N without finite effects is passed over."""
+    """Collateral effect and N where the intended effect first is `level`; N without finite effects are skipped."""
     known = np.isfinite(value).all(1)
     counts, value = counts[known], value[known]
     effects = np.vstack([[0.0, 0.0], value])

@@ -27,18 +27,16 @@ AXES = {
     "probe": ("fall of the concept's probe, logits", "mean |change| of other probes, logits"),
 }
 LEAST = 0.1
-"""Smallest ratio of intended to collateral effect that is drawn: below, an intended effect is nothing but noise."""
+"""Smallest ratio of intended to collateral effect that is drawn; smaller intended effects are noise."""
 NAMES = {"selected": "selected latents", "random": "random active latents", "placebo": "matched placebo"}
 
 
 def plot_precision(curves: Sequence[Curve], equal: Sequence[EqualEffect], provenance: Provenance, form: str) -> Figure:
     """Collateral against intended effect by N, a panel a concept, and selectivity at equal intended effect.
 
-    curves, equal: of one form and ranking. Grey: as many other active latents, each of like expected dose (mean |z|·‖d‖), and at each token a
-    vector of the same norm and angle as the selected edit, turned towards one direction for the whole text; light diagonal: equal effects;
-    open, at the bottom: no collateral effect at all. Last panel: selectivity, intended/(intended + collateral), where the intended effect is
-    half the median over SAEs of the largest; small: concepts, large: their mean. Bars: 95 % delete-one-group (or text) jackknife
-    intervals, none below 10.
+    curves, equal: of one form and ranking. Grey: random latents and placebos (see `ARMS`). Diagonal: equal effects. Open, at the bottom: no
+    collateral effect. Last panel: selectivity, intended/(intended + collateral), at half the median over SAEs of the largest intended
+    effect; small: concepts, large: their mean. Bars: 95 % delete-one-group (or text) jackknife intervals, none below 10 groups.
     """
     saes = list(provenance["saes"])
     concepts = list(dict.fromkeys((c.data, c.concept) for c in curves))
@@ -70,7 +68,7 @@ def plot_precision(curves: Sequence[Curve], equal: Sequence[EqualEffect], proven
 
 
 def _curves(ax: Axes, curves: Sequence[Curve], style: dict[str, tuple[str, str]]) -> int:
-    """One concept's curves; how many points log axes cannot show."""
+    """Draws one concept's curves; returns how many points log axes cannot show."""
     hidden = 0
     ends = []
     for c in sorted(curves, key=lambda c: c.arm == "selected"):
@@ -113,7 +111,7 @@ def _curves(ax: Axes, curves: Sequence[Curve], style: dict[str, tuple[str, str]]
 
 
 def _label_few(axis: Axis) -> None:
-    """Numbers on a log axis that do not run into each other: at 1, 2, 5 where it spans less than two decades, else at powers of ten."""
+    """Tick labels of a log axis at 1, 2, 5 where it spans less than two decades, else at powers of ten."""
     if axis.get_scale() != "log":
         return
     low, high = axis.get_view_interval()
@@ -126,7 +124,7 @@ def _label_few(axis: Axis) -> None:
 def _equal(
     ax: Axes, found: Sequence[EqualEffect], saes: list[str], style: dict[str, tuple[str, str]]
 ) -> dict[str, int]:
-    """Selectivity at equal intended effect: concepts small, their mean large with its interval; how many did not reach it, by arm."""
+    """Draws selectivity at equal intended effect, concepts small, their mean large; returns how many did not reach it, by condition."""
     shifts = {"selected": 0.0, "random": 0.22, "placebo": 0.38}
     missed = {}
     for arm, shift in shifts.items():
@@ -146,7 +144,7 @@ def _equal(
             else:
                 ax.plot([x - 0.09], [y], color=colour, marker=marker, ms=2.5, lw=0, alpha=0.6)
     if not found:
-        ax.text(0.5, 0.5, "no selected arm", transform=ax.transAxes, ha="center", color=NOTE)
+        ax.text(0.5, 0.5, "no selected latents", transform=ax.transAxes, ha="center", color=NOTE)
     ax.set_ylim(0, 1)
     ax.set_xlim(-0.5, len(saes) - 0.3)
     crowded = len(saes) > 4
@@ -161,10 +159,9 @@ def _equal(
 def plot_counts(
     means: Sequence[Curve], kept: Sequence[Curve], doses: pd.DataFrame, provenance: Provenance, form: str
 ) -> Figure:
-    """By N: ratio of intended to collateral effect, dose, and what is recovered when only N latents are kept.
+    """By N: ratio of intended to collateral effect, dose, and the share recovered when only N latents are kept.
 
-    means: over concepts, of one form and ranking; kept: those of KL where all active latents but the top N are subtracted, the SAE's error
-    kept; doses: lines of the selected latents. Bars: 95 % delete-one-group (or text) jackknife intervals, of ratios on the log scale.
+    means: over concepts, of one form and ranking; kept: those of `keep` in the KL form; doses: lines of the selected latents. Bars: 95 % delete-one-group (or text) jackknife intervals, of ratios on the log scale.
     """
     style = looks(list(provenance["saes"]))
     with styled():

@@ -1,4 +1,4 @@
-"""Which latents speak of a concept: encoded texts, and three rankings of the latents that are active on them."""
+"""Encoded texts, and three rankings of their active latents by a concept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Encoded:
         return Encoded(self.sae, self.x[keep], place[self.row[inside]], self.latent[inside], self.z[inside])
 
     def mean(self, values: Float[Tensor, "entry"]) -> Float[Tensor, "d_sae"]:
-        """Mean over all tokens, active or not, of a number that each entry has; float64, so that near ties do not turn on an order of sums."""
+        """Mean over all tokens, active or not, of a value of each entry; float64, so that near ties do not depend on the order of sums."""
         return self.total(values) / max(1, len(self.x))
 
     def total(self, values: Float[Tensor, "entry"]) -> Float[Tensor, "d_sae"]:
@@ -60,7 +60,7 @@ class Encoded:
 
     @property
     def dose(self) -> Float[Tensor, "d_sae"]:
-        """Mean |z_i|·‖d_i‖ over all tokens: how far subtracting each latent moves x on average."""
+        """Expected dose: mean |z_i|·‖d_i‖ over all tokens."""
         return self.mean(self.z.abs()) * self.sae.W_dec.double().norm(dim=-1)
 
     def contribution(self, latents: Int[Tensor, "latent"], rest: bool = False) -> Float[Tensor, "row d_model"]:
@@ -72,7 +72,7 @@ class Encoded:
 
 
 def mean_difference(own: Encoded, others: Encoded) -> Float[Tensor, "d_sae"]:
-    """(mean |z_i| on tokens of the concept − mean |z_i| on others)·‖d_i‖: what ablating the latent takes away, in the unit of x.
+    """(mean |z_i| on tokens of the concept − mean |z_i| on others)·‖d_i‖, in units of x.
 
     Means are over all tokens, active or not. Source: arXiv:2606.15054; |z| for latents of either sign and the factor ‖d_i‖, 1 for
     unit rows, are ours.
@@ -81,7 +81,7 @@ def mean_difference(own: Encoded, others: Encoded) -> Float[Tensor, "d_sae"]:
 
 
 def probe_difference(own: Encoded, others: Encoded, weight: Float[Tensor, "d_model"]) -> Float[Tensor, "d_sae"]:
-    """<w, d_i>·(mean z_i on tokens of the concept − mean z_i on others): the latent's part in what the probe separates, in logits.
+    """<w, d_i>·(mean z_i on tokens of the concept − mean z_i on others): the latent's part in the probe's separation, in logits.
 
     Source: arXiv:2606.15054 (probe weight × mean difference), carried to decoder rows.
     """
@@ -89,7 +89,7 @@ def probe_difference(own: Encoded, others: Encoded, weight: Float[Tensor, "d_mod
 
 
 def attribution(own: Encoded, gradient: Float[Tensor, "row d_model"]) -> Float[Tensor, "d_sae"]:
-    """Σ z_i·<d_i, g> over the tokens, g the gradient of the target logit there: its first-order fall when the latent is subtracted."""
+    """Σ z_i·<d_i, g> over tokens, g the gradient of the target logit: its first-order fall when the latent is subtracted."""
     return own.total(own.z.double() * _products(own, gradient.to(own.sae.W_dec)))
 
 
@@ -115,11 +115,11 @@ def target_gradient(
     *,
     batch_tokens: int | None = None,
 ) -> Float[Tensor, "row d_model"]:
-    """∂(target logit)/∂x at the edited tokens of some texts, text after text, in one pass forward and back a text.
+    """∂(target logit)/∂x at the edited tokens of some texts, text after text, by one forward and backward pass a text.
 
         target logit = Σ over the text's reads of (mean logit of the targets − mean logit of the vocabulary) / number of reads
 
-    A token's gradient counts its part in all later reads of its text. Through the blocks above the site alone, `batch_tokens` at once
+    A token's gradient includes all later reads of its text. Runs only the blocks above the site, `batch_tokens` at once
     (default 512 on the CPU, 8192 elsewhere).
     """
     ids = torch.as_tensor(list(targets), device=passes.device)

@@ -19,21 +19,19 @@ COLUMNS = (
     "sae", "layer", "point", "data", "concept", "ranking", "arm", "count", "n_latents", "text", "group", "own", "n_tokens", "n_edited",
     "n_reads", "delta_norm", "delta_square", "coherence", "kl", "target_fall", "other_square", "class_probe_clean", "class_probe",
 )  # fmt: skip
-"""Of the table. count: N; n_latents: how many of them there were; text: index of the text in `tokens`; group: that of the first text
-of its group, which is left out with it; own: whether it has the
-concept. n_tokens: tokens that count; n_edited: those with Δx ≠ 0; n_reads: tokens at which effects are read,
-those left out whose effect is not finite. delta_norm: mean ‖Δx‖ over the edited tokens (0: none); delta_square: mean ‖Δx‖² over all
-that count; coherence: ‖Σ Δx‖/Σ ‖Δx‖ over the text (nan: no token edited); Δx as realised, after rounding to the model's dtype. kl: nats; target_fall: of the target tokens' mean
-vocabulary-centred logit; other_square: mean squared change of the other tokens' centred logits; each a mean over the reads (nan:
-none is left). class_probe: logit of the probe of the text's own class at the text's mean activation (nan where the texts have no
-classes)."""
+"""Columns of the table. count: N; n_latents: how many there were; text: index of the text in `tokens`; group: index of the first text of
+its group; own: whether it has the concept. n_tokens: tokens that count; n_edited: those with Δx ≠ 0; n_reads: tokens at which effects
+are read and finite. delta_norm: mean ‖Δx‖ over the edited tokens (0: none); delta_square: mean ‖Δx‖² over all tokens that count;
+coherence: ‖Σ Δx‖/Σ ‖Δx‖ over the text (nan: no token edited); Δx is after rounding to the model's dtype. kl: nats; target_fall: fall of
+the target tokens' mean vocabulary-centred logit; other_square: mean squared change of the other tokens' centred logits; each a mean
+over the reads (nan: none). class_probe: logit of the probe of the text's class at its mean activation (nan without classes)."""
 
 
 @dataclass(frozen=True)
 class FeatureAblation(Result):
-    """What ablating the latents of concepts did, text by text, and how it was made.
+    """Effects of ablating the latents of concepts, text by text.
 
-    The table has a line for each SAE × concept × ranking × arm × N × text that measures; its columns are those of `COLUMNS`.
+    The table has a line for each SAE × concept × ranking × arm × N × text of the measuring half, with `COLUMNS`.
     """
 
     NAME: ClassVar[str] = "feature_ablation"
@@ -43,12 +41,12 @@ class FeatureAblation(Result):
 
     @property
     def concepts(self) -> list[tuple[str, str]]:
-        """(data, concept) in the order in which they were given."""
+        """(data, concept) in the order given."""
         return [(data, name) for data, found in self.provenance["texts"].items() for name in found["concepts"]]
 
     @property
     def forms(self) -> list[str]:
-        """The forms of intended and collateral effect that this result has."""
+        """The forms of intended and collateral effect in this result."""
         return [form for form in FORMS if form != "probe" or self.frame["class_probe"].notna().any()]
 
     @cached_property
@@ -62,7 +60,7 @@ class FeatureAblation(Result):
         return summaries(self.frame, self.curves)
 
     def equal_effects(self, form: str = "kl", share: float = 0.5) -> list[EqualEffect]:
-        """Collateral effect of each SAE and concept at one intended effect: see `equal_effects.equal_effects`; none without `selected`."""
+        """Collateral effect of each SAE and concept at equal intended effect: see `equal_effects.equal_effects`."""
         return equal_effects([c for c in self.curves if c.form == form], share)
 
     def means(self, form: str = "probe") -> list[Curve]:
@@ -75,16 +73,16 @@ class FeatureAblation(Result):
         return {"summary": self.groups, "at_equal_intended_effect": equal, "provenance": self.provenance}
 
     def headlines(self) -> Iterable[Headline]:
-        """Selectivity of the selected latents, in the first form, beside that of the floors."""
+        """Selectivity of the selected latents, in the first form, beside that of the controls."""
         return first_numbers(self.forms[0], self.means(self.forms[0]))
 
     def own_caveats(self) -> list[str]:
         """Whether there is a placebo."""
         known = "placebo" in self.provenance.get("arms", ())
-        return [] if known else ["no placebo arm: nothing says what a random edit of the same norm and angle does"]
+        return [] if known else ["no placebo: the effect of a random edit of the same norm and angle is unknown"]
 
     def left_out(self) -> list[str]:
-        """What was measured on, and what is missing; a line each."""
+        """The texts, and what is missing; a line each."""
         p = self.provenance
         said = [f"{name}: {ablation_tables.measured(found)}" for name, found in p["texts"].items()]
         untouched = f"{p['texts_untouched']} (edit, text) pairs in which nothing fired: no effect, and no pass"
@@ -99,7 +97,7 @@ class FeatureAblation(Result):
         return plot_precision(curves, equal, self.provenance, form)
 
     def plot_counts(self) -> Any:
-        """By N: the ratio of the probe form, ‖Δx‖², and what is left when only N latents are kept. A matplotlib Figure."""
+        """By N: the ratio of the probe form, ‖Δx‖², and the share recovered when only N latents are kept. A matplotlib Figure."""
         from diagnostics.concept_ablation.figures import plot_counts
 
         form, shown = "probe" if "probe" in self.forms else "kl", self._shown
@@ -110,7 +108,7 @@ class FeatureAblation(Result):
 
     @property
     def _shown(self) -> str:
-        """The ranking that figures show."""
+        """The ranking in the figures."""
         return self.provenance["rankings"][0]
 
     def figures(self) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import pandas as pd
 import torch
 
 from diagnostics.concept_ablation.activations import ConceptSettings
@@ -15,11 +14,12 @@ from diagnostics.concept_ablation.ranking import RANKINGS
 from diagnostics.concept_ablation.result import COLUMNS, FeatureAblation
 from diagnostics.concept_ablation.work import AblationRunner
 from diagnostics.results.calls import recorded
-from diagnostics.running.units import Units
+from diagnostics.running.notes import how_measured, summed
+from diagnostics.running.provenance import run_identity, run_provenance
+from diagnostics.running.units import UnitResult, run_table
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.provenance import model_identity, model_provenance
 from interventions.spliced import PATHS
 from sae_models.dictionaries import dictionaries_of
 
@@ -28,6 +28,7 @@ COUNTS = (1, 2, 5, 10, 20, 50, 100, 500)
 
 
 @recorded
+@torch.no_grad()
 def feature_ablation(
     model: Any,
     texts: ConceptTexts | Mapping[str, ConceptTexts],
@@ -89,59 +90,35 @@ def feature_ablation(
     settings = ConceptSettings(
         counts, tuple(arms), tuple(rankings), reads, sink_filter or None, seed, batch_tokens, path
     )
-    described = {probe.name: probe.provenance() for probe in probes}
     own = {
-        "saes": described,
+        "saes": {probe.name: probe.provenance() for probe in probes},
         **{k: v for k, v in vars(settings).items() if k != "batch_tokens"},
     }
     runner = AblationRunner(model, given, probes, settings)
     hashes = {name: some.sha256 for name, some in given.items()}
-    identity = {"diagnostic": FeatureAblation.NAME, "settings": own, "texts": hashes, **model_identity(model)}
-    with torch.no_grad(), Units(folder, identity, overwrite) as units:
-        done = units.run(runner.units(), runner, progress)
-    frame = pd.concat([d.frame for d in done if len(d.frame)] or [done[0].frame], ignore_index=True)
-    if frame.empty:
-        raise ResultError("no line is left: no text that measures has a token that counts; give longer texts")
-    frame = cast(pd.DataFrame, frame[list(COLUMNS)])
-    provenance = {
-        "diagnostic": FeatureAblation.NAME,
-        **model_provenance(model),
-        "sites": [str(site) for site in dict.fromkeys(p.site for p in probes)],
-        **own,
-        "split": "half of the texts of a class rank latents and train probes, the others measure: whole groups, in an order by seeded hash",
-        "texts": {name: described_texts(some, model.tokenizer) for name, some in given.items()},
-        "rows": len(frame),
-        **_merged(done),
-        "null_models": [],
-    }
+    frame, notes = run_table(
+        runner.units(), folder, runner, _merged, identity=run_identity(FeatureAblation.NAME, model, hashes, {"settings": own}),
+        overwrite=overwrite, progress=progress,
+    )  # fmt: skip
+    split = "half of the texts of a class rank latents and train probes, the others measure: whole groups, in an order by seeded hash"
+    described = {name: described_texts(some, model.tokenizer) for name, some in given.items()}
+    said = own | {"split": split, "rows": len(frame)} | notes
+    provenance = run_provenance(FeatureAblation.NAME, model, described, [probe.site for probe in probes], said)
     tokens = [ids for some in given.values() for ids in some.tokens]
-    return FeatureAblation(frame, tokens, provenance)
+    return FeatureAblation(frame.loc[:, list(COLUMNS)], tokens, provenance)
 
 
-def _merged(done: Sequence[Any]) -> dict[str, Any]:
+def _merged(done: Sequence[UnitResult]) -> dict[str, Any]:
     """Notes of all units as one: what was left out, which path ran, how exact it was, accuracy of probes."""
-    dropped: dict[str, int] = {}
-    counts = {"texts_passed": 0, "texts_untouched": 0}
-    paths: dict[str, set[str]] = {}
-    probes: dict[str, dict[str, float]] = {}
-    latents: dict[str, Any] = {}
-    for unit in done:
-        notes = unit.notes
-        for reason, n in notes["dropped"].items():
-            dropped[reason] = dropped.get(reason, 0) + n
-        for name in counts:
-            counts[name] += notes[name]
-        paths.setdefault(f"{unit.unit['data']}, {notes['site']}", set()).add(notes["path"])
-        probes[f"{unit.unit['data']}, {notes['site']}"] = notes["probe_accuracy"]
-        latents[unit.unit.name] = notes["latents"]
-    known = [unit.notes["path_delta"] for unit in done if unit.notes["path_delta"] is not None]
+    places = [f"{one.unit['data']}, {one.notes['site']}" for one in done]
+    how = how_measured(zip(places, (one.notes for one in done), strict=True))
     return {
-        "dropped": {reason: n for reason, n in dropped.items() if n},
-        **counts,
-        "path": {place: "+".join(sorted(found)) for place, found in paths.items()},
-        "why_hooks": sorted({unit.notes["why_hooks"] for unit in done} - {None}) or None,
-        "path_delta": max(known, default=None),
-        "probe_accuracy": probes,
-        "tokens_left_out": {unit.unit["data"]: unit.notes["tokens_left_out"] for unit in done},
-        "latents": latents,
+        "dropped": {reason: n for reason, n in summed(one.notes["dropped"] for one in done).items() if n},
+        **{name: sum(one.notes[name] for one in done) for name in ("texts_passed", "texts_untouched")},
+        "path": how["path"],
+        "why_hooks": how["why_hooks"],
+        "path_delta": how["replay_delta"],
+        "probe_accuracy": {place: one.notes["probe_accuracy"] for place, one in zip(places, done, strict=True)},
+        "tokens_left_out": {one.unit["data"]: one.notes["tokens_left_out"] for one in done},
+        "latents": {one.unit.name: one.notes["latents"] for one in done},
     }

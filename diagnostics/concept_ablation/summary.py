@@ -16,14 +16,15 @@ from interventions.errors import ResultError
 from interventions.texts.labelled import UNSPLIT
 
 FORMS = ("kl", "logit", "probe")
-"""Of intended and collateral effect: see `feature_ablation`."""
+"""Forms of intended and collateral effect: see `feature_ablation`."""
 _KEYS = ("sae", "layer", "point", "data", "concept", "ranking", "arm")
 
 
 def curves(frame: pd.DataFrame, forms: Sequence[str]) -> list[Curve]:
     """A curve for each SAE × concept × ranking × arm × form of a table of `feature_ablation`.
 
-    Each text weighs alike, and counts wherever its effect is finite; intervals leave out one group at a time. Raises `ResultError` for a table in which an N lacks some text.
+    Texts have equal weights and count where their effect is finite; the jackknife deletes groups. Raises `ResultError` for a table in
+    which an N lacks some text.
     """
     found = []
     for keys, rows in frame.groupby(list(_KEYS), sort=False):
@@ -52,7 +53,7 @@ def curves(frame: pd.DataFrame, forms: Sequence[str]) -> list[Curve]:
 def _effects(
     columns: dict[str, Float[ndarray, "count text"]], texts: ndarray, own: ndarray, group: ndarray, form: str
 ) -> dict[str, Any]:
-    """Both effects, the texts of each, their groups and sides, and both effects without each group: of a `Curve`."""
+    """Fields of a `Curve`: both effects, their texts, groups and sides, and both effects without each group."""
     if form == "logit":
         parts = [(columns["target_fall"], own), (columns["other_square"], own)]
     else:
@@ -74,7 +75,7 @@ def _effects(
 
 
 def _means(values: Float[ndarray, "count text"], of: ndarray, group: ndarray) -> tuple[ndarray, ndarray]:
-    """The mean over those of some texts that are finite, and without each group, `[group, count]`."""
+    """The mean over some texts with finite values, and without each group, `[group, count]`."""
     known = of & np.isfinite(values)
     own = np.where(known, values, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -103,9 +104,8 @@ def summaries(frame: pd.DataFrame, some: Sequence[Curve]) -> list[dict[str, Any]
     found = []
     for c in some:
         for k, n in enumerate(c.counts.tolist()):
-            line: dict[str, Any] = {
-                name: getattr(c, name) for name in ("sae", "site", "data", "concept", "ranking", "arm", "form")
-            }
+            names = ("sae", "site", "data", "concept", "ranking", "arm", "form")
+            line: dict[str, Any] = {name: getattr(c, name) for name in names}
             line |= {"count": n, "intended": c.estimate(k, 0), "collateral": c.estimate(k, 1)}
             if c.arm == KEEP:
                 line |= {"selectivity": None, "ratio": None}
@@ -145,17 +145,17 @@ def first_numbers(form: str, means: Sequence[Curve]) -> Iterator[Headline]:
 
 
 NOTE = (
-    "95 % delete-one-group jackknife intervals (a group: texts that are alike for another reason than the concept, all on one side of the "
-    "split between ranking and measuring; one text each where none are named): intended and collateral effect, over the groups of the texts "
-    "that each is measured on; selectivity, with t of the fewer of the two; none below 10 groups. intended, collateral: kl in "
-    "nats, logit and probe in logits; ‖Δx‖²: mean over tokens, coherence: ‖ΣΔx‖/Σ‖Δx‖ over a text, both on texts with / without the concept. At equal intended effect: half the median over SAEs of the largest one."
+    "Intervals: 95 % delete-one-group jackknife; a group is one text unless groups are given, and is not split between ranking and "
+    "measuring. Intended and collateral effect: over groups of their own texts; selectivity: t of the smaller number of groups; none below "
+    "10 groups. Units: kl in nats, logit and probe in logits. ‖Δx‖²: mean over tokens; coherence: ‖ΣΔx‖/Σ‖Δx‖ over a text; both on texts "
+    "with / without the concept. At equal intended effect: half the median over SAEs of the largest one."
 )
 
 
 def tables(
     frame: pd.DataFrame, by_form: Mapping[str, tuple[Sequence[Curve], Sequence[EqualEffect]]]
 ) -> dict[str, pd.DataFrame]:
-    """Of each form: means over concepts by N, and SAEs at equal intended effect (empty without a selected arm)."""
+    """Of each form: means over concepts by N, and SAEs at equal intended effect (empty without selected latents)."""
     found = {}
     for form, (means, equal) in by_form.items():
         found[f"{form}, mean over concepts"] = _mean_lines(frame, means)
@@ -191,7 +191,7 @@ def _line(e: EqualEffect) -> dict[str, Any]:
 
 
 def measured(found: dict[str, Any]) -> str:
-    """How many texts of a data set measure, in how many groups where it has groups, and which classes it lacks; of its provenance."""
+    """The number of measuring texts of a data set, their groups if any, and missing classes, from provenance."""
     texts, groups = (found["measured"][what] for what in ("texts", "groups"))
     said = f"{texts} texts measured{f' in {groups} groups' * (groups < texts)}, {len(found['concepts'])} concepts"
     return said + "".join(f" (without {why})" for why in found.get("dropped", {}) if why.endswith(UNSPLIT))

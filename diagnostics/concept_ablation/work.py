@@ -207,7 +207,8 @@ class _Concept:
             "site": str(site),
             "path": "blocks" if self.through_blocks else "hooks",
             "why_hooks": self.why,
-            "path_delta": self.path_delta,
+            "replay_delta": self.path_delta,
+            "chunks_halved": 0,
             "texts_passed": found.passed,
             "texts_untouched": found.untouched,
             "dropped": {

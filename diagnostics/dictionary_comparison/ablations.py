@@ -10,21 +10,18 @@ from numpy import ndarray
 from torch import Tensor
 
 from diagnostics.dictionary_comparison.quartiles import Sample
+from diagnostics.running.notes import noted
+from diagnostics.running.recordings import SHARD, Recordings
 from diagnostics.running.units import narrowed
 from diagnostics.sampling.latents import draw_active, draw_latents
 from diagnostics.sampling.tokens import generator, hash_keys
 from diagnostics.statistics.measures import noise_floor
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.edits import add_direction, matched_placebo, random_like
 from interventions.effects import measure
-from interventions.models.causal_model import CausalModel
-from interventions.recording import Recording, record
-from interventions.sites import Site
 from sae_models.active_latents import ActiveLatents
 from sae_models.dictionaries import Dictionary
 
-PLACEBOS = ("placebo_token", "placebo_isotropic")
-"""As far from x, as long and at the same angle as what is left: turned along the difference of two other tokens' activations, or
-in a random direction."""
 COLUMNS = {
     "sae": "name of the SAE in this comparison",
     "latent": "index in the SAE",
@@ -38,25 +35,7 @@ COLUMNS = {
     "kl_placebo_isotropic": "the same, turned in a random direction",
 }
 """Of the table of ablations, a line for each SAE × latent × token."""
-SHARD, _SELF = 64, 64
-
-
-class Recordings:
-    """Clean passes with keys and values, `SHARD` prompts each: the first stay as long as there is room for them, and the last."""
-
-    def __init__(self, model: CausalModel, tokens: list[list[int]], site: Site, cache_bytes: int = 4 * 2**30):
-        self.model, self.tokens, self.site, self.cache_bytes = model, tokens, site, cache_bytes
-        self._kept: dict[int, Recording] = {}
-
-    def __getitem__(self, number: int) -> Recording:
-        if number not in self._kept:
-            first = number * SHARD
-            new = record(self.model, self.tokens[first : first + SHARD], [self.site])
-            size = sum(t.nbytes for r in (*self._kept.values(), new) for t in (r.keys or []) + (r.values or []))
-            if size > self.cache_bytes and self._kept:
-                self._kept.pop(max(self._kept))
-            self._kept[number] = new
-        return self._kept[number]
+_SELF = 64
 
 
 def ablations(
@@ -134,7 +113,7 @@ def _measured(
     finite = {name: value.isfinite().all(dim=-1).cpu().numpy() for name, value in vectors.items()}
     finite["self"] &= np.arange(len(table)) % max(1, len(table) // _SELF) == 0  # the noise floor, from some of the rows
     shard = table["prompt"].to_numpy() // SHARD
-    notes: dict[str, Any] = {"path": None, "why_hooks": None, "replay_delta": float("nan")}
+    notes: dict[str, Any] = {}
     for number in np.unique(shard):
         recording, first = recordings[int(number)], int(number) * SHARD
         line = {name: np.flatnonzero((shard == number) & known) for name, known in finite.items()}
@@ -148,7 +127,5 @@ def _measured(
         values = found["kl"].double().numpy()
         for name, own in line.items():
             effect[name][own], values = values[: len(own)], values[len(own) :]
-        notes["path"] = found.path if notes["path"] in (None, found.path) else "hooks+replay"
-        notes["why_hooks"] = notes["why_hooks"] or found.why_hooks
-        notes["replay_delta"] = float(np.fmax(notes["replay_delta"], found.delta))
+        noted(notes, found)
     return effect, notes

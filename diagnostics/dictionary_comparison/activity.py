@@ -1,4 +1,4 @@
-"""A dictionary as its decoder rows and what its latents do on some tokens, sparse: correlations, cosines, near-duplicates.
+"""Decoder rows and sparse activations of a dictionary: correlations, cosines, near-duplicates.
 
 Pure functions; latents may have either sign.
 """
@@ -18,24 +18,24 @@ from interventions.errors import ResultError
 from sae_models.scores import unit_rows
 
 BLOCK = 2**23
-"""Pairs of latents looked at at once."""
+"""Pairs of latents computed at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """A dictionary's latents on some tokens, and its decoder rows."""
+    """Activations of a dictionary's latents on some tokens, and its decoder rows."""
 
     z: sparse.csc_matrix
     """`[token, latent]`, float64"""
     rows: Float[Tensor, "latent d_model"]
     """decoder rows, of norm 1 (a row of zeros stays)"""
     fired: Int[ndarray, "latent"]
-    """on how many tokens each is active"""
+    """number of tokens on which each is active"""
     mean: Float[ndarray, "latent"]
     sd: Float[ndarray, "latent"]
     """over all tokens, zeros too; 0 where a latent is constant"""
     signed: bool
-    """whether some activation is negative"""
+    """whether any activation is negative"""
 
     @classmethod
     def of(cls, z: Any, W_dec: Float[Tensor, "latent d_model"]) -> "Activity":
@@ -48,18 +48,18 @@ class Activity:
         mean = np.asarray(z.sum(axis=0)).ravel() / n
         square = np.asarray(z.multiply(z).sum(axis=0)).ravel() / n
         variance = square - mean**2
-        sd = np.sqrt(np.where(variance > 1e-12 * square, variance, 0.0))  # below is what rounding leaves of a constant
+        sd = np.sqrt(np.where(variance > 1e-12 * square, variance, 0.0))  # smaller values are rounding of a constant
         return cls(z, unit_rows(W_dec.detach()), np.diff(z.indptr), mean, sd, bool((z.data < 0).any()))
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that it was read on."""
+        """Number of tokens."""
         n, _ = cast(tuple[int, int], self.z.shape)
         return n
 
     def rotated(self, by: int) -> "Activity":
-        """The same latents on other tokens: each has the activations of the token `by` places before. Latents keep their frequencies
-        and what they have in common with one another; what they have in common with another dictionary's is chance."""
+        """Activations shifted by `by` tokens. Frequencies and correlations within the dictionary stay; correlations with another
+        dictionary are then due to chance."""
         n = self.n_tokens
         moved = sparse.csc_matrix(sparse.csr_matrix(self.z)[(np.arange(n) - by) % n])
         return Activity(moved, self.rows, self.fired, self.mean, self.sd, self.signed)
@@ -84,7 +84,7 @@ def correlations(
 def pair_correlations(
     a: Activity, b: Activity, i: Int[ndarray, "pair"], j: Int[ndarray, "pair"]
 ) -> Float[ndarray, "pair"]:
-    """The same of single pairs: latent i of `a` with latent j of `b`."""
+    """Correlations of single pairs: latent i of `a` with latent j of `b`."""
     found = np.zeros(len(i))
     for start in range(0, len(i), 4096):
         some = slice(start, start + 4096)
@@ -104,9 +104,9 @@ def cosines(a: Activity, b: Activity, latents: slice = slice(None)) -> Float[nda
 
 
 def usable(of: Activity, min_active: int) -> Bool[ndarray, "latent"]:
-    """Latents that can be matched: active on at least `min_active` tokens, and not constant.
+    """Latents that can be matched: active on at least `min_active` tokens and not constant.
 
-    Two latents that fire once, on the same token, correlate perfectly: below a few tokens a correlation says nothing.
+    Two latents that fire once, on the same token, have correlation 1: on few tokens a correlation means nothing.
     """
     return (of.fired >= max(min_active, 1)) & (of.sd > 0)
 
@@ -119,7 +119,7 @@ def blocks(n: int, width: int) -> Iterator[slice]:
 
 
 def chosen_pairs(some: slice, which: ndarray, weight: ndarray) -> tuple[ndarray, ndarray, ndarray]:
-    """The entries of a block that are chosen: row in the whole table, column, weight."""
+    """The chosen entries of a block: row in the whole table, column, weight."""
     i, j = which.nonzero()
     return i + some.start, j, weight[i, j]
 
@@ -133,8 +133,8 @@ def joined(parts: list[tuple[ndarray, ndarray, ndarray]]) -> tuple[ndarray, ndar
 def near_duplicates(
     of: Activity, cosine: float = 0.9
 ) -> tuple[Int[ndarray, "pair"], Int[ndarray, "pair"], Float[ndarray, "pair"]]:
-    """Pairs i < j of one dictionary whose decoder rows have a cosine above a threshold (its absolute value where latents are
-    signed): i, j, the cosine."""
+    """Pairs i < j of one dictionary whose decoder rows have a cosine (|cosine| for signed latents) above a threshold: i, j, the
+    cosine."""
     n, parts = len(of.fired), []
     for some in blocks(n, n):
         cos = cosines(of, of, some)
@@ -144,10 +144,10 @@ def near_duplicates(
 
 
 def random_rows(like: Float[Tensor, "latent d_model"], generator: torch.Generator, isotropic: bool) -> Tensor:
-    """As many random unit rows: isotropic, or normal with the mean and covariance of the rows given, then of norm 1.
+    """As many random unit rows: isotropic, or normal with the mean and covariance of the given rows, normalised.
 
-    What two dictionaries have in common by chance: directions fill the space unevenly, and rows drawn with their covariance meet
-    more often than isotropic ones. A CPU generator gives the same rows on every device.
+    The null of shared directions: decoder rows fill the space unevenly, so rows with their covariance are closer than isotropic ones.
+    A CPU generator gives the same rows on every device.
     """
     noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
     if not isotropic:

@@ -1,4 +1,4 @@
-"""Why one dictionary probes better than another: latents that the other has not, or the same latents told apart better."""
+"""The probing gap between two dictionaries, split into latents that one lacks and better separation by shared latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,28 +19,28 @@ from interventions.files import jsonable
 from interventions.texts.groups import first_of_group
 
 CONDITIONS = ("a", "b", "a_matched", "b_matched")
-"""Latents that a probe may choose from: all of A, all of B, those of A that have a match in B, those of B that have one in A."""
+"""Latents that a probe may use: all of A, all of B, those of A with a match in B, those of B with a match in A."""
 C = 1.0
 """Inverse strength of the probes' L2 penalty, on standardised latents."""
 
 
 @dataclass(frozen=True)
 class DiscoverySplit:
-    """A gap in probing between two dictionaries, in two parts."""
+    """The probing gap between two dictionaries in two parts."""
 
     accuracy: dict[str, Estimate]
-    """balanced accuracy on texts not fitted on, for each of `CONDITIONS`: mean over tasks"""
+    """balanced held-out accuracy for each of `CONDITIONS`, mean over tasks"""
     gap: Estimate
-    """accuracy of B less that of A, each with all its latents"""
+    """accuracy of B − accuracy of A, each with all latents"""
     separability: Estimate
-    """the part that matched latents show by themselves: the same of matched latents alone"""
+    """the same with matched latents alone"""
     discovery: Estimate
-    """the rest, gap − separability: what latents without a match add"""
+    """gap − separability: what latents without a match add"""
     share: FiellerInterval
     """discovery ÷ gap"""
     n_texts: int
     n_groups: int
-    """of texts, each held out whole; as many as texts where none were named"""
+    """groups of texts, which are held out whole; each text its own where none are given"""
     n_tasks: int
     """one class against the rest; with two classes one"""
 
@@ -125,7 +125,7 @@ def discovery_split(
 
 
 def _folds(names: ndarray, group: ndarray, folds: int, seed: int) -> Int[ndarray, "text"]:
-    """Which fold holds each text out: whole groups in an order by hash, each into the fold with the fewest texts of its classes."""
+    """The fold of each text: groups in an order by hash, each into the fold with the fewest texts of its classes."""
     found, key = np.zeros(len(names), dtype=int), hash_keys(seed, "discovery", np.arange(len(names)))
     classes, of = np.unique(names, return_inverse=True)
     size = np.zeros((folds, len(classes)))
@@ -139,7 +139,7 @@ def _folds(names: ndarray, group: ndarray, folds: int, seed: int) -> Int[ndarray
 
 
 def _held_out(x: ndarray, tasks: Sequence[Bool[ndarray, "text"]], fold: ndarray, k: int) -> Bool[ndarray, "task text"]:
-    """Whether, in each task, the probe fitted on the other folds is right on each text."""
+    """Whether the probe fitted on the other folds is right, for each task and text."""
     right = np.zeros((len(tasks), len(x)), dtype=bool)
     number = fold.max() + 1
     total = np.array([x[fold == held].sum(axis=0) for held in range(number)])

@@ -16,7 +16,7 @@ from diagnostics.figures.looks import GRID, INK, OPEN, OTHER, REFERENCE, SHARES,
 
 Line = Mapping[str, Any]
 MOST = 6
-"""Pairs, or SAEs, that a figure of panels shows."""
+"""Largest number of panels."""
 
 
 def plot_quartiles(lines: Sequence[Line], provenance: Mapping[str, Any]) -> Figure:
@@ -56,7 +56,7 @@ def plot_quartiles(lines: Sequence[Line], provenance: Mapping[str, Any]) -> Figu
 
 
 def _shown(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pairs of SAEs that may have a panel each."""
+    """The pairs of SAEs for panels."""
     every = list(provenance["saes"])
     mates = [set(names) for names in provenance["seed_groups"].values()]
     first = [n for n in every if not any(n in group and n != min(group, key=every.index) for group in mates)]
@@ -229,7 +229,7 @@ def plot_effect(frame: pd.DataFrame, lines: Sequence[Line], provenance: Mapping[
 
     frame: a row a latent; lines: alignment by SAE. KL(clean ‖ ablated) of x − z_i d_i at tokens where the latent is active, mean over
     tokens; placebo: an edit of the same norm and angle, turned along the difference of two other tokens. Latents come from bins of log
-    frequency; the area of a dot is how many live latents it stands for. ρ: Spearman's, weighted so, with 95 % delete-one-prompt intervals.
+    frequency; the area of a dot is the number of live latents it represents. ρ: Spearman's, weighted so, with 95 % delete-one-prompt intervals.
     """
 
     def draw(ax: Axes, name: str, colour: str, column: str, facts: Line) -> None:
@@ -248,7 +248,7 @@ def plot_effect(frame: pd.DataFrame, lines: Sequence[Line], provenance: Mapping[
 
     p = provenance
     words = (
-        f"{p['causal_latents']} latents an SAE, up to {p['causal_tokens']} tokens each; area: latents it stands for. ρ: weighted Spearman's, 95 %, "
+        f"{p['causal_latents']} latents an SAE, up to {p['causal_tokens']} tokens each; area: latents represented. ρ: weighted Spearman's, 95 %, "
         "delete-one-prompt jackknife."
     )
     return _panels(frame, lines, provenance, draw, "KL of ablation ÷ KL of placebo", words)

@@ -1,6 +1,6 @@
-"""How latents answer to their input, token by token: of the activation by the input, and of the loss by the encoder's row.
+"""Norms of gradients of each latent at each token: of its activation by the input, and of the loss by its encoder row.
 
-Where the score is an inner product the first does not depend on the token, and the second grows with ‖x_c‖ beside the error.
+For an inner product the first does not depend on the token, and the second is proportional to ‖x_c‖ and the error.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from sae_models.scores import Direction
 from sae_models.selectors import Gate
 
 ENTRIES, ENTRIES_GPU = 2**22, 2**26
-"""Numbers of one copy of the inputs, one for each entry, held at once."""
+"""Numbers in memory at once in the copies of the inputs, one copy an entry."""
 
 
 @torch.no_grad()
@@ -28,14 +28,13 @@ def entry_gradients(
 ) -> tuple[Float[ndarray, "entry"], Float[ndarray, "entry"]]:
     """Two gradients' norms at each (token, latent) where the latent is active:
 
-        sensitivity  ‖∂z_i/∂x‖                      of the activation, scales and norms within it too
+        sensitivity  ‖∂z_i/∂x‖                      of the activation, with its scales and norms
         gradient     ‖∂(‖x − x̂‖²)/∂w_i‖            of the token's squared error, by the encoder's row
 
-    Which latents are active is held fixed, as it is almost everywhere. w_i: the row that the score reads; the parameter before
-    it is made a unit row, where it is. For an inner product <w_i, x_c> the first is ‖w_i‖ on every token, and the second
-    2·|<x − x̂, d_i>|·‖x_c‖. Raises `ResultError` for an SAE whose encoder is known as a function only.
-    Source: arXiv:2606.15054 (encoder-gradient ratio). That its ratio is of the second is our reading: of the first it would be 1
-    in every standard SAE.
+    The set of active latents is held fixed. w_i: the encoder row, before normalisation where the score normalises it. For an inner
+    product <w_i, x_c> the first is ‖w_i‖ at every token, and the second 2·|<x − x̂, d_i>|·‖x_c‖. Raises `ResultError` for an SAE of
+    which only the function `encode` is known. Source: arXiv:2606.15054 (encoder-gradient ratio); that the ratio is of the second is
+    our reading, since the first gives 1 in every standard SAE.
     """
     if isinstance(sae.score, Wrapped):
         raise ResultError("the encoder is known as a function only; it has no rows whose gradients could be formed")
@@ -92,7 +91,7 @@ def _activation(sae: SAE, product: Tensor, norm: Tensor, latent: Tensor) -> Tens
 
 
 def _factor(sae: SAE, x: Tensor, row: Tensor, latent: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """What f is multiplied with to give z, `[token, 1]`, and f W_dec `[token, d_model]`."""
+    """The factor between f and z, `[token, 1]`, and f W_dec, `[token, d_model]`."""
     x_c, scale = sae.centred(x), sae.normalise(x).scale
     u, norm = sae.score.argument(x_c)
     f = _activation(sae, (u[row] * w).sum(-1), norm[row, 0], latent)

@@ -1,7 +1,6 @@
-"""Which latents of one dictionary are those of another: by what they write (decoder rows) and by when (activations), latent by latent.
+"""Matching of latents between two dictionaries by decoder rows and activations.
 
-Pure functions of decoder rows and sparse activations. Latents may have either sign: one that is another turned around (−z, −d) is the
-same latent, and counts as such.
+Pure functions of decoder rows and sparse activations. Latents may have either sign: (−z, −d) is the same latent as (z, d).
 """
 
 from dataclasses import dataclass
@@ -25,31 +24,31 @@ from diagnostics.dictionary_comparison.activity import (
 from interventions.errors import ResultError
 
 HUNGARIAN_LIMIT = 8192
-"""Latents of one side, in one component, up to which the matching is the best one."""
+"""Largest number of latents on a side of a component for which the matching is optimal."""
 
 
 @dataclass(frozen=True, eq=False)
 class Partners:
-    """Each latent of one dictionary, and what it has in another. Similarity of two latents: correlation × cosine, which is the
-    correlation of what they write, z_i·d̂_i and z_j·d̂_j; a latent that is constant on these tokens has none."""
+    """For each latent of one dictionary its partners in another. Similarity of two latents: correlation × cosine, the correlation of
+    z_i·d̂_i and z_j·d̂_j; a latent that is constant on these tokens has none."""
 
     partner: Int[ndarray, "latent"]
-    """the most similar latent there (−1: none is similar at all)"""
+    """the most similar latent (−1: none has positive similarity)"""
     correlation: Float[ndarray, "latent"]
     """of the activations of the two; nan without a partner"""
     cosine: Float[ndarray, "latent"]
     """of their decoder rows; nan without a partner"""
     agrees: Bool[ndarray, "latent"]
-    """whether some latent there meets both thresholds"""
+    """whether any latent meets both thresholds"""
     match: Int[ndarray, "latent"]
-    """its own one of those: no latent is the match of two (−1: none)"""
+    """its one-to-one match among those (−1: none)"""
     mcs: Float[ndarray, "latent"]
-    """largest cosine with a decoder row there, active or not; of the absolute value where latents are signed"""
+    """largest cosine (|cosine| for signed latents) with a decoder row of the other dictionary, active or not"""
     stable: Bool[ndarray, "latent"]
-    """whether it has a partner of its own by decoder rows alone: cosine above the threshold, no row the partner of two"""
+    """whether it has a one-to-one match by decoder rows alone: cosine above the threshold"""
 
     def classes(self, usable: Bool[ndarray, "latent"]) -> dict[str, Bool[ndarray, "latent"]]:
-        """Usable latents as `matched`, `shared` (it agrees with latents there that are others' matches) or `unique`."""
+        """Usable latents as `matched`, `shared` (agrees only with latents matched to others) or `unique`."""
         matched = self.match >= 0
         return {
             "matched": usable & matched,
@@ -65,7 +64,7 @@ class Matching:
     a: Partners
     b: Partners
     method: str
-    """`hungarian` (the best one-to-one matching), or `hungarian, greedy in …` where components were too large for it"""
+    """`hungarian` (the optimal one-to-one matching), or `hungarian, greedy in …` where components were too large"""
 
 
 def matched(
@@ -79,9 +78,9 @@ def matched(
 ) -> Matching:
     """Match two dictionaries' latents one to one.
 
-    Two latents agree where |correlation| ≥ its threshold, |cosine| > its, and both have one sign. Pairs that agree fall into
-    components that share no latent; within each the matching has the largest sum of similarities (Hungarian algorithm), or, with
-    more than `limit` latents on a side, goes by mutual best (greedy). Thresholds: arXiv:2606.15054; one-to-one is ours.
+    Two latents agree where |correlation| ≥ its threshold, |cosine| > its threshold, and both have the same sign. Pairs that agree
+    form components without common latents; within each the matching has the largest sum of similarities (Hungarian algorithm), or,
+    with more than `limit` latents on a side, is greedy by mutual best. Thresholds: arXiv:2606.15054; one-to-one matching is ours.
     Raises `ResultError` for thresholds outside (0, 1].
     """
     if not (0 < correlation <= 1 and 0 < cosine <= 1):
@@ -154,7 +153,7 @@ def one_to_one(
     shape: tuple[int, int],
     limit: int = HUNGARIAN_LIMIT,
 ) -> tuple[Int[ndarray, "chosen"], Int[ndarray, "chosen"], str]:
-    """Of pairs (i, j) of positive weight those of a one-to-one matching, in ascending order of i, and how it was found.
+    """A one-to-one matching among pairs (i, j) of positive weight, in ascending order of i, and the method.
 
     The largest sum of weights, component by component (Hungarian); mutual best first in components of more than `limit` on a side.
     """
@@ -181,7 +180,7 @@ def one_to_one(
 
 
 def _greedy(row: ndarray, column: ndarray, weight: ndarray) -> Int[ndarray, "chosen"]:
-    """Pairs that are each other's best among what is left, again and again: the heaviest pair of two free latents is one."""
+    """Greedy matching: the heaviest pair of two free latents, again and again."""
     taken_row, taken_column, chosen = set(), set(), []
     for pair in np.lexsort((column, row, -weight)):
         if row[pair] not in taken_row and column[pair] not in taken_column:

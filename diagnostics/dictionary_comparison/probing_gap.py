@@ -1,4 +1,4 @@
-"""Labelled texts of a comparison of dictionaries: looked at when they arrive, and the split of the probing gap on them."""
+"""Labelled texts of a comparison of dictionaries: checks, and the split of the probing gap on them."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from sae_models.active_latents import active_latents
 from sae_models.dictionaries import Dictionary
 
 FOLDS = 5
-"""Of the probes of the gap: each class has as many texts, or groups of texts, or more."""
+"""Cross-validation folds of the probes; each class needs as many texts, or groups of texts."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LabelledTexts:
     labels: list[str]
     """the class of each"""
     groups: list[str]
-    """texts of one group are held out together, and left out together; each its own where none were named"""
+    """the group of each, which is held out and deleted as a whole; each text its own where none are given"""
 
     @classmethod
     def of(
@@ -44,11 +44,11 @@ class LabelledTexts:
         tokenizer: PreTrainedTokenizerBase | None,
         skip_first: int | None,
     ) -> "LabelledTexts":
-        """From (texts, labels) or (texts, labels, groups), texts in anything that prompts may be.
+        """From (texts, labels) or (texts, labels, groups); texts in any form that prompts may have.
 
-        skip_first: the first tokens of each text that are left out, with special ones (None: neither). Raises `TextError`;
-        `ResultError` for labels or groups that do not fit the texts, fewer than two classes, a class with fewer texts, or groups, than
-        folds, and texts without any token that could count.
+        skip_first: number of first tokens of each text that are left out, with special tokens (None: neither). Raises `TextError`;
+        `ResultError` where labels or groups do not match the texts, for fewer than two classes, a class with fewer texts, or groups,
+        than folds, and where no token is left.
         """
         texts, labels, *groups = given
         prompts, labels = as_prompts(texts, tokenizer), [str(label) for label in labels]
@@ -83,7 +83,7 @@ def _groups(labels: Sequence[str], groups: Sequence[str]) -> Counter[str]:
 
 
 def _too_few(labels: Sequence[str], groups: Sequence[str]) -> str | None:
-    """Why no probe can be fitted and judged on texts of these classes, if so."""
+    """Why no probe can be fitted and tested on texts of these classes; None if one can."""
     counts = _groups(labels, groups)
     if len(counts) < 2:
         return f"{len(counts)} class ({', '.join(counts)}), where a probe needs two"
@@ -99,7 +99,7 @@ def gap_lines(
     matches: Mapping[tuple[str, str], ndarray],
     seed: int,
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """The texts that count, and a line for each pair of dictionaries: see `discovery_split`.
+    """The texts that count, and a line with the `discovery_split` of each pair of dictionaries.
 
     sample: the tokens that count, of these texts. matches: (latent, latent) of each pair of SAEs. A line says in `why_not` why it has
     no accuracies: no latents are matched, or the filters of tokens left too few texts of a class.
@@ -110,13 +110,8 @@ def gap_lines(
     means = {} if too_few else {name: _pooled(probe, sample, len(texts.labels))[kept] for name, probe in probes.items()}
     lines = []
     for (a, b), pairs in matches.items():
-        why = (
-            f"of texts with a token that counts, {too_few}"
-            if too_few
-            else None
-            if len(pairs)
-            else "no latents are matched"
-        )
+        why = None if len(pairs) else "no latents are matched"
+        why = f"of texts with a token that counts, {too_few}" if too_few else why
         line: dict[str, Any] = {"data": texts.name, "sae": a, "other": b, "matches": len(pairs), "why_not": why}
         if why is None:
             line |= discovery_split(means[a], means[b], pairs, labels, groups=groups, folds=FOLDS, seed=seed).as_dict()

@@ -1,4 +1,4 @@
-"""Latents by quartile of the activation's norm: where they fire, and how much stronger a gradient is at large norms."""
+"""Firing and gradients of latents by quartile of the activation's norm."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ QUARTILES = ("q1", "q2", "q3", "q4")
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokens that latents were read on: those at one site that count, prompt after prompt."""
+    """The tokens that count at one site, prompt after prompt."""
 
     prompt: Int[ndarray, "token"]
     position: Int[ndarray, "token"]
@@ -54,7 +54,7 @@ def without_each(
     prompts: Iterable[int],
     *weights: Float[ndarray, "entry"],
 ) -> Iterator[list[Float[ndarray, "cell"]]]:
-    """Sums of entries by cell, how many and of each weight: of all prompts, then without each. `prompt` is ascending."""
+    """Sums of entries by cell, of 1 and of each weight: over all prompts, then without each. `prompt` is ascending."""
     every: list[ndarray | None] = [None, *weights]
     total = [np.bincount(cell, weight, n_cells).astype(float) for weight in every]
     yield total
@@ -67,8 +67,7 @@ def without_each(
 def quartile_shares(active: ActiveLatents, sample: Sample, members: Bool[ndarray, "latent"]) -> list[Estimate]:
     """Mean over some latents of the share of their firing in each quartile of ‖x‖, by delete-one-prompt jackknife.
 
-    Who the latents are and where the quartiles lie is held fixed; a latent that a deletion leaves without a firing is left out of
-    that mean. nan without latents.
+    Latents and quartiles are held fixed; a latent that does not fire after a deletion is left out of that mean. nan without latents.
     """
     inside, place = members[active.latent], np.cumsum(members) - 1
     token, n = active.token[inside], int(members.sum())

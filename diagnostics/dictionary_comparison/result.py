@@ -16,14 +16,14 @@ from interventions.errors import ResultError
 
 @dataclass(frozen=True)
 class DictionaryComparison(Result):
-    """What dictionaries share, and how it was measured.
+    """Latents that dictionaries share, their norms, alignment and effects.
 
     The table has a line for each SAE × latent: `fired` (tokens), `frequency`, `usable` (for matching), `mean_activation`,
     `negative_share`, `share_q1` to `share_q4` (of its firing, by quartile of ‖x‖), `alignment` <w_i, d_i>, `alignment_cosine`,
     `gradient_ratio` and `sensitivity_ratio` (see `encoder_gradients`; fourth ÷ first quartile), `duplicates` (how many near-duplicates
     it has), `mcs_seeds` and `mcs_mean` (mean MCS to its other seeds, and to all other SAEs), `ablated_tokens`, and where it was
     ablated means over tokens of `kl`, `kl_placebo_token`, `kl_placebo_isotropic` (nats) and `delta_norm`, and `latent_weight` (how many
-    live latents it stands for).
+    live latents it represents).
     """
 
     partners: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -34,13 +34,13 @@ class DictionaryComparison(Result):
     ablations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """a line for each ablated SAE × latent × token, with `COLUMNS` of `dictionary_ablations`; empty where none were asked for"""
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """statistics as they stand in the JSON file: `saes`, `pairs`, `seeds`, `alignment`, `discovery`"""
+    """statistics in their JSON form: `saes`, `pairs`, `seeds`, `alignment`, `discovery`"""
 
     NAME: ClassVar[str] = "dictionary_comparison"
     NOTE: ClassVar[str] = NOTE
 
     TITLE: ClassVar[str] = "Dictionaries compared"
-    QUESTION: ClassVar[str] = "Which latents do dictionaries share, and what sets their own apart?"
+    QUESTION: ClassVar[str] = "Which latents do dictionaries share, and how do the others differ?"
     TABLES: ClassVar[Mapping[str, str]] = {
         name: f"dictionary_{name}.parquet" for name in ("partners", "duplicates", "ablations")
     }
@@ -48,7 +48,7 @@ class DictionaryComparison(Result):
 
     @classmethod
     def _stored(cls, stored: Stored) -> dict[str, Any]:
-        """What a result is made of, by the names of its fields."""
+        """The fields of a result, by name."""
         return super()._stored(stored) | {"lines": stored.summary}
 
     @cached_property
@@ -76,9 +76,9 @@ class DictionaryComparison(Result):
         return "\n".join([terminal(self.tables(), self.provenance), *self.left_out()])
 
     def headlines(self) -> Iterator[Headline]:
-        """How many latents of each SAE have a match in each other one."""
+        """The share of each SAE's latents with a match in each other one."""
         for line in self.groups:
-            words = f"latents of {line['sae']} that have a match in {line['other']} (no interval)"
+            words = f"latents of {line['sae']} with a match in {line['other']} (no interval)"
             yield Headline(words, f"{line['matched_share']:.1%}", f"chance: {line['matched_share_null']:.1%}")
 
     def plot(self) -> Any:

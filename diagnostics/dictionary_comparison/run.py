@@ -14,12 +14,13 @@ from diagnostics.dictionary_comparison.result import DictionaryComparison
 from diagnostics.dictionary_comparison.summary import alignment_lines, joined_latents, seed_groups, seed_lines
 from diagnostics.dictionary_comparison.work import Comparison, ComparisonPlan
 from diagnostics.results.calls import recorded
+from diagnostics.running.provenance import run_identity, run_provenance
 from diagnostics.running.units import Unit, UnitResult, Units
+from diagnostics.statistics.tables import one_table
 from interventions.errors import ResultError
 from interventions.models.causal_model import CausalModel
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing, followed
-from interventions.provenance import model_identity, model_provenance
 from interventions.texts.prompts import Prompts, prompts_for
 from sae_models.dictionaries import Dictionary, dictionaries_of
 from sae_models.sae import SAE
@@ -89,16 +90,12 @@ def compare_dictionaries(
         **asdict(plan),
         "labelled": {name: some.provenance() for name, some in texts.items()},
     }
-    identity = {
-        "diagnostic": DictionaryComparison.NAME,
-        **own,
-        "tokens": prompts.provenance["tokens_sha256"],
-        "path": path,
-    }
-    work = Comparison(model, prompts, probes, texts, plan, {"path": path, "batch_rows": batch_rows})
+    how = {"path": path, "batch_rows": batch_rows}
+    work = Comparison(model, prompts, probes, texts, plan, how)
+    identity = run_identity(DictionaryComparison.NAME, model, prompts, own | how)
     with (
         followed(progress, DictionaryComparison.NAME, "unit") as told,
-        Units(folder, identity | {"batch_rows": batch_rows, **model_identity(model)}, overwrite) as units,
+        Units(folder, identity, overwrite) as units,
     ):
         last = [Unit.of(part="discovery", data=name) for name in texts]  # they need what the others find
         together = told and _Together(told, len(work.units()) + len(last))
@@ -130,8 +127,7 @@ def _of(done: Sequence[UnitResult], part: str) -> list[UnitResult]:
 
 def _table(done: Sequence[UnitResult], part: str) -> pd.DataFrame:
     """The tables of the units of one part as one."""
-    some = [one.frame for one in _of(done, part)]
-    return pd.concat([f for f in some if len(f)] or some[:1] or [pd.DataFrame()], ignore_index=True)
+    return one_table([one.frame for one in _of(done, part)])
 
 
 def _assembled(
@@ -153,20 +149,14 @@ def _assembled(
         "discovery": [line for one in _of(done, "discovery") for line in one.notes["lines"]],
     }
     ablated = {one.unit["sae"]: one.notes for one in _of(done, "ablations")}
-    provenance = {
-        "diagnostic": DictionaryComparison.NAME,
-        **model_provenance(model),
+    said = {
         **own,
         "site": str(probes[0].site),
-        "sites": [str(probes[0].site)],
         "seed_groups": groups,
-        "text": prompts.provenance,
-        "prompts": len(prompts.tokens),
-        "tokens": sum(map(len, prompts.tokens)),
         **_of(done, "latents")[0].notes["tokens"],
         "null_own_prompt": max(one.notes["null_own_prompt"] for one in _of(done, "pair")),
         "labelled_tokens": {one.unit["data"]: one.notes["tokens"] for one in _of(done, "discovery")},
         "ablations": ablated,
-        "null_models": [],
     }
+    provenance = run_provenance(DictionaryComparison.NAME, model, prompts, [probes[0].site], said)
     return DictionaryComparison(frame, prompts.tokens, provenance, partners, duplicates, rows, lines)

@@ -1,4 +1,4 @@
-"""What a comparison of dictionaries says: stability over seeds, what goes with alignment, and tables for a terminal."""
+"""Statistics of a comparison of dictionaries: stability over seeds, correlations with alignment, tables."""
 
 import json
 import re
@@ -16,34 +16,36 @@ from diagnostics.statistics.ranks import weighted_spearman
 from sae_models.sae import SAE
 
 NOTE = (
-    "Intervals: 95 % delete-one-prompt jackknife, matches and quartiles held fixed. MCS and shares of latents have none: a dictionary's "
-    "latents are no sample, and training seeds are points. SAEs trained from one seed may share their start, and match more for that. Chance: activations on other prompts' tokens; random decoder rows."
+    "Intervals: 95 % delete-one-prompt jackknife, with matches and quartiles held fixed. MCS and shares of latents have none: a "
+    "dictionary's latents are no sample, and training seeds are points. SAEs trained from one seed may share their initialisation and "
+    "match more for that reason. Chance: activations on other prompts' tokens; random decoder rows."
 )
 EFFECTS = {
     "kl": "mean KL of ablating z_i·d_i",
     "kl_over_placebo": "the same over that of the placebo of its norm and angle, turned along the difference of two other tokens",
     "delta_norm": "mean ‖z_i·d_i‖, the dose",
 }
-"""What alignment is held against, latent by latent."""
+"""Effects that alignment is correlated with, over latents."""
 
 
 def seed_groups(saes: Mapping[str, SAE]) -> dict[str, list[str]]:
-    """SAEs that differ in their training seed alone, by what their names have in common; those without another are left out.
+    """Groups of SAEs that differ only in their training seed, by the common part of their names.
 
-    Two are told to be such by what they say of their training (architecture, recipe, tokens, text); where one does not say, by their
-    names: `cosine` and `cosine-seed1`.
+    Determined from their metadata (architecture, recipe, tokens, text), or, where it is missing, from their names: `cosine` and
+    `cosine-seed1`. SAEs without another seed are left out.
     """
     found: dict[str, list[str]] = {}
     for name, sae in saes.items():
         stem, said = re.sub(r"-seed\d+$", "", name), sae.metadata
         known = all(part in said for part in ("architecture", "recipe"))
         recipe = {k: v for k, v in said["recipe"].items() if k != "seed"} if known else {}
-        parts = (
-            (said["architecture"], recipe, said.get("tokens"), (said.get("text") or {}).get("sha256"))
+        text = (said.get("text") or {}).get("sha256")
+        key = (
+            json.dumps((said["architecture"], recipe, said.get("tokens"), text), sort_keys=True)
             if known
-            else None
+            else f"name {stem}"
         )
-        found.setdefault(json.dumps(parts, sort_keys=True) if parts else f"name {stem}", []).append(name)
+        found.setdefault(key, []).append(name)
     groups: dict[str, list[str]] = {}
     for names in found.values():
         stem = re.sub(r"-seed\d+$", "", names[0])
@@ -59,7 +61,7 @@ def joined_latents(
     rows: pd.DataFrame,
     groups: dict[str, list[str]],
 ) -> pd.DataFrame:
-    """The table of latents with what pairs, duplicates and ablations say of each."""
+    """The table of latents joined with their pairs, duplicates and ablations."""
     keys = ["sae", "latent"]
     ends = pd.concat([duplicates, duplicates.assign(latent=duplicates["other"])])
     frame = latents.join(_by(ends, "duplicates"), on=keys)
@@ -82,13 +84,13 @@ def joined_latents(
 
 
 def _by(table: pd.DataFrame, name: str, column: str | None = None) -> pd.DataFrame:
-    """Of each SAE's latents that a table has lines of: the mean of a column, or, without one, how many lines."""
+    """For each latent in a table the mean of a column, or, without one, the number of its lines."""
     groups = table.groupby(["sae", "latent"])
     return pd.DataFrame({name: groups.size() if column is None else groups[column].mean()})
 
 
 def seed_lines(groups: Mapping[str, Sequence[str]], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each group of SAEs that differ in their seed alone: the points, one for each SAE and other SAE, and their means."""
+    """For each group of SAEs that differ only in their seed: a value for each ordered pair, and the means."""
     found = []
     for kind, names in groups.items():
         some = [line for line in pairs if line["sae"] in names and line["other"] in names]
@@ -106,10 +108,10 @@ def alignment_lines(
 ) -> list[dict[str, Any]]:
     """Correlations of <w_i, d_i>, and of the cosine of w_i and d_i, with MCS and with causal effect; a line an SAE.
 
-    MCS: mean over the SAE's other seeds, or, without any, over all other SAEs; over live latents, which are no sample: no
-    interval. Effect: Spearman over ablated latents, each weighted by how many of the SAE's live latents it stands for
-    (`weighted_spearman`), jackknifed by prompt, the draw of latents held fixed; `ablated_effective`, (Σw)²/Σw², is how many of equal
-    weight tell as much as the `ablated` ones (Kish). None where one of the two does not vary.
+    MCS: mean over the SAE's other seeds, or, without any, over all other SAEs; over live latents, without an interval. Effect:
+    Spearman over ablated latents, weighted by the number of live latents that each represents (`weighted_spearman`), with a jackknife
+    over prompts and the drawn latents held fixed; `ablated_effective` is their effective number (Σw)²/Σw² (Kish). None where one of
+    the two does not vary.
     """
     in_groups = {name for names in groups.values() for name in names}
     found = []
@@ -152,7 +154,7 @@ def _with_effect(score: Float[ndarray, "latent"], rows: pd.DataFrame, effect: st
 
 
 def _correlation(x: ndarray, y: ndarray, weight: ndarray | None = None, rank: bool = True) -> float | None:
-    """None where one of the two does not vary, or nothing is known of it. Only ranks are weighted."""
+    """None where one of the two is constant or not known. Only ranks are weighted."""
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     if len(x) < 3 or any(np.ptp(v) <= 1e-5 * np.abs(v).max() for v in (x, y)):
@@ -163,7 +165,7 @@ def _correlation(x: ndarray, y: ndarray, weight: ndarray | None = None, rank: bo
 
 
 def said(value: Any) -> str:
-    """An estimate as it stands in JSON, or a number, for people."""
+    """An estimate in its JSON form, or a number, as text."""
     if value is None:
         return "-"
     if not isinstance(value, dict):
@@ -186,7 +188,7 @@ def quartiles_said(line: Mapping[str, Any], kind: str) -> str:
 def _matching(p: Mapping[str, Any]) -> str:
     return (
         f"rare: active on fewer than {p['min_active']} tokens, not matched. Matched: correlation >= {p['correlation']:g}, cosine > "
-        f"{p['cosine']:g}, one to one; shared: agrees with latents that are others' matches."
+        f"{p['cosine']:g}, one to one; shared: agrees only with latents matched to others."
     )
 
 

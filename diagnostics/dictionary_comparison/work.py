@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from diagnostics.dictionary_comparison.ablations import Recordings, ablations
+from diagnostics.dictionary_comparison.ablations import ablations
 from diagnostics.dictionary_comparison.activity import Activity, near_duplicates, pair_correlations, random_rows, usable
 from diagnostics.dictionary_comparison.gradients import entry_gradients
 from diagnostics.dictionary_comparison.matching import Matching, Partners, matched
 from diagnostics.dictionary_comparison.probing_gap import LabelledTexts, gap_lines
 from diagnostics.dictionary_comparison.quartiles import QUARTILES, Sample, counted, gradient_ratios, quartile_shares
+from diagnostics.running.recordings import Recordings
 from diagnostics.running.units import Unit, narrowed
 from diagnostics.sampling.counted import Tokens
 from diagnostics.sampling.tokens import generator
@@ -80,7 +81,7 @@ class Comparison:
         self.model, self.prompts, self.labelled, self.plan, self.how = model, prompts, labelled, plan, how
         self.probes = {probe.name: probe for probe in probes}
         self.site = probes[0].site
-        self.recordings = Recordings(model, prompts.tokens, self.site)
+        self.recordings = Recordings(model, prompts.tokens, [self.site])
         self.active = cache(self._active)
         self.activity = cache(self._activity)
         self.matches: dict[tuple[str, str], ndarray] = {}

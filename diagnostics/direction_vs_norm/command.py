@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from diagnostics.commands import command
-from diagnostics.commands.inputs import Inputs
+from diagnostics.commands.inputs import Context, PatchingOptions
+from diagnostics.commands.ranges import PositiveInt
 from diagnostics.direction_vs_norm.design import PAIR_SETS
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
@@ -12,7 +13,7 @@ from diagnostics.running.clean import default_layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionNormOptions(Inputs):
+class DirectionNormOptions(PatchingOptions):
     """Does the model read an activation's direction or its norm?
 
     Takes tokens B and A of different prompts, gives B's activation A's direction, or A's norm, and measures
@@ -26,30 +27,21 @@ class DirectionNormOptions(Inputs):
           --out results/null
     """
 
-    context: str = "both"
+    context: Context = "both"
     """in_place (B's own prompt and position), single_token (the vector as the only token, id 0), or both"""
-    pairs: int = 500
-    """token pairs of each pair set, the same at every depth"""
+    pairs: PositiveInt = 500
+    """token pairs in each pair set, the same at every depth"""
     pair_sets: tuple[str, ...] = PAIR_SETS
     """random, same_norm, high_cosine, scale_rotate"""
 
 
-def main(settings: DirectionNormOptions) -> command.Document:
-    """Everything that can be wrong with the input is looked at before the model runs."""
-    settings.check(result_files(DirectionNorm))
-    model, prompts = settings.load()
-    sites = settings.places(default_layers(model.n_layers))
-    with settings.progress("patching") as progress:
-        result = direction_norm(
-            model,
-            prompts,
-            sites=sites,
-            pairs=settings.pairs,
-            pair_sets=settings.pair_sets,
-            progress=progress,
-            **settings.common(),
-        )
-    return settings.finish(result, settings.out)
+def main(options: DirectionNormOptions) -> command.Document:
+    """Run the command."""
+    options.check(result_files(DirectionNorm))
+    model, prompts = options.load()
+    sites = options.places(default_layers(model.n_layers))
+    how = options.common() | options.named("pairs", "pair_sets")
+    return options.measure("patching", "row", direction_norm, model, prompts, sites=sites, **how)
 
 
 def run() -> None:

@@ -18,7 +18,7 @@ PATCH_LABELS = {name: label.strip() for name, label in LABELS.items()} | {
 
 
 def patched(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
-    """Mean KL of each patch and of its placebos; of untrained networks, the patches alone."""
+    """Mean KL of each patch and of its placebos; of randomly initialised models, the patches alone."""
     panels = {"direction": ("direction", "placebo_token", "placebo_direction"), "norm": ("norm", "placebo_norm")}
     for g in _random_pairs(groups):
         for panel, edits in panels.items():
@@ -46,7 +46,7 @@ def _random_pairs(groups: Groups) -> list[Mapping[str, Any]]:
 PLANS = {
     "direction_norm_kl": DepthPlan(
         patched,
-        "Mean KL of patching the direction or the norm of another token, beside random edits of the same norm and angle, or distance",
+        "Mean KL of direction and norm patches, beside placebos of the same dose",
         {
             "direction": DepthPanel("direction patch", KL, log=True, lowest=0),
             "norm": DepthPanel("norm patch", KL, log=True, lowest=0),
@@ -57,8 +57,7 @@ PLANS = {
     ),
     "direction_norm_ratio": DepthPlan(
         patch_ratios,
-        "What a direction patch does over what a norm patch does (median over pairs; doses differ), and each over random edits of the same "
-        "dose (ratios of mean KLs)",
+        "Direction ÷ norm: median, unequal dose; ÷ placebo: of means, equal dose",
         {
             "direction ÷ norm": ratio_panel("direction ÷ norm, unequal doses", "median ratio of KLs"),
             "norm ÷ placebo_norm": ratio_panel("norm ÷ rotation, same distance"),

@@ -13,6 +13,7 @@ from interventions.edits import (
     cosine,
     matched_placebo,
     norm,
+    norm_read,
     random_like,
     replace,
     rescale,
@@ -41,7 +42,7 @@ COLUMNS = (
     "source_position", "target_norm", "source_norm", "norm_of_median", "cosine", "delta_norm", "delta_angle", "kl", "js",
     "clean_entropy", "top1_changed", "kl_direct",
 )  # fmt: skip
-"""Of the table. model: `trained`, or `random 0` … for untrained networks. pair: index within its pair set, the same pair
+"""Of the table. model: `trained`, or `random 0` … for randomly initialised models. pair: index within its pair set, the same pair
 everywhere for `random` and `scale_rotate`; source columns are −1 and empty for `scale_rotate`. Norms and delta_norm = ‖Δx‖
 are L2 norms; norm_of_median: the larger of the pair's ‖x‖ over the site's median, the largest over sites, which is what
 the sink filter looks at; delta_angle is in radians, kl, js, clean_entropy and kl_direct in nats. With a horizon above 1 these
@@ -50,7 +51,7 @@ LayerNorm have `norm_read` = ‖x − mean(x)‖ of the target too."""
 
 
 def null_pair_sets(pair_sets: list[str]) -> list[str]:
-    """What untrained networks go through: the random pairs, unless others alone were asked for."""
+    """The pair sets of randomly initialised models: the random pairs, unless they were not asked for."""
     return ["random"] if "random" in pair_sets else pair_sets
 
 
@@ -85,7 +86,7 @@ class PatchDesign:
         return among_prompts(pairs.target_prompt, among)
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
-        """How many `rows` there are, or, about, for an untrained network."""
+        """How many `rows` there are; of a randomly initialised model (`null`), about how many."""
         names = [name for s, name in self.pairs if s == site]
         names = null_pair_sets(names) if null else names
         return sum(len(self._chosen(site, name, among)) * len(EDITS[name]) for name in names)
@@ -121,8 +122,7 @@ class PatchDesign:
             }
         )
         if self.clean.model.norm_kind == "LayerNorm":
-            wide = x.float()
-            table["norm_read"] = column((wide - wide.mean(-1, keepdim=True)).norm(dim=-1), n)
+            table["norm_read"] = column(norm_read("LayerNorm", x.float()).squeeze(-1), n)
         return EditedRows(table, edited.flatten(0, 1), x[:, None].expand_as(edited).flatten(0, 1))
 
     def _tangents(self, site: Site, name: str, n_pairs: int, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -96,7 +96,7 @@ def _kl_panel(ax: Axes, strip: Axes, groups: Groups, depth: Depth, context: str)
 
 
 def _grey(ax: Axes, nulls: Sequence[Groups], context: str, value: Any, depth: Depth, label: str) -> None:
-    """A thin grey line for each untrained network: what it also shows is architecture."""
+    """A thin grey line for each randomly initialised model: what it also shows is architecture."""
     for i, groups in enumerate(nulls):
         some = [g for g in groups if g["context"] == context]
         y = np.array([min(value(g).value, CAP) for g in some])

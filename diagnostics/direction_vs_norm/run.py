@@ -1,7 +1,7 @@
 """Does the model read an activation's direction or its norm? Direction and norm patches between tokens of different prompts.
 
-Source of the patches: arXiv:2606.15054. In-context patching, doses, matched placebos, untrained networks, direct effects and
-the statistics are ours.
+Source of the patches: arXiv:2606.15054. In-context patching, doses, matched placebos, randomly initialised models, direct effects
+and the statistics are ours.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from diagnostics.direction_vs_norm.design import EDITS, PAIR_SETS, PatchDesign, null_pair_sets
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.results.calls import recorded
-from diagnostics.running.clean import RunSettings, chosen_contexts, chosen_sites
+from diagnostics.running.clean import CleanActivations, RunSettings, chosen_contexts, chosen_sites
 from diagnostics.running.single_edits import run_single_edits
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
@@ -57,7 +57,7 @@ def direction_norm(
     work units are kept, so that an interrupted call goes on from there (None: in memory); overwrite: replace those of other
     settings. progress: called with (rows done, rows in all).
 
-    Raises `SiteError` for a site that does not exist, `TextError` for prompts that do not serve, `ResultError` when no
+    Raises `SiteError` for a site that does not exist, `TextError` for invalid prompts, `ResultError` when no
     pair is left. Source: arXiv:2606.15054; in context, placebos, doses, nulls and intervals are ours.
     """
     model = wrap(model)
@@ -69,27 +69,19 @@ def direction_norm(
     if pairs < 1:
         raise ResultError(f"{pairs} pairs asked for; ask for at least one")
     settings = RunSettings(
-        sites=places,
-        contexts=chosen_contexts(context),
-        horizon=horizon,
-        sink_filter=sink_filter,
-        seed=seed,
-        null_seeds=null_seeds,
-        batch_rows=batch_rows,
-        path=path,
-    )
-    study = run_single_edits(
-        DirectionNorm.NAME,
-        model,
-        prompts,
-        lambda clean: PatchDesign(
-            clean, pairs, list(pair_sets) if clean.model is model else null_pair_sets(list(pair_sets))
-        ),
-        settings,
-        {"pairs_asked": pairs, "pair_sets": list(pair_sets)},
-        {"pair_set": PAIR_SETS, "pair": (), "edit": list(dict.fromkeys(e for edits in EDITS.values() for e in edits))},
-        folder=folder,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return DirectionNorm(study.frame, study.tokens, study.provenance)
+        sites=places, contexts=chosen_contexts(context), horizon=horizon, sink_filter=sink_filter, seed=seed, null_seeds=null_seeds,
+        batch_rows=batch_rows, path=path,
+    )  # fmt: skip
+
+    def design(clean: CleanActivations) -> PatchDesign:
+        return PatchDesign(clean, pairs, list(pair_sets) if clean.model is model else null_pair_sets(list(pair_sets)))
+
+    order = {
+        "pair_set": PAIR_SETS,
+        "pair": (),
+        "edit": list(dict.fromkeys(e for edits in EDITS.values() for e in edits)),
+    }
+    return run_single_edits(
+        DirectionNorm, model, prompts, design, settings, {"pairs_asked": pairs, "pair_sets": list(pair_sets)}, order,
+        folder=folder, overwrite=overwrite, progress=progress,
+    )  # fmt: skip

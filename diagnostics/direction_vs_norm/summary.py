@@ -98,7 +98,7 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
 
 
 def _short(value: Estimate | CensoredMedian) -> str:
-    """Three digits. Beyond 10⁶ a ratio says no more than that the denominator is nothing but rounding."""
+    """Three digits. Above 10⁶ a ratio says only that its denominator is rounding error."""
     estimate = value.estimate if isinstance(value, CensoredMedian) else value
     bound = estimate.bound or estimate.value > 1e6
     return f"≥ {min(estimate.value, 1e6):.3g}" if bound else f"{estimate.value:.3g}"
@@ -123,7 +123,7 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def short_frame(groups: list[dict[str, Any]], nulls: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """The groups of one pair set as a reader wants them first, the untrained networks' range last; `NOTE` explains the columns."""
+    """A line for each group of one pair set, the range over randomly initialised models last; `NOTE` explains the columns."""
     rows = []
     for g in groups:
         edits, ratios = g["edits"], g["ratios"]
@@ -152,14 +152,14 @@ def short_frame(groups: list[dict[str, Any]], nulls: dict[str, list[dict[str, An
 
 
 def _range(values: list[Any]) -> str:
-    """From the smallest to the largest over untrained networks; seeds are few points, so there is no interval."""
+    """From the smallest to the largest over randomly initialised models; few seeds give no interval."""
     estimates = sorted((v.estimate if isinstance(v, CensoredMedian) else v for v in values), key=lambda e: e.value)
     ends = list(dict.fromkeys([_short(estimates[0]), _short(estimates[-1])]))
     return " … ".join(ends)
 
 
 def first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[Headline]:
-    """Ratios of the patches at the middle block, beside those of untrained networks."""
+    """Ratios of the patches at the middle block, beside those of randomly initialised models."""
     for g in middle(groups):
         same = [n for n in nulls if (n["layer"], n["context"]) == (g["layer"], g["context"])]
         for ratio, kind, words in (

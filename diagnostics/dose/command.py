@@ -1,14 +1,16 @@
-"""KL against dose: edits of equal length along directions that differ in meaning, by depth, beside untrained networks."""
+"""KL against dose: edits of equal length along directions that differ in meaning, by depth, beside randomly initialised models."""
 
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 
 from diagnostics.commands import command
-from diagnostics.commands.inputs import Inputs
+from diagnostics.commands.inputs import PatchingOptions, check_distinct
+from diagnostics.commands.ranges import PositiveInt, Range
 from diagnostics.dose.design import DOSES
 from diagnostics.dose.result import DoseResponse
 from diagnostics.dose.run import dose_response
@@ -18,12 +20,12 @@ from interventions.errors import MechdiagError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoseResponseOptions(Inputs):
-    """How much does the model change when an activation moves by so much?
+class DoseResponseOptions(PatchingOptions):
+    """How much does the model's output change with the size of an edit?
 
     Moves activations by a share of their own norm: towards another token's activation, towards a difference of two other
-    tokens, towards a random direction, norm up, norm down, and along directions that you give (a steering vector, say);
-    measures KL(clean || intervened) in nats and the direct effect. Writes a table (Parquet), its tokens, a summary with
+    tokens, towards a random direction, norm up, norm down, and along directions that you give (a steering vector, for
+    example); measures KL(clean || intervened) in nats and the direct effect. Writes a table (Parquet), its tokens, a summary with
     provenance (JSON) and two figures into --out.
 
     Examples:
@@ -31,34 +33,23 @@ class DoseResponseOptions(Inputs):
       scripts/dose_response.py --layers 15 --directions steering.npy --out results/steering
     """
 
-    doses: tuple[float, ...] = DOSES
+    doses: tuple[Annotated[float, Range(0, 2, above=True)], ...] = DOSES
     """||dx|| / ||x||, above 0 and up to 2"""
-    tokens: int = 200
+    tokens: PositiveInt = 200
     """edited tokens, the same at every depth"""
     directions: tuple[Path, ...] = ()
     """.npy or .pt files, each with one vector [d_model]; named after the file"""
 
 
-def main(settings: DoseResponseOptions) -> command.Document:
-    """Everything that can be wrong with the input is looked at before the model runs."""
-    settings.check(result_files(DoseResponse))
-    directions = {path.stem: _direction(path) for path in settings.directions}
-    names = [path.stem for path in settings.directions]
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise MechdiagError(f"two directions have the name {twice[0]!r}, that of their files; rename one")
-    model, prompts = settings.load()
-    with settings.progress("dosing") as progress:
-        result = dose_response(
-            model,
-            prompts,
-            sites=settings.places(default_layers(model.n_layers)),
-            doses=settings.doses,
-            tokens=settings.tokens,
-            directions=directions,
-            progress=progress,
-            **settings.common(),
-        )
-    return settings.finish(result, settings.out)
+def main(options: DoseResponseOptions) -> command.Document:
+    """Run the command."""
+    options.check(result_files(DoseResponse))
+    check_distinct([path.stem for path in options.directions], "directions")
+    directions = {path.stem: _direction(path) for path in options.directions}
+    model, prompts = options.load()
+    sites = options.places(default_layers(model.n_layers))
+    how = options.common() | options.named("doses", "tokens") | {"directions": directions}
+    return options.measure("applying doses", "row", dose_response, model, prompts, sites=sites, **how)
 
 
 def _direction(path: Path) -> torch.Tensor:

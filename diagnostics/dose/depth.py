@@ -33,8 +33,7 @@ def dosed(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
 PLANS = {
     "dose_response": DepthPlan(
         dosed,
-        "At equal length of Δx: mean KL over that of a rotation towards a random direction; effect of the change carried straight to the "
-        "unembedding over its whole effect (above 1 later blocks undo it, below they amplify it)",
+        "At equal dose: mean KL ÷ that of rotations towards random directions, and direct ÷ total effect",
         {
             "÷ isotropic": ratio_panel("÷ random rotation"),
             "direct ÷ total": ratio_panel("direct ÷ total effect"),

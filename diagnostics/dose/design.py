@@ -8,10 +8,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diagnostics.dose.summary import PLACEBOS, placebo_names
+from diagnostics.dose.summary import placebo_names
 from diagnostics.running.clean import CleanActivations
 from diagnostics.running.single_edits import EditedRows, among_prompts, column, dose_columns
 from diagnostics.sampling.tokens import cross_prompt_pairs, generator
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.edits import (
     add_direction,
     cosine,
@@ -56,7 +57,7 @@ class DoseDesign:
 
     def __init__(self, clean: CleanActivations, asked: int, doses: tuple[float, ...], directions: dict[str, Tensor]):
         self.clean, self.doses = clean, doses
-        # By the name of an edit its direction, of length 1, and the kind of placebo; a name is never taken apart.
+        # By the name of an edit its direction, of length 1, and the kind of placebo; a name is never split.
         self.given: dict[str, tuple[Tensor, str | None]] = {}
         for name, direction in directions.items():
             unit = (direction / norm(direction)).float()

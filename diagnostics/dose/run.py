@@ -56,7 +56,7 @@ def dose_response(
     kinds of random tangent (`name_placebo_token`, `name_placebo_isotropic`). tokens: edited tokens, each with a source of
     another prompt; the same at every depth. Other arguments as in `direction_norm`.
 
-    Raises `EditError` for a direction that is no vector of the model or of norm 0, `ResultError` for doses that do not serve.
+    Raises `EditError` for a direction that is no vector of the model or of norm 0, `ResultError` for invalid doses.
     """
     model = wrap(model)
     places = chosen_sites(model, layers, sites)
@@ -71,32 +71,15 @@ def dose_response(
     if twice := [name for i, name in enumerate(names) if said[i] in said[:i]]:
         raise EditError(f"two edits have the name {twice[0]!r}; give the direction another name")
     settings = RunSettings(
-        sites=places,
-        contexts=chosen_contexts(context),
-        horizon=horizon,
-        sink_filter=sink_filter,
-        seed=seed,
-        null_seeds=null_seeds,
-        batch_rows=batch_rows,
-        path=path,
-    )
-    study = run_single_edits(
-        DoseResponse.NAME,
-        model,
-        prompts,
-        lambda clean: DoseDesign(clean, tokens, doses, given),
-        settings,
-        {
-            "tokens_asked": tokens,
-            "doses": list(doses),
-            "directions": {n: direction_digest(d) for n, d in given.items()},
-        },
-        {"pair": (), "edit": [SELF, *edit_names(given)], "dose": ()},
-        folder=folder,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return DoseResponse(study.frame, study.tokens, study.provenance)
+        sites=places, contexts=chosen_contexts(context), horizon=horizon, sink_filter=sink_filter, seed=seed, null_seeds=null_seeds,
+        batch_rows=batch_rows, path=path,
+    )  # fmt: skip
+    digests = {name: direction_digest(direction) for name, direction in given.items()}
+    return run_single_edits(
+        DoseResponse, model, prompts, lambda clean: DoseDesign(clean, tokens, doses, given), settings,
+        {"tokens_asked": tokens, "doses": list(doses), "directions": digests}, {"pair": (), "edit": names, "dose": ()},
+        folder=folder, overwrite=overwrite, progress=progress,
+    )  # fmt: skip
 
 
 def _checked(name: str, direction: Tensor, d_model: int) -> Tensor:

@@ -10,7 +10,7 @@ import pandas as pd
 from diagnostics import statistics
 from diagnostics.results.headlines import Group, Headline, middle, null_range
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.tables import with_ends
+from diagnostics.statistics.tables import PLACEBOS, with_ends
 
 RATIOS = (
     ("toward_token", "between_tokens"),
@@ -22,8 +22,6 @@ RATIOS = (
     ("norm_down", "between_tokens"),
 )
 _PLACE = ["model", "layer", "point", "context"]
-PLACEBOS = ("placebo_token", "placebo_isotropic")
-"""Of a direction that the user gives: an edit of the same norm and angle, along each kind of random tangent."""
 _SHOWN_DOSE = 0.2
 SHORT_COLUMNS = ("layer", "dose", "tokens")
 """Of `short_frame`, beside a column for each edit, its underscores as spaces."""
@@ -130,7 +128,7 @@ def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]],
 
 
 def first_numbers(groups: Sequence[Group], nulls: Sequence[Group], provenance: Mapping[str, Any]) -> Iterator[Headline]:
-    """Ratios at equal dose at the middle block, beside those of untrained networks."""
+    """Ratios at equal dose at the middle block, beside those of randomly initialised models."""
     dose = shown_dose(provenance["doses"])
     given = [f"{name} ÷ {name}_placebo_token" for name in provenance["directions"]]
     for g in middle([g for g in groups if g["dose"] == dose]):

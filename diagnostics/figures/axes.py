@@ -15,7 +15,7 @@ from diagnostics.figures.looks import CAPTION_SIZE, LABELS, OPEN
 from diagnostics.statistics.estimate import Estimate
 
 CAP = 1e6
-"""Ratios beyond are drawn at the top as lower bounds: their denominator is nothing but rounding."""
+"""Larger ratios are drawn at the top as lower bounds: their denominator is rounding error."""
 
 
 def points(
@@ -24,17 +24,13 @@ def points(
 ) -> None:  # fmt: skip
     """A line with intervals; a lower bound is an open marker with an arrow up.
 
-    log: the axis is; what is not above 0 is left out, and what is above `CAP` is drawn there as a bound. thin: as lines that others are compared with.
+    log: the axis is logarithmic: values that are not above 0 are left out, those above `CAP` drawn there as bounds. thin: for controls.
     """
     cap, floor = (CAP, 0.0) if log else (np.inf, -np.inf)
-    value = np.array([min(e.value, cap) for e in estimates])
-    low = np.array([min(e.low, cap) for e in estimates])
-    high = np.array([min(e.high, cap) for e in estimates])
+    value, low, high = (np.array([min(getattr(e, end), cap) for e in estimates]) for end in ("value", "low", "high"))
     bound = np.array([e.bound or e.value > cap for e in estimates], dtype=bool)
     shown = np.isfinite(value) & (value > floor)
-    under = np.where(np.isfinite(low), value - low, 0)
-    over = np.where(np.isfinite(high), high - value, 0)
-    bars = np.vstack([under, over]).clip(min=0)
+    bars = _lengths(value, low, high)
     solid, x = shown & ~bound, x + shift
     ax.plot(x[solid], value[solid], color=colour, lw=0.8 if thin else 1, ls=dash, alpha=0.6)
     ax.errorbar(
@@ -48,8 +44,12 @@ def points(
 
 def bar_lengths(estimates: Sequence[Estimate]) -> np.ndarray:
     """Lengths below and above each value, `[2, estimate]`, for `Axes.errorbar`; 0 where there is no finite end."""
-    ends = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).reshape(-1, 2).T
-    return np.where(np.isfinite(ends), ends, 0).clip(min=0)
+    return _lengths(*(np.array([getattr(e, end) for e in estimates]) for end in ("value", "low", "high")))
+
+
+def _lengths(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    lengths = np.stack([value - low, high - value])
+    return np.where(np.isfinite(lengths), lengths, 0).clip(min=0)
 
 
 def panels(n: int, wide: float, high: float, more: float, least: float = 0.0, **shared: Any) -> tuple[Figure, Any]:
@@ -67,7 +67,7 @@ def panels(n: int, wide: float, high: float, more: float, least: float = 0.0, **
 
 
 def sae_label(name: str) -> str:
-    """What an SAE is called beside others of its depth: the last part of its name."""
+    """The last part of an SAE's name, for figures of one depth."""
     return name.rsplit("/", 1)[-1]
 
 
@@ -88,7 +88,7 @@ def legend_above(figure: Figure, ax: Axes, columns: int) -> None:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Of a log axis that spans few decades: round numbers, as many as there is room for."""
+    """Round numbers as ticks of a log axis that spans few decades."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if high / low < 8 else (1, 2, 5)))
     axis.set_minor_locator(NullLocator())
@@ -96,7 +96,7 @@ def plain_ticks(axis: Axis) -> None:
 
 
 class Depth:
-    """Where a layer stands on the x axis: to scale, or in order where two would overlap."""
+    """Places of layers on the x axis: to scale, or in order where two would overlap."""
 
     def __init__(self, layers: list[int], point: str = "resid_post"):
         self.point = point
@@ -134,9 +134,9 @@ BARS = "Bars: 95 %, delete-one-prompt jackknife."
 def caption(
     provenance: Mapping[str, Any], words: str, *, texts: str | None = None, place: str = "", sinks: str | None = None
 ) -> str:
-    """What a reader of any figure must know, from how it was made: model, texts, seed, sink filter; then the figure's own words.
+    """The caption of a figure from its provenance: model, texts, seed and sink filter, then the figure's own sentences.
 
-    words: whole sentences. texts: what was measured (default: prompts and seed); place: site or the like; sinks: default `sink_rule`.
+    words: the sentences. texts: what was measured (default: prompts and seed). place: such as the site. sinks: default `sink_rule`.
     """
     p = provenance
     model = f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']})"
@@ -153,7 +153,7 @@ def text_names(provenance: Mapping[str, Any]) -> str:
 
 
 def sink_rule(provenance: Mapping[str, Any], *others: str) -> str:
-    """Which positions are left out. others: those beside the sinks (default: the first of each prompt, where they are skipped)."""
+    """Which positions are left out. others: positions beside the sinks (default: the first of each prompt, where they are skipped)."""
     p, limit = provenance, provenance["sink_filter"]
     if limit and (skipped := p.get("skip_first")) and not others:
         others = ("position 0" if skipped == 1 else f"the first {skipped} positions",)
@@ -162,7 +162,7 @@ def sink_rule(provenance: Mapping[str, Any], *others: str) -> str:
 
 
 def path_said(provenances: Iterable[Mapping[str, Any]]) -> str:
-    """How effects were computed, and how far replay is from full forward passes: `replay, logits within 5e-06`."""
+    """The paths that ran, and the largest logit difference from full forward passes: `replay, logits within 5e-06`."""
     every = list(provenances)
     paths = sorted({path for p in every for kinds in p["path"].values() for path in kinds.split("+")})
     delta = max((p.get("replay_delta") or p.get("path_delta") or 0.0 for p in every), default=0.0)
@@ -172,7 +172,7 @@ def path_said(provenances: Iterable[Mapping[str, Any]]) -> str:
 def patched(
     provenance: Mapping[str, Any], *, point: str | None = None, context: str | None = None, done: str = "patched"
 ) -> str:
-    """Where activations were edited and where effects were read: `patched in context at resid_post, read at the edited position`.
+    """Where activations were edited and effects read: `patched in context at resid_post, read at the edited position`.
 
     point, context: those that the figure shows; default: all points, and no word of the context.
     """
@@ -184,6 +184,6 @@ def patched(
 
 
 def null_models(provenance: Mapping[str, Any]) -> str:
-    """What grey lines are, where there are any."""
+    """How many randomly initialised models the grey lines show, if any."""
     n = len(provenance["null_models"])
     return f" Grey: {n} randomly initialised model{'s' if n > 1 else ''}." if n else ""

@@ -15,7 +15,7 @@ Provenance = Mapping[str, Any]
 Looks = dict[str, tuple[str, str]]
 KL, TIMES = "mean KL(clean ‖ intervened), nats", "ratio of mean KLs"
 LOWEST_RATIO = 1e-3
-JACKKNIFE = "95 % delete-one-prompt jackknife intervals"
+JACKKNIFE = "95 %, delete-one-prompt jackknife"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DepthPoint:
     panel: str
     """key of the panel, a column of the figure"""
     series: str
-    """what the colour says: an edit, a context, an SAE's name, a score"""
+    """what has one colour: an edit, a context, an SAE, a score"""
     layer: int
     point: str
     """of the site"""
@@ -34,17 +34,17 @@ class DepthPoint:
     """key of the row of panels: a context, a corpus, an SAE"""
     network: str = TRAINED
     role: str = "main"
-    """`main`, or the placebo whose value it is: what the same statistic is where a direction has no meaning"""
+    """`main`, or the name of the placebo that was measured: the same statistic for directions without meaning"""
     noise: bool = False
     """the effect lies within 10 times the noise floor"""
     run: str = ""
     """name of the run within a result that holds several"""
     settings: dict[str, Any] = field(default_factory=dict)
-    """what else must agree for two points to stand in one panel"""
+    """further settings that two points of one panel must share"""
 
 
 def plain(value: float, n: int, sd: float = np.nan) -> Estimate:
-    """A number without an interval, or with the spread of what it is the mean of."""
+    """A number without an interval, or with ± one standard deviation."""
     return Estimate(value, value - sd, value + sd, np.nan, n, 0)
 
 
@@ -57,11 +57,11 @@ class DepthPanel:
     """of the y axis, with its unit"""
     log: bool = False
     lines: tuple[float, ...] = ()
-    """special values: a ratio of 1, a win rate of ½, the exponents of cosine and inner product"""
+    """reference values: a ratio of 1, a win rate of ½, the exponents of cosine and inner product"""
     lowest: float = -math.inf
-    """a value at or below is drawn open at the bottom: an axis that holds it would show nothing else"""
+    """values at or below are drawn open at the bottom, outside of the scale"""
     limits: tuple[float, float] | None = None
-    """beyond which the y axis does not go; with `whole` it goes there wherever values lie"""
+    """largest range of the y axis; with `whole` its range"""
     whole: bool = False
 
 
@@ -70,7 +70,7 @@ class DepthPlan:
     """A figure by depth."""
 
     points: Callable[..., Iterator[DepthPoint]]
-    """of a result's groups and provenance"""
+    """from a result's groups and provenance"""
     what: str
     """the figure's sentence"""
     panels: dict[str, DepthPanel]
@@ -91,5 +91,5 @@ class DepthPlan:
 
 
 def ratio_panel(title: str, label: str = TIMES) -> DepthPanel:
-    """Of ratios, on a log scale; 1 is where nothing is more than what it is compared with."""
+    """Of ratios, on a log scale with a line at 1."""
     return DepthPanel(title, label, log=True, lines=(1,), lowest=LOWEST_RATIO)

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from diagnostics.figures.looks import FILE_STYLE
 from interventions.files import write_whole
 
 FIGURE_KINDS: dict[str, dict[str, Any]] = {
@@ -13,11 +14,7 @@ FIGURE_KINDS: dict[str, dict[str, Any]] = {
     "svg": {"metadata": {"Date": None}},
     "pdf": {"metadata": {"CreationDate": None}},
 }
-"""Of files of figures, and how each is saved: without a date, so that the same figure gives the same bytes."""
-_FIGURE_FILES: dict[Any, Any] = {
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "mechdiag",
-}  # text stays text in a PDF; ids that do not change
+"""How each kind of file is saved: without a date, so that equal figures give equal bytes."""
 
 
 def save_figures(folder: Path, figures: Mapping[str, Any]) -> list[str]:
@@ -28,7 +25,7 @@ def save_figures(folder: Path, figures: Mapping[str, Any]) -> list[str]:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # each draw moves things a little otherwise
         for end, how in FIGURE_KINDS.items():
-            with plt.rc_context(_FIGURE_FILES):
+            with plt.rc_context(FILE_STYLE):
                 write_whole(folder / f"{name}.{end}", lambda path, figure=figure, how=how: figure.savefig(path, **how))
             names.append(f"{name}.{end}")
         plt.close(figure)

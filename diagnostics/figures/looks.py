@@ -23,7 +23,9 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
     "text.parse_math": False,  # names of models, SAEs, texts and directions are shown as they are, whatever `$` and `_` they hold
 }
-plt.rcParams["svg.hashsalt"] = "mechdiag"  # read when a figure is saved: the same figure gives the same file
+FILE_STYLE: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": "mechdiag"}
+"""Of saved figures: text stays text in a PDF, and equal figures give equal files."""
+plt.rcParams["svg.hashsalt"] = FILE_STYLE["svg.hashsalt"]  # for figures that a user saves
 
 
 @contextlib.contextmanager

@@ -1,17 +1,17 @@
-"""Figures within a page: drawn once, closed, and carried as data, so that the page needs no other file."""
+"""Figures as data within a page, so that the page needs no other file."""
 
 import base64
 import io
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from diagnostics.figures.looks import OPEN
+from diagnostics.figures.files import FIGURE_KINDS
+from diagnostics.figures.looks import FILE_STYLE, OPEN
 
 _MOST_BYTES = 300_000
 _DPI = 150
-_STEADY: dict[Any, Any] = {"svg.hashsalt": "mechdiag"}
 
 
 class Picture(NamedTuple):
@@ -26,8 +26,8 @@ class Picture(NamedTuple):
 def picture(figure: Figure) -> Picture:
     """A figure, which is closed then, as SVG, or as PNG where thousands of points make that large. The same figure gives the same bytes."""
     try:
-        with plt.rc_context(_STEADY):
-            kind, data = "svg+xml", _saved(figure, "svg", metadata={"Date": None})
+        with plt.rc_context(FILE_STYLE):
+            kind, data = "svg+xml", _saved(figure, "svg", **FIGURE_KINDS["svg"])
             if len(data) > _MOST_BYTES:
                 kind, data = "png", _saved(figure, "png", dpi=_DPI)
         width = round(figure.get_figwidth() * 96)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diagnostics.latent_edits.firings import Firings
 from diagnostics.running.clean import CleanActivations
+from diagnostics.running.notes import noted
 from diagnostics.running.units import Tick
 from diagnostics.sampling.tokens import generator
 from interventions.edits import random_like
@@ -24,8 +25,6 @@ from sae_models.sae import SAE
 
 LOGITS, LOGITS_GPU = 2**24, 2**27
 """Logits held at once; what is formed of them takes several times as much."""
-PLACEBOS = ("placebo_token", "placebo_isotropic")
-"""Random directions of two kinds: along differences of two other tokens' activations, and isotropic."""
 ROUNDING = 16
 """Times the dtype's ε, and the sum of both norms: what a difference of two activations must exceed to be one."""
 
@@ -84,10 +83,7 @@ class LatentEdits:
             self.clean.recording(self.shard), self.probe.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
             metrics=metrics, path=settings.path, batch_rows=settings.batch_rows,
         )  # fmt: skip
-        self.notes["path"] = sorted({*self.notes.get("path", []), effects.path})
-        self.notes["why_hooks"] = self.notes.get("why_hooks") or effects.why_hooks
-        known = self.notes.get("replay_delta")
-        self.notes["replay_delta"] = effects.delta if known is None else float(np.fmax(known, effects.delta))
+        noted(self.notes, effects)
         return effects
 
     def logits(
@@ -112,7 +108,7 @@ class LatentEdits:
         return parts(items, max(1, self.at_once // rows))
 
     def towards(self, kind: str, items: pd.DataFrame, n: int, label: str) -> Float[Tensor, "item n d_model"]:
-        """n random directions for each item, of one of `PLACEBOS`, a function of seed, label and the item's token alone.
+        """n random directions for each item, of one of `tables.PLACEBOS`, a function of seed, label and the item's token alone.
 
         nan where the text has no n pairs of tokens whose activations differ.
         """
@@ -145,7 +141,7 @@ class LatentEdits:
         prompt, position = (
             items[name].to_numpy(np.int64).repeat(repeats) for name in ("target_prompt", "target_position")
         )
-        return torch.from_numpy(prompt - self.clean.shard(self.shard)[0]), torch.from_numpy(position)
+        return torch.from_numpy(prompt - self.clean.shards[self.shard][0]), torch.from_numpy(position)
 
 
 def parts(items: pd.DataFrame, size: int) -> Iterator[pd.DataFrame]:
@@ -191,6 +187,6 @@ def turned(
     x: Float[Tensor, "item d_model"],
     deltas: Float[Tensor, "item k d_model"],
 ) -> Float[Tensor, "item k d_model"]:
-    """Each token's edits turned about its x as one, in directions of one of `PLACEBOS`; nan where the text has not enough of them."""
+    """Each token's edits turned about its x as one, in directions of one of `tables.PLACEBOS`; nan where the text has not enough of them."""
     towards = bench.towards(kind, items, 2 * deltas.shape[1], "rotated")  # half of them to spare
     return torch.stack([rotated_edits(*some) for some in zip(x, deltas, towards, strict=True)])

@@ -16,16 +16,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, parts, removals, strongest, turned
+from diagnostics.latent_edits.bench import LatentEdits, parts, removals, strongest, turned
 from diagnostics.latent_edits.concentration_summary import NOTE, curve, summary_of
 from diagnostics.latent_edits.firings import Firings
-from diagnostics.latent_edits.study import Items, check_numbers, run_latent_edits, token_items
+from diagnostics.latent_edits.items import Items, check_numbers, token_items
+from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
 from diagnostics.sampling.tokens import generator
-from diagnostics.statistics.tables import each, lines_of, where
+from diagnostics.statistics.tables import PLACEBOS, each, lines_of, where
 from interventions.logit_changes import cosine, kl_of, rms
 from interventions.progress import Progressing
 from interventions.texts.prompts import Prompts

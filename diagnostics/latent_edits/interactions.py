@@ -14,15 +14,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, removals, strongest, turned
+from diagnostics.latent_edits.bench import LatentEdits, removals, strongest, turned
 from diagnostics.latent_edits.firings import Firings
 from diagnostics.latent_edits.interaction_summary import NOTE, pair_matrix, pair_summary
-from diagnostics.latent_edits.study import Items, asked_latents, check_numbers, run_latent_edits, token_items
+from diagnostics.latent_edits.items import Items, asked_latents, check_numbers, token_items
+from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
-from diagnostics.statistics.tables import lines_of, where
+from diagnostics.statistics.tables import PLACEBOS, lines_of, where
 from interventions.errors import ResultError
 from interventions.logit_changes import kl_of, rms, spread
 from interventions.progress import Progressing

@@ -16,16 +16,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, repeated
+from diagnostics.latent_edits.bench import LatentEdits, repeated
 from diagnostics.latent_edits.firings import Firings, chosen_latents
-from diagnostics.latent_edits.study import Items, asked_latents, check_numbers, run_latent_edits
+from diagnostics.latent_edits.items import Items, asked_latents, check_numbers
+from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
 from diagnostics.sampling.tokens import hash_keys
 from diagnostics.statistics.measures import log_ratio_of_means
-from diagnostics.statistics.tables import columns_of, lines_of, mean_of, totals, where
+from diagnostics.statistics.tables import PLACEBOS, columns_of, lines_of, mean_of, totals, where
 from interventions.edits import matched_placebo
 from interventions.logit_changes import kl_of
 from interventions.progress import Progressing

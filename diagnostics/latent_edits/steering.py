@@ -13,14 +13,16 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, parts, repeated
+from diagnostics.latent_edits.bench import LatentEdits, parts, repeated
 from diagnostics.latent_edits.firings import Firings, chosen_latents, partner_of
+from diagnostics.latent_edits.items import Items, asked_latents, check_numbers, token_items
+from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.latent_edits.steering_summary import NOTE, first_numbers, means, peaks
-from diagnostics.latent_edits.study import Items, asked_latents, check_numbers, run_latent_edits, token_items
 from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.direct_logits import direct_logits
 from interventions.edits import matched_placebo
 from interventions.errors import ResultError

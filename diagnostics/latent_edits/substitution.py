@@ -12,16 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diagnostics.latent_edits.bench import PLACEBOS, LatentEdits, parts, repeated
+from diagnostics.latent_edits.bench import LatentEdits, parts, repeated
 from diagnostics.latent_edits.firings import Firings, chosen_latents
-from diagnostics.latent_edits.study import Items, asked_latents, check_numbers, run_latent_edits
+from diagnostics.latent_edits.items import Items, asked_latents, check_numbers
+from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
 from diagnostics.sampling.tokens import generator
 from diagnostics.statistics.measures import log_ratio_of_means, share
-from diagnostics.statistics.tables import lines_of, mean_of, where
+from diagnostics.statistics.tables import PLACEBOS, lines_of, mean_of, where
 from interventions.edits import matched_placebo
 from interventions.progress import Progressing
 from interventions.texts.prompts import Prompts

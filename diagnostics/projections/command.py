@@ -1,17 +1,17 @@
-"""Ablate single directions of SAEs at single tokens: effects beside doses, matched placebos and every score said to predict them."""
+"""Ablate single directions of SAEs at single tokens: effects beside doses, matched placebos and every score proposed to predict them."""
 
 from dataclasses import dataclass
 
 from diagnostics.commands import command
-from diagnostics.projections.options import ProjectionInputs
+from diagnostics.projections.options import AblationOptions
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.projections.run import projection_effects
 from diagnostics.results.result import result_files
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectionsOptions(ProjectionInputs):
-    """What does removing an SAE latent's direction do, and which score of it predicts the effect?
+class ProjectionsOptions(AblationOptions):
+    """What does removing an SAE latent's direction do, and which score predicts the effect?
 
     Removes the projection on a latent's decoder direction at single tokens, beside placebos of the same norm and angle; on a share of
     them also the projection from the mean, the latent, and a dose that does not depend on the token, and ablations of rescaled
@@ -24,14 +24,11 @@ class ProjectionsOptions(ProjectionInputs):
     """
 
 
-def main(settings: ProjectionsOptions) -> command.Document:
-    """Everything that can be wrong with the input is looked at before the model runs."""
-    settings.check(result_files(ProjectionEffects))
-    saes = settings.load_saes()
-    model, prompts = settings.load()
-    with settings.progress("ablating") as progress:
-        result = projection_effects(model, prompts, saes, progress=progress, **settings.asked())
-    return settings.finish(result, settings.out)
+def main(options: ProjectionsOptions) -> command.Document:
+    """Run the command."""
+    options.check(result_files(ProjectionEffects))
+    saes = options.load_saes()
+    return options.measure("ablating", "row", projection_effects, *options.load(), saes, **options.common())
 
 
 def run() -> None:

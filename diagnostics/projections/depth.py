@@ -25,16 +25,15 @@ _A = {"label": "norm exponent a", "lines": (0, 1), "limits": (-1.6, 2.6)}
 PLANS = {
     "norm_exponent": DepthPlan(
         exponents,
-        "Norm exponent a of what removing a latent's direction does: 0 where the cosine predicts the effect, 1 where the inner "
-        "product does; across tokens, of a placebo of the same dose, of the same token rescaled, and as the SAE learned it",
+        "Norm exponent of the effect of removing a latent's direction (0: cosine, 1: inner product)",
         {
             "observational": DepthPanel("across tokens", **_A),
             "placebo_token": DepthPanel("placebo, across tokens", **_A),
             "interventional": DepthPanel("same token rescaled", **_A),
             "learned": DepthPanel("learned by the SAE", **_A),
         },
-        "(latent, token) pairs",
-        bars="95 % Fieller intervals from the delete-one-prompt jackknife, latents held fixed; learned: mean over latents, no sample",
+        "latent-token pairs",
+        bars="95 % Fieller, delete-one-prompt jackknife",
         done="ablated",
         one_scale=True,
     ),

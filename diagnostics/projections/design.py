@@ -12,6 +12,7 @@ from diagnostics.running.clean import CleanActivations
 from diagnostics.running.single_edits import EditedRows, among_prompts, column, dose_columns
 from diagnostics.sampling.latents import Drawn, draw_active, draw_latents, draw_tokens, frequency_bins, from_strata
 from diagnostics.sampling.tokens import generator, hash_keys
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.edits import (
     add_direction,
     cosine,
@@ -30,7 +31,6 @@ from sae_models.dictionaries import Dictionary
 REFERENCES = ("zero", "mean", "latent", "cosine")
 """What an ablation removes: <x, d̂>; <x − μ, d̂>, μ the mean of the usable tokens; z_i·d_i; cos(x, d̂)·C, C the site's median ‖x‖, so
 that the perturbation does not grow with ‖x‖ (the cosine ablation of arXiv:2606.15054)."""
-PLACEBOS = ("placebo_token", "placebo_isotropic")
 ROTATE = "rotate"
 EDITS = (
     *REFERENCES,
@@ -65,7 +65,7 @@ class ProjectionPlan:
 
 
 @dataclass(frozen=True)
-class Latents:
+class DrawnLatents:
     """The latents of one SAE."""
 
     drawn: Drawn
@@ -99,16 +99,16 @@ class ProjectionDesign:
     def __init__(
         self,
         clean: CleanActivations,
-        probes: list[Dictionary],
+        dictionaries: list[Dictionary],
         plan: ProjectionPlan,
-        latents: dict[str, Latents] | None = None,
+        latents: dict[str, DrawnLatents] | None = None,
     ):
-        self.clean, self.probes, self.plan, self.seed = clean, probes, plan, clean.settings.seed
+        self.clean, self.dictionaries, self.plan, self.seed = clean, dictionaries, plan, clean.settings.seed
         prompt, position = clean.tokens
         if not len(prompt):
             raise ResultError("no usable token; give other text or a looser sink filter")
         self.others = latents is not None  # drawn of another model, whose frequencies are not these
-        self.latents: dict[str, Latents] = {}
+        self.latents: dict[str, DrawnLatents] = {}
         self.pairs: dict[str, _Pairs] = {}
         self.mean: dict[Site, Tensor] = {}
         self.median: dict[Site, float] = {}
@@ -119,107 +119,110 @@ class ProjectionDesign:
             "tokens_left_out": clean.filter.left_out(),
             "saes": {},
         }
-        for probe in probes:
-            x = clean.at(probe.site, prompt, position)
+        for dictionary in dictionaries:
+            x = clean.at(dictionary.site, prompt, position)
             size = norm(x).squeeze(-1).cpu().numpy()
-            if probe.site not in self.mean:
-                self.mean[probe.site] = x.double().mean(dim=0)
-                self.median[probe.site] = float(np.median(size))
-                self.edges[probe.site] = np.quantile(size, (0.25, 0.5, 0.75))
-            frequency, fve = _read(probe, x)
-            known = None if latents is None else latents[probe.name]
-            self.latents[probe.name] = known or self._draw(probe, frequency, len(prompt))
-            self.pairs[probe.name] = self._tokens(probe, x, size)
-            said = self.latents[probe.name].said | {"fve_here": fve, "pairs": len(self.pairs[probe.name])}
-            said |= {"latents_reached": self._latents_reached(probe), "tokens_reached": self._tokens_reached(probe)}
-            self.found["saes"][probe.name] = said
+            if dictionary.site not in self.mean:
+                self.mean[dictionary.site] = x.double().mean(dim=0)
+                self.median[dictionary.site] = float(np.median(size))
+                self.edges[dictionary.site] = np.quantile(size, (0.25, 0.5, 0.75))
+            frequency, fve = _read(dictionary, x)
+            known = None if latents is None else latents[dictionary.name]
+            self.latents[dictionary.name] = known or self._draw(dictionary, frequency, len(prompt))
+            self.pairs[dictionary.name] = self._tokens(dictionary, x, size)
+            said = self.latents[dictionary.name].said | {"fve_here": fve, "pairs": len(self.pairs[dictionary.name])}
+            said |= {
+                "latents_reached": self._latents_reached(dictionary),
+                "tokens_reached": self._tokens_reached(dictionary),
+            }
+            self.found["saes"][dictionary.name] = said
 
-    def _draw(self, probe: Dictionary, fires: np.ndarray | None, n_tokens: int) -> Latents:
-        plan, name = self.plan, probe.name
-        frequency = np.full(len(probe), np.nan) if fires is None else fires
+    def _draw(self, dictionary: Dictionary, fires: np.ndarray | None, n_tokens: int) -> DrawnLatents:
+        plan, name = self.plan, dictionary.name
+        frequency = np.full(len(dictionary), np.nan) if fires is None else fires
         if fires is None and plan.sampling == "active":
             raise ResultError(f"directions {name!r} are never active; use sampling='stratified'")
         if plan.latents is not None:
             ids = np.array(sorted(set(plan.latents)))
-            if ids[0] < 0 or ids[-1] >= len(probe):
-                raise ResultError(f"{name} has latents 0 to {len(probe) - 1}; asked for {ids[0]} to {ids[-1]}")
-            drawn, said = Drawn(ids, np.ones(len(ids))), {"latents": len(probe), "drawn": len(ids)}
+            if ids[0] < 0 or ids[-1] >= len(dictionary):
+                raise ResultError(f"{name} has latents 0 to {len(dictionary) - 1}; asked for {ids[0]} to {ids[-1]}")
+            drawn, said = Drawn(ids, np.ones(len(ids))), {"latents": len(dictionary), "drawn": len(ids)}
         elif fires is None:
-            key = hash_keys(self.seed, f"latents/{probe.label}", np.arange(len(probe)))
-            drawn = from_strata(np.zeros(len(probe), dtype=int), key, plan.n_latents)
-            said = {"latents": len(probe), "drawn": len(drawn.index)}
+            key = hash_keys(self.seed, f"latents/{dictionary.label}", np.arange(len(dictionary)))
+            drawn = from_strata(np.zeros(len(dictionary), dtype=int), key, plan.n_latents)
+            said = {"latents": len(dictionary), "drawn": len(drawn.index)}
         else:
-            drawn, said = draw_latents(frequency, n_tokens, plan.n_latents, plan.sampling, self.seed, probe.label)
+            drawn, said = draw_latents(frequency, n_tokens, plan.n_latents, plan.sampling, self.seed, dictionary.label)
         bins = np.zeros(len(drawn.index), dtype=int)
         if fires is not None and plan.sampling == "stratified":
             bins = np.maximum(frequency_bins(frequency)[0][drawn.index], 0)
         few = max(1, round(plan.single_token_share * len(drawn.index)))
-        alone = from_strata(bins, hash_keys(self.seed, f"alone/{probe.label}", drawn.index), few)
-        return Latents(drawn, alone, frequency, said)
+        alone = from_strata(bins, hash_keys(self.seed, f"alone/{dictionary.label}", drawn.index), few)
+        return DrawnLatents(drawn, alone, frequency, said)
 
-    def _latents_reached(self, probe: Dictionary) -> float:
+    def _latents_reached(self, dictionary: Dictionary) -> float:
         """The share of the latents that could be drawn that the drawn ones stand for: below 1 where strata got none."""
-        latents = self.latents[probe.name]
+        latents = self.latents[dictionary.name]
         able = latents.said["latents"] - latents.said.get("never fire", 0)
         return float(latents.drawn.weight.sum() / able) if self.plan.latents is None else 1.0
 
-    def _tokens_reached(self, probe: Dictionary) -> float:
+    def _tokens_reached(self, dictionary: Dictionary) -> float:
         """The same of tokens, of the latent of which it is least."""
-        pairs = self.pairs[probe.name]
+        pairs = self.pairs[dictionary.name]
         if self.plan.sampling == "active" or not len(pairs):
             return 1.0
         return float(np.bincount(pairs.place, pairs.weight).min() / len(self.clean.tokens[0]))
 
-    def _tokens(self, probe: Dictionary, x: Tensor, size: np.ndarray) -> _Pairs:
+    def _tokens(self, dictionary: Dictionary, x: Tensor, size: np.ndarray) -> _Pairs:
         """The tokens of each latent, drawn from all usable ones."""
         prompt, position = self.clean.tokens
-        latents, plan = self.latents[probe.name], self.plan
-        quartile = np.searchsorted(self.edges[probe.site], size, side="right")
+        latents, plan = self.latents[dictionary.name], self.plan
+        quartile = np.searchsorted(self.edges[dictionary.site], size, side="right")
         chosen = torch.from_numpy(latents.drawn.index).to(x.device)
-        unit = probe.directions[chosen].float()
-        active = _active(probe, x, chosen) if plan.sampling == "active" else None
+        unit = dictionary.directions[chosen].float()
+        active = _active(dictionary, x, chosen) if plan.sampling == "active" else None
         cosines = (x.float() @ (unit / norm(unit)).T / norm(x)).cpu().numpy()
         parts = []
         for place, latent in enumerate(latents.drawn.index):
-            key = hash_keys(self.seed, f"tokens/{probe.label}/{latent}", prompt, position)
+            key = hash_keys(self.seed, f"tokens/{dictionary.label}/{latent}", prompt, position)
             if active is not None:
                 some = draw_active(active[:, place], key, plan.tokens)
             else:
                 some = draw_tokens(quartile, cosines[:, place], key, plan.tokens)
             at = (prompt[some.index], position[some.index])
-            part = hash_keys(self.seed, f"detail/{probe.label}/{latent}", *at) >> np.uint64(11)
+            part = hash_keys(self.seed, f"detail/{dictionary.label}/{latent}", *at) >> np.uint64(11)
             share = part.astype(float) / 2.0**53
-            again = hash_keys(self.seed, f"self/{probe.label}/{latent}", *at) % np.uint64(_SELF) == 0
+            again = hash_keys(self.seed, f"self/{dictionary.label}/{latent}", *at) % np.uint64(_SELF) == 0
             parts.append((np.full(len(some.index), place), *at, some.weight, share < plan.detail, again))
         return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
-    def _chosen(self, probe: Dictionary, among: np.ndarray | None) -> np.ndarray:
-        pairs = self.pairs[probe.name]
+    def _chosen(self, dictionary: Dictionary, among: np.ndarray | None) -> np.ndarray:
+        pairs = self.pairs[dictionary.name]
         if among is None:
-            return np.flatnonzero(np.isin(pairs.place, self.latents[probe.name].alone.index))
+            return np.flatnonzero(np.isin(pairs.place, self.latents[dictionary.name].alone.index))
         return among_prompts(pairs.prompt, among)
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
-        """How many `rows` there are, as far as is known before latents are looked at."""
+        """How many `rows` there are at most: some latents turn out not to fire."""
         n = 0
-        for probe in self._at(site):
-            chosen, pairs = self._chosen(probe, among), self.pairs[probe.name]
+        for dictionary in self._at(site):
+            chosen, pairs = self._chosen(dictionary, among), self.pairs[dictionary.name]
             n += len(chosen) * 3 + int(pairs.again[chosen].sum())
             n += 0 if among is None else 9 * int(pairs.detail[chosen].sum())
         return n
 
     def _at(self, site: Site) -> list[Dictionary]:
-        return [probe for probe in self.probes if probe.site == site]
+        return [dictionary for dictionary in self.dictionaries if dictionary.site == site]
 
     def rows(self, site: Site, among: np.ndarray | None) -> EditedRows:
         """The rows at a site whose tokens are in the prompts `among` (None: those for the one-token context), SAE by SAE."""
         parts, against = [], []
-        for probe in self._at(site):
-            chosen = self._chosen(probe, among)
-            noise = self._tangents(probe, chosen)
+        for dictionary in self._at(site):
+            chosen = self._chosen(dictionary, among)
+            noise = self._tangents(dictionary, chosen)
             for start in range(0, len(chosen), _PAIRS):
                 some = slice(start, start + _PAIRS)
-                lines = _Lines(self, probe, chosen[some], [t[some] for t in noise], alone=among is None)
+                lines = _PairRows(self, dictionary, chosen[some], [t[some] for t in noise], alone=among is None)
                 parts.append(lines.rows())
                 if among is not None and lines.detail.any():
                     against.append(lines.scaled())
@@ -230,15 +233,15 @@ class ProjectionDesign:
 
     def _none(self, site: Site) -> EditedRows:
         empty = self.clean.at(site, np.zeros(0, dtype=int), np.zeros(0, dtype=int))
-        probe = self._at(site)[0]
-        return _Lines(self, probe, np.zeros(0, dtype=int), [empty, empty], alone=True).rows()
+        dictionary = self._at(site)[0]
+        return _PairRows(self, dictionary, np.zeros(0, dtype=int), [empty, empty], alone=True).rows()
 
-    def _tangents(self, probe: Dictionary, chosen: np.ndarray) -> list[Tensor]:
+    def _tangents(self, dictionary: Dictionary, chosen: np.ndarray) -> list[Tensor]:
         """Where the placebos of each pair turn, for `PLACEBOS`."""
-        n, d = len(self.pairs[probe.name]), self.clean.model.d_model
-        stream = generator(self.seed, "projections", probe.site, probe.label)
+        n, d = len(self.pairs[dictionary.name]), self.clean.model.d_model
+        stream = generator(self.seed, "projections", dictionary.site, dictionary.label)
         isotropic = random_like(torch.empty(n, d), stream)[torch.from_numpy(chosen)].to(self.clean.model.device)
-        return [self.clean.between(probe.site, n, stream, chosen), isotropic]
+        return [self.clean.between(dictionary.site, n, stream, chosen), isotropic]
 
 
 def _joined(parts: list[EditedRows]) -> EditedRows:
@@ -246,40 +249,43 @@ def _joined(parts: list[EditedRows]) -> EditedRows:
     return EditedRows(pd.concat(tables, ignore_index=True), torch.cat(vectors), torch.cat(clean))
 
 
-def _read(probe: Dictionary, x: Tensor) -> tuple[np.ndarray | None, float | None]:
+def _read(dictionary: Dictionary, x: Tensor) -> tuple[np.ndarray | None, float | None]:
     """The share of tokens on which each latent fires, and the fraction of variance that the SAE explains here."""
-    if probe.sae is None:
+    if dictionary.sae is None:
         return None, None
-    fires, left = torch.zeros(len(probe), dtype=torch.long, device=x.device), torch.zeros((), dtype=torch.float64)
-    for part in x.split(probe.few):
-        z = probe.sae.encode(part)
+    fires, left = torch.zeros(len(dictionary), dtype=torch.long, device=x.device), torch.zeros((), dtype=torch.float64)
+    for part in x.split(dictionary.few):
+        z = dictionary.sae.encode(part)
         fires += (z != 0).sum(dim=0)
-        left = left.to(x.device) + (part - (z @ probe.sae.W_dec + probe.sae.offset(part))).double().square().sum()
+        left = (
+            left.to(x.device)
+            + (part - (z @ dictionary.sae.W_dec + dictionary.sae.offset(part))).double().square().sum()
+        )
     total = (x.double() - x.double().mean(dim=0)).square().sum()
     return (fires.double() / len(x)).cpu().numpy(), float(1 - left / total)
 
 
-def _active(probe: Dictionary, x: Tensor, latents: Tensor) -> np.ndarray:
+def _active(dictionary: Dictionary, x: Tensor, latents: Tensor) -> np.ndarray:
     """Where each of some latents fires, `[token, latent]`."""
-    assert probe.sae is not None
-    return torch.cat([probe.sae.encode(part)[:, latents] != 0 for part in x.split(probe.few)]).cpu().numpy()
+    assert dictionary.sae is not None
+    return torch.cat([dictionary.sae.encode(part)[:, latents] != 0 for part in x.split(dictionary.few)]).cpu().numpy()
 
 
-class _Lines:
+class _PairRows:
     """Some pairs of one SAE, with what stands there and every score of it."""
 
     def __init__(
-        self, design: ProjectionDesign, probe: Dictionary, chosen: np.ndarray, noise: list[Tensor], alone: bool
+        self, design: ProjectionDesign, dictionary: Dictionary, chosen: np.ndarray, noise: list[Tensor], alone: bool
     ):
-        self.design, self.probe, self.alone, self.plan = design, probe, alone, design.plan
-        pairs, latents = design.pairs[probe.name], design.latents[probe.name]
+        self.design, self.dictionary, self.alone, self.plan = design, dictionary, alone, design.plan
+        pairs, latents = design.pairs[dictionary.name], design.latents[dictionary.name]
         self.noise = dict(zip(PLACEBOS, noise, strict=True))
         self.prompt, self.position = pairs.prompt[chosen], pairs.position[chosen]
         self.detail, self.again = pairs.detail[chosen], pairs.again[chosen]
-        self.x = design.clean.at(probe.site, self.prompt, self.position)
+        self.x = design.clean.at(dictionary.site, self.prompt, self.position)
         latent = latents.drawn.index[pairs.place[chosen]]
         self.latent = torch.from_numpy(latent).to(self.x.device)
-        self.direction = probe.directions[self.latent].to(self.x.device)
+        self.direction = dictionary.directions[self.latent].to(self.x.device)
         weight = latents.drawn.weight[pairs.place[chosen]]
         if alone:
             within = np.ones(len(latents.drawn.index))
@@ -291,17 +297,17 @@ class _Lines:
     def _scores(
         self, latent: np.ndarray, frequency: np.ndarray, latent_weight: np.ndarray, token_weight: np.ndarray
     ) -> tuple[pd.DataFrame, Tensor]:
-        x, d, probe, site = self.x.float(), self.direction.float(), self.probe, self.probe.site
+        x, d, dictionary, site = self.x.float(), self.direction.float(), self.dictionary, self.dictionary.site
         unknown = x.new_full((len(x),), torch.nan)
         mean = self.design.mean[site].to(x)
         z, x_c = unknown, x - mean
-        if probe.sae is not None:
-            z, x_c = (value.to(x) for value in probe.activation(self.x, self.latent))
+        if dictionary.sae is not None:
+            z, x_c = (value.to(x) for value in dictionary.activation(self.x, self.latent))
         unit = d / norm(d)
         size = norm(x).squeeze(-1)
         columns: dict[str, Tensor] = {"norm": size, "norm_centred": norm(x_c).squeeze(-1)}
         columns["norm_read"] = norm_read(self.design.clean.model.norm_kind, x).squeeze(-1)
-        rows = None if probe.rows is None else probe.rows[self.latent].to(x)
+        rows = None if dictionary.rows is None else dictionary.rows[self.latent].to(x)
         for end, direction in (("", unit), ("_encoder", rows)):
             for middle, vector in (("", x), ("_centred", x_c)):
                 known = direction is not None
@@ -313,9 +319,9 @@ class _Lines:
             "dose_mean": ((x - mean) * unit).sum(-1).abs(),
         }
         columns["dose_latent"] = z.abs() * norm(d).squeeze(-1)
-        learned = probe.learned
+        learned = dictionary.learned
         table = {
-            "sae": np.full(len(x), probe.name),
+            "sae": np.full(len(x), dictionary.name),
             "latent": latent,
             "target_prompt": self.prompt,
             "target_position": self.position,
@@ -333,9 +339,9 @@ class _Lines:
         if reference == "latent":
             return add_direction(x, self.direction, -self.z)
         if reference == "cosine":
-            amount = cosine(x, self.direction) * self.design.median[self.probe.site]
+            amount = cosine(x, self.direction) * self.design.median[self.dictionary.site]
             return add_direction(x, self.direction / norm(self.direction), -amount)
-        mean = self.design.mean[self.probe.site].to(x.device, torch.float32) if reference == "mean" else 0.0
+        mean = self.design.mean[self.dictionary.site].to(x.device, torch.float32) if reference == "mean" else 0.0
         return remove_projection(x, self.direction, share, mean)
 
     def rows(self) -> EditedRows:
@@ -353,7 +359,7 @@ class _Lines:
             edits |= {n: (self.detail, rotate_by_angle(self.x, to, self.plan.angle)) for n, to in towards.items()}
             edits["half"] = (self.detail, self.ablated("zero", share=0.5))
         edits["self"] = (self.again, self.x.clone())
-        if self.probe.sae is not None:  # removing nothing is no ablation
+        if self.dictionary.sae is not None:  # removing nothing is no ablation
             fires = (self.z != 0).cpu().numpy()
             for name in ("latent", *(PLACEBOS if reference == "latent" else ())):
                 if name in edits:

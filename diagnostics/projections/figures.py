@@ -172,11 +172,11 @@ def plot_dose(rows: pd.DataFrame, provenance: Mapping[str, Any], latents: Sequen
     chosen = list(latents or [])
     if latents is None:
         by = rows.drop_duplicates("latent").sort_values(["frequency", "latent"])
-        latents = [int(by["latent"].iloc[i]) for i in np.unique(np.linspace(0, len(by) - 1, 6).round().astype(int))]
+        chosen = [int(by["latent"].iloc[i]) for i in np.unique(np.linspace(0, len(by) - 1, 6).round().astype(int))]
     drawable = rows.edit.isin([edit, "placebo_token"]) & (rows.kl > 0)
-    shown = cast(pd.DataFrame, rows.loc[rows.latent.isin(list(chosen)) & drawable])
+    shown = cast(pd.DataFrame, rows.loc[rows.latent.isin(chosen) & drawable])
     if shown.empty:
-        raise ResultError(f"no rows of latents {list(chosen)} of {sae}; known: {sorted(set(rows.latent))[:8]} ...")
+        raise ResultError(f"no rows of latents {chosen} of {sae}; known: {sorted(set(rows.latent))[:8]} ...")
     colours = LogNorm(shown["norm"].quantile(0.01), shown["norm"].quantile(0.99))
     with styled():
         figure, axes = panels(len(chosen), 9.6 / min(3, len(chosen)), 2.7, 1.2, sharex=True, sharey=True)

@@ -21,11 +21,11 @@ from diagnostics.statistics.estimate import Estimate, FiellerInterval
 from diagnostics.statistics.measures import CLEAR
 from diagnostics.statistics.poisson_regression import poisson_slopes, sums_without, varies
 from diagnostics.statistics.prevalence import Prevalence, error_in_common, share_below
-from diagnostics.statistics.within_groups import Within, ratio_from_deletions
+from diagnostics.statistics.within_groups import GroupSums, ratio_from_deletions
 from interventions.errors import ResultError
 from interventions.files import Json
 
-_TOKEN = ["latent", "target_prompt", "target_position"]
+TOKEN = ["latent", "target_prompt", "target_position"]
 _STEPS = {
     "half": ("half", 1.0, 0.5),
     "whole": ("zero", 1.0, 1.0),
@@ -172,7 +172,7 @@ def observational(
 
 
 def interventional(rows: pd.DataFrame, floor: float) -> Interventional:
-    """The norm exponent from what becomes of an effect when the same token's activation is scaled.
+    """The norm exponent from how an effect changes when the same token's activation is scaled.
 
     k(s, λ) = KL(run with s·x ‖ run with s·x less the share λ of its projection), nats; for each token of each latent
     the chords  scale = log[k(1.1, 1)/k(.9, 1)]/log(1.1/.9),  dose = log[k(1, 1)/k(1, ½)]/log 2;  a = mean scale ÷ mean
@@ -199,14 +199,14 @@ def interventional(rows: pd.DataFrame, floor: float) -> Interventional:
     rows = cast(pd.DataFrame, rows.assign(kind=kind).loc[kind != ""])
     _check(rows, floor, "kind")
     weight = _weights(rows)
-    table = rows.pivot(index=_TOKEN, columns="kind", values="kl").reindex(columns=list(_STEPS))
-    table = table.loc[table[["half", "down", "up"]].notna().any(axis=1)]  # the others were never asked about
+    table = rows.pivot(index=TOKEN, columns="kind", values="kl").reindex(columns=list(_STEPS))
+    table = table.loc[table[["half", "down", "up"]].notna().any(axis=1)]  # the others have no such rows
     k = table.to_numpy(float)
     lowest = np.where(np.isfinite(k), k, -np.inf).min(axis=1)
     usable, clear = lowest > -np.inf, lowest > CLEAR * floor
     half, whole, down, up = np.log(k[clear].T)
     slopes = {"scale": (up - down) / np.log(1.1 / 0.9), "dose": (whole - half) / np.log(2)}
-    latent, prompt = (np.asarray(table.index.get_level_values(name), dtype=int)[clear] for name in _TOKEN[:2])
+    latent, prompt = (np.asarray(table.index.get_level_values(name), dtype=int)[clear] for name in TOKEN[:2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # few prompts
         within = _within(slopes, latent, prompt)
@@ -229,7 +229,7 @@ def interventional(rows: pd.DataFrame, floor: float) -> Interventional:
 def _check(rows: pd.DataFrame, floor: float, *kind: str) -> None:
     if not 0 <= floor < np.inf:
         raise ResultError(f"a noise floor of {floor}; expected a finite number of nats, 0 or more")
-    if twice := int(rows.duplicated([*_TOKEN, *kind]).sum()):
+    if twice := int(rows.duplicated([*TOKEN, *kind]).sum()):
         raise ResultError(f"{twice} of {len(rows)} rows repeat a latent and token; expected the rows of one group")
 
 
@@ -245,16 +245,16 @@ def _share(part: int, of: int) -> float:
     return part / of if of else float("nan")
 
 
-def _within(columns: dict[str, ndarray], latent: Int[ndarray, "row"], prompt: Int[ndarray, "row"]) -> Within:
-    """`Within.of`, also of no rows: no groups then, and nothing is determined."""
+def _within(columns: dict[str, ndarray], latent: Int[ndarray, "row"], prompt: Int[ndarray, "row"]) -> GroupSums:
+    """`GroupSums.of`, also of no rows: no groups then, and nothing is determined."""
     if len(latent):
-        return Within.of(columns, latent, prompt)
+        return GroupSums.of(columns, latent, prompt)
     k, none = len(columns), np.zeros(0, dtype=int)
-    return Within(tuple(columns), none, np.zeros((1, 0)), np.zeros((1, 0, k, k)), np.ones(k), none.reshape(0, 0), 0)
+    return GroupSums(tuple(columns), none, np.zeros((1, 0)), np.zeros((1, 0, k, k)), np.ones(k), none.reshape(0, 0), 0)
 
 
 def _shared(
-    within: Within,
+    within: GroupSums,
     pooled: Float[ndarray, "deletion 2"],
     each: Float[ndarray, "deletion latent 2"],
     weight: Float[ndarray, "latent"],
@@ -275,7 +275,7 @@ def _shared(
 
 
 def _half(
-    within: Within, each: Float[ndarray, "deletion latent 2"], weight: Float[ndarray, "latent"]
+    within: GroupSums, each: Float[ndarray, "deletion latent 2"], weight: Float[ndarray, "latent"]
 ) -> tuple[Prevalence, int, int]:
     """`share_below_half`, `n_without_error` and `n_reversed`."""
     theta = each[..., 0] - each[..., 1] / 2

@@ -1,46 +1,41 @@
-"""What commands that ablate directions ask for: SAEs, latents, tokens, edits."""
+"""Options of commands that ablate directions: SAEs, latents, tokens, edits."""
 
 from dataclasses import dataclass
-from typing import Any
+from math import pi
+from typing import Annotated, Any, Literal
 
-from diagnostics.commands.sae_inputs import SAEInputs
-from diagnostics.projections.design import REFERENCES
-from diagnostics.sampling.latents import SAMPLINGS
-from interventions.errors import MechdiagError
+from diagnostics.commands.inputs import Context, NullRunOptions
+from diagnostics.commands.ranges import NonNegativeInt, PositiveInt, PositiveShare, Range, Share
+from diagnostics.commands.sae_inputs import SAERunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectionInputs(SAEInputs):
-    """Options of both commands."""
+class AblationOptions(SAERunOptions, NullRunOptions):
+    """Options of `ablate_projections.py` and `win_rate.py`."""
 
-    latents: int = 200
-    """latents of each SAE"""
-    latent: tuple[int, ...] = ()
-    """which latents, in place of so many"""
-    tokens_per_latent: int = 200
-    """tokens of each latent"""
-    sampling: str = "stratified"
+    context: Context = "in_place"
+    """in_place (the token's own prompt and position), single_token (the vector as the only token, id 0), or both"""
+    latents: PositiveInt = 200
+    """number of latents of each SAE"""
+    latent: tuple[NonNegativeInt, ...] = ()
+    """these latents, in place of a number"""
+    tokens_per_latent: PositiveInt = 200
+    """tokens for each latent"""
+    sampling: Literal["stratified", "active"] = "stratified"
     """stratified (latents from bins of log frequency, tokens from strata of ||x|| x |cos| over all tokens, both weighted), or
     active (the most frequent latents where they are active, as published)"""
-    reference: str = "zero"
-    """what every (latent, token) has removed: zero (<x,d>), mean (<x-mean,d>), latent (z), cosine (cos(x,d) x median norm)"""
-    detail: float = 0.25
-    """share of them with the other references, a fixed-dose rotation, and ablations of rescaled activations as well"""
-    angle: float = 0.1
+    reference: Literal["zero", "mean", "latent", "cosine"] = "zero"
+    """what is removed from every (latent, token) pair: zero (<x,d>), mean (<x-mean,d>), latent (z), cosine (cos(x,d) x median norm)"""
+    detail: Share = 0.25
+    """share of the pairs that also get the other references, a fixed-dose rotation, and ablations of rescaled activations"""
+    angle: Annotated[float, Range(0, pi / 2, above=True, below=True)] = 0.1
     """of the rotation away from the direction, radians"""
-    single_token_share: float = 0.1
-    """share of the latents that also go into the one-token context, where --context asks for it"""
+    single_token_share: PositiveShare = 0.1
+    """share of the latents that also go into the one-token context, if --context asks for it"""
 
-    def check(self, files: tuple[str, ...]) -> None:
-        """What can be wrong without a model. Raises `MechdiagError`."""
-        if self.sampling not in SAMPLINGS or self.reference not in REFERENCES:
-            raise MechdiagError(
-                f"--sampling {self.sampling}, --reference {self.reference}; known: {', '.join(SAMPLINGS)}; {', '.join(REFERENCES)}"
-            )
-        super().check(files)
-
-    def asked(self) -> dict[str, Any]:
+    def common(self) -> dict[str, Any]:
         """Keyword arguments of `projection_effects`."""
-        common = {name: value for name, value in self.common().items() if name != "horizon"}
-        own = ("tokens_per_latent", "sampling", "reference", "detail", "angle", "single_token_share")
-        return {name: getattr(self, name) for name in own} | {"latents": self.latent or self.latents} | common
+        own = self.named(
+            *("context", "tokens_per_latent", "sampling", "reference", "detail", "angle", "single_token_share")
+        )
+        return super().common() | own | {"latents": self.latent or self.latents}

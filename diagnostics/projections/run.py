@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diagnostics.projections.design import EDITS, REFERENCES, Latents, ProjectionDesign, ProjectionPlan
+from diagnostics.projections.design import EDITS, REFERENCES, DrawnLatents, ProjectionDesign, ProjectionPlan
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.results.calls import recorded
 from diagnostics.running.clean import METRICS, RunSettings, chosen_contexts
@@ -59,7 +59,7 @@ def projection_effects(
 
     saes: an SAE (anything that `as_sae` takes), directions `[n, d_model]` of any length, or several of these by name, each at the
     site it belongs to; `site` is where directions act. latents: how many of each SAE, or which. sampling: see
-    `latent_sampling.SAMPLINGS`. reference: the ablation that every (latent, token) gets, beside two placebos of its norm and angle
+    `sampling.latents.SAMPLINGS`. reference: the ablation that every (latent, token) gets, beside two placebos of its norm and angle
     (`placebo_token`: along the difference of two other tokens' activations; `placebo_isotropic`). detail: share of the pairs that
     get the other three ablations too, a rotation of x away from d̂ by a fixed `angle` (radians) with both placebos (`rotate`, ...:
     equal dose for all), half of the projection removed (`half`), and the ablation of s·x, s .9 and 1.1, against the run with s·x
@@ -67,7 +67,7 @@ def projection_effects(
     the one-token context, where `context` asks for it, main edit and placebos alone. metrics: `kl` and `clean_entropy` must be among
     them. Other arguments as in `direction_norm`.
 
-    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve, `EditError` for
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings, `EditError` for
     directions that are no vectors of the model. Source: arXiv:2606.15054, sections on projection ablation; sampling, references,
     placebos, fixed-dose and scaled ablation are ours.
     """
@@ -88,50 +88,36 @@ def projection_effects(
         raise ResultError(f"metrics {list(metrics)} lack {missing[0]!r}, which the statistics need")
     if isinstance(prompts, Recording):
         prompts = [row[:n].tolist() for row, n in zip(prompts.tokens, prompts.length.tolist(), strict=True)]
-    probes = dictionaries_of(saes, model, site)
+    dictionaries = dictionaries_of(saes, model, site)
     ids = None if isinstance(latents, int) else tuple(int(i) for i in latents)
     plan = ProjectionPlan(many, ids, tokens_per_latent, sampling, reference, detail, angle, single_token_share)
     settings = RunSettings(
-        sites=tuple(dict.fromkeys(probe.site for probe in probes)),
-        contexts=chosen_contexts(context),
-        metrics=tuple(metrics),
-        sink_filter=sink_filter,
-        seed=seed,
-        null_seeds=null_seeds,
-        batch_rows=batch_rows,
-        path=path,
-    )
-    make = _Maker(probes, plan)
-    study = run_single_edits(
-        ProjectionEffects.NAME,
-        model,
-        prompts,
-        make,
-        settings,
-        {"saes": {p.name: p.provenance() for p in probes}} | plan.provenance(),
-        {
-            "sae": [p.name for p in probes],
-            "latent": (),
-            "target_prompt": (),
-            "target_position": (),
-            "edit": EDITS,
-            "scale": (),
-        },
-        folder=folder,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return ProjectionEffects(study.frame, study.tokens, study.provenance)
+        sites=tuple(dict.fromkeys(d.site for d in dictionaries)), contexts=chosen_contexts(context), metrics=tuple(metrics),
+        sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path,
+    )  # fmt: skip
+    own = {"saes": {d.name: d.provenance() for d in dictionaries}} | plan.provenance()
+    order = {
+        "sae": list(own["saes"]),
+        "latent": (),
+        "target_prompt": (),
+        "target_position": (),
+        "edit": EDITS,
+        "scale": (),
+    }
+    return run_single_edits(
+        ProjectionEffects, model, prompts, _DesignMaker(dictionaries, plan), settings, own, order,
+        folder=folder, overwrite=overwrite, progress=progress,
+    )  # fmt: skip
 
 
-class _Maker:
+class _DesignMaker:
     """Designs for one model after another; the latents are drawn of the trained one, which comes first, for all."""
 
-    def __init__(self, probes: list[Dictionary], plan: ProjectionPlan):
-        self.probes, self.plan = probes, plan
-        self.latents: dict[str, Latents] | None = None
+    def __init__(self, dictionaries: list[Dictionary], plan: ProjectionPlan):
+        self.dictionaries, self.plan = dictionaries, plan
+        self.latents: dict[str, DrawnLatents] | None = None
 
     def __call__(self, clean: Any) -> ProjectionDesign:
-        design = ProjectionDesign(clean, self.probes, self.plan, self.latents)
+        design = ProjectionDesign(clean, self.dictionaries, self.plan, self.latents)
         self.latents = self.latents or design.latents
         return design

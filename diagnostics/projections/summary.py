@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 
 from diagnostics import statistics
-from diagnostics.projections.norm_exponent import Exponent, Observational, interventional, observational
+from diagnostics.projections.norm_exponent import TOKEN, Exponent, Observational, interventional, observational
 from diagnostics.results.headlines import Headline
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.tables import with_ends
+from diagnostics.statistics.tables import PLACEBOS, with_ends
 
 PLACE = ["model", "layer", "point", "context", "sae"]
-PLACEBOS = ("placebo_token", "placebo_isotropic")
-_TOKEN = ["latent", "target_prompt", "target_position"]
 
 
 def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str, Any]]:
@@ -95,8 +93,8 @@ def _effects(rows: pd.DataFrame, floor: float, main: str) -> dict[str, Any]:
         if "kl_direct" in some:
             direct = some.kl_direct.to_numpy(float)
             edits[str(edit)]["direct_over_total"] = statistics.ratio_of_means(w * direct, w * kl, floor * w.mean(), own)
-    kl = rows[rows.edit.isin([main, *PLACEBOS])].pivot(index=_TOKEN, columns="edit", values="kl").astype(float)
-    of_main = rows[rows.edit == main].set_index(_TOKEN)
+    kl = rows[rows.edit.isin([main, *PLACEBOS])].pivot(index=TOKEN, columns="edit", values="kl").astype(float)
+    of_main = rows[rows.edit == main].set_index(TOKEN)
     found: dict[str, Any] = {
         "n_latents": rows.latent.nunique(),
         "n_pairs": len(of_main),

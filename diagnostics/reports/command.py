@@ -1,4 +1,4 @@
-"""Results of any of the commands as one page: figures, tables, what to know before believing them, how to make them again."""
+"""Results of any of the commands as one page: figures, tables, caveats, and how to reproduce them."""
 
 import os
 import warnings
@@ -17,44 +17,42 @@ from interventions.files import read_json, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions(command.Spoken):
-    """What did these runs find, and what must a reader know before believing it?
+class ReportOptions(command.CommonOptions):
+    """What did these runs find, and what are the caveats?
 
     Takes folders of results, with every result below them, and writes one HTML page that needs no network and no other file: the
     numbers to look at first beside their nulls, each result's question, figures and sortable tables, warnings (full forward passes,
-    dropped rows, noise floors, few prompts, different code or weights), settings, and how to make each result again.
+    dropped rows, noise floors, few prompts, different code or weights), options, and how to make each result again.
 
     Example: scripts/report.py results --out report.html
     """
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """folders of results; those below them count too"""
+    """folders of results, searched with their subfolders"""
     out: Path = Path("report.html")
     """the page"""
     title: str = "Results"
     """of the page"""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """replace a page that is there"""
+    overwrite: bool = False
+    """replace an existing page"""
 
 
-def main(settings: ReportOptions) -> command.Document:
-    """Everything that can be wrong with the input is looked at before a figure is drawn."""
+def main(options: ReportOptions) -> command.Document:
+    """Run the command."""
     from diagnostics.reports.page import report
 
-    if os.path.lexists(settings.out) and not settings.overwrite:
-        raise ResultError(f"{settings.out} is there already; name another file or pass --overwrite")
-    if not os.path.isdir(settings.out.absolute().parent):
-        raise ResultError(f"no folder {settings.out.parent}; expected one to write {settings.out.name} into")
-    results, code, begun, damaged = _found(settings.results)
+    if os.path.lexists(options.out) and not options.overwrite:
+        raise ResultError(f"{options.out} already exists; name another file or pass --overwrite")
+    if not os.path.isdir(options.out.absolute().parent):
+        raise ResultError(f"no folder {options.out.parent} to write {options.out.name} into; make it, or name another")
+    results, code, begun, damaged = _found(options.results)
     for name, why in damaged.items():
         warnings.warn(f"{name} is left out: {why}", stacklevel=1)
-    page = report(results, title=settings.title, unfinished=begun, damaged=damaged, code=code)
-    write_whole(settings.out, lambda path: path.write_text(page, encoding="utf-8"))
-    settings.say(
-        f"wrote {len(results)} result{'s' * (len(results) > 1)} into {settings.out} ({len(page) / 1e6:.1f} MB)"
-    )
+    page = report(results, title=options.title, unfinished=begun, damaged=damaged, code=code)
+    write_whole(options.out, lambda path: path.write_text(page, encoding="utf-8"))
+    options.say(f"wrote {len(results)} result{'s' * (len(results) > 1)} into {options.out} ({len(page) / 1e6:.1f} MB)")
     return {
-        "out": str(settings.out),
+        "out": str(options.out),
         "results": {name: result.NAME for name, result in results.items()},
         "unfinished": begun,
         "damaged": damaged,
@@ -62,9 +60,9 @@ def main(settings: ReportOptions) -> command.Document:
 
 
 def _found(folders: tuple[Path, ...]) -> tuple[dict[str, BaseResult], dict[str, str], list[str], dict[str, str]]:
-    """Results, versions of their code, unfinished runs, and damaged results, by name; of several folders names begin with the folder's.
+    """Results, versions of their code, unfinished runs, and damaged results, by name; with several folders each name begins with its folder's.
 
-    Raises `ResultError` where no result is left.
+    Raises `ResultError` if no sound result is found.
     """
     from diagnostics.reports.page import report
 

@@ -1,4 +1,4 @@
-"""Results as one page: what was measured, the numbers to look at first, every figure and table, and how to reproduce them."""
+"""Results as one page: headlines, figures, tables, caveats, and how to reproduce them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,9 @@ FIRST_LINES = 12
 """Rows of a long table that show before a click."""
 FIRST_NUMBERS = 8
 """Headlines of one result on the first screen; further ones are counted."""
+
+
+_MACHINE = {"device": "", "threads": " threads"}
 
 
 def report(
@@ -77,7 +80,7 @@ def _unlike(
 
 
 def _section(name: str, result: BaseResult, anchor: str, code: str | None) -> dict[str, Any]:
-    known = caveats(result)  # first, since it keeps the warnings of the statistics, which are computed once
+    known = caveats(result)  # first: it collects warnings of statistics that are computed once
     with quiet():
         first, tables = list(result.headlines()), result.tables()
     figures, no_figure = pictures(result.figures)
@@ -111,12 +114,8 @@ def _facts(result: BaseResult, code: str | None) -> list[tuple[str, str]]:
             "weights": f"sha256 {p['weights_sha256']}" if "weights_sha256" in p else "",
             "text": _texts(p),
             "SAEs": "; ".join(f"{sae} {s['sha256']}" for sae, s in p.get("saes", {}).items() if "sha256" in s),
-            "versions": ", ".join(
-                part for part in (f"Python {p['python']}" if "python" in p else "", versions) if part
-            ),
-            "machine": ", ".join(
-                f"{p[what]}{' threads' * (what == 'threads')}" for what in ("device", "threads") if what in p
-            ),
+            "versions": ", ".join(filter(None, [f"Python {p['python']}" if "python" in p else "", versions])),
+            "machine": ", ".join([str(p[what]) + unit for what, unit in _MACHINE.items() if what in p]),
         }
         facts += [(f"{run}: {what}" if run else what, said) for what, said in known.items() if said]
     return facts + ([("code", code)] if code else [])

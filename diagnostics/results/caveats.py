@@ -1,4 +1,4 @@
-"""What a reader must know before believing a number: gathered from a result's provenance, its statistics and its table."""
+"""Caveats of a result, collected from its provenance, statistics and table."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from diagnostics.statistics.tables import each, where
 
 
 class HasCaveats(HasProvenance, Protocol):
-    """What caveats are gathered from."""
+    """What caveats are collected from."""
 
     NULL_MODELS: ClassVar[bool]
 
@@ -26,26 +26,26 @@ class HasCaveats(HasProvenance, Protocol):
 
 
 def caveats(result: HasCaveats) -> list[str]:
-    """A line for each thing that a reader must know; none where there is none.
+    """A line for each caveat.
 
-    Full forward passes in place of replay and why, what was dropped with reasons, effects within the noise floor, intervals from
-    few prompts, no placebo, no untrained network, half precision, and what the statistics warned of.
+    Fallbacks to full forward passes and dropped rows, with reasons; effects within the noise floor; intervals from few prompts;
+    missing placebos and randomly initialised models; half precision; warnings of the statistics.
     """
     found: list[str] = []
     for name, p in provenances(result).items():
         said = [*left_out_of(p), *_of_provenance(p)]
         if result.NULL_MODELS and not p.get("null_models"):
-            said.append("no untrained network beside it: what architecture alone gives is not known")
+            said.append("no randomly initialised models to compare with: what the architecture alone gives is unknown")
         found += [f"{name}: {line}" if name else line for line in said]
     found += result.own_caveats()
-    with warnings.catch_warnings(record=True) as told:  # while the statistics are formed
+    with warnings.catch_warnings(record=True) as told:  # the statistics are computed now
         warnings.simplefilter("always")
         found += [*_within_noise(result), *_few_prompts(result)]
     return [*found, *dict.fromkeys(text for w in told if not (text := str(w.message)).startswith("an interval from"))]
 
 
 def differences(named: Mapping[str, HasProvenance]) -> list[str]:
-    """What results of one report do not share, though a reader might take it for granted: weights, versions, precision."""
+    """Settings in which results of one report differ: weights, dtype, sink filter, versions of packages."""
     every = {f"{name} ({run})" if run else name: p for name, r in named.items() for run, p in provenances(r).items()}
     looked_at = {
         "weights of the model": lambda p: (p.get("model"), str(p.get("weights_sha256"))[:12]),
@@ -57,9 +57,8 @@ def differences(named: Mapping[str, HasProvenance]) -> list[str]:
     for what, value in looked_at.items():
         found += _unlike(what, {name: value(p) for name, p in every.items()})
     for package in packages:
-        found += _unlike(
-            f"version of {package}", {name: p.get("versions", {}).get(package) for name, p in every.items()}
-        )
+        versions = {name: p.get("versions", {}).get(package) for name, p in every.items()}
+        found += _unlike(f"version of {package}", versions)
     return found
 
 
@@ -70,21 +69,19 @@ def _unlike(what: str, values: Mapping[str, Any]) -> list[str]:
         by.setdefault(said, []).append(name)
     if len(by) < 2:
         return []
-    return [
-        f"{what} differ{'' if what.startswith('weights') else 's'}: "
-        + "; ".join(f"{said} in {listed(names, 4)}" for said, names in by.items())
-    ]
+    said = "; ".join(f"{value} in {listed(names, 4)}" for value, names in by.items())
+    return [f"{what} differ{'' if what.startswith('weights') else 's'}: {said}"]
 
 
 def _of_provenance(p: Mapping[str, Any]) -> Iterator[str]:
     if p.get("dtype") in ("bfloat16", "float16"):
         yield f"{p['dtype']}: noise floors lie near 1e-3 nats, and ablations of tiny dose are lost in rounding"
     if p.get("placebo_share") == 0:
-        yield "no placebo: nothing says what a random edit of the same norm and angle does"
+        yield "no placebo: the effect of a random edit of the same norm and angle is unknown"
 
 
 def _within_noise(result: HasCaveats) -> Iterator[str]:
-    """How many effects are no larger than what putting activations back as they were gives."""
+    """How many effects are no larger than the noise floor, the effect of an identity edit."""
     frame = result.to_frame()
     if "share_below_floor" in next(iter(result.groups), {}):
         for g in result.groups:
@@ -113,14 +110,14 @@ def _floor_said(floor: float, below: int, rows: int, whose: str = "") -> str:
 
 
 def _few_prompts(result: HasCaveats) -> Iterator[str]:
-    """How many intervals stand on few prompts."""
+    """How many estimates are from few prompts."""
     counts = list(_prompts(result.counted_in()))
     few = [n for n in counts if n < FEW_PROMPTS]
     if few:
         none = sum(n < MIN_PROMPTS for n in few)
         yield (
-            f"{len(few):,} of {len(counts):,} estimates stand on fewer than {FEW_PROMPTS} prompts (the least: {min(few)}): their "
-            f"intervals are too narrow{f', and {none:,} on fewer than {MIN_PROMPTS} have none' if none else ''}"
+            f"{len(few):,} of {len(counts):,} estimates are from fewer than {FEW_PROMPTS} prompts (the least: {min(few)}): their "
+            f"intervals are too narrow{f', and {none:,} from fewer than {MIN_PROMPTS} have none' if none else ''}"
         )
 
 

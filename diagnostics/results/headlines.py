@@ -1,4 +1,4 @@
-"""The few numbers of a result that a reader looks for first, each beside what it must be compared with."""
+"""The main numbers of a result, each with what it is compared with."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Headline:
     value: str
     """with its 95 % interval; what has no interval says so in `what`"""
     against: str
-    """what nothing would give, or a control gives, with its name"""
+    """the null value, or that of a control, with its name"""
 
 
 def middle(groups: Sequence[Group]) -> list[Group]:
@@ -26,22 +26,17 @@ def middle(groups: Sequence[Group]) -> list[Group]:
 
 
 def null_range(values: Sequence[Any]) -> str:
-    """What untrained networks give: their values from least to largest; nothing without any."""
+    """The range of values over randomly initialised models; empty without any."""
     known = [getattr(v, "estimate", v).value for v in values]
     if not known:
         return ""
     low, high = f"{min(known):.3g}", f"{max(known):.3g}"
-    return f"untrained networks: {low if low == high else f'{low} to {high}'}"
+    return f"randomly initialised models: {low if low == high else f'{low} to {high}'}"
 
 
 def beside_null(
-    groups: Sequence[Group],
-    value: str,
-    what: str,
-    own: Callable[[Group], bool],
-    null: Callable[[Group], bool],
-    called: str,
-) -> Iterator[Headline]:
+    groups: Sequence[Group], value: str, what: str, own: Callable[[Group], bool], null: Callable[[Group], bool], called: str
+) -> Iterator[Headline]:  # fmt: skip
     """`value` of the groups that are `own`, each beside that of the first group of its SAE that is a `null`."""
     for g in groups:
         if own(g) and g.get(value) is not None:

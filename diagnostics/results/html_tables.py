@@ -14,7 +14,7 @@ _WHOLE = re.compile(_NUMBER.pattern + r"(?: ?%)?(?P<rest>.*)", re.IGNORECASE | r
 
 
 def sort_value(cell: Any) -> float | None:
-    """What a cell is sorted by: its number, of an estimate its value (`1.2 [1, 1.4]`, `≥ 3`, `42%`); None for words."""
+    """The number by which a cell is sorted, of an estimate its value (`1.2 [1, 1.4]`, `≥ 3`, `42%`); None for words."""
     if isinstance(cell, (bool, np.bool_)) or cell is None:
         return None
     if isinstance(cell, (int, float, np.integer, np.floating)):
@@ -24,7 +24,7 @@ def sort_value(cell: Any) -> float | None:
 
 
 def cell_text(cell: Any) -> str:
-    """A cell as it is read: three digits, nothing for what is missing."""
+    """A cell as text: three digits; empty where missing."""
     if cell is None or (isinstance(cell, (float, np.floating)) and np.isnan(cell)):
         return ""
     if isinstance(cell, (float, np.floating)):

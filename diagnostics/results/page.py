@@ -18,8 +18,8 @@ from interventions.errors import MechdiagError
 _MOST_LINES = 400
 
 
-class Shown(HasCaveats, Protocol):
-    """What a page shows: all results are this."""
+class HasTables(HasCaveats, Protocol):
+    """What a page shows; every result has it."""
 
     NAME: ClassVar[str]
     TITLE: ClassVar[str]
@@ -30,9 +30,9 @@ class Shown(HasCaveats, Protocol):
     def plot(self) -> Any: ...
 
 
-def shown(result: Shown) -> str:
-    """A result as a fragment with its style sheet. Its figure is inlined and closed, so that the notebook does not show it again."""
-    known = caveats(result)  # first, since it keeps the warnings of the statistics, which are computed once
+def shown(result: HasTables) -> str:
+    """A result as an HTML fragment with its style sheet. The figure is inlined and closed, so that a notebook shows it once."""
+    known = caveats(result)  # first: it collects warnings of statistics that are computed once
     with quiet():
         tables = result.tables()
     names = listed(part for p in provenances(result).values() for part in measured_on(p)[:2])
@@ -54,7 +54,7 @@ def shown(result: Shown) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of the statistics, which are among the caveats."""
+    """Suppress warnings of the statistics, which are among the caveats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
@@ -66,8 +66,8 @@ def measured(result: HasProvenance) -> list[tuple[str, str]]:
     return [(name, " · ".join(parts)) for name, parts in runs.items() if parts]
 
 
-def titled(result: Shown) -> str:
-    """The title of its kind."""
+def titled(result: HasTables) -> str:
+    """The title of a result's class."""
     return result.TITLE or result.NAME
 
 

@@ -29,35 +29,35 @@ class BaseResult:
     """Base class of all results: a table, a summary, figures, provenance, and a page of them in a notebook."""
 
     NAME: ClassVar[str] = ""
-    """of its files"""
+    """name of its files"""
     TITLE: ClassVar[str] = ""
-    """what its question is called"""
+    """title on pages"""
     QUESTION: ClassVar[str] = ""
-    """the question, in a line"""
+    """the question it answers, in one line"""
     NOTE: ClassVar[str] = ""
-    """how the numbers of the tables are to be read"""
+    """how to read the tables"""
     TABLES: ClassVar[Mapping[str, str]] = {}
-    """further tables: their files in Parquet, by attribute"""
+    """Parquet files of further tables, by attribute"""
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = {}
-    """the figures by depth that show it, by name"""
+    """figures by depth, by name"""
     NULL_MODELS: ClassVar[bool] = False
-    """whether untrained networks can be measured beside the model"""
+    """whether randomly initialised models can be measured too"""
     CALL: ClassVar[str] = ""
-    """the function of `diagnostics` that forms it of results of the kind `FORMED_OF`"""
+    """the function of `diagnostics` that computes it from results of the class `FORMED_OF`"""
     FORMED_OF: ClassVar[str] = ""
     frame: pd.DataFrame
     provenance: dict[str, Any]
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
-        """What every result of this kind has in its folder."""
+        """Names of the files of a result of this class."""
         return (f"{cls.NAME}.parquet", f"{cls.NAME}.json", *cls.TABLES.values())
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """A result as the command wrote it.
+        """Read a result from its folder.
 
-        Raises `ResultError` when the folder does not hold one, or files of it are damaged or do not belong together (see `stored`).
+        Raises `ResultError` where files are missing, damaged or do not belong together (see `stored`).
         """
         stored = Stored(folder, cls.NAME, cls.files())
         with stored.understood():
@@ -65,12 +65,12 @@ class BaseResult:
 
     @classmethod
     def read(cls, stored: Stored) -> Self:
-        """A result formed of its files."""
+        """Build a result from its files."""
         return cls(**cls._stored(stored))
 
     @classmethod
     def _stored(cls, stored: Stored) -> dict[str, Any]:
-        """What a result is made of, by the names of its fields."""
+        """The fields of a result, by name."""
         more = {name: stored.table(file) for name, file in cls.TABLES.items()}
         return {"frame": stored.table(), "provenance": stored.provenance, **more}
 
@@ -79,11 +79,11 @@ class BaseResult:
         return {file: getattr(self, name) for name, file in self.TABLES.items()} | {f"{self.NAME}.parquet": self.frame}
 
     def write(self, folder: str | Path, *, overwrite: bool = True) -> list[str]:
-        """Tables, tokens, figures, and summary with provenance and digests, into a folder; the names of the files.
+        """Write tables, tokens, figures, and a JSON of summary, provenance and digests into a folder; returns the names of the files.
 
-        All are written aside first and then put in their places, tables before the JSON: a failure leaves what stood there, and tables
-        that a killed process leaves are no result. overwrite: False refuses to replace a result of this kind with other tables, tokens or
-        summary, and figures that it did not draw. Raises `ResultError` for that, and where the system does not let files be written.
+        Files are written to a temporary folder and then moved, tables before the JSON: a failure leaves the old result, and a killed
+        process leaves no folder that loads as a result. overwrite: False refuses to replace a result with other tables, tokens or
+        summary, and figures of others. Raises `ResultError` for that, and for errors of the file system.
         """
         with _placed(made(folder), f"{self.NAME}.json", overwrite) as aside:
             digests = {}
@@ -98,7 +98,7 @@ class BaseResult:
         return [*self.files(), *figures]
 
     def to_frame(self) -> pd.DataFrame:
-        """The tidy table: columns that are added to it leave the result as it is."""
+        """A copy of the tidy table."""
         return self.frame.copy(deep=False)
 
     @cached_property
@@ -108,11 +108,11 @@ class BaseResult:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What `select` looks for in columns that are not named."""
+        """Values that `select` asks for unless others are named."""
         return {}
 
     def select(self, **values: Any) -> list[dict[str, Any]]:
-        """The groups that have these values: `select(layer=15, context="single_token")`; of what is not named, those of `defaults`.
+        """The groups with these values, such as `select(layer=15, context="single_token")`; `defaults` apply to other names.
 
         Raises `ResultError` for a name that groups do not have.
         """
@@ -131,7 +131,7 @@ class BaseResult:
         return {"": pd.DataFrame(self.groups)}
 
     def left_out(self) -> list[str]:
-        """What is missing, and what was used in place of the fast path; a line each."""
+        """Dropped rows and fallbacks; a line each."""
         return left_out(self)
 
     def table(self) -> str:
@@ -147,7 +147,7 @@ class BaseResult:
         return {"summary": self.groups, "provenance": self.provenance}
 
     def headlines(self) -> Iterable[Headline]:
-        """The numbers to look at first. Of results by depth those of the middle block, of several SAEs a line for each."""
+        """The main numbers: those of the middle block, or a line for each SAE."""
         return ()
 
     def depth_points(self, figure: str) -> list[DepthPoint]:
@@ -155,11 +155,11 @@ class BaseResult:
         return list(self.DEPTH[figure].points(self.groups, self.provenance))
 
     def counted_in(self) -> Any:
-        """Where the numbers of prompts behind its estimates stand."""
+        """The estimates whose numbers of prompts are checked for caveats."""
         return self.groups
 
     def own_caveats(self) -> list[str]:
-        """What a reader must know of this kind of result, beside what every kind has (`caveats.caveats`)."""
+        """Caveats of this class, beside those of all results (`caveats.caveats`)."""
         return []
 
     def plot(self) -> Any:
@@ -171,7 +171,7 @@ class BaseResult:
         return {self.NAME: self.plot()}
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """As IPython shows it where there is no page: the table, not the whole of the frame and of the provenance."""
+        """The table, where IPython shows text."""
         printer.text(self.table())
 
     def _repr_html_(self) -> str:
@@ -182,23 +182,23 @@ class BaseResult:
 
 @dataclass(frozen=True)
 class Result(BaseResult):
-    """A tidy table, the tokens it speaks of, and how it was made. A diagnostic's result adds statistics and a figure."""
+    """A tidy table, its prompts as token ids, and its provenance. Each diagnostic's result adds statistics and figures."""
 
     frame: pd.DataFrame
     """one line a row"""
     tokens: list[list[int]]
-    """the prompts, as token ids, that the prompt and position columns refer to"""
+    """the prompts as token ids, which the columns prompt and position refer to"""
     provenance: dict[str, Any]
-    """model, text, settings, counts of what was dropped, which path ran and how exact it was"""
+    """model, text, settings, counts of dropped rows, the path that ran and its accuracy"""
 
     @classmethod
     def files(cls) -> tuple[str, ...]:
-        """What every result of this kind has in its folder."""
+        """Names of the files of a result of this class."""
         return (f"{cls.NAME}.parquet", f"{cls.NAME}.json", "tokens.npy", *cls.TABLES.values())
 
     @classmethod
     def _stored(cls, stored: Stored) -> dict[str, Any]:
-        """What a result is made of. Raises `ResultError` where the table has not the rows that its JSON states."""
+        """The fields of a result. Raises `ResultError` where the table does not have the number of rows in the JSON."""
         found, rows = super()._stored(stored), stored.provenance.get("rows")
         if isinstance(rows, int) and rows != len(found["frame"]):
             n = len(found["frame"])
@@ -211,7 +211,7 @@ class Result(BaseResult):
 
     @property
     def points(self) -> list[str]:
-        """Where in their blocks activations were edited."""
+        """Points within blocks at which activations were edited."""
         return list(dict.fromkeys(Site.parse(site).point for site in self.provenance["sites"]))
 
     @property
@@ -221,7 +221,7 @@ class Result(BaseResult):
 
     @property
     def null_models(self) -> list[str]:
-        """Labels of the untrained networks."""
+        """Labels of the randomly initialised models."""
         return self.provenance["null_models"]
 
 
@@ -232,7 +232,7 @@ def result_files(kind: type[BaseResult]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _placed(folder: Path, document: str, overwrite: bool) -> Iterator[Path]:
-    """A folder aside, whose files take their places in `folder` as the block ends, `document` last."""
+    """A temporary folder, whose files are moved into `folder` when the block ends, `document` last."""
     remove_partial(folder)
     aside = folder / f"{PARTIAL}{secrets.token_hex(8)}"
     try:
@@ -254,7 +254,7 @@ def _placed(folder: Path, document: str, overwrite: bool) -> Iterator[Path]:
 
 
 def _stated(path: Path) -> Any:
-    """The JSON of the result that is there: None without one, an empty object where it cannot be read."""
+    """The JSON of an existing result: None without one, an empty object where it cannot be read."""
     if not os.path.lexists(path):
         return None
     try:
@@ -272,11 +272,11 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 _OWN = re.compile(r"([\w-][^/\\\0]*/)?[\w-][^/\\\0]*\.(parquet|npy|png|svg|pdf)")
-"""Files that can be a result's own: none outside of its folder, whatever a JSON says."""
+"""Names that a result's own files may have: none outside of its folder, whatever a JSON says."""
 
 
 def _files(document: dict[str, Any] | None, own: str) -> set[str]:
-    """Data files and figures that a result's JSON names; none where the JSON is not as it was written."""
+    """Data files and figures that a result's JSON lists; none where the JSON was changed."""
     known = (document or {}).get(DIGESTS)
     if not document or not isinstance(known, dict) or known.get(own) != document_digest(document):
         return set()
@@ -285,7 +285,7 @@ def _files(document: dict[str, Any] | None, own: str) -> set[str]:
 
 
 def _take_places(aside: Path, folder: Path, document: str, figures: list[str], gone: set[str]) -> None:
-    """Move tables, then the document, then figures. Until the document is there, what lies there is no result."""
+    """Move tables, then the document, then figures. Without the document a folder is no result."""
     (folder / document).unlink(missing_ok=True)
     for name in gone:
         (folder / name).unlink(missing_ok=True)
@@ -304,15 +304,12 @@ R = TypeVar("R", bound=BaseResult)
 
 
 def tables_of(result: BaseResult) -> object:
-    """The tables of a result, which need most of what it holds."""
+    """The tables of a result, for `load_result`."""
     return result.tables()
 
 
 def load_result(kind: type[R], folder: str | Path, use: Callable[[R], object] = tables_of) -> R:
-    """`kind.load`, for those who use the result. Raises `MechdiagError`.
-
-    A result without digests (see `stored`) is used once on trial: one that lacks what its kind holds is damaged.
-    """
+    """`kind.load`; a result without digests (see `stored`) is also tested with `use`. Raises `MechdiagError`."""
     found = kind.load(folder)
     stored = Stored(folder, kind.NAME, kind.files())
     if stored.digests is None:

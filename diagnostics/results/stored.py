@@ -115,7 +115,7 @@ class Stored:
 
     @contextlib.contextmanager
     def understood(self) -> Iterator[None]:
-        """While a result is formed of the files: what is not there, or of another type, means that they are damaged."""
+        """While a result is built from its files, missing keys and wrong types mean damage."""
         try:
             yield
         except MechdiagError:

@@ -1,4 +1,4 @@
-"""Provenance in words: what was measured, on what, by which path, and what was left out."""
+"""Provenance in words: the model, text, sites and path of a run, and what was left out."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -13,30 +13,30 @@ _COUNTS = {
     "left_out": "tokens left out",
     "rows_not_finite": "rows not finite",
     "placebos_not_finite": "placebos not finite",
-    "selves_not_finite": "tokens put back as they were: not finite",
+    "selves_not_finite": "identity edits: effect not finite",
     "effects_not_finite": "effects not finite",
     "chunks_halved": "chunks halved because memory ran out (last bits may differ from another run's)",
 }
 """Keys of provenance that count what is missing; each a number, or numbers by reason."""
 _PREPARED = ("text", "texts", "labelled")
-"""Parts of provenance that say how texts were prepared, before anything was measured."""
+"""Parts of provenance about the preparation of texts."""
 
 
 class HasProvenance(Protocol):
-    """Anything that says how it was made."""
+    """Anything with provenance."""
 
     @property
     def provenance(self) -> dict[str, Any]: ...
 
 
 def provenances(result: HasProvenance) -> dict[str, dict[str, Any]]:
-    """The provenance of each run behind a result, by its name; of a result of its own under an empty name."""
+    """The provenance of each run behind a result, by name; an empty name for the only run."""
     p = result.provenance
     return {"": p} if "model" in p or not p or not all(isinstance(v, Mapping) for v in p.values()) else dict(p)
 
 
 def measured_on(p: Mapping[str, Any]) -> list[str]:
-    """Model, text, place, seed and path, each in a few words; what is not known is left out."""
+    """Model, text, sites, seed and path, each in a few words, where known."""
     parts = [_model(p), _text(p), _sites(p), _saes(p), _context(p), _sinks(p)]
     parts += [f"seed {p['seed']}"] if "seed" in p else []
     return [part for part in [*parts, _path(p)] if part]
@@ -96,7 +96,7 @@ def _path(p: Mapping[str, Any]) -> str:
 
 
 def listed(names: Iterable[Any], most: int = 8, between: str = ", ") -> str:
-    """Names with commas (or what is given) between them, the rest as a number."""
+    """Names joined by commas (or by `between`); further ones are counted."""
     given = [str(name) for name in names]
     return between.join(given[:most]) + (f" and {len(given) - most} more" if len(given) > most else "")
 
@@ -107,11 +107,11 @@ def left_out(result: HasProvenance) -> list[str]:
 
 
 def left_out_of(p: Mapping[str, Any]) -> list[str]:
-    """Why full forward passes were used in place of the fast path, and what was dropped, with reasons; a line each."""
+    """Fallbacks to full forward passes and what was dropped, with reasons; a line each."""
     why = list(dict.fromkeys(_values(p, "why_hooks")))
     said = [f"full forward passes in place of the fast path: {reason}" for reason in why]
     if not why and "hooks" in _paths(p):
-        said.append("full forward passes served, as asked")
+        said.append("full forward passes were used, as requested")
     lost: dict[tuple[str, str, bool], list[str]] = {}  # of the whole run, or of places that are named
     for place, key, counts in _lost(p):
         lost.setdefault((_COUNTS[key], counts, bool(place)), []).append(place)
@@ -122,7 +122,7 @@ def left_out_of(p: Mapping[str, Any]) -> list[str]:
 
 
 def _values(p: Any, key: str) -> Iterator[str]:
-    """What stands under a key, anywhere in nested dictionaries, as strings."""
+    """Values of a key, anywhere in nested dictionaries, as strings."""
     if isinstance(p, Mapping):
         for name, value in p.items():
             if name == key:

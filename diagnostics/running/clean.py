@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diagnostics.running.recordings import CACHE_BYTES, Recordings, shards
 from diagnostics.sampling.tokens import Pairs, TokenFilter, token_filter
 from interventions.edits import norm
 from interventions.errors import ResultError
 from interventions.models.anatomy import check_site
 from interventions.models.causal_model import CausalModel
-from interventions.recording import Recording, record
+from interventions.recording import Recording
 from interventions.replaying.rows import Horizon
 from interventions.sites import Site
 from interventions.texts.prompts import Prompts
@@ -20,8 +22,6 @@ from interventions.texts.prompts import Prompts
 CONTEXTS = ("in_place", "single_token")
 """`in_place`: the token's own prompt and position. `single_token`: the vector as the only token, id 0, as in the paper."""
 METRICS = ("kl", "js", "clean_entropy", "top1_changed", "kl_direct")
-SHARD = 64
-"""prompts in a work unit"""
 
 
 def default_layers(n: int) -> list[int]:
@@ -45,7 +45,7 @@ def chosen_contexts(context: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What studies have in common; part of their identity."""
+    """What runs of single edits have in common; part of their identity."""
 
     sites: tuple[Site, ...]
     contexts: tuple[str, ...] = ("in_place",)
@@ -53,15 +53,19 @@ class RunSettings:
     sink_filter: float | None = 10.0
     seed: int = 0
     null_seeds: int = 0
-    """untrained networks of the same configuration"""
+    """randomly initialised models of the same configuration"""
     batch_rows: int | None = None
     path: str = "auto"
-    cache_bytes: int = 4 * 2**30
+    cache_bytes: int = CACHE_BYTES
     """keys and values kept at once; beyond that prompts are recorded again"""
     metrics: tuple[str, ...] = METRICS
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that numbers depend on."""
+        return {name: value for name, value in vars(self).items() if name != "cache_bytes"}
+
     def check(self, model: CausalModel) -> None:
-        """Raise `SiteError` or `ResultError` for settings that do not serve."""
+        """Raise `SiteError` for a site that the model does not have, `ResultError` for other invalid settings."""
         if not self.sites:
             raise ResultError("no site; give at least one layer")
         for site in self.sites:
@@ -79,18 +83,17 @@ class RunSettings:
 
 
 class CleanActivations:
-    """One model's clean activations at the sites of a study, and which tokens can serve."""
+    """One model's clean activations at the sites of a run, and which tokens may be edited."""
 
     def __init__(self, model: CausalModel, prompts: Prompts, settings: RunSettings):
         self.model, self.prompts, self.settings = model, prompts, settings
         self.length = np.array([len(tokens) for tokens in prompts.tokens])
         parts: dict[Site, list[Tensor]] = {site: [] for site in settings.sites}
-        self._kept: dict[int, Recording] = {}
-        for number in range(self.n_shards):
-            recording = self._record(number)
+        self.shards = shards(len(self.length))
+        self._recordings = Recordings(model, prompts.tokens, settings.sites, settings.cache_bytes)
+        for number in range(len(self.shards)):
             for site in settings.sites:
-                parts[site].append(recording.activations[site])
-            self._keep(number, recording)
+                parts[site].append(self.recording(number).activations[site])
         self.activations = {site: _joined(some) for site, some in parts.items()}
         self.special = np.zeros((len(self.length), self.length.max()), dtype=bool)
         for row, flags in zip(self.special, prompts.special, strict=True):
@@ -103,35 +106,15 @@ class CleanActivations:
         self.norm_of_median = self._norm_of_median()
 
     def filter_at(self, site: Site) -> TokenFilter:
-        """Which tokens cannot serve at one site, whatever other sites the study has."""
+        """Which tokens are left out at one site, whatever other sites the run has."""
         return token_filter([self.activations[site]], self.length, self.special, self.settings.sink_filter)
 
-    @property
-    def n_shards(self) -> int:
-        return -(-len(self.length) // SHARD)
-
-    def shard(self, number: int) -> np.ndarray:
-        """The prompts of a shard."""
-        return np.arange(number * SHARD, min((number + 1) * SHARD, len(self.length)))
-
     def recording(self, number: int) -> Recording:
-        """The recording of a shard, with keys and values: kept where there is room for them, else recorded again."""
-        if number not in self._kept:
-            self._keep(number, self._record(number))
-        return self._kept[number]
-
-    def _keep(self, number: int, recording: Recording) -> None:
-        """The first shards stay as long as there is room, and one more."""
-        size = sum(t.nbytes for r in (*self._kept.values(), recording) for t in (r.keys or []) + (r.values or []))
-        if size > self.settings.cache_bytes and self._kept:
-            self._kept.pop(max(self._kept))
-        self._kept[number] = recording
-
-    def _record(self, number: int) -> Recording:
-        return record(self.model, [self.prompts.tokens[i] for i in self.shard(number)], self.settings.sites)
+        """The recording of a shard, with keys and values: see `Recordings`."""
+        return self._recordings[number]
 
     def at(self, site: Site, prompt: np.ndarray, position: np.ndarray) -> Tensor:
-        """CleanActivations activations of single tokens, `[row, d_model]`."""
+        """Clean activations of single tokens, `[row, d_model]`."""
         x = self.activations[site]
         return x[torch.from_numpy(prompt).to(x.device), torch.from_numpy(position).to(x.device)]
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 import interventions
 import sae_models
+from diagnostics.statistics.tables import one_table
 from interventions.errors import ResultError
 from interventions.files import (
     UNREADABLE,
@@ -279,12 +280,39 @@ def run_units(
     fn: Compute,
     *,
     identity: dict[str, Any],
+    counted: Callable[[], Sequence[Unit]] | None = None,
     overwrite: bool = False,
     progress: Progressing = None,
 ) -> list[UnitResult]:
-    """`Units(folder, identity, overwrite).run(units, fn, progress)`, the folder claimed for as long."""
+    """`Units(folder, identity, overwrite).run(units, fn, progress)`, the folder claimed for as long.
+
+    counted: the same units with their numbers of rows, where these cost a clean pass; asked for only if a unit is missing.
+    """
     with Units(folder, identity, overwrite) as claimed:
+        if counted is not None and claimed.missing(units):
+            units = counted()
         return claimed.run(units, fn, progress)
+
+
+def run_table(
+    units: Sequence[Unit],
+    folder: str | Path | None,
+    fn: Compute,
+    merge: Callable[[Sequence[UnitResult]], dict[str, Any]],
+    **how: Any,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """`run_units`, their tables as one, and their notes as `merge` makes them one.
+
+    Raises `ResultError` where no row is left, with what the notes say was drawn and dropped, and what `run_units` raises.
+    """
+    done = run_units(units, folder, fn, **how)
+    frame, notes = one_table([one.frame for one in done]), merge(done)
+    if frame.empty:
+        said = [
+            f"{name.replace('_', ' ')}: {notes[name]}" for name in ("drawn", "rows_dropped", "dropped") if name in notes
+        ]
+        raise ResultError("; ".join(["no row is left", *said]))
+    return frame, notes
 
 
 def narrowed(frame: pd.DataFrame) -> pd.DataFrame:

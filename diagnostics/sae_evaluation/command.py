@@ -1,4 +1,4 @@
-"""Sparse autoencoders judged: reconstruction, sparsity, what the model does with them in its stream, alignment."""
+"""Evaluation of SAEs: reconstruction, sparsity, the model's loss with them spliced in, alignment."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,22 +6,21 @@ from typing import Annotated
 import tyro
 
 from diagnostics.commands import command
-from diagnostics.commands.inputs import ModelInputs, short_names
-from diagnostics.commands.sae_inputs import HeldOutText
+from diagnostics.commands.inputs import ModelOptions, SplicePath, short_names
+from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+from diagnostics.commands.sae_inputs import HeldOutTextOptions, saes_at
 from diagnostics.sae_evaluation.result import SAEEvaluation
 from diagnostics.sae_evaluation.run import evaluate_saes
 from interventions.errors import MechdiagError
 from interventions.files import claim_folder
 from interventions.models.loading import resolve_device
-from interventions.spliced import PATHS
 from interventions.texts.held_out import split
 from interventions.texts.prompts import Prompts, load_texts
-from sae_models.loading import load_sae
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions(command.Output, ModelInputs, HeldOutText):
-    """How well do SAEs stand for the activations they read?
+class EvaluationOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
+    """How well do SAEs reconstruct activations, and how does the model behave with them spliced in?
 
     Measures variance explained, L0, dead latents, KL and CE scores, norms, by quartile of the activation's norm, with and without
     sinks, and the alignment of each latent's encoder and decoder. All SAEs are of one model, each at its own site. Writes a table
@@ -35,74 +34,54 @@ class EvaluationOptions(command.Output, ModelInputs, HeldOutText):
     saes: Annotated[tuple[str, ...], tyro.conf.Positional]
     """folders or files, names in the zoo, or hf:owner/name/folder"""
     prompts_second: str = "none"
-    """the same on another text, or none"""
-    on_training_text: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """the same on a second text, or none"""
+    on_training_text: bool = False
     """read the other paragraphs, those that SAEs were trained on"""
-    n_prompts: int = 200
-    """prompts drawn from each text"""
-    splice_prompts: int = 50
-    """so many of them, the first, also pass through the model with each SAE's output in its stream (0: all)"""
-    sink_filter: float = 10.0
+    n_prompts: PositiveInt = 200
+    """prompts sampled from each text"""
+    splice_prompts: NonNegativeInt = 50
+    """number of these, the first, that are also run with each SAE's output spliced into the residual stream (0: all)"""
+    sink_filter: NonNegativeFloat = 10.0
     """tokens with ||x|| above this many times the site's median are sinks: all is measured with and without them (0: with them)"""
-    skip_first: int = 1
-    """first tokens of each prompt that are left out with the sinks"""
-    splice_sinks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """without sinks: let the SAE's output replace them too, uncounted (they stay as they are otherwise)"""
-    path: str = "auto"
+    skip_first: NonNegativeInt = 1
+    """first tokens of each prompt to drop along with the sinks"""
+    splice_sinks: bool = False
+    """without sinks: let the SAE's output replace them too, uncounted (by default they stay as they are)"""
+    path: SplicePath = "auto"
     """auto (the blocks above a site, checked against full forward passes), blocks, or hooks (full forward passes)"""
-    seed: int = 0
-    """of the order in which prompts are drawn"""
+    seed: NonNegativeInt = 0
+    """of the order in which prompts are sampled"""
 
     def check(self) -> None:
-        """What can be wrong without a model. Raises `MechdiagError`."""
+        """Validate options before loading the model. Raises `MechdiagError`."""
         if not self.saes:
             raise MechdiagError("no SAE; name at least one folder, file or name in the zoo")
-        if self.path not in PATHS:
-            raise MechdiagError(f"unknown path {self.path!r}; known: {', '.join(PATHS)}")
-        self.check_share()
-        if self.splice_prompts < 0 or self.sink_filter < 0:
-            raise MechdiagError(
-                f"--splice-prompts {self.splice_prompts}, --sink-filter {self.sink_filter}; expected numbers from 0"
-            )
         if self.on_training_text and not self.held_out:
-            raise MechdiagError(
-                "--on-training-text leaves out what --held-out keeps; give a share above 0, or leave it out"
-            )
+            raise MechdiagError("--on-training-text needs --held-out above 0, the share that was not trained on")
         self.check_model()
         claim_folder(self.out, SAEEvaluation.files(), self.overwrite)
 
     def corpora(self) -> list[str]:
-        """The texts asked for, each once."""
+        """The texts, each once."""
         return list(dict.fromkeys([self.prompts] + [self.prompts_second] * (self.prompts_second != "none")))
 
 
-def main(settings: EvaluationOptions) -> command.Document:
-    """Everything that can be wrong with the input is looked at before the model runs."""
-    settings.check()
-    names, device = short_names(settings.saes), resolve_device(settings.device)
-    saes = dict(zip(names, (load_sae(path, device=device) for path in settings.saes), strict=True))
-    texts = {name: load_texts(name) for name in settings.corpora()}
-    if settings.held_out:
-        parts = {name: split(text, settings.held_out) for name, text in texts.items()}
-        texts = {name: part[0 if settings.on_training_text else 1] for name, part in parts.items()}
-    model = settings.load_model()
+def main(options: EvaluationOptions) -> command.Document:
+    """Run the command."""
+    options.check()
+    saes = saes_at(options.saes, resolve_device(options.device))
+    texts = {name: load_texts(name) for name in options.corpora()}
+    if options.held_out:
+        parts = {name: split(text, options.held_out) for name, text in texts.items()}
+        texts = {name: part[0 if options.on_training_text else 1] for name, part in parts.items()}
+    model = options.load_model()
     prompts: dict[str, Prompts] = {
-        name: settings.tokenized(text, model, settings.seed)
+        name: options.tokenized(text, model, options.seed)
         for name, text in zip(short_names(tuple(texts)), texts.values(), strict=True)
     }
-    with settings.progress("splicing", unit="prompt") as progress:
-        result = evaluate_saes(
-            model,
-            prompts,
-            saes,
-            sink_filter=settings.sink_filter or None,
-            skip_first=settings.skip_first,
-            splice_prompts=settings.splice_prompts or None,
-            splice_sinks=settings.splice_sinks,
-            path=settings.path,
-            progress=progress,
-        )
-    return settings.finish(result, settings.out)
+    how = options.named("sink_filter", "skip_first", "splice_sinks", "path")
+    how["splice_prompts"] = options.splice_prompts or None
+    return options.measure("splicing", "prompt", evaluate_saes, model, prompts, saes, **how)
 
 
 def run() -> None:

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from diagnostics.figures.by_depth import JACKKNIFE, DepthPanel, DepthPlan, DepthPoint, Groups, Provenance, plain
+from diagnostics.figures.by_depth import DepthPanel, DepthPlan, DepthPoint, Groups, Provenance, plain
 from diagnostics.sae_evaluation.measures import counted
 from diagnostics.sampling.counted import QUARTILES
 
 
 def evaluated(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
-    """Fraction of variance explained, KL score and share of latents that never fire, over all tokens counted."""
+    """Fraction of variance explained, KL score and share of latents that never fire, over all counted tokens."""
     how = {
         "tokens": counted(provenance),
-        "sinks in the spliced stream": "replaced" if provenance["splice_sinks"] else "left",
+        "spliced sinks": "replaced" if provenance["splice_sinks"] else "left",
     }
     for g in groups:
         if (g["tokens"], g["quartile"]) != (how["tokens"], QUARTILES[0]):
@@ -37,26 +37,25 @@ def aligned(groups: Groups, alignments: Groups) -> Iterator[DepthPoint]:
 PLANS = {
     "sae_evaluation": DepthPlan(
         evaluated,
-        "Reconstruction, what the model loses with the SAE in its stream, and latents that fire on no counted token",
+        "Reconstruction, effect of splicing it in, and latents that never fire",
         {
             "fve": DepthPanel("variance explained", "fraction of variance explained"),
             "kl_score": DepthPanel("spliced into the stream", "KL score: 1 − KL / KL of zero ablation"),
             "dead_share": DepthPanel("never fires", "share of latents"),
         },
         "tokens",
-        bars=f"{JACKKNIFE}; shares of latents count every latent and have none; seeds of training are points",
         done="read by the SAE",
     ),
     "sae_latents": DepthPlan(
         aligned,
-        "Live latents' encoder and decoder rows, and exponents of cosine scores",
+        "Encoder and decoder rows of live latents, and exponents of cosine scores",
         {
             "alignment": DepthPanel("alignment", "⟨wᵢ, dᵢ⟩"),
             "cosine": DepthPanel("cosine of encoder and decoder", "cos(wᵢ, dᵢ)"),
             "exponent": DepthPanel("exponent of ‖x_c‖", "exponent aᵢ", lines=(0,)),
         },
         "live latents",
-        bars="± one standard deviation over live latents, which are no sample",
+        bars="± one standard deviation over live latents",
         done="read by the SAE",
     ),
 }

@@ -23,12 +23,12 @@ def plot_evaluation(groups: Groups, provenance: Mapping[str, Any], counted: str)
     """FVE (left) and KL score (right) of each SAE, by depth, over all tokens and by quartile of ‖x‖; a row of panels a corpus.
 
     groups: a line for each SAE, corpus, kind of tokens and quartile. Filled: all quartiles of ‖x‖; open, from left to right: quartiles 1 to
-    4 of each text and site. Bars: 95 % delete-one-prompt jackknife intervals. counted: the tokens shown, `no sinks` or `all`. Raises
-    `ResultError` where there are none of them.
+    4. Bars: 95 % delete-one-prompt jackknife intervals. counted: the tokens shown, `no sinks` or `all`. Raises `ResultError` where
+    there are none.
     """
     groups = [g for g in groups if g["tokens"] == counted]
     if not groups:
-        raise ResultError(f"no tokens {counted!r} in this result, which the figure shows")
+        raise ResultError(f"no tokens {counted!r} in this result to draw")
     names, corpora, site = list(provenance["saes"]), list(provenance["texts"]), {g["sae"]: g["site"] for g in groups}
     where = {g["sae"]: (g["layer"], g["point"]) for g in groups}
     order = sorted(names, key=lambda name: where[name])  # those of one site in the order in which they were given
@@ -81,7 +81,7 @@ def _quartile_points(ax: Axes, place: int, groups: Groups, measure: str, colour:
 
 
 def _mark_depths(ax: Axes, site: Mapping[str, str], order: list[str]) -> None:
-    """Which SAEs share a site, and which."""
+    """Labels the sites of the SAEs."""
     start = 0
     for i, name in enumerate(order):
         if i + 1 < len(order) and site[order[i + 1]] == site[name]:
@@ -96,7 +96,7 @@ def _mark_depths(ax: Axes, site: Mapping[str, str], order: list[str]) -> None:
 
 
 def _scale(axes: list[Axes], floor: float = -0.5) -> None:
-    """One scale for panels, with room for the names of sites; values far below are said in words and do not squeeze the rest."""
+    """One scale for all panels, with room for the names of sites; values far below are written as text."""
     drawn = [(ax, c) for ax in axes for c in ax.containers if isinstance(c, ErrorbarContainer)]
     ends = [float(y) for _, c in drawn for segment in c.lines[2][0].get_segments() for y in np.asarray(segment)[:, 1]]
     low, high = max(min(ends, default=0.0), floor), max([y for y in ends if y > floor], default=0.0)
@@ -118,8 +118,8 @@ def _wrapped(name: str, width: int = 12) -> str:
 def plot_alignment(latents: pd.DataFrame, facts: Groups, provenance: Mapping[str, Any]) -> Figure:
     """Histograms of <w_i, d_i>, a panel an SAE; with free norms the cosine as a line.
 
-    latents: one line for each latent of each SAE, `live` where it fires on the evaluated tokens (in colour; the others in grey on top);
-    facts: by SAE. Bimodality: Sarle's coefficient, 0.56 for a uniform distribution. Values beyond an axis are counted in its last bin.
+    latents: one line for each latent of each SAE, `live` where it fires on the evaluated tokens (in colour; others in grey); facts: by SAE.
+    Bimodality: Sarle's coefficient, 0.56 for a uniform distribution. Values beyond an axis are counted in its last bin.
     """
 
     def draw(ax: Axes, some: pd.DataFrame, dead: pd.DataFrame, colour: str, facts: Mapping[str, Any]) -> None:
@@ -135,7 +135,7 @@ def plot_alignment(latents: pd.DataFrame, facts: Groups, provenance: Mapping[str
     words = "Grey: latents that never fire. Black: cosine of w and d."
     names = _having(latents, "alignment", provenance)
     if not names:
-        raise ResultError("no SAE here has encoder rows, whose alignment the figure shows")
+        raise ResultError("no SAE has encoder rows, so there is no alignment to draw")
     return _histograms(latents, facts, provenance, names, draw, "alignment ⟨wᵢ, dᵢ⟩", words)
 
 
@@ -144,7 +144,7 @@ def plot_exponents(latents: pd.DataFrame, facts: Groups, provenance: Mapping[str
     known = latents.loc[latents["exponent"].notna()]
     names = _having(latents, "exponent", provenance)
     if not names:
-        raise ResultError("no SAE here has a cosine score, whose exponents the figure shows")
+        raise ResultError("no SAE has a cosine score, so there are no exponents to draw")
     ends = min(-0.05, float(known["exponent"].min())), max(1.05, float(known["exponent"].max()))
 
     def draw(ax: Axes, some: pd.DataFrame, dead: pd.DataFrame, colour: str, facts: Mapping[str, Any]) -> None:
@@ -217,6 +217,6 @@ def _caption(provenance: Mapping[str, Any], words: str) -> str:
 
 
 def _named(name: str, text: Mapping[str, Any]) -> str:
-    """A text by the name that panels give it, and by its own where that says more."""
+    """A text by its name in the panels, and by its own name where that is different."""
     own = text.get("name", "given") + (", chat template" if text.get("chat_template") else "")
     return own if own.startswith(name) else f"{name} ({own})"

@@ -1,4 +1,4 @@
-"""The measurements of an SAE on recorded activations: which tokens count, one pass through it, and lines with intervals."""
+"""Measures of an SAE on recorded activations: one pass through it, splicing, and lines with intervals."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +46,7 @@ _COSINE_FLOOR = 1e-12
 
 
 def counted(provenance: Mapping[str, Any]) -> str:
-    """The tokens that figures show and latents are counted on: `no sinks`, or `all` without a sink filter."""
+    """The tokens of figures and of the table of latents: `no sinks`, or `all` without a sink filter."""
     return NO_SINKS if provenance["sink_filter"] else ALL
 
 
@@ -57,13 +57,13 @@ class Encoded:
     numbers: dict[str, Float[ndarray, "token"]]
     """`mse`, `l0`, `cosine`, `norm_ratio` of each token"""
     fired: dict[str, Int[ndarray, "quartile d_sae"]]
-    """on how many tokens of each quartile a latent is active, by which tokens count"""
+    """number of tokens of each quartile on which a latent is active, by which tokens count"""
     activation: Float[ndarray, "d_sae"]
     """its sum over the tokens that are no sinks"""
 
 
 def passes(sae: SAE, x: Float[Tensor, "token d_model"]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some tokens at a time: which, their latents z, and their reconstructions in float32 at least. Memory: a few times `CHUNK` numbers."""
+    """Chunks of tokens: their indices, latents z, and reconstructions in float32 or float64. Memory: a few times `CHUNK` numbers."""
     many = max(1, (CHUNK if sae.device.type == "cpu" else CHUNK_GPU) // sae.d_sae)
     for start in range(0, len(x), many):
         some = slice(start, start + many)
@@ -72,7 +72,7 @@ def passes(sae: SAE, x: Float[Tensor, "token d_model"]) -> Iterator[tuple[slice,
 
 
 def reconstructed(sae: SAE, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-    """x̂, as an edit of the stream, in bounded memory."""
+    """x̂ as an edit of the residual stream, in bounded memory."""
     return torch.cat([found for _, _, found in passes(sae, x)]) if len(x) else x
 
 
@@ -121,7 +121,7 @@ def spliced_stream(
     masks = {name: tokens.mask(ALL if splice_sinks else name, n) for name in tokens.counted}
     for name, mask in masks.items():
         same = next((other for other in found if torch.equal(masks[other], mask)), None)
-        if same is not None:  # no sink here: one pass serves both
+        if same is not None:  # no sinks: one pass for both
             found[name] = found[same]
             progress(n * len(edits))
             continue
@@ -166,7 +166,7 @@ def lines(tokens: Tokens, passed: Encoded, splices: Splices, name: str) -> Itera
 
 
 class _Sums:
-    """Sums over each prompt's tokens of a line, and statistics of them with delete-one-prompt jackknife intervals."""
+    """Sums over the tokens of each prompt, and statistics of them with delete-one-prompt jackknife intervals."""
 
     def __init__(self, tokens: Tokens, member: Bool[ndarray, "token"], columns: Mapping[str, Float[ndarray, "token"]]):
         prompt, n = tokens.prompt[member], len(tokens.inside)
@@ -179,7 +179,7 @@ class _Sums:
         return self.column[name]
 
     def estimate(self, statistic: Callable[[Bool[ndarray, "prompt"]], float]) -> Estimate:
-        """A function of the prompts that are kept; those without a token do not count."""
+        """A statistic of the kept prompts, with its interval; prompts without a token do not count."""
 
         def of(keep: ndarray) -> float:
             mask = np.zeros(len(self.n), dtype=bool)

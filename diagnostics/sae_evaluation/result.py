@@ -18,16 +18,16 @@ from diagnostics.sampling.counted import NO_SINKS, QUARTILES
 
 @dataclass(frozen=True)
 class SAEEvaluation(Result):
-    """What SAEs keep of the activations at their sites, and how it was measured.
+    """Reconstruction, sparsity, splicing and alignment of SAEs at their sites.
 
     The table has a line for each SAE × corpus × tokens (`all`, `no sinks`) × quartile of ‖x‖: `MEASURES`, each with `_low`, `_high`
     (95 % delete-one-prompt jackknife) and `_se`, and `dead_share`: of latents that fire on none of the line's `n_tokens` tokens.
-    It has no interval, and more tokens make it smaller. KL and CE are of the line's tokens in the spliced prompts.
+    It has no interval, and falls with the number of tokens. KL and CE are of the line's tokens in the spliced prompts.
     """
 
     latents: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """a line for each SAE × corpus × latent: on which share of the tokens and on how many of each quartile it fires (sinks left
-    out), its mean activation there, <w_i, d_i> (`alignment`), its cosine, and the exponent a_i of a cosine score"""
+    """a line for each SAE × corpus × latent: frequency and number of active tokens by quartile (without sinks), mean activation on active
+    tokens, <w_i, d_i> (`alignment`), its cosine, and the exponent a_i of a cosine score"""
 
     NAME: ClassVar[str] = "sae_evaluation"
     NOTE: ClassVar[str] = (
@@ -35,10 +35,8 @@ class SAEEvaluation(Result):
     )
     TABLES: ClassVar[Mapping[str, str]] = {"latents": "sae_latents.parquet"}
     TITLE: ClassVar[str] = "SAE evaluation"
-    QUESTION: ClassVar[str] = "How well do SAEs stand for the activations they read?"
+    QUESTION: ClassVar[str] = "How well do SAEs reconstruct the activations at their sites?"
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
-    _EXPONENTS: ClassVar[str] = "sae_exponents"
-    _ALIGNMENT: ClassVar[str] = "sae_alignment"
 
     names = Result.saes
 
@@ -49,7 +47,7 @@ class SAEEvaluation(Result):
 
     @property
     def counted(self) -> str:
-        """The tokens that figures show and latents are counted on: `no sinks`, or `all` without a sink filter."""
+        """The tokens of figures and of the table of latents: `no sinks`, or `all` without a sink filter."""
         return sae_measures.counted(self.provenance)
 
     @cached_property
@@ -64,7 +62,7 @@ class SAEEvaluation(Result):
 
     @cached_property
     def alignments(self) -> list[dict[str, Any]]:
-        """Of each SAE's live latents (those that fired on some corpus): <w_i, d_i>, their cosine and a_i, and whether there are two modes."""
+        """For each SAE statistics of <w_i, d_i>, its cosine and a_i over live latents, those that fired on any corpus."""
         return [alignment_of(name, rows) for name, rows in self.latents.groupby("sae", sort=False)]
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,13 +87,13 @@ class SAEEvaluation(Result):
             for name in self.names
             for corpus in self.corpora
         ]
-        speaks = f"a bimodality above {UNIFORM:.2f}, a uniform distribution's, speaks for two modes"
+        modes = f"a bimodality above {UNIFORM:.2f}, that of a uniform distribution, indicates two modes"
         return {
             "": pd.DataFrame(overall),
             f"By quartile of ‖x‖, {self.counted if self.counted == NO_SINKS else 'all tokens'}": pd.DataFrame(
                 quartiles
             ),
-            f"Alignment <w, d> of live latents; {speaks}": pd.DataFrame(self.alignments),
+            f"Alignment <w, d> of live latents; {modes}": pd.DataFrame(self.alignments),
         }
 
     def plot(self, tokens: str | None = None) -> Any:
@@ -115,7 +113,7 @@ class SAEEvaluation(Result):
         facts = [g | {"site": site[g["sae"]]} for g in self.alignments]
         latents = self.latents.assign(live=fired(self.latents)).drop_duplicates(["sae", "latent"])
         if latents["alignment"].notna().any():
-            found[self._ALIGNMENT] = plot_alignment(latents, facts, self.provenance)
+            found["sae_alignment"] = plot_alignment(latents, facts, self.provenance)
         if latents["exponent"].notna().any():
-            found[self._EXPONENTS] = plot_exponents(latents, facts, self.provenance)
+            found["sae_exponents"] = plot_exponents(latents, facts, self.provenance)
         return found

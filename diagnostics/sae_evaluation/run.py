@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 
 from diagnostics.results.calls import recorded
+from diagnostics.running.notes import how_measured, noted
+from diagnostics.running.provenance import run_provenance
 from diagnostics.sae_evaluation import measures as sae_measures
 from diagnostics.sae_evaluation.measures import MEASURES
 from diagnostics.sae_evaluation.result import SAEEvaluation
@@ -17,7 +19,6 @@ from diagnostics.statistics.estimate import Estimate
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing, followed
-from interventions.provenance import model_provenance
 from interventions.recording import record
 from interventions.sites import Site
 from interventions.texts.prompts import Prompts, prompts_for
@@ -70,7 +71,7 @@ def evaluate_saes(
         for text in texts.values()
         for names in by_site.values()
     ]
-    lines, latents, notes = [], [], _Notes()
+    lines, latents, left_out, ways = [], [], {}, []
     with followed(progress, "splicing", "prompt") as told:
         tick = lambda n: told(n, sum(steps)) if told is not None else None  # noqa: E731
         for corpus, text in texts.items():
@@ -79,28 +80,30 @@ def evaluate_saes(
                 tokens = Tokens(recording, site, text.special, sink_filter or None, skip_first)
                 some = {name: named[name] for name in names}
                 splices = sae_measures.spliced_stream(tokens, some, splice_prompts, splice_sinks, path, tick)
-                notes.add(corpus, tokens, splices, names)
+                left_out.setdefault(corpus, {})[str(site)] = _left_out(tokens, splices, names)
+                ways.append((str(site), _way(splices)))
                 for name, sae in some.items():
                     passed = sae_measures.encoded(sae, tokens)
                     keys = {"sae": name, "site": str(site), "layer": site.layer, "point": site.point, "corpus": corpus}
                     lines += [keys | _as_row(line) for line in sae_measures.lines(tokens, passed, splices, name)]
                     latents.append(_latents(name, corpus, sae, passed, tokens))
-    provenance = {
-        "diagnostic": SAEEvaluation.NAME,
-        **model_provenance(model),
+    how = how_measured(ways)
+    said = {
         "saes": {name: _described(sae, sites[name]) for name, sae in named.items()},
-        "sites": [str(site) for site in by_site],
-        "texts": {
-            name: {**text.provenance, "prompts": len(text.tokens), "tokens": sum(map(len, text.tokens))}
-            for name, text in texts.items()
-        },
         "sink_filter": sink_filter or None,
         "skip_first": skip_first,
         "splice_prompts": splice_prompts,
         "splice_sinks": splice_sinks,
-        **notes.as_dict(),
-        "null_models": [],
+        "left_out": left_out,
+        "path": how["path"],
+        "why_hooks": how["why_hooks"],
+        "path_delta": how["replay_delta"],
     }
+    read = {
+        name: {**text.provenance, "prompts": len(text.tokens), "tokens": sum(map(len, text.tokens))}
+        for name, text in texts.items()
+    }
+    provenance = run_provenance(SAEEvaluation.NAME, model, read, by_site, said)
     every = [tokens for text in texts.values() for tokens in text.tokens]
     order = {name: i for i, name in enumerate(named)}
     frame = pd.DataFrame(lines).sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
@@ -171,32 +174,21 @@ def _latents(name: str, corpus: str, sae: SAE, passed: sae_measures.Encoded, tok
     return table.astype({column: "float32" for column, kind in table.dtypes.items() if kind.kind == "f"})
 
 
-class _Notes:
-    """What was left out, and which path ran, over corpora and sites."""
+def _left_out(tokens: Tokens, splices: sae_measures.Splices, names: Sequence[str]) -> dict[str, int]:
+    """Tokens left out at a site, by reason, and KLs that are not finite."""
+    counts = dict(tokens.left_out)
+    for counted, found in splices.items():
+        for name in (*names, sae_measures.ZERO, sae_measures.MEAN):
+            counts[f"KLs not finite ({counted}, {name.strip()})"] = found.n_nonfinite[name]
+    return counts
 
-    def __init__(self) -> None:
-        self.left_out: dict[str, dict[str, dict[str, int]]] = {}
-        self.paths: dict[str, set[str]] = {}
-        self.why: set[str] = set()
-        self.deltas: list[float] = []
 
-    def add(self, corpus: str, tokens: Tokens, splices: sae_measures.Splices, names: Sequence[str]) -> None:
-        counts = self.left_out.setdefault(corpus, {})[str(tokens.site)] = dict(tokens.left_out)
-        for counted, found in splices.items():
-            self.paths.setdefault(str(tokens.site), set()).add(found.path)
-            self.why |= {found.why_hooks} if found.why_hooks else set()
-            self.deltas.append(found.delta)
-            for name in (*names, sae_measures.ZERO, sae_measures.MEAN):
-                counts[f"KLs not finite ({counted}, {name.strip()})"] = found.n_nonfinite[name]
-
-    def as_dict(self) -> dict[str, Any]:
-        known = [delta for delta in self.deltas if np.isfinite(delta)]
-        return {
-            "left_out": self.left_out,
-            "path": {site: "+".join(sorted(found)) for site, found in self.paths.items()},
-            "why_hooks": sorted(self.why) or None,
-            "path_delta": max(known, default=None),
-        }
+def _way(splices: sae_measures.Splices) -> dict[str, Any]:
+    """How the site's SAEs were spliced."""
+    notes: dict[str, Any] = {}
+    for found in splices.values():
+        noted(notes, found)
+    return notes
 
 
 def _described(sae: SAE, site: Site) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from diagnostics.sae_evaluation.measures import MEASURES
 from diagnostics.statistics.estimate import Estimate
 
 UNIFORM = 5 / 9
-"""The bimodality coefficient of a uniform distribution: larger ones speak for two modes, or for a heavy skew."""
+"""The bimodality coefficient of a uniform distribution; larger values indicate two modes or a heavy skew."""
 _KEYS = ("sae", "site", "corpus", "tokens")
 ENDS = ("low", "high", "se")
 
@@ -48,7 +48,7 @@ def bimodality(x: Float[ndarray, "value"]) -> float:
 
         (g² + 1) / (k + 3(n − 1)²/((n − 2)(n − 3))),      g, k: sample skewness and excess kurtosis, unbiased
 
-    nan for fewer than 4 values, and for values all the same to rounding. A heavy skew raises it too: look at the histogram.
+    nan for fewer than 4 values and for constant values. A heavy skew raises it too, so look at the histogram.
     Source: SAS/STAT user's guide 1990; Pfister et al. 2013.
     """
     n = len(x)
@@ -59,12 +59,12 @@ def bimodality(x: Float[ndarray, "value"]) -> float:
 
 
 def live(latents: pd.DataFrame) -> pd.DataFrame:
-    """One line for each latent that fired on some corpus, of a table of latents."""
+    """One line for each latent that fired on any corpus."""
     return latents.loc[fired(latents)].drop_duplicates(["sae", "latent"])
 
 
 def fired(latents: pd.DataFrame) -> pd.Series:
-    """Whether each line's latent fired on some corpus."""
+    """Whether each line's latent fired on any corpus."""
     return cast(pd.Series, latents.groupby(["sae", "latent"], sort=False)["fired"].transform("any"))
 
 

@@ -1,1 +1,1 @@
-"""Which tokens and latents are asked about, drawn once by seeded hash."""
+"""Which tokens and latents are measured, drawn once by seeded hash."""

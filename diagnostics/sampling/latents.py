@@ -1,4 +1,4 @@
-"""Which latents are asked about, and at which tokens of each: strata and their weights, by seeded hash."""
+"""Which latents are measured, and at which tokens of each: strata and their weights, by seeded hash."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which tokens are asked about: drawn once by seeded hash, on the CPU, the same at every depth and on every device."""
+"""Which tokens are measured: drawn once by seeded hash, on the CPU, the same at every depth and on every device."""
 
 import hashlib
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ def cross_prompt_pairs(length: Int[ndarray, "prompt"], n_pairs: int, seed: int) 
 
 @dataclass(frozen=True)
 class TokenFilter:
-    """Which tokens cannot serve, and why: the first reason that holds counts."""
+    """Which tokens are unusable, and why: the first reason that holds counts."""
 
     reasons: dict[str, Bool[ndarray, "prompt pos"]]
 
@@ -104,7 +104,7 @@ class TokenFilter:
         return ~np.logical_or.reduce(list(self.reasons.values()))
 
     def left_out(self, among: Int[ndarray, "some_prompt"] | None = None) -> dict[str, int]:
-        """How many tokens (of some prompts) cannot serve, each under the first reason that holds; padding is no token."""
+        """How many tokens (of some prompts) are unusable, each under the first reason that holds; padding is no token."""
         reasons = {reason: bad if among is None else bad[among] for reason, bad in self.reasons.items()}
         left, found = ~reasons["padding"], {}
         for reason, bad in reasons.items():
@@ -113,7 +113,7 @@ class TokenFilter:
         return {reason: n for reason, n in found.items() if n}
 
     def keep(self, pairs: Pairs) -> tuple[Bool[ndarray, "pair"], dict[str, int]]:
-        """Pairs whose tokens can both serve, and how many were dropped for each reason. Dropped pairs are not redrawn."""
+        """Pairs of two usable tokens, and how many were dropped for each reason. Dropped pairs are not redrawn."""
         left = np.ones(len(pairs), dtype=bool)
         dropped = {}
         for reason, bad in self.reasons.items():

@@ -21,7 +21,7 @@ def plot_probing(groups: Groups, provenance: Mapping[str, Any]) -> Figure:
     groups: by SAE, data set, kind of probe and k. Filled: the k latents of largest mean difference on the training texts, dots the splits;
     open, dotted: random latents; grey: shuffled labels, mean over SAEs. Probes are logistic, on latents averaged over a text's tokens; tasks
     are balanced. Bars: 95 % delete-one-group jackknife intervals (one text where a set has no groups), pooled over classes and splits with
-    probes held fixed; they do not hold what training another SAE would change.
+    probes held fixed; variation between trained SAEs is not included.
     """
     datasets = list(provenance["texts"])
     shown = [MEAN] * (len(datasets) > 1) + datasets

@@ -1,4 +1,4 @@
-"""A text as one vector: activations, and latents of an SAE, averaged over its tokens."""
+"""Activations and latents of texts, averaged over tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ _LATENTS, _LATENTS_GPU = 2**23, 2**26  # formed at once
 
 @dataclass(frozen=True, eq=False)
 class PooledTexts:
-    """Labelled texts through a model up to the deepest of some sites; what stood there, token by token.
+    """Activations of labelled texts at some sites, token by token.
 
     Tokens that do not count at a site: position 0, special tokens, norm 0 or not finite, and sinks, ‖x‖ > sink_filter · median ‖x‖
-    of the site's tokens; the first reason that holds is counted.
+    of the site's tokens; each token is counted under the first reason that applies.
     """
 
     prompts: Prompts
@@ -53,7 +53,7 @@ class PooledTexts:
         return np.repeat(np.arange(len(self.prompts.tokens)), [len(ids) for ids in self.prompts.tokens])
 
     def counted(self, site: Site) -> tuple[Bool[ndarray, "token"], dict[str, int]]:
-        """Which tokens count at a site, and how many do not, by reason. Raises `ResultError` where none is left."""
+        """Which tokens count at a site, and numbers of those that do not, by reason. Raises `ResultError` where none is left."""
         x = self.activations[site]
         norm = x.to(torch.promote_types(x.dtype, torch.float32)).norm(dim=-1).cpu().numpy()
         finite = np.isfinite(norm)
@@ -99,7 +99,7 @@ class PooledTexts:
         return total / torch.where(n > 0, n, torch.nan)[:, None]
 
     def left_out(self, site: Site) -> dict[str, int]:
-        """Tokens that do not count at a site, by reason, and texts none of whose tokens does."""
+        """Numbers of tokens that do not count at a site, by reason, and of texts without a token that counts."""
         texts = len(self.labels) - int(self.usable(site).sum())
         return {why: n for why, n in self.counted(site)[1].items() if n} | ({"whole texts": texts} if texts else {})
 
@@ -114,13 +114,13 @@ def pooled_texts(
     sink_filter: float | None = 10.0,
     seed: int = 0,
 ) -> PooledTexts:
-    """Run the texts through the model, cut at `max_length` tokens, and keep what stands at the sites.
+    """Run the texts, cut at `max_length` tokens, through the model and keep the activations at the sites.
 
     Memory: a number for each token, site and dimension, on the model's device; no block above the deepest site runs.
     Raises `TextError` for a model without a tokenizer and where no text is left, `SiteError` for a site that the model has not.
     """
     model = wrap(model)
-    for site in sites:  # before any hook: looking at a block's parts takes forward passes of its own
+    for site in sites:  # before any hook: it runs forward passes of its own
         check_site(model, site)
     prompts, labels, groups = labelled_prompts(model, labelled, max_length=max_length, seed=seed)
     length = [len(ids) for ids in prompts.tokens]
@@ -140,7 +140,7 @@ def pooled_texts(
 def labelled_prompts(
     model: CausalModel, labelled: Labelled, *, max_length: int = 128, seed: int = 0
 ) -> tuple[Prompts, list[str], list[str]]:
-    """The texts as tokens, in an order that `seed` fixes, the class and the group of each. Raises `TextError` as `tokenize` does."""
+    """Tokens, class and group of each text, in an order by `seed`. Raises `TextError` as `tokenize` does."""
     if model.tokenizer is None:
         raise TextError(f"model {model.name!r} has no tokenizer, so it cannot read texts; give one with a tokenizer")
     prompts = tokenize(labelled.texts, model.tokenizer, max_length=max_length, seed=seed)
@@ -160,7 +160,7 @@ def _batches(length: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def _seen(model: CausalModel, tokens: list[list[int]], sites: Sequence[Site]) -> dict[Site, Tensor]:
-    """What stands at the sites, `[prompt, pos, d_model]`, padded on the right, where nothing that causal attention reads is changed."""
+    """Activations at the sites, `[prompt, pos, d_model]`, with padding on the right, which causal attention ignores."""
     found: dict[Site, Tensor] = {}
     ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True).to(model.device)
     run_to_sites(model, ids, sites, lambda site, hidden: found.update({site: hidden.clone()}))

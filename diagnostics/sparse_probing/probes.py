@@ -1,4 +1,4 @@
-"""The probes of one task: on the latents of largest mean difference, on others, on the raw activations; each judged."""
+"""The probes of one task and their held-out scores: on selected latents, controls, and the raw activations."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from diagnostics.statistics.measures import mean, share
 from interventions.errors import ResultError
 
 KINDS = ("selected", "random", "shuffled", "best", "all", "raw")
-"""Of probes. `selected`: on the k latents of largest |mean difference| on the training texts; `random`: on k latents by lot, of those
-active there; `shuffled`: as selected, selection and fit with the training texts' labels shuffled; `best`: the one-latent probe of
-smallest cross-entropy on the training texts; `all`: on all latents active there; `raw`: on the activations, the ceiling."""
+"""Kinds of probes. `selected`: the k latents of largest |mean difference| on the training texts; `random`: k latents drawn at random
+among those active there; `shuffled`: as selected, with shuffled training labels in selection and fit; `best`: the one-latent probe of
+smallest training cross-entropy; `all`: all latents active there; `raw`: the activations, as a ceiling."""
 
 
 def task_probes(
@@ -28,16 +28,18 @@ def task_probes(
     inverse_penalty: float,
     stream: torch.Generator,
 ) -> list[tuple[dict[str, Any], Float[ndarray, "test"]]]:
-    """Every probe of a task: its line of the table, from `kind` on, and its logits of the held-out texts.
+    """For each probe of a task its line of the table, from `kind` on, and its logits on the held-out texts.
 
-    z, x: latents and activations averaged over each text's tokens. stream: draws the random latents, those of a smaller k among those of a
-    larger, and shuffles labels. Where fewer than k latents are active all of them are read. Raises `ResultError` where none is.
+    z, x: latents and activations averaged over each text's tokens. stream: draws the random latents (nested in k) and shuffles labels.
+    Where fewer than k latents are active all of them are used. Raises `ResultError` where none is active.
     """
     device = z.device
     train = z[torch.from_numpy(task.train).to(device)]
     active = (train != 0).any(0).nonzero()[:, 0]
     if not len(active):
-        raise ResultError(f"no latent is active on any of {len(train)} training texts; this SAE does not fire here")
+        raise ResultError(
+            f"no latent is active on any of {len(train)} training texts; this SAE does not fire on these texts"
+        )
     train = train[:, active]
     test = z[torch.from_numpy(task.test).to(device)][:, active]
     lot = torch.randperm(z.shape[1], generator=stream).to(device)[active].argsort()
@@ -68,13 +70,13 @@ def task_probes(
 
 
 def ranked(z: Float[Tensor, "text latent"], y: Bool[ndarray, "text"]) -> Int[Tensor, "latent"]:
-    """Latents by |mean over the class − mean over the rest|, the largest first; of equal ones the lower index."""
+    """Latents by |mean over the class − mean over the rest|, the largest first; ties by index."""
     own = torch.from_numpy(y).to(z.device)
     return (z[own].double().mean(0) - z[~own].double().mean(0)).abs().argsort(descending=True, stable=True)
 
 
 def _judged(logits: Float[ndarray, "test"], y: Bool[ndarray, "test"], group: Int[ndarray, "test"]) -> dict[str, float]:
-    """Scores of held-out texts, by jackknife over their groups."""
+    """Scores on held-out texts, with a jackknife over their groups."""
     right = (logits > 0) == y
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few groups: n_groups stands beside each interval

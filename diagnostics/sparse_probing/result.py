@@ -17,15 +17,16 @@ COLUMNS = (
     *("accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "auc", "auc_low", "auc_high"),
     *("cross_entropy", "cross_entropy_low", "cross_entropy_high", "cross_entropy_train", "latents"),
 )
-"""Of the table. seed: of the split into training and held-out texts, from 0; k: latents asked for, 0 for `all` and `raw`; n_features:
-what the probe reads; n_groups: among the held-out texts (each text is its own where the set has no groups). accuracy to cross_entropy
-(nats): on held-out texts, half of them of the class, so that chance is .5 and ln 2; `_low`, `_high`: 95 % delete-one-group jackknife,
-the probe held fixed. cross_entropy_train: on the training texts. latents: those chosen, in the order of their choice, by spaces (`selected`, `random`, `best`)."""
+"""Columns of the table. seed: of the split into training and held-out texts, from 0; k: latents asked for, 0 for `all` and `raw`;
+n_features: inputs of the probe; n_groups: groups of held-out texts (each text its own where the set has no groups). accuracy to
+cross_entropy (nats): on held-out texts, half of them of the class, so that chance is .5 and ln 2; `_low`, `_high`: 95 %
+delete-one-group jackknife, the probe held fixed. cross_entropy_train: on the training texts. latents: those chosen, in order,
+separated by spaces (`selected`, `random`, `best`)."""
 
 
 @dataclass(frozen=True)
 class SparseProbing(Result):
-    """What probes on a few latents found, and how it was made.
+    """Accuracy of probes on a few latents.
 
     The table has a line for each SAE × data set × class × seed × kind × k; its columns are those of `COLUMNS`.
     """
@@ -39,7 +40,7 @@ class SparseProbing(Result):
     NOTE: ClassVar[str] = probing_summary.NOTE
     TABLES: ClassVar[Mapping[str, str]] = {"held_out": "probed_texts.parquet"}
     TITLE: ClassVar[str] = "Sparse probing"
-    QUESTION: ClassVar[str] = "How much of a class do k latents hold?"
+    QUESTION: ClassVar[str] = "How well do k latents predict a class?"
     names = Result.saes
 
     @property
@@ -55,7 +56,7 @@ class SparseProbing(Result):
     def difference(self, first: str, second: str, *, k: int = 1, kind: str = "selected") -> dict[str, Estimate]:
         """Accuracy of `first` − that of `second`, by data set and their `mean`; paired by text, delete-one-group jackknife.
 
-        It is of these two SAEs: what training seeds would add is not in it.
+        The interval does not include variation between training seeds.
         """
         return probing_summary.difference(self.held_out, first, second, kind, k)
 
@@ -64,11 +65,11 @@ class SparseProbing(Result):
         return probing_summary.summary_frame(self.groups)
 
     def headlines(self) -> Iterable[Headline]:
-        """Accuracy of the fewest latents, beside random ones and all of the activation."""
+        """Accuracy of the fewest latents, beside random ones and the whole activation."""
         return probing_summary.first_numbers(self.groups, self.provenance)
 
     def left_out(self) -> list[str]:
-        """What chance is, which texts were probed, and what is missing; a line each."""
+        """Chance levels, the texts, and what is missing; a line each."""
         p = self.provenance
         nulls = (
             f"random, shuffled: k={min(p['ks'])}. Probe loss: nats, the best one-latent probe; ln 2 = 0.693 is chance."

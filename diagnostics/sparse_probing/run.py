@@ -1,7 +1,5 @@
 """How much of a class do a few latents of an SAE hold? Logistic probes on k latents, beside the raw activations and chance."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,8 @@ import pandas as pd
 import torch
 
 from diagnostics.results.calls import recorded
-from diagnostics.running.units import Units
+from diagnostics.running.provenance import hashed, run_identity, run_provenance
+from diagnostics.running.units import run_units
 from diagnostics.sparse_probing import summary as probing_summary
 from diagnostics.sparse_probing.pooling import labelled_prompts
 from diagnostics.sparse_probing.result import COLUMNS, SparseProbing
@@ -18,7 +17,6 @@ from diagnostics.sparse_probing.work import TEXT_COLUMNS, ProbingRunner, typed
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.provenance import model_identity, model_provenance
 from interventions.sites import Site
 from interventions.texts.labelled import Labelled, load_labelled
 from sae_models.dictionaries import dictionaries_of
@@ -87,11 +85,10 @@ def probe_saes(
         "seed": seed,
     }
     own = {"saes": {probe.name: probe.provenance() for probe in probes}, **settings}
-    hashes = {name: _hash([some.tokens, *parts]) for name, (some, *parts) in prompts.items()}
-    identity = {"diagnostic": SparseProbing.NAME, "texts": hashes, **own, **model_identity(model)}
+    hashes = {name: hashed([some.tokens, *parts]) for name, (some, *parts) in prompts.items()}
+    identity = run_identity(SparseProbing.NAME, model, hashes, own)
     runner = ProbingRunner(model, sets, probes, settings)
-    with Units(folder, identity, overwrite) as units:
-        done = units.run(runner.units(), runner, progress)
+    done = run_units(runner.units(), folder, runner, identity=identity, overwrite=overwrite, progress=progress)
     frames, tokens = [], []
     for name, (some, *_) in prompts.items():
         frames += [_offset(d.frame, len(tokens)) for d in done if d.unit["dataset"] == name]
@@ -100,19 +97,15 @@ def probe_saes(
     order = {probe.name: i for i, probe in enumerate(probes)}
     frame = frame.sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
     cell = frame["text"] < 0
-    provenance = {
-        "diagnostic": SparseProbing.NAME,
-        **model_provenance(model),
-        **own,
-        "sites": list(dict.fromkeys(str(probe.site) for probe in probes)),
-        "texts": {
-            name: {**some.provenance(), "tokens": sum(map(len, prompts[name][0].tokens))}
-            | {"prompts": len(prompts[name][0].tokens), "prompts_dropped": prompts[name][0].dropped}
-            for name, some in sets.items()
-        },
-        "left_out": {f"{d.unit['dataset']}, {own['saes'][d.unit['sae']]['site']}": d.notes["left_out"] for d in done},
-        "null_models": [],
+    texts = {
+        name: {**some.provenance(), "tokens": sum(map(len, prompts[name][0].tokens))}
+        | {"prompts": len(prompts[name][0].tokens), "prompts_dropped": prompts[name][0].dropped}
+        for name, some in sets.items()
     }
+    left_out = {f"{d.unit['dataset']}, {own['saes'][d.unit['sae']]['site']}": d.notes["left_out"] for d in done}
+    provenance = run_provenance(
+        SparseProbing.NAME, model, texts, [probe.site for probe in probes], own | {"left_out": left_out}
+    )
     return SparseProbing(
         typed(frame.loc[cell, list(COLUMNS)]),
         tokens,
@@ -128,10 +121,6 @@ def _sets(labelled: Any, per_class: int | None, seed: int) -> dict[str, Labelled
     if not names or len(set(names)) < len(names):
         raise ResultError(f"sets of labelled texts {names}; give at least one, each once")
     return dict(zip(names, read, strict=True))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _offset(frame: pd.DataFrame, by: int) -> pd.DataFrame:

@@ -16,19 +16,18 @@ from interventions.errors import ResultError
 from interventions.texts.labelled import UNSPLIT
 
 MEAN = "mean"
-"""In place of a data set: the mean over data sets."""
+"""In place of a data set's name: the mean over data sets."""
 NOTE = (
-    "Held-out accuracy, pooled over classes (each against the rest, balanced: chance .5) and splits; 95 % delete-one-group jackknife "
-    "intervals (a group: texts that are alike for another reason, held out together; one text each where none are named; none below 10 groups), "
-    "probes held fixed: what another training set, another draw of random latents, or training another SAE would change is not in them. "
-    "Seeds: of the split."
+    "Held-out accuracy, pooled over classes (each against the rest, balanced: chance .5) and splits. Intervals: 95 % delete-one-group "
+    "jackknife, none below 10 groups; a group is one text unless groups are given. Probes are held fixed: intervals do not include "
+    "variation between training sets, draws of random latents, or trained SAEs. Seeds: of the split."
 )
 MEASURES = ("accuracy", "cross_entropy")
 _KEYS = ["sae", "dataset", "kind", "k"]
 
 
 def groups(frame: pd.DataFrame, held_out: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of each SAE × data set × kind × k, and of their mean over data sets: estimates of `MEASURES`, each measure by split, and in training."""
+    """For each SAE × data set × kind × k, and the mean over data sets: estimates of `MEASURES`, values by split, training loss."""
     columns = [*MEASURES, "auc", "cross_entropy_train"]
     by_seed = cast(pd.DataFrame, frame.groupby([*_KEYS, "seed"], sort=False)[columns].mean())
     seeds = {key: part.to_numpy(float) for key, part in by_seed.groupby(level=_KEYS, sort=False)}
@@ -51,7 +50,7 @@ def groups(frame: pd.DataFrame, held_out: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def difference(held_out: pd.DataFrame, first: str, second: str, kind: str, k: int) -> dict[str, Estimate]:
-    """Accuracy of one SAE less another's, by data set and over them, paired by text. Raises `ResultError` for what is not there."""
+    """Accuracy of one SAE − another's, by data set and their mean, paired by text. Raises `ResultError` for missing probes."""
     some = cast(pd.DataFrame, held_out[(held_out["kind"] == kind) & (held_out["k"] == k)])
     parts = [cast(pd.DataFrame, some[some["sae"] == name]) for name in (first, second)]
     for name, part in zip((first, second), parts, strict=True):
@@ -84,7 +83,7 @@ def _ratio(part: pd.DataFrame, column: str) -> tuple[float, ndarray, int]:
 
 
 def _mean(parts: list[tuple[float, ndarray, int]]) -> Estimate:
-    """The mean of statistics of data sets that share no text, and the same without each group of each."""
+    """The mean over data sets without common texts, with a jackknife over the groups of all."""
     value = float(np.mean([theta for theta, *_ in parts]))
     without = np.concatenate([value + (each - theta) / len(parts) for theta, each, _ in parts])
     with warnings.catch_warnings():
@@ -93,7 +92,7 @@ def _mean(parts: list[tuple[float, ndarray, int]]) -> Estimate:
 
 
 def summary_frame(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """A line a group: estimates as value, low and high; the range over splits."""
+    """A line for each group: estimates with ends, and the range over splits."""
     rows = []
     for group in found:
         row = {name: group[name] for name in _KEYS}
@@ -127,22 +126,16 @@ def first_numbers(found: list[dict[str, Any]], provenance: dict[str, Any]) -> It
     said = {"random": "random latents", "raw": "all of the activation"}
     for sae in provenance["saes"]:
         own = [g for g in found if (g["sae"], g["dataset"]) == (sae, data)]
-        against = [
-            f"{said[g['kind']]}: {g['accuracy'].value:.3g}"
-            for kind in said
-            for g in own
-            if g["kind"] == kind and g["k"] in (0, k)
-        ]
+        shown = [g for kind in said for g in own if g["kind"] == kind and g["k"] in (0, k)]
+        against = "; ".join(f"{said[g['kind']]}: {g['accuracy'].value:.3g}" for g in shown)
         of = "mean over data sets" if data == MEAN else data
         for g in own:
             if (g["kind"], g["k"]) == ("selected", k):
-                yield Headline(
-                    f"accuracy of {k} latent{'s' * (k > 1)}, {sae}, {of}", str(g["accuracy"]), "; ".join(against)
-                )
+                yield Headline(f"accuracy of {k} latent{'s' * (k > 1)}, {sae}, {of}", str(g["accuracy"]), against)
 
 
 def described(texts: dict[str, Any]) -> str:
-    """How many texts a set has, in how many groups by class where it has groups, and which classes it lacks; of its provenance."""
+    """The number of texts of a set, its groups by class if any, and missing classes, from provenance."""
     counts, groups = texts["counts"], texts["groups"]
     said = [", ".join(f"{name} {n}" for name, n in groups.items())] if groups != counts else []
     said += [f"without {why}" for why in texts["dropped"] if why.endswith(UNSPLIT)]

@@ -1,4 +1,4 @@
-"""Which texts probes are fitted on and which they are judged on: one class against the rest, balanced, groups kept whole."""
+"""Training and held-out texts of each task: one class against the rest, balanced, groups not split."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from interventions.texts.labelled import MIN_GROUPS, in_turn, text_key
 
 @dataclass(frozen=True)
 class Task:
-    """Texts of one class and as many of the others, in training and held-out ones, both half of the class."""
+    """Training and held-out texts, half of each from the class and half from the others."""
 
     train: Int[ndarray, "train"]
-    """which texts probes are fitted on"""
+    """texts for fitting"""
     test: Int[ndarray, "test"]
-    """which they are judged on; no group of them stands in `train`"""
+    """held-out texts; `train` has no text of their groups"""
     y_train: Bool[ndarray, "train"]
     """true for the class"""
     y_test: Bool[ndarray, "test"]
     group_test: Int[ndarray, "test"]
-    """the group of each held-out text, as the place of the group's first text"""
+    """the group of each held-out text, as the index of the group's first text"""
 
 
 def tasks(
@@ -37,12 +37,12 @@ def tasks(
     test_share: float = 0.3,
     seed: int = 0,
 ) -> dict[str, Task]:
-    """One class against the rest, for each class; two classes are one task, of the later one by name.
+    """A task for each class against the rest; two classes give one task, for the later one by name.
 
-    groups: of each text (None: each its own). Whole groups are held out, of each class as close to `test_share` of its texts as they
-    come (`held_groups`), the same for every task and SAE. On either side as many texts of the class as of the others, these in equal
-    numbers by class, as many as both allow; of a class one text of each group in turn, in the order of blake2b(seed, text).
-    Raises `ResultError` for a share outside (0, 1), a class of fewer than `MIN_GROUPS` groups, and a side without a text of both kinds.
+    groups: of each text (None: each its own). Whole groups are held out, as close to `test_share` of each class' texts as possible
+    (`held_groups`), the same for every task and SAE. Each part has as many texts of the class as of the others, these in equal numbers
+    by class, as many as possible; a class gives one text of each group in turn, in the order of blake2b(seed, text). Raises
+    `ResultError` for a share outside (0, 1), a class of fewer than `MIN_GROUPS` groups, and a part without texts of both kinds.
     """
     if not 0 < test_share < 1:
         raise ResultError(f"a held-out share of {test_share}; expected a number between 0 and 1, such as 0.3")

@@ -1,1 +1,1 @@
-"""Does a claim survive the choices its authors had to make?"""
+"""Does a claim depend on the choices that its authors had to make?"""

@@ -5,25 +5,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diagnostics.commands import command
-from diagnostics.commands.inputs import Inputs
+from diagnostics.commands.inputs import Context, PatchingOptions, check_distinct
+from diagnostics.commands.ranges import NonNegativeFloat, PositiveInt
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
 from diagnostics.results.result import load_result
 from diagnostics.running.clean import default_layers
 from diagnostics.specifications.run import specification_curve
-from interventions.errors import MechdiagError
 from interventions.files import claim_folder
 
 FILES = ("specification.parquet", "specification.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecificationOptions(Inputs):
-    """Does "direction matters more than norm, and the more so the deeper" survive the choices behind it?
+class SpecificationOptions(PatchingOptions):
+    """Does "direction matters more than norm, and more so at greater depth" hold under other analysis choices?
 
     Patches direction and norm on every text in --prompts, in both contexts and without a sink filter (kept in --out/TEXT, as
-    patch_direction_norm.py would), then forms both claims under every combination of choices. Or takes results of
-    patch_direction_norm.py that are already there. Writes a table (Parquet), a summary (JSON) and a figure a claim into --out.
+    patch_direction_norm.py would), then tests both claims under every combination of choices. Or takes finished results of
+    patch_direction_norm.py. Writes a table (Parquet), a summary (JSON) and one figure for each claim into --out.
 
     Examples:
       scripts/specification_curve.py --null-model random --out results/curve
@@ -31,57 +31,45 @@ class SpecificationOptions(Inputs):
     """
 
     results: tuple[Path, ...] = ()
-    """folders of patch_direction_norm.py (best run with --sink-filter 0); nothing is patched then"""
+    """use these finished folders of patch_direction_norm.py, best run with --sink-filter 0, and patch nothing"""
     prompts: str = "boolq,sotu"
-    """texts with a comma between them; each as in patch_direction_norm.py"""
-    context: str = "both"
+    """texts separated by commas, each as in patch_direction_norm.py"""
+    context: Context = "both"
     """in_place, single_token, or both"""
-    sink_filter: float = 0.0
-    """0: both choices, with and without; any other value leaves that one alone"""
-    pairs: int = 500
-    """token pairs of each text, the same at every depth"""
+    sink_filter: NonNegativeFloat = 0.0
+    """0: both with and without the filter; any other value: with this filter only"""
+    pairs: PositiveInt = 500
+    """token pairs in each text, the same at every depth"""
 
 
-def main(settings: SpecificationOptions) -> command.Document:
-    """Everything that can be wrong with the input is looked at before the model runs."""
-    if settings.results:
-        claim_folder(settings.out, FILES, settings.overwrite)
-        _different([folder.name for folder in settings.results], "results")
-        found = {folder.name: load_result(DirectionNorm, folder) for folder in settings.results}
+def main(options: SpecificationOptions) -> command.Document:
+    """Run the command."""
+    if options.results:
+        claim_folder(options.out, FILES, options.overwrite)
+        check_distinct([folder.name for folder in options.results], "results")
+        found = {folder.name: load_result(DirectionNorm, folder) for folder in options.results}
     else:
-        found = _patched(settings)
-    curve = specification_curve(found)
-    return settings.finish(curve, settings.out)
+        found = _patched(options)
+    return options.finish(specification_curve(found), options.out)
 
 
-def _different(names: list[str], what: str) -> None:
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise MechdiagError(f"two {what} have the name {twice[0]!r}; give each a name of its own")
-
-
-def _patched(settings: SpecificationOptions) -> dict[str, DirectionNorm]:
-    given = settings.prompts.split(",")
+def _patched(options: SpecificationOptions) -> dict[str, DirectionNorm]:
+    given = options.prompts.split(",")
     names = [Path(text).stem if "." in text else text.replace(":", "_").replace("/", "_") for text in given]
-    _different(names, "texts")
-    texts = dict(zip(names, given, strict=True))
-    claim_folder(settings.out, (), settings.overwrite)
-    begun = all(
-        os.path.lexists(settings.out / name / "run.json") for name in names
-    )  # then the runs there say whose they are
-    claim_folder(settings.out, () if begun else FILES, settings.overwrite)
-    runs = {name: replace(settings, out=settings.out / name) for name in texts}
+    check_distinct(names, "texts")
+    begun = all(os.path.lexists(options.out / name / "run.json") for name in names)  # these say whose run it is
+    claim_folder(options.out, () if begun else FILES, options.overwrite)
+    runs = {name: replace(options, out=options.out / name) for name in names}
     for run in runs.values():
         run.check(())
     found = {}
-    for name, run in runs.items():
-        model, prompts = run.load(texts[name])
+    for (name, run), text in zip(runs.items(), given, strict=True):
+        model, prompts = run.load(text)
         sites = run.places(default_layers(model.n_layers))
-        with settings.progress(f"patching, {name}") as progress:
-            result = direction_norm(
-                model, prompts, sites=sites, pairs=run.pairs, pair_sets=("random",), progress=progress, **run.common()
-            )
-        result.write(run.out, overwrite=settings.overwrite)
-        found[name] = result
+        with run.progress(f"patching, {name}") as progress:
+            how = run.common() | {"pairs": run.pairs, "pair_sets": ("random",)}
+            found[name] = direction_norm(model, prompts, sites=sites, progress=progress, **how)
+        run.write(found[name], run.out)
     return found
 
 

@@ -90,7 +90,7 @@ class Specifications(BaseResult):
                 continue
             nulls = [n["interval above 1"] for n in self.groups if n["claim"] == g["claim"] and n["model"] != TRAINED]
             known = g["specifications"] - g["undefined"]
-            against = f"untrained networks: {min(nulls):.0%} to {max(nulls):.0%}" if nulls else ""
+            against = f"randomly initialised models: {min(nulls):.0%} to {max(nulls):.0%}" if nulls else ""
             words = (
                 f"“{g['claim']}”: specifications whose whole interval is above 1, of {known} (median {g['median']:.3g})"
             )

@@ -1,4 +1,4 @@
-"""Does a claim survive the choices that its authors had to make? The same claim under every combination of them.
+"""Does a claim depend on the choices that its authors had to make? The same claim under every combination of them.
 
 A specification curve (Simonsohn, Simmons & Nelson 2020): estimates sorted, the choices behind each below. The claims are those
 of arXiv:2606.15054, section on direction and norm: that direction matters more than norm, and the more so the deeper.
@@ -23,12 +23,12 @@ def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 
     """The claims under every combination of text × context × sink filter × metric × comparison (× depth).
 
     results: by text, each with its random pairs at three blocks or more, one point, horizon 1; run without a sink filter for
-    both choices of it (a run with one has that choice alone). Untrained networks in the results go through the same.
+    both choices of it (a run with one has that choice alone). Randomly initialised models in the results go through the same.
 
         direction  mean over the blocks of a third of  log(mean effect of one ÷ mean effect of the other), exponentiated
         deeper     slope of that log ratio against depth (0 at the first block, 1 at the last), exponentiated
 
-    Intervals: delete-one-prompt jackknife of the logarithm. Raises `ResultError` for results that do not serve.
+    Intervals: delete-one-prompt jackknife of the logarithm. Raises `ResultError` for other results.
     """
     if not results:
         raise ResultError("no result; give at least one")
@@ -51,7 +51,7 @@ def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 
         for (model, context), some in frame.groupby(["model", "context"], sort=False):  # type: ignore[misc]
             for (sink, most), (metric, name) in itertools.product(sinks.items(), METRICS.items()):
                 choices = {"text": text, "context": str(context).replace("_", " "), "sink filter": sink, "metric": name}
-                logs = _Logs(some.loc[some.norm_of_median <= most], metric, n_layers)
+                logs = _LogRatios(some.loc[some.norm_of_median <= most], metric, n_layers)
                 rows += [{"model": model, **choices, **line} for line in logs.lines(level)]
     table = pd.DataFrame(rows)
     columns = ["claim", "model", *FACTORS["direction"], "value", "low", "high", "n_pairs", "n_prompts"]
@@ -61,7 +61,7 @@ def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 
     )
 
 
-class _Logs:
+class _LogRatios:
     """Logarithms of ratios of mean effects, by layer, over the pairs kept."""
 
     def __init__(self, rows: pd.DataFrame, metric: str, n_layers: int):

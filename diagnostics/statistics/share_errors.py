@@ -1,6 +1,6 @@
-"""Errors of shares of latents that are above 0 in something: a step function, through which a jackknife cannot see.
+"""Errors of the share of latents whose margin is above 0. The share is a step function, which a jackknife cannot handle.
 
-The margins behind the steps are smooth: their jackknife, with the correlations between latents, is put through the step.
+The margins are smooth: their jackknife, with the correlations between latents, is propagated through the step.
 """
 
 import numpy as np

@@ -14,6 +14,16 @@ TRAINED = "trained"
 """In the column `model`: the model itself, beside `random 0` … for randomly initialised ones."""
 
 
+PLACEBOS = ("placebo_token", "placebo_isotropic")
+"""Matched controls (placebos): edits of the same norm and angle to x as the edit beside them, in a random direction of two kinds: along
+the difference of two other tokens' activations, and isotropic."""
+
+
+def one_table(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below one another, rows numbered from 0; without rows where none has any."""
+    return pd.concat([f for f in parts if len(f)] or parts[:1] or [pd.DataFrame()], ignore_index=True)
+
+
 def where(frame: pd.DataFrame, mask: Any) -> pd.DataFrame:
     """The lines at which a mask holds."""
     return cast(pd.DataFrame, frame.loc[mask])

@@ -20,7 +20,7 @@ from interventions.errors import ResultError
 _CONSTANT = 1e-12  # a variance below this share of the column's own is one of 0
 
 
-class Each(NamedTuple):
+class EachGroup(NamedTuple):
     """A statistic of every group with its delete-one-prompt jackknife; all `[group]`."""
 
     value: Float[ndarray, "group"]
@@ -31,7 +31,7 @@ class Each(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Within:
+class GroupSums:
     """Centred sums of products of columns within each group. Deletion 0 leaves out nothing, deletion g the g-th prompt."""
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Within:
         group: Int[ndarray, "row"],
         prompt: Int[ndarray, "row"],
         weight: Float[ndarray, "row"] | None = None,
-    ) -> "Within":
+    ) -> "GroupSums":
         """Columns of finite numbers, the group and the prompt of each row. Raises `ResultError` for rows that do not fit."""
         names, n_rows = tuple(columns), len(group)
         table = np.array([np.asarray(c, dtype=float) for c in columns.values()])
@@ -146,7 +146,7 @@ class Within:
         """Numerator ÷ denominator with Fieller's interval from their joint jackknife."""
         return ratio_from_deletions(numerator, denominator, self.n_rows)
 
-    def each(self, values: Float[ndarray, "deletion group"]) -> Each:
+    def each(self, values: Float[ndarray, "deletion group"]) -> EachGroup:
         """A statistic of each group, by the jackknife over the prompts that the group has rows of."""
         here = self.present > 0
         count = here.sum(axis=0)
@@ -156,7 +156,7 @@ class Within:
             square = np.where(here, (values[1:] - centre) ** 2, 0.0).sum(axis=0)
             se = np.sqrt(square * (count - 1) / count)
         se = np.where((count >= statistics.MIN_PROMPTS) & np.isfinite(values[0]), se, np.nan)
-        return Each(values[0], se, count - 1.0)
+        return EachGroup(values[0], se, count - 1.0)
 
 
 def ratio_from_deletions(

@@ -27,7 +27,7 @@ def unit_norms(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
 PLANS = {
     "unit_norm": DepthPlan(
         unit_norms,
-        "Activations forced to norm 1, and turned by the same distance with their norm kept",
+        "Activations set to norm 1, or rotated by the same distance",
         {
             "kl": DepthPanel("effect", KL, log=True, lowest=0),
             "ratio": ratio_panel("norm 1 ÷ rotation"),

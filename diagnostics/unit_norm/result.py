@@ -43,7 +43,7 @@ class UnitNorm(Result):
         return {"model": TRAINED}
 
     def headlines(self) -> Iterable[Headline]:
-        """At the middle block, beside untrained networks."""
+        """At the middle block, beside randomly initialised models."""
         nulls = [g for label in self.null_models for g in self.select(model=label)]
         return first_numbers(self.select(), nulls)
 

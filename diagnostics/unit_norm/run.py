@@ -40,8 +40,8 @@ def unit_norm_sweep(
         unit_norm  x/‖x‖        rotation  x turned by the same distance |‖x‖ − 1|, its norm kept
 
     layers: block indices (default: all). tokens: where the effect is read, in place, the same at every depth; other
-    arguments as in `direction_norm`. Source: arXiv:2606.15054; the rotation that moves x as far, tokens alone, untrained
-    networks and intervals are ours.
+    arguments as in `direction_norm`. Source: arXiv:2606.15054; the rotation that moves x as far, tokens alone, randomly
+    initialised models and intervals are ours.
     """
     model = wrap(model)
     if tokens < 1:
@@ -50,16 +50,8 @@ def unit_norm_sweep(
     settings = RunSettings(
         sites=sites, sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path
     )
-    study = run_single_edits(
-        UnitNorm.NAME,
-        model,
-        prompts,
-        lambda clean: UnitNormDesign(clean, tokens),
-        settings,
-        {"tokens_asked": tokens},
+    return run_single_edits(
+        UnitNorm, model, prompts, lambda clean: UnitNormDesign(clean, tokens), settings, {"tokens_asked": tokens},
         {"token": (), "edit": (*ALONE, *TOGETHER)},
-        folder=folder,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return UnitNorm(study.frame, study.tokens, study.provenance)
+        folder=folder, overwrite=overwrite, progress=progress,
+    )  # fmt: skip

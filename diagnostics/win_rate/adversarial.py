@@ -54,7 +54,7 @@ def adversarial_groups(rows: pd.DataFrame, *, edit: str = "zero", min_tokens: in
     kl_ratio: Σ_i w_i/n_i Σ KL over the first group's rows, divided by Σ_i w_i/n_i times their number; over the same of the
     second (n_i: rows of latent i in both): each latent counts w_i. Interval by the jackknife on its logarithm.
     The first group has the larger dose wherever |cos| varies more than ‖x‖, so the published 81 of 90 and 10.4× say
-    nothing by themselves: `dose_ratio` and the placebos' ratios, which have these doses, stand beside them.
+    nothing by themselves: compare them with `dose_ratio` and with the ratios of the placebos, which have these doses.
 
     Latents and their medians are held fixed. Simulated, 30 latents × 60 tokens, 20 and 40 prompts, KLs as there that follow
     the dose: intervals of kl_ratio cover 95–96, of share 94–95 (90–91 where all latents share the effects of prompts);

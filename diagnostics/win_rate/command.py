@@ -1,14 +1,13 @@
-"""Does KL go with the cosine or with the inner product? The published win rate, its null, its quartiles, and what they are called."""
+"""Does KL follow the cosine or the inner product? The published win rate, its null, and its quartiles with their Simpson labels."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from diagnostics.commands import command
-from diagnostics.commands.inputs import short_names
-from diagnostics.projections.options import ProjectionInputs
+from diagnostics.commands.inputs import Context, short_names
+from diagnostics.commands.ranges import PositiveInt, Range
+from diagnostics.projections.options import AblationOptions
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.projections.run import projection_effects
 from diagnostics.results.result import load_result, result_files
@@ -19,7 +18,7 @@ from interventions.files import claim_folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class WinRateOptions(ProjectionInputs):
+class WinRateOptions(AblationOptions):
     """How often does a latent's causal effect correlate more with its cosine than with its inner product?
 
     Takes the tables of runs of ablate_projections.py (--results), or makes one with the same options, in context and in the one-token
@@ -32,14 +31,14 @@ class WinRateOptions(ProjectionInputs):
     """
 
     results: tuple[Path, ...] = ()
-    """folders of ablate_projections.py; without any the ablations are run first, into --out"""
-    context: str = "both"
+    """finished folders of ablate_projections.py (default: run the ablations first, into --out)"""
+    context: Context = "both"
     """in_place (the token's own prompt and position), single_token (the vector as the only token, id 0), or both"""
-    signed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    signed: bool = False
     """count r_cos > r_inner as a win, not |r_cos| > |r_inner|"""
-    min_tokens: int = 10
-    """rows that a latent needs, over all and within a quartile"""
-    draws: int = 200
+    min_tokens: Annotated[int, Range(3)] = 10
+    """rows that a latent needs, overall and within a quartile"""
+    draws: PositiveInt = 200
     """tables simulated for the band that range restriction alone predicts"""
 
     def loaded(self) -> dict[str, ProjectionEffects]:
@@ -48,38 +47,31 @@ class WinRateOptions(ProjectionInputs):
         return {name: load_result(ProjectionEffects, path) for name, path in zip(names, self.results, strict=True)}
 
 
-def main(settings: WinRateOptions) -> command.Document:
-    """Everything that can be wrong with the input is looked at before the model runs."""
-    if settings.min_tokens < 3 or settings.draws < 1:
-        raise MechdiagError(
-            f"--min-tokens {settings.min_tokens}, --draws {settings.draws}; expected 3 or more, and 1 or more"
-        )
-    if settings.results:
-        own = {
-            field.name: field.default
-            for field in fields(ProjectionInputs)
-            if field.name not in ("out", "overwrite", "no_lock", "json", "quiet")
-        }
-        own["context"] = "both"
-        if unused := [name for name, default in own.items() if getattr(settings, name) != default]:
-            raise MechdiagError(
-                f"--results are judged as they were measured: leave out --{unused[0].replace('_', '-')}"
-            )
-        claim_folder(settings.out, WinRateReport.files(), settings.overwrite)
-        runs = settings.loaded()
+def main(options: WinRateOptions) -> command.Document:
+    """Run the command."""
+    if options.results:
+        _check_unused(options)
+        claim_folder(options.out, WinRateReport.files(), options.overwrite)
+        runs = options.loaded()
     else:
-        settings.check((*WinRateReport.files(), *result_files(ProjectionEffects)))
-        saes = settings.load_saes()
-        model, prompts = settings.load()
-        with settings.progress("ablating") as progress:
-            run = projection_effects(model, prompts, saes, progress=progress, **settings.asked())
-        settings.finish(run, settings.out)
-        runs = {settings.out.name: run}
-    with settings.progress("fitting", unit="group") as progress:
-        report = win_rate_report(
-            runs, signed=settings.signed, min_tokens=settings.min_tokens, draws=settings.draws, progress=progress
-        )
-    return settings.finish(report, settings.out)
+        options.check((*WinRateReport.files(), *result_files(ProjectionEffects)))
+        saes = options.load_saes()
+        with_model = (*options.load(), saes)
+        with options.progress("ablating") as progress:
+            run = projection_effects(*with_model, progress=progress, **options.common())
+        options.finish(run, options.out)
+        runs = {options.out.name: run}
+    how = options.named("signed", "min_tokens", "draws")
+    return options.measure("fitting", "group", win_rate_report, runs, **how)
+
+
+def _check_unused(options: WinRateOptions) -> None:
+    """Raise `MechdiagError` for options of the ablations beside --results."""
+    output = [field.name for field in fields(command.ResumableOptions)]
+    for field in fields(AblationOptions):
+        default = "both" if field.name == "context" else field.default
+        if field.name not in output and getattr(options, field.name) != default:
+            raise MechdiagError(f"--results are already measured; leave out --{field.name.replace('_', '-')}")
 
 
 def run() -> None:

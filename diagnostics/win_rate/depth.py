@@ -30,9 +30,9 @@ PLANS = {
         won,
         "Share of latents whose KL correlates more with the cosine than with the inner product",
         {"all": _panel("all norms")} | {q: _panel(f"quartile {q} of ‖x‖") for q in QUARTILES[1:]},
-        "(latent, token) pairs",
+        "latent-token pairs",
         done="ablated",
-        placebo="placebos of the same dose and no meaning, the rate's null",
+        placebo="placebos of the same dose",
     ),
 }
 """Figures by depth, by name."""

@@ -1,7 +1,7 @@
 """Replication of two tables of arXiv:2606.15054 with their nulls and errors: does KL go with the cosine or the product?
 
-A win rate is no estimand: it grows with the tokens of each latent, and falls within bands of the norm whatever is true.
-Read it beside the same rate of the placebos; the question itself is `diagnostics.norm_exponent`'s.
+A win rate is not an estimand: it grows with the number of tokens of each latent, and falls within bands of the norm whatever is
+true. Compare it with the placebos' rate; `diagnostics.projections.norm_exponent` answers the question itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy import stats
 
@@ -18,7 +18,7 @@ from diagnostics import statistics
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.prevalence import Prevalence, error_in_common, false_discovery, share_below
 from diagnostics.statistics.share_errors import clopper_pearson, linear, share_of, sign_covariance
-from diagnostics.statistics.within_groups import Within
+from diagnostics.statistics.within_groups import GroupSums
 from diagnostics.win_rate.rows import EditRows, read
 from interventions.errors import ResultError
 from interventions.files import Json
@@ -117,7 +117,7 @@ class WinRates(Json):
 class _Cells(NamedTuple):
     """Correlations within cells, each the rows of one stratum, edit and latent."""
 
-    within: Within
+    within: GroupSums
     stratum: Int[ndarray, "cell"]
     edit: Int[ndarray, "cell"]
     latent: Int[ndarray, "cell"]
@@ -141,7 +141,7 @@ def _cells(
     shape = (int(stratum.max()) + 1, len(some.edits), len(some.latents))
     kinds, group = np.unique(np.ravel_multi_index((stratum, some.edit, some.latent), shape), return_inverse=True)
     standard = {name: _standard(x, group, weight) for name, x in columns.items()}
-    within = Within.of(standard, group, some.prompt, weight)
+    within = GroupSums.of(standard, group, some.prompt, weight)
     cos, inner = within.correlation("kl", "cos"), within.correlation("kl", "inner")
     margin = cos - inner if signed else np.abs(cos) - np.abs(inner)
     few = within.present.sum(axis=0) < min_tokens
@@ -235,8 +235,7 @@ def win_rates(
     Main − placebo, both without meaning, rejects .04–.05 at p < .05 (20 to 50 latents × 30 and 60 tokens).
 
     latents, a line for each that entered: latent, n, n_prompts, latent_weight, r_cos, r_inner, r_activation, r_norm,
-    spearman_ of the same, win, margin, margin_se (jackknife), p (of margin = 0, t), q (false discovery within this table),
-    steiger_z_iid, steiger_p_iid, mrr_z_iid, mrr_p_iid (`diagnostics.iid_tests`, rows taken as independent).
+    spearman_ of the same, win, margin, margin_se (jackknife), p (of margin = 0, t), q (false discovery within this table).
 
     rows: one group (site, context, SAE), a line for each latent, token and edit. Raises `ResultError` for columns that
     are not there, two rows of one edit and token, and an edit without rows.
@@ -267,7 +266,7 @@ def win_rates(
         name: Differences(name, strata[0][1][e], tuple(difference[e] for _, difference in strata[1:]))
         for e, name in enumerate(some.edits[1:])
     }
-    means, latents, prevalence = _latents(cells, columns | others, some, weight, signed)
+    means, latents, prevalence = _latents(cells, columns | others, some, weight)
     return WinRates(
         edit, (predictors[0], predictors[1]), absolute, signed, token_weighted, min_tokens, some.n_not_finite,
         rates.pop(edit), rates, differences, means, latents, prevalence, len(latents) - prevalence.n,
@@ -275,7 +274,7 @@ def win_rates(
 
 
 def _latents(
-    cells: _Cells, columns: Mapping[str, ndarray], some: EditRows, weight: ndarray, signed: bool
+    cells: _Cells, columns: Mapping[str, ndarray], some: EditRows, weight: ndarray
 ) -> tuple[dict[str, dict[str, Estimate]], pd.DataFrame, Prevalence]:
     """The mean correlations, the table of the main edit's latents, and the share of margins above 0 among them."""
     within, chosen = cells.within, np.flatnonzero((cells.edit == 0) & ~cells.few & ~cells.constant)
@@ -295,18 +294,11 @@ def _latents(
     margin, se, df = (x[chosen] for x in each)
     with np.errstate(all="ignore"):
         p = 2 * stats.t.sf(np.abs(margin) / np.where(se > 0, se, np.nan), df)
-    n = within.present.sum(axis=0)[chosen]
-    found: dict[str, Any] = {"latent": some.latents[latent], "n": n}
+    found: dict[str, Any] = {"latent": some.latents[latent], "n": within.present.sum(axis=0)[chosen]}
     found |= {"n_prompts": (within.present > 0).sum(axis=0)[chosen], "latent_weight": some.weight[latent]}
     found |= {f"r_{name}": pearson[name][0] for name in names}
     found |= {f"spearman_{name}": spearman[name][0] for name in names}
     found |= {"win": margin > 0, "margin": margin, "margin_se": se, "p": p, "q": false_discovery(p)}
-    a, b, c = pearson["cos"][0], pearson["inner"][0], within.correlation("cos", "inner")[0][chosen]
-    a, b, c = (a, b, c) if signed else (np.abs(a), np.abs(b), c * np.sign(a) * np.sign(b))
-    usable = (np.abs([a, b]) < 1).all(axis=0) & (n >= 4)
-    a = np.where(usable, a, np.nan)
-    for name, test in (("steiger", steiger), ("mrr", meng_rosenthal_rubin)):
-        found[f"{name}_z_iid"], found[f"{name}_p_iid"] = test(a, b, c, np.maximum(n, 4).astype(float))
     w = some.weight[latent]
     means = {
         kind: {name: _mean(r[name], w, within.present[:, chosen]) for name in names}
@@ -316,64 +308,3 @@ def _latents(
     deletions, se, w = -cells.margin[:, chosen[known]], se[known], w[known]
     common = error_in_common(deletions, se, weights=w)
     return means, pd.DataFrame(found), share_below(deletions[0], se, 0.0, weights=w, shared_error=common)
-
-
-Numbers = float | Num[ndarray, "..."]
-
-
-def _read(r1: Numbers, r2: Numbers, r12: Numbers, n: Numbers) -> list[Float[ndarray, "..."]]:
-    """The arguments as float64 of one shape; nan where any of them is."""
-    given = np.broadcast_arrays(*(np.asarray(x, dtype=float) for x in (r1, r2, r12, n)))
-    unknown = np.isnan(given).any(axis=0)
-    a, b, c, n = (np.where(unknown, np.nan, x) for x in given)
-    if bad := int((n < 4).sum()):
-        raise ResultError(f"{bad} of {n.size} samples have fewer than 4 rows; their Fisher z has no variance")
-    if bad := int(((np.abs([a, b, c]) >= 1).any(axis=0)).sum()):
-        raise ResultError(f"{bad} of {n.size} triples have a correlation outside (−1, 1); leave such triples out")
-    if bad := int((1 - a * a - b * b - c * c + 2 * a * b * c < -1e-9).sum()):  # rounding of a determinant of 0
-        seen = "of correlations that no three variables can have together"
-        raise ResultError(f"{bad} of {n.size} triples {seen}; expected r(y, 1), r(y, 2), r(1, 2), in this order")
-    return [a, b, c, n]
-
-
-def _two_sided(z: ndarray) -> tuple[Numbers, Numbers]:
-    p = 2 * stats.norm.sf(np.abs(z))
-    return (z, p) if np.ndim(z) else (float(z), float(p))
-
-
-def steiger(r1: Numbers, r2: Numbers, r12: Numbers, n: Numbers) -> tuple[Numbers, Numbers]:
-    """Z and two-sided p of r(y, 1) = r(y, 2), by Fisher's z with the pooled correlation in the covariance; iid rows.
-
-    Z = (artanh r1 − artanh r2)·√(n − 3)/√(2 − 2c), c = [r12(1 − 2r̄²) − ½r̄²(1 − 2r̄² − r12²)]/(1 − r̄²)², r̄ = (r1 + r2)/2.
-    To compare |r1| with |r2|, give both as absolute values and r12 times the product of their signs.
-
-    Takes rows for independent: rejects 7–17 % of true nulls at a nominal 5 % under ordinary clustering. For columns named
-    `_iid`, never for a headline.
-
-    Correlations in (−1, 1) and n rows, numbers or arrays of one shape; nan gives nan. Raises `ResultError` for n < 4, a
-    correlation outside (−1, 1), and triples that no three variables can have.
-    Source: Steiger 1980, equations 10 and 14 (Dunn & Clark 1969 with r̄).
-    """
-    a, b, c, n = _read(r1, r2, r12, n)
-    square = ((a + b) / 2) ** 2
-    shared = (c * (1 - 2 * square) - square * (1 - 2 * square - c * c) / 2) / (1 - square) ** 2
-    with np.errstate(all="ignore"):
-        return _two_sided((np.arctanh(a) - np.arctanh(b)) * np.sqrt((n - 3) / (2 - 2 * shared)))
-
-
-def meng_rosenthal_rubin(r1: Numbers, r2: Numbers, r12: Numbers, n: Numbers) -> tuple[Numbers, Numbers]:
-    """Z and two-sided p of r(y, 1) = r(y, 2), by Fisher's z with the mean square correlation; iid rows.
-
-    Z = (artanh r1 − artanh r2)·√((n − 3)/(2(1 − r12)h)), h = (1 − f·m)/(1 − m), f = min(1, (1 − r12)/(2(1 − m))),
-    m = (r1² + r2²)/2. To compare |r1| with |r2|: as for `steiger`.
-
-    Takes rows for independent: rejects 7–17 % of true nulls at a nominal 5 % under ordinary clustering. For columns named
-    `_iid`, never for a headline.
-
-    Arguments, results and errors are those of `steiger`. Source: Meng, Rosenthal & Rubin 1992, equations 1 to 3.
-    """
-    a, b, c, n = _read(r1, r2, r12, n)
-    m = (a * a + b * b) / 2
-    f = np.minimum(1, (1 - c) / (2 * (1 - m)))
-    h = (1 - f * m) / (1 - m)
-    return _two_sided((np.arctanh(a) - np.arctanh(b)) * np.sqrt((n - 3) / (2 * (1 - c) * h)))

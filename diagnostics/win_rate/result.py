@@ -59,7 +59,7 @@ class WinRateReport(BaseResult):
 
     @property
     def latents(self) -> pd.DataFrame:
-        """One line for each latent: its correlations, its margin with an error, tests of it (`_iid`: rows taken as independent)."""
+        """One line for each latent: its correlations, its margin with its standard error, p and q."""
         return pd.concat([c.rates.latents.assign(run=c.run, **c.place) for c in self.contests], ignore_index=True)
 
     @cached_property

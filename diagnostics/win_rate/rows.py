@@ -8,9 +8,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from diagnostics.statistics.tables import PLACEBOS
 from interventions.errors import ResultError
 
-PLACEBOS = ("placebo_token", "placebo_isotropic")
 _KEY = ["latent", "edit", "target_prompt", "target_position"]
 
 
@@ -25,6 +25,14 @@ class EditRows(NamedTuple):
     weight: Float[ndarray, "latent"]
     prompt: Int[ndarray, "row"]
     n_not_finite: int
+
+
+def latent_weights(rows: pd.DataFrame, first: Int[ndarray, "latent"]) -> Float[ndarray, "latent"]:
+    """`latent_weight` of each latent, given the index of its first row. Raises `ResultError` for a weight not above 0."""
+    weight = rows["latent_weight"].to_numpy(dtype=float)[first]
+    if not (np.isfinite(weight) & (weight > 0)).all():
+        raise ResultError("a latent_weight is not above 0")
+    return weight
 
 
 def read(rows: pd.DataFrame, edit: str, numbers: Sequence[str]) -> EditRows:
@@ -42,9 +50,7 @@ def read(rows: pd.DataFrame, edit: str, numbers: Sequence[str]) -> EditRows:
     if not (table["edit"] == edit).any():
         raise ResultError(f"no row of the edit {edit!r} has finite {list(numbers)}")
     latents, first, latent = np.unique(table["latent"].to_numpy(), return_index=True, return_inverse=True)
-    weight = table["latent_weight"].to_numpy(dtype=float)[first]
-    if not (np.isfinite(weight) & (weight > 0)).all():
-        raise ResultError("a latent_weight is not above 0")
+    weight = latent_weights(table, first)
     code = np.array([edits.index(name) for name in table["edit"]])
     return EditRows(
         table, edits, code, latents, latent, weight, table["target_prompt"].to_numpy(), int((~finite).sum())

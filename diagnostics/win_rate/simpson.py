@@ -59,7 +59,8 @@ from scipy import optimize, sparse
 
 from diagnostics import statistics
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.within_groups import Within
+from diagnostics.statistics.within_groups import GroupSums
+from diagnostics.win_rate.rows import latent_weights
 from interventions.errors import ResultError
 from interventions.files import Json
 
@@ -100,7 +101,7 @@ class Paradox(Json):
 
 
 @dataclass(frozen=True)
-class WinRate(Json):
+class BandedWinRate(Json):
     """The share of latents with |r(KL, cos)| > |r(KL, inner)|, and what the pooled fit lets one expect."""
 
     observed: Estimate
@@ -123,10 +124,10 @@ class Simpson(Json):
     """None: there is no label, and `reasons` says why"""
     reasons: dict[str, str]
     """of each score without a label"""
-    overall: WinRate
-    quartiles: tuple[WinRate, ...]
+    overall: BandedWinRate
+    quartiles: tuple[BandedWinRate, ...]
     """by quartile of ‖x‖, 0 to 3"""
-    fall: WinRate
+    fall: BandedWinRate
     """the overall win rate less the mean of the quartiles', with its own band"""
     falls: bool
     """the interval of the observed fall lies above 0"""
@@ -241,14 +242,6 @@ def _usable(table: pd.DataFrame, score: str, floor: float) -> tuple[pd.DataFrame
     return kept, {reason: int(which.sum()) for reason, which in dropped.items()}
 
 
-def _latent_weight(rows: pd.DataFrame) -> Float[ndarray, "latent"]:
-    first = np.unique(rows["latent"].to_numpy(int), return_index=True)[1]
-    weight = rows["latent_weight"].to_numpy(float)[first]
-    if not (np.isfinite(weight) & (weight > 0)).all():
-        raise ResultError("a latent_weight is not above 0")
-    return weight
-
-
 def _paradox(table: pd.DataFrame, score: str, floor: float, restricted: bool) -> Paradox | str:
     """The label of one score, or why it has none."""
     rows, dropped = _usable(table, score, floor)
@@ -262,8 +255,8 @@ def _paradox(table: pd.DataFrame, score: str, floor: float, restricted: bool) ->
     decile = np.searchsorted(np.quantile(log_norm, np.arange(1, 10) / 10), log_norm, side="right")
     dummies = {f"decile {d}": (decile == d).astype(float) for d in np.unique(decile)[1:]}
     own = {"kl": np.log(rows["kl"].to_numpy(float)), "score": np.log(np.abs(rows[score].to_numpy(float)))}
-    w = Within.of(own | dummies, latent, prompt)
-    weight = _latent_weight(rows)
+    w = GroupSums.of(own | dummies, latent, prompt)
+    weight = latent_weights(rows, np.unique(latent, return_index=True)[1])
     b_pool, b_in = (w.slopes("kl", on, weight)[:, 0] for on in (["score"], ["score", *dummies]))
     if not (np.isfinite(b_pool).all() and np.isfinite(b_in).all()):
         return "log|S| does not vary within latents and deciles of the norm, on all rows or without one of the prompts"
@@ -293,8 +286,8 @@ def _fit(table: pd.DataFrame, floor: float) -> _Fit:
     label, place = rows["latent"].to_numpy(int), rows["target_position"].to_numpy(int)
     prompt = np.unique(rows["target_prompt"].to_numpy(int), return_inverse=True)[1]
     token = np.unique(prompt * (place.max() + 1) + place, return_inverse=True)[1]
-    w = Within.of({"kl": y, "cosine": cosine, "norm": norm}, label, prompt)
-    latent, weight = np.searchsorted(w.groups, label), _latent_weight(rows)
+    w = GroupSums.of({"kl": y, "cosine": cosine, "norm": norm}, label, prompt)
+    latent, weight = np.searchsorted(w.groups, label), latent_weights(rows, np.unique(label, return_index=True)[1])
     slopes = w.slopes("kl", ["cosine", "norm"], weight)
     if not np.isfinite(slopes[0]).all():
         raise ResultError(
@@ -341,7 +334,7 @@ def _spreads(
 
 def _win_rates(
     fit: _Fit, draws: int, seed: int, min_tokens: int, absolute: bool, signed: bool
-) -> tuple[WinRate, tuple[WinRate, ...], WinRate]:
+) -> tuple[BandedWinRate, tuple[BandedWinRate, ...], BandedWinRate]:
     """Overall, by quartile, and the fall from the one to the mean of the others."""
     quartile, kl = fit.rows["norm_quartile"].to_numpy(int), fit.rows["kl"].to_numpy(float)
     if not np.isin(quartile, range(4)).all():
@@ -349,7 +342,9 @@ def _win_rates(
     cosine, inner = (np.abs(c) if absolute else c for c in (fit.rows[s].to_numpy(float) for s in ("cosine", "inner")))
     cell = 4 * fit.latent + quartile
     whole, parts = (
-        Within.of({"kl": _own_size(kl, g), "cosine": _own_size(cosine, g), "inner": _own_size(inner, g)}, g, fit.prompt)
+        GroupSums.of(
+            {"kl": _own_size(kl, g), "cosine": _own_size(cosine, g), "inner": _own_size(inner, g)}, g, fit.prompt
+        )
         for g in (fit.latent, cell)
     )
     # Groups: the latents, then the latents' quartiles. Kinds: overall, then the four quartiles.
@@ -374,12 +369,12 @@ def _win_rates(
 
 def _win_rate(
     rate: Float[ndarray, "deletion"], simulated: Float[ndarray, "draw"], here: ndarray, n_rows: int, n_latents: int
-) -> WinRate:
+) -> BandedWinRate:
     """`here`: the prompts that have rows."""
     observed = statistics.from_deletions(float(rate[0]), rate[1:][here], n_rows)
     low, high = (float(end) for end in np.percentile(simulated, [2.5, 97.5]))
     known = bool(np.isfinite([observed.value, low, high]).all())
-    return WinRate(observed, low, high, low - 1e-9 <= observed.value <= high + 1e-9 if known else None, n_latents)
+    return BandedWinRate(observed, low, high, low - 1e-9 <= observed.value <= high + 1e-9 if known else None, n_latents)
 
 
 def _own_size(c: Float[ndarray, "row"], group: Int[ndarray, "row"]) -> Float[ndarray, "row"]:
@@ -396,7 +391,7 @@ def _above(cosine: ndarray, inner: ndarray, signed: bool) -> ndarray:
     return cosine - inner > (_TIE - 1) * np.abs(inner)
 
 
-def _wins(w: Within, signed: bool) -> Float[ndarray, "deletion group"]:
+def _wins(w: GroupSums, signed: bool) -> Float[ndarray, "deletion group"]:
     """1 where |r(KL, cos)| > |r(KL, inner)| (signed: r > r), 0 where not, nan where one of them is not defined."""
     cosine, inner = (w.correlation("kl", name) for name in ("cosine", "inner"))
     return np.where(np.isfinite(cosine) & np.isfinite(inner), _above(cosine, inner, signed), np.nan)

@@ -1,7 +1,7 @@
 """Groups of texts: whole groups on one side of a split, and sums without each of them."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -36,7 +36,7 @@ def held_groups(labels: Sequence[str], groups: Sequence[str], share: float, seed
     return held
 
 
-def first_of_group(groups: Sequence[Hashable]) -> Int[ndarray, "text"]:
+def first_of_group(groups: Iterable[Hashable]) -> Int[ndarray, "text"]:
     """Each text's group as the place of its first text."""
     place: dict[Hashable, int] = {}
     return np.array([place.setdefault(group, i) for i, group in enumerate(groups)], dtype=int)

@@ -143,8 +143,10 @@ def tokenize(
     `max_length` tokens count once: prompts stand for independent ones. No token is added that
     the tokenizer itself does not add (no BOS where it has none). With `chat_template` the paragraph is a user's turn,
     and what the template writes before it counts towards `max_length`.
-    Raises `TextError` when fewer than `n_prompts` (or none) are left, and for `max_length` < 2.
+    Raises `TextError` when fewer than `n_prompts` (or none) are left, for `max_length` < 2 and for `n_prompts` < 1.
     """
+    if n_prompts is not None and n_prompts < 1:
+        raise TextError(f"n_prompts {n_prompts}; expected 1 or more, or None for all")
     if max_length < 2:
         raise TextError(f"max_length {max_length}; a prompt needs at least 2 tokens, one to edit and one before it")
     origin: dict[str, Any] = {}

@@ -67,12 +67,14 @@ class Recipe:
         for name in ("warm_up", "decay_from", "dead_window", "threshold_from", "threshold_memory"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SAEError(f"{name} = {getattr(self, name)}; expected a share of the run, from 0 to 1")
-        for name in ("d_sae", "lr", "lr_scale", "clip"):
+        for name in ("d_sae", "k", "lr", "lr_scale", "clip"):
             if not getattr(self, name) > 0:
                 raise SAEError(f"{name} = {getattr(self, name)}; expected a positive number")
-        for name in ("l1", "aux", "multi"):
+        for name in ("l1", "aux", "multi", "seed"):
             if not getattr(self, name) >= 0:
                 raise SAEError(f"{name} = {getattr(self, name)}; expected 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise SAEError(f"betas = {self.betas}; expected two numbers from 0 to below 1")
         if self.aux_k is not None and self.aux_k < 1:
             raise SAEError(f"aux_k = {self.aux_k}; expected at least 1 latent, or None")
         if self.reweight not in (0, 1, 2):

@@ -187,7 +187,7 @@ def atlas(**other: object) -> CausalAtlas:
         statistics = ("rank", "recall", "false_negatives")
         group["scores"] = {s: {k: estimate(sae, s, k) for k in statistics} for s in ("delta_norm", "gradient")}
         groups.append(group)
-    return made(CausalAtlas, groups, {"saes": dict.fromkeys(SAES[:3])} | other)
+    return made(CausalAtlas, groups, {"saes": dict.fromkeys(SAES[:3]), "context": ["in_place"]} | other)
 
 
 def made(kind, groups, other):

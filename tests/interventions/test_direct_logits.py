@@ -1,4 +1,4 @@
-"""What directions say by themselves, against the norm and the unembedding written out."""
+"""Logits of directions, against the final norm and unembedding written out."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def centred(logits: torch.Tensor) -> torch.Tensor:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_unembedding_of_the_gain_times_the_direction(name, gain, mean_removed, has_norm):
+def test_direct_logits_match_norm_and_unembedding(name, gain, mean_removed, has_norm):
     hf = tiny_model(name)
     d, size = directions(), 40.0
     through = d - d.mean(1, keepdim=True) if mean_removed and has_norm else d
@@ -40,14 +40,14 @@ def test_unembedding_of_the_gain_times_the_direction(name, gain, mean_removed, h
 
 
 @pytest.mark.bridge
-def test_a_bridge_gives_the_same():
+def test_bridge_matches():
     plain = direct_logits(record(tiny_model("llama"), PROMPT), directions(), 20.0)
     bridged = direct_logits(record(wrap(bridge("llama", fresh("llama"))), PROMPT), directions(), 20.0)
     torch.testing.assert_close(plain, bridged, rtol=1e-4, atol=1e-4)
 
 
-def test_a_small_step_after_the_last_block_moves_the_logits_by_it():
-    """Orthogonal to x, so that the final norm's scale does hold."""
+def test_a_small_step_after_the_last_block_changes_logits_as_predicted():
+    """The step is orthogonal to x, so that the scale of the final norm is constant."""
     recording = record(tiny_model("llama"), PROMPT)
     last, at = Site(recording.model.n_layers - 1), (torch.tensor([0]), torch.tensor([3]))
     x = recording.at(last, *at)
@@ -59,7 +59,7 @@ def test_a_small_step_after_the_last_block_moves_the_logits_by_it():
     torch.testing.assert_close(centred(moved), expected, rtol=0.02, atol=0.01 * float(expected.abs().max()))
 
 
-def test_the_extremes_of_the_vocabulary():
+def test_extremes():
     logits = torch.tensor([0.5, -3.0, 2.0, 1.0, -1.0])
     up, down = extremes(logits, 2, tokenizer())
     assert [t.token for t in up] == ["w2", "w3"] and [t.logit for t in up] == [2.0, 1.0]
@@ -68,7 +68,7 @@ def test_the_extremes_of_the_vocabulary():
 
 
 class Python:
-    """A tokenizer written in Python: of an id that it does not know it says what `unknown` does."""
+    """A tokenizer written in Python; `unknown` is called for ids that it does not know."""
 
     unk_token, unk_token_id = "<unk>", 0
 
@@ -83,16 +83,11 @@ class Python:
 
 
 @pytest.mark.parametrize("unknown", [lambda i: [][i], lambda i: {}[i], lambda i: None, lambda i: "<unk>"])
-def test_ids_that_a_tokenizer_does_not_know(unknown):
-    """Heads are wider than tokenizers, by padding or by tokens that were added to the model alone."""
+def test_ids_unknown_to_the_tokenizer(unknown):
+    """Unembeddings can be wider than tokenizers: by padding, or by tokens that were added to the model alone."""
     assert [token_text(i, Python(unknown)) for i in (0, 1, 2, 3, 99, -1)] == ["<unk>", "a", "b", "⟨3⟩", "⟨99⟩", "–"]
-    assert [token_text(i, tokenizer(60)) for i in (59, 60, 96, 10**12, -1)] == [
-        "w59",
-        "⟨60⟩",
-        "⟨96⟩",
-        f"⟨{10**12}⟩",
-        "–",
-    ]
+    known = {59: "w59", 60: "⟨60⟩", 96: "⟨96⟩", 10**12: f"⟨{10**12}⟩", -1: "–"}
+    assert {i: token_text(i, tokenizer(60)) for i in known} == known
 
 
 def test_extremes_among_padding():

@@ -1,4 +1,4 @@
-"""Where an SAE belongs, and whole streams passed through edits: against full forward passes of each prompt alone."""
+"""The residual stream of every token passed through edits, against full forward passes; and which model an SAE belongs to."""
 
 import copy
 import functools
@@ -36,6 +36,7 @@ from tests.tiny import (
     exact_kl,
     fresh,
     points,
+    points_by_turns,
     prompts,
     tiny_model,
     traced,
@@ -47,7 +48,7 @@ PROMPTS = prompts((24, 10, 17, 1))
 
 
 def random_sae(x=None, **where):
-    """Continuous: which latents TopK takes of two that are nearly as strong may hang on the last bit of x."""
+    """With ReLU: which of two nearly equal latents TopK keeps may depend on the last bit of x."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(40, D_MODEL, generator=generator) if x is None else x.reshape(-1, D_MODEL)
     sae = build(named("standard:relu"), 64, 6, x, generator, **where).requires_grad_(False)
@@ -57,7 +58,7 @@ def random_sae(x=None, **where):
 
 
 def edits_at(recording, site):
-    """What an evaluation asks for: x̂, a latent gone, zero and mean ablation."""
+    """The edits of an evaluation: reconstruction, one latent removed, zero and mean ablation."""
     x = recording.activations[site]
     sae = random_sae(x)
     over = torch.cat([x[i, :n] for i, n in enumerate(recording.length.tolist())])
@@ -71,7 +72,7 @@ def edits_at(recording, site):
 
 @torch.no_grad()
 def alone(name, hf, site, change, tokens=PROMPTS, where=None):
-    """Logits `[pos, vocab]` of each prompt alone under a hook set by the tests; no change: clean."""
+    """Logits `[pos, vocab]` of each prompt alone under a hook that is set here; without a change the clean logits."""
     found = []
     for i, ids in enumerate(tokens):
         at = torch.ones(len(ids), dtype=torch.bool) if where is None else where[i, : len(ids)]
@@ -111,20 +112,20 @@ def assert_exact(result, name, hf, site, edits, tokens=PROMPTS, where=None):
 # Exactness
 
 
-CASES = [(name, Site(2, point)) for name in (*REPLAYED, *HOOKED, *VARIANTS) for point in points(name)]
+CASES = [(name, Site(2, point)) for name, point in points_by_turns(*REPLAYED, *HOOKED, *VARIANTS)]
 CASES += [("llama", Site(layer, point)) for layer in (0, N_LAYERS - 1) for point in points("llama")]
 
 
 @pytest.mark.parametrize(("name", "site"), CASES, ids=str)
-def test_the_blocks_above_give_what_full_forward_passes_give(name, site, device):
-    """On architectures, too, whose single rows replay cannot serve."""
+def test_blocks_above_match_full_forward_passes(name, site, device):
+    """Also on architectures that replay does not support."""
     hf = tiny_model(name, device)
     recording = record(hf, PROMPTS, [site], keep_cache=False)
     edits = edits_at(recording, site)
     if name not in ("llama", "gpt2"):
         edits = {"reconstruct": edits["reconstruct"]}
     elif site.point == "resid_mid":
-        del edits["zero"]  # what stands there then is what the block's own sum rounds to, which the next norm magnifies
+        del edits["zero"]  # rounding of the block's own sum remains there, and the next norm magnifies it
     result = spliced(recording, site, edits)
     assert (result.path, result.why_hooks) == ("blocks", None) and 0 <= result.delta <= TOLERANCE
     assert list(result.kl) == list(result.loss) == list(edits)
@@ -133,33 +134,22 @@ def test_the_blocks_above_give_what_full_forward_passes_give(name, site, device)
 
 
 @pytest.mark.parametrize("path", ["blocks", "hooks"])
-@pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
-@pytest.mark.parametrize(
-    ("name", "site"), [("llama", Site(2)), ("gpt2", Site(3, "mlp_out")), ("gemma2", Site(1, "attn_out"))], ids=str
-)
-def test_a_wrapped_model(name, site, wrapper, path, device):
+@pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight", "none"])
+@pytest.mark.parametrize(("name", "site"), [("gpt2", Site(3, "mlp_out")), ("gemma2", Site(1, "attn_out"))], ids=str)
+def test_wrappers_and_paths_match_full_forward_passes(name, site, wrapper, path, device):
     hf = fresh(name, device)
-    model = bridge(name, hf) if wrapper == "bridge" else traced(hf)
+    model = bridge(name, hf) if wrapper == "bridge" else traced(hf) if wrapper == "nnsight" else hf
     recording = record(model, PROMPTS, [site], keep_cache=False)
     edits = edits_at(recording, site)
     result = spliced(recording, site, edits, path=path)
-    assert result.path == path
+    assert result.path == path and result.why_hooks is None and (result.delta != result.delta) is (path == "hooks")
     assert_exact(result, name, tiny_model(name, device), site, edits)
-
-
-def test_hooks_by_name(device):
-    hf = tiny_model("llama", device)
-    recording = record(hf, PROMPTS, [SITE], keep_cache=False)
-    edits = edits_at(recording, SITE)
-    result = spliced(recording, SITE, edits, path="hooks")
-    assert result.path == "hooks" and result.delta != result.delta and result.why_hooks is None
-    assert_exact(result, "llama", hf, SITE, edits)
 
 
 @pytest.mark.parametrize("path", ["blocks", "hooks"])
 @pytest.mark.parametrize("site", [SITE, Site(2, "mlp_out")], ids=str)
-def test_some_tokens_are_left_as_they_are(site, path, device):
-    """The effect is read there all the same."""
+def test_only_chosen_tokens_are_edited(site, path, device):
+    """Effects are read at all tokens."""
     hf = tiny_model("llama", device)
     recording = record(hf, PROMPTS, [site], keep_cache=False)
     where = torch.rand(recording.tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.7
@@ -170,7 +160,7 @@ def test_some_tokens_are_left_as_they_are(site, path, device):
     assert (result.kl["zero"][:, 0] < 1e-9).all() and result.kl["zero"][0, 1:].max() > 1e-3
 
 
-def test_nothing_changed_is_no_effect(device):
+def test_identity_edit_has_zero_kl(device):
     recording = record(tiny_model("llama", device), PROMPTS, [SITE], keep_cache=False, batch_prompts=1)
     result = spliced(recording, SITE, {"same": lambda x: x})
     real = ~result.kl["same"].isnan()
@@ -179,15 +169,14 @@ def test_nothing_changed_is_no_effect(device):
 
 
 @pytest.mark.parametrize("path", ["blocks", "hooks"])
-def test_the_size_of_batches_and_the_company_of_edits(path, device):
+def test_results_do_not_depend_on_batches_and_other_edits(path, device):
     recording = record(tiny_model("gpt2", device), PROMPTS, [SITE], keep_cache=False)
     edits = edits_at(recording, SITE)
     together = spliced(recording, SITE, edits, path=path)
-    for batch_tokens in (1, 30, 41):
+    for batch_tokens in (1, 30):
         done = []
-        found = spliced(
-            recording, SITE, {"zero": edit.zero}, path=path, batch_tokens=batch_tokens, progress=done.append
-        )
+        how = {"path": path, "batch_tokens": batch_tokens, "progress": done.append}
+        found = spliced(recording, SITE, {"zero": edit.zero}, **how)
         assert sum(done) == len(PROMPTS) and (len(done) == len(PROMPTS)) == (batch_tokens == 1)
         real = ~found.kl["zero"].isnan()
         assert_same_effect(found.kl["zero"][real], together.kl["zero"][real], 1e-5)
@@ -195,8 +184,8 @@ def test_the_size_of_batches_and_the_company_of_edits(path, device):
 
 
 @pytest.mark.parametrize("path", ["blocks", "hooks"])
-def test_more_logits_than_are_formed_at_once(path, monkeypatch, device):
-    """Ten tokens' at a time, three of them compared at a time."""
+def test_results_do_not_depend_on_the_size_of_chunks(path, monkeypatch, device):
+    """Logits of ten tokens at a time, of which three are compared at a time."""
     for name, tokens in (("LOGITS", 10), ("LOGITS_GPU", 10), ("COMPARED", 3)):
         monkeypatch.setattr(module, name, tokens * VOCAB)
     hf = tiny_model("llama", device)
@@ -205,8 +194,7 @@ def test_more_logits_than_are_formed_at_once(path, monkeypatch, device):
     assert_exact(spliced(recording, SITE, edits, path=path), "llama", hf, SITE, edits)
 
 
-def test_edits_see_the_tokens_themselves(device):
-    """Each token once, and no padding."""
+def test_edits_get_each_token_once_and_no_padding(device):
     recording = record(tiny_model("llama", device), PROMPTS, [SITE], keep_cache=False)
     seen = []
 
@@ -222,7 +210,7 @@ def test_edits_see_the_tokens_themselves(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_another_dtype(dtype, device):
+def test_bfloat16_and_float64(dtype, device):
     recording = record(fresh("llama", device, dtype), PROMPTS, [SITE], keep_cache=False)
     result = spliced(recording, SITE, {"zero": edit.zero})
     wide = spliced(record(tiny_model("llama", device), PROMPTS, [SITE], keep_cache=False), SITE, {"zero": edit.zero})
@@ -232,10 +220,10 @@ def test_another_dtype(dtype, device):
     assert off < (0.2 if dtype == torch.bfloat16 else 1e-4)
 
 
-# What goes wrong
+# Errors
 
 
-def test_blocks_that_are_not_exact_are_left_for_hooks(monkeypatch, device):
+def test_falls_back_to_hooks_where_blocks_differ(monkeypatch, device):
     hf = tiny_model("llama", device)
     recording = record(hf, PROMPTS, [SITE], keep_cache=False)
     real = module.entering_at
@@ -250,7 +238,7 @@ def test_blocks_that_are_not_exact_are_left_for_hooks(monkeypatch, device):
         spliced(recording, SITE, {"zero": edit.zero}, path="blocks")
 
 
-def test_a_forward_pass_that_does_not_take_a_stream(monkeypatch, device):
+def test_falls_back_to_hooks_where_blocks_raise(monkeypatch, device):
     recording = record(tiny_model("llama", device), PROMPTS, [SITE], keep_cache=False)
 
     def fail(*_):
@@ -262,7 +250,7 @@ def test_a_forward_pass_that_does_not_take_a_stream(monkeypatch, device):
 
 
 @pytest.mark.parametrize("path", ["blocks", "hooks"])
-def test_values_that_are_not_finite_are_counted_and_stay_in_their_prompt(path, device):
+def test_nonfinite_values_are_counted_and_stay_in_their_prompt(path, device):
     recording = record(tiny_model("llama", device), PROMPTS, [SITE], keep_cache=False)
     bad = recording.activations[SITE][1, 4]
     edits = {
@@ -300,7 +288,7 @@ def unchecked_shapes():
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
-def test_what_cannot_be_spliced(site, edits, options, error, message, unchecked_shapes, device):
+def test_invalid_arguments_raise(site, edits, options, error, message, unchecked_shapes, device):
     recording = record(tiny_model("llama", device), PROMPTS, [SITE], keep_cache=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -308,7 +296,7 @@ def test_what_cannot_be_spliced(site, edits, options, error, message, unchecked_
             spliced(recording, site, edits, **options)
 
 
-# Where an SAE belongs
+# Which model an SAE belongs to
 
 
 @functools.cache
@@ -323,50 +311,47 @@ def belonging(model_name="tiny", hook_name="blocks.2.hook_resid_post", **metadat
 
 
 @pytest.mark.parametrize("point", ["resid_pre", "resid_post", "attn_out", "mlp_out", "resid_mid"])
-def test_the_site_is_read_off_the_hook_name(point):
+def test_the_site_is_read_from_the_hook_name(point):
     assert sae_site(belonging(hook_name=f"blocks.3.hook_{point}"), named_model()) == Site(3, point)
 
 
 @pytest.mark.parametrize(
-    "hook_name", ["blocks.3.attn.hook_z", "blocks.3.ln2.hook_normalized", "blocks.3.mlp.hook_post", "hook_embed", "x"]
+    ("hook_name", "architecture", "message"),
+    [
+        (
+            "blocks.3.attn.hook_z",
+            "llama",
+            "'blocks.3.attn.hook_z', which is no site here; known: blocks.N.hook_resid_pre",
+        ),
+        ("blocks.3.ln2.hook_normalized", "llama", "no site here"),
+        ("blocks.3.mlp.hook_post", "llama", "no site here"),
+        ("hook_embed", "llama", "no site here"),
+        ("blocks.12.hook_resid_post", "llama", "no block 12 in a model of 6 blocks"),
+        ("blocks.2.hook_resid_mid", "phi", "no resid_mid in block 2"),
+    ],
 )
-def test_hook_names_that_are_no_site(hook_name):
-    with pytest.raises(
-        SiteError, match=f"an SAE of '{hook_name}', which is no site here; known: blocks.N.hook_resid_pre"
-    ):
-        sae_site(belonging(hook_name=hook_name), named_model())
+def test_unknown_sites_raise(hook_name, architecture, message):
+    with pytest.raises(SiteError, match=message):
+        sae_site(belonging(hook_name=hook_name), named_model(architecture=architecture))
 
 
-def test_an_sae_that_does_not_say_where_it_belongs():
-    with pytest.raises(BelongingError, match=r"does not say where it belongs; set sae.hook_name"):
-        sae_site(belonging(hook_name=None), named_model())
-
-
-def test_a_layer_or_point_that_the_model_has_not():
-    with pytest.raises(SiteError, match="no block 12 in a model of 6 blocks"):
-        sae_site(belonging(hook_name="blocks.12.hook_resid_post"), named_model())
-    with pytest.raises(SiteError, match="no resid_mid in block 2"):
-        sae_site(belonging(hook_name="blocks.2.hook_resid_mid"), named_model(architecture="phi"))
-
-
-def test_another_width():
+def test_missing_sites_other_widths_and_other_sites_raise():
     sae = belonging()
     narrow = build(named("standard:topk"), 8, 2, torch.randn(9, 5), torch.Generator().manual_seed(0))
     narrow.hook_name = sae.hook_name
-    with pytest.raises(BelongingError, match="an SAE of width 5 for activations of width 32"):
-        sae_site(narrow, named_model())
-
-
-def test_another_site_than_the_one_chosen():
-    assert sae_site(belonging(), named_model(), Site(2)) == Site(2)
+    cases = [
+        (belonging(hook_name=None), None, r"does not say where it belongs; set sae.hook_name"),
+        (narrow, None, "an SAE of width 5 for activations of width 32"),
+    ]
     for other in (Site(3), Site(2, "resid_pre")):
-        message = f"an SAE of site 'blocks.2.hook_resid_post' put to site '{other.hook_name}'"
+        cases.append((sae, other, f"an SAE of site 'blocks.2.hook_resid_post' put to site '{other.hook_name}'"))
+    for one, site, message in cases:
         with pytest.raises(BelongingError, match=message):
-            sae_site(belonging(), named_model(), other)
+            sae_site(one, named_model(), site)
+    assert sae_site(sae, named_model(), SITE) == SITE
 
 
-def test_models_by_name():
-    """Where nothing better is known."""
+def test_without_hashes_models_are_compared_by_name():
     for own in ("tiny", "Owner/Tiny", None):
         assert sae_site(belonging(own), named_model()) == SITE
     assert sae_site(belonging("tiny"), named_model("owner/TINY")) == SITE
@@ -375,8 +360,7 @@ def test_models_by_name():
         sae_site(belonging("other"), named_model())
 
 
-def test_the_packaged_model_wrapped_by_hand():
-    """Its configuration knows the folder that it was loaded from, and no name."""
+def test_the_packaged_model_is_known_by_its_folder():
     own = belonging("smollm2-135m")
     assert sae_site(own, named_model(str(cache_folder() / "smollm2-135m-93000000"))) == SITE
     for folder in ("/elsewhere/smollm2-135m-93000000", str(cache_folder() / "other")):
@@ -384,7 +368,7 @@ def test_the_packaged_model_wrapped_by_hand():
             sae_site(own, named_model(folder))
 
 
-def test_hashes_of_weights_decide_where_they_are_known():
+def test_hashes_of_weights_take_precedence_over_names():
     own, other = named_model("tiny"), wrap(fresh("qwen3"), name="tiny")
     sae = belonging("another name", weights_sha256=own.weights_hash)
     assert sae_site(sae, own) == SITE
@@ -393,8 +377,8 @@ def test_hashes_of_weights_decide_where_they_are_known():
     assert own.weights_hash[:12] in str(caught.value) and other.weights_hash[:12] in str(caught.value)
 
 
-def test_a_counterpart_takes_the_saes_of_the_model_that_it_is_made_of():
-    """By hash and by name, and says in every record what it is."""
+def test_a_layernorm_counterpart_accepts_the_saes_of_its_model():
+    """By hash and by name; its provenance says what it is."""
     model = named_model()
     found = layernorm_counterpart(model)
     for sae in (belonging("any", weights_sha256=model.weights_hash), belonging("owner/Tiny"), belonging(found.name)):
@@ -414,7 +398,7 @@ def test_a_counterpart_takes_the_saes_of_the_model_that_it_is_made_of():
 
 @pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
 @pytest.mark.parametrize("known", [True, False])
-def test_however_the_model_is_wrapped(wrapper, known):
+def test_wrapped_models(wrapper, known):
     plain = wrap(fresh("llama"))
     hashes = {"weights_sha256": plain.weights_hash} if known else {}
     model = bridge("llama", plain.hf) if wrapper == "bridge" else traced(plain.hf)
@@ -427,7 +411,7 @@ def test_however_the_model_is_wrapped(wrapper, known):
 
 
 def without_means(hf):
-    """GPT-2 with the mean taken out of all that it adds to its stream, as TransformerLens centres writing weights."""
+    """GPT-2 with centred writing weights, as TransformerLens does it: all that is added to the residual stream has mean 0."""
     model = copy.deepcopy(hf)
     with torch.no_grad():
         for table in (model.transformer.wte, model.transformer.wpe):
@@ -440,7 +424,7 @@ def without_means(hf):
 
 
 def planted_on_centred(folder, hook_name):
-    """A SAELens folder of an SAE that reconstructs exactly what has no mean."""
+    """A SAELens folder of an SAE that reconstructs vectors of mean 0 exactly."""
     basis, _ = torch.linalg.qr(torch.eye(D_MODEL) - 1 / D_MODEL)
     rows = torch.cat([basis[:, : D_MODEL - 1].T, -basis[:, : D_MODEL - 1].T])
     tensors = {
@@ -457,9 +441,9 @@ def planted_on_centred(folder, hook_name):
 
 
 @pytest.mark.parametrize("point", ["resid_post", "attn_out", "mlp_out"])
-def test_an_sae_of_centred_activations_reads_those_of_the_model_as_it_is(point, tmp_path):
+def test_an_sae_of_centred_activations_on_the_original_model(point, tmp_path):
     hf = copy.deepcopy(fresh("gpt2"))
-    with torch.no_grad():  # a stream whose mean is large, and another at each token
+    with torch.no_grad():  # a large mean of the residual stream, which differs between tokens
         hf.transformer.wpe.weight += torch.linspace(-2, 2, len(hf.transformer.wpe.weight))[:, None]
         for block in hf.transformer.h:
             block.attn.c_proj.weight += 0.5
@@ -488,7 +472,7 @@ def test_an_sae_of_centred_activations_reads_those_of_the_model_as_it_is(point, 
 @pytest.mark.bridge
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
 def test_centred_writing_weights_of_transformer_lens(name):
-    """What it makes of each site: x − mean(x) under LayerNorm, x under RMSNorm; and what else it folds leaves x as it is."""
+    """Each site becomes x − mean(x) under LayerNorm and stays x under RMSNorm; other foldings leave x unchanged."""
     tokens = torch.tensor(PROMPTS[:1])
     stays = {"fold_ln": True, "center_unembed": True, "fold_value_biases": True, "center_writing_weights": False}
     centres = dict.fromkeys(stays, False) | {"center_writing_weights": True}
@@ -515,24 +499,21 @@ def test_centred_writing_weights_of_transformer_lens(name):
         ("opt_post_norm", "LayerNorm behind its blocks"),
     ],
 )
-def test_an_sae_of_centred_activations_belongs_to_no_model_whose_stream_keeps_a_mean(name, why, tmp_path):
-    """TransformerLens does not centre such a stream, whatever the settings say."""
+def test_saes_of_centred_activations_are_refused_where_the_mean_matters(name, why, tmp_path):
+    """TransformerLens does not centre the writing weights of such models, whatever the settings say."""
     path = planted_on_centred(tmp_path, SITE.hook_name)
     with pytest.raises(BelongingError, match=rf"which has {why}: .*load the SAE with center_writing_weights=False"):
         sae_site(load_sae(path), fresh(name))
     assert sae_site(load_sae(path, center_writing_weights=False), fresh(name)) == SITE
 
 
-def test_a_hash_of_weights_that_is_none(tmp_path):
+def test_damaged_saes_raise():
     sae = random_sae(hook_name=SITE.hook_name)
     sae.metadata["weights_sha256"] = 3
     with pytest.raises(BelongingError, match="weights_sha256 is a int; expected a text"):
         sae_site(sae, fresh("llama"))
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite(value):
-    sae = random_sae(hook_name=SITE.hook_name)
-    sae.b_dec[3] = value
-    with pytest.raises(SAEError, match="b_dec of an SAE holds 1 values that are nan or infinite"):
-        sae_site(sae, fresh("llama"))
+    for value in (torch.nan, torch.inf):
+        sae = random_sae(hook_name=SITE.hook_name)
+        sae.b_dec[3] = value
+        with pytest.raises(SAEError, match="b_dec of an SAE holds 1 values that are nan or infinite"):
+            sae_site(sae, fresh("llama"))

@@ -1,4 +1,4 @@
-"""Changes of whole streams, against full forward passes of each text alone."""
+"""Changes of the residual stream at many tokens, against full forward passes of each text alone."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def setup(site, name="llama"):
 
 
 def noise(counted, texts, only=None):
-    """A change drawn for each (text, position); none outside `only`."""
+    """A random change for each (text, position); 0 outside `only`."""
     drawn = torch.randn(*counted.shape, D_MODEL, generator=torch.Generator().manual_seed(5))
     if only is not None:
         drawn = drawn * only[..., None]
@@ -40,8 +40,8 @@ def noise(counted, texts, only=None):
 
 @pytest.mark.parametrize("path", ["blocks", "hooks"])
 @pytest.mark.parametrize(("name", "site"), [("llama", Site(2)), ("gpt2", Site(3, "mlp_out"))], ids=str)
-def test_effects_are_those_of_full_forward_passes(name, site, path):
-    """Batches of two texts; a change of all tokens, one of a few from the middle on, one of none."""
+def test_effects_match_full_forward_passes(name, site, path):
+    """Batches of two texts; changes of all tokens, of a few from the middle on, and of none."""
     passes, counted, reads = setup(site, name)
     few = torch.zeros(counted.shape, dtype=torch.bool)
     few[0, [5, 8]], few[4, 3] = True, True
@@ -49,16 +49,9 @@ def test_effects_are_those_of_full_forward_passes(name, site, path):
     nothing = lambda texts: torch.zeros(int(counted[texts].sum()), D_MODEL)  # noqa: E731
     texts = [4, 0, 2, 3]
     ticks = []
-    found = stream_effects(
-        passes,
-        texts,
-        reads,
-        {"whole": whole[1], "few": some[1], "nothing": nothing},
-        TARGETS,
-        through_blocks=path == "blocks",
-        batch_tokens=28,
-        tick=ticks.append,
-    )
+    changes = {"whole": whole[1], "few": some[1], "nothing": nothing}
+    how = {"through_blocks": path == "blocks", "batch_tokens": 28, "tick": ticks.append}
+    found = stream_effects(passes, texts, reads, changes, TARGETS, **how)
     hf = tiny_model(name)
     for k, drawn in enumerate((whole[0], some[0])):
         for j, text in enumerate(texts):
@@ -70,9 +63,8 @@ def test_effects_are_those_of_full_forward_passes(name, site, path):
             rest = torch.ones(VOCAB, dtype=torch.bool)
             rest[TARGETS] = False
             assert float(found.target_fall[k, j]) == pytest.approx(-float(change[:, TARGETS].mean()), abs=2 * TOLERANCE)
-            assert float(found.other_square[k, j]) == pytest.approx(
-                float(change[:, rest].square().mean()), rel=1e-3, abs=1e-6
-            )
+            square = float(change[:, rest].square().mean())
+            assert float(found.other_square[k, j]) == pytest.approx(square, rel=1e-3, abs=1e-6)
             x = passes.recording.activations[site][text][counted[text]]
             own = (x + drawn[text][counted[text]]).double() - x.double()
             assert int(found.n_edited[k, j]) == int((own != 0).any(-1).sum())
@@ -87,8 +79,8 @@ def test_effects_are_those_of_full_forward_passes(name, site, path):
     assert (found.n_reads == reads[texts].sum(1)).all()
 
 
-def test_a_read_that_is_not_finite_is_left_out_of_its_change_alone(monkeypatch):
-    """The blocks overflow from token 12 on under one change, beside one under which they do not."""
+def test_nonfinite_effects_are_left_out_of_their_own_change(monkeypatch):
+    """The blocks overflow from token 12 on under one of two changes."""
     passes, counted, reads = setup(Site(2))
     _, change = noise(counted, TOKENS)
     above = passes.above
@@ -109,8 +101,8 @@ def test_a_read_that_is_not_finite_is_left_out_of_its_change_alone(monkeypatch):
     assert torch.isnan(none.kl).all() and int(none.n_reads) == 0
 
 
-def test_doses_are_those_that_are_left_after_rounding():
-    """In bfloat16 a change far below the spacing of x is none: not edited, no dose, no pass."""
+def test_doses_are_of_the_rounded_edit():
+    """A change far below the spacing of bfloat16 at x counts as no edit, has dose 0 and needs no pass."""
     site = Site(2)
     model = wrap(fresh("llama").to(torch.bfloat16))
     recording = record(model, TOKENS, [site], keep_cache=False)
@@ -129,7 +121,7 @@ def test_doses_are_those_that_are_left_after_rounding():
     assert float(found.norm_sum[1]) != pytest.approx(float(0.01 * x.double().norm(dim=1).sum()), rel=1e-3)
 
 
-def test_what_comes_before_the_first_changed_token_is_left_out_exactly():
+def test_tokens_before_the_first_change_have_exactly_zero_kl():
     passes, counted, _ = setup(Site(2))
     only = torch.zeros(counted.shape, dtype=torch.bool)
     only[0, 6] = True
@@ -149,7 +141,7 @@ def test_what_comes_before_the_first_changed_token_is_left_out_exactly():
         (TARGETS, lambda texts: torch.zeros(12, D_MODEL), r"change 'x' gave shape \[12, 32\]; expected \[13, 32\]"),
     ],
 )
-def test_what_does_not_serve(targets, change, message):
+def test_invalid_arguments_raise(targets, change, message):
     passes, _, reads = setup(Site(2))
     with pytest.raises(EditError, match=message):
         stream_effects(passes, [0], reads, {"x": change}, targets)

@@ -1,4 +1,4 @@
-"""Commands as a user types them, in this process, on a tiny model, small SAEs and short texts."""
+"""Run commands as a user types them, in this process, on a tiny model, small SAEs and short texts."""
 
 import contextlib
 import io
@@ -45,19 +45,19 @@ SMALL: dict[str, tuple[object, ...]] = {
     ),
     "compare_saes": ("--saes", "{given}/saes/1/standard", "{given}/saes/1/cosine", *ALL, "--min-active", 3),
     "dose_response": (*TEXT, "--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20),
-    "eval_sae": (*TEXT, "--n-prompts", 8, "--held-out", 0.5, "--splice-prompts", 4),
+    "evaluate_saes": (*TEXT, "--n-prompts", 8, "--held-out", 0.5, "--splice-prompts", 4),
     "interactions": (
         *("--saes", "{given}/saes/1/standard", *ALL, "--n-tokens", 14, "--per-token", 3, "--matrix-latents", 5),
         *("--min-tokens", 2, "--latents", 8, "--tokens-per-latent", 2, "--coefficients", 1, 4, "--ahead", 2),
     ),
     "patch_direction_norm": (*TEXT, "--layers", 1, 4, "--pairs", 20),
     "plot_depth": ("--figures", "sae_latents"),
-    "probe": (
+    "probe_saes": (
         *("--saes", "{given}/saes/1/standard", *MODEL, "--data", "{given}/labelled.csv", "--ks", 1, 3, "--seeds", 2),
         *("--per-class", 10),
     ),
     "report": (),
-    "show_latent": (
+    "latent_card": (
         *("--sae", "{given}/saes/1/cosine", *ALL, "--latents", 3, "--effects", 12, "--top", 3, "--few", 1),
     ),
     "specification_curve": (*TEXT, "--layers", 0, 2, 4, "--pairs", 20),
@@ -69,13 +69,13 @@ SMALL: dict[str, tuple[object, ...]] = {
     "unit_norm": (*TEXT, "--layers", 1, 4, "--tokens", 30),
     "win_rate": (*DIRECTIONS, "--single-token-share", 1, "--draws", 10),
 }
-"""The options of each command's small run, but for --out."""
+"""The options of each command's small run, without --out."""
 FIRST = {
-    "eval_sae": ("{given}/saes/1/standard", "{given}/saes/4/standard"),
+    "evaluate_saes": ("{given}/saes/1/standard", "{given}/saes/4/standard"),
     "plot_depth": ("{given}/results",),
     "report": ("{given}/results",),
 }
-"""What stands before its options."""
+"""Positional arguments of the small run."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Ended:
 
     @property
     def error(self) -> str:
-        """The one line that says why the input was refused; only bars of the loading of weights may stand before it."""
+        """The one line of the error; only progress bars of loading weights may precede it."""
         assert (self.status, self.said) == (2, ""), self
         *bars, line = self.err.replace("\r", "\n").rstrip("\n").split("\n")
         assert all(not bar.strip() or "%|" in bar for bar in bars) and line.startswith("error: "), self.err
@@ -98,13 +98,13 @@ class Ended:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The files in --out by their paths, without those that only hold a lock."""
+        """The files in --out by their paths, without lock files."""
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path.name not in (".lock", "lock")]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
 
 class _Stream(io.StringIO):
-    """Has a terminal's encoding, in which help is drawn with boxes."""
+    """Has a terminal's encoding, so that help is drawn with boxes."""
 
     encoding = "utf-8"
 
@@ -113,22 +113,22 @@ class _Stream(io.StringIO):
 class Script:
     """Runs commands: `script("atlas", "--steps", 3)` is `scripts/atlas.py` with its small run's options, then --steps 3.
 
-    Words without an option before the first option take the place of the small run's. Figures are made, and their files hold
-    nothing: drawing takes longer than all else, and has tests of its own.
+    Positional words before the first option replace the small run's. Figures are built, but their files stay empty: drawing takes
+    longer than all else, and is tested elsewhere.
     """
 
     given: Path
     """model, texts, SAEs and results that commands take"""
     folder: Path
-    """where --out is, unless the words say it"""
+    """parent of --out, unless the words give it"""
     runs: dict[str, Ended] = field(default_factory=dict)
-    """the small runs that are there"""
+    """the small runs made so far"""
 
     def __call__(self, name: str, *words: object, small: bool = True) -> Ended:
         """`small=False` leaves the small run's options out."""
         typed = list(map(str, words))
         first = list(takewhile(lambda word: not word.startswith("--"), typed))
-        usual = [str(word).format(given=self.given) for word in SMALL[name] if small]
+        usual = [str(word).format(given=self.given) for word in SMALL.get(name, ()) if small]
         named = first or [word.format(given=self.given) for word in FIRST.get(name, ()) if small]
         argv = [f"scripts/{name}.py", *named, *usual, *typed[len(first) :]]
         if "--out" not in argv and name != "train_zoo":
@@ -149,16 +149,16 @@ class Script:
         return Ended(status, said.getvalue(), err.getvalue(), folder)
 
     def finished(self, name: str) -> Ended:
-        """The small run, made once for all tests: read its folder, and write into a copy."""
+        """The small run, made once for all tests: read its folder, but write only into a copy."""
         if name not in self.runs:
             self.runs[name] = replace(self, folder=self.given / "runs" / name)(name)
         assert self.runs[name].status == 0, self.runs[name].err
         return self.runs[name]
 
     def patch(self, patch: pytest.MonkeyPatch, name: str, **functions: Callable[..., object]) -> None:
-        """Give a command other functions than those it imports: where they are defined, and in the module of its `main`."""
+        """Replace functions that a command imports, where they are defined and in the module of its `main`."""
         names = runpy.run_path(str(SCRIPTS / f"{name}.py"))
-        body = sys.modules.get(names["main"].__module__)  # none where the body stands in the script, which is run anew
+        body = sys.modules.get(names["main"].__module__)  # None if `main` is defined in the script
         for attribute, function in functions.items():
             defined = (vars(body) if body else names)[attribute].__module__
             for module in filter(None, (sys.modules[defined], body)):
@@ -166,7 +166,7 @@ class Script:
 
 
 def _undrawn(savefig: Callable[..., object]) -> Callable[..., object]:
-    """`savefig` that leaves files of figures empty; what goes into a page is drawn."""
+    """`savefig` that leaves files of figures empty; figures in pages are drawn."""
 
     def save(figure: Figure, where: object, **how: object) -> object:
         return (
@@ -184,7 +184,7 @@ def script(given, _runs, tmp_path) -> Script:
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Loading a model is a failure."""
+    """Loading a model fails the test."""
     monkeypatch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
@@ -195,8 +195,8 @@ def _runs() -> dict[str, Ended]:
 
 @pytest.fixture(scope="session")
 def given(tmp_path_factory) -> Path:
-    """A folder with a model of random weights and its tokenizer, two texts of 24 paragraphs, texts of three classes with a word of
-    its own each, SAEs by layer and name, one of another width, and a result."""
+    """A folder with a randomly initialised model and its tokenizer, two texts of 24 paragraphs, texts of three classes that each
+    have their own word, SAEs by layer and name, one of another width, and a result."""
     folder = tmp_path_factory.mktemp("given")
     tiny_model("llama").save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")

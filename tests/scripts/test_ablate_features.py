@@ -1,4 +1,4 @@
-"""What `ablate_features.py` measures is what the library measures on the same texts."""
+"""`ablate_features.py` measures what the library measures on the same texts."""
 
 import pandas as pd
 
@@ -10,7 +10,7 @@ from interventions.texts.labelled import load_labelled
 from sae_models.loading import load_sae
 
 
-def test_its_table_is_that_of_the_library(script, given):
+def test_table_matches_the_library(script, given):
     found = FeatureAblation.load(script.finished("ablate_features").folder)
     assert found.concepts == [("labelled.csv", "b"), ("labelled.csv", "c")] and found.saes == ["standard"]
     model, sae = load_model(given / "model", device="cpu"), load_sae(given / "saes/4/standard")

@@ -1,4 +1,4 @@
-"""What `atlas.py` writes, and what it makes of finished atlases."""
+"""`atlas.py` writes shards and joins finished atlases."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ from diagnostics.atlas.result import CausalAtlas
 from diagnostics.atlas.work import COLUMNS
 
 
-def test_shards_are_one_data_set_and_half_a_shard_goes(script):
+def test_shards_form_one_data_set_and_partial_shards_are_removed(script):
     run = script("atlas")
     atlas = CausalAtlas.load(run.folder)
     assert list(atlas.frame) == list(COLUMNS) and len(atlas.frame)
@@ -18,7 +18,7 @@ def test_shards_are_one_data_set_and_half_a_shard_goes(script):
     assert "steps was 6, is 3" in script("atlas", "--steps", 3).error
 
 
-def test_finished_atlases_are_joined_and_never_written_over(script):
+def test_finished_atlases_are_joined_and_never_overwritten(script):
     one = script.finished("atlas").folder
     joining = ("--results", one)
     assert script("atlas", *joining, small=False).status == 0

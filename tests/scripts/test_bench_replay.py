@@ -1,4 +1,4 @@
-"""`bench_replay.py` runs and says what it compared; how fast decides no test."""
+"""`bench_replay.py` times every way; no test depends on speed."""
 
 import gc
 import json

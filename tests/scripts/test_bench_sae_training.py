@@ -1,4 +1,4 @@
-"""`bench_sae_training.py` runs and says what it compared; how fast decides no test."""
+"""`bench_sae_training.py` times every way; no test depends on speed."""
 
 import json
 

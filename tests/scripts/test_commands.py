@@ -1,17 +1,20 @@
-"""What holds for every command: its help, input that is refused on one line, and finished results that stay as they are."""
+"""Every command: its help, invalid input on one line, and finished results that are never replaced without --overwrite."""
 
 import functools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.scripts.conftest import SCRIPTS, SMALL, Script
 
-COMMANDS = sorted(path.stem for path in SCRIPTS.glob("*.py"))
+FORMER = {"eval_sae": "evaluate_saes", "probe": "probe_saes", "show_latent": "latent_card"}
+"""former names of commands, kept for one release"""
+COMMANDS = sorted({path.stem for path in SCRIPTS.glob("*.py")} - FORMER.keys())
 IN_A_FOLDER = sorted(SMALL.keys() - {"bench_replay", "bench_sae_training", "report", "train_zoo"})
-"""those whose small run needs no other model or text and writes into a folder; the others have tests of their own"""
+"""commands whose small run needs no other model or text and writes into a folder; the others have separate tests"""
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +35,28 @@ def help_of(tmp_path_factory):
 
 @pytest.fixture
 def options(help_of):
-    """The options of a command, by its help; with a pattern, those of which what follows fits it."""
-    return lambda name, kind="": re.findall(rf"^(?:-h, )?(--[a-z0-9-]+){kind}", help_of(name), re.MULTILINE)
+    """The options in the help of a command; with a pattern, those followed by it."""
+
+    def found(name, kind=""):
+        boxes = help_of(name).partition("usage:")[2]
+        return re.findall(rf"^(?:-h, )?(--[a-z0-9-]+){kind}", boxes, re.MULTILINE)
+
+    return found
 
 
 def test_every_command_has_a_small_run():
     assert sorted(SMALL) == COMMANDS
 
 
+@pytest.mark.parametrize(("former", "name"), FORMER.items())
+def test_former_name_runs_the_command_and_prints_a_note_on_stderr(script, former, name):
+    ended, under_its_name = (script(each, "--help", small=False) for each in (former, name))
+    assert ended.err == f"note: {former}.py is now {name}.py; the old name will be removed in the next release\n"
+    assert ended.said.partition("usage:")[0] == under_its_name.said.partition("usage:")[0]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_says_what_for_and_documents_every_option(name, help_of, options):
+def test_help_has_purpose_examples_exit_codes_and_every_option(name, help_of, options):
     text, given = help_of(name), options(name)
     assert text.split("\n\n")[0].count("\n") <= 1
     examples = re.findall(r"^(?:Examples?:| {2}).*?(scripts/\w+\.py) .*", text, re.MULTILINE)
@@ -57,16 +72,16 @@ SHARED = {
     "--data": (("nothing",), "no labelled texts 'nothing'"),
     "--device": (("tpu7",), "unknown device 'tpu7'; expected cpu, cuda or cuda:N"),
     "--dtype": (("int8",), "unknown dtype 'int8'; known: float32, bfloat16, float16"),
-    "--held-out": ((1,), "--held-out 1.0; expected a share from 0"),
+    "--held-out": ((1,), "--held-out 1.0; expected a number from 0 to below 1"),
     "--horizon": (("soon",), "horizon 'soon'; expected a number of positions"),
-    "--null-model": (("shuffled",), "unknown null model 'shuffled'; known: none, random"),
-    "--path": (("fast",), "unknown path 'fast'; known: auto, "),
+    "--null-model": (("shuffled",), "invalid choice 'shuffled' for argument '--null-model'. Expected one of ('none', "),
+    "--path": (("fast",), "invalid choice 'fast' for argument '--path'. Expected one of ('auto', "),
     "--prompts": (("/nowhere.txt",), "no file '/nowhere.txt'"),
     "--saes": (("no/such/sae", "nor/this"), "no SAE 'no/such/sae'"),
     "--seed": (("many",), "--seed"),
     "--sites": (("resid_psot",), "no site 'resid_psot'"),
 }
-"""What commands that share an option refuse: words and message."""
+"""Invalid values of shared options: words and message."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -76,7 +91,7 @@ def test_shared_options_are_checked_before_the_model_is_loaded(script, name, opt
     faults = {"--no-such-option": ((3,), "Unrecognized options: --no-such-option")} | SHARED
     if model:
         faults["--model"] = (("/nowhere/at/all",), "no model folder '/nowhere/at/all'")
-    if "--out" in known and name not in ("report", "train_sae"):  # a page; a folder that is made after the model
+    if "--out" in known and name != "report":  # whose --out is a page
         (script.folder / "file").write_text("no folder")
         faults["--out"] = ((script.folder / "file",), "cannot write to ")
     for option, (words, message) in faults.items():
@@ -84,6 +99,16 @@ def test_shared_options_are_checked_before_the_model_is_loaded(script, name, opt
             ended = script(name, *model, option, *words)
             assert message in ended.error and ended.err.count("\n") == 1, option
             assert not ended.folder.is_dir() or not ended.files, option
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(script, name, options, no_model):
+    """The error names option (or field of a recipe), value and range; no option accepts NaN or a negative integer."""
+    for kind, value in (("INT", "-1"), ("FLOAT", "nan")):
+        for option in options(name, rf" {kind}\b"):
+            error = script(name, option, *[value] * (2 if option == "--betas" else 1)).error
+            field = option.removeprefix("--").replace("-", "_")
+            assert re.match(rf"({option} {value}|{field} = .*{value}.*); expected ", error), error
 
 
 def test_shared_options_are_those_of_several_commands(options):
@@ -94,34 +119,32 @@ def test_shared_options_are_those_of_several_commands(options):
 REFUSED = [
     ("ablate_features", ("--arms", "best"), "--arms best; known: selected, random, placebo, keep"),
     ("ablate_features", ("--concepts", "d"), "--concepts d; the texts have: a, b, c"),
-    ("ablate_features", ("--counts", 0), "counts from 1"),
-    ("ablate_features", ("--per-class", 3), "--per-class 3"),
+    ("ablate_features", ("--per-class", 3), "--per-class 3; expected 4 or more"),
     ("ablate_features", ("--rankings", "worst"), "--rankings worst; known: mean_difference"),
     ("atlas", ("--context", "both"), "Unrecognized options: --context"),
-    ("compare_saes", ("--cosine", 0), "threshold cosine 0.0; expected a number above 0"),
-    ("compare_saes", ("--min-active", 0), "min_active 0; expected 1 or more"),
-    ("compare_saes", ("--per-class", 4), "--per-class 4; expected"),
+    ("compare_saes", ("--cosine", 0), "--cosine 0.0; expected a number from above 0 to 1"),
+    ("compare_saes", ("--per-class", 4), "--per-class 4; expected 5 or more"),
     ("compare_saes", ("--saes", "{given}/saes/1/standard"), "1 SAE; a comparison needs two or more"),
     (
         "compare_saes",
         ("--saes", "{given}/saes/1/standard", "{given}/saes/4/standard"),
-        "SAEs of blocks.1.hook_resid_post, blocks.4.hook_resid_post; dictionaries are compared at one site",
+        "SAEs of blocks.1.hook_resid_post, blocks.4.hook_resid_post; SAEs are compared at one site",
     ),
+    ("dose_response", ("--doses", 0.1, 2.5), "--doses 2.5; expected a number from above 0 to 2"),
     ("dose_response", ("--directions", "/nowhere/d.npy"), "cannot read direction /nowhere/d.npy"),
     ("dose_response", ("--directions", "/nowhere/d.txt"), "no direction in /nowhere/d.txt; expected a .npy or .pt"),
-    ("eval_sae", ("--held-out", 0, "--on-training-text"), "give a share above 0"),
-    ("eval_sae", ("--splice-prompts", -1), "--splice-prompts -1"),
-    ("eval_sae", ("{given}/saes/none",), "no SAE"),
-    ("eval_sae", ("{given}/text.txt",), "text.txt"),
-    ("eval_sae", ("{given}/saes/wide", "{given}/saes/wide"), "is given twice"),
-    ("interactions", ("--ahead", 0), "--ahead 0; expected 1 or more"),
+    ("evaluate_saes", ("--held-out", 0, "--on-training-text"), "--on-training-text needs --held-out above 0"),
+    ("evaluate_saes", ("{given}/saes/none",), "no SAE"),
+    ("evaluate_saes", ("{given}/text.txt",), "text.txt"),
+    ("evaluate_saes", ("{given}/saes/wide", "{given}/saes/wide"), "is given twice"),
     ("interactions", ("--batch-rows", 4), "Unrecognized options: --batch-rows"),
     ("interactions", ("--coefficients", 1, 2, 1), "each once"),
     ("interactions", ("--horizon", 4), "Unrecognized options: --horizon"),
-    ("interactions", ("--latent", 3, -1), "numbered from 0"),
     ("interactions", ("--parts", "pears"), "--parts pears; known: pairs, matrix"),
     ("interactions", ("--per-token", 1), "--per-token 1; expected 2 or more"),
-    ("interactions", ("--unit", "z"), "--unit z; known: "),
+    ("interactions", ("--unit", "z"), "invalid choice 'z' for argument '--unit'"),
+    ("patch_direction_norm", ("--context", "everywhere"), "invalid choice 'everywhere' for argument '--context'"),
+    ("patch_direction_norm", ("--max-length", 1), "--max-length 1; expected 2 or more"),
     ("plot_depth", ("--figures", "depth"), "no figure 'depth'; known: direction_norm_kl"),
     ("plot_depth", ("--figures", "win_rate"), "nothing to draw by depth: zoo: a SAEEvaluation has no figure by depth"),
     ("plot_depth", ("/nowhere",), "no folder"),
@@ -129,18 +152,16 @@ REFUSED = [
     ("report", ("/nowhere",), "no folder"),
     ("report", ("{given}/saes",), "no result in"),
     ("report", ("{given}/saes", "{given}/saes"), "given twice"),
-    ("report", ("--out", "/nowhere/page.html"), "expected one to write page.html into"),
-    ("show_latent", ("--atlas", "/nowhere"), "/nowhere holds no atlas"),
-    ("show_latent", ("--latents", 40), "latent 40 does not exist; cosine has 40, from 0"),
-    ("show_latent", ("--latents", "best:2"), "latent 'best:2'; expected a number"),
-    ("show_latent", ("--latents", "top:2"), "give --atlas, or frequent:N"),
-    ("show_latent", ("--latents",), "no latent"),
-    ("show_latent", ("--sae", "no/such/sae"), "no SAE 'no/such/sae'"),
-    ("show_latent", ("--top", 0), "--top 0"),
+    ("report", ("--out", "/nowhere/page.html"), "no folder /nowhere to write page.html into"),
+    ("latent_card", ("--atlas", "/nowhere"), "/nowhere holds no atlas"),
+    ("latent_card", ("--latents", 40), "latent 40 does not exist; cosine has 40, from 0"),
+    ("latent_card", ("--latents", "best:2"), "latent 'best:2'; expected a number"),
+    ("latent_card", ("--latents", "top:2"), "give --atlas, or frequent:N"),
+    ("latent_card", ("--latents",), "no latent"),
+    ("latent_card", ("--sae", "no/such/sae"), "no SAE 'no/such/sae'"),
     ("specification_curve", ("--pair-sets", "random"), "--pair-sets"),
     ("specification_curve", ("--prompts", "boolq,boolq"), "two texts have the name 'boolq'"),
     ("train_sae", ("--d-sae", 0), "d_sae = 0; expected a positive number"),
-    ("train_sae", ("--layers", -1), "layer -1 is negative"),
     ("train_sae", ("--reweight", 3), "reweight = 3"),
     ("train_sae", ("--saes", "standard:gate"), "no selector 'gate'; known: relu, topk, batchtopk"),
     ("train_sae", ("--saes", "standard", "standard"), "names one twice"),
@@ -150,10 +171,10 @@ REFUSED = [
     ("unit_norm", ("--horizon", 2), "Unrecognized options: --horizon"),
     ("unit_norm", ("--sites", "attn_out"), "Unrecognized options: --sites"),
     ("win_rate", ("--horizon", 4), "Unrecognized options: --horizon"),
-    ("win_rate", ("--min-tokens", 1), "--min-tokens 1"),
-    ("win_rate", ("--sampling", "all"), "--sampling all"),
+    ("win_rate", ("--min-tokens", 1), "--min-tokens 1; expected 3 or more"),
+    ("win_rate", ("--sampling", "all"), "invalid choice 'all' for argument '--sampling'"),
 ]
-"""What one command refuses: its name, words and message."""
+"""Invalid input of one command: its name, words and message."""
 
 
 @pytest.mark.parametrize(("name", "words", "message"), REFUSED)
@@ -164,68 +185,61 @@ def test_a_commands_own_options_are_checked_before_the_model_is_loaded(script, n
 
 
 NEEDS_THE_MODEL = [
-    ("ablate_projections", ("--latents", 0), "0 latents, 30 tokens of each; ask for at least one"),
-    ("dose_response", ("--doses", 0.1, 2.5), "doses [0.1, 2.5]; expected numbers above 0 and up to 2"),
     ("dose_response", ("--horizon", 2, "--context", "both"), "a single token has no later positions"),
     ("dose_response", ("--layers", 6), "no block 6 in a model of 6 blocks"),
     ("dose_response", ("--sink-filter", 1e-3), "none of 20 tokens is left"),
-    ("dose_response", ("--tokens", 0), "0 tokens asked for"),
-    ("eval_sae", ("{given}/saes/wide",), "width 16 for activations of width 32"),
-    ("eval_sae", ("--n-prompts", 400), "expected 400"),
-    ("eval_sae", ("--sink-filter", 1e-6), "no token is left at 1.resid_post"),
-    (
-        "patch_direction_norm",
-        ("--context", "everywhere"),
-        "no context 'everywhere'; known: in_place, single_token, both",
-    ),
-    ("patch_direction_norm", ("--layers", -1), "layer -1 is negative"),
+    ("evaluate_saes", ("{given}/saes/wide",), "width 16 for activations of width 32"),
+    ("evaluate_saes", ("--n-prompts", 400), "expected 400"),
+    ("evaluate_saes", ("--sink-filter", 1e-6), "no token is left at 1.resid_post"),
     ("patch_direction_norm", ("--layers", 3, 30), "no block 30 in a model of 6 blocks; layers run from 0 to 5"),
-    ("patch_direction_norm", ("--max-length", 1), "max_length 1"),
     ("patch_direction_norm", ("--model", "nobody/has-this-model"), "nobody/has-this-model"),
     ("patch_direction_norm", ("--n-prompts", 1), "1 prompt; "),
     ("patch_direction_norm", ("--pair-sets", "rand"), "no 'rand'; known: random, same_norm, high_cosine, scale_rotate"),
-    ("patch_direction_norm", ("--pairs", 0), "0 pairs asked for"),
     ("patch_direction_norm", ("--pairs", 10**5), "tokens for 100000 pairs"),
     ("patch_direction_norm", ("--sink-filter", 1e-3), "none of 20 pairs is left, dropped: "),
     ("patch_direction_norm", ("--sites", "9.attn_out"), "no block 9 in a model of 6 blocks"),
-    ("probe", ("--saes", "{given}/saes/wide"), "width 16 for activations of width 32"),
-    ("train_sae", ("--batch-tokens", 0), "in batches of 0"),
+    ("probe_saes", ("--saes", "{given}/saes/wide"), "width 16 for activations of width 32"),
     ("train_sae", ("--k", 49), "k = 49"),
     ("train_sae", ("--layers", 6), "no block 6 in a model of 6 blocks"),
-    ("train_sae", ("--log-every", 0), "logged every 0"),
     ("train_sae", ("--saes", "standard:topk", "--k", 2.5), "k = 2.5 for TopK"),
-    ("train_sae", ("--sink-filter", -1), "sink_filter -1.0"),
     ("train_sae", ("--tokens", 31), "1 SAEs on 31 tokens in batches of 32"),
     ("unit_norm", ("--layers", 6), "no block 6 in a model of 6 blocks"),
     ("unit_norm", ("--sink-filter", 1e-3), "is left, dropped"),
-    ("unit_norm", ("--tokens", 0), "0 tokens asked for"),
 ]
 
 
 @pytest.mark.parametrize(("name", "words", "message"), NEEDS_THE_MODEL)
-def test_what_only_the_model_tells_is_refused_on_one_line_and_leaves_no_result(script, name, words, message):
+def test_invalid_input_that_needs_the_model_exits_2_and_leaves_no_result(script, name, words, message):
     ended = script(name, *(str(word).format(given=script.given) for word in words))
     assert message in ended.error
     assert ended.files.keys() <= {"run.json", "metrics.jsonl"}
 
 
 def warned(run) -> list[str]:
-    """What stands on stderr, without bars of progress and the warning that a small run's prompts are few."""
+    """Lines on stderr, without progress bars and the warning that a small run has few prompts."""
     lines = run.err.replace("\r", "\n").splitlines()
     return [
         line for line in lines if line.strip() and not re.search(r"%\||warning: an interval from \d+ prompts", line)
     ]
 
 
+def provenances_in(document: dict) -> list[dict]:
+    """Of each run in a result's JSON; of a result of several runs they stand by name."""
+    p = document.get("provenance", {})
+    return [p] if "model" in p else [some for some in p.values() if isinstance(some, dict)]
+
+
 @pytest.mark.parametrize("name", IN_A_FOLDER)
-def test_finished_results_stay_as_they_are_without_overwrite(script, name, help_of, options):
-    """The same command goes on or is refused; another run is refused, and with --overwrite takes their place."""
+def test_finished_results_are_replaced_only_with_overwrite(script, name, help_of, options):
+    """The same command goes on or is refused; another run is refused, and replaces them with --overwrite."""
     run = script.finished(name)
     assert warned(run) == []
     *table, wrote = run.said.rstrip("\n").split("\n")
     assert table and f"into {run.folder}" in wrote
     shutil.copytree(run.folder, script.folder / "out")
     before = run.files
+    for p in (p for path, text in before.items() if path.endswith(".json") for p in provenances_in(json.loads(text))):
+        assert Path(p["command"][0]).name == f"{name}.py" and "--model" in p["command"] and "--out" not in p["command"]
     again = script(name)
     if "the same command goes on" in " ".join(help_of(name).split()):
         assert again.status == 0, again.err
@@ -238,7 +252,7 @@ def test_finished_results_stay_as_they_are_without_overwrite(script, name, help_
     assert refused.files == before
     if "--overwrite" not in options(name):
         return
-    if "--model" in options(name):  # nothing says whose they are: refused before the model is loaded
+    if "--model" in options(name):  # without run.json they are refused before the model is loaded
         for path in script.folder.rglob("run.json"):
             path.unlink()
         assert "--overwrite" in script(name, "--model", "/nowhere/at/all").error

@@ -1,4 +1,4 @@
-"""What `compare_saes.py` measures is what the library measures on the same text."""
+"""`compare_saes.py` measures what the library measures on the same text."""
 
 import pandas as pd
 
@@ -10,7 +10,7 @@ from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 
-def test_its_table_is_that_of_the_library(script, given):
+def test_table_matches_the_library(script, given):
     words = ("--data", given / "labelled.csv", "--per-class", 12, "--max-length", 16)
     run = script("compare_saes", *words)
     assert run.status == 0 and "matched" in run.said, run.err
@@ -24,7 +24,7 @@ def test_its_table_is_that_of_the_library(script, given):
     assert found.names == ["standard", "cosine"] and found.tokens == by_hand.tokens
 
 
-def test_its_prompts_are_held_out(script, given):
+def test_prompts_are_held_out(script, given):
     assert script("compare_saes", "--held-out", 0.5, "--n-prompts", 6).status == 0
     read = load_model(given / "model", device="cpu").tokenizer
     held = {tuple(read(text)["input_ids"]) for text in split(load_texts(str(given / "text.txt")), 0.5)[1].texts}

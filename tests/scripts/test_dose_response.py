@@ -1,4 +1,4 @@
-"""What `dose_response.py` measures is what the library measures; files of directions."""
+"""`dose_response.py` measures what the library measures; files of directions."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from interventions.texts.prompts import load_texts, tokenize
 from tests.tiny import D_MODEL
 
 
-def test_its_table_is_that_of_the_library(script, given, tmp_path):
+def test_table_matches_the_library(script, given, tmp_path):
     steer = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(3))
     np.save(tmp_path / "steer.npy", steer.double().numpy())
     torch.save(steer.flip(0), tmp_path / "back.pt")
@@ -34,7 +34,7 @@ def test_its_table_is_that_of_the_library(script, given, tmp_path):
     assert found.tokens == text.tokens and list(found.provenance["directions"]) == ["steer", "back"]
 
 
-def test_sites_contexts_and_horizons_are_passed_on(script):
+def test_sites_contexts_and_horizons_reach_the_result(script):
     few = ("--layers", 1, 2, "--tokens", 10)
     a, b = script.folder / "a", script.folder / "b"
     sites = ("--sites", "attn_out", "3.resid_pre", "--horizon", 2)
@@ -72,7 +72,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_file_without_a_direction_is_refused_by_name(script, tmp_path, name):
+def test_file_without_a_direction_is_refused_by_name(script, tmp_path, name):
     BAD[name](tmp_path / name)
     assert Path(name).stem in script("dose_response", "--directions", tmp_path / name).error
 

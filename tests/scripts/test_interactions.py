@@ -1,4 +1,4 @@
-"""What `interactions.py` measures is what the library measures, each part in a folder of its own."""
+"""`interactions.py` measures what the library measures, each part in its own folder."""
 
 import json
 

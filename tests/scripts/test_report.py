@@ -20,7 +20,7 @@ def text(page) -> str:
     return "".join(read(page.read_text(encoding="utf-8")).text)
 
 
-def test_a_page_of_every_result_in_the_folders(script, tmp_path):
+def test_page_has_every_result_in_the_folders(script, tmp_path):
     stored(tmp_path / "one")
     stored(tmp_path / "more/two", code="2+cd")
     (tmp_path / "more/begun/units").mkdir(parents=True)
@@ -40,7 +40,7 @@ def test_a_page_of_every_result_in_the_folders(script, tmp_path):
     }
 
 
-def test_a_damaged_result_is_left_out_and_named_and_the_rest_is_shown(script, tmp_path):
+def test_damaged_result_is_named_and_left_out(script, tmp_path):
     stored(tmp_path / "all/one")
     stored(tmp_path / "all/two")
     (tmp_path / "all/one/run.json").write_text("[1]")
@@ -54,7 +54,7 @@ def test_a_damaged_result_is_left_out_and_named_and_the_rest_is_shown(script, tm
 
 
 @pytest.mark.parametrize("gone", ["null_models", "path", "sites", "norm", "n_layers"])
-def test_a_result_without_digests_that_cannot_be_shown_is_left_out(script, tmp_path, gone):
+def test_unreadable_result_without_digests_is_left_out(script, tmp_path, gone):
     stored(tmp_path / "all/one")
     stored(tmp_path / "all/two")
     path = tmp_path / "all/two/unit_norm.json"

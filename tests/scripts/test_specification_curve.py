@@ -1,4 +1,4 @@
-"""`specification_curve.py` patches texts, or takes results that are there, and forms the same curve."""
+"""`specification_curve.py` patches texts or takes finished results, and gives the same curve."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.specifications.run import specification_curve
 
 
-def test_texts_are_patched_as_the_curve_needs_and_their_results_give_it_again(script, given):
+def test_patched_texts_and_their_finished_results_give_the_same_curve(script, given):
     texts = ("--prompts", f"{given / 'text.txt'},{given / 'other.txt'}", "--null-model", "random", "--null-seeds", 1)
     run = script("specification_curve", *texts)
     assert run.status == 0 and "direction matters more than norm" in run.said, run.err
@@ -27,8 +27,8 @@ def test_texts_are_patched_as_the_curve_needs_and_their_results_give_it_again(sc
     assert "holds another run (specification.parquet)" in script("specification_curve", *results, small=False).error
 
 
-def test_results_that_cannot_be_used_are_refused(script, tmp_path):
-    """Of two results of one name the second would take the place of the first."""
+def test_invalid_results_exit_2_with_one_line(script, tmp_path):
+    """Of two results with one name the second would replace the first."""
     one = script.finished("specification_curve").folder / "text"
     (tmp_path / "text").symlink_to(one)
     twice = script("specification_curve", "--results", one, tmp_path / "text", small=False)

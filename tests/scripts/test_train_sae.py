@@ -1,4 +1,4 @@
-"""What `train_sae.py` trains is what the library trains on the same text."""
+"""`train_sae.py` trains what the library trains on the same text."""
 
 import json
 
@@ -15,7 +15,7 @@ from sae_models.training.trainer import Recipe
 from tests.tiny import D_MODEL
 
 
-def test_its_saes_are_those_of_the_library(script, given):
+def test_saes_match_the_library(script, given):
     words = ("--layers", 1, 3, "--saes", "standard", "cosine:topk", "--sites", "resid_post", "mlp_out", "2.resid_pre")
     run = script("train_sae", *words, "--seeds", 0, 5, "--log-every", 4)
     assert run.status == 0, run.err
@@ -45,7 +45,7 @@ def test_its_saes_are_those_of_the_library(script, given):
     assert steps == [n for n in (4, 8, 10) for _ in wanted]
 
 
-def test_an_sae_of_an_unknown_run_is_left_as_it_is(script):
+def test_sae_of_an_unknown_run_is_not_replaced(script):
     (script.folder / "out/1").mkdir(parents=True)
     other = script.finished("train_sae").folder / "1/standard"
     (script.folder / "out/1/standard").symlink_to(other)
@@ -54,7 +54,7 @@ def test_an_sae_of_an_unknown_run_is_left_as_it_is(script):
     assert (script.folder / "out/1/standard").is_symlink()
 
 
-def test_options_reach_what_they_name(script):
+def test_options_reach_recipe_and_stream(script):
     words = ("--saes", "aligned", "--layer-norm", "--held-out", 0, "--sink-filter", 0, "--lr-scale", 0.5)
     run = script("train_sae", *words, "--seed", 3, "--order-seed", 2)
     sae = load_sae(run.folder / "1/aligned-seed3")

@@ -1,4 +1,4 @@
-"""What `train_zoo.py` trains, prints and packages."""
+"""`train_zoo.py` trains, prints and packages SAEs."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.tiny import tiny_model, tokenizer
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A zoo of one SAE of a tiny model, in a cache folder of its own."""
+    """A zoo of one SAE of a tiny model, in its own cache folder."""
     words = Texts([" ".join(f"w{(i * j) % 40 + 1}" for j in range(1, 30)) for i in range(1, 60)], "words", "0", "", "")
     model = wrap(tiny_model("llama"))
     model.tokenizer = tokenizer()

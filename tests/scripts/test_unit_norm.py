@@ -1,4 +1,4 @@
-"""What `unit_norm.py` measures is what the library measures on the same prompts."""
+"""`unit_norm.py` measures what the library measures on the same prompts."""
 
 import json
 
@@ -13,7 +13,7 @@ from interventions.texts.prompts import load_texts, tokenize
 from tests.tiny import N_LAYERS
 
 
-def test_its_table_is_that_of_the_library(script, given):
+def test_table_matches_the_library(script, given):
     run = script("unit_norm", "--null-model", "random", "--null-seeds", 1, "--seed", 2)
     assert run.status == 0 and "unit_norm ÷ rotation" in run.said, run.err
     found = UnitNorm.load(run.folder)

@@ -1,4 +1,4 @@
-"""`win_rate.py` ablates as `ablate_projections.py` does, and judges its own run as it judges a finished one."""
+"""`win_rate.py` ablates as `ablate_projections.py` does, and reports the same on its own run as on a finished one."""
 
 import pandas as pd
 import pytest
@@ -10,7 +10,7 @@ from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 
-def test_its_tables_are_those_of_the_library_and_of_the_finished_run(script, given):
+def test_tables_match_the_library_and_a_report_on_the_finished_run(script, given):
     saes = {"standard": given / "saes/2/standard", "cosine": given / "saes/5/cosine"}
     run = script("win_rate", "--saes", *saes.values())
     assert run.status == 0 and "true margin > 0" in run.said, run.err
@@ -23,19 +23,21 @@ def test_its_tables_are_those_of_the_library_and_of_the_finished_run(script, giv
         detail=0.3, single_token_share=1.0, context="both",
     )  # fmt: skip
     pd.testing.assert_frame_equal(found.frame, by_hand.frame)
-    other = script("win_rate", "--saes", *saes.values(), "--draws", 12)  # the same run, judged in another way
+    other = script(
+        "win_rate", "--saes", *saes.values(), "--draws", 12
+    )  # the same run with another number of simulations
     assert other.status == 2 and "holds another result (win_rate.json)" in other.err and other.files == run.files
     again = script("win_rate", "--results", run.folder, "--draws", 10, "--out", script.folder / "report", small=False)
     one, two = (pd.read_parquet(folder / "win_rate.parquet") for folder in (run.folder, again.folder))
     pd.testing.assert_frame_equal(one, two)
 
 
-def test_ablations_alone_say_the_exponent(script):
+def test_ablations_alone_report_the_norm_exponent(script):
     run = script.finished("ablate_projections")
     assert "norm exponent" in run.said and len(ProjectionEffects.load(run.folder).frame)
 
 
-def test_results_that_cannot_be_used_are_refused(script, given, tmp_path):
+def test_invalid_results_exit_2_with_one_line(script, given, tmp_path):
     for words, message in (
         ((tmp_path / "none",), "holds no projections result"),
         ((tmp_path, "--latents", 3), "leave out --latents"),
@@ -45,8 +47,8 @@ def test_results_that_cannot_be_used_are_refused(script, given, tmp_path):
 
 
 @pytest.mark.model
-def test_kinds_are_those_of_the_packaged_zoo_at_each_layer(script, no_model):
-    """The model is loaded after them: reaching it means that all were found."""
+def test_kinds_name_packaged_saes_at_each_layer(script, no_model):
+    """SAEs are loaded before the model: reaching it means that all were found."""
     for words in (("--layers", 7, 22), ("--model", "smollm2-135m-layernorm", "--saes", "cosine", "--layers", 15)):
         with pytest.raises(pytest.fail.Exception, match="the model was loaded"):
             script("win_rate", *words, "--device", "cpu", small=False)

@@ -1,4 +1,4 @@
-"""The atlas: every active latent once, every effect against a full forward pass, every column against its definition."""
+"""The atlas: every active latent once; each effect against a full forward pass, each column against its definition."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ PROMPTS = prompts(tuple(7 + i % 4 for i in range(21)))
 
 @functools.cache
 def sae_of(name: str = "standard:topk", site: Site = SITE, signed: bool = False):
-    """Of activations that the model has; decoder rows of any length."""
+    """Made from the model's activations; decoder rows of any length."""
     x = record(tiny_model("llama"), PROMPTS, [site]).activations[site].reshape(-1, D_MODEL)
     stream = torch.Generator().manual_seed(1)
     sae = build(named(name), 48, 5, x, stream, hook_name=site.hook_name).requires_grad_(False)
@@ -88,12 +88,14 @@ def test_effects_are_those_of_full_forward_passes(name):
         np.testing.assert_allclose(frame.kl, frame.kl_direct, rtol=2e-3, atol=1e-8)
 
 
-def test_shares_are_drawn_by_hash_and_scores_stand_on_whole_tokens():
+def test_scored_tokens_are_drawn_whole_and_the_same_for_every_sae():
     frame = found().frame
     assert 0.3 < frame.kl_placebo.notna().mean() < 0.7
     by_token = frame.groupby(["sae", "prompt", "position"], observed=True).fisher.agg(lambda x: x.notna().mean())
     assert set(by_token) == {0.0, 1.0} and 0.3 < by_token.mean() < 0.7
     assert (frame.integrated.notna() == frame.fisher.notna()).all() and frame.gradient.notna().all()
+    both = by_token.unstack("sae").dropna()
+    assert len(both) > 50 and (both["2/signed"] == both["5/cosine"]).all()
 
 
 def test_placebos_have_the_norm_and_the_angle_of_their_edit(monkeypatch):
@@ -105,7 +107,8 @@ def test_placebos_have_the_norm_and_the_angle_of_their_edit(monkeypatch):
         return measure(recording, site, prompt, position, vectors, **more)
 
     monkeypatch.setattr(atlas_units, "measure", watched)
-    atlas = causal_atlas(tiny_model("llama"), PROMPTS, {"s": sae_of(signed=True)}, placebo_share=0.5)
+    how = {"placebo_share": 0.5, "path_share": 0.1}
+    atlas = causal_atlas(tiny_model("llama"), PROMPTS[:8], {"s": sae_of(signed=True)}, **how)
     some = atlas.frame.dropna(subset="kl_placebo")
     x, placebo = (torch.cat(parts) for parts in zip(*seen, strict=True))
     d = sae_of(signed=True).W_dec[torch.tensor(some.latent.to_numpy(), dtype=torch.long)]
@@ -117,30 +120,20 @@ def test_placebos_have_the_norm_and_the_angle_of_their_edit(monkeypatch):
     assert float(cosine(placebo - x, edit - x).abs().median()) < 0.9  # elsewhere
 
 
-def test_which_rows_are_drawn_does_not_depend_on_the_sae():
-    """Every score of every SAE is judged on the same tokens, whatever else was asked about."""
-    drawn = {}
-    for name, rows in found().frame.groupby("sae", observed=True):
-        on = rows[rows.fisher.notna()]
-        off = rows[rows.fisher.isna()]
-        drawn[name] = set(zip(on.prompt, on.position, strict=True)), set(zip(off.prompt, off.position, strict=True))
-    (one, not_one), (other, not_other) = drawn.values()
-    assert one and not_one and not (one & not_other) and not (other & not_one)
-
-
-def test_sinks_are_those_of_the_saes_own_site_and_each_token_is_counted_once(monkeypatch):
-    prompts_of = as_prompts(PROMPTS, None)
-    special = [[i == 0 for i in range(len(tokens))] for tokens in PROMPTS]  # a BOS
-    marked = replace(prompts_of, special=special)
-    alone = causal_atlas(tiny_model("llama"), marked, {"s": sae_of()}, sink_filter=1.1)
-    both = causal_atlas(tiny_model("llama"), marked, {"s": sae_of(), "c": sae_of("cosine:topk", LAST)}, sink_filter=1.1)
+def test_sinks_are_those_of_the_saes_own_site_and_each_token_is_counted_once():
+    few = PROMPTS[:4]
+    special = [[i == 0 for i in range(len(tokens))] for tokens in few]  # a BOS
+    marked, how = replace(as_prompts(few, None), special=special), {"sink_filter": 1.1, "path_share": 0.1}
+    alone = causal_atlas(tiny_model("llama"), marked, {"s": sae_of()}, **how)
+    both = causal_atlas(tiny_model("llama"), marked, {"s": sae_of(), "c": sae_of("cosine:topk", LAST)}, **how)
     notes, same = (atlas.provenance["atlas"]["s"] for atlas in (alone, both))
     assert notes["tokens_left_out"] == same["tokens_left_out"] and notes["tokens_left_out"]["sink"] > 0
-    assert sum(notes["tokens_left_out"].values()) + notes["tokens"] == sum(map(len, PROMPTS))
+    assert sum(notes["tokens_left_out"].values()) + notes["tokens"] == sum(map(len, few))
     assert "special token" not in notes["tokens_left_out"]  # counted at position 0
 
 
-def test_it_is_written_in_shards_and_read_back(tmp_path):
+def test_shards_roundtrip_and_damage_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(CausalAtlas, "figures", lambda self: {})  # test_names_in_figures draws them
     atlas = found()
     names = atlas.write(tmp_path)
     assert set(CausalAtlas.files()) <= set(names)
@@ -162,8 +155,8 @@ def test_it_is_written_in_shards_and_read_back(tmp_path):
         CausalAtlas.load(tmp_path)
 
 
-def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path):
-    saes, asked = {"s": sae_of()}, {"path_share": 0.3, "folder": tmp_path}
+def test_resumes_to_the_same_table(tmp_path):
+    given = tiny_model("llama"), PROMPTS[:17], {"s": sae_of()}
     stops = iter(range(100))
 
     def stop(n: int, total: int) -> None:
@@ -171,57 +164,65 @@ def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted):
-        causal_atlas(tiny_model("llama"), PROMPTS, saes, progress=stop, **asked)
+        causal_atlas(*given, folder=tmp_path, progress=stop)
     assert len(list((tmp_path / "units").iterdir())) == 2
-    went_on = causal_atlas(tiny_model("llama"), PROMPTS, saes, **asked)
-    whole = causal_atlas(tiny_model("llama"), PROMPTS, saes, path_share=0.3)
-    pd.testing.assert_frame_equal(went_on.frame, whole.frame)
+    pd.testing.assert_frame_equal(causal_atlas(*given, folder=tmp_path).frame, causal_atlas(*given).frame)
 
 
-def test_atlases_of_several_saes_are_joined_where_they_agree():
-    """The same table as one run over both, also where one read fewer prompts."""
+def test_joined_atlases_match_one_run_over_all_saes():
+    """Also where one has fewer prompts."""
     how = {"path_share": 0.5, "placebo_share": 0.5}
     one = causal_atlas(tiny_model("llama"), PROMPTS[:16], {"2/signed": sae_of(signed=True)}, **how)
-    other = causal_atlas(tiny_model("llama"), PROMPTS, {"5/cosine": sae_of("cosine:topk", LAST)}, **how)
-    both = CausalAtlas.joined([one, other])
-    assert (
-        both.saes == ["2/signed", "5/cosine"] and both.tokens == PROMPTS and both.provenance["rows"] == len(both.frame)
-    )
     whole = found()
+    other, alike = (_part(whole, name) for name in ("5/cosine", "2/signed"))
+    both = CausalAtlas.joined([one, other])
+    assert both.saes == ["2/signed", "5/cosine"] and both.tokens == PROMPTS
+    assert both.provenance["rows"] == len(both.frame) and both.provenance["text"] == other.provenance["text"]
     for name in both.saes:
         mine, theirs = (a.frame[(a.frame.sae == name) & (a.frame.prompt < 16)] for a in (both, whole))
         mine, theirs = (some.drop(columns="kl_placebo").reset_index(drop=True) for some in (mine, theirs))
         pd.testing.assert_frame_equal(mine, theirs)  # placebos turn towards tokens of the whole text
     assert [g["prompts"] for g in both.groups] == [16, 21]
-    alike = causal_atlas(tiny_model("llama"), PROMPTS, {"2/signed": sae_of("cosine:topk", LAST)}, **how)
-    named = CausalAtlas.joined([one, alike])  # one name, two blocks
-    assert named.saes == ["2/signed", "5/2/signed"] == list(named.frame.sae.cat.categories)
-    assert named.frame.groupby("sae", observed=True).layer.unique().map(list).to_dict() == {
-        "2/signed": [2],
-        "5/2/signed": [5],
-    }
     again = CausalAtlas.joined([CausalAtlas.joined([one]), other])
     pd.testing.assert_frame_equal(again.frame, both.frame)
-    assert again.provenance["text"] == other.provenance["text"]
-    with pytest.raises(ResultError, match="two SAEs have the name"):
-        CausalAtlas.joined([one, one])
-    with pytest.raises(ResultError, match="other prompts"):
-        CausalAtlas.joined([one, causal_atlas(tiny_model("llama"), PROMPTS[1:], {"x": sae_of()}, **how)])
-    with pytest.raises(ResultError, match="path_share is"):
-        CausalAtlas.joined([one, causal_atlas(tiny_model("llama"), PROMPTS, {"x": sae_of()})])
+    for others, message in (
+        ([alike], "two SAEs have the name"),
+        ([replace(other, tokens=PROMPTS[1:])], "other prompts"),
+        ([replace(other, provenance=other.provenance | {"path_share": 0.1})], "path_share is"),
+    ):
+        with pytest.raises(ResultError, match=message):
+            CausalAtlas.joined([one, *others])
 
 
-def test_a_model_that_replay_does_not_serve_has_effects_and_no_gradients():
+def test_joined_atlases_of_one_name_are_named_by_their_block():
+    both = CausalAtlas.joined([_part(found(), "2/signed"), _part(found(), "5/cosine", "2/signed")])
+    assert both.saes == ["2/signed", "5/2/signed"] == list(both.frame.sae.cat.categories)
+    layers = both.frame.groupby("sae", observed=True).layer.unique().map(list).to_dict()
+    assert layers == {"2/signed": [2], "5/2/signed": [5]}
+
+
+def _part(atlas: CausalAtlas, name: str, called: str = "") -> CausalAtlas:
+    """The rows of one SAE, as an atlas of that SAE alone, by another name if one is given."""
+    p, called = atlas.provenance, called or name
+    frame = atlas.frame[atlas.frame.sae == name].reset_index(drop=True)
+    frame["sae"] = frame.sae.cat.remove_unused_categories().cat.rename_categories({name: called})
+    own = {part: {called: p[part][name]} for part in ("saes", "atlas", "path")}
+    return CausalAtlas(frame, atlas.tokens, p | own | {"rows": len(frame), "sites": [p["atlas"][name]["site"]]})
+
+
+def test_without_replay_there_are_effects_and_no_gradients():
     x = record(tiny_model("bloom"), PROMPTS[:4], [SITE]).activations[SITE].reshape(-1, D_MODEL)
     sae = build(named("standard:topk"), 48, 3, x, torch.Generator().manual_seed(0), hook_name=SITE.hook_name)
     with pytest.warns(UserWarning, match="falls back to full forward passes"):
         atlas = causal_atlas(tiny_model("bloom"), PROMPTS[:4], {"s": sae})
     assert atlas.provenance["path"] == {"s": "hooks"} and atlas.provenance["why_hooks"]
-    assert atlas.frame.gradient.isna().all() and (atlas.frame.kl > 0).all()
+    assert (
+        atlas.frame[["direct", "gradient", "integrated", "fisher"]].isna().all(axis=None) and (atlas.frame.kl > 0).all()
+    )
     assert "direct" not in atlas.groups[0]["scores"]
 
 
-def test_what_does_not_serve_is_refused():
+def test_invalid_arguments_raise():
     with pytest.raises(ResultError, match="path_share 2"):
         causal_atlas(tiny_model("llama"), PROMPTS, {"s": sae_of()}, path_share=2)
     with pytest.raises(SiteError, match="do not say where they act"):

@@ -1,7 +1,6 @@
-"""Cheap scores (of a model whose norms stay in float64: RMSNorms are formed in float32): gradients against central differences, the sampled Fisher form against the whole sum over the vocabulary."""
+"""Gradients against central differences, the sampled Fisher form against KL. The model has LayerNorm, which stays in float64."""
 
 import numpy as np
-import pytest
 import torch
 
 from diagnostics.atlas import scores as atlas_scores
@@ -30,7 +29,7 @@ def logits(recording, vectors, site: Site = SITE):
     return intervened_logits(recording, site, PROMPT, POSITION, vectors)
 
 
-def test_gradients_are_slopes():
+def test_gradients_match_central_differences():
     """Central differences of 1e-4 in float64: their error is h² times a third derivative."""
     recording, x, _, found = made()
     v = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
@@ -43,7 +42,7 @@ def test_gradients_are_slopes():
     torch.testing.assert_close((found.direct * v).sum(-1).double(), (up - down) / (2 * h), rtol=1e-4, atol=1e-6)
 
 
-def test_a_path_adds_up_to_what_all_latents_do():
+def test_integrated_gradients_are_complete():
     recording, x, without, found = made(steps=24)
     top = logits(recording, x).argmax(-1)[:, None]
     all_of_it = [logits(recording, v).log_softmax(-1).gather(1, top)[:, 0] for v in (x, without)]
@@ -52,19 +51,19 @@ def test_a_path_adds_up_to_what_all_latents_do():
     assert float(found.gap.abs().max()) < 1e-3
 
 
-def test_many_samples_tend_to_the_fisher_form_and_it_to_kl():
-    """2,000 draws: five standard errors of the mean of squares."""
-    recording, x, _, found = made(samples=2000, steps=1)
+def test_sampled_fisher_form_approximates_kl():
+    """300 draws: five standard errors of the mean of squares."""
+    recording, x, _, found = made(samples=300, steps=1)
     delta = 1e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)
     got = attributions(found, torch.arange(3), lambda some: delta[some])["fisher"].double()
     clean, moved = logits(recording, x).log_softmax(-1), logits(recording, x - delta).log_softmax(-1)
     p = clean.exp()
     kl = (p * (clean - moved)).sum(-1)
-    slope = ((found.fisher * delta).sum(-1).double() ** 2 / 2).std(0) / 2000**0.5
+    slope = ((found.fisher * delta).sum(-1).double() ** 2 / 2).std(0) / 300**0.5
     assert ((got - kl).abs() < 5 * slope + 0.02 * kl).all() and (slope < 0.2 * kl).all()
 
 
-def test_tokens_off_the_path_have_none():
+def test_tokens_without_a_path_have_nan():
     _, _, _, found = made(on_path=np.array([True, False, True]))
     assert found.integrated.isnan().any(1).tolist() == [False, True, False]
     assert found.fisher.isnan().any(2).any(0).tolist() == [False, True, False] and len(found.gap) == 2
@@ -72,7 +71,7 @@ def test_tokens_off_the_path_have_none():
     assert none.integrated.isnan().all() and none.fisher.shape == (4, 3, D_MODEL) and len(none.gap) == 0
 
 
-def test_attributions_are_products(monkeypatch):
+def test_attributions_are_inner_products(monkeypatch):
     _, _, _, found = made()
     token = torch.tensor([2, 0, 0, 1, 2])
     delta = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(6))
@@ -83,13 +82,3 @@ def test_attributions_are_products(monkeypatch):
         torch.testing.assert_close(got[name], expected)
     squares = (found.fisher[:, token] * delta).sum(-1) ** 2
     torch.testing.assert_close(got["fisher"], squares.mean(0) / 2)
-
-
-def test_a_model_that_replay_does_not_serve_has_no_cheap_gradients():
-    recording = record(wrap(tiny_model("bloom")), prompts(), [SITE])
-    x = recording.at(SITE, PROMPT, POSITION)
-    with pytest.warns(UserWarning, match="falls back to full forward passes"):
-        found = token_gradients(recording, SITE, PROMPT, POSITION, x, EVERY, generator=torch.Generator().manual_seed(0))
-    assert found is None
-    got = attributions(None, torch.arange(3), lambda some: x[some])
-    assert all(value.isnan().all() and len(value) == 3 for value in got.values())

@@ -1,4 +1,4 @@
-"""Statistics of an atlas against brute force and planted truths."""
+"""Statistics of an atlas against loops over tokens and planted truths."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def table(seed: int = 0, prompts: int = 12, tokens: int = 6, latents: int = 14):
     return prompt[order], position[order], stream
 
 
-def test_ranks_correlations_and_recall_are_those_of_each_token_alone():
+def test_rank_correlations_match_scipy_token_by_token():
     prompt, position, stream = table()
     one, other = stream.normal(size=(2, len(prompt)))
     other += one
@@ -32,7 +32,7 @@ def test_ranks_correlations_and_recall_are_those_of_each_token_alone():
         assert set(one[own & top]) == set(np.sort(one[own])[-3:])
 
 
-def test_a_perfect_score_and_one_of_no_use():
+def test_perfect_and_useless_scores():
     prompt, position, stream = table(1, prompts=40)
     effect = np.exp(stream.normal(size=len(prompt)))
     tokens = ByToken.of(prompt, position)
@@ -52,7 +52,7 @@ def test_false_negatives_by_hand():
     assert found.value == pytest.approx(0.3) and found.n_rows == 10
 
 
-def test_calibration_bins_hold_equal_numbers_and_their_quartiles():
+def test_calibration_bins():
     predicted = np.linspace(0, 1, 1000)
     bins = calibration(predicted, 2 * predicted, bins=10)
     assert [b["rows"] for b in bins] == [100] * 10

@@ -1,4 +1,4 @@
-"""An atlas is joined by the tokens of its prompts, and one of anything else is refused."""
+"""Atlas rows are joined by the tokens of their prompts; an atlas of another model, SAE, site or text is refused."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from diagnostics.cards.atlas_rows import COLUMNS, atlas_rows
 from diagnostics.cards.corpus import LatentCorpus
 from interventions import ResultError
 from interventions.texts.prompts import as_prompts
-from sae_models.dictionaries import dictionaries_of as dictionaries_of
+from sae_models.dictionaries import dictionaries_of
 from tests.cards import PROMPTS, Table, model, of_tokens, sae
 
 
@@ -18,7 +18,7 @@ def corpus():
     return LatentCorpus(model(), probe, as_prompts(PROMPTS, model().tokenizer), None, 0)
 
 
-def test_rows_find_their_tokens_whatever_the_order_of_the_prompts(corpus):
+def test_rows_are_joined_in_any_order_of_prompts(corpus):
     table = Table(sae(), [2, 7])
     order = np.random.default_rng(0).permutation(len(PROMPTS))
     table.tokens = [table.tokens[i] for i in order] + [[1, 2, 3]]
@@ -37,7 +37,7 @@ def test_rows_find_their_tokens_whatever_the_order_of_the_prompts(corpus):
     assert found.totals.is_monotonic_decreasing and set(found.totals.index) == {2, 7}
 
 
-def test_rows_at_tokens_that_do_not_count_here_are_counted(corpus):
+def test_rows_at_tokens_left_out_are_counted(corpus):
     table = Table(sae(), [7])
     prompt, position = of_tokens()
     first = np.flatnonzero((position == 0) & (corpus.of(7) != 0))[0]
@@ -48,8 +48,8 @@ def test_rows_at_tokens_that_do_not_count_here_are_counted(corpus):
     assert len(found.frame) == len(table.frame) - 1
 
 
-def test_equal_prompts_are_joined_copy_by_copy():
-    """Each row once, at its own copy; a third copy there has none here. No copy of an even prompt is held back."""
+def test_equal_prompts_are_joined_one_to_one():
+    """The atlas has three copies of a prompt and this text two. No copy of an even prompt is held back."""
     probe = dictionaries_of({"sae": sae()}, model(), None)[0]
     some = [PROMPTS[0], PROMPTS[1], PROMPTS[1], PROMPTS[2], PROMPTS[3]]
     corpus = LatentCorpus(model(), probe, as_prompts(some, model().tokenizer), None, 0)
@@ -69,43 +69,35 @@ def test_equal_prompts_are_joined_copy_by_copy():
     assert found.ranking.to_dict() == pytest.approx(even.to_dict()) and found.totals.sum() > found.ranking.sum()
 
 
-def _weights(table):
-    table.provenance["weights_sha256"] = "0" * 64
-
-
-def _sae(table):
-    table.provenance["saes"] = {"b": {"sha256": "0" * 16, "site": "2.resid_post"}}
-
-
-def _site(table):
-    table.provenance["saes"] = {"b": table.provenance["saes"]["named there"] | {"site": "3.resid_post"}}
-
-
-def _text(table):
-    table.tokens = [ids[:-1] for ids in table.tokens]
-
-
-def _z(table):
-    table.frame["z"] *= 1.5
-
-
-def _column(table):
-    table.frame = table.frame.drop(columns="kl_direct")
+def _spoiled(what: str) -> Table:
+    table = Table(sae(), [7])
+    p = table.provenance
+    if what == "weights":
+        p["weights_sha256"] = "0" * 64
+    elif what == "sae":
+        p["saes"] = {"b": {"sha256": "0" * 16, "site": "2.resid_post"}}
+    elif what == "site":
+        p["saes"] = {"b": p["saes"]["named there"] | {"site": "3.resid_post"}}
+    elif what == "text":
+        table.tokens = [ids[:-1] for ids in table.tokens]
+    elif what == "z":
+        table.frame["z"] *= 1.5
+    else:
+        table.frame = table.frame.drop(columns=what)
+    return table
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("what", "message"),
     [
-        (_weights, r"an atlas of weights 000000000000… \(tiny\) for weights"),
-        (_sae, r"no rows of this SAE \(sae at 2.resid_post, .*; it has b"),
-        (_site, "no rows of this SAE"),
-        (_text, "none of the atlas' 24 prompts .* is among the 24 of this text"),
-        (_z, "z of the atlas differ from the SAE's own at 9.% of"),
-        (_column, f"no column 'kl_direct'; expected {', '.join(COLUMNS)}"),
+        ("weights", r"an atlas of weights 000000000000… \(tiny\) for weights"),
+        ("sae", r"no rows of this SAE \(sae at 2.resid_post, .*; it has b"),
+        ("site", "no rows of this SAE"),
+        ("text", "none of the atlas' 24 prompts .* is among the 24 of this text"),
+        ("z", "z of the atlas differ from the SAE's own at 9.% of"),
+        ("kl_direct", f"no column 'kl_direct'; expected {', '.join(COLUMNS)}"),
     ],
 )
-def test_an_atlas_of_something_else_is_refused(spoil, message, corpus):
-    table = Table(sae(), [7])
-    spoil(table)
+def test_another_atlas_raises(what, message, corpus):
     with pytest.raises(ResultError, match=message):
-        atlas_rows(table, corpus)
+        atlas_rows(_spoiled(what), corpus)

@@ -1,4 +1,4 @@
-"""Which texts are shown, and that their tokens read as the text."""
+"""The choice of example texts, and how their tokens are shown."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.cards import PROMPTS, activations, cards, model, of_tokens, sae, usab
 from tests.tiny import tokenizer
 
 
-def test_the_strongest_prompts_then_some_from_each_band_no_prompt_twice():
+def test_strongest_prompts_then_each_band_without_repeats():
     card = cards([7])[0]
     z = np.where(usable(), sae().encode(activations())[:, 7].numpy(), 0)
     prompt, position = of_tokens()
@@ -45,7 +45,7 @@ class Pieces:
 
 
 @given(st.text("aé€😀 \n", min_size=1, max_size=12))
-def test_tokens_joined_are_the_text(text):
+def test_token_texts_join_to_the_text(text):
     ids = list(text.encode())
     found = token_texts(ids, Pieces())
     assert len(found) == len(ids) and "".join(found) == text

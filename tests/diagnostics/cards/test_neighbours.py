@@ -1,4 +1,4 @@
-"""Neighbours: a permuted copy is found, and correlations are numpy's."""
+"""Neighbours: a permuted copy is found, and correlations match numpy."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_a_permuted_copy_is_found_with_cosine_and_correlation_1():
     assert [n.correlation for n in own] == pytest.approx([r[n.latent] for n in own], abs=1e-5)
 
 
-def test_with_either_sign_an_opposite_direction_is_near():
+def test_signed_latents_have_opposite_directions_as_neighbours():
     own = sae(signed=True)
     other = sae(signed=True, seed=4)
     other.W_dec[9] = -own.W_dec[7]
@@ -38,7 +38,7 @@ def test_with_either_sign_an_opposite_direction_is_near():
     assert found[0].latent == 9 and found[0].cosine == pytest.approx(-1, abs=1e-5)
 
 
-def test_correlations_from_sparse_columns():
+def test_correlations_of_sparse_columns_match_numpy():
     generator = np.random.default_rng(0)
     dense = generator.normal(size=(50, 6)) * (generator.random((50, 6)) < 0.3)
     dense[:, 4], dense[:, 5] = 0, 2  # constant

@@ -1,4 +1,4 @@
-"""Pages of cards: valid, safe, self-contained, and with the card's numbers."""
+"""Pages of cards are valid and self-contained, escape all text, and show the card's numbers."""
 
 import re
 from dataclasses import replace
@@ -31,7 +31,7 @@ def every(card):
 
 
 @pytest.mark.parametrize("kind", ["live", "dead", "signed"])
-def test_pages_are_valid_and_load_nothing(every, kind):
+def test_pages_are_valid_and_self_contained(every, kind):
     html = page(every[kind])
     found = read(html)
     assert found.loads == [] and not re.search(r"https?:|url\(|@import|<script|<link", html)
@@ -45,7 +45,7 @@ def test_pages_are_valid_and_load_nothing(every, kind):
     assert colours == {"live": {"p"}, "dead": set(), "signed": {"p", "n"}}[kind]
 
 
-def test_the_page_shows_the_card_s_numbers(card):
+def test_the_page_shows_the_numbers_of_the_card(card):
     found = read(page(card))
     for words in ("Latent 7", short(card.effects.kl.value), ends(card.effects.kl), percent(card.frequency.value), "Nearest latents",
                   "licence: unknown", f"prompt {card.examples[0].prompt}, token {card.examples[0].position}", "rank by total effect",
@@ -62,13 +62,12 @@ def test_the_page_shows_the_card_s_numbers(card):
 
 def test_texts_names_and_tokens_are_escaped_once(card):
     example = card.examples[0]
+    texts = (EVIL,) * len(example.texts)
     evil = replace(
         card,
         sae=EVIL,
         model=EVIL,
-        examples=(
-            replace(example, texts=(EVIL,) * len(example.texts), clean_top1=EVIL, top1=EVIL + "2", following=EVIL),
-        ),
+        examples=(replace(example, texts=texts, clean_top1=EVIL, top1=EVIL + "2", following=EVIL),),
         promoted=(TokenLogit(EVIL, 1.0),),
         neighbours=(replace(card.neighbours[0], sae=EVIL),),
         provenance=card.provenance | {"text": {"name": EVIL, "licence": EVIL}, "model": EVIL},
@@ -82,19 +81,9 @@ def test_texts_names_and_tokens_are_escaped_once(card):
 
 def test_spaces_and_line_breaks_of_tokens_are_shown(card):
     texts = ("a\n", "", " b", "\t", "  ", "\r")
-    z = (1.0, 1.0, 2.0, 0.0, 1.0, 1.0)
-    example = replace(
-        card.examples[0],
-        texts=texts,
-        z=z,
-        kl=(0.1,) * 6,
-        position=2,
-        start=0,
-        stop=6,
-        n_prompt=6,
-        clean_top1=" a\n<",
-        top1="",
-    )
+    where = {"position": 2, "start": 0, "stop": 6, "n_prompt": 6}
+    numbers = {"z": (1.0, 1.0, 2.0, 0.0, 1.0, 1.0), "kl": (0.1,) * 6}
+    example = replace(card.examples[0], texts=texts, clean_top1=" a\n<", top1="", **where, **numbers)
     html = card_html(replace(card, examples=(example,)))
     run = re.findall(r'<div class="run">(.*?)</div>', html, re.DOTALL)[0]
     marked = ('a<span class="w">↵\n</span>', '<span class="w">◌</span>', "b", None, "  ", '<span class="w">␍</span>')
@@ -104,7 +93,7 @@ def test_spaces_and_line_breaks_of_tokens_are_shown(card):
     assert "<code>▁a↵&lt;</code> → <code>◌</code>" in html
 
 
-def test_an_index_links_every_card_and_says_how_latents_were_chosen(every):
+def test_index_page(every):
     files = {7: "latent_7.html", DEAD: "latent_5.html"}
     found = read(index_page([every["live"], every["dead"]], files))
     assert found.loads == list(files.values()) and "dead" in found.text and "Chosen by" not in found.words
@@ -113,11 +102,9 @@ def test_an_index_links_every_card_and_says_how_latents_were_chosen(every):
 
 
 def test_ids_without_a_token_are_shown_as_ids():
-    """Promoted, suppressed, in the texts and as the likeliest next, where the head is wider than the tokenizer."""
-    narrow, wide = (
-        latent_cards(wrap(fresh("llama"), tokenizer(n), name="tiny"), sae(), [7], PROMPTS, **OPTIONS)[0]
-        for n in (60, 97)
-    )
+    """Where the unembedding is wider than the tokenizer."""
+    models = (wrap(fresh("llama"), tokenizer(n), name="tiny") for n in (60, 97))
+    narrow, wide = (latent_cards(model, sae(), [7], PROMPTS, **OPTIONS)[0] for model in models)
     for found, known in ((narrow.promoted, wide.promoted), (narrow.suppressed, wide.suppressed)):
         assert [t.token for t in found] == [t.token if (i := int(t.token[1:])) < 60 else f"⟨{i}⟩" for t in known]
     shown = [x for e in narrow.examples for x in (*e.texts, e.top1, e.clean_top1)]
@@ -126,7 +113,7 @@ def test_ids_without_a_token_are_shown_as_ids():
     assert all(t.token in words for t in (*narrow.promoted, *narrow.suppressed))
 
 
-def test_bars_are_as_high_as_their_counts():
+def test_heights_of_bars_are_proportional_to_counts():
     svg = z_chart(Histogram(np.array([-2.0, -1, 0, 1, 2]), np.array([1, 0, 4, 2])))
     bars = read(svg)
     heights = [float(height) for height in bars.of("rect", "height")]
@@ -136,7 +123,7 @@ def test_bars_are_as_high_as_their_counts():
     assert len(set(read(norm_chart((even, even))).of("rect", "height"))) == 1
 
 
-def test_charts_of_nothing_are_valid():
+def test_empty_charts_are_valid():
     nothing = Estimate(np.nan, np.nan, np.nan, np.nan, 0, 0)
     for svg in (quartile_chart([nothing] * 4), z_chart(Histogram(np.array([0.0, 1.0]), np.array([0])))):
         assert read(svg).tags.count("rect") == 0 and "nan" not in svg
@@ -151,7 +138,7 @@ def test_effects_and_placebos_are_drawn(card):
     assert all(0 <= float(y) <= 200 for y in read(svg).of("circle", "cy"))
 
 
-def test_numbers_and_intervals_in_words():
+def test_numbers_and_intervals_as_text():
     assert [short(x) for x in (0.0, -0.12345, 1234.5, 4.96e-4, 1e-4, -2e7, np.nan, np.inf)] == [
         *("0", "−0.123", "1,234", "5·10⁻⁴", "10⁻⁴", "−2·10⁷", "–", "–")
     ]

@@ -1,4 +1,4 @@
-"""A card's numbers against direct computations on a tiny model."""
+"""Numbers of cards against direct computations on a tiny model."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_frequency_activations_and_norms(card):
     assert card.learned_a is None and cards([0], sae=None, others={})[0].latent == 0
 
 
-def test_effects_are_those_of_full_forward_passes(card):
+def test_effects_match_full_forward_passes(card):
     own, x = sae(), activations()
     z = own.encode(x)[:, 7]
     prompt, _ = of_tokens()
@@ -104,7 +104,7 @@ def test_placebos_have_the_norm_and_angle_of_the_edit(monkeypatch):
     assert len(rows) == 9 < n  # the tokens of the texts are measured too, and do not count in the mean
 
 
-def test_examples_and_sampled_tokens_depend_only_on_the_seed(card):
+def test_examples_and_sampled_tokens_depend_on_the_seed_alone(card):
     again, other = cards([7])[0], cards([3, 7], seed=1, n_effects=9)[1]
     assert repr(again.examples) == repr(card.examples) and again.effect_rows.equals(card.effect_rows)
     few = cards([3, 7], n_effects=9)[1].effect_rows
@@ -120,7 +120,7 @@ def test_a_dead_latent_has_a_card():
 
 
 def test_signed_latents():
-    """Examples of each, the signed z·d subtracted, the mean of |z|."""
+    """Examples of each sign; the signed z·d is subtracted; the mean is of |z|."""
     own, x = sae(signed=True), activations()
     z = own.encode(x)[:, 7].numpy()
     active = usable() & (z != 0)
@@ -141,7 +141,7 @@ def test_signed_latents():
     assert card.z_histogram.edges[0] < 0 and card.z_histogram.counts.sum() == active.sum()
 
 
-def test_an_atlas_gives_the_mean_effect_over_its_rows_and_a_rank():
+def test_with_an_atlas_the_mean_effect_and_rank_are_those_of_its_rows():
     table = Table(sae(), [2, 7, 11])
     card = cards([7], atlas=table, n_effects=9)[0]
     own = table.frame.loc[table.frame.latent == 7]
@@ -177,10 +177,8 @@ def test_latents_chosen_by_effect_show_effects_of_held_out_prompts():
     asked = cards([11], atlas=table, n_effects=9)[0]
     assert asked.effects.kl.value > 1e3 * card.effects.kl.value and asked.atlas["rank"] == 2
     assert "at prompts that did not choose it" in card.line() and "did not choose" not in asked.line()
-    words = card.html()
-    assert (
-        f"its {len(own):,} rows at the 12 joined prompts that did not choose it" in words and "Chosen by top:N" in words
-    )
+    said = f"its {len(own):,} rows at the 12 joined prompts that did not choose it"
+    assert said in card.html() and "Chosen by top:N" in card.html()
 
 
 def test_a_latent_active_only_at_the_choosing_prompts_has_no_effects(monkeypatch):
@@ -189,9 +187,8 @@ def test_a_latent_active_only_at_the_choosing_prompts_has_no_effects(monkeypatch
     prompt, _ = of_tokens()
     silent = next(i for i in range(len(PROMPTS)) if not (z[(prompt == i) & usable()]).any())
     table = Table(sae(), [7])
-    monkeypatch.setattr(
-        "tests.cards.PROMPTS", [PROMPTS[i] for i in range(len(PROMPTS)) if i != silent] + [PROMPTS[silent]]
-    )
+    others = [ids for i, ids in enumerate(PROMPTS) if i != silent]
+    monkeypatch.setattr("tests.cards.PROMPTS", [*others, PROMPTS[silent]])
     table.tokens = [ids for i, ids in enumerate(table.tokens) if i != silent for _ in range(2)]
     table.frame = table.frame.loc[table.frame.prompt != silent]
     table.frame["prompt"] = 2 * (table.frame.prompt - (table.frame.prompt > silent))
@@ -199,7 +196,7 @@ def test_a_latent_active_only_at_the_choosing_prompts_has_no_effects(monkeypatch
     assert (card.latent, card.dead, card.effects, len(card.effect_rows)) == (7, False, None, 0)
     assert "not active at prompts that did not choose it" in card.line() and card.atlas["rank"] is None
     assert "Active at none of the prompts that did not choose it" in card.html() and card.examples
-    monkeypatch.setattr("tests.cards.PROMPTS", [PROMPTS[i] for i in range(len(PROMPTS)) if i != silent])
+    monkeypatch.setattr("tests.cards.PROMPTS", others)
     with pytest.raises(ResultError, match=r"ranks by the even prompts .* this text has no others"):
         cards(["top:1"], atlas=table)
 

@@ -18,7 +18,7 @@ from sae_models.errors import BelongingError
 
 
 @dataclass(frozen=True)
-class Settings:
+class Options:
     """What this command does.
 
     Example: with an example
@@ -34,12 +34,12 @@ class Settings:
 def run(monkeypatch, capsys):
     """Run a command with words; returns its exit status, what it printed and what it complained of."""
 
-    def with_words(main, *words, settings=Settings):
+    def with_words(main, *words, options=Options):
         monkeypatch.setattr(sys, "argv", ["some_command.py", *words])
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back after the test
         status = 0
         try:
-            command.run(settings, main)
+            command.run(options, main)
         except SystemExit as ended:
             status = ended.code
         said = capsys.readouterr()
@@ -49,16 +49,16 @@ def run(monkeypatch, capsys):
 
 
 def raises(error):
-    def main(settings):
+    def main(options):
         raise error
 
     return main
 
 
-def test_settings_reach_main(run):
+def test_options_reach_main(run):
     seen = []
     assert run(seen.append, "--out", "here", "--pairs", "7") == (0, "", "")
-    assert seen == [Settings("here", 7)]
+    assert seen == [Options("here", 7)]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_invalid_input_exits_2_with_one_line(run, error):
 def test_control_characters_are_written_out(run, said, shown):
     assert run(raises(ResultError(said)), "--out", "x") == (2, "", f"error: {shown}\n")
 
-    def main(settings):
-        command.Spoken().say(f"one\t{said}\ntwo")
+    def main(options):
+        command.CommonOptions().say(f"one\t{said}\ntwo")
         command._warning_line(said, UserWarning)
 
     assert run(main, "--out", "x") == (0, f"one     {shown}\ntwo\n", f"warning: {shown}\n")
@@ -96,14 +96,14 @@ def test_no_lock_option_leaves_the_folder_unlocked(run, tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    def main(settings):
-        with Units(settings.out, {}):
+    def main(options):
+        with Units(options.out, {}):
             pass
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    status, _, err = run(main, "--out", str(tmp_path), settings=command.Resumable)
+    status, _, err = run(main, "--out", str(tmp_path), options=command.ResumableOptions)
     assert status == 2 and "No locks available" in err and "--no-lock" in err and err.count("\n") == 1
-    assert run(main, "--out", str(tmp_path), "--no-lock", settings=command.Resumable) == (0, "", "")
+    assert run(main, "--out", str(tmp_path), "--no-lock", options=command.ResumableOptions) == (0, "", "")
 
 
 def test_other_errors_keep_their_traceback(run):
@@ -130,7 +130,7 @@ def test_interruption_exits_130_with_one_line(run, error, said):
 def test_a_signal_stops_a_command_once_and_handlers_are_restored(run, number, code):
     reached = []
 
-    def main(settings):
+    def main(options):
         try:
             signal.raise_signal(number)
             reached.append("past the first")
@@ -146,7 +146,7 @@ def test_a_signal_stops_a_command_once_and_handlers_are_restored(run, number, co
 
 
 def test_a_second_signal_stops_a_command_that_suppressed_the_first(run, monkeypatch):
-    def main(settings):
+    def main(options):
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         now[0] += 1.5
@@ -159,7 +159,7 @@ def test_a_second_signal_stops_a_command_that_suppressed_the_first(run, monkeypa
 
 
 def test_a_signal_ignored_from_outside_stays_ignored(run):
-    def main(settings):
+    def main(options):
         signal.raise_signal(signal.SIGINT)
         print("went on")
 
@@ -180,7 +180,7 @@ def test_a_signal_ignored_from_outside_stays_ignored(run):
     ],
 )
 def test_invalid_command_lines_exit_2_with_one_line(run, words, named):
-    def main(settings):
+    def main(options):
         pytest.fail("main ran")
 
     status, out, err = run(main, *words)
@@ -194,11 +194,19 @@ def test_invalid_command_lines_exit_2_with_one_line(run, words, named):
 
 
 def test_a_warning_is_one_line(run):
-    def main(settings):
+    def main(options):
         assert warnings.showwarning is command._warning_line
         warnings.showwarning(UserWarning("few\n   prompts"), UserWarning, "a file", 1)
 
     assert run(main, "--out", "x") == (0, "", "warning: few prompts\n")
+
+
+def found(n, *, how, progress):
+    """A diagnostic with a result."""
+    assert (n, how) == (7, True)
+    if progress:
+        progress(3, 3)
+    return Found()
 
 
 class Found:
@@ -220,13 +228,10 @@ class Found:
 def finishes(run, monkeypatch, tmp_path):
     """A command that writes what it found into --out."""
 
-    def main(settings):
-        with settings.progress("looking") as progress:
-            if progress:
-                progress(3, 3)
-        return settings.finish(Found(), settings.out)
+    def main(options):
+        return options.measure("looking", "row", found, 7, how=True)
 
-    return lambda *words: run(main, "--out", str(tmp_path), *words, settings=command.Output)
+    return lambda *words: run(main, "--out", str(tmp_path), *words, options=command.OutputOptions)
 
 
 def test_the_table_and_the_files_are_printed(finishes, tmp_path):

@@ -1,15 +1,16 @@
-"""What commands share: options are looked at before any model is loaded, and mean what their help says."""
+"""Shared options of commands: validated before loading the model, and with the meaning that their help states."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from diagnostics.commands import inputs
-from diagnostics.commands.inputs import Inputs, short_names
-from interventions import Site, wrap
+from diagnostics.commands.inputs import PatchingOptions, ReplayPath, SplicePath, short_names
+from interventions import Site, effects, spliced, wrap
 from interventions.errors import MechdiagError, ModelError, ResultError, SiteError, TextError
 from tests.tiny import VOCAB, fresh, tiny_model, tokenizer
 
@@ -17,8 +18,8 @@ FILES = ("x.parquet", "x.json", "tokens.npy")
 
 
 @dataclass(frozen=True)
-class Settings(Inputs):
-    """A command's, with an option of its own."""
+class Options(PatchingOptions):
+    """A command with one more option."""
 
     pairs: int = 4
     """of something"""
@@ -26,7 +27,7 @@ class Settings(Inputs):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Whoever loads a model or reads a text here has not looked at the options first."""
+    """Loading a model or reading a text fails the test."""
     for name in ("load_model", "load_texts"):
         monkeypatch.setattr(inputs, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
 
@@ -52,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 )
 def test_horizons_and_sites_are_checked_without_a_model(no_model, tmp_path, settings, message):
     with pytest.raises(SiteError, match=message) as raised:
-        Settings(out=tmp_path / "new", **settings).check(FILES)
+        Options(out=tmp_path / "new", **settings).check(FILES)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "new").exists()  # and before anything is written
 
@@ -60,13 +61,13 @@ def test_horizons_and_sites_are_checked_without_a_model(no_model, tmp_path, sett
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_found_without_a_model(no_model, tmp_path):
     with pytest.raises(ModelError, match="torch sees 0 CUDA devices; use --device cpu"):
-        Settings(out=tmp_path, device="cuda").check(FILES)
+        Options(out=tmp_path, device="cuda").check(FILES)
 
 
 def test_valid_options_pass_and_make_the_folder(no_model, tmp_path):
     sites = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "2.mlp_out", "blocks.15.hook_resid_post")
     settings = {"path": "hooks", "null_model": "random", "dtype": "bfloat16", "device": "cpu", "horizon": "last"}
-    Settings(out=tmp_path / "a" / "b", sites=sites, **settings).check(FILES)
+    Options(out=tmp_path / "a" / "b", sites=sites, **settings).check(FILES)
     assert (tmp_path / "a" / "b").is_dir()
     assert contents(tmp_path) == {}
 
@@ -75,35 +76,35 @@ def test_valid_options_pass_and_make_the_folder(no_model, tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_folder_of_another_run_is_refused_and_left_as_it_was(no_model, tmp_path, name):
+def test_folder_of_another_run_is_refused_and_unchanged(no_model, tmp_path, name):
     (tmp_path / name).write_bytes(b"another run")
     with pytest.raises(ResultError, match=rf"holds another run \({name}\); name another folder or pass --overwrite"):
-        Settings(out=tmp_path).check(FILES)
-    Settings(out=tmp_path, overwrite=True).check(FILES)
-    assert contents(tmp_path) == {name: b"another run"}  # it goes when the new one is there, not before
+        Options(out=tmp_path).check(FILES)
+    Options(out=tmp_path, overwrite=True).check(FILES)
+    assert contents(tmp_path) == {name: b"another run"}  # replaced only once the new one is written
 
 
-def test_a_folder_with_units_says_itself_whose_they_are(no_model, tmp_path):
-    """The results beside them are those of the same run, which goes on; `Units` refuses another one."""
+def test_folder_with_a_run_json_is_accepted(no_model, tmp_path):
+    """`Units` compares run.json: the same run goes on, another is refused."""
     for name in FILES:
         (tmp_path / name).write_bytes(b"finished")
     (tmp_path / "run.json").write_text(json.dumps({"seed": 0}))
-    Settings(out=tmp_path).check(FILES)
+    Options(out=tmp_path).check(FILES)
     assert set(contents(tmp_path)) == {*FILES, "run.json"}
 
 
-def test_other_files_in_the_folder_do_not_matter(no_model, tmp_path):
+def test_other_files_in_the_folder_are_ignored(no_model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    Settings(out=tmp_path).check(FILES)
+    Options(out=tmp_path).check(FILES)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-# What they mean
+# Meaning
 
 
 @pytest.mark.parametrize(("given", "horizon"), [("1", 1), ("3", 3), ("128", 128), ("last", "last")])
 def test_positions(given, horizon):
-    found = Settings(out=Path("x"), horizon=given).positions()
+    found = Options(out=Path("x"), horizon=given).positions()
     assert found == horizon and type(found) is type(horizon)
 
 
@@ -120,19 +121,18 @@ def test_positions(given, horizon):
         ((1,), ("3.resid_mid", "attn_out"), ["1.attn_out", "3.resid_mid"]),
     ],
 )
-def test_places_are_points_of_every_layer_and_single_sites(layers, sites, expected):
-    found = Settings(out=Path("x"), layers=layers, sites=sites).places([0, 4])
+def test_sites_are_points_of_every_layer_and_single_sites(layers, sites, expected):
+    found = Options(out=Path("x"), layers=layers, sites=sites).places([0, 4])
     assert all(isinstance(site, Site) for site in found)
     assert [str(site) for site in found] == expected
 
 
-def test_a_negative_layer_is_an_error():
-    with pytest.raises(SiteError, match="layer -1 is negative"):
-        Settings(out=Path("x"), layers=(-1,)).places([0])
+def test_paths_are_those_of_the_engine():
+    assert (get_args(ReplayPath), get_args(SplicePath)) == (effects.PATHS, spliced.PATHS)
 
 
-def test_diagnostics_are_given_the_options_as_they_take_them():
-    plain = Settings(out=Path("x"))
+def test_common_arguments_of_diagnostics():
+    plain = Options(out=Path("x"))
     assert plain.common() == {
         "context": "in_place",
         "horizon": 1,
@@ -145,13 +145,13 @@ def test_diagnostics_are_given_the_options_as_they_take_them():
         "overwrite": False,
     }
     asked = {"context": "both", "horizon": "4", "sink_filter": 0.0, "seed": 3, "batch_rows": 9, "path": "hooks"}
-    found = Settings(out=Path("y"), null_model="random", null_seeds=5, overwrite=True, **asked).common()
+    found = Options(out=Path("y"), null_model="random", null_seeds=5, overwrite=True, **asked).common()
     expected = {**asked, "horizon": 4, "sink_filter": None, "null_seeds": 5, "folder": Path("y"), "overwrite": True}
     assert found == expected
-    assert Settings(out=Path("x"), null_seeds=5).common()["null_seeds"] == 0  # not asked for
+    assert Options(out=Path("x"), null_seeds=5).common()["null_seeds"] == 0  # without --null-model random
 
 
-def test_names_of_paths_are_as_short_as_tells_them_apart():
+def test_short_names_are_distinct():
     assert short_names(("results/saes/15/cosine", "zoo/7/standard/")) == ["cosine", "standard"]
     assert short_names(("a/15/standard", "a/7/standard", "a/7/cosine")) == ["15/standard", "7/standard", "7/cosine"]
     assert short_names(("standard", "/x/standard")) == ["standard", "x/standard"]
@@ -169,7 +169,7 @@ TEXT = "\n\n".join(" ".join(f"w{3 + (i * j) % (VOCAB - 3)}" for j in range(1, 12
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
-    """A file of 8 paragraphs, and a tiny model of any name that reads them; how it was asked for."""
+    """A file of 8 paragraphs; a tiny model is loaded under any name, and the calls are recorded."""
     asked = []
 
     def load(name, **how):
@@ -181,33 +181,33 @@ def text(tmp_path, monkeypatch):
     return str(tmp_path / "text.txt"), asked
 
 
-def test_model_and_prompts_are_those_asked_for(text, tmp_path):
+def test_model_and_prompts_follow_the_options(text, tmp_path):
     path, asked = text
     settings = {"prompts": path, "model": "mine", "dtype": "bfloat16", "device": "cpu"}
-    model, prompts = Settings(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
+    model, prompts = Options(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
     assert asked == [("mine", {"dtype": "bfloat16", "device": "cpu", "trust_remote_code": False})]
     assert model.name == "mine"
     assert [len(ids) for ids in prompts.tokens] == [7] * 5
     assert (prompts.provenance["max_length"], prompts.provenance["name"]) == (7, "text.txt")
-    _, again = Settings(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
-    _, other = Settings(out=tmp_path, n_prompts=5, max_length=7, seed=3, **settings).load()
+    _, again = Options(out=tmp_path, n_prompts=5, max_length=7, seed=2, **settings).load()
+    _, other = Options(out=tmp_path, n_prompts=5, max_length=7, seed=3, **settings).load()
     assert again.tokens == prompts.tokens != other.tokens
     (tmp_path / "second.txt").write_text("w5 w6 w7\n\nw8 w9 w10")
-    _, second = Settings(out=tmp_path, n_prompts=2, **settings).load(str(tmp_path / "second.txt"))
+    _, second = Options(out=tmp_path, n_prompts=2, **settings).load(str(tmp_path / "second.txt"))
     assert second.provenance["name"] == "second.txt"
 
 
-def test_a_text_that_cannot_be_read_is_found_before_the_model_is_loaded(text, tmp_path):
+def test_unreadable_text_is_refused_before_the_model_is_loaded(text, tmp_path):
     with pytest.raises(TextError, match=r"no file 'nowhere\.txt'"):
-        Settings(out=tmp_path, prompts="nowhere.txt").load()
+        Options(out=tmp_path, prompts="nowhere.txt").load()
     assert text[1] == []
 
 
 def test_too_few_prompts_and_a_model_without_a_tokenizer_are_errors(text, tmp_path, monkeypatch):
     with pytest.raises(TextError, match="8 prompts left of 8 texts, expected 100"):
-        Settings(out=tmp_path, prompts=text[0]).load()
+        Options(out=tmp_path, prompts=text[0]).load()
     with pytest.raises(TextError, match="no chat template"):
-        Settings(out=tmp_path, prompts=text[0], n_prompts=4, chat_template=True).load()
+        Options(out=tmp_path, prompts=text[0], n_prompts=4, chat_template=True).load()
     monkeypatch.setattr(inputs, "load_model", lambda name, **_: wrap(tiny_model("llama"), name=name))
     with pytest.raises(MechdiagError, match="model 'mine' has no tokenizer, so it cannot read text; name another"):
-        Settings(out=tmp_path, prompts=text[0], n_prompts=4, model="mine").load()
+        Options(out=tmp_path, prompts=text[0], n_prompts=4, model="mine").load()

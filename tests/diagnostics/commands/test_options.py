@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import tyro
 
-from diagnostics.commands.options import HEADINGS, attribute_docs, description, parsed
+from diagnostics.commands.options import HEADINGS, description, parsed
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Shared:
     """a name
     or a folder"""
     device: str | None = None
-    """cpu (default: cuda where there is one)"""
+    """cpu (default: cuda if available)"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Shared):
+class Options(Shared):
     """What it asks.
 
     How it goes about it,
@@ -60,24 +60,24 @@ class Settings(Shared):
     hidden: Annotated[int, tyro.conf.Suppress] = 1
 
 
-def test_words_become_the_settings():
-    assert parsed(Settings, ["a", "--out", "x"]) == Settings(names=("a",), out=Path("x"))
+def test_words_become_options():
+    assert parsed(Options, ["a", "--out", "x"]) == Options(names=("a",), out=Path("x"))
     words = "a b --out x --model m --device cpu --layers 1 2 3 --pairs 4 --width 5 --share 0.25"
-    found = parsed(Settings, shlex.split(words))
-    assert found == Settings(
+    found = parsed(Options, shlex.split(words))
+    assert found == Options(
         names=("a", "b"), out=Path("x"), model="m", device="cpu", layers=(1, 2, 3), pairs=4, recipe=Recipe(5, 0.25)
     )
 
 
-def test_errors_of_the_settings_are_raised_unchanged():
+def test_errors_of_the_dataclass_are_raised_unchanged():
     with pytest.raises(ValueError, match="too much"):
-        parsed(Settings, ["a", "--out", "x", "--share", "2"])
+        parsed(Options, ["a", "--out", "x", "--share", "2"])
 
 
 def test_help_shows_each_option_once_under_its_heading(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
-        parsed(Settings, ["--help"])
+        parsed(Options, ["--help"])
     assert ended.value.code == 0
     lines = [line.strip(" │") for line in capsys.readouterr().out.splitlines()]
     said = "\n".join(lines)
@@ -96,23 +96,16 @@ def test_help_shows_each_option_once_under_its_heading(capsys, monkeypatch):
         "--width INT       of it (default: 3)",
         "--layers INT ...  blocks (default: 7 22)",
         "--model STR       a name or a folder (default: large)",
-        "--device STR      cpu (default: cuda where there is one)",
+        "--device STR      cpu (default: cuda if available)",
         "--out PATH        folder (required)",
     ):
         assert line in lines
     assert "hidden" not in said
 
 
-def test_docs_of_a_field_are_those_of_its_nearest_class():
-    docs = attribute_docs(Settings)
-    assert docs["pairs"] == "to draw"
-    assert docs["model"].split() == ["a", "name", "or", "a", "folder"]
-    assert "hidden" not in docs
-
-
 def test_examples_keep_their_lines_and_other_text_is_wrapped(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    said = description(Settings)
+    said = description(Options)
     assert "Examples:\n  scripts/it.py --out x\n  scripts/it.py --out y" in said
     assert all(len(line) <= 40 for line in said.splitlines())
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diagnostics.commands.sae_inputs import SAEInputs, named_saes, sae_paths
+from diagnostics.commands.sae_inputs import SAERunOptions, named_saes, sae_paths
 from interventions.errors import MechdiagError
 from interventions.models.loading import LAYERNORM_MODEL
 from sae_models.errors import CheckpointError
@@ -16,7 +16,7 @@ def test_kinds_become_paths_in_the_zoo_and_paths_stay(tmp_path):
     assert sae_paths(["cosine"], [7], LAYERNORM_MODEL) == ("smollm2-135m/7/cosine",)
 
 
-def test_packaged_saes_are_loaded_under_names_that_tell_them_apart():
+def test_packaged_saes_get_distinct_names():
     saes = named_saes(["standard", "cosine"], [7, 15], "smollm2-135m", "cpu")
     assert list(saes) == ["7/standard", "15/standard", "7/cosine", "15/cosine"]
     assert saes["15/cosine"].hook_name == "blocks.15.hook_resid_post"
@@ -24,13 +24,6 @@ def test_packaged_saes_are_loaded_under_names_that_tell_them_apart():
         named_saes(["standard"], [99], "smollm2-135m", "cpu")
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"horizon": "2"}, "leave sites and horizon"),
-        ({"saes": ()}, "name at least one"),
-    ],
-)
-def test_invalid_options_are_refused(tmp_path, more, message):
-    with pytest.raises(MechdiagError, match=message):
-        SAEInputs(out=tmp_path, **more).check(())
+def test_no_sae_is_an_error(tmp_path):
+    with pytest.raises(MechdiagError, match="name at least one"):
+        SAERunOptions(out=tmp_path, saes=()).check(())

@@ -10,7 +10,7 @@ from diagnostics.concept_ablation.class_probes import C, fit_probes
 from interventions.errors import ResultError
 
 
-def test_probes_are_those_of_a_standardising_pipeline():
+def test_probes_match_a_scikit_learn_pipeline():
     generator = np.random.default_rng(0)
     labels = np.repeat(["a", "b", "c"], 20)
     x = generator.normal(size=(60, 8)) * np.linspace(0.1, 5, 8) + np.array([[0, 1, 2][ord(l) - 97] for l in labels])[:, None]  # noqa: E741  # fmt: skip
@@ -28,6 +28,6 @@ def test_probes_are_those_of_a_standardising_pipeline():
         assert np.array_equal(found.of(name), found.weight[i])
 
 
-def test_one_class_is_refused():
+def test_one_class_raises():
     with pytest.raises(ResultError, match="expected two or more"):
         fit_probes(np.zeros((8, 2)), ["a"] * 8, np.arange(8) < 4)

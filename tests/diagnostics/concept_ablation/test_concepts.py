@@ -1,4 +1,4 @@
-"""Concepts: who has them, which half ranks, and which tokens speak of them."""
+"""Concepts: the texts that have them, the half that ranks latents, and the tokens that tell them."""
 
 from collections import Counter
 from dataclasses import replace
@@ -24,26 +24,20 @@ from tests.tiny import tokenizer
 def labelled(per_group: int = 1, **classes: list[str]) -> SimpleNamespace:
     texts = [text for some in classes.values() for text in some]
     labels = [name for name, some in classes.items() for _ in some]
-    groups = (
-        texts
-        if per_group == 1
-        else [f"{name}{i // per_group}" for name, some in classes.items() for i in range(len(some))]
-    )
+    grouped = [f"{name}{i // per_group}" for name, some in classes.items() for i in range(len(some))]
+    groups = texts if per_group == 1 else grouped
     return SimpleNamespace(texts=texts, labels=labels, groups=groups, name="three", licence="CC0")
 
 
 def sentences(word: str, n: int, of: int = 10) -> list[str]:
-    """Texts that all have one word; what else they have differs."""
+    """Texts that share one word; the other words differ."""
     return [" ".join([word] + [f"w{3 + (7 * i + j * j) % 80}" for j in range(of)]) for i in range(n)]
 
 
-def test_each_class_is_a_concept_with_as_many_texts_of_the_others_on_both_sides():
-    texts = labelled_concepts(
-        labelled(a=sentences("w90", 12), b=sentences("w91", 12), c=sentences("w92", 12)),
-        tokenizer(),
-        per_class=8,
-        max_length=16,
-    )
+def test_classes_are_balanced_concepts():
+    three = labelled(a=sentences("w90", 12), b=sentences("w91", 12), c=sentences("w92", 12))
+    how = {"per_class": 8, "max_length": 16}
+    texts = labelled_concepts(three, tokenizer(), **how)
     assert [c.name for c in texts.concepts] == ["a", "b", "c"] and texts.labels is not None
     for c in texts.concepts:
         assert {texts.labels[i] for i in c.own} == {c.name} and len(c.own) == len(c.others) == 8
@@ -54,13 +48,11 @@ def test_each_class_is_a_concept_with_as_many_texts_of_the_others_on_both_sides(
         assert texts.tokens[c.own[0]].count(c.targets[0]) == 1  # the word that all its texts have
         assert c.targets[0] == {"a": 90, "b": 91, "c": 92}[c.name]
     assert texts.provenance["licence"] == "CC0"
-    again = labelled_concepts(
-        labelled(a=sentences("w90", 12), b=sentences("w91", 12)), tokenizer(), classes=["b"], per_class=8, max_length=16
-    )
+    again = labelled_concepts(three, tokenizer(), classes=["b"], **how)
     assert [c.name for c in again.concepts] == ["b"] and again.sha256 != texts.sha256
 
 
-def test_texts_that_begin_alike_count_once_and_are_counted():
+def test_texts_with_equal_beginnings_are_dropped_and_counted():
     twice = [text + f" w{i}" for i, text in enumerate(sentences("w90", 6) + sentences("w90", 6))]
     texts = labelled_concepts(labelled(a=twice, b=sentences("w91", 12)), tokenizer(), per_class=8, max_length=10)
     assert len({tuple(ids) for ids in texts.tokens}) == len(texts.tokens)
@@ -68,7 +60,7 @@ def test_texts_that_begin_alike_count_once_and_are_counted():
     assert dropped["a: the first 10 tokens of another prompt"] == 6 and dropped["a: fewer texts than asked for"] == 2
 
 
-def test_groups_stand_on_one_side_and_take_turns():
+def test_groups_are_not_split_between_sides():
     some = labelled(3, a=sentences("w90", 24), b=sentences("w91", 24))
     texts = labelled_concepts(some, tokenizer(), per_class=12, max_length=16)
     assert texts.labels is not None and len(texts.tokens) == 24
@@ -94,20 +86,15 @@ def test_telling_tokens_by_hand():
     own = [[5, 6, 7, 9], [5, 6, 7, 9], [5, 6, 7, 9], [5, 7, 8, 9]]
     others = [[6, 7, 1], [7, 1, 1], [7, 1, 2], [7, 1, 3]]
     tokens = own + [[4, 7]] * 4 + others * 2
-    texts = ConceptTexts(
-        "hand",
-        tokens,
-        [[t == 9 for t in ids] for ids in tokens],
-        (True,) * 4 + (False,) * 4 + (True,) * 4 + (False,) * 4,
-        (Concept("x", tuple(range(8)), tuple(range(8, 16)), (5,)),),
-    )
+    special, ranking = [[t == 9 for t in ids] for ids in tokens], ((True,) * 4 + (False,) * 4) * 2
+    texts = ConceptTexts("hand", tokens, special, ranking, (Concept("x", tuple(range(8)), tuple(range(8, 16)), (5,)),))
     assert telling_tokens(texts, texts.concepts[0]) == (5, 6)
     assert telling_tokens(texts, texts.concepts[0], 1) == (5,)
     with pytest.raises(TextError, match="no token occurs more often"):
         telling_tokens(texts, replace(texts.concepts[0], own=tuple(range(8, 16)), others=tuple(range(8, 16))))
 
 
-def test_a_concept_of_tokens_stands_where_one_comes_next():
+def test_a_concept_of_tokens_is_read_where_one_comes_next():
     rows = [[i, 2, 3, 50, 4, 50] if i % 2 else [i, 2, 3, 4] for i in range(20, 36)]
     texts = token_concepts(as_prompts(rows, None), {"fifty": [50]}, n_texts=6)
     (concept,) = texts.concepts
@@ -119,13 +106,14 @@ def test_a_concept_of_tokens_stands_where_one_comes_next():
 
 def test_given_texts_share_their_sides():
     a, b, c = ([[i, j, 7, 8] for j in range(6)] for i in (10, 11, 12))
-    texts = given_concepts("mine", {"ab": (a + b, c), "a": (a, b)}, targets={"ab": [1], "a": [2]}, special=[8])
+    given, how = {"ab": (a + b, c), "a": (a, b)}, {"targets": {"ab": [1], "a": [2]}, "special": [8]}
+    texts = given_concepts("mine", given, **how)
     assert len(texts.tokens) == 18 and [c.targets for c in texts.concepts] == [(1,), (2,)]
     assert texts.special[0] == [False, False, False, True] and mask(texts)[:, 3].all()
     for concept in texts.concepts:
         for some in (concept.own, concept.others):
             assert len(texts.side(some, True)) == len(texts.side(some, False))
-    assert np.array_equal(texts.ranking, given_concepts("mine", {"ab": (a + b, c), "a": (a, b)}, targets={"ab": [1], "a": [2]}, special=[8]).ranking)  # fmt: skip
+    assert np.array_equal(texts.ranking, given_concepts("mine", given, **how).ranking)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +125,7 @@ def test_given_texts_share_their_sides():
         ({"positions": {0: (5,)}}, r"positions \[5\] of text 0"),
     ],
 )
-def test_concepts_that_do_not_serve(change, message):
+def test_invalid_concepts_raise(change, message):
     concept = Concept("x", (0, 1, 2, 3), (4, 5, 6, 7), (1,))
     whole = ([[1, 2]] * 8, [[False] * 2] * 8, (True, False) * 4)
     ConceptTexts("fine", *whole, (concept,))

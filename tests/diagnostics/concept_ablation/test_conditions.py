@@ -1,4 +1,4 @@
-"""What is taken from the stream: random latents, placebos, and what is kept."""
+"""Edits of each condition: selected and random latents, placebos, and latents that are kept."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def encoded() -> Encoded:
     return Encoded.of(sae, inputs())
 
 
-def test_random_latents_are_others_of_like_dose_each_once():
+def test_random_latents_have_similar_doses_and_are_drawn_once():
     dose = torch.exp(torch.linspace(-6, 3, 400))
     active = torch.ones(400, dtype=torch.bool)
     selected = torch.tensor([200, 120, 300, 60])
@@ -32,8 +32,8 @@ def test_random_latents_are_others_of_like_dose_each_once():
     assert len(set(every)) == len(every) >= 3 and not any(a == b for a, b in zip(every, range(1, 5), strict=False))
 
 
-def test_a_ranking_that_says_nothing_has_a_floor_of_its_own_size():
-    """Doses over four decades, selected by lot: random latents move x as far in all, at every N; and those drawn stay."""
+def test_random_latents_have_the_total_dose_of_the_selected_ones():
+    """Latents selected at random, with doses over four decades: the totals agree at every N, and larger N only add latents."""
     generator = torch.Generator().manual_seed(0)
     dose = torch.exp(2 * torch.randn(3000, generator=generator))
     order = torch.randperm(3000, generator=generator)
@@ -68,8 +68,8 @@ def test_a_placebo_has_the_norm_and_the_angle_of_the_selected_edit():
     torch.testing.assert_close(torch.cosine_similarity(turned, along), torch.ones_like(along[:, 0]))
 
 
-def test_a_placebo_adds_up_over_a_text_as_an_edit_of_one_latent_does():
-    """Many tokens of one text, each edited by a small multiple of one decoder row: both sums are as long as their parts together."""
+def test_a_placebo_is_as_coherent_over_a_text_as_the_edit_of_one_latent():
+    """60 tokens, each edited by a small multiple of one decoder row: coherence, ‖Σ Δx‖ / Σ ‖Δx‖, is 1, and that of placebos close."""
     some = encoded()
     latent = some.latent.bincount().argmax()
     direction = directions(1, inputs(40, seed=5), 3, "x")
@@ -88,7 +88,7 @@ def test_a_placebo_adds_up_over_a_text_as_an_edit_of_one_latent_does():
     assert one_a_text > 0.9 and one_a_token < 0.5
 
 
-def test_a_placebo_that_does_not_exist_is_counted_and_left_out():
+def test_missing_placebos_are_counted_and_left_out():
     """Where an edit leaves nothing of x there is no direction to turn to."""
     some = encoded()
     sae = some.sae

@@ -23,21 +23,21 @@ def result(**changes) -> FeatureAblation:
     return FeatureAblation(frame, [], provenance)
 
 
-@pytest.mark.parametrize("form", ["kl", "logit", "probe"])
-def test_a_panel_for_each_concept_and_one_for_all(form):
-    figure = result().plot(form)
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def test_panels_and_caption():
+    figure = result().plot("kl")
     assert titles(figure) == ["a", "b", "at equal intended effect"]
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
-    assert (
-        "d: 24 texts measured in 9 groups, 2 concepts (without c: 3 groups, fewer than 4), effects at all tokens"
-        in caption(figure)
-    )
-    assert "delete-one-group jackknife" in caption(figure)
-    figure.draw_without_rendering()
-    plt.close(figure)
+    said = "d: 24 texts measured in 9 groups, 2 concepts (without c: 3 groups, fewer than 4), effects at all tokens"
+    assert said in caption(figure) and "delete-one-group jackknife" in caption(figure)
 
 
-def test_selective_latents_without_collateral_stand_at_the_bottom_and_negative_effects_are_counted():
+def test_zero_collateral_is_open_at_the_bottom_and_negative_effects_are_counted():
     found = result(arms=("selected",))
     frame = found.frame
     frame.loc[(frame["concept"] == "a") & ~frame["own"], "kl"] = 0.0
@@ -47,24 +47,19 @@ def test_selective_latents_without_collateral_stand_at_the_bottom_and_negative_e
     bottom = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert len(bottom) == 2 and all(len(line.get_xdata()) == 3 for line in bottom)
     assert "Open, at the bottom: no collateral effect. Not drawn: 1 points" in caption(figure)
-    figure.draw_without_rendering()
-    plt.close(figure)
 
 
 @pytest.mark.parametrize("arms", [("selected",), ("selected", "random", "keep")])
-def test_by_count(arms):
+def test_figure_by_count(arms):
     found = result(arms=arms, per_group=2)
     figure = found.plot_counts()
     assert titles(figure) == ["precision", "dose"] + ["only the top N kept"] * ("keep" in arms)
-    lines = [line for line in figure.axes[1].lines]
     own = found.frame.query("sae == 'one' and arm == 'selected' and own").groupby("count")["delta_square"].mean()
-    assert np.allclose(np.asarray(lines[0].get_ydata(), float), own.to_numpy())
+    assert np.allclose(np.asarray(figure.axes[1].lines[0].get_ydata(), float), own.to_numpy())
     assert [int(t) for t in figure.axes[0].get_xticks()] == list(COUNTS)
-    figure.draw_without_rendering()
-    plt.close(figure)
 
 
-def test_the_terminal_says_effects_doses_comparisons_and_losses():
+def test_table():
     words = result().table()
     for part in ("kl, mean over concepts", "probe, at equal intended effect", "‖Δx‖²", "2 reads lost", "mean of 2"):
         assert part in words
@@ -72,8 +67,6 @@ def test_the_terminal_says_effects_doses_comparisons_and_losses():
     assert "kl, at equal intended effect:\nnone" in alone
 
 
-def test_without_a_selected_arm_there_is_no_comparison():
+def test_without_selected_latents_there_is_no_comparison():
     figure = result(arms=("random",)).plot("kl")
-    assert [t.get_text() for t in figure.axes[2].texts] == ["no selected arm"]
-    figure.draw_without_rendering()
-    plt.close(figure)
+    assert [t.get_text() for t in figure.axes[2].texts] == ["no selected latents"]

@@ -24,7 +24,7 @@ def sae(signed: bool):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_contributions_are_those_of_the_latents_edits(signed):
+def test_contributions_match_the_latents_edits(signed):
     """Subtracting a set leaves x − Σ z_i·d_i, keeping one the rest; latents of both signs."""
     dictionary, x = sae(signed), inputs()
     dictionary.selector.k = 5
@@ -46,7 +46,7 @@ def test_contributions_are_those_of_the_latents_edits(signed):
     assert not encoded.contribution(one)[~fires[:, 0]].any()
 
 
-def test_part_of_the_tokens_is_what_those_alone_give():
+def test_a_part_of_the_tokens_matches_encoding_it_alone():
     dictionary, x = sae(True), inputs()
     keep = torch.arange(len(x)) % 3 == 1
     part, alone = Encoded.of(dictionary, x).take(keep), Encoded.of(dictionary, x[keep])
@@ -58,7 +58,7 @@ def test_part_of_the_tokens_is_what_those_alone_give():
     torch.testing.assert_close(part.dose, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_scores_are_the_dense_sums():
+def test_scores_match_dense_sums():
     dictionary = sae(True)
     x, y = inputs(20), inputs(12, seed=4)
     own, others = Encoded.of(dictionary, x), Encoded.of(dictionary, y)
@@ -74,13 +74,13 @@ def test_scores_are_the_dense_sums():
     torch.testing.assert_close(attribution(own, gradient), (z * (gradient.double() @ W_dec.T)).sum(0), **tolerance)
 
 
-def test_best_takes_active_latents_in_order_and_ties_by_number():
+def test_ties_are_broken_by_latent_number():
     score = torch.tensor([1.0, 3.0, 3.0, -1.0, 9.0])
     active = torch.tensor([True, True, True, True, False])
     assert best(score, active).tolist() == [1, 2, 0, 3]
 
 
-def test_the_gradient_of_the_target_logit_is_that_of_a_full_forward_pass():
+def test_target_gradient_matches_a_full_pass():
     """Each token's counts its part in all later reads of its text."""
     hf, tokens, site, targets = tiny_model("llama"), prompts((9, 6, 7)), Site(3), [3, 8]
     recording = record(wrap(hf), tokens, [site], keep_cache=False)

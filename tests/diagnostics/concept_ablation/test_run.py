@@ -1,4 +1,4 @@
-"""Feature ablation: a planted truth by hand, and the properties that every run has."""
+"""Feature ablation: planted effects computed by hand, parity with full forward passes, resumed runs."""
 
 import json
 from dataclasses import replace
@@ -49,7 +49,7 @@ def planted(request):
     return texts, feature_ablation(planted_model(), texts, saes, counts=(1, 2), arms=ARMS, reads=None, sink_filter=None)
 
 
-def test_a_planted_latent_by_hand(planted):
+def test_planted_effects_by_hand(planted):
     """Texts have m of 9 tokens at which the one logit that there is falls from L to 0; elsewhere nothing happens."""
     texts, found = planted
     measured = [i for i in texts.concepts[0].own if not texts.ranking[i]]
@@ -76,7 +76,7 @@ def test_a_planted_latent_by_hand(planted):
     assert rows["text"].tolist() == measured
 
 
-def test_the_planted_probe_form(planted):
+def test_planted_probe_effects_by_hand(planted):
     """Subtracting z_i·d_i moves a text's mean activation by −m·SIZE·e_0, and its probe with it."""
     texts, found = planted
     rows = found.frame.query("arm == 'selected' and count == 1 and concept == 'concept'")
@@ -90,8 +90,8 @@ def test_the_planted_probe_form(planted):
     assert found.provenance["probe_accuracy"]["planted, 2.resid_post"]["concept"] > 0.9
 
 
-def test_the_other_latent_is_all_collateral_and_what_is_kept_suffices(planted):
-    """Latent 2 alone tells the other concept's texts: it does nothing to any logit. Keeping latent 0 alone keeps all of the effect."""
+def test_planted_collateral_and_keep_conditions(planted):
+    """Latent 2, which marks the other concept's texts, changes no logit. Keeping latent 0 alone keeps the whole effect."""
     _, found = planted
     frame = found.frame
     assert not frame.query("concept == 'other' and arm == 'selected' and count == 1 and not own")["kl"].any()
@@ -101,13 +101,11 @@ def test_the_other_latent_is_all_collateral_and_what_is_kept_suffices(planted):
     # Without latent 1 the norm is a little smaller and the logit larger: 25 of about 30 in ‖x‖² against 1.
     assert 0.9 < one["recovered"].value <= 1 and none["intended"].value == pytest.approx(selected["intended"].value)
     random = frame.query("arm == 'random' and concept == 'concept'")
-    assert random.groupby("count")["n_latents"].unique().map(list).to_dict() == {
-        1: [1],
-        2: [2],
-    }  # two latents are active: by lot it is the other one, then both
+    # two latents are active: the random one is the other one, then both
+    assert random.groupby("count")["n_latents"].unique().map(list).to_dict() == {1: [1], 2: [2]}
 
 
-def test_doses_of_placebos_are_those_of_the_selected_edit(planted):
+def test_placebos_have_the_doses_of_the_selected_edit(planted):
     _, found = planted
     arms = {name: rows.reset_index(drop=True) for name, rows in found.frame.groupby("arm")}
     assert (arms["placebo"]["n_edited"] == arms["selected"]["n_edited"]).all() and not found.provenance["dropped"]
@@ -121,7 +119,7 @@ def test_doses_of_placebos_are_those_of_the_selected_edit(planted):
     assert found.provenance["texts_untouched"] > 0
 
 
-def test_what_an_n_is_compared_with_does_not_depend_on_the_others_and_is_computed_once():
+def test_conditions_do_not_depend_on_other_counts_and_repeated_ones_run_once():
     texts, sae = random_texts(12), random_sae()
     alone, many = (
         feature_ablation(tiny_model("llama"), texts, {"sae": sae}, counts=n, sink_filter=None, arms=ARMS)
@@ -160,10 +158,9 @@ def random_texts(n: int = 6, positions: bool = False):
     return replace(found, concepts=(replace(concept, positions={i: (2, 5) for i in concept.own}),))
 
 
-@pytest.mark.parametrize("path", ["blocks", "hooks"])
-@pytest.mark.parametrize("positions", [False, True])
-def test_a_run_is_what_full_forward_passes_of_each_text_give(path, positions):
-    """The selected arm, the SAE's own edit at every token but the first, read at all of these or at the concept's."""
+@pytest.mark.parametrize(("path", "positions"), [("blocks", False), ("blocks", True), ("hooks", True)])
+def test_effects_match_full_forward_passes(path, positions):
+    """Selected latents are removed at every token but the first; effects are read at all of these or at the concept's."""
     hf, sae, texts = tiny_model("llama"), random_sae(), random_texts(positions=positions)
     run = feature_ablation(
         hf, texts, {"sae": sae}, counts=(3,), arms=("selected",), reads=None, path=path, sink_filter=None
@@ -183,7 +180,7 @@ def test_a_run_is_what_full_forward_passes_of_each_text_give(path, positions):
         assert row.n_edited == int((delta > 0).sum())
 
 
-def test_attribution_ranks_by_the_first_order_fall_and_needs_the_blocks():
+def test_attribution_finds_the_planted_latent_and_needs_the_blocks():
     texts, saes = planted_texts(labelled=False), {"planted": planted_sae(False)}
     settings = {"counts": (1,), "arms": ("selected",), "rankings": ("attribution",), "reads": None, "sink_filter": None}
     found = feature_ablation(planted_model(), texts, saes, **settings)
@@ -194,7 +191,7 @@ def test_attribution_ranks_by_the_first_order_fall_and_needs_the_blocks():
         feature_ablation(planted_model(), texts, saes, **settings, path="hooks")
 
 
-def test_the_probe_ranks_the_latents_that_it_reads():
+def test_the_probe_ranking_finds_the_planted_latents():
     settings = {"counts": (1,), "arms": ("selected",), "rankings": ("probe",), "reads": 4, "sink_filter": None}
     texts = planted_texts()
     found = feature_ablation(planted_model(), texts, {"planted": planted_sae(True)}, **settings)
@@ -205,19 +202,30 @@ def test_the_probe_ranks_the_latents_that_it_reads():
         feature_ablation(planted_model(), planted_texts(False), {"planted": planted_sae(True)}, **settings)
 
 
-def test_units_resume_and_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+def test_resume_and_roundtrip(tmp_path, monkeypatch):
     model, texts, saes = planted_model(), planted_texts(), {"planted": planted_sae(False)}
     settings = {"counts": (1, 2), "reads": 4, "sink_filter": None, "folder": tmp_path}
-    done = []
+    done, again = [], []
     first = feature_ablation(model, texts, saes, **settings, progress=lambda n, total: done.append((n, total)))
     assert sum(n for n, _ in done) == done[0][1] == 2 * 40 * (3 * 2)
-    again = []
     second = feature_ablation(model, texts, saes, **settings, progress=lambda n, total: again.append(n))
     assert again == [480]  # in one step
     pd.testing.assert_frame_equal(first.frame, second.frame)
     assert tuple(first.frame) == COLUMNS and first.frame["group"].equals(first.frame["text"])
+    monkeypatch.setattr(FeatureAblation, "figures", lambda self: {})  # test_names_in_figures draws them
+    first.write(tmp_path)
+    loaded = FeatureAblation.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.frame, first.frame)
+    assert loaded.tokens == texts.tokens and loaded.concepts == [("planted", "concept"), ("planted", "other")]
+    assert "at equal intended effect" in loaded.table() and "<table" in loaded._repr_html_()
+    assert json.loads((tmp_path / "feature_ablation.json").read_text())["summary"] == jsonable(loaded.groups)
+
+
+def test_groups_of_several_data_sets():
+    texts, saes = planted_texts(), {"planted": planted_sae(False)}
     grouped = replace(texts, groups=tuple(i - i % 4 + i % 2 for i in range(2 * N)))  # two texts of one side
-    pairs = feature_ablation(model, {"first": texts, "planted": grouped}, saes, counts=(1,), reads=4, sink_filter=None)
+    data = {"first": texts, "planted": grouped}
+    pairs = feature_ablation(planted_model(), data, saes, counts=(1,), reads=4, sink_filter=None, arms=("selected",))
     rows = pairs.frame[pairs.frame["data"] == "planted"]
     first_text = (rows["text"] - 2 * N) // 4 * 4 + (rows["text"] - 2 * N) % 2 + 2 * N
     assert rows["group"].equals(first_text.rename("group")) and rows["group"].nunique() == N // 2
@@ -225,14 +233,6 @@ def test_units_resume_and_a_result_comes_back_from_its_folder(tmp_path, monkeypa
     assert by == {"first": (N, N), "planted": (N, N // 2)}
     assert pairs.provenance["texts"]["planted"]["concepts"]["other"]["measuring_groups"] == [10, 10]
     assert pairs.provenance["texts"]["planted"]["measured"] == {"texts": 40, "groups": 20}
-    monkeypatch.setattr(FeatureAblation, "figures", lambda self: {})  # the command's tests draw them
-    first.write(tmp_path)
-    loaded = FeatureAblation.load(tmp_path)
-    pd.testing.assert_frame_equal(loaded.frame, first.frame)
-    assert loaded.tokens == texts.tokens and loaded.concepts == [("planted", "concept"), ("planted", "other")]
-    assert "at equal intended effect" in loaded.table() and "<table" in loaded._repr_html_()
-    stated = json.loads((tmp_path / "feature_ablation.json").read_text())
-    assert stated["summary"] == jsonable(loaded.groups)
 
 
 @pytest.mark.parametrize(
@@ -243,16 +243,12 @@ def test_units_resume_and_a_result_comes_back_from_its_folder(tmp_path, monkeypa
         ({"counts": (0, 1)}, ResultError, "1 or more"),
         ({"reads": 0}, ResultError, "0 reads"),
         ({"path": "replay"}, ResultError, "path 'replay'"),
+        ({"prompts": {"all": planted_texts()}}, ResultError, "a data set is called 'all'"),
         ({"saes": {"d": torch.eye(D_MODEL)}}, Exception, "do not say where they act"),
         ({"saes": {"wide": build(named("standard:relu"), 8, 2, torch.randn(9, 16), torch.Generator(), hook_name="blocks.1.hook_resid_post")}}, BelongingError, "width 16"),
     ],
 )  # fmt: skip
-def test_what_does_not_serve(settings, error, message):
-    saes = settings.pop("saes", {"planted": planted_sae(False)})
+def test_invalid_arguments_raise(settings, error, message):
     with pytest.raises(error, match=message):
-        feature_ablation(planted_model(), planted_texts(), saes, **settings)
-
-
-def test_a_data_set_named_like_the_mean_over_concepts_is_refused():
-    with pytest.raises(ResultError, match="a data set is called 'all'"):
-        feature_ablation(planted_model(), {"all": planted_texts()}, {"planted": planted_sae(False)})
+        given = {"prompts": planted_texts(), "saes": {"planted": planted_sae(False)}, **settings}
+        feature_ablation(planted_model(), given.pop("prompts"), given.pop("saes"), **given)

@@ -1,4 +1,4 @@
-"""Intervals and comparisons, against plain loops over deletions and numbers worked out by hand."""
+"""Intervals and comparisons against plain loops over deletions and numbers computed by hand."""
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ def table(
 @pytest.mark.filterwarnings("ignore:an interval from")  # groups are fewer than texts
 @pytest.mark.parametrize("per_group", [1, 3])  # texts alone; groups, of which one has texts of both kinds
 @pytest.mark.parametrize("form", ["kl", "logit", "probe"])
-def test_estimates_are_those_of_a_loop_over_deletions(form, per_group):
+def test_estimates_match_a_loop_over_deletions(form, per_group):
     frame = table(per_group=per_group, n=60)
     frame.loc[(frame["text"] == 7) & (frame["count"] == 100), "kl"] = np.nan  # at another N than is asked about here
     (curve,) = (c for c in curves(frame, [form]) if (c.sae, c.concept, c.arm) == ("two", "b", "selected"))
@@ -84,8 +84,8 @@ def test_estimates_are_those_of_a_loop_over_deletions(form, per_group):
     assert curve.groups.tolist() == sorted(set(group))
 
 
-def test_few_texts_of_one_kind_are_not_helped_by_many_of_the_other():
-    """Two texts with the concept and 20 without: no interval of what is intended, nor of what is formed from both."""
+def test_two_texts_with_the_concept_give_no_interval():
+    """Beside 20 without it: no interval of the intended effect, nor of any statistic of both effects."""
     frame = table(arms=("selected",), saes=("one",), concepts=("a",), n=40)
     (c,) = curves(frame[(frame["text"] < 2) | (frame["text"] >= 20)], ["kl"])
     assert c.estimate(0, 1).df == 19 and np.isfinite(c.estimate(0, 1).low)
@@ -96,8 +96,8 @@ def test_few_texts_of_one_kind_are_not_helped_by_many_of_the_other():
     assert all(e.collateral is None or np.isnan(e.collateral.low) for e in equal_effects([c]))
 
 
-def test_an_effect_that_is_not_finite_is_left_out_where_it_stands_alone():
-    """One text of one SAE at one N: the curve is that of the others there, and no SAE loses the comparison."""
+def test_a_nonfinite_effect_is_left_out_of_its_own_point_only():
+    """One text of one SAE at one N: that point is the mean of the other texts, and no SAE drops out of the comparison."""
     frame = table(arms=("selected",))
     at = (frame["sae"] == "one") & (frame["concept"] == "a") & (frame["text"] == 3) & (frame["count"] == 100)
     frame.loc[at, "kl"] = np.nan
@@ -114,7 +114,7 @@ def test_an_effect_that_is_not_finite_is_left_out_where_it_stands_alone():
     assert all(np.isfinite(e.collateral.value) for e in lost if e.collateral is not None)
 
 
-def test_the_ratio_is_fiellers_where_both_effects_are_of_the_same_texts():
+def test_the_ratio_has_fiellers_interval_where_both_effects_are_of_the_same_texts():
     texts = np.arange(24)
     x = np.random.default_rng(0).lognormal(size=(24, 2))
     whole = (x.sum(0) - x) / 23
@@ -148,7 +148,7 @@ def test_a_mean_over_concepts_deletes_a_group_from_all():
     assert (found.value, found.low, found.high) == pytest.approx((known.value, known.low, known.high))
 
 
-def test_summaries_have_doses_and_what_keeping_recovers():
+def test_summaries_hold_doses_and_recovered_shares():
     frame = table()
     groups = summaries(frame, curves(frame, ["kl"]))
     assert len(groups) == 2 * 2 * (3 + 3 + 4)
@@ -163,7 +163,7 @@ def test_summaries_have_doses_and_what_keeping_recovers():
     assert line["intended"].value == pytest.approx(known.value)
 
 
-def test_a_table_that_lacks_a_line_is_refused():
+def test_a_table_without_a_row_raises():
     frame = table(arms=("selected",))
     with pytest.raises(ResultError, match="not every text has a line at every N"):
         curves(frame.drop(frame.index[0]), ["kl"])
@@ -195,7 +195,7 @@ def test_collateral_at_one_intended_effect_by_hand():
     assert found["weak", "all", "random"].status == "not reached in 1"
 
 
-def test_the_interval_at_one_intended_effect_is_that_of_deletions_at_that_level():
+def test_the_interval_at_one_intended_effect_matches_deletions_at_that_level():
     frame = table(arms=("selected",))
     some = curves(frame, ["kl"])
     found = equal_effects(some)
@@ -215,15 +215,11 @@ def test_the_interval_at_one_intended_effect_is_that_of_deletions_at_that_level(
     assert sum(e.status == REACHED for e in found) >= 3
 
 
-def test_a_mean_is_of_the_concepts_that_every_sae_reaches():
+def test_means_are_over_concepts_that_every_sae_reaches():
     reach = [[1.0, 1.0], [4.0, 1.0]]
-    some = [
-        _curve(
-            sae, concept, counts=(1, 2), value=[[0.0, 1.0], [0.1, 1.0]] if (sae, concept) == ("weak", "b") else reach
-        )
-        for sae in ("one", "two", "weak")
-        for concept in ("a", "b")
-    ]
+    value = {("weak", "b"): [[0.0, 1.0], [0.1, 1.0]]}
+    places = [(sae, concept) for sae in ("one", "two", "weak") for concept in ("a", "b")]
+    some = [_curve(*place, counts=(1, 2), value=value.get(place, reach)) for place in places]
     means = [e for e in equal_effects(some) if e.data == "all"]
     assert [(e.sae, e.concept, e.status) for e in means] == [(s, "mean of 1", REACHED) for s in ("one", "two", "weak")]
     assert equal_effects([_curve(arm="random", counts=(1, 2), value=reach)]) == []

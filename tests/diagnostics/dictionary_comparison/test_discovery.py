@@ -1,4 +1,4 @@
-"""Planted gaps: latents that one dictionary lacks are discovery, the same latents with less noise are separability."""
+"""Planted gaps: latents that one dictionary lacks count as discovery, the same latents with less noise as separability."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def noise_of(n: int) -> np.ndarray:
     return 0.1 * np.random.default_rng(7).normal(size=(N, n))
 
 
-def test_latents_that_the_other_lacks_are_discovery():
+def test_missing_latents_are_discovery():
     """B has A's noisy latents, and clean ones."""
     a = latents(1.0, 0)
     b = np.concatenate([3 * latents(0.1, 1), a], axis=1)  # larger, so that these are chosen
@@ -36,7 +36,7 @@ def test_latents_that_the_other_lacks_are_discovery():
     assert found.accuracy["b_matched"].value == found.accuracy["a_matched"].value == found.accuracy["a"].value
 
 
-def test_the_same_latents_with_less_noise_are_separability():
+def test_less_noise_is_separability():
     a = latents(1.0, 0)
     b = np.concatenate([noise_of(3), latents(0.1, 1)], axis=1)
     found = discovery_split(a, b, PAIRS, LABELS)
@@ -46,7 +46,7 @@ def test_the_same_latents_with_less_noise_are_separability():
     assert parts["texts"] == N and parts["gap"]["value"] == found.gap.value
 
 
-def test_turned_around_only_signs_change():
+def test_swapping_the_dictionaries_changes_the_signs():
     a, b = latents(0.8, 0), np.concatenate([latents(0.5, 1), noise_of(3)], axis=1)[:, [3, 4, 5, 0, 1, 2]]
     one, other = discovery_split(a, b, PAIRS, LABELS), discovery_split(b, a, PAIRS[:, ::-1], LABELS)
     for part in ("gap", "separability", "discovery"):
@@ -55,7 +55,7 @@ def test_turned_around_only_signs_change():
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_accuracy_is_that_of_probes_fitted_one_by_one(k):
+def test_accuracy_matches_scikit_learn_probes(k):
     a = np.concatenate([latents(0.7, 0), noise_of(4) * 5], axis=1)
     found = discovery_split(a, latents(0.5, 1), PAIRS % 3, LABELS, k=k, folds=4, seed=3)
     fold = _folds(np.array(LABELS), np.arange(N), 4, 3)
@@ -73,7 +73,7 @@ def test_accuracy_is_that_of_probes_fitted_one_by_one(k):
     assert found.accuracy["a"].value == pytest.approx(np.mean(scores))
 
 
-def test_two_classes_are_one_task_and_what_does_not_fit_is_refused():
+def test_two_classes_are_one_task_and_invalid_input_raises():
     two = np.array(LABELS)[KIND < 2]
     a = latents(0.5, 0)[KIND < 2]
     assert discovery_split(a, a, PAIRS % 3, list(two)).n_tasks == 1
@@ -91,9 +91,9 @@ def test_two_classes_are_one_task_and_what_does_not_fit_is_refused():
         discovery_split(a, a, PAIRS % 3, list(two), groups=[str(i % 6) for i in range(80)])
 
 
-def test_groups_are_held_out_and_left_out_whole():
+def test_groups_are_not_split_between_folds_or_deletions():
     group = np.arange(N) // CLASSES // 4 * CLASSES + KIND  # ten of four texts a class
-    group = first_of_group(group)
+    group = first_of_group(group.tolist())
     fold = _folds(np.array(LABELS), group, 5, 0)
     assert all(len(set(fold[group == g])) == 1 for g in group) and len(set(group)) == 30
     assert all((np.bincount(fold[c == KIND]) == 8).all() for c in range(CLASSES))

@@ -1,4 +1,4 @@
-"""Figures draw the numbers of the result, say how they were made, and survive what is missing."""
+"""Figures draw the numbers of the result, also where some are missing."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.diagnostics.dictionary_comparison.test_run import result
-from tests.diagnostics.drawn import caption, panels
+from tests.diagnostics.drawn import caption, panels, points
 
 
 @pytest.fixture(autouse=True)
@@ -16,28 +16,25 @@ def _closed():
     plt.close("all")
 
 
-def test_quartiles_are_those_of_the_first_of_each_kind():
+def test_quartiles_of_unique_latents():
     found, figure = result(), result().plot()
     (ax,) = (ax for ax in figure.axes if ax.get_visible())
-    label = ax.get_legend().get_texts()[1].get_text()
     pair = found.pair("standard", "cosine")
-    assert label == f"only in standard: {pair['unique']}"
-    drawn = next(c for c in ax.containers if c.get_label() == label).lines[0].get_ydata()
+    drawn = points(ax, f"only in standard: {pair['unique']}")[:, 1]
     np.testing.assert_allclose(drawn, [100 * pair[f"unique_q{q}"]["value"] for q in range(1, 5)])
 
 
-def test_stability_holds_each_ordered_pair_and_frames_seeds():
+def test_stability_of_each_ordered_pair():
     found, figure = result(), result().figures()["dictionary_stability"]
     for ax, column in zip(figure.axes, ("mcs", "matched_share"), strict=True):
         shown = {tuple(map(round, t.get_position()[::-1])): t.get_text() for t in ax.texts}
-        expected = {
-            (found.names.index(g["sae"]), found.names.index(g["other"])): f"{g[column]:.2f}" for g in found.groups
-        }
+        place = found.names.index
+        expected = {(place(g["sae"]), place(g["other"])): f"{g[column]:.2f}" for g in found.groups}
         assert shown == expected and len(ax.patches) == 1
     assert "Chance, left: 0." in caption(figure)
 
 
-def test_gradients_fall_from_all_latents_to_none():
+def test_gradients_fall_from_100_percent_to_0():
     found, figure = result(), result().figures()["dictionary_gradients"]
     line = next(line for line in found.lines["saes"] if line["sae"] == "cosine")
     (drawn,) = (c for c in figure.axes[0].lines if c.get_label().startswith("cosine: "))
@@ -47,7 +44,7 @@ def test_gradients_fall_from_all_latents_to_none():
     assert f"{100 * line['gradient_above_2']['value']:.0f} %" in drawn.get_label()
 
 
-def test_alignment_and_effect_show_each_latent():
+def test_alignment_and_effect_have_a_point_for_each_latent():
     found = result()
     figures = found.figures()
     for name, column in (("alignment", "mcs_seeds"), ("effect", "kl")):
@@ -57,7 +54,7 @@ def test_alignment_and_effect_show_each_latent():
         assert len(by_name["standard"].collections[0].get_offsets()) == len(own)
 
 
-def test_figures_of_saes_without_rows_ratios_or_ablations():
+def test_figures_without_values_are_left_out():
     found = result()
     mute = found.frame.assign(alignment=np.nan, alignment_cosine=np.nan, gradient_ratio=np.nan)
     assert list(replace(found, frame=mute).figures()) == ["dictionary_quartiles", "dictionary_stability"]

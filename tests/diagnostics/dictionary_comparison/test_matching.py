@@ -1,4 +1,4 @@
-"""A dictionary that is another one, permuted, noised and turned around, is found to be so; chance finds nothing."""
+"""A permuted, noised and sign-flipped copy of a dictionary is matched with it; rotated activations match nothing."""
 
 import itertools
 
@@ -18,10 +18,10 @@ from tests.diagnostics.dictionary_comparison.test_activity import drawn
 D_SAE = 40
 
 
-def copy_of(a: Activity, order: np.ndarray, noise: float = 0.1, turned: tuple[int, ...] = ()) -> Activity:
-    """The latents of `a` in another order, noised; some with z and d turned around."""
+def copy_of(a: Activity, order: np.ndarray, noise: float = 0.1, flipped: tuple[int, ...] = ()) -> Activity:
+    """The latents of `a` in another order, noised; some with the signs of z and d flipped."""
     rng = np.random.default_rng(9)
-    sign = np.where(np.isin(order, turned), -1.0, 1.0)
+    sign = np.where(np.isin(order, flipped), -1.0, 1.0)
     z = a.z.toarray()[:, order]
     z = z * (1 + noise * rng.normal(size=z.shape)) * sign
     rows = a.rows[torch.from_numpy(order)] + noise * torch.from_numpy(rng.normal(size=a.rows.shape)) / 4
@@ -29,22 +29,22 @@ def copy_of(a: Activity, order: np.ndarray, noise: float = 0.1, turned: tuple[in
 
 
 @pytest.mark.parametrize("at_once", [1, 2**23])
-@pytest.mark.parametrize("turned", [(), (3, 11)])
-def test_a_permuted_and_noised_copy_is_recognised(monkeypatch, at_once, turned):
+@pytest.mark.parametrize("flipped", [(), (3, 11)])
+def test_a_permuted_and_noised_copy_is_matched(monkeypatch, at_once, flipped):
     monkeypatch.setattr(dictionary_activity, "BLOCK", at_once)
     a, order = drawn(800, D_SAE), np.random.default_rng(1).permutation(D_SAE)
-    b = copy_of(a, order, turned=turned)
+    b = copy_of(a, order, flipped=flipped)
     found = matched(a, b)
     np.testing.assert_array_equal(order[found.a.match], np.arange(D_SAE))
     np.testing.assert_array_equal(found.b.match, order)
     np.testing.assert_array_equal(found.a.partner, found.a.match)
     assert found.method == "hungarian"
     assert found.a.agrees.all() and found.b.agrees.all() and found.a.stable.all()
-    assert (np.sign(found.b.cosine) == np.where(np.isin(order, turned), -1, 1)).all()
+    assert (np.sign(found.b.cosine) == np.where(np.isin(order, flipped), -1, 1)).all()
     row = np.arange(D_SAE)
     np.testing.assert_allclose(found.a.correlation, correlations(a, b)[row, found.a.match], atol=1e-12)
     np.testing.assert_allclose(found.a.cosine, cosines(a, b)[row, found.a.match], atol=1e-12)
-    size = np.abs(cosines(a, b)) if turned else cosines(a, b)
+    size = np.abs(cosines(a, b)) if flipped else cosines(a, b)
     np.testing.assert_allclose(found.a.mcs, size.max(1), atol=1e-12)
     np.testing.assert_allclose(found.b.mcs, size.max(0), atol=1e-12)
     chance = matched(a, b.rotated(400))
@@ -52,8 +52,8 @@ def test_a_permuted_and_noised_copy_is_recognised(monkeypatch, at_once, turned):
     assert chance.a.stable.all()  # which needs no activations
 
 
-def test_classes_hold_what_was_planted():
-    """Latents shared by both, one split in two (the second agrees with what is another's match), and latents of each side's own."""
+def test_planted_classes_are_found():
+    """Latents of both, one split in two (the second half agrees with a latent that is matched), and latents of one side."""
     a = drawn(2000, D_SAE, d_model=32)
     b = copy_of(a, np.arange(D_SAE), noise=0.02)
     z, rows = b.z.toarray(), b.rows.clone()
@@ -85,7 +85,7 @@ def test_rare_latents_are_not_matched():
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(1, 9)), max_size=9))
-def test_the_matching_is_the_best_and_greedy_is_at_least_half_as_good(entries):
+def test_hungarian_is_optimal_and_greedy_reaches_half_the_optimum(entries):
     best_of = {(i, j): float(w) for i, j, w in entries}
     i, j = (np.array([pair[side] for pair in best_of], dtype=int) for side in (0, 1))
     weight = np.array(list(best_of.values()))
@@ -104,7 +104,7 @@ def test_the_matching_is_the_best_and_greedy_is_at_least_half_as_good(entries):
     assert values[1] >= values[0] / 2
 
 
-def test_thresholds_out_of_range_are_refused():
+def test_thresholds_out_of_range_raise():
     a = drawn(30, 4)
     with pytest.raises(ResultError, match=r"thresholds 0 \(correlation\)"):
         matched(a, a, correlation=0)

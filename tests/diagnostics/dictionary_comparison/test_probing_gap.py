@@ -1,4 +1,4 @@
-"""Labelled texts are looked at when they arrive; what filters leave too few of is a line that says so."""
+"""Labelled texts are checked at the start; where filters leave too few texts, a line says so."""
 
 import hashlib
 import json
@@ -12,8 +12,7 @@ from diagnostics.dictionary_comparison.probing_gap import FOLDS, LabelledTexts, 
 from diagnostics.dictionary_comparison.quartiles import Sample
 from interventions import ResultError
 from interventions.models.wrapping import wrap
-from sae_models.dictionaries import Dictionary as Dictionary
-from sae_models.dictionaries import dictionaries_of as dictionaries_of
+from sae_models.dictionaries import Dictionary, dictionaries_of
 from tests.diagnostics.dictionary_comparison.test_run import PROMPTS, saes, stream
 from tests.tiny import tiny_model
 
@@ -66,12 +65,12 @@ def test_labels_and_groups_in_their_order_are_hashed():
         (([tokens[:1] for tokens in PROMPTS], LABELS), f"no token of {N} texts is left without the first 1"),
     ],
 )
-def test_what_cannot_be_probed_is_refused_by_name(given, message):
+def test_texts_that_cannot_be_probed_raise(given, message):
     with pytest.raises(ResultError, match=message):
         LabelledTexts.of("mine", given, None, 1)
 
 
-def test_a_line_is_the_split_of_mean_latents():
+def test_a_line_matches_the_split_of_mean_latents():
     which = [i for i in range(N) if i != 3]  # one text is lost to the filters
     matches = {("standard", "cosine"): np.array([[0, 1], [5, 2], [9, 9]])}
     groups = [str(i // 2) if i < 4 else str(i) for i in range(N)]
@@ -86,7 +85,7 @@ def test_a_line_is_the_split_of_mean_latents():
     assert (line["texts"], line["groups"], line["matches"], line["why_not"]) == (N - 1, N - 2, 3, None)
 
 
-def test_what_filters_leave_too_few_of_is_a_line_without_accuracies():
+def test_too_few_texts_after_filters_give_a_line_without_accuracies():
     odd = [i for i in range(N) if LABELS[i] == "odd"]
     which = sorted({*range(N)} - {*odd[4:]})
     matches = {("standard", "cosine"): np.array([[0, 1]])}

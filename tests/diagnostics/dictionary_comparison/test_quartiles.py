@@ -1,4 +1,4 @@
-"""A norm detector that was planted is found; deletions from sums are those of the table without a prompt."""
+"""A planted norm detector is found; deletions from sums match the table without a prompt."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_a_norm_detector_is_found():
     assert all(np.isnan(e.value) for e in quartile_shares(active, sample, chosen(2)))
 
 
-def test_intervals_are_those_of_shares_formed_anew_without_each_prompt():
+def test_intervals_match_shares_computed_without_each_prompt():
     active, sample = planted(1)
     members = chosen(0, 3, 4)
 
@@ -74,7 +74,7 @@ def test_gradient_ratios_of_planted_gradients():
     assert above.value == 0.5 and above.n_prompts == N_PROMPTS
 
 
-def test_sums_without_each_prompt_add_up():
+def test_sums_without_each_prompt():
     active, sample = planted(3)
     prompt = sample.prompt[active.token]
     found = list(without_each(prompt, active.latent, D_SAE, range(N_PROMPTS), active.z.astype(float)))

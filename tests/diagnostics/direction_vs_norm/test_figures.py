@@ -7,7 +7,6 @@ import itertools
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
@@ -30,11 +29,8 @@ PANELS = {
 
 
 @pytest.fixture(autouse=True)
-def a_clean_desk():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small only wait for each other's threads
+def close_figures():
     yield
-    torch.set_num_threads(before)
     plt.close("all")
 
 
@@ -124,23 +120,12 @@ def test_what_is_drawn_is_what_the_table_says(layers, context):
             assert ((y >= low) & (y <= high))[np.isfinite(y)].all(), "nothing is drawn outside the axes"
 
 
-def test_layers_are_where_they_are_labelled():
-    drawn = drawn_result()
-    for ax in drawn.axes:
-        labels = [label.get_text() for label in ax.get_xticklabels()]
-        if any(labels):
-            assert labels == ["0", "3", "5"]
-            assert ax.get_xlabel() == "block whose output is patched"
-    (series,) = [
-        c for c in axes(drawn, PANELS["direction ÷ norm"][0]).containers if c.get_label() == LABELS["in_place"]
-    ]
-    np.testing.assert_allclose(series.lines[0].get_xdata()[:2], [0, 3], atol=0.3)
-
-
 def test_layers_too_near_each_other_are_drawn_in_order():
     run = with_layers(result((0, 3, 5), "in_place"), {0: 0, 3: 29, 5: 30})
     ax = axes(figure(run), PANELS["direction ÷ norm"][0])
     assert ax.get_xlabel() == "block whose output is patched (not to scale)"
+    (series,) = [c for c in ax.containers if c.get_label() == LABELS["in_place"]]
+    np.testing.assert_allclose(series.lines[0].get_xdata()[:2], [0, 1], atol=0.3)
     assert ax.get_xticks().tolist() == [0, 1, 2]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "29", "30"]
 
@@ -173,41 +158,20 @@ def test_a_norm_patch_that_does_nothing_is_an_open_marker_at_a_bound():
     assert any(np.isclose(line.get_ydata(), 1e-30, rtol=1e-6).any() for line in strips[0].lines)
 
 
-@pytest.mark.parametrize("context", ["both", "in_place"])
-def test_all_ratios_bounded(context):
-    run = with_kl(result(context=context), 1e-30, "norm", "placebo_direction", "placebo_token", "placebo_norm")
-    drawn = figure(run)
-    for ax, series in ((axes(drawn, PANELS["direction ÷ norm"][0]), 1), (axes(drawn, PANELS["placebo_token"][0]), 2)):
-        assert len(arrows(ax)) == series * 3 * (2 if context == "both" else 1)
-        assert set(arrows(ax)) == {CAP}
-        for container in ax.containers:
-            assert len(container.lines[0].get_ydata()) == 0
-
-
-@pytest.mark.parametrize(("edits", "layer"), [(("self", "norm"), None), (("self",), 5)])
-def test_a_noise_floor_of_zero(edits, layer):
-    figure(with_kl(result((0, 5), "in_place"), 0.0, *edits, layer=layer))
-
-
-def test_few_prompts_have_points_and_no_intervals():
-    run = result(n_prompts=6, pairs=12)
-    drawn = figure(run)
-    found = points(kl_axes(drawn, "in_place"), LABELS["direction"])
-    np.testing.assert_allclose(found[:, 1], [g["edits"]["direction"]["mean_kl"].value for g in groups(run, "in_place")])
-    np.testing.assert_allclose(found[:, 2:], found[:, 1:2].repeat(2, axis=1))
+def test_a_noise_floor_of_zero():
+    figure(with_kl(result((0, 5), "in_place"), 0.0, "self", "norm"))
 
 
 @functools.cache
 def beside_untrained() -> DirectionNorm:
     tokens = prompts(tuple(20 + (7 * i) % 21 for i in range(24)))
     sites = [Site(layer, point) for layer in (1, 4) for point in ("attn_out", "resid_post")]
-    settings = {"pairs": 30, "context": "both", "pair_sets": ("random",), "null_seeds": 2}
+    settings = {"pairs": 24, "context": "both", "pair_sets": ("random",), "null_seeds": 2}
     return direction_norm(tiny_model("llama"), tokens, sites=sites, **settings)
 
 
-@pytest.mark.parametrize("point", ["attn_out", "resid_post"])
-def test_untrained_networks_are_grey_lines_at_their_own_values(point):
-    run = beside_untrained()
+def test_randomly_initialised_models_are_grey_lines_at_their_own_values():
+    run, point = beside_untrained(), "resid_post"
     drawn = run.plot(point)
     drawn.canvas.draw()
     for name, contexts in (("direction ÷ norm", ("in_place", "single_token")), ("placebo_token", ("in_place",))):
@@ -229,8 +193,6 @@ def test_untrained_networks_are_grey_lines_at_their_own_values(point):
         solid = [of(g) for g in run.select(point=point) if g["context"] == "in_place"]
         series = LABELS["in_place"] if name == "direction ÷ norm" else f"{LABELS['in_place']}, tangent between tokens"
         check_points(points(ax, series), solid)
-    words = "block whose output is patched" if point == "resid_post" else "block, patched at attn_out"
-    assert {ax.get_xlabel() for ax in drawn.axes if ax.get_xlabel()} == {words}
 
 
 def test_a_figure_for_each_point():
@@ -242,15 +204,9 @@ def test_a_figure_for_each_point():
     assert list(result().figures()) == ["direction_norm"]
 
 
-def test_without_random_pairs_there_is_an_error_and_no_empty_figure():
+def test_without_random_pairs_plotting_raises():
     tokens = prompts((20, 20))
     run = direction_norm(tiny_model("llama"), tokens, layers=[1], pairs=4, pair_sets=("same_norm",))
     with pytest.raises(MechdiagError, match="random"):
         run.plot()
     assert run.figures() == {}  # so that the table can be written all the same
-
-
-def test_the_same_result_gives_the_same_file(tmp_path):
-    for name in ("a.svg", "b.svg"):
-        result((3,), "in_place").plot().savefig(tmp_path / name, metadata={"Date": None})
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

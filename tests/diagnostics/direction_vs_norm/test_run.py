@@ -15,10 +15,11 @@ from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
 from diagnostics.running.clean import CONTEXTS
 from diagnostics.sampling.tokens import cross_prompt_pairs
+from diagnostics.statistics.tables import lines_of as some
 from interventions import MechdiagError, ResultError, Site, SiteError, TextError, wrap
 from interventions.files import jsonable
 from interventions.texts.prompts import Prompts
-from tests.tiny import N_LAYERS, VOCAB, alone, blocks, changed_in, exact_kl, fresh, prompts, tiny_model, tokenizer
+from tests.tiny import N_LAYERS, alone, blocks, changed_in, exact_kl, fresh, prompts, tiny_model, tokenizer
 
 LENGTHS = tuple(20 + (7 * i) % 21 for i in range(24))
 PROMPTS = prompts(LENGTHS)
@@ -28,15 +29,6 @@ PLACES = ("target_prompt", "target_position", "source_prompt", "source_position"
 EFFECTS = ["kl", "js", "clean_entropy", "top1_changed", "kl_direct"]
 PLACEBOS = [edit for edit in EDITS["random"] if edit.startswith("placebo")]
 DELTA = 1e-4  # logits of two float32 ways to one row: `tiny.TOLERANCE`
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models this small only wait for each other's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache
@@ -67,26 +59,6 @@ def drawn_of(run: DirectionNorm, model: str = "trained") -> dict:
     return run.provenance["drawn"][model]
 
 
-def some(frame: pd.DataFrame, **values) -> pd.DataFrame:
-    for name, value in values.items():
-        frame = frame[frame[name] == value]
-    return frame
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_tokenizers_output_is_its_texts(side):
-    """Padding is taken off by the mask; `input_ids` and `attention_mask` are no texts."""
-    words, texts = tokenizer(), [" ".join(f"w{i}" for i in ids) for ids in PROMPTS[:8]]
-    model = wrap(fresh("llama"), words)
-    settings = {"layers": (1,), "pairs": 6}
-    tokens = [words(text)["input_ids"] for text in texts]
-    expected = direction_norm(model, tokens, **settings)
-    for given in (texts, words(texts), words(texts, padding=True, padding_side=side, return_tensors="pt")):
-        found = direction_norm(model, given, **settings)
-        assert [list(ids) for ids in found.tokens] == tokens
-        pd.testing.assert_frame_equal(found.frame, expected.frame)
-
-
 # The table
 
 
@@ -110,15 +82,14 @@ def test_the_table_has_its_columns_and_all_its_rows(name):
     assert frame.top1_changed.dtype == bool
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_random_pairs_are_the_same_at_every_depth_and_in_every_context(name):
-    frame = some(result(name).frame, pair_set="random")
+def test_random_pairs_are_the_same_at_every_depth_and_in_every_context():
+    frame = some(result().frame, pair_set="random")
     tables = [rows[["pair", "edit", *PLACES]].reset_index(drop=True) for _, rows in frame.groupby(["layer", "context"])]
     assert len(tables) == len(LAYERS) * len(CONTEXTS)
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0])
     assert (frame.target_prompt != frame.source_prompt).all()
-    turned = some(result(name).frame, pair_set="scale_rotate", layer=3, context="in_place")
+    turned = some(result().frame, pair_set="scale_rotate", layer=3, context="in_place")
     assert (turned[["source_prompt", "source_position"]] == -1).all(axis=None)
     assert turned[["source_norm", "cosine"]].isna().all(axis=None)
     same = tables[0].drop_duplicates("pair")[["pair", *PLACES[:2]]].reset_index(drop=True)
@@ -216,9 +187,9 @@ HAND_MADE = ("direction", "norm", "full", "self", "scale_0.5", "scale_2", "scale
 def test_rows_are_what_full_forward_passes_give(name):
     frame = result(name).frame
     frame = frame[frame.edit.isin(HAND_MADE)]
-    sample = frame.groupby(["layer", "context", "pair_set", "edit"], group_keys=False).sample(2, random_state=0)
-    assert len(sample) == 2 * len(LAYERS) * len(CONTEXTS) * (4 + 3 + 3 + 3)
-    assert (sample.kl > 0.05).sum() > 60
+    sample = frame.groupby(["layer", "context", "pair_set", "edit"], group_keys=False).sample(1, random_state=0)
+    assert len(sample) == len(LAYERS) * len(CONTEXTS) * (4 + 3 + 3 + 3)
+    assert (sample.kl > 0.05).sum() > 30
     check_rows(name, tiny_model(name), result(name).tokens, sample)
 
 
@@ -239,15 +210,8 @@ def test_full_forward_passes_agree_with_replay():
     assert slow.provenance["path"] == {"1.resid_post": "hooks", "5.resid_post": "hooks"}
     assert fast.provenance["path"] == {"1.resid_post": "replay", "5.resid_post": "replay"}
     assert fast.provenance["replay_delta"] <= DELTA
-    assert_close(slow.frame.assign(kl_direct=fast.frame.kl_direct), fast.frame)
-
-
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_direct_effects_by_full_forward_passes_agree_with_replay(context):
-    slow, fast = (some(result(path=path, **FEW).frame, context=context) for path in ("hooks", "auto"))
-    exact = fast.kl_direct.to_numpy(float)
-    assert (exact > 0.05).sum() > 50
-    assert (np.abs(slow.kl_direct.to_numpy(float) - exact) <= allowed(exact)).all()
+    assert_close(slow.frame, fast.frame)
+    assert (fast.frame.kl_direct > 0.05).sum() > 100
 
 
 # Doses and placebos
@@ -319,14 +283,6 @@ def test_a_swap_with_itself_does_nothing(name):
     assert (pairs.source_prompt != pairs.target_prompt).all()  # the columns name the pair; the edit leaves A out
 
 
-def test_after_the_last_block_the_norm_is_not_read():
-    """But for the epsilon of the final RMSNorm, 1e-6 beside squares of order 1, and rounding."""
-    frame = result().frame
-    assert (frame[(frame.layer == 5) & frame.edit.isin(["norm", "scale_2", "scale_5"])].kl <= 1e-9).all()
-    assert some(frame, layer=5, edit="direction").kl.median() > 0.1
-    assert some(frame, layer=3, edit="norm", pair_set="random").kl.median() > 1e-4
-
-
 # What must not matter
 
 
@@ -337,13 +293,6 @@ def test_one_context_is_the_same_alone():
         pd.testing.assert_frame_equal(own, both, check_exact=True)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_same_call_gives_the_same_table(name):
-    again = direction_norm(fresh(name), PROMPTS, layers=LAYERS, pairs=40, context="both")
-    pd.testing.assert_frame_equal(again.frame, result(name).frame, check_exact=True)
-    assert again.provenance == result(name).provenance
-
-
 def test_another_seed_draws_other_pairs_and_placebos():
     other = some(result(seed=1, context="in_place").frame, pair_set="random", edit="placebo_direction")
     own = some(result().frame, context="in_place", pair_set="random", edit="placebo_direction")
@@ -351,51 +300,11 @@ def test_another_seed_draws_other_pairs_and_placebos():
     assert not set(other.kl) & set(own.kl)
 
 
-def test_fewer_layers_are_the_same_rows():
-    for layers in ((3,), (5, 1)):
-        frame = result(sink_filter=None).frame
-        few = result(sink_filter=None, layers=layers).frame
-        expected = pd.concat([some(frame, layer=layer) for layer in layers], ignore_index=True)
-        # the largest over the sites of a run: fewer sites, a smaller maximum
-        assert (few.norm_of_median <= expected.norm_of_median).all()
-        same = [name for name in few if name != "norm_of_median"]
-        pd.testing.assert_frame_equal(few[same], expected[same], check_exact=True)
-    assert result(layers=(3, 3)).provenance["sites"] == ["3.resid_post"]
-
-
-@pytest.mark.parametrize("sets", [("random",), ("high_cosine", "same_norm"), ("scale_rotate", "random")])
-def test_fewer_pair_sets_are_the_same_rows(sets):
+def test_fewer_pair_sets_are_the_same_rows():
     """To tolerance: rows share their chunks with others."""
+    sets = ("scale_rotate", "random")
     frame = result().frame
     assert_close(result(pair_sets=sets).frame, frame[frame.pair_set.isin(sets)].reset_index(drop=True))
-
-
-def test_more_pairs_keep_the_first():
-    """The pairs, not the placebos' tangents, which are drawn for all pairs at once."""
-    few, many = (
-        some(result(pairs=n, layers=(3,), pair_sets=("random",), context="in_place").frame, edit="direction")
-        for n in (15, 60)
-    )
-    first = many[many.pair < 15].reset_index(drop=True)
-    assert_close(few.reset_index(drop=True), first)
-
-
-def test_batch_rows_and_progress():
-    seen = []
-    frame = direction_norm(
-        tiny_model("llama"),
-        PROMPTS,
-        layers=[1, 5],
-        pairs=12,
-        context="both",
-        batch_rows=7,
-        progress=lambda n, total: seen.append((n, total)),
-    ).frame
-    assert_close(frame, result(layers=(1, 5), pairs=12).frame)
-    assert not result(layers=(1, 5), pairs=12).provenance["rows_dropped"]
-    assert sum(n for n, _ in seen) == len(frame)
-    assert {total for _, total in seen} == {len(frame)}
-    assert max(n for n, _ in seen) <= 7
 
 
 def test_default_layers_run_from_first_to_last():
@@ -408,19 +317,20 @@ def test_default_layers_run_from_first_to_last():
 # Prompts
 
 
-def test_prompts_may_be_texts_token_ids_or_prompts():
-    model = wrap(tiny_model("llama"), tokenizer())
-    settings = {"layers": [3], "pairs": 10, "pair_sets": ("random",)}
+def test_prompts_may_be_texts_token_ids_prompts_or_a_tokenizers_output():
+    """The mask removes padding; `input_ids` and `attention_mask` are not texts."""
+    words = tokenizer()
+    model, settings = wrap(tiny_model("llama"), words), {"layers": [3], "pairs": 10, "pair_sets": ("random",)}
     tokens = [[i + 30 * (20 <= i < 30) for i in ids] for ids in PROMPTS]  # w2, a special token, stands in w24 too
     texts = [" ".join(f"w{i}" for i in ids) for ids in tokens]
-    special = [[i in model.tokenizer.all_special_ids for i in ids] for ids in tokens]
+    special = [[i in words.all_special_ids for i in ids] for ids in tokens]
     given = Prompts(tokens, special, texts, provenance={"name": "mine"})
-    runs = [direction_norm(model, p, **settings) for p in (texts, tokens, given)]
+    padded_ = [words(texts, padding=True, padding_side=side, return_tensors="pt") for side in ("left", "right")]
+    runs = [direction_norm(model, p, **settings) for p in (texts, given, tokens, words(texts), *padded_)]
     for run in runs:
-        assert run.tokens == tokens
+        assert [list(ids) for ids in run.tokens] == tokens
         pd.testing.assert_frame_equal(run.frame, runs[0].frame, check_exact=True)
-    assert runs[2].provenance["text"] == {"name": "mine"}
-    assert runs[0].provenance["text"]["name"] == "given"
+    assert [run.provenance["text"]["name"] for run in runs[:2]] == ["given", "mine"]
     with pytest.raises(TextError, match="no tokenizer"):
         direction_norm(tiny_model("llama"), texts, **settings)
 
@@ -459,7 +369,7 @@ def with_a_sink(token: int):
     return hf
 
 
-def test_what_cannot_serve_is_dropped_and_counted():
+def test_unusable_tokens_are_dropped_and_counted():
     hf = with_a_sink(5)
     special = [[(7 * q + p) % 11 == 0 for q in range(n)] for p, n in enumerate(LENGTHS)]
     run = direction_norm(hf, Prompts(PROMPTS, special, [""] * 24), layers=[0, 4], pairs=150)
@@ -482,7 +392,7 @@ def test_what_cannot_serve_is_dropped_and_counted():
     assert run.provenance["sink_filter"] == 10.0
 
 
-def test_a_rotation_that_cannot_be_is_dropped_and_counted():
+def test_impossible_rotations_are_dropped_and_counted():
     """‖x_A‖ > 3‖x_B‖ asks the norm patch's placebo to move x further than 2‖x‖."""
     run = direction_norm(with_a_sink(5), PROMPTS, layers=[0, 4], pairs=150, sink_filter=None, context="both")
     norms = run.frame[run.frame.edit == "norm"]
@@ -506,31 +416,22 @@ def test_the_placebo_between_two_tokens_never_takes_one_token_twice():
         assert not [reason for reason in run.provenance["rows_dropped"] if reason.startswith("placebo_token")], seed
 
 
-def test_activations_that_are_not_finite_are_dropped_and_counted():
+def test_non_finite_activations_are_dropped_and_counted():
     hf = fresh("llama")
     hf.model.embed_tokens.weight[7] = float("nan")
-    run = direction_norm(hf, PROMPTS, layers=[1, 5], pairs=150, context="both")
-    after = padded([np.cumsum(np.array(tokens) == 7) > 0 for tokens in PROMPTS])  # attention hands it on
-    whole = padded([np.full(n, 7 in tokens) for n, tokens in zip(LENGTHS, PROMPTS, strict=True)])  # and back: 0 · nan
-    assert 0 < after.sum() < whole.sum() < sum(LENGTHS) / 2
-    drawn = cross_prompt_pairs(np.array(LENGTHS), 150, 0)
-    least, most = (
-        ((drawn.target_position > 0) & (drawn.source_position > 0))
-        & (bad[drawn.target_prompt, drawn.target_position] | bad[drawn.source_prompt, drawn.source_position])
-        for bad in (after, whole)
-    )
+    run = direction_norm(hf, PROMPTS, layers=[1], pairs=150, context="both")
+    after = padded([np.cumsum(np.array(tokens) == 7) > 0 for tokens in PROMPTS])  # later positions attend to it
     dropped = drawn_of(run)["pairs_dropped"]
-    assert 0 < least.sum() <= dropped["non-finite activation"] <= most.sum()
+    assert 0 < dropped["non-finite activation"] < 150
     assert drawn_of(run)["pair_sets"]["random"]["1.resid_post"]["used"] == 150 - sum(dropped.values())
     assert not after[run.frame.target_prompt, run.frame.target_position].any()
     sources = run.frame[run.frame.source_prompt >= 0]
     assert not after[sources.source_prompt, sources.source_position].any()
-    assert np.isfinite(
-        run.frame[["kl", "js", "clean_entropy", "kl_direct", "delta_norm", "delta_angle", "target_norm"]]
-    ).all(axis=None)
-    clean = run.frame[run.frame.edit.isin(HAND_MADE) & (run.frame.layer == 1)].sample(20, random_state=0)
-    check_rows("llama", hf, PROMPTS, clean)
-    assert run.provenance["path"] == {"1.resid_post": "replay", "5.resid_post": "replay"}
+    assert np.isfinite(run.frame[["kl", "js", "clean_entropy", "kl_direct", "delta_norm", "delta_angle"]]).all(
+        axis=None
+    )
+    check_rows("llama", hf, PROMPTS, run.frame[run.frame.edit.isin(HAND_MADE)].sample(10, random_state=0))
+    assert run.provenance["path"] == {"1.resid_post": "replay"}
 
 
 # Errors
@@ -556,33 +457,22 @@ def test_activations_that_are_not_finite_are_dropped_and_counted():
         ({"horizon": 2, "context": "single_token"}, ResultError, "a single token has no later positions"),
         ({"horizon": "last", "context": "both"}, ResultError, "a single token has no later positions"),
         ({"null_seeds": -1}, ResultError, "-1 untrained networks; expected 0 or more"),
+        ({"layers": []}, MechdiagError, "no site"),
+        ({"layers": None, "sites": []}, MechdiagError, "no site"),
+        ({"pair_sets": ()}, MechdiagError, "no pair set; give at least one of random"),
+        ({"path": "rerun"}, MechdiagError, "rerun"),
+        ({"batch_rows": -3}, MechdiagError, "-3"),
         ({"sink_filter": 1e-3}, ResultError, r"none of 40 pairs is left, dropped: .*'sink': 38.*looser sink filter"),
     ],
 )
-def test_what_does_not_serve_is_an_error_that_says_so(settings, error, message):
+def test_invalid_arguments_raise(settings, error, message):
     with pytest.raises(error, match=message):
         direction_norm(tiny_model("llama"), PROMPTS, **{"layers": [1], "pairs": 40, **settings})
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"layers": []}, {"layers": None, "sites": []}, {"pair_sets": ()}, {"path": "rerun"}, {"batch_rows": -3}],
-)
-def test_no_layer_no_pair_set_and_an_unknown_path_are_errors(settings):
-    with pytest.raises(MechdiagError):
-        direction_norm(tiny_model("llama"), PROMPTS, **{"layers": [1], "pairs": 4, **settings})
-
-
-@pytest.mark.parametrize("wrong", [[], ["a b", "c d"], "a text", [[1, 2, 3], []], [[1, 2, 3]], [[1, 2], [3, VOCAB]]])
-def test_prompts_that_do_not_serve_are_errors(wrong):
-    with pytest.raises(TextError):
-        direction_norm(tiny_model("llama"), wrong, layers=[1], pairs=1)
-
-
-@pytest.mark.parametrize("context", [*CONTEXTS, "both"])
-def test_a_layer_without_matching_pairs_is_an_error_only_where_all_are(context):
+def test_a_layer_without_matching_pairs_raises_only_where_all_lack_them():
     """Two prompts of two usable tokens each: no pair of cosine above 0.7 among them at one layer or the other."""
-    few = {"pairs": 2, "context": context, "sink_filter": None}
+    few = {"pairs": 2, "context": "both", "sink_filter": None}
     tokens = [[1, 5, 9], [2, 30, 60]]
     counts = {
         layer: drawn_of(direction_norm(tiny_model("llama"), tokens, layers=[layer], **few))["pair_sets"]
@@ -597,59 +487,26 @@ def test_a_layer_without_matching_pairs_is_an_error_only_where_all_are(context):
 # What is kept of it
 
 
-def test_rows_without_a_floor_of_their_own_have_one_of_zero():
-    """`scale_rotate` alone has no self-swap, and after the last block scaling by 2 changes nothing at all."""
-    run = direction_norm(tiny_model("llama"), PROMPTS, layers=[1, 5], pairs=20, pair_sets=("scale_rotate",))
-    assert [g["noise_floor"] for g in run.groups] == [0, 0]
-
-
-def test_the_dictionary_is_json():
-    found = result().as_dict()
-    text = json.dumps(jsonable(found), allow_nan=False)
-    read = json.loads(text)
-    ratio = read["summary"][0]["ratios"]["direction ÷ norm"]
-    assert ratio["of_means"]["n_prompts"] == read["summary"][0]["n_prompts"] <= 24
-    assert ratio["median"]["n_censored"] == 0
-    assert ratio["median"]["estimate"]["value"] > 0
-    assert len(read["summary"]) == len(LAYERS) * len(CONTEXTS) * len(PAIR_SETS)
-    assert read["provenance"]["pairs_asked"] == 40
-    assert "NaN" not in text and "Infinity" not in text
-
-
 def test_provenance_says_how_the_numbers_were_made():
     p = result().provenance
     assert p["diagnostic"] == "direction_norm"
     sites = [f"{layer}.resid_post" for layer in LAYERS]
     assert (p["sites"], p["context"], p["horizon"], p["seed"]) == (sites, list(CONTEXTS), 1, 0)
     assert (p["null_models"], p["pairs_asked"], p["pair_sets"]) == ([], 40, list(PAIR_SETS))
-    assert list(p["drawn"]) == ["trained"]
-    assert set(p["drawn"]["trained"]["pair_sets"]) == set(PAIR_SETS)
+    assert list(p["drawn"]) == ["trained"] and list(p["drawn"]["trained"]["pair_sets"]) == list(PAIR_SETS)
     assert all(list(by_site) == sites for by_site in p["drawn"]["trained"]["pair_sets"].values())
     assert (p["prompts"], p["tokens"]) == (24, sum(LENGTHS))
-    assert p["path"] == dict.fromkeys(sites, "replay")
+    assert p["path"] == dict.fromkeys(sites, "replay") and p["why_hooks"] is None
     assert 0 < p["replay_delta"] < DELTA
-    assert p["why_hooks"] is None
-    assert len(p["weights_sha256"]) == len(p["text"]["tokens_sha256"]) == 64
-    other = direction_norm(tiny_model("llama"), PROMPTS[1:], layers=[1], pairs=4).provenance
-    assert other["weights_sha256"] == p["weights_sha256"]
-    assert other["text"]["tokens_sha256"] != p["text"]["tokens_sha256"]
 
 
-def test_a_result_comes_back_from_its_folder(tmp_path):
-    run = result(pairs=12, layers=(1, 5))
-    names = run.write(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(names)
-    assert set(names) == {"direction_norm.parquet", "direction_norm.json", "tokens.npy"} | {
-        "direction_norm.png",
-        "direction_norm.svg",
-        "direction_norm.pdf",
-    }
+def test_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(DirectionNorm, "figures", lambda self: {})
+    run = result(pairs=10, layers=(1, 5), pair_sets=("random", "scale_rotate"))
+    assert run.write(tmp_path) == ["direction_norm.parquet", "direction_norm.json", "tokens.npy"]
     loaded = DirectionNorm.load(tmp_path)
     assert loaded.tokens == run.tokens
     assert loaded.provenance == json.loads(json.dumps(jsonable(run.provenance)))
     pd.testing.assert_frame_equal(loaded.frame, run.frame, check_exact=True)
     assert loaded.table() == run.table()
     pd.testing.assert_frame_equal(loaded.summary(), run.summary(), check_exact=True)
-    (tmp_path / "direction_norm.json").unlink()
-    with pytest.raises(ResultError, match=r"direction_norm\.json is missing"):
-        DirectionNorm.load(tmp_path)

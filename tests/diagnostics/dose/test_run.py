@@ -16,11 +16,8 @@ from diagnostics.dose.result import DoseResponse
 from diagnostics.dose.run import dose_response
 from diagnostics.running import single_edits as study
 from diagnostics.running.clean import METRICS
-from diagnostics.running.units import Interrupted
-from diagnostics.sampling.tokens import cross_prompt_pairs
-from interventions import EditError, MechdiagError, ResultError, Site, SiteError, measure, record, wrap
+from interventions import EditError, ResultError, Site, SiteError, measure, record
 from interventions.files import jsonable
-from interventions.models.loading import untrained
 from tests.tiny import D_MODEL, TOLERANCE, alone, exact_kl, fresh, prompts, tiny_model
 
 LENGTHS = tuple(20 + (7 * i) % 21 for i in range(24))
@@ -101,20 +98,6 @@ def test_the_table_has_its_columns_and_all_its_rows():
     assert inspect.signature(dose_response).parameters["doses"].default == DOSES == (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def test_tokens_and_sources_are_the_first_cross_prompt_pairs_the_same_at_every_depth():
-    frame = result().frame
-    drawn = cross_prompt_pairs(np.array(LENGTHS), 30, 0)
-    good = (drawn.target_position > 0) & (drawn.source_position > 0)
-    assert result().provenance["drawn"]["trained"] == {
-        "pairs_dropped": {"position 0": int((~good).sum())},
-        "pairs_used": int(good.sum()),
-    }
-    for _, rows in frame.groupby(["layer", "edit", "dose"]):
-        assert rows.pair.tolist() == np.flatnonzero(good).tolist()
-        for name in PLACES:
-            assert rows[name].tolist() == getattr(drawn, name)[good].tolist()
-
-
 # What was put in
 
 
@@ -144,7 +127,7 @@ def test_rotations_keep_the_norm_and_turn_by_the_angle_of_their_chord():
         torch.testing.assert_close(y[which], factor[:, None] * x[which], rtol=1e-6, atol=1e-6)
 
 
-def test_a_path_has_one_tangent_at_all_doses_and_each_edit_its_own():
+def test_an_edit_has_one_tangent_at_all_doses():
     frame, x, y = measured()
     along = tangents(x, y)
     for _, rows in frame[~frame.edit.isin(["self", "norm_up", "norm_down"])].groupby(["layer", "pair", "edit"]):
@@ -232,17 +215,6 @@ def test_toward_a_token_by_the_chord_to_its_direction_is_the_direction_patch():
         assert row.cosine == pytest.approx(math.cos(patch.delta_angle), abs=1e-6)
 
 
-def test_norm_down_by_one_is_zero_ablation():
-    for layer in LAYERS:
-        frame = result().frame
-        down = frame[(frame.edit == "norm_down") & (frame.dose == 1) & (frame.layer == layer)]
-        at = [torch.from_numpy(down[name].to_numpy(np.int64)) for name in PLACES[:2]]
-        zeros = torch.zeros(len(down), D_MODEL)
-        effects = measure(record(tiny_model("llama"), PROMPTS, [Site(layer)]), Site(layer), *at, zeros)
-        assert (effects["kl"] > 1e-3).float().mean() > 0.8
-        np.testing.assert_allclose(down.kl, effects["kl"], rtol=1e-3, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_self_gives_the_noise_floor(name):
     frame = result(name).frame
@@ -251,20 +223,6 @@ def test_self_gives_the_noise_floor(name):
     for group in result(name).groups:
         floor = np.percentile(frame[(frame.edit == "self") & (frame.layer == group["layer"])].kl.abs(), 99)
         assert group["noise_floor"] == pytest.approx(floor, rel=1e-6)
-
-
-def test_after_the_last_block_a_norm_edit_does_nothing_and_all_effects_are_direct():
-    """RMSNorm divides the scale out; its ε of 1e-6 beside a mean square of some 10 leaves 1e-7 of the logits."""
-    frame = result().frame
-    last = frame[(frame.layer == 5) & (frame.edit != "self")]
-    np.testing.assert_allclose(last.kl_direct, last.kl, rtol=1e-4, atol=1e-9)
-    norms = last[last.edit.isin(["norm_up", "norm_down"]) & ~((last.edit == "norm_down") & (last.dose == 1))]
-    assert len(norms) > 100
-    assert (norms.kl < 1e-8).all()
-    assert (last[(last.edit == "isotropic") & (last.dose == 0.5)].kl > 1e-3).all()
-    first = frame[(frame.layer == 1) & frame.edit.isin(["norm_up", "norm_down"])]
-    assert (first.kl > 1e-6).all()
-    assert not np.allclose(first.kl, first.kl_direct, rtol=0.1)
 
 
 def test_small_doses_give_kl_in_their_square():
@@ -296,58 +254,11 @@ def test_rotations_reach_the_antipode_and_norms_pass_through_zero():
     np.testing.assert_allclose(half, at["norm_down"], rtol=1e-3)
 
 
-# Untrained networks
-
-
-def test_untrained_networks_get_the_same_edits_of_the_same_tokens():
-    run = result(null_seeds=2, tokens=12)
-    assert run.null_models == ["random 0", "random 1"]
-    assert list(dict.fromkeys(run.frame.model)) == ["trained", "random 0", "random 1"]
-    parts = {label: rows.reset_index(drop=True) for label, rows in run.frame.groupby("model")}
-    for label in run.null_models:
-        same = ["layer", "point", "context", "pair", "edit", "dose", *PLACES]
-        pd.testing.assert_frame_equal(parts[label][same], parts["trained"][same])
-        assert not np.allclose(parts[label].kl, parts["trained"].kl, rtol=0.1)
-        own = untrained(wrap(tiny_model("llama")), int(label.split()[1]))
-        alone_ = dose_response(own, PROMPTS, layers=LAYERS, tokens=12, doses=(0.05, 0.5, 1.0), directions=GIVEN).frame
-        np.testing.assert_allclose(parts[label].kl, alone_.kl, rtol=1e-4, atol=1e-10)
-        assert run.select(model=label)[0]["model"] == label
-    assert len(run.select()) == len(run.select(model="random 1")) == len(LAYERS) * 3
-
-
 # Contexts, sites, horizons
 
 
-def test_a_single_token_alone_gets_the_same_edits():
-    run = result(context="both", tokens=12)
-    parts = {context: rows.reset_index(drop=True) for context, rows in run.frame.groupby("context")}
-    same = ["layer", "pair", "edit", "dose", "delta_norm", "delta_angle", "cosine", *PLACES]
-    pd.testing.assert_frame_equal(parts["in_place"][same], parts["single_token"][same])
-    assert not np.allclose(parts["in_place"].kl, parts["single_token"].kl, rtol=0.1)
-    assert {g["context"] for g in run.select(context="single_token")} == {"single_token"}
-    assert set(run.figures()) == {
-        f"dose_response{kind}{end}" for kind in ("", "_depth") for end in ("", "_resid_post_single_token")
-    }
-
-
-def test_sites_and_horizons_go_through_to_measure():
-    sites = (Site(2, "attn_out"), Site(2, "resid_pre"))
-    run = dose_response(tiny_model("llama"), PROMPTS, sites=sites, tokens=10, doses=(0.5,), horizon=3)
-    assert run.points == ["attn_out", "resid_pre"]
-    assert run.provenance["sites"] == ["2.attn_out", "2.resid_pre"]
-    for site in sites:
-        rows = run.frame[(run.frame.point == site.point) & (run.frame.edit == "norm_up")]
-        at = [torch.from_numpy(rows[name].to_numpy(np.int64)) for name in PLACES[:2]]
-        recording = record(tiny_model("llama"), PROMPTS, [site])
-        kl = measure(recording, site, *at, 1.5 * recording.at(site, *at), horizon=3)["kl"]
-        np.testing.assert_allclose(rows.kl, kl.sum(1), rtol=1e-4, atol=1e-9)
-    assert {g["point"] for g in run.select(point="attn_out")} == {"attn_out"}
-
-
-@pytest.mark.parametrize(
-    "name", ["steer_placebo_token", "steer_placebo_isotropic", "a_placebo_b", "trained", "$x_<&", "random 0"]
-)
-def test_a_directions_name_is_never_taken_apart(name):
+@pytest.mark.parametrize("name", ["steer_placebo_token", "steer_placebo_isotropic", "a_placebo_b", "trained", "$x_<&"])
+def test_a_directions_name_is_never_split(name):
     """The same numbers under any name, in the table, in its ratios, in what is shown."""
     how = {"layers": [2], "tokens": 8, "doses": (0.2,)}
     plain = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **how)
@@ -364,17 +275,17 @@ def test_a_directions_name_is_never_taken_apart(name):
     assert set(run.figures()) == {"dose_response", "dose_response_depth"}
 
 
-@pytest.mark.parametrize("size", [1e19, 1e36, 1e-19, 1e-30, 1e300, 1e-300])
-def test_the_length_of_a_direction_does_not_matter(size):
+def test_the_length_of_a_direction_does_not_matter():
     """However large or small: the dose is what was asked for, the KL that of the direction of ordinary length."""
     how = {"layers": [2], "tokens": 8, "doses": (0.2,)}
     plain = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **how).frame
-    given = STEER.double() * size
-    given = given.float() if 1e-40 < size < 1e38 else given  # as wide as it needs
-    run = dose_response(tiny_model("llama"), PROMPTS, directions={"d": given}, **how)
-    rows = run.frame[run.frame.edit == "d"]
-    np.testing.assert_allclose(rows.delta_norm, 0.2 * rows.target_norm, rtol=1e-5)
-    np.testing.assert_allclose(run.frame.kl, plain.kl, rtol=1e-3, atol=1e-9)
+    for size in (1e19, 1e-30, 1e300, 1e-300):
+        given = STEER.double() * size
+        given = given.float() if 1e-40 < size < 1e38 else given  # as wide as it needs
+        run = dose_response(tiny_model("llama"), PROMPTS, directions={"d": given}, **how)
+        rows = run.frame[run.frame.edit == "d"]
+        np.testing.assert_allclose(rows.delta_norm, 0.2 * rows.target_norm, rtol=1e-5)
+        np.testing.assert_allclose(run.frame.kl, plain.kl, rtol=1e-3, atol=1e-9)
 
 
 # What is dropped, and what is refused
@@ -390,7 +301,7 @@ def bag_of_embeddings(token: int):
     return hf
 
 
-def test_edits_that_cannot_be_are_dropped_and_counted():
+def test_impossible_edits_are_dropped_and_counted():
     """A direction that takes the activation to zero leaves no angle to match; the edit itself stays."""
     tokens = [[7 if q % 3 else t for q, t in enumerate(p)] for p in PROMPTS[:12]]
     run = dose_response(
@@ -424,21 +335,6 @@ def test_edits_that_cannot_be_are_dropped_and_counted():
     assert "rows dropped" in run.table()
 
 
-def test_sinks_and_first_positions_are_dropped_and_counted():
-    hf = fresh("llama")
-    hf.model.embed_tokens.weight[5] *= 300
-    some = {"layers": [0, 4], "tokens": 150, "doses": (0.5,)}
-    with_filter, without = (dose_response(hf, PROMPTS, sink_filter=f, **some) for f in (10.0, None))
-    dropped = with_filter.provenance["drawn"]["trained"]["pairs_dropped"]
-    assert dropped["sink"] >= 2
-    assert set(dropped) == {"sink", "position 0"}
-    kept = set(without.frame.pair) - set(with_filter.frame.pair)
-    assert len(kept) == dropped["sink"]
-    of_median = without.frame.drop_duplicates("pair").set_index("pair").norm_of_median
-    assert set(of_median.index[of_median > 10]) == kept
-    assert without.provenance["sink_filter"] is None
-
-
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -446,7 +342,7 @@ def test_sinks_and_first_positions_are_dropped_and_counted():
         ({"doses": (0, 0.1)}, ResultError, r"doses \[0.0, 0.1\]"),
         ({"doses": (0.1, -0.1)}, ResultError, "shares of the activation's norm"),
         ({"doses": (0.1, 2.01)}, ResultError, r"doses \[0.1, 2.01\]"),
-        ({"doses": (float("nan"),)}, ResultError, "doses"),
+        ({"doses": (0.1, float("nan"), 0.2)}, ResultError, "doses"),
         ({"tokens": 0}, ResultError, "0 tokens asked for"),
         ({"layers": [1], "sites": [Site(1)]}, ResultError, "layers and sites both given"),
         ({"layers": [6]}, SiteError, "no block 6"),
@@ -467,88 +363,32 @@ def test_sinks_and_first_positions_are_dropped_and_counted():
         ),
         ({"directions": {"self": STEER}}, EditError, "two edits have the name 'self'"),
         ({"directions": {"a b": STEER, "a_b": STEER}}, EditError, "two edits have the name 'a_b'"),
+        ({"directions": {"d": STEER, "d_placebo_token": -STEER}}, EditError, "two edits have the name"),
         ({"directions": {"dose": STEER}}, EditError, "a direction is called 'dose'"),
         ({"directions": {"a ÷ b": STEER}}, EditError, "a direction is called 'a ÷ b'"),
         ({"directions": {"": STEER}}, EditError, "a direction is called ''"),
         ({"directions": {"norm_up": STEER}}, EditError, "two edits have the name 'norm_up'"),
     ],
 )
-def test_what_does_not_serve_is_an_error_that_says_so(settings, error, message):
+def test_invalid_arguments_raise(settings, error, message):
     with pytest.raises(error, match=message):
         dose_response(tiny_model("llama"), PROMPTS, **{"layers": [1], "tokens": 20, **settings})
-
-
-def test_a_dose_that_is_no_number_is_refused_wherever_it_stands():
-    with pytest.raises(ResultError, match="doses"):
-        dose_response(tiny_model("llama"), PROMPTS, layers=[1], tokens=5, doses=(0.1, float("nan"), 0.2))
-
-
-def test_a_direction_named_as_the_placebo_of_another_is_refused():
-    both = {"d": STEER, "d_placebo_token": -STEER}
-    with pytest.raises(MechdiagError, match="name"):
-        dose_response(tiny_model("llama"), PROMPTS, layers=[1], tokens=5, directions=both)
-
-
-def test_a_source_with_the_same_activation_leaves_no_way_to_turn():
-    """Prompts that begin alike, as under a chat template: a pair of equal positions has cosine 1."""
-    same = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
-    run = dose_response(tiny_model("llama"), same, layers=[2], tokens=30, doses=(0.5,))
-    at = run.frame.drop_duplicates("pair")
-    equal = at.pair[(at.source_position == at.target_position) & at.target_prompt.lt(2) & at.source_prompt.lt(2)]
-    assert len(equal)
-    assert not run.frame[run.frame.edit == "toward_token"].pair.isin(equal).any()
-
-
-def test_doses_are_sorted_and_given_once():
-    run = dose_response(tiny_model("llama"), PROMPTS, layers=[1], tokens=5, doses=(0.5, 0.1, 0.5))
-    assert run.provenance["doses"] == [0.1, 0.5]
-    assert [g["dose"] for g in run.groups] == [0.1, 0.5]
 
 
 # On disk
 
 
-SMALL = {"layers": (1, 4), "tokens": 8, "doses": (0.2, 1.0)}
-
-
-def test_a_run_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-    def run(**settings):
-        chosen = {**SMALL, "null_seeds": 1, "directions": {"d": STEER}, **settings}
-        return dose_response(tiny_model("llama"), PROMPTS, **chosen)
-
-    whole = run()
-    real, calls = study.measure, []
-
-    def twice_only(*args, **how):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(args[1])
-        return real(*args, **how)
-
-    monkeypatch.setattr(study, "measure", twice_only)
-    with pytest.raises(Interrupted):
-        run(folder=tmp_path)
-    monkeypatch.setattr(study, "measure", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
-    again = run(folder=tmp_path)
-    assert len(calls) == 4  # two models, two sites, each once
-    pd.testing.assert_frame_equal(again.frame, whole.frame, check_exact=True)
-    assert again.provenance == whole.provenance
-    monkeypatch.setattr(study, "measure", lambda *a, **k: pytest.fail("measured again"))
-    pd.testing.assert_frame_equal(run(folder=tmp_path).frame, whole.frame, check_exact=True)
-    for other in ({"doses": (0.2, 0.9)}, {"directions": {"d": STEER.flip(0)}}, {"directions": {"e": STEER}}):
-        with pytest.raises(ResultError):
-            run(folder=tmp_path, **other)
-
-
-def test_a_result_comes_back_from_its_folder(tmp_path):
-    run = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **SMALL)
-    names = run.write(tmp_path)
-    figures = {f"dose_response{kind}.{end}" for kind in ("", "_depth") for end in ("png", "svg", "pdf")}
-    assert set(names) == {path.name for path in tmp_path.iterdir()}
-    assert set(names) == {"dose_response.parquet", "dose_response.json", "tokens.npy"} | figures
+def test_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+    """Doses are sorted and given once; other directions or doses are another run."""
+    monkeypatch.setattr(DoseResponse, "figures", lambda self: {})
+    how = {"layers": (1,), "tokens": 5, "doses": (0.5, 0.2, 0.5), "directions": {"d": STEER}, "folder": tmp_path}
+    run = dose_response(tiny_model("llama"), PROMPTS, **how)
+    assert run.provenance["doses"] == [0.2, 0.5] == [g["dose"] for g in run.groups]
+    assert run.write(tmp_path) == ["dose_response.parquet", "dose_response.json", "tokens.npy"]
     loaded = DoseResponse.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.frame, run.frame, check_exact=True)
     assert loaded.provenance == json.loads(json.dumps(jsonable(run.provenance)))
     assert loaded.table() == run.table()
-    text = json.dumps(jsonable(run.as_dict()), allow_nan=False)
-    assert len(json.loads(text)["summary"]) == 2 * 2
+    for other in ({"doses": (0.2, 0.9)}, {"directions": {"d": STEER.flip(0)}}, {"directions": {"e": STEER}}):
+        with pytest.raises(ResultError):
+            dose_response(tiny_model("llama"), PROMPTS, **(how | other))

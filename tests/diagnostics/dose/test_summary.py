@@ -9,7 +9,8 @@ import pytest
 
 from diagnostics import statistics
 from diagnostics.dose.design import EDITS, edit_names
-from diagnostics.dose.summary import NOTE, PLACEBOS, RATIOS, short_frame, summaries, summary_frame
+from diagnostics.dose.summary import NOTE, RATIOS, short_frame, summaries, summary_frame
+from diagnostics.statistics.tables import PLACEBOS
 
 SIZE = {
     "toward_token": 3.0, "between_tokens": 2.0, "isotropic": 0.5, "norm_up": 0.2, "norm_down": 0.1,

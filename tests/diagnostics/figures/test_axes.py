@@ -1,4 +1,4 @@
-"""The caption of every figure, from how its result was made."""
+"""Captions from provenance."""
 
 from diagnostics.figures.axes import caption, null_models, patched, sink_rule, wrapped
 
@@ -9,18 +9,13 @@ MADE = {
 }  # fmt: skip
 
 
-def test_a_caption_names_model_text_seed_sinks_and_path():
+def test_captions():
     assert caption(MADE, "Nine rows.") == (
         "some-model (RMSNorm; float32), 24 prompts of some text, seed 4, ‖x‖ > 10 × median left out. Nine rows. "
         "By replay, logits within 5e-06."
     )
-    other = MADE | {
-        "model_note": "dequantised",
-        "sink_filter": None,
-        "text": {"chat_template": True},
-        "replay_delta": None,
-    }
-    other["path"] = {"1.attn_out": "hooks+replay", "1.resid_post": "hooks"}
+    other = MADE | {"model_note": "dequantised", "sink_filter": None, "text": {"chat_template": True}}
+    other |= {"replay_delta": None, "path": {"1.attn_out": "hooks+replay", "1.resid_post": "hooks"}}
     assert caption(other, "Nine rows.") == (
         "some-model (dequantised; float32), 24 prompts of given text, chat template, seed 4, no sink filter. Nine rows. By hooks and replay."
     )
@@ -30,7 +25,7 @@ def test_a_caption_names_model_text_seed_sinks_and_path():
     assert own == "some-model (RMSNorm; float32), 1.attn_out, 9 texts, sink filter as chosen. Nine rows."
 
 
-def test_what_is_left_out():
+def test_sink_rule():
     assert sink_rule(MADE, "position 0") == "position 0 and ‖x‖ > 10 × median left out"
     assert sink_rule(MADE | {"skip_first": 1}) == "position 0 and ‖x‖ > 10 × median left out"
     assert sink_rule(MADE | {"skip_first": 4}) == "the first 4 positions and ‖x‖ > 10 × median left out"
@@ -38,7 +33,7 @@ def test_what_is_left_out():
     assert sink_rule(MADE | {"sink_filter": None, "skip_first": 4}) == "no sink filter"
 
 
-def test_where_activations_were_patched_and_effects_read():
+def test_patched_and_read_positions():
     assert patched(MADE) == "patched at attn_out, resid_post, read at the edited position"
     one = patched(MADE | {"horizon": 4}, point="attn_out", context="in_place", done="ablated")
     assert one == "ablated in context at attn_out, read at 4 positions (sums)"
@@ -51,7 +46,7 @@ def test_randomly_initialised_models_are_counted():
     assert null_models(MADE | {"null_models": ["random 0", "random 1"]}) == " Grey: 2 randomly initialised models."
 
 
-def test_a_caption_is_as_wide_as_its_figure_and_keeps_numbers_with_their_unit():
+def test_captions_are_wrapped_to_the_width_of_the_figure():
     lines = wrapped("Bars: 95 %, " * 40, 9.6).splitlines()
     assert all(140 < len(line) <= 168 for line in lines[:-1])
     assert not any(line.startswith("%") for line in lines)

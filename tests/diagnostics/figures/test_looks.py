@@ -1,4 +1,4 @@
-"""Looks are told apart, and the same in whatever company; no other module names a colour."""
+"""Looks differ between kinds, do not depend on the other series, and are named in one module."""
 
 import ast
 from pathlib import Path
@@ -10,12 +10,8 @@ import diagnostics
 from diagnostics.figures.looks import COLOURS, CONDITION_LOOKS, LABELS, SAE_LOOKS, legend_looks, looks, sae_kind
 
 
-def test_colours_and_labels_tell_series_apart():
-    assert len(set(COLOURS.values())) == len(COLOURS)
-    assert len(set(LABELS.values())) == len(LABELS)
-
-
-def test_looks_are_told_apart():
+def test_looks_differ():
+    assert len(set(COLOURS.values())) == len(COLOURS) and len(set(LABELS.values())) == len(LABELS)
     names = [*SAE_LOOKS, *(f"sae {i}" for i in range(15))]
     found = looks(names)
     assert len(set(found.values())) == len(names)
@@ -23,7 +19,7 @@ def test_looks_are_told_apart():
     assert len({looks(["a", "b", "c", "d", "e", "f"])[name][0] for name in "abcdef"}) == 6, "colours before markers"
 
 
-def test_a_kind_looks_the_same_at_every_depth_and_seed_and_in_every_company():
+def test_looks_do_not_depend_on_depth_seed_or_other_series():
     alone = looks(["15/cosine-seed2"])["15/cosine-seed2"]
     assert set(looks(["7/cosine", "15/cosine", "15/cosine-seed1"]).values()) == {alone}
     assert looks(["a/other", "22/cosine"])["22/cosine"] == alone == looks(["cosine", "x", "y"])["cosine"]
@@ -33,16 +29,12 @@ def test_a_kind_looks_the_same_at_every_depth_and_seed_and_in_every_company():
     assert looks(["x", "y", "z"]) == looks(["z", "x", "y"])
 
 
-def test_a_kind_is_the_last_part_of_a_name_without_its_seed():
-    assert [sae_kind(n) for n in ("15/cosine-seed1", "a/b/mine", "standard", "seed1")] == [
-        "cosine",
-        "mine",
-        "standard",
-        "seed1",
-    ]
+def test_kind_of_an_sae():
+    kinds = {"15/cosine-seed1": "cosine", "a/b/mine": "mine", "standard": "standard", "seed1": "seed1"}
+    assert {name: sae_kind(name) for name in kinds} == kinds
 
 
-def test_seeds_of_one_kind_are_one_entry_of_a_legend():
+def test_seeds_share_a_legend_entry():
     found = legend_looks(["standard", "cosine", "cosine-seed1", "cosine-seed2", "7/bypass", "15/bypass"])
     assert list(found) == ["standard", "cosine (3 seeds)", "7/bypass", "15/bypass"]
     assert found["cosine (3 seeds)"] == SAE_LOOKS["cosine"] and found["7/bypass"] == SAE_LOOKS["bypass"]
@@ -52,11 +44,11 @@ def test_conditions_do_not_look_like_saes():
     assert not {colour for colour, _ in SAE_LOOKS.values()} & {colour for colour, _, _ in CONDITION_LOOKS.values()}
 
 
-def test_no_colour_is_named_outside_style():
+def test_only_looks_names_colours():
     """Greys such as "0.6", hex codes, names of more than one letter, `C0`, and colour maps. CSS stands in longer texts."""
     named = {}
     for path in Path(diagnostics.__file__).parent.rglob("*.py"):
         found = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         words = {w for w in found if isinstance(w, str) and len(w) > 1 and w.lower() != "none" and not w.isdigit()}
         named[path.name] = {word for word in words if is_color_like(word) or word in matplotlib.colormaps}
-    assert {name for name, some in named.items() if some} == {"style.py"}, named
+    assert {name for name, some in named.items() if some} == {"looks.py"}, named

@@ -1,4 +1,4 @@
-"""What holds for every figure of every kind of result: titles, captions, colours, legends, drawn numbers, and users' names as they are."""
+"""Contract of every figure of every kind of result: titles, captions, colours, legends, drawn numbers, and names shown literally."""
 
 import dataclasses
 import functools
@@ -28,9 +28,7 @@ from diagnostics.saved import KINDS
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import from_sums, mean_of
 from diagnostics.win_rate.run import win_rate_report
-from tests.diagnostics import (
-    made_results,
-)
+from tests.diagnostics import made_results
 from tests.diagnostics.atlas import test_run as test_atlas
 from tests.diagnostics.concept_ablation import test_figures as test_ablation_plots
 from tests.diagnostics.dictionary_comparison import test_run as test_dictionary_comparison
@@ -45,7 +43,7 @@ from tests.planted import planted_model
 from tests.tiny import D_MODEL, prompts, tiny_model
 
 NAMES = ("_hidden$x_{$", 'b<i>&"$\\frac{$', "$$c^{%$_", "\\$d\u200f\u202e_{}^", "__", "$e$")
-"""Of SAEs and directions: half a formula, markup, marks of writing from right to left, what matplotlib leaves out of legends."""
+"""Of SAEs and directions: half a formula, markup, right-to-left marks, names that matplotlib leaves out of legends."""
 MODEL, TEXT = "m<b>$_{$ & _", "_t$\\sum_$<"
 PROMPTS = prompts(tuple(8 + (3 * i) % 7 for i in range(26)))
 
@@ -60,7 +58,7 @@ def _closed():
 
 
 def renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """The same with other names, wherever they stand: keys, values, columns of tables, `name` within a longer `name|…`."""
+    """The same value with other names in keys, values and columns of tables."""
     if isinstance(value, str):
         return names.get(value, value)
     if isinstance(value, pd.DataFrame):
@@ -144,13 +142,9 @@ def words(figure: Any) -> str:
     return "".join("".join(text.get_text() for text in shown).split())
 
 
-def test_every_kind_is_here():
-    assert set(RESULTS) == set(KINDS)
-
-
 @functools.cache
 def drawn(kind: str) -> Any:
-    """A result with unusual names, those of them that figures must show, its figures, and everything that is written in each."""
+    """A result with unusual names, the names that figures must show, its figures, and the text in each."""
     result: Any = RESULTS[kind]()
     given: list[str] = list(NAMES[:3]) if kind == "dose_response" else []
     if kind not in ("specification", "win_rate"):
@@ -161,11 +155,11 @@ def drawn(kind: str) -> Any:
     return result, given, figures, said
 
 
-every_kind = pytest.mark.parametrize("kind", RESULTS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @every_kind
-def test_names_are_shown_as_they_are(kind):
+def test_names_are_shown_literally(kind):
     result, given, _, said = drawn(kind)
     if kind not in ("specification", "win_rate"):
         assert all("".join(MODEL.split()) in text for text in said.values())
@@ -176,30 +170,24 @@ def test_names_are_shown_as_they_are(kind):
     assert isinstance(result.table(), str) and len(result.summary())
 
 
-def spec(ax: Any) -> Any:
-    """Where a panel stands in its grid."""
-    return ax.get_subplotspec()
-
-
 @every_kind
 def test_every_panel_has_a_title_and_axis_labels(kind):
     """Of its own, or of the panels that share its axis or stand in its row or column."""
     for name, figure in drawn(kind)[2].items():
         shown = [ax for ax in panels(figure) if ax.get_subplotspec() is not None]
         for ax in shown:
-            place = spec(ax)
-            row = [a for a in shown if spec(a).rowspan == place.rowspan]
-            column = [a for a in shown if spec(a).colspan == place.colspan]
+            place = ax.get_subplotspec()
+            row = [a for a in shown if a.get_subplotspec().rowspan == place.rowspan]
+            column = [a for a in shown if a.get_subplotspec().colspan == place.colspan]
             below, beside = ax.get_shared_x_axes().get_siblings(ax), ax.get_shared_y_axes().get_siblings(ax)
-            assert any(a.get_title(loc="left") or a.get_legend() for a in (*row, *column)) or figure.get_suptitle(), (
-                name
-            )
+            titled = any(a.get_title(loc="left") or a.get_legend() for a in (*row, *column))
+            assert titled or figure.get_suptitle(), name
             assert any(a.get_ylabel() or a.get_yticklabels() for a in (*row, *beside)), name
             assert any(a.get_xlabel() or a.get_xticklabels() for a in (*column, *below)), name
 
 
 @every_kind
-def test_a_caption_says_how_it_was_made_and_ends_before_its_third_line(kind):
+def test_captions_state_provenance_in_two_lines(kind):
     """Figures narrower than 8 inches may take a third line."""
     result, _, figures, _ = drawn(kind)
     p = result.provenance
@@ -296,7 +284,7 @@ def binned(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
 @every_kind
 def test_every_point_with_an_interval_is_a_number_of_the_result(kind):
-    """Values and both ends, as they are or in per cent; a missing end is the value itself."""
+    """Values and both ends, as numbers or in per cent; a missing end equals the value."""
     result, _, figures, _ = drawn(kind)
     known = np.array(sorted(x for x in numbers(GROUPS.get(kind, lambda r: r.groups)(result)) if np.isfinite(x)))
     known = np.unique(np.concatenate([known, 100 * known]))
@@ -311,8 +299,8 @@ def test_every_point_with_an_interval_is_a_number_of_the_result(kind):
     assert seen or kind in ("specification", "causal_concentration", "projections", "interactions")
 
 
-def test_figures_by_depth_show_names_as_they_are():
-    """Of SAEs, models, texts, and of the folders that tell runs apart."""
+def test_figures_by_depth_show_names_literally():
+    """Names of SAEs, models and folders."""
     saes = [f"{layer}/{name}" for layer in (7, 15) for name in NAMES[:3]]
     other = made_results.unit_norm()
     other.groups[0]["rotation"] = made_results.estimate("another draw of tokens")
@@ -325,8 +313,8 @@ def test_figures_by_depth_show_names_as_they_are():
         assert any(name in text for text in said.values()), name
 
 
-def test_mathematics_is_off_for_names_alone():
-    """Log axes keep their powers of ten, also those that are drawn later; whoever draws outside is left alone."""
+def test_mathtext_is_off_for_names_only():
+    """Log axes keep their powers of ten; figures drawn outside of `styled` keep mathtext."""
     with styled():
         figure, ax = plt.subplots()
         ax.plot([1, 1e6], [1, 1e9], label=legend_label("_x"))

@@ -14,7 +14,7 @@ def drawn(n):
 
 
 @pytest.mark.parametrize(("points", "kind", "start"), [(5, "svg+xml", b"<?xml"), (20_000, "png", b"\x89PNG")])
-def test_figures_become_data_svg_or_png_where_that_is_smaller_and_are_closed(points, kind, start):
+def test_pictures_are_svg_or_png_if_large(points, kind, start):
     before = plt.get_fignums()
     found = picture(drawn(points))
     head, data = found.source.split(";base64,")

@@ -9,22 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.projections.design import COLUMNS, EDITS, PLACEBOS, REFERENCES
-from diagnostics.projections.design import ProjectionDesign as ProjectionDesign
-from diagnostics.projections.design import ProjectionPlan as ProjectionPlan
-from diagnostics.projections.norm_exponent import interventional
+from diagnostics.projections.design import COLUMNS, EDITS, REFERENCES, ProjectionDesign, ProjectionPlan
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.projections.run import projection_effects
 from diagnostics.projections.summary import short_frame
-from diagnostics.running.clean import CleanActivations as CleanActivations
-from diagnostics.running.clean import RunSettings as RunSettings
-from diagnostics.running.units import Interrupted
-from diagnostics.statistics.tables import TRAINED
+from diagnostics.running.clean import CleanActivations, RunSettings
+from diagnostics.statistics.tables import PLACEBOS, TRAINED
 from interventions import EditError, ResultError, Site, SiteError, record, wrap
-from interventions.metrics import kl_divergence
 from interventions.texts.prompts import as_prompts
 from sae_models.architectures import build, named
-from sae_models.dictionaries import dictionaries_of as dictionaries_of
+from sae_models.dictionaries import dictionaries_of
 from sae_models.normalise import normalisation
 from tests.tiny import D_MODEL, N_LAYERS, TOLERANCE, assert_same_effect, exact_kl, forward_alone, prompts, tiny_model
 
@@ -49,12 +43,6 @@ def found(**more) -> ProjectionEffects:
     return projection_effects(
         tiny_model("llama"), PROMPTS, saes, context="both", single_token_share=0.6, **(SMALL | more)
     )
-
-
-@functools.cache
-def alone() -> ProjectionEffects:
-    """One SAE, in place."""
-    return projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, **SMALL)
 
 
 def some(frame: pd.DataFrame, **values) -> pd.DataFrame:
@@ -92,7 +80,7 @@ def by_hand(row, x, sae, mean, median) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def stream():
-    """Activations at both sites, and the mean and median norm of the tokens that can serve."""
+    """Activations at both sites, and the mean and median norm of the usable tokens."""
     recording = record(tiny_model("llama"), PROMPTS, [SITE, LAST])
     usable = CleanActivations(
         wrap(tiny_model("llama")), as_prompts(PROMPTS, None), RunSettings(sites=(SITE, LAST))
@@ -131,16 +119,19 @@ def test_every_kind_of_row_is_a_full_forward_pass_with_that_vector(stream):
 
 
 def test_replay_and_full_forward_passes_agree_row_by_row():
-    fast, slow = found().frame, found(path="hooks").frame
+    small = SMALL | {"latents": 2, "tokens_per_latent": 8, "detail": 1.0}
+    runs = [
+        projection_effects(tiny_model("llama"), PROMPTS, {"s": sae_of()}, path=p, **small) for p in ("auto", "hooks")
+    ]
+    fast, slow = (run.frame for run in runs)
     labels = [c for c in COLUMNS if c in fast and c not in ("kl", "js", "kl_direct", "clean_entropy", "top1_changed")]
     pd.testing.assert_frame_equal(fast[labels], slow[labels])
     for name in ("kl", "js", "kl_direct"):
         assert_same_effect(tensor(fast[name]), tensor(slow[name]), TOLERANCE)
-    assert set(found(path="hooks").provenance["path"].values()) == {"hooks"}
-    assert set(found().provenance["path"].values()) == {"replay"}
+    assert [set(run.provenance["path"].values()) for run in runs] == [{"replay"}, {"hooks"}]
 
 
-def test_scores_and_doses_are_what_they_are_called(stream):
+def test_scores_and_doses_follow_their_definitions(stream):
     frame = found().frame
     assert tuple(frame.columns) == COLUMNS
     for layer, sae in ((2, sae_of()), (5, sae_of("standard:topk", LAST, 1))):
@@ -169,7 +160,7 @@ def test_scores_and_doses_are_what_they_are_called(stream):
     assert some(frame, layer=2).learned_a.notna().all() and some(frame, layer=5).learned_a.isna().all()
 
 
-def test_placebos_have_the_norm_the_angle_and_the_dose_of_what_they_stand_beside():
+def test_placebos_have_the_norm_angle_and_dose_of_their_edit():
     frame = found().frame
     key = ["context", "sae", "latent", "target_prompt", "target_position"]
     for main, prefix in (("zero", ""), ("rotate", "rotate_")):
@@ -215,7 +206,7 @@ def test_weights_say_how_many_latents_and_tokens_each_stands_for():
         assert said["fve_here"] < 1
 
 
-def test_the_same_rows_in_whatever_order_they_are_asked_for():
+def test_rows_do_not_depend_on_the_order_of_prompts():
     clean = CleanActivations(wrap(tiny_model("llama")), as_prompts(PROMPTS, None), RunSettings(sites=(SITE,), seed=3))
     plan = ProjectionPlan(5, None, 12, "stratified", "zero", 0.5, 0.1, 0.5)
     design = ProjectionDesign(clean, dictionaries_of({"a": sae_of()}, clean.model, None), plan)
@@ -231,14 +222,17 @@ def test_the_same_rows_in_whatever_order_they_are_asked_for():
     assert design.count(SITE, np.arange(14)) >= len(whole.table)
 
 
-def test_more_latents_or_another_sae_leave_the_rows_of_the_others_as_they_were():
-    both = some(found().frame, sae="2/cosine", context="in_place", edit=("zero", "half")).reset_index(drop=True)
-    one = some(alone().frame, edit=("zero", "half")).reset_index(drop=True)
+def test_rows_of_an_sae_do_not_depend_on_the_other_saes():
+    both = some(found().frame, sae="2/cosine", context="in_place", edit=("zero", "half", "placebo_token"))
+    prompts_of = record(tiny_model("llama"), PROMPTS, [SITE])  # a recording may give the prompts
+    alone = projection_effects(tiny_model("llama"), prompts_of, {"2/cosine": sae_of()}, **SMALL)
+    assert alone.tokens == PROMPTS
+    one = some(alone.frame, edit=("zero", "half", "placebo_token")).reset_index(drop=True)
     labels = ["latent", "target_prompt", "target_position", "edit", "delta_norm"]
-    pd.testing.assert_frame_equal(both[labels], one[labels])
+    pd.testing.assert_frame_equal(both.reset_index(drop=True)[labels], one[labels])
 
 
-def test_after_the_last_block_the_norm_has_no_say_and_before_it_has():
+def test_the_norm_matters_before_the_last_block_only():
     groups = {g["sae"]: g for g in found().select()}
     last = groups["5/standard"]["exponents"]["interventional"]
     assert abs(last.a.value) < 1e-3 and last.n_rows > 20
@@ -250,29 +244,7 @@ def test_after_the_last_block_the_norm_has_no_say_and_before_it_has():
     assert (np.abs(np.log(by.iloc[:, 0] / by.iloc[:, 1])) > 0.01).mean() > 0.9
 
 
-def test_in_a_linear_model_without_norms_the_exponent_is_1():
-    stream = torch.Generator().manual_seed(0)
-    unembed = 1e-3 * torch.randn(50, D_MODEL, generator=stream, dtype=torch.float64)  # small: p does not move with s
-    x = torch.randn(400, D_MODEL, generator=stream, dtype=torch.float64)
-    unit = torch.nn.functional.normalize(torch.randn(4, D_MODEL, generator=stream, dtype=torch.float64), dim=-1)
-    lines = []
-    for i, row in enumerate(x):
-        for edit, scale, removed in (
-            ("zero", 1.0, 1.0),
-            ("half", 1.0, 0.5),
-            ("scaled", 0.9, 1.0),
-            ("scaled", 1.1, 1.0),
-        ):
-            clean = scale * row
-            ablated = clean - removed * (clean @ unit[i % 4]) * unit[i % 4]
-            kl = kl_divergence((unembed @ clean)[None], (unembed @ ablated)[None])
-            lines.append((i % 4, i // 20, i, edit, scale, removed, 1.0, float(kl)))
-    names = ["latent", "target_prompt", "target_position", "edit", "scale", "removed", "latent_weight", "kl"]
-    way = interventional(pd.DataFrame(lines, columns=names), 0.0)
-    assert way.a.value == pytest.approx(1, abs=0.01) and way.dose_slope.value == pytest.approx(2, abs=0.01)
-
-
-def test_the_published_sampling_reads_active_tokens_alone():
+def test_active_sampling_uses_active_tokens_only():
     frame = projection_effects(
         tiny_model("llama"), PROMPTS * 8, {"s": sae_of("standard:relu")}, sampling="active", **SMALL
     ).frame
@@ -282,7 +254,7 @@ def test_the_published_sampling_reads_active_tokens_alone():
 
 
 @pytest.mark.parametrize("reference", ["mean", "latent", "cosine"])
-def test_another_reference_has_the_placebos_and_the_rest_stands_beside_it(reference):
+def test_placebos_match_the_chosen_reference(reference):
     sae = {"2/cosine": sae_of("standard:relu")}
     result = projection_effects(tiny_model("llama"), PROMPTS, sae, reference=reference, **(SMALL | {"detail": 1.0}))
     frame, key = result.frame, ["latent", "target_prompt", "target_position"]
@@ -296,37 +268,30 @@ def test_another_reference_has_the_placebos_and_the_rest_stands_beside_it(refere
     assert reference in result.groups[0]["edits"] and "observational" in result.groups[0]["exponents"]
 
 
-def test_directions_without_an_sae(stream):
+def test_directions_without_an_sae():
     rows = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(1)) * 7
-    result = projection_effects(tiny_model("llama"), PROMPTS, {"mine": rows}, site=SITE, **(SMALL | {"detail": 1.0}))
-    frame = result.frame
+
+    def frame_of(directions, **more):
+        return projection_effects(tiny_model("llama"), PROMPTS, {"d": directions}, site=SITE, **(SMALL | more)).frame
+
+    frame = frame_of(rows, detail=1.0)
     assert sorted(set(frame.latent)) == [0, 1, 2] and "latent" not in set(frame.edit)
     missing = ["activation", "dose_latent", "cosine_encoder", "inner_encoder_centred", "frequency", "learned_a"]
     assert frame[missing].isna().all().all() and (frame.latent_weight == 1).all()
-    one = projection_effects(
-        tiny_model("llama"), PROMPTS, {"mine": rows}, site=SITE, **(SMALL | {"latents": [2]})
-    ).frame
+    one = frame_of(rows, latents=[2])
     both = some(frame, latent=2, edit="zero")[["target_prompt", "target_position", "kl"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(both, some(one, edit="zero")[both.columns].reset_index(drop=True), atol=1e-6)
+    # Of many, those drawn stand for all.
+    many = frame_of(torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(1)))
+    assert sorted(set(many.latent)) != [0, 1, 2, 3, 4] and (many.latent_weight == 8).all()
+    # Removing a direction removes the same however long it is.
+    for size in (1e19, 1e36, 1e-25):
+        long = frame_of(size * rows, detail=1.0)
+        for name in ("kl", "cosine", "inner", "dose_zero", "delta_norm"):
+            np.testing.assert_allclose(long[name], frame[name], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1e19, 1e36, 1e-25])
-def test_the_length_of_directions_does_not_matter(size):
-    """Removing a direction removes the same however long it is."""
-    d = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(0))
-    how = {"site": SITE, **SMALL}
-    plain, long = (projection_effects(tiny_model("llama"), PROMPTS, {"d": s * d}, **how).frame for s in (1.0, size))
-    for name in ("kl", "cosine", "inner", "dose_zero", "delta_norm"):
-        np.testing.assert_allclose(long[name], plain[name], rtol=1e-3, atol=1e-6)
-
-
-def test_directions_of_which_some_are_drawn_stand_for_all():
-    rows = torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(1))
-    frame = projection_effects(tiny_model("llama"), PROMPTS, {"mine": rows}, site=SITE, **SMALL).frame
-    assert sorted(set(frame.latent)) != [0, 1, 2, 3, 4] and (frame.latent_weight == 8).all()
-
-
-def test_an_sae_that_normalises_its_input_is_read_in_the_activations_own_unit():
+def test_saes_that_normalise_their_input_use_the_unit_of_the_activations():
     sae, plain = sae_of("standard:topk"), sae_of("standard:topk")
     sae.normalise = normalisation("factor", factor=0.25)
     x = torch.randn(9, D_MODEL) * 5
@@ -338,28 +303,14 @@ def test_an_sae_that_normalises_its_input_is_read_in_the_activations_own_unit():
     assert digests[0] != digests[1]
 
 
-def test_the_draw_hangs_on_the_site_and_the_kind_and_not_on_what_else_is_asked():
-    alone = projection_effects(tiny_model("llama"), PROMPTS, {"cosine": sae_of()}, **SMALL).frame
-    other = some(found().frame, sae="2/cosine", context="in_place")
-    labels = ["latent", "target_prompt", "target_position", "delta_norm"]
-    one, two = (some(frame, edit="placebo_token")[labels].reset_index(drop=True) for frame in (alone, other))
-    pd.testing.assert_frame_equal(one, two)
-
-
-def test_a_recording_may_say_what_the_prompts_are():
-    recording = record(tiny_model("llama"), PROMPTS, [SITE])
-    result = projection_effects(tiny_model("llama"), recording, {"2/cosine": sae_of()}, **SMALL)
-    assert result.tokens == PROMPTS
-
-
-def test_untrained_networks_are_asked_about_the_latents_of_the_trained_one():
+def test_randomly_initialised_models_have_the_latents_of_the_trained_one():
     result = projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, null_seeds=1, **SMALL)
     latents = result.frame.groupby("model").latent.unique().map(sorted)
     assert list(latents.index) == ["random 0", TRAINED] and latents.iloc[0] == latents.iloc[1]
     assert [g["model"] for g in result.groups] == [TRAINED, "random 0"]
 
 
-def test_layer_norm_models_have_what_their_norm_reads():
+def test_norm_read_of_layer_norm_models():
     x = record(tiny_model("gpt2"), PROMPTS, [SITE]).activations[SITE]
     frame = projection_effects(tiny_model("gpt2"), PROMPTS, torch.ones(1, D_MODEL), site=SITE, **SMALL).frame
     values = x[torch.tensor(frame.target_prompt.to_numpy()), torch.tensor(frame.target_position.to_numpy())]
@@ -368,39 +319,14 @@ def test_layer_norm_models_have_what_their_norm_reads():
     assert (np.abs(frame.norm_read / frame["norm"] - 1) > 1e-3).mean() > 0.9
 
 
-def test_a_run_goes_on_where_it_was_interrupted(tmp_path):
-    many, sae = prompts(tuple(5 + i % 4 for i in range(130))), {"2/cosine": sae_of()}
-    whole = projection_effects(tiny_model("llama"), many, sae, folder=tmp_path / "whole", **SMALL)
-
-    class Stop:
-        n = 0
-
-        def __call__(self, n: int, total: int) -> None:
-            self.n += n
-            if self.n > 0.6 * total:
-                raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted, match="of 3 units are kept"):
-        projection_effects(tiny_model("llama"), many, sae, folder=tmp_path / "half", progress=Stop(), **SMALL)
-    again = projection_effects(tiny_model("llama"), many, sae, folder=tmp_path / "half", **SMALL)
-    pd.testing.assert_frame_equal(whole.frame, again.frame, check_exact=True)
-    assert whole.provenance["drawn"] == again.provenance["drawn"]
-    other = {"2/cosine": sae_of(seed=5)}
-    with pytest.raises(ResultError, match=r"units of another run.*sha256"):
-        projection_effects(tiny_model("llama"), many, other, folder=tmp_path / "half", **SMALL)
-
-
-def test_a_result_comes_back_from_its_files(tmp_path):
+def test_a_result_comes_back_from_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(ProjectionEffects, "figures", lambda self: {})
     result = found()
-    names = result.write(tmp_path)
-    assert "projections.parquet" in names and "projections_dose.png" in names
+    assert "projections.parquet" in result.write(tmp_path)
     again = ProjectionEffects.load(tmp_path)
     pd.testing.assert_frame_equal(again.frame, result.frame)
-    assert json.dumps(json.loads((tmp_path / "projections.json").read_text())["provenance"]) == json.dumps(
-        again.provenance
-    )
-    assert "norm exponent" in result.table() and "<table" in result._repr_html_()
-    assert len(result.summary()) == 4 and again.saes == ["2/cosine", "5/standard"]
+    assert json.loads((tmp_path / "projections.json").read_text())["provenance"] == again.provenance
+    assert "norm exponent" in result.table() and len(result.summary()) == 4 and again.saes == ["2/cosine", "5/standard"]
 
 
 @pytest.mark.parametrize(
@@ -415,17 +341,11 @@ def test_a_result_comes_back_from_its_files(tmp_path):
         ({"angle": 2.0}, ResultError, "angle 2.0"),
         ({"metrics": ("kl",)}, ResultError, "lack 'clean_entropy'"),
         ({"site": Site(3)}, Exception, "put to site"),
+        ({"saes": torch.ones(D_MODEL)}, SiteError, "do not say where they act"),
+        ({"saes": torch.zeros(D_MODEL), "site": SITE}, EditError, "finite and not zero"),
+        ({"saes": torch.ones(D_MODEL), "site": SITE, "sampling": "active"}, ResultError, "never active"),
     ],
 )
-def test_settings_that_do_not_serve(more, error, message):
+def test_invalid_settings_raise(more, error, message):
     with pytest.raises(error, match=message):
-        projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, **(SMALL | more))
-
-
-def test_directions_that_do_not_serve():
-    with pytest.raises(SiteError, match="do not say where they act"):
-        projection_effects(tiny_model("llama"), PROMPTS, torch.ones(D_MODEL))
-    with pytest.raises(EditError, match="finite and not zero"):
-        projection_effects(tiny_model("llama"), PROMPTS, torch.zeros(D_MODEL), site=SITE)
-    with pytest.raises(ResultError, match="never active"):
-        projection_effects(tiny_model("llama"), PROMPTS, torch.ones(D_MODEL), site=SITE, sampling="active")
+        projection_effects(tiny_model("llama"), PROMPTS, **({"saes": {"2/cosine": sae_of()}} | SMALL | more))

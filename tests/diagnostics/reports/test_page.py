@@ -21,7 +21,7 @@ def html():
     return made()
 
 
-def test_the_page_loads_nothing_and_its_links_lead_somewhere(html):
+def test_the_page_is_self_contained_and_its_links_resolve(html):
     page = read(html)
     assert all(where.startswith(("#", "data:image/")) for where in page.loads) and page.tags.count("img") == 2
     assert "link" not in page.tags and "@import" not in html and "url(" not in html
@@ -32,14 +32,14 @@ def test_the_page_loads_nothing_and_its_links_lead_somewhere(html):
     assert set(page.of("button", "aria-controls")) - {None} <= set(ids)
 
 
-def test_every_result_is_shown_with_its_caveats_and_what_is_left_out_is_named(html):
+def test_results_have_their_caveats_and_missing_results_are_listed(html):
     words = read(html).words
     for said in ("Mine", "a/unit: Unit norm", "planted: planted", "full forward passes in place of the fast path: no keys",
-                 "unfinished run, left out: b", "damaged result, left out: c: cut short", "no untrained network"):  # fmt: skip
+                 "unfinished run, left out: b", "damaged result, left out: c: cut short", "no randomly initialised models"):  # fmt: skip
         assert said in words, said
 
 
-def test_first_numbers_come_first_and_further_ones_are_counted(html, monkeypatch):
+def test_headlines_come_first_and_further_ones_are_counted(html, monkeypatch):
     first = html.index('id="first"')
     assert str(measured().groups[1]["unit_norm ÷ rotation"]) in html[first : html.index('id="contents"')]
     assert first < html.index("<section")
@@ -49,7 +49,7 @@ def test_first_numbers_come_first_and_further_ones_are_counted(html, monkeypatch
     assert "n 7" in words and "n 8" not in words and "and 3 more such numbers in x" in words
 
 
-def test_long_tables_fold_and_sort(html):
+def test_long_tables_are_folded_and_sortable(html):
     table = html[html.index('id="r2-t1"') :]
     table = table[: table.index("</table>")]
     rows = re.findall(r"<tr( class=more)?>", table)

@@ -13,18 +13,16 @@ def said(result, word):
     return [line for line in caveats(result) if word in line]
 
 
-def test_a_fallback_is_told_with_its_reason_once():
+def test_a_fallback_has_its_reason_once():
     assert said(planted(), "full forward passes") == []
     why = ["no keys and values"]
-    lines = said(
-        planted(why_hooks=why, ablations={"a": {"why_hooks": why[0]}, "b": {"why_hooks": None}}), "forward passes"
-    )
-    assert lines == ["full forward passes in place of the fast path: no keys and values"]
+    twice = planted(why_hooks=why, ablations={"a": {"why_hooks": why[0]}, "b": {"why_hooks": None}})
+    assert said(twice, "forward passes") == ["full forward passes in place of the fast path: no keys and values"]
     assert said(with_provenance(why_hooks="too far off"), "too far off")
-    assert said(planted(path={"1.resid_post": "replay+hooks"}), "as asked")
+    assert said(planted(path={"1.resid_post": "replay+hooks"}), "as requested")
 
 
-def test_what_was_dropped_is_told_with_reasons_and_like_places_as_one():
+def test_dropped_rows_have_reasons_and_equal_places_are_merged():
     p = {
         "rows_dropped": {"effect not finite": 3, "none of these": 0},
         "drawn": {"trained": {"pairs_dropped": {"position 0": 9}}, "random 0": {"pairs_dropped": {"position 0": 9}}},
@@ -44,13 +42,11 @@ def test_what_was_dropped_is_told_with_reasons_and_like_places_as_one():
     assert not any("duplicate" in line or "none of these" in line for line in lines)
 
 
-def test_the_noise_floor_and_what_lies_below_it():
+def test_noise_floor():
     result = measured()
     frame = result.frame
     below = rows = 0
-    for _, some in frame.groupby(
-        ["model", "layer", "point"] if "point" in frame else ["model", "layer"], observed=True
-    ):
+    for _, some in frame.groupby([c for c in ("model", "layer", "point") if c in frame], observed=True):
         floor = np.percentile(some.kl[some.edit == "self"].abs(), 99)
         effects = some.kl[(some.edit != "self") & some.kl.notna()]
         below, rows = below + int((effects <= floor).sum()), rows + len(effects)
@@ -67,19 +63,19 @@ def test_few_prompts_are_counted():
         {"claim": ["direction"] * 2, "model": "trained", "value": 2.0, "low": 1.0, "high": 3.0, "n_prompts": [5, 40]}
     )
     (line,) = said(Specifications(frame, {"boolq": {"model": "m", "null_models": ["random 0"]}}), "fewer than 20")
-    assert line.startswith("1 of 2 estimates") and "1 on fewer than 10 have none" in line
+    assert line.startswith("1 of 2 estimates") and "1 from fewer than 10 have none" in line
 
 
-def test_missing_controls_and_half_precision_are_told():
-    assert said(measured(), "no untrained network") and not said(
-        with_provenance(null_models=["random 0"]), "no untrained"
+def test_missing_controls_and_half_precision():
+    assert said(measured(), "no randomly initialised") and not said(
+        with_provenance(null_models=["random 0"]), "no randomly initialised"
     )
-    assert not said(planted(), "no untrained network")
+    assert not said(planted(), "no randomly initialised")
     assert said(planted(placebo_share=0), "no placebo") and not said(planted(placebo_share=0.1), "no placebo")
     assert said(planted(dtype="bfloat16"), "bfloat16")
 
 
-def test_results_of_one_report_that_do_not_belong_together():
+def test_differences_between_results():
     a = {"weights_sha256": "a" * 64, "versions": {"torch": "2.1"}, "dtype": "float32"}
     assert differences({"x": planted(**a), "y": planted(**a)}) == []
     b = a | {"weights_sha256": "b" * 64, "versions": {"torch": "2.2"}, "dtype": "bfloat16"}

@@ -10,12 +10,12 @@ from tests.reports import EVIL, Planted, measured, planted, with_provenance
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
 
 
-def test_a_result_shows_its_settings_table_caveats_and_figure():
+def test_a_page_has_settings_table_caveats_and_figure():
     before = plt.get_fignums()
     html = measured()._repr_html_()
     page, p = read(html), measured().provenance
     assert page.tags.count("table") == 1 and page.tags.count("img") == 1 and plt.get_fignums() == before
-    for words in ("Unit norm", str(measured().groups[0]["unit_norm"].value)[:4], "no untrained network", measured().NOTE,
+    for words in ("Unit norm", str(measured().groups[0]["unit_norm"].value)[:4], "no randomly initialised models", measured().NOTE,
                   p["model"], f"{p['prompts']} prompts", "resid_post of blocks 1, 4", f"seed {p['seed']}", "by replay"):  # fmt: skip
         assert words in page.words, words
     for light_or_dark in ("prefers-color-scheme:dark", 'data-jp-theme-light="false"', ".vscode-dark"):
@@ -28,13 +28,13 @@ def test_names_and_reasons_are_escaped_once():
     assert "script" not in page.tags and "".join(page.text).count(EVIL) >= 3 and EVIL in page.of("img", "alt")[0]
 
 
-def test_a_long_table_says_where_the_rest_is(monkeypatch):
+def test_long_tables_are_cut(monkeypatch):
     monkeypatch.setattr("diagnostics.results.page._MOST_LINES", 10)
     page = read(planted()._repr_html_())
     assert page.tags.count("tr") == 11 and "The first 10 of 40 lines" in page.words
 
 
-def test_a_figure_that_cannot_be_drawn_says_why():
+def test_a_missing_figure_has_its_reason():
     class Undrawn(Planted):
         def plot(self):
             raise ResultError("no random pairs")

@@ -1,4 +1,3 @@
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -18,19 +17,20 @@ from matplotlib.figure import Figure
 from diagnostics.results.result import Result, result_files
 from diagnostics.results.stored import document_digest, load_tokens, save_tokens
 from diagnostics.statistics.estimate import Estimate
+from diagnostics.statistics.measures import censored_median
 from interventions import wrap
 from interventions.errors import ResultError
 from interventions.files import claim_folder, claim_run, jsonable, write_frame, write_json, write_whole
 from interventions.provenance import model_provenance
 from tests.pages import read as page_of
-from tests.tiny import D_MODEL, N_LAYERS, VOCAB, fresh, tiny_model
+from tests.tiny import D_MODEL, N_LAYERS, VOCAB, tiny_model
 
 
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_folder_is_made_and_one_with_other_files_is_taken(tmp_path):
+def test_claimed_folders_are_made_and_may_hold_other_files(tmp_path):
     assert claim_folder(tmp_path / "a" / "b", ["x.json"], overwrite=False) == tmp_path / "a" / "b"
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "notes.txt").write_text("mine")
@@ -38,7 +38,7 @@ def test_a_folder_is_made_and_one_with_other_files_is_taken(tmp_path):
     assert everything(tmp_path) == {"notes.txt": b"mine"}  # claiming leaves nothing behind
 
 
-def test_a_folder_with_a_result_is_refused_and_left_as_it_was(tmp_path):
+def test_a_folder_with_a_result_is_refused_and_unchanged(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"another run")
     with pytest.raises(ResultError, match=r"holds another run \(x\.parquet\); name another folder or pass --overwrite"):
         claim_folder(tmp_path, ["x.json", "x.parquet"], overwrite=False)
@@ -47,13 +47,7 @@ def test_a_folder_with_a_result_is_refused_and_left_as_it_was(tmp_path):
     assert everything(tmp_path) == {"x.parquet": b"another run"}  # it goes when the new one is there, not before
 
 
-def test_a_folder_that_cannot_be_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ResultError, match=r"cannot write to .*file"):
-        claim_folder(tmp_path / "file", ["x.json"], overwrite=True)
-
-
-def test_a_writer_that_fails_leaves_what_stood_there_and_nothing_else(tmp_path):
+def test_a_failed_write_changes_nothing(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("old")
 
@@ -71,20 +65,14 @@ def test_a_writer_that_fails_leaves_what_stood_there_and_nothing_else(tmp_path):
     assert everything(tmp_path) == {"x.txt": b"old"}
 
 
-def test_a_writer_that_succeeds_takes_the_place(tmp_path):
-    path = tmp_path / "x.txt"
-    path.write_text("old")
-    write_whole(path, lambda p: p.write_text("new"))
-    assert everything(tmp_path) == {"x.txt": b"new"}
-    assert os.stat(path).st_mode & 0o777 == 0o644  # a temporary file is private; a result is not
-
-
-def test_json_holds_what_python_holds_and_null_for_what_is_not_finite(tmp_path):
+def test_json_has_null_for_nonfinite_values(tmp_path):
     estimate = Estimate(1.5, float("nan"), float("inf"), 0.25, 7, 3, bound=True)
     value = {
         3: [math.nan, math.inf, -math.inf, 2.5, 0, True, None, "‖x‖"],
         "numpy": (np.float32(0.5), np.int64(3), np.bool_(True), np.float64("nan"), np.float32("-inf")),
         "estimate": {"inner": [estimate]},
+        "array": np.array([1.0, np.nan]),
+        "censored": censored_median(np.ones(20), np.zeros(20), 0.5, np.arange(20)),
         "path": Path("a/b"),
         "dtype": torch.float32,
     }
@@ -93,44 +81,22 @@ def test_json_holds_what_python_holds_and_null_for_what_is_not_finite(tmp_path):
     read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert read == jsonable(value)
     assert read["3"] == [None, None, None, 2.5, 0, True, None, "‖x‖"]
-    assert read["numpy"] == [0.5, 3, True, None, None]
+    assert (read["numpy"], read["array"]) == ([0.5, 3, True, None, None], [1.0, None])
+    assert (read["censored"]["estimate"]["value"], read["censored"]["n_censored"]) == (2, 20)
     expected = {"value": 1.5, "low": None, "high": None, "se": 0.25, "n_rows": 7, "n_prompts": 3, "bound": True}
     assert read["estimate"]["inner"] == [expected]
     assert (read["path"], read["dtype"]) == ("a/b", "torch.float32")
     assert "‖x‖" in text
 
 
-def test_a_censored_median_is_a_dictionary_in_json():
-    from diagnostics.statistics.measures import censored_median
-
-    found = jsonable(censored_median(np.ones(20), np.zeros(20), 0.5, np.arange(20)))
-    assert found["estimate"]["value"] == 2
-    assert found["estimate"]["bound"] is True
-    assert found["n_censored"] == 20
-
-
-def test_arrays_are_lists_of_numbers_in_json():
-    assert jsonable({"a": np.array([1.0, np.nan])}) == {"a": [1.0, None]}
-
-
 def test_tokens_are_padded_on_the_right(tmp_path):
     save_tokens(tmp_path / "tokens.npy", [[5, 6, 7], [0], [8, 9]])
     table = np.load(tmp_path / "tokens.npy")
-    assert np.issubdtype(table.dtype, np.integer)
-    assert table.tolist() == [[5, 6, 7], [0, -1, -1], [8, 9, -1]]
+    assert np.issubdtype(table.dtype, np.integer) and table.tolist() == [[5, 6, 7], [0, -1, -1], [8, 9, -1]]
     assert list(everything(tmp_path)) == ["tokens.npy"]
 
 
-def test_the_same_table_gives_the_same_bytes(tmp_path):
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"kl": rng.random(1000), "edit": ["norm", "full"] * 500, "top": rng.random(1000) > 0.5})
-    for name in ("a", "b"):
-        write_frame(tmp_path / f"{name}.parquet", frame)
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), frame, check_exact=True)
-
-
-def test_provenance_says_which_model_ran_and_where():
+def test_model_provenance():
     found = model_provenance(wrap(tiny_model("llama"), name="mine", note="random"))
     assert (found["model"], found["model_note"], found["wrapper"]) == ("mine", "random", "huggingface")
     assert (found["n_layers"], found["d_model"], found["vocab"]) == (N_LAYERS, D_MODEL, VOCAB)
@@ -142,21 +108,11 @@ def test_provenance_says_which_model_ran_and_where():
     json.dumps(found, allow_nan=False)
 
 
-def test_the_hash_is_of_the_weights_and_of_nothing_else():
-    one = model_provenance(wrap(tiny_model("llama")))["weights_sha256"]
-    assert one == model_provenance(wrap(fresh("llama"), name="other"))["weights_sha256"]
-    assert len(one) == len(hashlib.sha256().hexdigest())
-    changed = fresh("llama")
-    changed.model.layers[2].mlp.up_proj.weight[3, 4] += 1e-4
-    assert model_provenance(wrap(changed))["weights_sha256"] != one
-    assert model_provenance(wrap(fresh("llama", dtype=torch.bfloat16)))["weights_sha256"] != one
-
-
 # A diagnostic's result
 
 
 class Drawing(Figure):
-    """A matplotlib Figure that says how it was asked to be saved."""
+    """A matplotlib Figure that writes down how it was saved."""
 
     def savefig(self, path: Path, **how) -> None:
         path.write_text(f"{path.suffix} {how}")
@@ -180,7 +136,7 @@ def mine() -> Mine:
     return Mine(frame, [[3, 4, 5], [0]], {"vocab": 9, "sites": ["1.resid_post"], "sink_filter": None})
 
 
-def test_a_result_comes_back_as_it_was_written(tmp_path):
+def test_roundtrip_and_equal_bytes(tmp_path):
     names = mine().write(tmp_path)
     figures = [f"{name}.{kind}" for name in ("mine", "mine_attn_out") for kind in ("png", "svg", "pdf")]
     assert names == [*result_files(Mine), *figures] == ["mine.parquet", "mine.json", "tokens.npy", *figures]
@@ -197,26 +153,12 @@ def test_a_result_comes_back_as_it_was_written(tmp_path):
     assert "'CreationDate': None" in (tmp_path / "mine.pdf").read_text()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mine.parquet",
-        "mine.json",
-        "tokens.npy",
-    ],
-)
-def test_a_folder_without_one_of_the_files_is_an_error_that_names_it(tmp_path, name):
+@pytest.mark.parametrize("name", ["mine.parquet", "mine.json", "tokens.npy"])
+def test_a_missing_file_is_named(tmp_path, name):
     mine().write(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(ResultError, match=f"holds no mine result: {re.escape(name)} is missing"):
         Mine.load(tmp_path)
-
-
-def test_a_result_without_a_summary_of_its_own_says_so():
-    plain = Result(mine().frame, [[1]], {})
-    for method in (plain.as_dict, plain.figures):
-        with pytest.raises(NotImplementedError):
-            method()
 
 
 # Files that belong together
@@ -228,25 +170,17 @@ def with_kl(*values: float, tokens=None, seed=0) -> Mine:
 
 
 @pytest.mark.parametrize("name", ["mine.parquet", "tokens.npy"])
-def test_a_file_of_another_run_is_refused_by_name(tmp_path, name):
+def test_a_file_of_another_run_is_refused(tmp_path, name):
     with_kl(0.5, 1.0).write(tmp_path / "one")
     with_kl(0.5, 2.0, tokens=[[3, 4, 6], [0]]).write(tmp_path / "other")
     (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
-    with pytest.raises(
-        ResultError, match=rf"{re.escape(name)} is not the file that mine\.json was written with"
-    ) as said:
+    message = rf"{re.escape(name)} is not the file that mine\.json was written with"
+    with pytest.raises(ResultError, match=message) as said:
         Mine.load(tmp_path / "one")
     assert "\n" not in str(said.value)
 
 
-def test_half_a_table_is_refused(tmp_path):
-    with_kl(*range(8)).write(tmp_path)
-    with_kl(*range(4)).frame.to_parquet(tmp_path / "mine.parquet", index=False)
-    with pytest.raises(ResultError, match=r"mine\.parquet is not the file"):
-        Mine.load(tmp_path)
-
-
-def test_a_changed_summary_or_provenance_is_refused_and_a_new_layout_is_not(tmp_path):
+def test_changed_json_content_is_refused_and_another_layout_is_not(tmp_path):
     with_kl(0.5).write(tmp_path)
     path = tmp_path / "mine.json"
     document = json.loads(path.read_text())
@@ -257,7 +191,7 @@ def test_a_changed_summary_or_provenance_is_refused_and_a_new_layout_is_not(tmp_
         Mine.load(tmp_path)
 
 
-def test_a_result_from_before_there_were_digests_is_loaded_if_its_rows_are_those_it_states(tmp_path):
+def test_without_digests_the_number_of_rows_is_checked(tmp_path):
     old = with_kl(0.5, 1.0)
     write_frame(tmp_path / "mine.parquet", old.frame)
     save_tokens(tmp_path / "tokens.npy", old.tokens)
@@ -276,10 +210,10 @@ def test_no_pickle_is_ever_loaded(tmp_path):
             load_tokens(tmp_path / "tokens.npy")
 
 
-# Results of others
+# Overwriting
 
 
-def test_another_result_stays_unless_asked_and_the_same_one_may_be_written_again(tmp_path):
+def test_another_result_is_not_overwritten_unless_asked(tmp_path):
     with_kl(0.5).write(tmp_path)
     with_kl(0.5, seed=7).write(tmp_path, overwrite=False)  # the same table, tokens and summary
     assert Mine.load(tmp_path).provenance["seed"] == 7
@@ -294,14 +228,14 @@ def test_another_result_stays_unless_asked_and_the_same_one_may_be_written_again
     assert Mine.load(tmp_path).frame.kl.tolist() == [0.25]
 
 
-def test_a_figure_that_the_result_did_not_draw_stays_unless_asked(tmp_path):
+def test_a_foreign_figure_is_not_overwritten_unless_asked(tmp_path):
     (tmp_path / "mine.png").write_text("a photograph")
     with pytest.raises(ResultError, match=r"holds another result \(mine\.png\)"):
         with_kl(0.5).write(tmp_path, overwrite=False)
     assert everything(tmp_path) == {"mine.png": b"a photograph"}
 
 
-def test_figures_that_a_result_no_longer_has_go_and_nothing_outside_its_folder(tmp_path):
+def test_old_figures_are_deleted_and_nothing_else(tmp_path):
     out = tmp_path / "out"
 
     @dataclass(frozen=True)
@@ -320,19 +254,18 @@ def test_figures_that_a_result_no_longer_has_go_and_nothing_outside_its_folder(t
     assert (tmp_path / "outside.png").exists() and (out / "notes.txt").exists()
 
 
-# The system says no
+# Errors of the file system
 
 
-def test_a_full_disk_leaves_the_result_that_was_there(tmp_path):
+def test_a_full_disk_leaves_the_old_result(tmp_path):
     resource = pytest.importorskip("resource")
     with_kl(0.5).write(tmp_path)
     before = everything(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # each file may grow to this size
     try:
-        with pytest.raises(
-            ResultError, match=r"cannot write .*(mine\.parquet|tokens\.npy): .*what was finished stays"
-        ) as said:
+        message = r"cannot write .*(mine\.parquet|tokens\.npy): .*what was finished stays"
+        with pytest.raises(ResultError, match=message) as said:
             with_kl(*np.random.default_rng(0).random(9000)).write(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -341,7 +274,7 @@ def test_a_full_disk_leaves_the_result_that_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\udcff", "file/below", "/proc/nothing"])
-def test_a_folder_that_no_system_takes_is_an_error_on_one_line(tmp_path, name):
+def test_an_impossible_folder_raises_with_one_line(tmp_path, name):
     (tmp_path / "file").write_text("no folder")
     for claim in (claim_folder, claim_run):
         with pytest.raises(ResultError, match=r"cannot write to .*name another folder") as said:
@@ -350,7 +283,7 @@ def test_a_folder_that_no_system_takes_is_an_error_on_one_line(tmp_path, name):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
-def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask):
+def test_files_follow_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         with_kl(0.5).write(tmp_path / "out")
@@ -380,7 +313,7 @@ def found(**more):
     return TwoGroups(pd.DataFrame(), [], {"saes": {"one": 1, "two": 2}, "rows_dropped": {}, "why_hooks": None} | more)
 
 
-def test_estimates_stand_with_their_intervals_and_only_what_was_dropped_is_told():
+def test_tables_hold_intervals_and_say_what_was_dropped():
     assert found().saes == ["one", "two"] and list(found().figures()) == ["found"]
     plt.close("the figure")
     assert found().table().splitlines()[1:] == ["one 0.5 [0.25, 0.75]", "two              few", "what the numbers are"]

@@ -15,13 +15,11 @@ from torch import nn
 
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
+from diagnostics.results.result import Result
+from diagnostics.running import recordings
 from diagnostics.running import single_edits as study
-from diagnostics.running.clean import CONTEXTS, METRICS
-from diagnostics.running.clean import CleanActivations as CleanActivations
-from diagnostics.running.clean import RunSettings as RunSettings
-from diagnostics.running.single_edits import EditedRows as EditedRows
-from diagnostics.running.single_edits import SingleEdits as SingleEdits
-from diagnostics.running.single_edits import run_single_edits as run_single_edits
+from diagnostics.running.clean import CONTEXTS, METRICS, CleanActivations, RunSettings
+from diagnostics.running.single_edits import EditedRows, run_single_edits
 from diagnostics.running.units import Interrupted, code_version
 from diagnostics.sampling.tokens import generator
 from interventions import MechdiagError, Reference, ResultError, Site, measure, record, wrap
@@ -86,9 +84,15 @@ class EveryThird:
         return EditedRows(table, edited.flatten(0, 1), x[:, None].expand_as(edited).flatten(0, 1))
 
 
-def third(model, tokens=PROMPTS, sites=SITES, folder=None, progress=None, overwrite=False, **settings) -> SingleEdits:
+class Thirds(Result):
+    """What became of these rows."""
+
+    NAME = "every_third"
+
+
+def third(model, tokens=PROMPTS, sites=SITES, folder=None, progress=None, overwrite=False, **settings) -> Thirds:
     return run_single_edits(
-        "every_third",
+        Thirds,
         model,
         tokens,
         EveryThird,
@@ -165,7 +169,7 @@ def test_rows_of_a_single_token_are_those_of_measure_with_the_clean_vector_besid
 def test_shards_change_no_row_and_no_order(monkeypatch):
     tables = []
     for size in (1000, 64, 16):
-        monkeypatch.setattr(study, "SHARD", size)
+        monkeypatch.setattr(recordings, "SHARD", size)
         tables.append(third(tiny_model("llama"), MANY, SITES[:2], contexts=CONTEXTS).frame)
     assert len(tables[0]) == 2 * 2 * 2 * len(np.unique(tables[0].token))
     for table in tables[1:]:

@@ -362,13 +362,13 @@ def test_changed_code_is_another_identity(tmp_path, monkeypatch):
 
 def test_code_version_covers_every_source_file(tmp_path, monkeypatch):
     for package in ("interventions", "diagnostics"):
-        shutil.copytree(Path(module.__file__).parent.parent / package, tmp_path / package)
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "diagnostics" / "units.py"))
+        shutil.copytree(Path(module.__file__).parents[2] / package, tmp_path / package)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "diagnostics" / "running" / "units.py"))
     monkeypatch.setattr(module.interventions, "__file__", str(tmp_path / "interventions" / "__init__.py"))
     version = code_version.__wrapped__
     first = version()
     assert re.fullmatch(r"\S+\+[0-9a-f]{16}", first)
-    (tmp_path / "diagnostics" / "statistics.py").touch()
+    (tmp_path / "diagnostics" / "saved.py").touch()
     (tmp_path / "diagnostics" / "notes.txt").write_text("no source")
     assert version() == first
     found = {first}

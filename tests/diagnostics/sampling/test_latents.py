@@ -44,14 +44,14 @@ def test_weights_add_up_to_the_size_of_each_stratum_that_was_reached(size, n):
         assert np.isclose(drawn.weight[stratum[drawn.index] == name].sum(), (stratum == name).sum())
 
 
-def test_what_is_left_over_goes_to_strata_by_lot_not_to_the_first():
-    firsts = [from_strata(np.arange(100) % 5, keys(100, f"lot {i}"), 2).index % 5 for i in range(40)]
+def test_the_remainder_goes_to_random_strata():
+    firsts = [from_strata(np.arange(100) % 5, keys(100, f"draw {i}"), 2).index % 5 for i in range(40)]
     assert np.bincount(np.concatenate(firsts), minlength=5).min() > 4
     drawn = draw_tokens(np.repeat(np.arange(4), 500), np.random.default_rng(1).normal(size=2000), keys(2000), 12)
     assert len(drawn.index) == 12 and len(set(drawn.index // 500)) > 2
 
 
-def test_more_draws_keep_those_of_before_and_an_item_s_place_does_not_matter():
+def test_draws_are_nested_and_invariant_to_order():
     stratum, key = np.arange(300) % 4, keys(300)
     few, many = (from_strata(stratum, key, n) for n in (40, 80))
     assert set(few.index) <= set(many.index) and len(many.index) == 80
@@ -68,7 +68,7 @@ def test_bins_are_equally_wide_in_log_frequency():
     assert frequency_bins(np.zeros(3))[0].tolist() == [-1, -1, -1]
 
 
-def test_latents_of_rare_bins_are_as_many_as_of_common_ones_and_weigh_less():
+def test_rare_and_common_bins_give_equal_numbers_of_latents():
     frequency = np.r_[np.zeros(7), np.full(1000, 1e-4), np.full(20, 0.5)]
     drawn, said = draw_latents(frequency, 10_000, 20, "stratified", 0, "sae")
     assert (drawn.index >= 1007).sum() == 10 and (drawn.index < 7).sum() == 0
@@ -101,7 +101,7 @@ def test_tokens_come_in_equal_numbers_from_norms_and_cosines_of_either_sign():
     assert np.isclose(share, 1 - COSINE_BANDS[-2], atol=1e-3)
 
 
-def test_active_tokens_alone():
+def test_draw_active_draws_active_tokens_only():
     active = np.arange(100) % 9 == 0
     drawn = draw_active(active, keys(100), 5)
     assert len(drawn.index) == 5 and active[drawn.index].all() and np.allclose(drawn.weight, active.sum() / 5)

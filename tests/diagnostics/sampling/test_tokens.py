@@ -91,12 +91,9 @@ def test_pairs_join_tokens_of_different_prompts_each_used_once(lengths, n, fewer
     again, start = cross_prompt_pairs(length, n, seed), cross_prompt_pairs(length, min(fewer, n), seed)
     assert (targets(again), sources(again)) == (targets(pairs), sources(pairs))
     assert (targets(start), sources(start)) == (targets(pairs)[: len(start)], sources(pairs)[: len(start)])
-
-
-def test_another_seed_draws_other_pairs():
-    one, other = cross_prompt_pairs(LENGTH, 20, 0), cross_prompt_pairs(LENGTH, 20, 1)
-    assert targets(one) != targets(other)
-    assert sources(one) != sources(other)
+    if n > 20:
+        other = cross_prompt_pairs(length, n, seed + 1)
+        assert targets(other) != targets(pairs) and sources(other) != sources(pairs)
 
 
 def test_take_keeps_targets_and_sources_together():
@@ -115,12 +112,12 @@ def test_take_keeps_targets_and_sources_together():
         ([100, 1], 50, "no source left for pair .* of 50; give more prompts"),
     ],
 )
-def test_too_little_text_is_an_error_that_says_what_to_do(length, n, message):
+def test_too_little_text_raises(length, n, message):
     with pytest.raises(TextError, match=message):
         cross_prompt_pairs(np.array(length), n, 0)
 
 
-# Tokens that cannot serve
+# Unusable tokens
 
 
 def planted(seed: int = 0):
@@ -182,15 +179,6 @@ def test_pairs_are_dropped_for_the_first_reason_and_counted_once():
         "sink": 2,
         "padding": 0,
     }
-
-
-def test_padding_is_no_reason_for_a_real_token():
-    activations, length, special = planted()
-    found = token_filter(activations, length, special, 10.0)
-    pairs = cross_prompt_pairs(length, 7, 0)
-    keep, dropped = found.keep(pairs)
-    assert dropped["padding"] == 0
-    assert keep.sum() + sum(dropped.values()) == 7
 
 
 # Pairs that meet a condition
@@ -258,17 +246,13 @@ def test_no_pairs_where_none_exist(kind):
         assert (len(pairs), found) == (0, 0)
 
 
-def test_a_pool_bounds_what_is_looked_at():
+def test_pairs_come_from_the_pool():
     x, usable, length = clustered()
     pairs, found = matching_pairs(torch.tensor(x), usable, length, 1000, 0, "same_norm", pool=20)
     prompt, position = ranked_tokens(length, 0, "target")
     first = [t for t in zip(prompt.tolist(), position.tolist(), strict=True) if usable[t]][:20]
     assert set(targets(pairs)) | set(sources(pairs)) <= set(first)
     assert 0 < found == len(pairs) < 20
-
-
-def test_an_unknown_kind_is_an_error_that_names_the_known():
-    x, usable, length = clustered()
     with pytest.raises(ResultError, match="no kind of pairs 'samenorm'; known: same_norm, high_cosine"):
         matching_pairs(torch.tensor(x), usable, length, 5, 0, "samenorm")
 

@@ -1,11 +1,11 @@
-"""The figure: what is drawn where, for one data set and for several."""
+"""Panels and captions of the figure, for one data set and for several."""
 
 import matplotlib.pyplot as plt
 import pytest
 
 from diagnostics.sparse_probing.run import probe_saes
 from tests.diagnostics.drawn import caption, legend, panels, series, titles
-from tests.diagnostics.sparse_probing.test_run import HOW, SETS, model, result, saes
+from tests.diagnostics.sparse_probing.test_run import SETS, model, result, saes
 
 
 @pytest.fixture(autouse=True)
@@ -14,11 +14,9 @@ def _closed():
     plt.close("all")
 
 
-def test_panels_hold_the_groups():
+def test_panels_show_the_accuracies_of_each_data_set():
     figure = result().plot()
-    assert titles(figure) == [
-        "mean of 2 data sets", "two: two classes", "three: 3 classes, each against the rest"
-    ]  # fmt: skip
+    assert titles(figure) == ["mean of 2 data sets", "two: two classes", "three: 3 classes, each against the rest"]
     for ax, dataset in zip(panels(figure), ("mean", "two", "three"), strict=True):
         drawn = [points[:, 1] for _, points in series(ax)]
         assert len(drawn) == 2
@@ -33,8 +31,7 @@ def test_panels_hold_the_groups():
 
 
 def test_one_data_set_has_one_panel():
-    found = probe_saes(model(), SETS[0], {"4/cosine": saes()["4/cosine"]}, **HOW)
+    found = probe_saes(model(), SETS[0], {"4/cosine": saes()["4/cosine"]}, ks=(1,), seeds=1)
     figure = found.plot()
     (ax,) = panels(figure)
-    assert len(series(ax)) == 1
-    assert "delete-one-text jackknife" in caption(figure)
+    assert len(series(ax)) == 1 and "delete-one-text jackknife" in caption(figure)

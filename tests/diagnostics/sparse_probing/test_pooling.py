@@ -1,4 +1,4 @@
-"""Texts as vectors, against a full recording averaged token by token."""
+"""Mean activations and latents of texts, against a full recording averaged token by token."""
 
 import functools
 
@@ -14,7 +14,7 @@ from tests.tiny import D_MODEL, fresh, prompts, tiny_model, tokenizer
 
 SITES = (Site(3), Site(1, "mlp_out"))
 SINK, SPECIAL = 5, 2
-"""Token ids: one whose activation is a sink in the stream (not in what an MLP adds), and one that the tokenizer counts as special."""
+"""Token ids: a sink of the residual stream (not of MLP outputs), and one that the tokenizer counts as special."""
 LENGTHS = (9, 4, 12, 2, 7, 7, 3, 11)
 # The tokenizer reads w25 as the special w2 and an unknown word.
 TOKENS = [[8 if token in (SINK, SPECIAL) or token // 10 == 2 else token for token in ids] for ids in prompts(LENGTHS)]
@@ -38,7 +38,7 @@ def labelled(texts=TEXTS) -> Labelled:
 
 
 def by_hand(site: Site) -> tuple[list[list[torch.Tensor]], list[str]]:
-    """The vectors of each text that count, in the order of `labelled_prompts`; and their texts."""
+    """The activations of each text that count, in the order of `labelled_prompts`; and the texts."""
     order, *_ = labelled_prompts(model(), labelled())
     recording = record(model(), order.tokens, [site], keep_cache=False)
     x = recording.activations[site]
@@ -52,7 +52,7 @@ def by_hand(site: Site) -> tuple[list[list[torch.Tensor]], list[str]]:
 
 
 @pytest.mark.parametrize("site", SITES, ids=str)
-def test_means_are_those_of_the_tokens_that_count(site):
+def test_means_are_over_the_tokens_that_count(site):
     pooled = pooled_texts(model(), labelled(), SITES)
     kept, texts = by_hand(site)
     assert pooled.prompts.texts == texts
@@ -79,19 +79,19 @@ def test_means_are_those_of_the_tokens_that_count(site):
     assert some == {"position 0": len(TEXTS), "special token": 1} | sinks
 
 
-def test_without_a_sink_filter_every_text_counts():
+def test_without_a_sink_filter_all_texts_count():
     pooled = pooled_texts(model(), labelled(), SITES, sink_filter=None)
     assert pooled.usable(SITES[0]).all() and pooled.left_out(SITES[0]) == {"position 0": len(TEXTS), "special token": 1}
 
 
-def test_texts_are_cut_and_their_order_hangs_on_the_seed():
+def test_texts_are_cut_and_ordered_by_the_seed():
     pooled = pooled_texts(model(), labelled(), SITES[:1], max_length=4)
     assert max(map(len, pooled.prompts.tokens)) == 4
     assert len(pooled.prompt) == len(pooled.activations[SITES[0]]) == sum(min(n, 4) for n in LENGTHS)
     assert pooled_texts(model(), labelled(), SITES[:1], seed=1).prompts.texts != pooled.prompts.texts
 
 
-def test_padding_and_batches_change_nothing(monkeypatch):
+def test_results_do_not_depend_on_padding_and_batches(monkeypatch):
     whole = pooled_texts(model(), labelled(), SITES).activations
     monkeypatch.setattr("diagnostics.sparse_probing.pooling._TOKENS", 1)
     alone = pooled_texts(model(), labelled(), SITES).activations
@@ -99,7 +99,7 @@ def test_padding_and_batches_change_nothing(monkeypatch):
         torch.testing.assert_close(whole[site], alone[site], rtol=1e-4, atol=1e-4)
 
 
-def test_what_does_not_serve_is_said():
+def test_invalid_texts_raise():
     with pytest.raises(TextError, match="has no tokenizer"):
         pooled_texts(wrap(tiny_model("llama")), labelled(), SITES)
     short = pooled_texts(model(), labelled(["w9 w2", "w7 w2"]), SITES)

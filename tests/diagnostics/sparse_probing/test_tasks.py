@@ -1,4 +1,4 @@
-"""Balanced tasks: who is held out, whole groups, and that nothing but seed, text and group decides."""
+"""Balanced tasks: which texts are held out, whole groups, and independence of the order of texts."""
 
 from collections import Counter
 
@@ -23,7 +23,7 @@ def named(counts: dict[str, int]) -> tuple[list[str], list[str]]:
     st.integers(0, 3),
     st.data(),
 )
-def test_tasks_are_balanced_disjoint_and_of_usable_texts(counts, share, seed, data):
+def test_tasks_are_balanced_and_disjoint(counts, share, seed, data):
     texts, labels = named(counts)
     usable = np.array([data.draw(st.booleans()) if i % 4 == 3 else True for i in range(len(texts))])
     found = tasks(texts, labels, usable, test_share=share, seed=seed)
@@ -55,7 +55,7 @@ def grouped(sizes: dict[str, tuple[int, ...]]) -> tuple[list[str], list[str], li
     st.floats(0.2, 0.5),
     st.integers(0, 3),
 )
-def test_groups_are_held_out_whole(sizes, share, seed):
+def test_groups_are_not_split(sizes, share, seed):
     texts, labels, groups = grouped(sizes)
     found = tasks(texts, labels, np.ones(len(texts), dtype=bool), groups=groups, test_share=share, seed=seed)
     held = held_groups(labels, groups, share, seed)
@@ -67,16 +67,13 @@ def test_groups_are_held_out_whole(sizes, share, seed):
         for part, y in ((task.train, task.y_train), (task.test, task.y_test)):
             assert 2 * y.sum() == len(y) > 0 and [labels[i] == name for i in part] == y.tolist()
             took = Counter(groups[i] for i in part[y])
-            there = {
-                g
-                for g, label in zip(groups, labels, strict=True)
-                if label == name and (g in held) == (part is task.test)
-            }
-            # In turn: none gives a text more than another that has one left.
+            of_class = {g for g, label in zip(groups, labels, strict=True) if label == name}
+            there = {g for g in of_class if (g in held) == (part is task.test)}
+            # Groups take turns: none gives two texts more than another that has one left.
             assert all(took[g] >= min(max(took.values()) - 1, groups.count(g)) for g in there)
 
 
-def test_held_out_groups_are_close_to_the_share_that_was_asked_for():
+def test_held_out_groups_are_close_to_the_requested_share():
     texts, labels, groups = grouped({"a": (5,) * 30, "b": (15,) * 10})
     for number in range(3):
         task = tasks(texts, labels, np.ones(300, dtype=bool), groups=groups, seed=split_seed(0, number))["b"]
@@ -84,14 +81,14 @@ def test_held_out_groups_are_close_to_the_share_that_was_asked_for():
     assert len({split_seed(seed, number) for seed in range(20) for number in range(20)}) == 400
 
 
-def test_a_group_of_two_classes_stands_on_one_side():
+def test_a_group_of_two_classes_is_not_split():
     texts, labels, groups = grouped({"a": (4,) * 8, "b": (4,) * 8})
     groups = [group.replace("b", "a") if group in ("b0", "b1") else group for group in groups]
     task = tasks(texts, labels, np.ones(64, dtype=bool), groups=groups)["b"]
     assert not {groups[i] for i in task.train} & {groups[i] for i in task.test}
 
 
-def test_the_order_of_texts_decides_nothing_and_seeds_differ():
+def test_splits_depend_on_the_seed_and_not_on_the_order_of_texts():
     texts, labels = named({"a": 20, "b": 30, "c": 25})
     usable, turned = np.ones(75, dtype=bool), list(range(75))[::-1]
     there = tasks(texts, labels, usable)
@@ -103,7 +100,7 @@ def test_the_order_of_texts_decides_nothing_and_seeds_differ():
     assert set(other["a"].test) != set(there["a"].test)
 
 
-def test_too_few_groups_and_shares_out_of_range_are_errors():
+def test_too_few_groups_and_shares_out_of_range_raise():
     texts, labels, groups = grouped({"a": (9, 9, 9), "b": (2,) * 9})
     with pytest.raises(ResultError, match=r"class 'a' has 27 usable texts in 3 groups; .* needs 4 or more"):
         tasks(texts, labels, np.ones(45, dtype=bool), groups=groups)

@@ -3,14 +3,16 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from scipy import stats
 
 from diagnostics.statistics.prevalence import error_in_common, false_discovery, share_below
 from interventions.errors import ResultError
+from tests.simulations import MANY, agrees, simulation
 
+N_COVERAGE = 40 * MANY
 WRONG = (ResultError, TypeCheckError)  # the second where types are checked at run time
 
 
@@ -20,8 +22,8 @@ def units(rng, n, mu, tau, noise):
     return mu + tau * rng.normal(size=n) + se * rng.normal(size=n), se
 
 
-def loglik(x, se, mu, tau):
-    return stats.norm.logpdf(x, mu, np.sqrt(se**2 + tau**2)).sum()
+def loglik(x, se, mu, tau, power=1.0):
+    return (power * stats.norm.logpdf(x, mu, np.sqrt(se**2 + tau**2))).sum()
 
 
 def test_equal_errors_give_the_closed_form():
@@ -43,21 +45,24 @@ def test_the_fit_is_where_the_likelihood_is_flat():
         assert best - 1e-4 < there < best
 
 
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 3.0, 9.0)])
 @pytest.mark.parametrize(("threshold", "times"), [(-0.5, 1), (0.3, 1), (2.0, 1), (-0.5, 50)])
-def test_the_interval_ends_where_the_likelihood_has_dropped_enough(threshold, times):
+def test_the_interval_ends_where_the_likelihood_has_dropped_enough(threshold, times, weights):
     """Among all (mu, tau) that give the share at an end, the best is t²/2 below the maximum."""
-    x, se = (np.tile(v, times) for v in units(np.random.default_rng(2), 40, 0.3, 1.0, 0.8))
-    got = share_below(x, se, threshold, level=0.9)
-    drop = stats.t.ppf(0.95, 40 * times - 1) ** 2 / 2
-    best = loglik(x, se, got.mu, got.tau)
+    rng = np.random.default_rng(2)
+    x, se = (np.tile(v, times) for v in units(rng, 40, 0.3, 1.0, 0.8))
+    w = rng.choice(weights, len(x))
+    got, power = share_below(x, se, threshold, level=0.9, weights=w), w * w.sum() / (w**2).sum()
+    assert power.sum() == pytest.approx(got.n_effective)
+    best, drop = loglik(x, se, got.mu, got.tau, power), stats.t.ppf(0.95, got.n_effective - 1) ** 2 / 2
     assert 0 < got.low < got.share < got.high < 1
     for end in (got.low, got.high):
-        taus = got.tau * np.geomspace(0.2, 5, 3000) ** (1 / times)
-        there = max(loglik(x, se, threshold - stats.norm.ppf(end) * tau, tau) for tau in taus)
-        assert best - there == pytest.approx(drop, abs=1e-4)
+        taus = got.tau * np.geomspace(0.2, 5, 2000) ** (1 / times)
+        there = max(loglik(x, se, threshold - stats.norm.ppf(end) * tau, tau, power) for tau in taus)
+        assert best - there == pytest.approx(drop, abs=1e-3)
 
 
-def test_errors_that_explain_all_of_the_spread_leave_the_side_of_the_threshold():
+def test_without_spread_the_share_is_zero_or_one():
     x, se = np.linspace(-1, 1, 30), np.full(30, 1.0)
     at, below, above = (share_below(x, se, c) for c in (0.0, 0.8, -0.8))
     assert at.tau == below.tau == above.tau == 0
@@ -69,52 +74,50 @@ def test_errors_that_explain_all_of_the_spread_leave_the_side_of_the_threshold()
     assert str(below).startswith("1 [0.") and str(below).endswith(", 1] (counted: 0.9)")
 
 
-def simulated(n, mu, tau, noise, threshold, replications=150):
-    """The mean count, the median share of the fit, and how often the interval holds the truth."""
-    rng, counted, share, hits = np.random.default_rng(3), 0.0, [], 0
+def simulated(n, mu, tau, noise, threshold):
+    """The true share, the mean count, the median share of the fit, and whether so many intervals hold the truth."""
+    rng, counted, share, hits = np.random.default_rng(3), [], [], 0
     truth = stats.norm.cdf((threshold - mu) / tau) if tau else float(mu < threshold)
-    for _ in range(replications):
+    for _ in range(N_COVERAGE):
         got = share_below(*units(rng, n, mu, tau, noise), threshold)
-        counted += got.counted / replications
+        counted.append(got.counted)
         share.append(got.share)
         hits += got.low <= truth <= got.high
-    return truth, counted, float(np.median(share)), hits / replications
+    return truth, np.mean(counted), np.median(share), agrees(hits / N_COVERAGE, 0.94, 1.0, N_COVERAGE)
 
 
+@simulation
 def test_counting_is_biased_by_noise_and_the_fit_is_not():
-    """150 replications: ± .018 of a coverage of .95, the bounds two of these."""
-    truth, counted, share, covered = simulated(100, 1.0, 0.5, 1.0, 0.5)
+    truth, counted, share, covers = simulated(100, 1.0, 0.5, 1.0, 0.5)
     assert truth == pytest.approx(0.159, abs=1e-3) and counted > 0.3
-    assert abs(share - truth) < 0.03 and covered >= 0.915
-    truth, counted, share, covered = simulated(30, -1.0, 1.0, 0.7, 0.0)
+    assert abs(share - truth) < 0.04 and covers
+    truth, counted, share, covers = simulated(30, -1.0, 1.0, 0.7, 0.0)
     assert truth - counted > 0.03
-    assert abs(share - truth) < 0.03 and covered >= 0.915
-
-
-def test_units_that_are_all_alike_are_all_on_one_side():
-    truth, counted, share, covered = simulated(60, 1.0, 0.0, 1.0, 0.0)
+    assert abs(share - truth) < 0.04 and covers
+    truth, counted, share, covers = simulated(60, 1.0, 0.0, 1.0, 0.0)  # all units alike, on one side
     assert truth == 0 and counted > 0.1
-    assert share < 1e-6 and covered >= 0.95
+    assert share < 1e-6 and covers
 
 
-def test_true_values_that_are_not_normal_bias_the_share_and_are_found_out():
+@simulation
+def test_true_values_that_are_not_normal_bias_the_share_and_are_detected():
     """A limit: two equal groups at −1 and 1 have half of the units below −½, the normal curve .31."""
-    rng, found, normal = np.random.default_rng(9), [], []
-    for _ in range(50):
+    rng, found, normal, n = np.random.default_rng(9), [], [], 30 * MANY
+    for _ in range(n):
         z, se = rng.normal(size=200), rng.uniform(0.25, 0.75, 200)
         found.append(share_below(rng.choice([-1.0, 1.0], 200) + se * z, se, -0.5))
         normal.append(share_below(rng.normal(size=200) + se * z, se, -0.5).normal_p)
-    assert max(got.high for got in found) < 0.45
+    assert np.mean([got.high < 0.45 for got in found]) > 0.95
     got = share_below(z, se, 0.0)
     assert got.normal_p == pytest.approx(stats.normaltest((z - got.mu) / np.hypot(got.tau, se)).pvalue, rel=1e-9)
     assert np.mean([got.normal_p < 0.05 for got in found]) > 0.9
-    assert np.mean(np.array(normal) < 0.05) < 0.2  # 5 % and three of its standard errors
-    assert stats.kstest(normal, "uniform").pvalue > 0.01
+    assert agrees(np.mean(np.array(normal) < 0.05), 0.03, 0.07, n)
     assert np.isnan(share_below(z[:19], se[:19], 0.0).normal_p)
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), tau=st.sampled_from([0.0, 0.5, 2.0]), scale=st.floats(0.01, 100))
-def test_units_order_and_sides_do_not_matter(seed, tau, scale):
+def test_share_is_invariant_to_scale_order_and_sign(seed, tau, scale):
     rng = np.random.default_rng(seed)
     x, se = units(rng, 25, 0.3, tau, 1.0)
     order, got = rng.permutation(25), share_below(x, se, 0.0)
@@ -129,15 +132,7 @@ def test_units_order_and_sides_do_not_matter(seed, tau, scale):
     assert (moved.mu, moved.tau) == pytest.approx((scale * got.mu + 5, scale * got.tau), rel=1e-5, abs=1e-5 * scale)
 
 
-def test_more_of_the_same_units_narrow_the_interval():
-    x, se = units(np.random.default_rng(4), 30, 0.0, 1.0, 0.5)
-    one, many = share_below(x, se, 0.5), share_below(np.tile(x, 100), np.tile(se, 100), 0.5)
-    assert many.share == pytest.approx(one.share, abs=1e-6)
-    assert (many.high - many.low) == pytest.approx((one.high - one.low) / 10, rel=0.2)
-
-
-def test_errors_of_different_size_are_weighed():
-    """A thousand units that say nothing change nothing."""
+def test_units_with_large_errors_change_nothing():
     x, se = units(np.random.default_rng(5), 30, 0.0, 1.0, 0.5)
     got = share_below(x, se, 0.5)
     noise = 1e4 * np.random.default_rng(6).normal(size=1000)
@@ -158,7 +153,7 @@ def test_few_units():
     assert share_below(np.zeros(20), np.ones(20), 1.0).share == 1
 
 
-def test_misuse_of_share_below_is_refused():
+def test_invalid_arguments_of_share_below_raise():
     x, se = np.zeros(20), np.ones(20)
     with pytest.raises(WRONG):
         share_below(x, se[:19], 0.0)
@@ -168,16 +163,25 @@ def test_misuse_of_share_below_is_refused():
         share_below(x, se, math.nan)
     with pytest.raises(ResultError, match="level 95"):
         share_below(x, se, 0.0, level=95.0)
+    for weights in (np.r_[0.0, se[1:]], -se, np.full(20, np.nan), se * np.inf):
+        with pytest.raises(ResultError, match=r"weights \[20\] for 20 units; expected a finite one above 0"):
+            share_below(x, se, 0.0, weights=weights)
+    with pytest.raises(WRONG):
+        share_below(x, se, 0.0, weights=se[:19])
+    with pytest.raises(ResultError, match="a shared error of -1"):
+        share_below(x, se, 0.0, shared_error=-1.0)
+    with pytest.raises(ResultError, match=r"deletions \[2, 20\]; expected finite numbers"):
+        error_in_common(np.full((2, 20), np.nan), se)
 
 
-def test_equal_weights_are_none():
+def test_equal_weights_change_nothing():
     x, se = units(np.random.default_rng(10), 40, 0.3, 1.0, 0.8)
     got = share_below(x, se, 0.0)
     assert got == share_below(x, se, 0.0, weights=np.full(40, 0.3)) == share_below(x, se, 0.0, shared_error=0.0)
     assert got.n_effective == got.n == 40
 
 
-def test_a_weight_counts_a_unit_so_often():
+def test_weights_act_as_repetitions_but_for_the_interval():
     """The fit of the repeated units; the interval of (Σw)²/Σw² of them, as there are no more units than were seen."""
     rng = np.random.default_rng(11)
     x, se = units(rng, 40, 0.3, 1.0, 0.8)
@@ -191,52 +195,19 @@ def test_a_weight_counts_a_unit_so_often():
     assert (often.high - often.low) == pytest.approx(narrower * (got.high - got.low), rel=0.1)
 
 
-def test_the_weighted_interval_ends_where_the_weighted_likelihood_has_dropped_enough():
-    rng = np.random.default_rng(12)
-    x, se = units(rng, 60, 0.3, 1.0, 0.8)
-    w = rng.choice([1.0, 3.0, 9.0], 60)
-    got, power = share_below(x, se, -0.5, weights=w), w * w.sum() / (w**2).sum()
-
-    def at(mu, tau):
-        return (power * stats.norm.logpdf(x, mu, np.sqrt(se**2 + tau**2))).sum()
-
-    assert power.sum() == pytest.approx(got.n_effective)
-    for end in (got.low, got.high):
-        there = max(at(-0.5 - stats.norm.ppf(end) * tau, tau) for tau in got.tau * np.geomspace(0.2, 5, 3000))
-        drop = stats.t.ppf(0.975, got.n_effective - 1) ** 2 / 2
-        assert at(got.mu, got.tau) - there == pytest.approx(drop, abs=1e-4)
-
-
-def binned(rng, n, means, tau, noise, weights):
-    """Units in equal numbers from bins that stand for different numbers of them."""
-    of = np.arange(n) % len(means)
-    return *units(rng, n, np.array(means)[of], tau, noise), np.array(weights, dtype=float)[of]
-
-
+@simulation
 @pytest.mark.parametrize("means", [(0.0, 0.0, 0.0), (-0.5, 0.0, 0.5)])
-def test_the_share_of_all_units_is_covered_where_bins_were_sampled_alike(means):
-    """100 replications: ± .022 of a coverage of .95; bins that differ make it larger."""
-    rng, weights, found = np.random.default_rng(13), (1, 3, 9), []
-    truth = np.average(stats.norm.cdf(-0.5 - np.array(means)), weights=weights)
-    for _ in range(100):
-        x, se, w = binned(rng, 60, means, 1.0, 0.5, weights)
-        found.append((share_below(x, se, -0.5, weights=w), share_below(x, se, -0.5)))
-    assert np.median([got.share for got, _ in found]) == pytest.approx(truth, abs=0.03)
-    assert np.mean([got.low <= truth <= got.high for got, _ in found]) >= 0.9
+def test_weights_undo_equal_sampling_from_unequal_bins(means):
+    """Units in equal numbers from bins that stand for different numbers of them; bins that differ raise the coverage."""
+    rng, weights, found = np.random.default_rng(13), np.array([1.0, 3.0, 9.0]), []
+    truth, of = np.average(stats.norm.cdf(-0.5 - np.array(means)), weights=weights), np.arange(60) % 3
+    for _ in range(N_COVERAGE):
+        x, se = units(rng, 60, np.array(means)[of], 1.0, 0.5)
+        found.append((share_below(x, se, -0.5, weights=weights[of]), share_below(x, se, -0.5)))
+    assert np.median([got.share for got, _ in found]) == pytest.approx(truth, abs=0.04)
+    assert agrees(np.mean([got.low <= truth <= got.high for got, _ in found]), 0.94, 1.0, N_COVERAGE)
     if any(means):
         assert np.median([unweighted.share for _, unweighted in found]) > truth + 0.07
-
-
-def test_bins_that_hardly_overlap_are_no_normal_curve():
-    """A limit: .26 of the units lie below 0, the curve says .31, and with many units the normality test finds it out."""
-    rng, found = np.random.default_rng(14), []
-    for _ in range(40):
-        x, se, w = binned(rng, 200, (-1.0, 1.0), 0.5, 0.5, (1, 3))
-        found.append(share_below(x, se, 0.0, weights=w))
-    truth = (stats.norm.cdf(2) + 3 * stats.norm.cdf(-2)) / 4
-    assert truth == pytest.approx(0.261, abs=1e-3)
-    assert np.median([got.share for got in found]) == pytest.approx(0.31, abs=0.015)
-    assert np.mean([got.normal_p < 0.05 for got in found]) > 0.8
 
 
 def test_few_effective_units_have_no_interval():
@@ -286,31 +257,19 @@ def test_a_shared_error_widens_as_a_move_of_all_estimates_does():
     assert got.high - got.low > plain.high - plain.low
 
 
-def test_units_measured_on_the_same_prompts_are_covered_with_their_shared_error():
-    """100 replications, half of the error's variance shared: ± .022 of a coverage of .95."""
+@simulation
+def test_a_shared_error_restores_coverage_of_units_measured_on_the_same_prompts():
+    """Half of the error's variance is shared."""
     rng, truth, hits = np.random.default_rng(18), stats.norm.cdf(-0.5), np.zeros(2)
-    for _ in range(100):
+    for _ in range(N_COVERAGE):
         deletions, se = on_prompts(rng, 60, 25, 1.0)
         for i, s in enumerate((0.0, error_in_common(deletions, se))):
             got = share_below(deletions[0], se, 0.0, shared_error=s)
-            hits[i] += (got.low <= truth <= got.high) / 100
-    assert hits[0] < 0.8 and hits[1] >= 0.89
+            hits[i] += (got.low <= truth <= got.high) / N_COVERAGE
+    assert hits[0] < 0.85 and agrees(hits[1], 0.92, 0.98, N_COVERAGE)
 
 
-def test_misuse_of_weights_is_refused():
-    x, se = np.zeros(20), np.ones(20)
-    for weights in (np.r_[0.0, se[1:]], -se, np.full(20, np.nan), se * np.inf):
-        with pytest.raises(ResultError, match=r"weights \[20\] for 20 units; expected a finite one above 0"):
-            share_below(x, se, 0.0, weights=weights)
-    with pytest.raises(WRONG):
-        share_below(x, se, 0.0, weights=se[:19])
-    with pytest.raises(ResultError, match="a shared error of -1"):
-        share_below(x, se, 0.0, shared_error=-1.0)
-    with pytest.raises(ResultError, match=r"deletions \[2, 20\]; expected finite numbers"):
-        error_in_common(np.full((2, 20), np.nan), se)
-
-
-def test_false_discovery_of_the_textbook():
+def test_false_discovery_of_benjamini_and_hochberg_1995():
     """The 15 p-values of Benjamini and Hochberg 1995, section 3.2: four discoveries at 5 %, Bonferroni has three."""
     text = ".0001 .0004 .0019 .0095 .0201 .0278 .0298 .0344 .0459 .3240 .4262 .5719 .6528 .7590 1.000"
     q = false_discovery(np.array(text.split(), dtype=float))
@@ -339,18 +298,7 @@ def test_false_discovery_keeps_the_order_and_never_helps(seed, n, method):
     assert false_discovery(p, "by") == pytest.approx(np.minimum(1, false_discovery(p) * harmonic))
 
 
-def test_false_discoveries_are_rare_among_discoveries():
-    """80 true nulls of 100: of the tests listed at q ≤ .05 4 % are false, at p ≤ .05 a sixth."""
-    rng, listed, naive = np.random.default_rng(8), [], []
-    for _ in range(300):
-        z = rng.normal(size=100) + 3.5 * (np.arange(100) < 20)
-        p = 2 * stats.norm.sf(np.abs(z))
-        listed.append(np.mean(np.flatnonzero(false_discovery(p) <= 0.05) >= 20))
-        naive.append(np.mean(np.flatnonzero(p <= 0.05) >= 20))
-    assert 0.03 < np.mean(listed) < 0.05 < 0.12 < np.mean(naive)
-
-
-def test_misuse_of_false_discovery_is_refused():
+def test_invalid_arguments_of_false_discovery_raise():
     assert np.isnan(false_discovery(np.full(3, np.nan))).all() and false_discovery(np.zeros(0)).shape == (0,)
     with pytest.raises(ResultError, match=r"2 of 3 p-values lie outside \[0, 1\]"):
         false_discovery(np.array([-3.0, 0.5, 1.5]))

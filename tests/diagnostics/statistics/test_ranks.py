@@ -18,14 +18,14 @@ def columns(rows):
 
 
 @given(ROWS)
-def test_a_rows_rank_is_that_of_its_repetitions(rows):
+def test_mid_ranks_are_scipys_ranks_of_repeated_rows(rows):
     x, _, w = columns(rows)
     many = w.astype(int)
     np.testing.assert_allclose(np.repeat(mid_ranks(x, w), many), stats.rankdata(np.repeat(x, many)))
 
 
 @given(ROWS)
-def test_the_correlation_is_that_of_rows_repeated(rows):
+def test_weighted_spearman_is_scipys_of_repeated_rows(rows):
     x, y, w = columns(rows)
     many = w.astype(int)
     if min(np.ptp(x), np.ptp(y)) == 0:
@@ -49,6 +49,6 @@ def test_weights_undo_an_unequal_draw():
 
 
 @pytest.mark.parametrize("weight", [np.array([1.0, 2, 0]), np.array([1.0, 2]), np.array([1.0, np.nan, 1])])
-def test_weights_that_do_not_serve_are_refused(weight):
+def test_invalid_weights_raise(weight):
     with pytest.raises(ResultError, match="weights above 0"):
         weighted_spearman(np.arange(3.0), np.arange(3.0), weight)

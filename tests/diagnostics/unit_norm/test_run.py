@@ -11,14 +11,12 @@ import torch
 from diagnostics import statistics
 from diagnostics.running import single_edits as study
 from diagnostics.running.clean import METRICS
-from diagnostics.running.units import Interrupted
+from diagnostics.statistics.tables import lines_of as some
 from diagnostics.unit_norm.design import ALONE, TOGETHER
 from diagnostics.unit_norm.result import UnitNorm
 from diagnostics.unit_norm.run import unit_norm_sweep
-from interventions import ResultError, Site, SiteError, measure, record, wrap
+from interventions import ResultError, Site, SiteError, measure, record
 from interventions.files import jsonable
-from interventions.models.loading import untrained
-from interventions.texts.prompts import Prompts
 from tests.tiny import N_LAYERS, TOLERANCE, changed_in, exact_kl, forward_alone, fresh, prompts, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
@@ -40,12 +38,6 @@ def activations(name: str, layer: int) -> torch.Tensor:
 
 def places(frame: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.from_numpy(frame[f"target_{what}"].to_numpy(np.int64)) for what in ("prompt", "position"))
-
-
-def some(frame: pd.DataFrame, **values) -> pd.DataFrame:
-    for name, value in values.items():
-        frame = frame[frame[name] == value]
-    return frame
 
 
 def allowed(kl: np.ndarray) -> np.ndarray:
@@ -76,20 +68,6 @@ def test_the_table_has_all_its_rows_at_the_same_tokens():
     assert np.isfinite(frame[["kl", "js", "clean_entropy", "kl_direct", "delta_norm", "delta_angle"]]).all(axis=None)
 
 
-def test_fewer_tokens_are_the_first_of_more():
-    few, many = (some(result(tokens=n).frame, layer=1, edit="unit_norm") for n in (15, 40))
-    first = many[many.token < 15]
-    assert few.token.tolist() == first.token.tolist()
-    assert few.target_prompt.tolist() == first.target_prompt.tolist()
-    np.testing.assert_allclose(few.kl, first.kl, rtol=1e-4, atol=1e-8)
-
-
-def test_all_blocks_are_the_default():
-    run = unit_norm_sweep(tiny_model("llama"), PROMPTS, tokens=5)
-    assert run.provenance["sites"] == [f"{layer}.resid_post" for layer in range(N_LAYERS)]
-    assert [g["layer"] for g in run.groups] == list(range(N_LAYERS))
-
-
 # Every number again
 
 
@@ -110,7 +88,7 @@ def test_alone_is_measure_of_the_unit_vector(name):
 
 
 @pytest.mark.filterwarnings("ignore:mechdiag falls back to full forward passes")
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mamba"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
 def test_everywhere_is_a_full_forward_pass_with_every_norm_forced_to_one(name):
     """Replay does not support mamba."""
     hf = tiny_model(name)
@@ -211,7 +189,7 @@ def test_prompts_beyond_the_first_shard_are_read_in_their_own_place():
         assert abs(row.kl - exact) <= allowed(exact) + 1e-4 * exact
 
 
-# Tokens that cannot serve
+# Tokens without a rotation
 
 
 def small_tokens(token: int):
@@ -223,40 +201,33 @@ def small_tokens(token: int):
     return hf
 
 
-def test_tokens_too_short_to_be_turned_so_far_have_no_rotation_and_are_counted():
+def test_tokens_too_short_for_the_rotation_are_counted():
     hf, site = small_tokens(7), Site(0)
     given = [[*p[:3], 7, *p[4:]] if i % 2 else [t if t != 7 else 8 for t in p] for i, p in enumerate(PROMPTS)]
-    run = unit_norm_sweep(hf, given, layers=[0, 3], tokens=150)
+    run = unit_norm_sweep(hf, given, layers=[0], tokens=150)
     size = record(hf, given, [site]).activations[site].norm(dim=-1).numpy()
-    frame = some(run.frame, layer=0)
-    n = frame.edit.value_counts()
-    short = size[frame.target_prompt, frame.target_position] < 1 / 3
-    np.testing.assert_array_equal(short, frame.target_norm < 1 / 3)
-    lost = {edit: int(short[(frame.edit == edit).to_numpy()].sum()) for edit in ("self", "unit_norm", "rotation")}
-    assert lost["self"] == lost["unit_norm"] >= 3
-    assert lost["rotation"] == 0
-    assert n["self"] == n["unit_norm"] == n["unit_norm_everywhere"] == n["rotation"] + lost["self"]
-    bad = {p for p in range(len(given)) if (size[p, : len(given[p])] < 1 / 3).any()}
-    assert bad == {p for p in range(len(given)) if 7 in given[p]}
-    everywhere = some(frame, edit="rotation_everywhere")
-    read = some(frame, edit="unit_norm_everywhere")
+    rows = {edit: part for edit, part in run.frame.groupby("edit")}
+    read = rows["unit_norm_everywhere"]
+    short = size[read.target_prompt, read.target_position] < 1 / 3
+    np.testing.assert_array_equal(short, read.target_norm < 1 / 3)
+    assert (rows["rotation"].target_norm >= 1 / 3).all() and short.sum() >= 3
+    first = {p: np.flatnonzero(size[p, : len(given[p])] < 1 / 3) for p in range(len(given))}
+    assert {p for p in first if len(first[p])} == {p for p in first if 7 in given[p]}
     furthest = read.groupby("target_prompt").target_position.max()
-    without = {p for p in bad if furthest.get(p, -1) >= min(np.flatnonzero(size[p, : len(given[p])] < 1 / 3))}
-    assert set(everywhere.target_prompt) == set(read.target_prompt) - without
+    without = {p for p, last in furthest.items() if len(first[p]) and last >= first[p][0]}
+    assert set(rows["rotation_everywhere"].target_prompt) == set(read.target_prompt) - without
     gone = int(read.target_prompt.isin(without).sum())
     assert run.provenance["rows_dropped"] == {
-        "rotation: no such vector (a rotation moves x by at most 2‖x‖)": lost["self"],
+        "rotation: no such vector (a rotation moves x by at most 2‖x‖)": short.sum(),
         "some token of the prompt has no such vector": gone,
     }
-    for group in run.groups:
-        assert group["unit_norm"].n_rows == group["n_tokens"] == n["self"]
-    first = run.groups[0]
-    assert first["rotation"].n_rows == n["rotation"]
-    assert first["rotation_everywhere"].n_rows == n["rotation_everywhere"] == n["self"] - gone
-    assert first["unit_norm ÷ rotation"].n_rows == n["rotation"]
+    (group,) = run.groups
+    assert group["unit_norm"].n_rows == group["n_tokens"] == len(read) == len(rows["self"])
+    assert group["rotation"].n_rows == group["unit_norm ÷ rotation"].n_rows == len(read) - short.sum()
+    assert group["rotation_everywhere"].n_rows == len(read) - gone
 
 
-def test_a_model_none_of_whose_tokens_can_be_turned_has_a_summary_and_a_figure():
+def test_a_model_without_any_rotation_has_a_summary_and_a_figure():
     hf = small_tokens(7)
     hf.model.embed_tokens.weight *= 0.01
     run = unit_norm_sweep(hf, PROMPTS, layers=[0], tokens=20)
@@ -269,19 +240,6 @@ def test_a_model_none_of_whose_tokens_can_be_turned_has_a_summary_and_a_figure()
     run.plot().canvas.draw()
 
 
-def test_special_tokens_and_sinks_are_dropped_and_counted():
-    hf = fresh("llama")
-    hf.model.embed_tokens.weight[5] *= 300
-    special = [[q % 4 == 1 for q in range(n)] for n in LENGTHS]
-    run = unit_norm_sweep(hf, Prompts(PROMPTS, special, [""] * len(PROMPTS), provenance={}), layers=[0, 3], tokens=120)
-    drawn = run.provenance["drawn"]["trained"]
-    assert set(drawn["pairs_dropped"]) == {"position 0", "special token", "sink"}
-    assert drawn["tokens_used"] == run.frame.token.nunique()
-    assert not run.frame.target_position.mod(4).eq(1).any()
-    assert not any(PROMPTS[row.target_prompt][row.target_position] == 5 for row in run.frame.itertuples())
-    assert (run.frame.norm_of_median <= 10).all()
-
-
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -292,12 +250,12 @@ def test_special_tokens_and_sinks_are_dropped_and_counted():
         ({"null_seeds": -1}, ResultError, "-1 untrained networks"),
     ],
 )
-def test_what_does_not_serve_is_an_error_that_says_so(settings, error, message):
+def test_invalid_arguments_raise(settings, error, message):
     with pytest.raises(error, match=message):
         unit_norm_sweep(tiny_model("llama"), PROMPTS, **{"layers": [1], "tokens": 20, **settings})
 
 
-# Statistics, untrained networks, disk
+# Statistics and files
 
 
 def test_groups_are_statistics_of_the_rows():
@@ -332,45 +290,15 @@ def test_a_summary_of_few_prompts_says_their_number_and_does_not_warn():
     assert 10 <= run.groups[0]["unit_norm"].n_prompts < 20
 
 
-def test_untrained_networks_go_through_the_same():
-    frame = result(null_seeds=1).frame
-    own = unit_norm_sweep(untrained(wrap(tiny_model("llama")), 0), PROMPTS, layers=LAYERS, tokens=40).frame
-    null = some(frame, model="random 0").reset_index(drop=True)
-    same = ["layer", "token", "edit", "target_prompt", "target_position"]
-    pd.testing.assert_frame_equal(null[same], own[same])
-    np.testing.assert_allclose(null.kl, own.kl, rtol=1e-4, atol=1e-10)
-
-
-def test_a_run_goes_on_where_it_was_interrupted_and_comes_back_from_its_folder(tmp_path, monkeypatch):
-    def run(**settings):
-        return unit_norm_sweep(tiny_model("llama"), PROMPTS, **{"layers": LAYERS, "tokens": 12, **settings})
-
-    whole, real, calls = run(), study.measure, []
-
-    def once_only(*args, **how):
-        if len(calls) == 2:  # a token alone, and all together, of one layer
-            raise KeyboardInterrupt
-        calls.append(args[1])
-        return real(*args, **how)
-
-    monkeypatch.setattr(study, "measure", once_only)
-    with pytest.raises(Interrupted):
-        run(folder=tmp_path)
-    monkeypatch.setattr(study, "measure", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
-    again = run(folder=tmp_path)
-    assert [site.layer for site in calls] == [1, 1, 4, 4]
-    pd.testing.assert_frame_equal(again.frame, whole.frame, check_exact=True)
-    with pytest.raises(ResultError):
-        run(folder=tmp_path, tokens=13)
-    names = again.write(tmp_path)
-    assert set(names) == {
-        "unit_norm.parquet",
-        "unit_norm.json",
-        "tokens.npy",
-        *(f"unit_norm.{kind}" for kind in ("png", "svg", "pdf")),
-    }
+def test_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(UnitNorm, "figures", lambda self: {})
+    how = {"layers": LAYERS, "folder": tmp_path}
+    run = unit_norm_sweep(tiny_model("llama"), PROMPTS, tokens=12, **how)
+    assert run.write(tmp_path) == ["unit_norm.parquet", "unit_norm.json", "tokens.npy"]
     loaded = UnitNorm.load(tmp_path)
-    pd.testing.assert_frame_equal(loaded.frame, again.frame, check_exact=True)
-    assert loaded.table() == again.table()
+    pd.testing.assert_frame_equal(loaded.frame, run.frame, check_exact=True)
+    assert loaded.table() == run.table()
     text = json.dumps(jsonable(loaded.as_dict()), allow_nan=False)
     assert [g["layer"] for g in json.loads(text)["summary"]] == list(LAYERS)
+    with pytest.raises(ResultError):
+        unit_norm_sweep(tiny_model("llama"), PROMPTS, tokens=13, **how)

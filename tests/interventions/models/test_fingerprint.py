@@ -204,7 +204,7 @@ def test_described_hooks_differ_in_their_values(monkeypatch):
 
 def test_described_models_are_equal_across_processes():
     program = (
-        "import torch; from tests.tiny import fresh; from interventions.fingerprint import described\n"
+        "import torch; from tests.tiny import fresh; from interventions.models.fingerprint import described\n"
         "hf = fresh('llama'); v = torch.ones(3); hf.model.layers[1].register_forward_hook(lambda m, a, o: o + v.sum())\n"
         "found = described(hf)"
     )

@@ -214,6 +214,9 @@ def test_too_few_prompts_raise_with_the_counts(tokenizer):
         tokenize([], tokenizer, max_length=4)
     with pytest.raises(TextError, match="max_length 1"):
         tokenize(TEXTS, tokenizer, max_length=1)
+    for n in (0, -1):
+        with pytest.raises(TextError, match=f"n_prompts {n}; expected 1 or more"):
+            tokenize(TEXTS, tokenizer, max_length=4, n_prompts=n)
 
 
 def test_under_a_chat_template_only_the_paragraph_is_not_special(tokenizer):

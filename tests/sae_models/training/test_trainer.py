@@ -354,7 +354,9 @@ def test_nonfinite_loss_raises_naming_the_step(name):
           for name in ("warm_up", "decay_from", "dead_window", "threshold_from", "threshold_memory")
           for value in (-0.1, 1.1, math.nan)),
         *(({name: value}, f"{name} = {value}; expected a positive number")
-          for name in ("d_sae", "lr", "lr_scale", "clip") for value in (0, -1)),
+          for name in ("d_sae", "k", "lr", "lr_scale", "clip") for value in (0, -1)),
+        ({"betas": (0.9, 1.0)}, "betas = .*expected two numbers from 0 to below 1"),
+        ({"seed": -1}, "seed = -1; expected 0 or more"),
         *(({"reweight": value}, f"reweight = {value}; expected 0, 1 or 2") for value in (-1, 3)),
     ],
     ids=str,

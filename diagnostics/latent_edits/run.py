@@ -1,13 +1,10 @@
-"""What diagnostics of single latents at single tokens share: where latents fire, work units, provenance.
+"""Runs of diagnostics of single latents at single tokens: SAE by SAE, 64 prompts at a time.
 
-A diagnostic says at which tokens it asks (`Items`) and what it does with some of them at a `Bench`; a study runs this SAE by SAE,
-shard by shard, and keeps what a reader must know.
+A diagnostic says at which tokens it asks (`Items`), and what it does with some of them at a `LatentEdits`.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,67 +15,25 @@ import torch
 
 from diagnostics.latent_edits.bench import LatentEdits
 from diagnostics.latent_edits.firings import Firings
+from diagnostics.latent_edits.items import Items
 from diagnostics.results.result import Result
-from diagnostics.running.clean import SHARD, CleanActivations, RunSettings
-from diagnostics.running.units import Tick, Unit, UnitResult, Units, narrowed
-from diagnostics.sampling.tokens import ranked_tokens
+from diagnostics.running.clean import CleanActivations, RunSettings
+from diagnostics.running.notes import merged
+from diagnostics.running.provenance import run_identity, run_provenance
+from diagnostics.running.recordings import SHARD, shards
+from diagnostics.running.units import Tick, Unit, UnitResult, narrowed, run_table
 from diagnostics.statistics.tables import where
 from interventions.errors import ResultError
 from interventions.models.causal_model import CausalModel
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.provenance import model_identity, model_provenance
 from interventions.texts.prompts import Prompts, prompts_for
 from sae_models.active_latents import active_latents
 from sae_models.dictionaries import Dictionary, dictionaries_of
 
 R = TypeVar("R", bound=Result)
-
-
-@dataclass(frozen=True)
-class Items:
-    """At which tokens a diagnostic asks."""
-
-    table: pd.DataFrame
-    """`target_prompt`, `target_position`, and columns of the diagnostic's own; one line an item"""
-    said: dict[str, Any]
-    """what was drawn and what was dropped"""
-
-
 Choose = Callable[[CleanActivations, Dictionary, Firings], Items]
 Compute = Callable[[LatentEdits, pd.DataFrame], pd.DataFrame]
-
-
-def check_numbers(least: int = 1, **numbers: int) -> None:
-    """Raise `ResultError` where one of the numbers named is below `least`."""
-    if low := {name: n for name, n in numbers.items() if n < least}:
-        said = ", ".join(f"{name} {n}" for name, n in low.items())
-        raise ResultError(f"{said}; expected {least} or more")
-
-
-def asked_latents(latents: int | Sequence[int]) -> int | list[int]:
-    """How many, or which, as JSON can hold it. Raises `ResultError` for none."""
-    if isinstance(latents, int):
-        check_numbers(latents=latents)
-        return latents
-    if not len(latents):
-        raise ResultError("no latents; give at least one, or how many")
-    return [int(i) for i in latents]
-
-
-def token_items(clean: CleanActivations, firings: Firings, n_tokens: int, among: np.ndarray | None = None) -> Items:
-    """The first usable tokens of an order fixed by the seed; with `among`, of those at which two of these latents are active."""
-    prompt, position = ranked_tokens(clean.length, clean.settings.seed, "target")
-    good = clean.usable.copy()
-    if among is not None:
-        entry = np.isin(firings.active.latent, among)
-        met = np.bincount(firings.active.token[entry], minlength=firings.active.n_tokens) >= 2
-        good[firings.prompt, firings.position] &= met
-    some = np.flatnonzero(good[prompt, position])[:n_tokens]
-    said: dict[str, Any] = {"tokens": len(some), "asked": n_tokens, "usable": int(clean.usable.sum())}
-    said["tokens left out"] = clean.filter.left_out()
-    said |= {} if among is None else {"tokens with two of the latents": int(good.sum())}
-    return Items(pd.DataFrame({"target_prompt": prompt[some], "target_position": position[some]}), said)
 
 
 def run_latent_edits(
@@ -108,44 +63,25 @@ def run_latent_edits(
     prompts = prompts_for(model, prompts)
     probes = dictionaries_of(saes, model, None)
     _check_exist(own.get("latents"), probes)
-    sites = tuple(dict.fromkeys(probe.site for probe in probes))
-    settings = RunSettings(sites=sites, sink_filter=sink_filter, seed=seed, path=path)
+    described = {"saes": {probe.name: probe.provenance() for probe in probes}}
+    settings = RunSettings(
+        sites=tuple(dict.fromkeys(probe.site for probe in probes)), sink_filter=sink_filter, seed=seed, path=path
+    )
     settings.check(model)
-    identity = {
-        "diagnostic": kind.NAME,
-        "settings": own | {k: v for k, v in vars(settings).items() if k != "cache_bytes"},
-        "saes": {p.name: p.provenance() for p in probes},
-        "tokens": hashlib.sha256(json.dumps(prompts.tokens).encode()).hexdigest(),
-        **model_identity(model),
-    }
     runner = _Runner(model, prompts, probes, choose, compute, settings, finite)
-    with Units(folder, identity, overwrite) as units:
-        planned = runner.units()
-        if units.missing(planned):
-            planned = runner.units(counted=True)
-        done = units.run(planned, runner, progress)
-    tables = [d.frame for d in done if len(d.frame)]
-    notes = _merged(done)
-    if not tables:
-        raise ResultError(f"no row is left; drawn: {notes['drawn']}, dropped: {notes['rows_dropped']}")
-    frame = pd.concat(tables, ignore_index=True)
-    provenance = {
-        "diagnostic": kind.NAME,
-        **model_provenance(model),
-        "text": prompts.provenance,
-        "sites": [str(site) for site in sites],
-        "context": ["in_place"],
-        "prompts": len(prompts.tokens),
-        "tokens": sum(map(len, prompts.tokens)),
-        "sink_filter": sink_filter,
-        "seed": seed,
-        "null_models": [],
-        "saes": identity["saes"],
-        **own,
-        "rows": len(frame),
-        **notes,
-    }
-    return kind(frame, prompts.tokens, provenance)
+    frame, notes = run_table(
+        runner.units(),
+        folder,
+        runner,
+        _merged,
+        identity=run_identity(kind.NAME, model, prompts, {"settings": own | settings.identity()} | described),
+        counted=lambda: runner.units(counted=True),
+        overwrite=overwrite,
+        progress=progress,
+    )
+    said = {"context": ["in_place"], "sink_filter": sink_filter, "seed": seed}
+    said |= described | own | {"rows": len(frame)} | notes
+    return kind(frame, prompts.tokens, run_provenance(kind.NAME, model, prompts, settings.sites, said))
 
 
 def _check_exist(latents: Any, probes: Sequence[Dictionary]) -> None:
@@ -173,7 +109,7 @@ class _Runner:
     def units(self, counted: bool = False) -> list[Unit]:
         found = []
         for name, probe in self.probes.items():
-            for shard in range(-(-len(self.prompts.tokens) // SHARD)):
+            for shard in range(len(shards(len(self.prompts.tokens)))):
                 rows = max(1, len(self._of(self.items(name)[1], shard))) if counted else 1
                 found.append(Unit.of(rows=rows, sae=name, site=str(probe.site), shard=shard))
         return found
@@ -205,7 +141,7 @@ class _Runner:
         if not len(some):
             return pd.DataFrame(), notes
         bench = LatentEdits(self.clean, probe, firings, unit["shard"], notes, tick)
-        # Which path serves and how exact it is, from a few tokens put back as they were; their KL is the noise floor.
+        # The path that runs and how exact it is, from a few tokens put back as they were; their KL is the noise floor.
         few = some.iloc[:16].reset_index(drop=True)
         notes["self_kl"] = float(bench.measured(few, bench.x(few)[:, None])["kl"].max())
         table = self.compute(bench, some)
@@ -220,23 +156,6 @@ class _Runner:
 
 
 def _merged(done: Sequence[UnitResult]) -> dict[str, Any]:
-    """Notes of all units as one: what was drawn and dropped, which path ran, how exact it was, the noise floor."""
-    drawn: dict[str, Any] = {}
-    dropped: dict[str, int] = {}
-    for unit in done:
-        drawn.setdefault(unit.unit["sae"], unit.notes["drawn"])
-        for reason, n in unit.notes["rows_dropped"].items():
-            dropped[reason] = dropped.get(reason, 0) + n
-    ran = [d for d in done if "path" in d.notes]
-    delta = [d.notes["replay_delta"] for d in ran if d.notes["replay_delta"] is not None]
-    paths: dict[str, set[str]] = {}
-    for d in ran:
-        paths.setdefault(str(d.unit["site"]), set()).update(d.notes["path"])
-    return {
-        "drawn": drawn,
-        "rows_dropped": dropped,
-        "path": {site: "+".join(sorted(found)) for site, found in paths.items()},
-        "why_hooks": sorted({d.notes["why_hooks"] for d in ran} - {None}) or None,
-        "replay_delta": max(delta, default=None),
-        "self_kl": max((d.notes["self_kl"] for d in ran), default=None),
-    }
+    """Notes of all units as one, with the noise floor."""
+    floors = [floor for one in done if (floor := one.notes.get("self_kl")) is not None]
+    return merged(done, "sae") | {"self_kl": max(floors, default=None)}

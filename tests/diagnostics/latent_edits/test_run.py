@@ -1,4 +1,4 @@
-"""What a study of single latents does with numbers, latents and lines that do not serve, and what it keeps in its folder."""
+"""Runs of diagnostics of single latents: invalid numbers and latents, rows that are not finite, and what the folder keeps."""
 
 import hashlib
 import json
@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.latent_edits.study import asked_latents, check_numbers, token_items
-from diagnostics.latent_edits.study import run_latent_edits as run_latent_edits
+from diagnostics.latent_edits.items import asked_latents, check_numbers, token_items
+from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.results.result import Result
 from interventions import ResultError
 from tests.planted import planted_model
@@ -42,7 +42,7 @@ def norms(folder=None, lost: int = 0, latents=3, overwrite: bool = False):
     )  # fmt: skip
 
 
-def test_lines_that_are_not_finite_are_dropped_and_counted():
+def test_rows_that_are_not_finite_are_dropped_and_counted():
     result = norms(lost=2)
     assert result.provenance["rows_dropped"] == {"effect not finite": 8}  # 2 SAEs, 2 shards
     assert len(result.frame) == 2 * 90 - 8 and result.frame["size"].notna().all()
@@ -73,7 +73,7 @@ def test_tokens_are_the_same_for_all_saes_and_those_left_out_are_counted_once():
     assert said["usable"] + sum(said["tokens left out"].values()) == sum(map(len, PROMPTS))
 
 
-def test_numbers_and_latents_that_do_not_serve():
+def test_numbers_too_small_and_latents_that_do_not_exist_raise():
     check_numbers(n=1, m=5)
     with pytest.raises(ResultError, match="m 1, k 0; expected 2 or more"):
         check_numbers(2, n=2, m=1, k=0)

@@ -1,4 +1,4 @@
-"""`show_latent.py` writes a page for each latent and an index."""
+"""`latent_card.py` writes a page for each latent and an index."""
 
 import re
 
@@ -10,8 +10,8 @@ from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 
-def test_several_latents_leave_a_page_each_and_an_index(script, given):
-    run = script("show_latent", "--compare", given / "saes/1/standard", "--latents", 3, 7, "frequent:1")
+def test_several_latents_get_a_page_each_and_an_index(script, given):
+    run = script("latent_card", "--compare", given / "saes/1/standard", "--latents", 3, 7, "frequent:1")
     assert run.status == 0 and "latent 3: fires on" in run.said, run.err
     assert {"latent_3.html", "latent_7.html", "index.html"} <= run.files.keys() and len(run.files) in (3, 4)
     index, page = (run.files[name].decode() for name in ("index.html", "latent_3.html"))
@@ -19,14 +19,14 @@ def test_several_latents_leave_a_page_each_and_an_index(script, given):
     assert "Latent 3" in page and "standard" in page and "exponent of ‖x‖, learned" in page
 
 
-def test_pages_of_another_run_are_seen_before_the_model_is_loaded(script, no_model, tmp_path):
-    """`frequent:N` may write any page, so any page is in its way; a number only writes its own."""
+def test_pages_of_another_run_are_refused_before_the_model_is_loaded(script, no_model, tmp_path):
+    """`frequent:N` may write any page, so it refuses any; a number refuses only its own."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/latent_9.html").write_text("a page")
-    refused = script("show_latent", "--latents", "frequent:1").error
+    refused = script("latent_card", "--latents", "frequent:1").error
     assert "latent_9.html" in refused and "--overwrite" in refused
     with pytest.raises(pytest.fail.Exception, match="the model was loaded"):
-        script("show_latent", "--latents", 3)
+        script("latent_card", "--latents", 3)
 
 
 def test_the_top_latents_are_those_of_the_atlas(script, given, tmp_path):
@@ -35,7 +35,7 @@ def test_the_top_latents_are_those_of_the_atlas(script, given, tmp_path):
     atlas = causal_atlas(model, text, {"standard": sae}, path_share=0, placebo_share=0)
     atlas.write(tmp_path / "atlas")
     words = ("--sae", given / "saes/1/standard", "--latents", "top:2", "--atlas", tmp_path / "atlas")
-    run = script("show_latent", *words)
+    run = script("latent_card", *words)
     assert run.status == 0, run.err
     even = atlas.frame.loc[atlas.frame.prompt % 2 == 0]
     best = even.groupby("latent").kl.sum().sort_values(ascending=False).index[:2]
@@ -44,5 +44,5 @@ def test_the_top_latents_are_those_of_the_atlas(script, given, tmp_path):
     page = run.files[f"latent_{best[0]}.html"].decode()
     assert "rank by total effect" in page
     assert re.search(r"differs by at most (0|[\d.·]*10⁻[⁵⁶⁷⁸⁹¹]\S*) nats at \d+ tokens measured again", page)
-    refused = script("show_latent", *words, "--max-length", 9, "--overwrite")
+    refused = script("latent_card", *words, "--max-length", 9, "--overwrite")
     assert "none of the atlas' 24 prompts" in refused.error

@@ -1,4 +1,4 @@
-"""What `eval_sae.py` measures is what the library measures on the same paragraphs."""
+"""`evaluate_saes.py` measures what the library measures on the same paragraphs."""
 
 import pandas as pd
 
@@ -12,10 +12,10 @@ from sae_models.loading import load_sae
 NAMES = ["1/cosine", "1/standard", "4/standard"]
 
 
-def test_its_tables_are_those_of_the_library(script, given):
+def test_tables_match_the_library(script, given):
     saes = {name: given / "saes" / name for name in NAMES}
     second = ("--prompts-second", given / "other.txt")
-    run = script("eval_sae", *saes.values(), *second)
+    run = script("evaluate_saes", *saes.values(), *second)
     assert run.status == 0 and "KL score" in run.said, run.err
     found = SAEEvaluation.load(run.folder)
     assert found.names == NAMES and found.corpora == ["text.txt", "other.txt"]
@@ -28,13 +28,15 @@ def test_its_tables_are_those_of_the_library(script, given):
     assert found.tokens == by_hand.tokens
     assert "held out (0.5 of it by blake2b" in found.provenance["texts"]["text.txt"]["name"]
     assert "sae_exponents.png" in run.files
-    assert "sae_exponents.png" not in script("eval_sae", "--overwrite").files  # these SAEs have no exponents
+    assert "sae_exponents.png" not in script("evaluate_saes", "--overwrite").files  # these SAEs have no exponents
 
 
-def test_its_prompts_are_held_out_or_those_of_training(script, given):
+def test_prompts_are_held_out_or_training_text(script, given):
     tokens = {}
     for name, more in (("held", ()), ("training", ("--on-training-text",))):
-        run = script("eval_sae", given / "saes/1/standard", *more, "--sink-filter", 0, "--out", script.folder / name)
+        run = script(
+            "evaluate_saes", given / "saes/1/standard", *more, "--sink-filter", 0, "--out", script.folder / name
+        )
         found = SAEEvaluation.load(run.folder)
         assert found.counted == "all"
         tokens[name] = {tuple(ids) for ids in found.tokens}

@@ -1,4 +1,4 @@
-"""What `probe.py` measures is what the library measures on the same texts."""
+"""`probe_saes.py` measures what the library measures on the same texts."""
 
 import pandas as pd
 
@@ -9,8 +9,8 @@ from interventions.texts.labelled import load_labelled
 from sae_models.loading import load_sae
 
 
-def test_its_tables_are_those_of_the_library(script, given):
-    run = script.finished("probe")
+def test_tables_match_the_library(script, given):
+    run = script.finished("probe_saes")
     assert "probe loss" in run.said
     found = SparseProbing.load(run.folder)
     assert found.names == ["standard"] and found.datasets == ["labelled.csv"]
@@ -20,4 +20,4 @@ def test_its_tables_are_those_of_the_library(script, given):
     pd.testing.assert_frame_equal(found.frame, by_hand.frame, rtol=1e-5)
     pd.testing.assert_frame_equal(found.held_out, by_hand.held_out, rtol=1e-5)
     assert found.provenance["texts"]["labelled.csv"]["counts"] == {"a": 10, "b": 10, "c": 10}
-    assert "max_length was 128, is 6" in script("probe", "--max-length", 6, "--out", run.folder).error
+    assert "max_length was 128, is 6" in script("probe_saes", "--max-length", 6, "--out", run.folder).error

@@ -1,0 +1,45 @@
+"""Clean passes over prompts, in shards that fit in memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from interventions.models.causal_model import CausalModel
+from interventions.recording import Recording, record
+from interventions.sites import Site
+
+SHARD = 64
+"""prompts in a shard"""
+CACHE_BYTES = 4 * 2**30
+"""of keys and values kept at once"""
+
+
+def shards(n_prompts: int) -> list[Int[ndarray, "prompt"]]:
+    """The indices of the prompts of each shard."""
+    return [np.arange(first, min(first + SHARD, n_prompts)) for first in range(0, n_prompts, SHARD)]
+
+
+class Recordings:
+    """The recording of each shard, with keys and values: the first ones are kept up to `cache_bytes`, and the last one asked for;
+    the others are recorded again."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        tokens: Sequence[Sequence[int]],
+        sites: Sequence[Site],
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        self.model, self.tokens, self.sites, self.cache_bytes = model, tokens, sites, cache_bytes
+        self._kept: dict[int, Recording] = {}
+
+    def __getitem__(self, number: int) -> Recording:
+        if number not in self._kept:
+            new = record(self.model, [self.tokens[i] for i in shards(len(self.tokens))[number]], self.sites)
+            size = sum(t.nbytes for r in (*self._kept.values(), new) for t in (r.keys or []) + (r.values or []))
+            if size > self.cache_bytes and self._kept:
+                self._kept.pop(max(self._kept))
+            self._kept[number] = new
+        return self._kept[number]
