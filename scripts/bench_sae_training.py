@@ -20,8 +20,7 @@ from interventions.provenance import model_provenance
 from interventions.sites import Site
 from interventions.texts.prompts import Prompts, load_texts, tokenize
 from sae_models.architectures import named
-from sae_models.training.from_model import SAESpec as SAESpec
-from sae_models.training.from_model import train_saes
+from sae_models.training.from_model import SAESpec, train_saes
 from sae_models.training.trainer import Recipe, SAETraining
 
 VARIANTS = ("standard", "cosine", "cosine-global", "cosine-feature", "bypass", "aligned")

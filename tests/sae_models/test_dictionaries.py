@@ -5,7 +5,7 @@ import torch
 
 from interventions import EditError, ResultError, Site, SiteError, wrap
 from sae_models.architectures import build, named
-from sae_models.dictionaries import dictionaries_of as dictionaries_of
+from sae_models.dictionaries import dictionaries_of
 from sae_models.errors import BelongingError
 from sae_models.live import as_sae
 from tests.tiny import D_MODEL, tiny_model

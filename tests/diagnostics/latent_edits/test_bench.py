@@ -4,15 +4,13 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.latent_edits.bench import LatentEdits as LatentEdits
-from diagnostics.latent_edits.bench import parts, repeated
+from diagnostics.latent_edits.bench import LatentEdits, parts, repeated
 from diagnostics.latent_edits.firings import Firings
-from diagnostics.running.clean import CleanActivations as CleanActivations
-from diagnostics.running.clean import RunSettings as RunSettings
+from diagnostics.running.clean import CleanActivations, RunSettings
 from diagnostics.statistics.tables import PLACEBOS
 from interventions.models.wrapping import wrap
 from interventions.texts.prompts import as_prompts
-from sae_models.dictionaries import dictionaries_of as dictionaries_of
+from sae_models.dictionaries import dictionaries_of
 from tests.planted import SITE, planted_model
 from tests.tiny import D_MODEL, prompts, tiny_model
 

@@ -6,7 +6,7 @@ import pytest
 from diagnostics.latent_edits.firings import Firings, chosen_latents, partner_of
 from interventions import ResultError, Site
 from sae_models.active_latents import active_latents
-from sae_models.dictionaries import Dictionary as Dictionary
+from sae_models.dictionaries import Dictionary
 from tests.sae_models.built import AbsTopK, inputs, random_sae
 
 

@@ -4,14 +4,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diagnostics.latent_edits.bench import LatentEdits as LatentEdits
-from diagnostics.latent_edits.bench import removals, strongest, turned
+from diagnostics.latent_edits.bench import LatentEdits, removals, strongest, turned
 from diagnostics.latent_edits.firings import Firings
-from diagnostics.running.clean import CleanActivations as CleanActivations
-from diagnostics.running.clean import RunSettings as RunSettings
+from diagnostics.running.clean import CleanActivations, RunSettings
 from interventions.models.wrapping import wrap
 from interventions.texts.prompts import as_prompts
-from sae_models.dictionaries import dictionaries_of as dictionaries_of
+from sae_models.dictionaries import dictionaries_of
 from tests.planted import SITE, planted_model
 from tests.sae_models.built import AbsTopK
 from tests.tiny import prompts, tiny_model

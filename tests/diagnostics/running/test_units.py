@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diagnostics.running import units as module
-from diagnostics.running.units import Interrupted, Unit, Units, code_version, narrowed, run_units, unlocked
-from diagnostics.running.units import UnitResult as UnitResult
+from diagnostics.running.units import Interrupted, Unit, UnitResult, Units, code_version, narrowed, run_units, unlocked
 from interventions.errors import ResultError
 from tests.diagnostics.unit_processes import IDENTITY, SHARDS, command_that_hangs, context, numbers, work
 

@@ -12,8 +12,7 @@ from interventions.errors import MechdiagError, SiteError
 from interventions.texts.prompts import as_prompts
 from sae_models import SAEError, load_sae
 from sae_models.architectures import named
-from sae_models.training.from_model import SAESpec as SAESpec
-from sae_models.training.from_model import train_saes
+from sae_models.training.from_model import SAESpec, train_saes
 from sae_models.training.trainer import Recipe, SAETraining
 from tests.tiny import D_MODEL, fresh, prompts, tokenizer
 
