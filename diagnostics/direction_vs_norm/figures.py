@@ -111,7 +111,7 @@ def _ratio_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], contexts: li
         points(ax, depth.at(some), estimates, COLOURS[context], LABELS[context], "o", (i - 0.5) * depth.step)
     for context in contexts:
         ratio = lambda g: g["ratios"]["direction ÷ norm"]["median"].estimate  # noqa: E731
-        _grey(ax, nulls, context, ratio, depth, f"untrained networks, {LABELS[context]}")
+        _grey(ax, nulls, context, ratio, depth, f"randomly initialised models, {LABELS[context]}")
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.7), high * 20 if high >= CAP else high * 3)
@@ -133,7 +133,7 @@ def _placebo_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], contexts: 
                     (shift - 1.5) * depth.step, dash=dash)  # fmt: skip
             shift += 1
     ratio = lambda g: g["ratios"]["direction ÷ placebo_token"]["of_means"]  # noqa: E731
-    _grey(ax, nulls, contexts[0], ratio, depth, f"untrained networks, {LABELS[contexts[0]]}, between tokens")
+    _grey(ax, nulls, contexts[0], ratio, depth, f"randomly initialised models, {LABELS[contexts[0]]}, between tokens")
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.9), max(high, 1.1) * (max(high, 1.1) / min(low, 0.9)) ** 0.7)  # room for the legend

@@ -134,7 +134,7 @@ def plot_exponents(
                     a = [way.a.value if way is not None and way.identified else np.nan for way in ways]
                     known = np.clip(a, *A_LIMITS)
                     ax.plot(depth.at(null), known, color=UNTRAINED, lw=0.9, marker=".", ms=4, zorder=0,
-                            label="untrained networks, across tokens" if i == 0 else None)  # fmt: skip
+                            label="randomly initialised models, across tokens" if i == 0 else None)  # fmt: skip
                 for a, words in ((0, "cosine"), (1, "inner product")):
                     ax.axhline(a, color=REFERENCE, lw=0.8, ls="--", zorder=0)
                     ax.text(

@@ -79,7 +79,7 @@ class RunSettings:
                 "a single token has no later positions; use context in_place with a horizon above 1, or horizon 1"
             )
         if self.null_seeds < 0:
-            raise ResultError(f"{self.null_seeds} untrained networks; expected 0 or more")
+            raise ResultError(f"{self.null_seeds} randomly initialised models; expected 0 or more")
 
 
 class CleanActivations:

@@ -94,7 +94,7 @@ class Design(Protocol):
         ...
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
-        """How many `rows` there are, or, about, for an untrained network."""
+        """How many `rows` there are, or, about, for a randomly initialised model."""
         ...
 
 

@@ -106,7 +106,7 @@ def _depth_panel(ax: Axes, some: pd.DataFrame, provenance: Mapping[str, Any]) ->
             _box(ax, x, depth.step, low.min(), high.max(), words, color=colour, alpha=0.22)
     for i, null in enumerate(provenance["null_models"]):
         same = some.loc[main & (some["model"] == null) & (some["context"] == "in_place")]
-        words = "untrained networks, in context" if i == 0 else None
+        words = "randomly initialised models, in context" if i == 0 else None
         ax.plot([depth.place[layer] for layer in same["layer"]], same["win_rate"], color=UNTRAINED, lw=0.9, marker=".",
                 ms=4, zorder=0, label=words)  # fmt: skip
     ax.axhline(0.5, color=REFERENCE, lw=0.8, zorder=0)

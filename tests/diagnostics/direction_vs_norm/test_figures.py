@@ -181,7 +181,8 @@ def test_randomly_initialised_models_are_grey_lines_at_their_own_values():
         named = [line.get_label() for line in grey if not line.get_label().startswith("_")]
         assert len(named) == len(contexts)  # a line of the legend for each context, not for each seed
         assert all(
-            "untrained networks" in label and LABELS[c] in label for label, c in zip(named, contexts, strict=True)
+            "randomly initialised models" in label and LABELS[c] in label
+            for label, c in zip(named, contexts, strict=True)
         )
         solid = [of(g) for g in run.select(point=point) if g["context"] == "in_place"]
         series = LABELS["in_place"] if name == "direction ÷ norm" else f"{LABELS['in_place']}, tangent between tokens"

@@ -456,7 +456,7 @@ def test_non_finite_activations_are_dropped_and_counted():
         ({"horizon": "first"}, ResultError, "horizon 'first'"),
         ({"horizon": 2, "context": "single_token"}, ResultError, "a single token has no later positions"),
         ({"horizon": "last", "context": "both"}, ResultError, "a single token has no later positions"),
-        ({"null_seeds": -1}, ResultError, "-1 untrained networks; expected 0 or more"),
+        ({"null_seeds": -1}, ResultError, "-1 randomly initialised models; expected 0 or more"),
         ({"layers": []}, MechdiagError, "no site"),
         ({"layers": None, "sites": []}, MechdiagError, "no site"),
         ({"pair_sets": ()}, MechdiagError, "no pair set; give at least one of random"),

@@ -226,7 +226,7 @@ def test_the_table_says_which_pair_sets_are_short_and_what_was_dropped():
 
 
 def with_nulls() -> DirectionNorm:
-    """direction ÷ norm of 3 where trained; of 2, 8 and 4 in untrained networks, ÷ token placebo of 1.5, 6 and 3 norms."""
+    """direction ÷ norm of 3 where trained; of 2, 8 and 4 in randomly initialised models, ÷ token placebo of 1.5, 6 and 3 norms."""
     norm = shuffled(0.1 * (1 + np.arange(41)))
     kinds = {"trained": 3, "random 0": 2, "random 1": 8, "random 2": 4}
     frames = [

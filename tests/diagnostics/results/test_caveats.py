@@ -34,7 +34,7 @@ def test_dropped_rows_have_reasons_and_equal_places_are_merged():
     }
     lines = caveats(planted(**p))
     assert "rows dropped: 3 effect not finite" in lines
-    assert "pairs dropped (trained; random 0): 9 position 0" in lines
+    assert "pairs dropped (trained; random 0): position 0: 9" in lines
     assert "tokens left out (boolq, 15.resid_post): 1,201 sinks" in lines
     assert "tokens left out (language): 391 sink, of 9,014" in lines
     assert "rows not finite (standard): 2" in lines

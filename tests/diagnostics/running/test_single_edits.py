@@ -1,4 +1,4 @@
-"""What a study adds to single measurements (shards, units, contexts, untrained networks, horizons) changes no number."""
+"""What a study adds to single measurements (shards, units, contexts, randomly initialised models, horizons) changes no number."""
 
 import functools
 import json
@@ -397,7 +397,7 @@ def test_other_weights_are_another_run_and_the_room_for_keys_is_not(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["code"] == code_version()
 
 
-# Untrained networks
+# Randomly initialised models
 
 
 def with_a_sink(token: int = 5):
@@ -415,7 +415,7 @@ def beside_untrained() -> DirectionNorm:
     return direction_norm(with_a_sink(PROMPTS[21][16]), PROMPTS, null_seeds=2, **NULLS)
 
 
-def test_untrained_networks_have_rows_of_the_same_pairs():
+def test_randomly_initialised_models_have_rows_of_the_same_pairs():
     frame = beside_untrained().frame
     assert list(dict.fromkeys(frame.model)) == ["trained", "random 0", "random 1"]
     assert beside_untrained().null_models == beside_untrained().provenance["null_models"] == ["random 0", "random 1"]
@@ -435,7 +435,7 @@ def test_untrained_networks_have_rows_of_the_same_pairs():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_rows_of_an_untrained_network_are_those_of_a_run_of_its_own(seed):
+def test_rows_of_an_randomly_initialised_model_are_those_of_a_run_of_its_own(seed):
     other = untrained(wrap(with_a_sink(PROMPTS[21][16])), seed)
     alone = direction_norm(other, PROMPTS, **NULLS)
     found = some(beside_untrained().frame, model=f"random {seed}").reset_index(drop=True)
@@ -446,7 +446,7 @@ def test_rows_of_an_untrained_network_are_those_of_a_run_of_its_own(seed):
     assert {reason: n for reason, n in said.items() if reason.startswith(f"random {seed}")} == of_null
 
 
-def test_untrained_networks_are_the_same_again_and_not_the_trained_one():
+def test_randomly_initialised_models_are_the_same_again_and_not_the_trained_one():
     again = direction_norm(with_a_sink(PROMPTS[21][16]), PROMPTS, null_seeds=2, **NULLS)
     pd.testing.assert_frame_equal(again.frame, beside_untrained().frame, check_exact=True)
     hashes = {
@@ -557,7 +557,7 @@ def test_a_single_token_has_no_later_positions(horizon, contexts):
         ({"contexts": ("in_place", "alone")}, "no context 'alone'; known: in_place, single_token, both"),
         ({"horizon": 0}, "horizon 0; expected a number of positions, 1 or more, or 'last'"),
         ({"horizon": "end"}, "horizon 'end'"),
-        ({"null_seeds": -2}, "-2 untrained networks; expected 0 or more"),
+        ({"null_seeds": -2}, "-2 randomly initialised models; expected 0 or more"),
     ],
 )
 def test_settings_that_do_not_serve_are_found_before_anything_is_written(tmp_path, settings, message):

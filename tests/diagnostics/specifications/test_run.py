@@ -355,7 +355,7 @@ def test_what_is_drawn_is_what_the_table_says(claim):
     colours = [to_hex(c) for c in dots.get_facecolors()]
     assert [c == COLOURS["direction"].lower() for c in colours] == above.tolist()
     assert [c == COLOURS["norm"].lower() for c in colours] == below.tolist()
-    # a grey stroke for each specification of the untrained network, over the trained one with the same choices
+    # a grey stroke for each specification of the randomly initialised model, over the trained one with the same choices
     factors = list(FACTORS[claim])
     null = pick(every, model="random 0").dropna(subset="value").set_index(factors).value
     drawn = {(int(a), round(float(b), 9)) for a, b in np.asarray(nulls.get_offsets())}

@@ -247,7 +247,7 @@ def test_a_model_without_any_rotation_has_a_summary_and_a_figure():
         ({"layers": []}, ResultError, "no site; give at least one layer"),
         ({"layers": [6]}, SiteError, "no block 6"),
         ({"sink_filter": 1e-3}, ResultError, "none of 20 tokens is left, dropped: .*'sink'"),
-        ({"null_seeds": -1}, ResultError, "-1 untrained networks"),
+        ({"null_seeds": -1}, ResultError, "-1 randomly initialised models"),
     ],
 )
 def test_invalid_arguments_raise(settings, error, message):
@@ -266,7 +266,7 @@ def test_groups_are_statistics_of_the_rows():
         kl = {edit: part.kl.to_numpy(float) for edit, part in rows.groupby("edit")}
         own = some(rows, edit="self").target_prompt.to_numpy(np.int64)
         for edit in (*ALONE[1:], *TOGETHER):
-            if edit not in kl:  # an untrained network this narrow has no token that could be turned so far
+            if edit not in kl:  # a randomly initialised model this narrow has no token that could be turned so far
                 assert group["model"] == "random 0" and group[edit].n_rows == 0
                 continue
             assert group[edit].value == pytest.approx(kl[edit].mean(), rel=1e-6)
