@@ -44,7 +44,9 @@ toc_object_entries_show_parents = "hide"
 nitpicky = True
 nitpick_ignore = [
     ("py:class", "diagnostics.figures.by_depth.DepthPlan"),  # how a figure is drawn, no part of the interface
-    ("py:class", "diagnostics.results.result.R"),  # a type variable
+    ("py:class", "diagnostics.commands.ranges.Range"),  # the range of an option, which its help states
+    ("py:class", "diagnostics.results.result.R"),  # type variables
+    ("py:class", "diagnostics.running.single_edits.R"),
 ]
 nitpick_ignore_regex = [(r"py:.*", r"(?!(interventions|sae_models|diagnostics)\.).*")]
 

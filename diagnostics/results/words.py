@@ -156,7 +156,7 @@ def _said(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
         counts = {reason: n for reason, n in value.items() if isinstance(n, (int, float))}
         if any(n for reason, n in counts.items() if reason != "of"):
             of = counts.pop("of", None)
-            said = ", ".join(f"{reason}: {n:,}" for reason, n in counts.items() if n)
+            said = ", ".join(f"{n:,} ({reason})" for reason, n in counts.items() if n)
             yield place, said + (f", of {of:,}" if of else "")
         for name, inner in value.items():
             if isinstance(inner, Mapping):

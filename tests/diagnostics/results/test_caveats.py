@@ -33,10 +33,10 @@ def test_dropped_rows_have_reasons_and_equal_places_are_merged():
         "chunks_halved": 1,
     }
     lines = caveats(planted(**p))
-    assert "rows dropped: 3 effect not finite" in lines
-    assert "pairs dropped (trained; random 0): position 0: 9" in lines
-    assert "tokens left out (boolq, 15.resid_post): 1,201 sinks" in lines
-    assert "tokens left out (language): 391 sink, of 9,014" in lines
+    assert "rows dropped: 3 (effect not finite)" in lines
+    assert "pairs dropped (trained; random 0): 9 (position 0)" in lines
+    assert "tokens left out (boolq, 15.resid_post): 1,201 (sinks)" in lines
+    assert "tokens left out (language): 391 (sink), of 9,014" in lines
     assert "rows not finite (standard): 2" in lines
     assert any(line.startswith("chunks halved") for line in lines)
     assert not any("duplicate" in line or "none of these" in line for line in lines)
