@@ -220,7 +220,7 @@ def test_the_table_says_which_pair_sets_are_short_and_what_was_dropped():
     for line in (
         "fewer pairs than asked: same_norm 8 of 9 at 3.resid_post",
         "full forward passes in place of the fast path: no keys",
-        "pairs dropped (trained): 1 sink",
+        "pairs dropped (trained): 1 (sink)",
     ):
         assert line in less.splitlines() and line.split(":")[0] not in text
 
