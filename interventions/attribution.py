@@ -177,7 +177,7 @@ def gradients_everywhere(
 ) -> dict[Site, Float[Tensor, "row pos d_model"]]:
     """∂objective/∂activation at every position of every site, the objective being formed at each row's own position.
 
-    One full pass forward and back a row serves all sites and positions: what to use to attribute one prediction to all that
+    One full pass forward and back a row gives all sites and positions: what to use to attribute one prediction to all that
     came before it. 0 after the row's position. Works for models that replay does not support.
     """
     model = recording.model

@@ -77,6 +77,6 @@ def in_notebook() -> bool:
 def _kind() -> type[bars.tqdm]:
     """The notebook's own bar where there is a notebook with ipywidgets, else text."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bars.TqdmWarning)  # no ipywidgets: text serves
+        warnings.simplefilter("ignore", bars.TqdmWarning)  # no ipywidgets: text does
         from tqdm.auto import tqdm
     return tqdm

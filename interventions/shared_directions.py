@@ -1,4 +1,4 @@
-"""Edits along the same few directions, many times over: x + c·d. What the unembedding makes of a direction is formed once.
+"""Edits along the same few directions, many times over: x + c·d. Each direction's logits are computed once.
 
 A final norm n (RMSNorm or LayerNorm) and a linear head U carry a change of the stream to logits by a plane: with b = n(0),
 

@@ -101,18 +101,18 @@ def _settings(part: Any) -> dict[str, Any]:
 
 
 def dictionaries_of(given: Any, model: CausalModel, site: Site | None) -> list[Dictionary]:
-    """Probes of an SAE, directions, or several by name. Raises what `sae_site` raises; `EditError`, `ResultError`."""
+    """Dictionaries of an SAE, of directions, or several by name. Raises what `sae_site` raises; `EditError`, `ResultError`."""
     named = given if isinstance(given, Mapping) else {_name(given): given}
     if not named:
         raise ResultError("no SAE and no directions; give at least one")
-    return [_probe(str(name), thing, model, site) for name, thing in named.items()]
+    return [_dictionary(str(name), thing, model, site) for name, thing in named.items()]
 
 
 def _name(thing: Any) -> str:
     return "directions" if isinstance(thing, Tensor) else getattr(getattr(thing, "score", None), "kind", "sae")
 
 
-def _probe(name: str, thing: Any, model: CausalModel, site: Site | None) -> Dictionary:
+def _dictionary(name: str, thing: Any, model: CausalModel, site: Site | None) -> Dictionary:
     if isinstance(thing, Tensor):
         if site is None:
             raise SiteError(f"directions {name!r} do not say where they act; give site=Site(layer)")

@@ -145,7 +145,7 @@ def check(hf: nn.Module) -> Outcome:
             continue
     other = [*texts[0][:12], *reversed(texts[0][12:])]
     if not torch.allclose(logits(hf, texts[0])[:12], logits(hf, other)[:12], rtol=1e-3, atol=1e-3):
-        return Outcome("wrong", "served although it is not causal")
+        return Outcome("wrong", "accepted although it is not causal")
     block = block_that_runs(hf, texts[0])
     for (point, rows, horizon), effects in zip(asked, found, strict=True):
         clean, new = [], []

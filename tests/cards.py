@@ -83,7 +83,7 @@ class Table:
     """An atlas as cards read it: rows of some latents, their effects made up, everything else measured."""
 
     def __init__(self, given: SAE, latents: list[int], name: str = "named there"):
-        probe = dictionaries_of({name: given}, model(), None)[0]
+        dictionary = dictionaries_of({name: given}, model(), None)[0]
         z = given.encode(activations()).numpy()
         z[~usable()] = 0
         token, latent = np.nonzero(z[:, latents])
@@ -97,4 +97,4 @@ class Table:
         )  # fmt: skip
         self.tokens = [list(ids) for ids in PROMPTS]
         known = {"weights_sha256": model().weights_hash, "model": "tiny"}
-        self.provenance = known | {"saes": {name: probe.provenance()}, "text": {"name": "given"}}
+        self.provenance = known | {"saes": {name: dictionary.provenance()}, "text": {"name": "given"}}

@@ -98,7 +98,7 @@ REPLAYED = (
 )
 """replay must be exact here: RMSNorm and LayerNorm, sequential and parallel blocks, rotary and learned positions, windows, soft caps"""
 HOOKED = ("gpt_neo", "bloom", "mpt", "mamba")
-"""replay cannot serve these: masks ignored, shapes not taken, no keys"""
+"""replay does not support these: masks ignored, shapes not taken, no keys"""
 VARIANTS = ("granite", "opt_post_norm", "gpt_neox_sequential", "stablelm_parallel")
 """replay must be exact here too: settings that change which sites a block has"""
 BRIDGED = (*REPLAYED, "gpt_neo", "bloom")

@@ -1,7 +1,7 @@
 """What does removing each active latent at each token do, exhaustively, and which cheap score could have told?
 
 Every (token, active latent) of a text is ablated once, exactly: KL and direct KL beside activation, size, angle and gradient
-attributions. The table is a data set on which others can score methods of their own; `atlas_units.COLUMNS` is its schema.
+attributions. The table is a data set on which others can score methods of their own; `COLUMNS` of `work` is its schema.
 """
 
 from collections.abc import Sequence
@@ -44,14 +44,14 @@ def causal_atlas(
 ) -> CausalAtlas:
     """Subtract z_i·d_i, the SAE's error kept, for every active latent at every usable token, and measure what the model does.
 
-    saes: an SAE (anything that `as_sae` takes), or several by name, each at the site it belongs to; latents of either sign. Tokens
-    that do not serve (position 0, special tokens, sinks: ‖x‖ > sink_filter × the site's median) are left out and counted.
+    saes: an SAE (anything that `as_sae` takes), or several by name, each at the site it belongs to; latents of either sign. Unusable
+    tokens (position 0, special tokens, sinks: ‖x‖ > sink_filter × the site's median) are left out and counted.
     path_share: share of the tokens, drawn by hash, that also get `integrated` (steps points) and `fisher` (samples next tokens);
     placebo_share: share of the rows that get a matched placebo, along the difference of two other tokens' activations. Where
     replay is not exact, gradients are nan and effects come from full forward passes. Work is cut into units of eight prompts × SAE,
     kept in `folder` as they are done.
 
-    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve.
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings.
     """
     model = wrap(model)
     prompts = prompts_for(model, prompts)
@@ -60,16 +60,16 @@ def causal_atlas(
             f"path_share {path_share}, placebo_share {placebo_share}, steps {steps}, samples {samples}; expected shares from 0 to "
             "1, and at least one of the others"
         )
-    probes = dictionaries_of(saes, model, None)
-    if plain := [probe.name for probe in probes if probe.sae is None]:
+    dictionaries = dictionaries_of(saes, model, None)
+    if plain := [d.name for d in dictionaries if dictionary.sae is None]:
         raise ResultError(f"{plain[0]!r} are directions; an atlas needs SAEs, which say where latents are active")
     settings = RunSettings(
-        sites=tuple(dict.fromkeys(probe.site for probe in probes)),
+        sites=tuple(dict.fromkeys(d.site for d in dictionaries)),
         sink_filter=sink_filter, seed=seed, batch_rows=batch_rows, path=path, metrics=METRICS,
     )  # fmt: skip
     settings.check(model)
     own = {
-        "saes": {probe.name: probe.provenance() for probe in probes},
+        "saes": {d.name: d.provenance() for d in dictionaries},
         "sink_filter": sink_filter,
         "path_share": path_share,
         "steps": steps,
@@ -79,9 +79,9 @@ def causal_atlas(
         "batch_rows": batch_rows,
         "asked_path": path,
     }
-    runner = AtlasRunner(model, prompts, probes, settings, own)
+    runner = AtlasRunner(model, prompts, dictionaries, settings, own)
     identity = run_identity(CausalAtlas.NAME, model, prompts, own | {"sites": [str(site) for site in settings.sites]})
     done = run_units(runner.units(), folder, runner, identity=identity, overwrite=overwrite, progress=progress)
-    frame = whole_table([unit.frame for unit in done], [probe.name for probe in probes])
-    said = own | {"rows": len(frame)} | merged(done, probes)
+    frame = whole_table([unit.frame for unit in done], [d.name for d in dictionaries])
+    said = own | {"rows": len(frame)} | merged(done, dictionaries)
     return CausalAtlas(frame, prompts.tokens, run_provenance(CausalAtlas.NAME, model, prompts, settings.sites, said))

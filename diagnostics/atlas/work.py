@@ -55,17 +55,17 @@ PROMPTS = 8
 _SOME = 2**14  # entries at once
 
 
-def merged(done: Sequence[UnitResult], probes: Sequence[Dictionary]) -> dict[str, Any]:
+def merged(done: Sequence[UnitResult], dictionaries: Sequence[Dictionary]) -> dict[str, Any]:
     """Notes of all units as one."""
     how = how_measured((one.unit["sae"], one.notes) for one in done)
     by_sae: dict[str, Any] = {}
-    for probe in probes:
-        own = [one.notes for one in done if one.unit["sae"] == probe.name]
+    for dictionary in dictionaries:
+        own = [one.notes for one in done if one.unit["sae"] == dictionary.name]
         selves = np.array([value for note in own for value in note["self_kl"]], dtype=float)  # None where not finite
         gaps = np.array([value for note in own for value in note["gap"]], dtype=float)
         known, gaps = selves[np.isfinite(selves)], gaps[np.isfinite(gaps)]
-        by_sae[probe.name] = {
-            "site": str(probe.site),
+        by_sae[dictionary.name] = {
+            "site": str(dictionary.site),
             "tokens": sum(note["tokens"] for note in own),
             "tokens_left_out": summed(note["left_out"] for note in own),
             "noise_floor": noise_floor(known) if len(known) else None,
@@ -73,7 +73,7 @@ def merged(done: Sequence[UnitResult], probes: Sequence[Dictionary]) -> dict[str
             "rows_not_finite": sum(note["not_finite"] for note in own),
             "placebos_not_finite": sum(note["placebos_not_finite"] for note in own),
             "path_gap": {"median": float(np.median(np.abs(gaps))), "n": len(gaps)} if len(gaps) else None,
-            "path": how["path"].get(probe.name, ""),
+            "path": how["path"].get(dictionary.name, ""),
         }
     return {"atlas": by_sae, **how, "path": {name: own["path"] for name, own in by_sae.items()}}
 
@@ -85,11 +85,11 @@ class AtlasRunner:
         self,
         model: CausalModel,
         prompts: Prompts,
-        probes: Sequence[Dictionary],
+        dictionaries: Sequence[Dictionary],
         settings: RunSettings,
         asked: dict[str, Any],
     ):
-        self.model, self.prompts, self.probes = model, prompts, {probe.name: probe for probe in probes}
+        self.model, self.prompts, self.dictionaries = model, prompts, {d.name: d for d in dictionaries}
         self.settings, self.asked = settings, asked
         self._known: dict[str, Directions] = {}
 
@@ -99,26 +99,27 @@ class AtlasRunner:
 
     @cached_property
     def filters(self) -> dict[str, TokenFilter]:
-        """Which tokens cannot serve at each SAE's own site, whatever other SAEs are asked about."""
-        return {name: self.clean.filter_at(probe.site) for name, probe in self.probes.items()}
+        """Which tokens are usable at each SAE's own site, whatever other SAEs are measured."""
+        return {name: self.clean.filter_at(dictionary.site) for name, dictionary in self.dictionaries.items()}
 
-    def directions(self, probe: Dictionary) -> Directions:
+    def directions(self, dictionary: Dictionary) -> Directions:
         """Of an SAE's decoder; with the logits of each, made once."""
-        if probe.name not in self._known:
-            self._known = {probe.name: Directions(probe.directions.float())}  # one SAE's at a time: they are large
-        return self._known[probe.name]
+        if dictionary.name not in self._known:
+            directions = Directions(dictionary.directions.float())
+            self._known = {dictionary.name: directions}  # one SAE's at a time: they are large
+        return self._known[dictionary.name]
 
     def units(self) -> list[Unit]:
         """SAE by SAE, whose directions' logits are kept meanwhile; rows: tokens, the cost before anything is encoded."""
         length = np.array([len(tokens) for tokens in self.prompts.tokens])
         return [
             Unit.of(rows=int(length[start : start + PROMPTS].sum()), sae=name, first_prompt=start)
-            for name in self.probes
+            for name in self.dictionaries
             for start in range(0, len(length), PROMPTS)
         ]
 
     def __call__(self, unit: Unit, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
-        work = _Work(self, self.probes[unit["sae"]], unit["first_prompt"])
+        work = _Work(self, self.dictionaries[unit["sae"]], unit["first_prompt"])
         notes: dict[str, Any] = {
             "tokens": len(work.prompt), "left_out": self.filters[unit["sae"]].left_out(work.among), "self_kl": [], "gap": [],
             "not_finite": 0, "placebos_not_finite": 0,
@@ -135,14 +136,14 @@ class AtlasRunner:
 class _Work:
     """Some prompts through one SAE: their usable tokens, `[token]`, and the latents active there, `[entry]`."""
 
-    def __init__(self, runner: AtlasRunner, probe: Dictionary, first: int):
-        clean, self.probe, self.asked, self.settings = runner.clean, probe, runner.asked, runner.settings
-        assert probe.sae is not None
-        self.sae, self.clean = probe.sae, clean
+    def __init__(self, runner: AtlasRunner, dictionary: Dictionary, first: int):
+        clean, self.dictionary, self.asked, self.settings = runner.clean, dictionary, runner.asked, runner.settings
+        assert dictionary.sae is not None
+        self.sae, self.clean = dictionary.sae, clean
         self.among = np.arange(first, min(first + PROMPTS, len(clean.length)))
-        row, self.position = np.nonzero(runner.filters[probe.name].usable[self.among])
+        row, self.position = np.nonzero(runner.filters[dictionary.name].usable[self.among])
         self.prompt = self.among[row]
-        self.x = clean.at(probe.site, self.prompt, self.position)
+        self.x = clean.at(dictionary.site, self.prompt, self.position)
         self.active: ActiveLatents = active_latents(self.sae, self.x)
         self.recording = clean.recording(first // SHARD)
         self.own, self.at = torch.from_numpy(self.prompt % SHARD), torch.from_numpy(self.position)
@@ -153,7 +154,7 @@ class _Work:
         nothing = torch.zeros_like(selves)
         self.every = torch.cat([self.token, selves])
         coefficient = torch.cat([-self.z, nothing.to(self.z)])
-        self.edits = runner.directions(probe).times(coefficient, torch.cat([self.latent, nothing]))
+        self.edits = runner.directions(dictionary).times(coefficient, torch.cat([self.latent, nothing]))
 
     def removed(self, some: torch.Tensor) -> torch.Tensor:
         """z_i·d_i of some entries."""
@@ -161,7 +162,7 @@ class _Work:
 
     def measured(self, token: torch.Tensor, edits: Any, metrics: Sequence[str]) -> Effects:
         return measure(
-            self.recording, self.probe.site, self.own[token], self.at[token], edits, metrics=metrics,
+            self.recording, self.dictionary.site, self.own[token], self.at[token], edits, metrics=metrics,
             batch_rows=self.settings.batch_rows, path=self.settings.path,
         )  # fmt: skip
 
@@ -193,10 +194,10 @@ class _Work:
         for some in torch.arange(len(self.token)).split(_SOME):
             gone.index_add_(0, self.token[some].to(device), self.removed(some).to(device))
         found = token_gradients(
-            self.recording, self.probe.site, self.own, self.at, (self.x.float() - gone).to(self.x),
+            self.recording, self.dictionary.site, self.own, self.at, (self.x.float() - gone).to(self.x),
             _drawn(hash_keys(p["seed"], "atlas path", self.prompt, self.position), p["path_share"]),
             steps=p["steps"], samples=p["samples"],
-            generator=generator(p["seed"], "atlas", self.probe.label, int(self.among[0])),
+            generator=generator(p["seed"], "atlas", self.dictionary.label, int(self.among[0])),
         )  # fmt: skip
         notes["gap"] = [] if found is None else found.gap.tolist()
         return attributions(found, self.token, self.removed)
@@ -209,8 +210,8 @@ class _Work:
         some = torch.from_numpy(np.flatnonzero(_drawn(keys, p["placebo_share"])))
         if not len(some):
             return kl
-        stream = generator(p["seed"], "atlas placebo", self.probe.label, int(self.among[0]))
-        towards = self.clean.between(self.probe.site, len(some), stream, np.arange(len(some)))
+        stream = generator(p["seed"], "atlas placebo", self.dictionary.label, int(self.among[0]))
+        towards = self.clean.between(self.dictionary.site, len(some), stream, np.arange(len(some)))
         x = self.x[self.token[some].to(self.x.device)]
         edited = matched_placebo(x, (x.float() - self.removed(some).to(x.device)).to(x), towards.to(x))
         found = self.measured(self.token[some], edited, ("kl",))
@@ -223,7 +224,7 @@ class _Work:
         """The unit's lines."""
         n, token = len(self.active), self.active.token
         known = {
-            "layer": np.full(n, self.probe.site.layer), "point": [self.probe.site.point] * n, "sae": [self.probe.name] * n,
+            "layer": np.full(n, self.dictionary.site.layer), "point": [self.dictionary.site.point] * n, "sae": [self.dictionary.name] * n,
             "prompt": self.prompt[token], "position": self.position[token], "latent": self.active.latent, "z": self.active.z,
         } | {name: value.cpu().numpy() for name, value in columns.items()}  # fmt: skip
         found = pd.DataFrame({name: known.get(name, np.zeros(n)) for name in COLUMNS})

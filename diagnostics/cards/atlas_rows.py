@@ -84,18 +84,19 @@ def atlas_rows(atlas: Atlas, corpus: LatentCorpus) -> AtlasRows:
     frame, p = atlas.frame, atlas.provenance
     if missing := [name for name in COLUMNS if name not in frame]:
         raise ResultError(f"the atlas has no column {missing[0]!r}; expected {', '.join(COLUMNS)}")
-    model, probe = corpus.model, corpus.probe
+    model, dictionary = corpus.model, corpus.dictionary
     if p.get("weights_sha256") != model.weights_hash:
         raise ResultError(
             f"an atlas of weights {str(p.get('weights_sha256'))[:12]}… ({p.get('model')}) for weights {model.weights_hash[:12]}… "
             f"({model.name}); take the atlas of this model"
         )
-    digest, known = probe.provenance()["sha256"], p.get("saes", {})
-    here = (frame.layer == probe.site.layer) & (frame.point == probe.site.point)
-    named = [name for name, of in known.items() if of.get("sha256") == digest and of.get("site") == str(probe.site)]
+    digest, known = dictionary.provenance()["sha256"], p.get("saes", {})
+    site = dictionary.site
+    here = (frame.layer == site.layer) & (frame.point == site.point)
+    named = [name for name, of in known.items() if of.get("sha256") == digest and of.get("site") == str(site)]
     if not named:
         raise ResultError(
-            f"the atlas has no rows of this SAE ({probe.name} at {probe.site}, {digest}); it has {', '.join(known) or 'none'}"
+            f"the atlas has no rows of this SAE ({dictionary.name} at {site}, {digest}); it has {', '.join(known) or 'none'}"
         )
     own = frame.loc[here & (frame.sae == named[0]), list(COLUMNS[3:])]
     place = {copy: i for i, copy in enumerate(_copies(corpus.prompts.tokens))}

@@ -28,22 +28,25 @@ class LatentCorpus:
     Raises `ResultError` where no token is left.
     """
 
-    def __init__(self, model: CausalModel, probe: Dictionary, prompts: Prompts, sink_filter: float | None, seed: int):
-        if probe.sae is None:
-            raise ResultError(f"{probe.name!r} are directions without an encoder; a card needs an SAE")
-        settings = RunSettings(sites=(probe.site,), sink_filter=sink_filter, seed=seed)
-        self.model, self.probe, self.prompts, self.seed = model, probe, prompts, seed
+    def __init__(
+        self, model: CausalModel, dictionary: Dictionary, prompts: Prompts, sink_filter: float | None, seed: int
+    ):
+        if dictionary.sae is None:
+            raise ResultError(f"{dictionary.name!r} are directions without an encoder; a card needs an SAE")
+        settings = RunSettings(sites=(dictionary.site,), sink_filter=sink_filter, seed=seed)
+        self.model, self.dictionary, self.prompts, self.seed = model, dictionary, prompts, seed
         self.clean = CleanActivations(model, prompts, settings)
-        x = self.clean.activations[probe.site]
+        x = self.clean.activations[dictionary.site]
         self.inside = np.arange(x.shape[1]) < self.clean.length[:, None]
         self.prompt, self.position = np.nonzero(self.inside)
         self.usable = self.clean.usable[self.inside]
         if not self.usable.any():
-            raise ResultError(f"no token is left at {probe.site}: {self.left_out}; take another text or sink filter")
+            site = dictionary.site
+            raise ResultError(f"no token is left at {site}: {self.left_out}; take another text or sink filter")
         x = x[torch.from_numpy(self.inside).to(x.device)]
         finite = x.isfinite().all(dim=-1)
         self.norm = norm(x)[:, 0].double().cpu().numpy()
-        active = active_latents(probe.sae, torch.where(finite[:, None], x, 0))
+        active = active_latents(dictionary.sae, torch.where(finite[:, None], x, 0))
         self.z = sparse.csc_matrix(sparse.diags(finite.double().cpu().numpy()) @ active.matrix())
         """of every token, `[token, d_sae]`"""
         self.z.eliminate_zeros()
@@ -59,7 +62,7 @@ class LatentCorpus:
 
     def x(self, token: Int[ndarray, "row"]) -> Float[Tensor, "row d_model"]:
         """Activations of single tokens."""
-        return self.clean.at(self.probe.site, self.prompt[token], self.position[token])
+        return self.clean.at(self.dictionary.site, self.prompt[token], self.position[token])
 
     def token_at(self, prompt: Int[ndarray, "row"], position: Int[ndarray, "row"]) -> Int[ndarray, "row"]:
         """The index in the corpus of the tokens at these places."""
@@ -76,12 +79,13 @@ class LatentCorpus:
             sizes.append(norm_read(self.model.norm_kind, stream[usable])[:, 0].cpu())
         return float(torch.cat(sizes).median())
 
-    def elsewhere(self, probe: Dictionary) -> sparse.csc_matrix:
+    def elsewhere(self, dictionary: Dictionary) -> sparse.csc_matrix:
         """z of another SAE's latents at the usable tokens, `[usable token, d_sae]`, at that SAE's own site."""
-        assert probe.sae is not None
-        if probe.site in self.clean.activations:
-            x = self.clean.activations[probe.site]
+        assert dictionary.sae is not None
+        site = dictionary.site
+        if site in self.clean.activations:
+            x = self.clean.activations[site]
         else:
-            x = record(self.model, self.prompts.tokens, [probe.site], keep_cache=False).activations[probe.site]
+            x = record(self.model, self.prompts.tokens, [site], keep_cache=False).activations[site]
         x = x[torch.from_numpy(self.inside).to(x.device)][torch.from_numpy(self.usable).to(x.device)]
-        return sparse.csc_matrix(active_latents(probe.sae, x).matrix())
+        return sparse.csc_matrix(active_latents(dictionary.sae, x).matrix())

@@ -66,15 +66,15 @@ def measured(
     Columns: token, z, norm = ‖x‖, delta_norm = ‖z·d‖ (the placebos' too), kl, kl_direct, top1_changed, top1, clean_top1, kl_placebo (mean
     over four placebos; nan where there is none), kl_self (identity edit of the first 16; else nan). KLs in nats.
     """  # fmt: skip
-    probe, clean = corpus.probe, corpus.clean
+    dictionary, clean = corpus.dictionary, corpus.clean
     z = corpus.of(latent)[token]
     x = corpus.x(token)
     wide = torch.promote_types(x.dtype, torch.float32)
-    direction = probe.directions[latent].to(x.device, wide)
+    direction = dictionary.directions[latent].to(x.device, wide)
     edited = x.to(wide) - torch.from_numpy(z).to(x.device, wide)[:, None] * direction
-    stream = generator(corpus.seed, "latent card placebo", str(probe.site), latent)
+    stream = generator(corpus.seed, "latent card placebo", str(dictionary.site), latent)
     n, every = len(token), np.arange(len(token))
-    towards = torch.cat([clean.between(probe.site, n, stream, every) for _ in range(PLACEBOS)])
+    towards = torch.cat([clean.between(dictionary.site, n, stream, every) for _ in range(PLACEBOS)])
     placebo = matched_placebo(x.to(wide).repeat(PLACEBOS, 1), edited.repeat(PLACEBOS, 1), towards)
     there = placebo.isfinite().all(dim=-1).cpu().numpy()
     placebo_kl = np.full(PLACEBOS * n, np.nan)
@@ -124,7 +124,7 @@ def _measure(corpus: LatentCorpus, shard: int, token: ndarray, vectors: Tensor, 
     first = int(corpus.clean.shards[shard][0])
     prompt, position = (torch.from_numpy(at[token]).long() for at in (corpus.prompt, corpus.position))
     recording = corpus.clean.recording(shard)
-    return measure(recording, corpus.probe.site, prompt - first, position, vectors, metrics=METRICS, path=path)
+    return measure(recording, corpus.dictionary.site, prompt - first, position, vectors, metrics=METRICS, path=path)
 
 
 def summarised(rows: pd.DataFrame, placebos: pd.DataFrame, prompt: Int[ndarray, "token"], source: str) -> EffectSummary:

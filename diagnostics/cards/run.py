@@ -76,12 +76,12 @@ def latent_cards(
             f"top {top}, few {few}, context_tokens {context_tokens}, n_effects {n_effects}, n_logits {n_logits}; expected at least one of each"
         )
     model = wrap(model)
-    probe = dictionaries_of({name: sae}, model, None)[0]
-    check_exist(latents, name, len(probe))
+    dictionary = dictionaries_of({name: sae}, model, None)[0]
+    check_exist(latents, name, len(dictionary))
     compared = dictionaries_of(others, model, None) if others else []
     if name in (others or {}):
         raise ResultError(f"two SAEs are called {name!r}; give the one that is compared another name")
-    corpus = LatentCorpus(model, probe, prompts_for(model, prompts), sink_filter, seed)
+    corpus = LatentCorpus(model, dictionary, prompts_for(model, prompts), sink_filter, seed)
     rows = None if atlas is None else atlas_rows(atlas, corpus)
     wanted = chosen(latents, corpus, rows)
     with followed(progress, "cards", "latent") as told:
@@ -104,12 +104,12 @@ class _Cards:
 
     def of(self, latents: Mapping[int, str], told: Callable[..., object] | None) -> list[LatentCard]:
         """Cards of `latents`, given with what chose each. told: called with (1, number of latents) after each."""
-        corpus, probe = self.corpus, self.corpus.probe
+        corpus, dictionary = self.corpus, self.corpus.dictionary
         found: dict[int, list[Neighbour]] = {i: [] for i in latents}
-        for other in [probe, *self.others]:  # one at a time in memory
-            z = corpus.z[np.flatnonzero(corpus.usable)] if other is probe else corpus.elsewhere(other)
+        for other in [dictionary, *self.others]:  # one at a time in memory
+            z = corpus.z[np.flatnonzero(corpus.usable)] if other is dictionary else corpus.elsewhere(other)
             for i in found:
-                found[i] += nearest(i, corpus.of(i)[corpus.usable], probe, other, z)
+                found[i] += nearest(i, corpus.of(i)[corpus.usable], dictionary, other, z)
         cards = []
         for i, by in latents.items():
             cards.append(self.card(i, by, tuple(found[i])))
@@ -118,8 +118,8 @@ class _Cards:
         return cards
 
     def card(self, latent: int, chosen_by: str, neighbours: tuple[Neighbour, ...]) -> LatentCard:
-        corpus, probe = self.corpus, self.corpus.probe
-        assert probe.sae is not None
+        corpus, dictionary = self.corpus, self.corpus.dictionary
+        assert dictionary.sae is not None
         z = corpus.of(latent)
         usable, active = corpus.usable, corpus.usable & (z != 0)
         own, size = z[active], corpus.norm
@@ -139,19 +139,20 @@ class _Cards:
                 whole = rows.assign(norm=size[rows.token.to_numpy(int)])
         if len(whole):
             effects = summarised(whole, drawn, corpus.prompt, "measured" if whole is drawn else "atlas")
-        d, w = probe.directions[latent].float(), None if probe.rows is None else probe.rows[latent].float()
+        d = dictionary.directions[latent].float()
+        w = None if dictionary.rows is None else dictionary.rows[latent].float()
         z_mean = float(np.abs(own).mean()) if len(own) else float("nan")
         logits = direct_logits(corpus.clean.recording(0), d[None], corpus.final_size)[0]
         promoted, suppressed = extremes(logits * (z_mean if len(own) else 1), self.n_logits, corpus.model.tokenizer)
-        learned = probe.learned
+        learned = dictionary.learned
         return LatentCard(
-            probe.name,
-            f"{probe.sae.score.kind} → {probe.sae.selector.kind}",
+            dictionary.name,
+            f"{dictionary.sae.score.kind} → {dictionary.sae.selector.kind}",
             corpus.model.name,
-            str(probe.site),
+            str(dictionary.site),
             latent,
             chosen_by,
-            len(probe),
+            len(dictionary),
             frequency,
             int(active.sum()),
             int(usable.sum()),
@@ -220,7 +221,7 @@ class _Cards:
             "tokens_left_out": corpus.left_out,
             "sink_filter": corpus.clean.settings.sink_filter,
             "seed": corpus.seed,
-            "sae": corpus.probe.provenance(),
+            "sae": corpus.dictionary.provenance(),
             "others": {other.name: other.provenance() for other in self.others},
             "chosen_by": chosen_by,
             "effects_drawn": drawn,

@@ -65,7 +65,7 @@ def directions(
     return apart[first, torch.arange(n_texts, device=pool.device)]
 
 
-class Arm:
+class Condition:
     """A condition at one N: Δx at the tokens of an `Encoded`."""
 
     def __init__(

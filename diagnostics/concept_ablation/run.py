@@ -65,8 +65,8 @@ def feature_ablation(
     sinks, ‖x‖ > sink_filter × the site's median at any of the sites. batch_tokens, path: as in `spliced`. folder: where finished units
     (data × SAE × concept × ranking) are kept; None: in memory. progress: called with (change, text) pairs done and their number.
 
-    Raises `ResultError` for settings that do not serve, `BelongingError` for an SAE of another model or width, `TextError` for
-    concepts whose texts do not serve, `ReplayError` for the attribution of a model whose blocks cannot be run alone.
+    Raises `ResultError` for invalid settings, `BelongingError` for an SAE of another model or width, `TextError` for
+    concepts without usable texts, `ReplayError` for the attribution of a model whose blocks cannot be run alone.
     Source: arXiv:2606.15054 (concept ablation, targeted probe perturbation); KL and logit forms, placebos, matched random latents,
     sufficiency and comparison at equal intended effect are ours.
     """
@@ -86,15 +86,15 @@ def feature_ablation(
     counts = tuple(sorted(set(map(int, counts))))
     if not counts or counts[0] < 1:
         raise ResultError(f"counts {list(counts)}; expected numbers of latents, 1 or more")
-    probes = dictionaries_of(saes, model, None)
+    dictionaries = dictionaries_of(saes, model, None)
     settings = ConceptSettings(
         counts, tuple(arms), tuple(rankings), reads, sink_filter or None, seed, batch_tokens, path
     )
     own = {
-        "saes": {probe.name: probe.provenance() for probe in probes},
+        "saes": {d.name: d.provenance() for d in dictionaries},
         **{k: v for k, v in vars(settings).items() if k != "batch_tokens"},
     }
-    runner = AblationRunner(model, given, probes, settings)
+    runner = AblationRunner(model, given, dictionaries, settings)
     hashes = {name: some.sha256 for name, some in given.items()}
     frame, notes = run_table(
         runner.units(), folder, runner, _merged, identity=run_identity(FeatureAblation.NAME, model, hashes, {"settings": own}),
@@ -103,7 +103,7 @@ def feature_ablation(
     split = "half of the texts of a class rank latents and train probes, the others measure: whole groups, in an order by seeded hash"
     described = {name: described_texts(some, model.tokenizer) for name, some in given.items()}
     said = own | {"split": split, "rows": len(frame)} | notes
-    provenance = run_provenance(FeatureAblation.NAME, model, described, [probe.site for probe in probes], said)
+    provenance = run_provenance(FeatureAblation.NAME, model, described, [d.site for d in dictionaries], said)
     tokens = [ids for some in given.values() for ids in some.tokens]
     return FeatureAblation(frame.loc[:, list(COLUMNS)], tokens, provenance)
 

@@ -1,4 +1,4 @@
-"""Units of work of `feature_ablation`: one concept through one SAE, all arms and N."""
+"""Units of work of `feature_ablation`: one concept through one SAE, each condition at each N."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from diagnostics.concept_ablation.activations import ConceptActivations, ConceptSettings
 from diagnostics.concept_ablation.class_probes import ClassProbes
 from diagnostics.concept_ablation.concepts import Concept, ConceptTexts
-from diagnostics.concept_ablation.conditions import Arm, directions, dose_matched
+from diagnostics.concept_ablation.conditions import Condition, directions, dose_matched
 from diagnostics.concept_ablation.ranking import (
     Encoded,
     attribution,
@@ -33,22 +33,26 @@ class AblationRunner:
     """Computes units, one data set's recording and one SAE's latents in memory at a time."""
 
     def __init__(
-        self, model: CausalModel, texts: Mapping[str, ConceptTexts], probes: list[Dictionary], settings: ConceptSettings
+        self,
+        model: CausalModel,
+        texts: Mapping[str, ConceptTexts],
+        dictionaries: list[Dictionary],
+        settings: ConceptSettings,
     ):
-        for probe in probes:
-            if probe.sae is None:
-                raise ResultError(f"{probe.name!r} is no SAE; only latents of an SAE can be ablated")
+        for dictionary in dictionaries:
+            if dictionary.sae is None:
+                raise ResultError(f"{dictionary.name!r} is no SAE; only latents of an SAE can be ablated")
         self.model, self.texts, self.settings = model, dict(texts), settings
-        self.probes = {probe.name: probe for probe in probes}
+        self.dictionaries = {d.name: d for d in dictionaries}
         self._data: ConceptActivations | None = None
         self._encoded: tuple[tuple[str, str], Encoded] | None = None
 
     def units(self) -> list[Unit]:
-        """Data set by data set, SAE by SAE, so that recordings and latents serve all of their concepts."""
+        """Data set by data set, SAE by SAE, so that all concepts share recordings and latents."""
         return [
             Unit.of(rows=self._cost(some, concept), data=data, sae=sae, concept=concept.name, ranking=ranking)
             for data, some in self.texts.items()
-            for sae in self.probes
+            for sae in self.dictionaries
             for concept in some.concepts
             for ranking in self.settings.rankings
         ]
@@ -58,19 +62,19 @@ class AblationRunner:
 
     def __call__(self, unit: Unit, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
         """One concept's lines, and what is to be said of them."""
-        name, probe = unit["data"], self.probes[unit["sae"]]
+        name, dictionary = unit["data"], self.dictionaries[unit["sae"]]
         if self._data is None or self._data.name != name:
             self._data = self._encoded = None  # before other activations are recorded
             self._data = ConceptActivations(
-                name, self.model, self.texts[name], [p.site for p in self.probes.values()], self.settings
+                name, self.model, self.texts[name], [p.site for p in self.dictionaries.values()], self.settings
             )
         data = self._data
-        if self._encoded is None or self._encoded[0] != (name, probe.name):
-            assert probe.sae is not None
+        if self._encoded is None or self._encoded[0] != (name, dictionary.name):
+            assert dictionary.sae is not None
             self._encoded = None
-            self._encoded = ((name, probe.name), Encoded.of(probe.sae, data.x(probe.site)))
+            self._encoded = ((name, dictionary.name), Encoded.of(dictionary.sae, data.x(dictionary.site)))
         concept = next(c for c in data.texts.concepts if c.name == unit["concept"])
-        work = _Concept(data, concept, probe, self._encoded[1], self.settings)
+        work = _Concept(data, concept, dictionary, self._encoded[1], self.settings)
         first = sum(len(some.tokens) for some in list(self.texts.values())[: list(self.texts).index(name)])
         return work.lines(unit, first, tick)
 
@@ -79,11 +83,16 @@ class _Concept:
     """One concept through one SAE."""
 
     def __init__(
-        self, data: ConceptActivations, concept: Concept, probe: Dictionary, encoded: Encoded, settings: ConceptSettings
+        self,
+        data: ConceptActivations,
+        concept: Concept,
+        dictionary: Dictionary,
+        encoded: Encoded,
+        settings: ConceptSettings,
     ):
-        self.data, self.concept, self.probe, self.settings = data, concept, probe, settings
+        self.data, self.concept, self.dictionary, self.settings = data, concept, dictionary, settings
         self.encoded, self.reads = encoded, data.reads(concept)
-        self.passes, self.why, self.path_delta = data.passes(probe.site)
+        self.passes, self.why, self.path_delta = data.passes(dictionary.site)
         self.through_blocks = settings.path != "hooks" and self.why is None
         self.n_unformed = 0
         readable = self.reads.any(1).cpu().numpy()
@@ -112,7 +121,7 @@ class _Concept:
         else:
             if not self.through_blocks:
                 raise ReplayError(
-                    "attribution runs the blocks above the site alone, which do not serve here; take another ranking"
+                    "attribution runs the blocks above the site alone, which is not exact here; take another ranking"
                 )
             order = sorted(own_texts)
             gradient = target_gradient(
@@ -124,30 +133,32 @@ class _Concept:
         return best(score, active), active, found.dose
 
     def _class_probes(self) -> ClassProbes:
-        found = self.data.probes(self.probe.site)
+        found = self.data.probes(self.dictionary.site)
         if found is None:
             raise ResultError(f"{self.data.name}: its texts have no classes, so no probe; take another ranking")
         return found[0]
 
-    def arms(self, ranking: str) -> dict[tuple[str, int], Arm]:
-        """Every arm at every N, the `keep` arm at 0 too; what one N is given does not depend on the others."""
+    def conditions(self, ranking: str) -> dict[tuple[str, int], Condition]:
+        """Each condition at each N, `keep` at 0 too; what one N is given does not depend on the others."""
         order, active, dose = self.ranked(ranking)
         if not len(order):
-            raise ResultError(f"{self.probe.name}: no latent is active on the texts of {self.concept.name!r} that rank")
+            raise ResultError(
+                f"{self.dictionary.name}: no latent is active on the texts of {self.concept.name!r} that rank"
+            )
         top = order[: self.settings.counts[-1]]
-        label = f"{self.data.name}/{self.concept.name}/{self.probe.label}/{ranking}"
+        label = f"{self.data.name}/{self.concept.name}/{self.dictionary.label}/{ranking}"
         towards = self._towards(label) if "placebo" in self.settings.arms else None
         self.notes = {
             "active": int(active.sum()),
             "top": top[:10].tolist(),
         }
-        found = {("keep", 0): Arm("keep", top[:0])} if "keep" in self.settings.arms else {}
+        found = {("keep", 0): Condition("keep", top[:0])} if "keep" in self.settings.arms else {}
         for name in self.settings.arms:
             for n in self.settings.counts:
                 which = top[:n]
                 if name == "random":
                     which = dose_matched(which, dose, active, self.settings.seed, f"random/{label}")
-                found[name, n] = Arm(name, which, towards if name == "placebo" else None)
+                found[name, n] = Condition(name, which, towards if name == "placebo" else None)
         return found
 
     def _towards(self, label: str) -> Callable[[Tensor], Tensor]:
@@ -157,12 +168,12 @@ class _Concept:
         found = directions(len(sides), pool, self.settings.seed, f"between/{label}")
         return lambda keep: found[self.data.text[keep]]
 
-    def change(self, arm: Arm) -> Change:
+    def change(self, condition: Condition) -> Change:
         def delta(texts: Tensor) -> Tensor:
             # Tokens stand in ascending order of text; the engine asks for them in its own.
             ascending, place = texts.sort()
             keep = self.rows(ascending.tolist())
-            found, missing = arm.delta(self.encoded, keep)
+            found, missing = condition.delta(self.encoded, keep)
             self.n_unformed += missing
             of = torch.searchsorted(ascending, self.data.text[keep])
             return found[place[of].argsort(stable=True)].to(self.data.device)
@@ -171,22 +182,23 @@ class _Concept:
 
     def lines(self, unit: Unit, first_text: int, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
         """The table of this concept and SAE, and its notes."""
-        arms = self.arms(unit["ranking"])
-        key = {place: (arm.name, *arm.latents.tolist()) for place, arm in arms.items()}
-        distinct = {key[place]: arm for place, arm in arms.items()}  # with fewer latents than N, what a smaller N does
+        conditions = self.conditions(unit["ranking"])
+        key = {place: (c.name, *c.latents.tolist()) for place, c in conditions.items()}
+        # Where fewer latents than N are active, N repeats a smaller N.
+        distinct = {key[place]: c for place, c in conditions.items()}
         found = stream_effects(
             self.passes,
             self.measured,
             self.reads,
-            {f"{arm.name} {i}": self.change(arm) for i, arm in enumerate(distinct.values())},
+            {f"{c.name} {i}": self.change(c) for i, c in enumerate(distinct.values())},
             self.concept.targets,
             through_blocks=self.through_blocks,
             batch_tokens=self.settings.batch_tokens,
             tick=tick,
         )
-        tick((len(arms) - len(distinct)) * len(self.measured))
+        tick((len(conditions) - len(distinct)) * len(self.measured))
         columns_of = dict(zip(distinct, self._columns(found), strict=True))
-        site = self.probe.site
+        site = self.dictionary.site
         keys = {"sae": unit["sae"], "layer": site.layer, "point": site.point, "data": unit["data"]}
         keys |= {"concept": self.concept.name, "ranking": unit["ranking"]}
         frames = [
@@ -195,12 +207,12 @@ class _Concept:
                     **keys,
                     "arm": name,
                     "count": n,
-                    "n_latents": len(arm.latents),
+                    "n_latents": len(condition.latents),
                     **columns,
                     **{place: columns[place] + first_text for place in ("text", "group")},
                 }
             )
-            for (name, n), arm in arms.items()
+            for (name, n), condition in conditions.items()
             for columns in [columns_of[key[name, n]]]
         ]
         notes = {
@@ -250,7 +262,7 @@ class _Concept:
             }
 
     def _probe_columns(self, measured: ndarray, shift: Float[ndarray, "text d_model"]) -> dict[str, ndarray]:
-        known = self.data.probes(self.probe.site)
+        known = self.data.probes(self.dictionary.site)
         if known is None:
             return dict.fromkeys(("class_probe_clean", "class_probe"), np.full(len(measured), np.nan))
         probes, clean = known

@@ -41,7 +41,7 @@ _SELF = 64
 def ablations(
     recordings: Recordings,
     sample: Sample,
-    probe: Dictionary,
+    dictionary: Dictionary,
     active: ActiveLatents,
     *,
     latents: int,
@@ -56,21 +56,21 @@ def ablations(
     latents: in equal numbers from bins of log frequency, `latent_weight` says how many each stands for. tokens: up to so many of
     each. One line a (latent, token), with `COLUMNS`.
     """
-    assert probe.sae is not None
-    drawn, said = draw_latents(active.frequency(), active.n_tokens, latents, "stratified", seed, probe.label)
+    assert dictionary.sae is not None
+    drawn, said = draw_latents(active.frequency(), active.n_tokens, latents, "stratified", seed, dictionary.label)
     weight = dict(zip(drawn.index.tolist(), drawn.weight.tolist(), strict=True))
     parts = []
     for latent in drawn.index:
         own = np.flatnonzero(active.latent == latent)
         at = active.token[own]
-        key = hash_keys(seed, f"ablations/{probe.label}/{latent}", sample.prompt[at], sample.position[at])
+        key = hash_keys(seed, f"ablations/{dictionary.label}/{latent}", sample.prompt[at], sample.position[at])
         parts.append(own[draw_active(np.ones(len(own), dtype=bool), key, tokens).index])
     entry = np.concatenate(parts)
     entry = entry[np.argsort(active.token[entry], kind="stable")]
     token, latent = active.token[entry], active.latent[entry]
     table = pd.DataFrame(
         {
-            "sae": probe.name,
+            "sae": dictionary.name,
             "latent": latent,
             "latent_weight": [weight[int(i)] for i in latent],
             "prompt": sample.prompt[token],
@@ -80,8 +80,9 @@ def ablations(
     )
     x = sample.x[torch.from_numpy(token).to(sample.x.device)].float()
     z = torch.from_numpy(active.z[entry]).to(x)
-    edited = add_direction(x, probe.directions[torch.from_numpy(latent).to(probe.directions.device)].to(x), -z)
-    stream = generator(seed, "ablations", probe.site, probe.label)
+    d = dictionary.directions
+    edited = add_direction(x, d[torch.from_numpy(latent).to(d.device)].to(x), -z)
+    stream = generator(seed, "ablations", dictionary.site, dictionary.label)
     other = torch.randint(len(sample.x), (2, len(x)), generator=stream).to(sample.x.device)
     towards = (sample.x[other[0]].float() - sample.x[other[1]].float(), random_like(x, stream))
     vectors = {"ablated": edited} | {
@@ -89,7 +90,7 @@ def ablations(
     }
     table["delta_norm"] = (edited - x).norm(dim=-1).cpu().numpy()
     vectors["self"] = x
-    effect, notes = _measured(recordings, probe, table, vectors, path, batch_rows, tick)
+    effect, notes = _measured(recordings, dictionary, table, vectors, path, batch_rows, tick)
     for name, values in effect.items():
         table["kl" if name == "ablated" else f"kl_{name}"] = values
     floor = noise_floor(table["kl_self"].dropna().to_numpy(float))
@@ -101,7 +102,7 @@ def ablations(
 
 def _measured(
     recordings: Recordings,
-    probe: Dictionary,
+    dictionary: Dictionary,
     table: pd.DataFrame,
     vectors: dict[str, Tensor],
     path: str,
@@ -123,7 +124,7 @@ def _measured(
             torch.from_numpy(table[c].to_numpy()[every].astype(np.int64)) for c in ("prompt", "position")
         )
         how = {"path": path, "batch_rows": batch_rows, "progress": tick}
-        found = measure(recording, probe.site, prompt - first, position, rows.to(recordings.model.dtype), **how)
+        found = measure(recording, dictionary.site, prompt - first, position, rows.to(recordings.model.dtype), **how)
         values = found["kl"].double().numpy()
         for name, own in line.items():
             effect[name][own], values = values[: len(own)], values[len(own) :]

@@ -94,7 +94,7 @@ def _too_few(labels: Sequence[str], groups: Sequence[str]) -> str | None:
 
 def gap_lines(
     texts: LabelledTexts,
-    probes: Mapping[str, Dictionary],
+    dictionaries: Mapping[str, Dictionary],
     sample: Sample,
     matches: Mapping[tuple[str, str], ndarray],
     seed: int,
@@ -107,7 +107,7 @@ def gap_lines(
     kept = np.unique(sample.prompt)
     labels, groups = ([some[i] for i in kept] for some in (texts.labels, texts.groups))
     too_few = _too_few(labels, groups)
-    means = {} if too_few else {name: _pooled(probe, sample, len(texts.labels))[kept] for name, probe in probes.items()}
+    means = {} if too_few else {n: _pooled(d, sample, len(texts.labels))[kept] for n, d in dictionaries.items()}
     lines = []
     for (a, b), pairs in matches.items():
         why = None if len(pairs) else "no latents are matched"
@@ -119,10 +119,10 @@ def gap_lines(
     return pd.DataFrame({"text": kept}), lines
 
 
-def _pooled(probe: Dictionary, sample: Sample, n_texts: int) -> Float[ndarray, "text latent"]:
+def _pooled(dictionary: Dictionary, sample: Sample, n_texts: int) -> Float[ndarray, "text latent"]:
     """Mean of each latent over the tokens of each text."""
-    assert probe.sae is not None
-    z = active_latents(probe.sae, sample.x)
+    assert dictionary.sae is not None
+    z = active_latents(dictionary.sae, sample.x)
     count = np.maximum(np.bincount(sample.prompt, minlength=n_texts), 1)
     total = np.bincount(sample.prompt[z.token] * z.d_sae + z.latent, z.z, n_texts * z.d_sae)
     return total.reshape(n_texts, z.d_sae) / count[:, None]

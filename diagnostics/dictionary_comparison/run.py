@@ -77,8 +77,8 @@ def compare_dictionaries(
         sink_filter or None, skip_first, seed,
     )  # fmt: skip
     plan.check(len(saes))
-    probes = dictionaries_of(saes, model, None)
-    if len(sites := {str(probe.site) for probe in probes}) > 1:
+    dictionaries = dictionaries_of(saes, model, None)
+    if len(sites := {str(d.site) for d in dictionaries}) > 1:
         raise ResultError(
             f"SAEs of {', '.join(sorted(sites))}; dictionaries are compared at one site: give those of one"
         )
@@ -86,12 +86,12 @@ def compare_dictionaries(
     skipped = plan.skip_first if plan.sink_filter else None
     texts = {name: LabelledTexts.of(name, some, model.tokenizer, skipped) for name, some in (labelled or {}).items()}
     own = {
-        "saes": {probe.name: probe.provenance() for probe in probes},
+        "saes": {d.name: d.provenance() for d in dictionaries},
         **asdict(plan),
         "labelled": {name: some.provenance() for name, some in texts.items()},
     }
     how = {"path": path, "batch_rows": batch_rows}
-    work = Comparison(model, prompts, probes, texts, plan, how)
+    work = Comparison(model, prompts, dictionaries, texts, plan, how)
     identity = run_identity(DictionaryComparison.NAME, model, prompts, own | how)
     with (
         followed(progress, DictionaryComparison.NAME, "unit") as told,
@@ -105,7 +105,7 @@ def compare_dictionaries(
             work.matches[pair.unit["sae"], pair.unit["other"]] = matches
         if texts:
             done += units.run(last, work, together)
-    return _assembled(done, model, prompts, probes, own)
+    return _assembled(done, model, prompts, dictionaries, own)
 
 
 class _Together:
@@ -131,12 +131,16 @@ def _table(done: Sequence[UnitResult], part: str) -> pd.DataFrame:
 
 
 def _assembled(
-    done: Sequence[UnitResult], model: CausalModel, prompts: Prompts, probes: list[Dictionary], own: dict[str, Any]
+    done: Sequence[UnitResult],
+    model: CausalModel,
+    prompts: Prompts,
+    dictionaries: list[Dictionary],
+    own: dict[str, Any],
 ) -> DictionaryComparison:
     latents, partners = _table(done, "latents"), _table(done, "pair")
     duplicates, rows = _table(done, "duplicates"), _table(done, "ablations")
-    order = [probe.name for probe in probes]
-    groups = seed_groups({probe.name: cast(SAE, probe.sae) for probe in probes})
+    order = [d.name for d in dictionaries]
+    groups = seed_groups({d.name: cast(SAE, d.sae) for d in dictionaries})
     frame = joined_latents(latents, partners, duplicates, rows, groups)
     pairs = [line for one in _of(done, "pair") for line in one.notes["lines"]]
     pairs.sort(key=lambda line: (order.index(line["sae"]), order.index(line["other"])))
@@ -151,12 +155,12 @@ def _assembled(
     ablated = {one.unit["sae"]: one.notes for one in _of(done, "ablations")}
     said = {
         **own,
-        "site": str(probes[0].site),
+        "site": str(dictionaries[0].site),
         "seed_groups": groups,
         **_of(done, "latents")[0].notes["tokens"],
         "null_own_prompt": max(one.notes["null_own_prompt"] for one in _of(done, "pair")),
         "labelled_tokens": {one.unit["data"]: one.notes["tokens"] for one in _of(done, "discovery")},
         "ablations": ablated,
     }
-    provenance = run_provenance(DictionaryComparison.NAME, model, prompts, [probes[0].site], said)
+    provenance = run_provenance(DictionaryComparison.NAME, model, prompts, [dictionaries[0].site], said)
     return DictionaryComparison(frame, prompts.tokens, provenance, partners, duplicates, rows, lines)

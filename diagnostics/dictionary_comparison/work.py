@@ -73,14 +73,14 @@ class Comparison:
         self,
         model: CausalModel,
         prompts: Prompts,
-        probes: list[Dictionary],
+        dictionaries: list[Dictionary],
         labelled: dict[str, LabelledTexts],
         plan: ComparisonPlan,
         how: dict[str, Any],
     ):
         self.model, self.prompts, self.labelled, self.plan, self.how = model, prompts, labelled, plan, how
-        self.probes = {probe.name: probe for probe in probes}
-        self.site = probes[0].site
+        self.dictionaries = {d.name: d for d in dictionaries}
+        self.site = dictionaries[0].site
         self.recordings = Recordings(model, prompts.tokens, [self.site])
         self.active = cache(self._active)
         self.activity = cache(self._activity)
@@ -89,7 +89,7 @@ class Comparison:
 
     def units(self) -> list[Unit]:
         """All but those of labelled texts, which need the others' matches."""
-        names = list(self.probes)
+        names = list(self.dictionaries)
         found = [Unit.of(part="latents", sae=name) for name in names]
         found += [Unit.of(part="duplicates", sae=name) for name in names]
         found += [Unit.of(part="pair", sae=a, other=b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -110,17 +110,17 @@ class Comparison:
         return counted(Tokens(recording, self.site, self.prompts.special, self.plan.sink_filter, self.plan.skip_first))
 
     def _active(self, name: str) -> ActiveLatents:
-        sae = self.probes[name].sae
+        sae = self.dictionaries[name].sae
         assert sae is not None
         return active_latents(sae, self.sample[0].x)
 
     def _activity(self, name: str) -> Activity:
-        return Activity.of(self.active(name).matrix(), self.probes[name].directions)
+        return Activity.of(self.active(name).matrix(), self.dictionaries[name].directions)
 
     def _latents(self, name: str) -> Made:
-        probe, active, sample, plan = self.probes[name], self.active(name), self.sample[0], self.plan
-        assert probe.sae is not None
-        n, quartile, prompt = probe.sae.d_sae, sample.quartile[active.token], sample.prompt[active.token]
+        dictionary, active, sample, plan = self.dictionaries[name], self.active(name), self.sample[0], self.plan
+        assert dictionary.sae is not None
+        n, quartile, prompt = dictionary.sae.d_sae, sample.quartile[active.token], sample.prompt[active.token]
         fired = np.bincount(active.latent, minlength=n)
         by = np.bincount(active.latent * 4 + quartile, minlength=4 * n).reshape(n, 4)
         some = np.maximum(fired, 1)
@@ -134,7 +134,7 @@ class Comparison:
             "mean_activation": live * np.bincount(active.latent, active.z, n) / some,
             "negative_share": live * np.bincount(active.latent, active.z < 0, n) / some,
             **{f"share_{q}": live * by[:, i] / some for i, q in enumerate(QUARTILES)},
-            **_alignment(probe),
+            **_alignment(dictionary),
         }
         line: dict[str, Any] = {"sae": name, "latents": n, "silent": int((fired == 0).sum())}
         line["rare"] = n - line["silent"] - int(table["usable"].sum())
@@ -143,10 +143,10 @@ class Comparison:
         line |= {f"share_{q}": share.as_dict() for q, share in zip(QUARTILES, shares, strict=True)}
         for kind in ("gradient", "sensitivity"):
             table[f"{kind}_ratio"] = np.full(n, np.nan)
-        if not isinstance(probe.sae.score, Wrapped):
+        if not isinstance(dictionary.sae.score, Wrapped):
             ends = np.isin(quartile, (0, 3))  # the quartiles that are compared
             few = ActiveLatents(active.token[ends], active.latent[ends], active.z[ends], active.n_tokens, n)
-            norms = entry_gradients(probe.sae, sample.x, few)
+            norms = entry_gradients(dictionary.sae, sample.x, few)
             for kind, values in zip(("sensitivity", "gradient"), norms, strict=True):
                 cell = few.latent * 4 + quartile[ends]
                 ratio, above = gradient_ratios(
@@ -194,7 +194,7 @@ class Comparison:
 
     def _same_seed(self, a: str, b: str) -> bool | None:
         """Whether both were trained from one seed: the same start and the same batches make latents alike. None: not known."""
-        saes = (self.probes[a].sae, self.probes[b].sae)
+        saes = (self.dictionaries[a].sae, self.dictionaries[b].sae)
         seeds = [None if sae is None else (sae.metadata.get("recipe") or {}).get("seed") for sae in saes]
         return None if None in seeds else seeds[0] == seeds[1]
 
@@ -232,7 +232,7 @@ class Comparison:
         return ablations(
             self.recordings,
             self.sample[0],
-            self.probes[name],
+            self.dictionaries[name],
             self.active(name),
             latents=plan.causal_latents,
             tokens=plan.causal_tokens,
@@ -245,18 +245,18 @@ class Comparison:
         recording = record(self.model, texts.prompts.tokens, [self.site], keep_cache=False)
         plan = self.plan
         sample, said = counted(Tokens(recording, self.site, texts.prompts.special, plan.sink_filter, plan.skip_first))
-        table, lines = gap_lines(texts, self.probes, sample, self.matches, plan.seed)
+        table, lines = gap_lines(texts, self.dictionaries, sample, self.matches, plan.seed)
         said["texts without a token that counts"] = len(texts.labels) - len(table)
         return narrowed(table), {"lines": lines, "tokens": said}
 
 
 @torch.no_grad()
-def _alignment(probe: Dictionary) -> dict[str, ndarray]:
+def _alignment(dictionary: Dictionary) -> dict[str, ndarray]:
     """<w_i, d_i> and the cosine of the two; nan where the encoder has no rows."""
-    if probe.rows is None:
-        none = np.full(len(probe), np.nan)
+    if dictionary.rows is None:
+        none = np.full(len(dictionary), np.nan)
         return {"alignment": none, "alignment_cosine": none}
-    w, d = probe.rows.double(), probe.directions.double()
+    w, d = dictionary.rows.double(), dictionary.directions.double()
     inner = (w * d).sum(-1)
     length = (w.norm(dim=-1) * d.norm(dim=-1)).clamp(min=1e-30)
     return {"alignment": inner.cpu().numpy(), "alignment_cosine": (inner / length).cpu().numpy()}

@@ -34,7 +34,7 @@ class LatentEdits:
     """Edits at tokens of one shard, of one SAE."""
 
     clean: CleanActivations
-    probe: Dictionary
+    dictionary: Dictionary
     firings: Firings
     shard: int
     notes: dict[str, Any]
@@ -42,8 +42,8 @@ class LatentEdits:
 
     @property
     def sae(self) -> SAE:
-        assert self.probe.sae is not None
-        return self.probe.sae
+        assert self.dictionary.sae is not None
+        return self.dictionary.sae
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +62,7 @@ class LatentEdits:
     def x(self, items: pd.DataFrame) -> Float[Tensor, "item d_model"]:
         """What stands at the items' tokens, float32 at least."""
         where = (items[name].to_numpy(np.int64, copy=True) for name in ("target_prompt", "target_position"))
-        return _wide(self.clean.at(self.probe.site, *where))
+        return _wide(self.clean.at(self.dictionary.site, *where))
 
     def dose(
         self, x: Float[Tensor, "item d_model"], vectors: Float[Tensor, "item row d_model"]
@@ -80,7 +80,7 @@ class LatentEdits:
         prompt, position = self._tokens(items, vectors.shape[1])
         settings = self.clean.settings
         effects = measure(
-            self.clean.recording(self.shard), self.probe.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
+            self.clean.recording(self.shard), self.dictionary.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
             metrics=metrics, path=settings.path, batch_rows=settings.batch_rows,
         )  # fmt: skip
         noted(self.notes, effects)
@@ -92,7 +92,7 @@ class LatentEdits:
         """Logits of several vectors at each item's token, float32 at least; for as many as `batches` gives."""
         prompt, position = self._tokens(items, vectors.shape[1])
         found = intervened_logits(
-            self.clean.recording(self.shard), self.probe.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
+            self.clean.recording(self.shard), self.dictionary.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
             horizon=horizon, path=self.clean.settings.path,
         )  # fmt: skip
         return _wide(found).unflatten(0, vectors.shape[:2])
@@ -115,7 +115,7 @@ class LatentEdits:
         drawn = []
         seed, where = self.clean.settings.seed, [int(p) for p in items["target_position"]]
         for prompt, position in zip(items["target_prompt"].tolist(), where, strict=True):
-            stream = generator(seed, label, kind, self.probe.label, prompt, position)
+            stream = generator(seed, label, kind, self.dictionary.label, prompt, position)
             if kind == "placebo_token":
                 drawn.append(self._differences(n, stream))
             else:
@@ -130,7 +130,7 @@ class LatentEdits:
         """
         prompt, position = self.clean.tokens
         pairs = torch.randint(len(prompt), (2, 4 * n + 16), generator=stream).numpy()
-        one, other = (self.clean.at(self.probe.site, prompt[i], position[i]) for i in pairs)
+        one, other = (self.clean.at(self.dictionary.site, prompt[i], position[i]) for i in pairs)
         rounding = ROUNDING * torch.finfo(one.dtype).eps
         one, other = one.float(), other.float()
         apart = (one - other).norm(dim=1) > rounding * (one.norm(dim=1) + other.norm(dim=1))

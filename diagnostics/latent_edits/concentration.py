@@ -36,7 +36,7 @@ EDITS = ("remove", "keep", *PLACEBOS)
 """remove: the first n of the order; keep: these alone of the active ones, the others removed and the SAE's error kept; placebos:
 what is removed is turned about x at random, all edits of a token as one (same dose, same angles)."""
 ORDERS = ("size", "effect", "random")
-"""By falling |z|‖d‖; by falling KL of removing the latent alone; by lot. Placebos and `keep` have no random order, placebos are in that
+"""By falling |z|‖d‖; by falling KL of removing the latent alone; at random. Placebos and `keep` have no random order, placebos are in that
 of size."""
 SHARES = (0.5, 0.8, 0.9)
 COLUMNS = (
@@ -109,11 +109,11 @@ def causal_concentration(
 
     Tokens as in `interactions`. KL_n need not grow with n: shares may exceed 1, and a count is of the first n that reaches its share.
     A row for each active latent and edit: ten times as many rows a token as latents are active there.
-    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source: ours.
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings. Source: ours.
     """
     check_numbers(n_tokens=n_tokens)
 
-    def choose(clean: CleanActivations, probe: Dictionary, firings: Firings) -> Items:
+    def choose(clean: CleanActivations, dictionary: Dictionary, firings: Firings) -> Items:
         items = token_items(clean, firings, n_tokens)
         active = np.zeros(clean.usable.shape, dtype=int)
         active[firings.prompt, firings.position] = np.diff(firings.active.start)
@@ -205,5 +205,5 @@ def _added(
 
 def _lot(bench: LatentEdits, item: pd.DataFrame, n: int) -> Int[np.ndarray, "n"]:
     token = (int(item.loc[0, name]) for name in ("target_prompt", "target_position"))
-    stream = generator(bench.clean.settings.seed, "order", bench.probe.label, *token)
+    stream = generator(bench.clean.settings.seed, "order", bench.dictionary.label, *token)
     return torch.randperm(n, generator=stream).numpy()

@@ -68,20 +68,22 @@ class Firings:
 
 
 def chosen_latents(
-    firings: Firings, latents: int | Sequence[int], seed: int, probe: Dictionary, at_least: int
+    firings: Firings, latents: int | Sequence[int], seed: int, dictionary: Dictionary, at_least: int
 ) -> Int[ndarray, "latent"]:
     """The latents named, or so many drawn. Raises `ResultError` for one that does not exist or never fires, and where none is left."""
     if not isinstance(latents, int):
         some = np.unique(latents)
-        bad = [i for i in some.tolist() if not 0 <= i < len(probe) or firings.count[i] == 0]
+        bad = [i for i in some.tolist() if not 0 <= i < len(dictionary) or firings.count[i] == 0]
         if bad or not len(some):
             raise ResultError(
-                f"latents {bad or 'none'} of {probe.name} do not exist or never fire here; it has {len(probe)}"
+                f"latents {bad or 'none'} of {dictionary.name} do not exist or never fire here; it has {len(dictionary)}"
             )
         return some
-    drawn = firings.draw(latents, seed, probe.label, at_least)
+    drawn = firings.draw(latents, seed, dictionary.label, at_least)
     if not len(drawn):
-        raise ResultError(f"no latent of {probe.name} is active on {at_least} usable tokens or more; give more text")
+        raise ResultError(
+            f"no latent of {dictionary.name} is active on {at_least} usable tokens or more; give more text"
+        )
     return drawn
 
 

@@ -125,7 +125,7 @@ def plot_concentration(
     saes = list(provenance["saes"])
     style = looks(saes)
     dashes = {"size": "-", "effect": "--", "random": ":"}
-    said = {"size": "by |z|‖d‖", "effect": "by single KL", "random": "by lot"}
+    said = {"size": "by |z|‖d‖", "effect": "by single KL", "random": "at random"}
     with styled():
         figure, axes = plt.subplots(
             len(saes), 3, figsize=(11, 2.9 * len(saes) + 1.2), squeeze=False, layout="constrained"

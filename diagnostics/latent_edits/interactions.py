@@ -127,7 +127,7 @@ def interactions(
     like geometry (`rotated_edits`): all edits of the token turned about x as one, towards differences of two other tokens'
     activations and isotropically. min_tokens: tokens at which a pair must meet to stand in the matrix.
 
-    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source: pairs
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings. Source: pairs
     and geometry-matched controls after arXiv:2605.03160; interactions in logit space are ours.
     """
     check_numbers(n_tokens=n_tokens, min_tokens=min_tokens)
@@ -136,7 +136,7 @@ def interactions(
     if named is not None:
         check_numbers(2, latents=named if isinstance(named, int) else len(set(named)))
 
-    def choose(clean: CleanActivations, probe: Dictionary, firings: Firings) -> Items:
+    def choose(clean: CleanActivations, dictionary: Dictionary, firings: Firings) -> Items:
         return token_items(clean, firings, n_tokens, _of_those(firings, named))
 
     def compute(bench: LatentEdits, items: pd.DataFrame) -> pd.DataFrame:

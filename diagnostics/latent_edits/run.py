@@ -61,14 +61,17 @@ def run_latent_edits(
     """
     model = wrap(model)
     prompts = prompts_for(model, prompts)
-    probes = dictionaries_of(saes, model, None)
-    _check_exist(own.get("latents"), probes)
-    described = {"saes": {probe.name: probe.provenance() for probe in probes}}
+    dictionaries = dictionaries_of(saes, model, None)
+    _check_exist(own.get("latents"), dictionaries)
+    described = {"saes": {d.name: d.provenance() for d in dictionaries}}
     settings = RunSettings(
-        sites=tuple(dict.fromkeys(probe.site for probe in probes)), sink_filter=sink_filter, seed=seed, path=path
+        sites=tuple(dict.fromkeys(d.site for d in dictionaries)),
+        sink_filter=sink_filter,
+        seed=seed,
+        path=path,
     )
     settings.check(model)
-    runner = _Runner(model, prompts, probes, choose, compute, settings, finite)
+    runner = _Runner(model, prompts, dictionaries, choose, compute, settings, finite)
     frame, notes = run_table(
         runner.units(),
         folder,
@@ -84,21 +87,22 @@ def run_latent_edits(
     return kind(frame, prompts.tokens, run_provenance(kind.NAME, model, prompts, settings.sites, said))
 
 
-def _check_exist(latents: Any, probes: Sequence[Dictionary]) -> None:
+def _check_exist(latents: Any, dictionaries: Sequence[Dictionary]) -> None:
     named = latents if isinstance(latents, list) else []
-    for probe in probes:
-        if bad := [i for i in named if not 0 <= i < len(probe)]:
-            raise ResultError(f"latents {bad} of {probe.name} do not exist; it has {len(probe)}, from 0 on")
+    for dictionary in dictionaries:
+        if bad := [i for i in named if not 0 <= i < len(dictionary)]:
+            raise ResultError(f"latents {bad} of {dictionary.name} do not exist; it has {len(dictionary)}, from 0 on")
 
 
 class _Runner:
     """Computes units; activations and firings are formed when first asked for."""
 
     def __init__(
-        self, model: CausalModel, prompts: Prompts, probes: Sequence[Dictionary], choose: Choose, compute: Compute,
+        self, model: CausalModel, prompts: Prompts, dictionaries: Sequence[Dictionary], choose: Choose, compute: Compute,
         settings: RunSettings, finite: Sequence[str],
     ):  # fmt: skip
-        self.model, self.prompts, self.probes, self.finite = model, prompts, {p.name: p for p in probes}, list(finite)
+        self.model, self.prompts, self.finite = model, prompts, list(finite)
+        self.dictionaries = {d.name: d for d in dictionaries}
         self.choose, self.compute, self.settings = choose, compute, settings
         self._items: dict[str, tuple[Firings, Items]] = {}
 
@@ -108,20 +112,21 @@ class _Runner:
 
     def units(self, counted: bool = False) -> list[Unit]:
         found = []
-        for name, probe in self.probes.items():
+        for name, dictionary in self.dictionaries.items():
             for shard in range(len(shards(len(self.prompts.tokens)))):
                 rows = max(1, len(self._of(self.items(name)[1], shard))) if counted else 1
-                found.append(Unit.of(rows=rows, sae=name, site=str(probe.site), shard=shard))
+                found.append(Unit.of(rows=rows, sae=name, site=str(dictionary.site), shard=shard))
         return found
 
     def items(self, name: str) -> tuple[Firings, Items]:
         """Where the SAE's latents fire and at which tokens it is asked about."""
         if name not in self._items:
-            clean, probe = self.clean, self.probes[name]
-            assert probe.sae is not None
+            clean, dictionary = self.clean, self.dictionaries[name]
+            assert dictionary.sae is not None
             prompt, position = clean.tokens
-            firings = Firings(prompt, position, active_latents(probe.sae, clean.at(probe.site, prompt, position)))
-            items = self.choose(clean, probe, firings)
+            x = clean.at(dictionary.site, prompt, position)
+            firings = Firings(prompt, position, active_latents(dictionary.sae, x))
+            items = self.choose(clean, dictionary, firings)
             order = ["target_prompt", "target_position", *(c for c in ("latent",) if c in items.table)]
             self._items[name] = (
                 firings,
@@ -134,13 +139,13 @@ class _Runner:
 
     @torch.no_grad()
     def __call__(self, unit: Unit, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
-        probe = self.probes[unit["sae"]]
-        firings, items = self.items(probe.name)
+        dictionary = self.dictionaries[unit["sae"]]
+        firings, items = self.items(dictionary.name)
         notes: dict[str, Any] = {"drawn": items.said, "rows_dropped": {}}
         some = self._of(items, unit["shard"])
         if not len(some):
             return pd.DataFrame(), notes
-        bench = LatentEdits(self.clean, probe, firings, unit["shard"], notes, tick)
+        bench = LatentEdits(self.clean, dictionary, firings, unit["shard"], notes, tick)
         # The path that runs and how exact it is, from a few tokens put back as they were; their KL is the noise floor.
         few = some.iloc[:16].reset_index(drop=True)
         notes["self_kl"] = float(bench.measured(few, bench.x(few)[:, None])["kl"].max())
@@ -149,9 +154,9 @@ class _Runner:
         if not good.all():
             notes["rows_dropped"]["effect not finite"] = int((~good).sum())
         table = table.loc[good].reset_index(drop=True)
-        table.insert(0, "sae", probe.name)
-        table.insert(1, "layer", probe.site.layer)
-        table.insert(2, "point", probe.site.point)
+        table.insert(0, "sae", dictionary.name)
+        table.insert(1, "layer", dictionary.site.layer)
+        table.insert(2, "point", dictionary.site.point)
         return narrowed(table), notes
 
 

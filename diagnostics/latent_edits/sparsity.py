@@ -34,7 +34,7 @@ from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary
 
 EDITS = ("latent", "channel", *PLACEBOS, "self")
-"""latent: −z_i·d_i; channel: one coordinate of the stream set to its mean over the usable tokens, by lot; placebos: random edits of the
+"""latent: −z_i·d_i; channel: one coordinate of the stream set to its mean over the usable tokens, at random; placebos: random edits of the
 latent's norm and angle; self: nothing."""
 CLEAR = 10.0
 """Times the largest change by `self` that an edit's L2 must have to enter the means."""
@@ -144,17 +144,17 @@ def ablation_sparsity(
 
     1 when every logit changes by the same amount (but for the sign), 1/(V·T) when one changes. latents: how many (those active on
     `min_active` tokens with room for the horizon, all equally likely) or which; tokens_per_latent tokens where each is active.
-    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source:
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings. Source:
     arXiv:2406.04093 (latents 10–14 %, channels of the residual stream about 60 %); the placebos and the floor are ours.
     """
     check_numbers(tokens_per_latent=tokens_per_latent, horizon=horizon, min_active=min_active)
     asked = asked_latents(latents)
 
-    def choose(clean: CleanActivations, probe: Dictionary, firings: Firings) -> Items:
+    def choose(clean: CleanActivations, dictionary: Dictionary, firings: Firings) -> Items:
         room = firings.position + horizon <= clean.length[firings.prompt]
         near = firings.among(room)
-        drawn = chosen_latents(near, asked, clean.settings.seed, probe, min_active)
-        table = near.some(drawn, tokens_per_latent, clean.settings.seed, f"sparsity/{probe.label}")
+        drawn = chosen_latents(near, asked, clean.settings.seed, dictionary, min_active)
+        table = near.some(drawn, tokens_per_latent, clean.settings.seed, f"sparsity/{dictionary.label}")
         key = hash_keys(
             clean.settings.seed,
             "channel",
@@ -169,7 +169,7 @@ def ablation_sparsity(
         return Items(table, said)
 
     def compute(bench: LatentEdits, items: pd.DataFrame) -> pd.DataFrame:
-        x = bench.clean.at(bench.probe.site, *bench.clean.tokens)
+        x = bench.clean.at(bench.dictionary.site, *bench.clean.tokens)
         mean = (x if x.dtype == torch.float64 else x.float()).mean(0)
         rows = len(EDITS) * horizon
         return pd.concat([_ablated(bench, some, mean, horizon) for some in bench.batches(items, rows)])

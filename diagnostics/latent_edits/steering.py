@@ -134,7 +134,7 @@ def latent_steering(
     `n_tokens` tokens, drawn whether or not the latent is active there. partners: of each latent (default: the one most often active
     with it). targets: the token followed for each latent (default: see `NOTE`); the pair's is the latent's. One position is steered,
     and the next token read there.
-    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source: sweep
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings. Source: sweep
     crossed with the joint condition after arXiv:2605.03160; our reconstruction.
     """
     coefficients = [float(c) for c in coefficients]
@@ -144,17 +144,17 @@ def latent_steering(
         raise ResultError(f"unit {unit!r}; known: {', '.join(UNITS)}")
     asked = asked_latents(latents)
 
-    def choose(clean: CleanActivations, probe: Dictionary, firings: Firings) -> Items:
+    def choose(clean: CleanActivations, dictionary: Dictionary, firings: Firings) -> Items:
         tokens = token_items(clean, firings, n_tokens)
-        drawn = chosen_latents(firings, asked, clean.settings.seed, probe, min_active)
+        drawn = chosen_latents(firings, asked, clean.settings.seed, dictionary, min_active)
         found = {
             i: partner_of(firings, i) if partners is None or i not in partners else partners[i] for i in drawn.tolist()
         }
         alone = [i for i, j in found.items() if j < 0]
         pairs = pd.DataFrame([(i, j) for i, j in found.items() if j >= 0], columns=["latent", "partner"])
         if not len(pairs):
-            raise ResultError(f"no latent of {probe.name} is ever active with another; give partners")
-        raised = _raised(clean, probe, firings, pairs["latent"].to_numpy(np.int64, copy=True))
+            raise ResultError(f"no latent of {dictionary.name} is ever active with another; give partners")
+        raised = _raised(clean, dictionary, firings, pairs["latent"].to_numpy(np.int64, copy=True))
         pairs["target_token"] = [
             (targets or {}).get(i, own) for i, own in zip(pairs["latent"].tolist(), raised, strict=True)
         ]
@@ -185,10 +185,12 @@ def check_coefficients(coefficients: Sequence[float]) -> None:
         raise ResultError(f"coefficients {list(coefficients)}; expected one or more, finite, each once")
 
 
-def _raised(clean: CleanActivations, probe: Dictionary, firings: Firings, latents: Int[ndarray, "latent"]) -> list[int]:
+def _raised(
+    clean: CleanActivations, dictionary: Dictionary, firings: Firings, latents: Int[ndarray, "latent"]
+) -> list[int]:
     """The token that each latent raises most by itself (see `direct_logits`)."""
-    sign = torch.from_numpy(np.sign(firings.typical[latents])).to(probe.directions)
-    return direct_logits(clean.recording(0), sign[:, None] * probe.directions[latents], 1.0).argmax(1).tolist()
+    sign = torch.from_numpy(np.sign(firings.typical[latents])).to(dictionary.directions)
+    return direct_logits(clean.recording(0), sign[:, None] * dictionary.directions[latents], 1.0).argmax(1).tolist()
 
 
 def _swept(bench: LatentEdits, items: pd.DataFrame, coefficients: list[float], unit: str) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary
 
 ATOMS = ("nearest", "active", "random")
-"""What takes the latent's place: the decoder row of largest |cosine|; one of the token's other active latents, by lot; any live latent, by
+"""What takes the latent's place: the decoder row of largest |cosine|; one of the token's other active latents, at random; any live latent, by
 lot, which is what the first two must beat."""
 EDITS = ("substitution", "matched_deletion", "deletion", *PLACEBOS)
 COLUMNS = (
@@ -122,19 +122,19 @@ def atom_substitution(
 
     For atoms across the latent λ is √2: the matched deletion then takes more than is there. latents: how many (those active on
     `min_active` usable tokens, all equally likely) or which.
-    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for settings that do not serve. Source: after
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings. Source: after
     WriteSAE's substitution against matched-norm ablation (wins published there: 92.4 %), on the residual stream; our reconstruction.
     """
     check_numbers(tokens_per_latent=tokens_per_latent, min_active=min_active)
     asked = asked_latents(latents)
 
-    def choose(clean: CleanActivations, probe: Dictionary, firings: Firings) -> Items:
-        drawn = chosen_latents(firings, asked, clean.settings.seed, probe, min_active)
-        table = firings.some(drawn, tokens_per_latent, clean.settings.seed, f"substitution/{probe.label}")
+    def choose(clean: CleanActivations, dictionary: Dictionary, firings: Firings) -> Items:
+        drawn = chosen_latents(firings, asked, clean.settings.seed, dictionary, min_active)
+        table = firings.some(drawn, tokens_per_latent, clean.settings.seed, f"substitution/{dictionary.label}")
         live = np.flatnonzero(firings.count)
-        nearest = _nearest(probe, drawn, live)
+        nearest = _nearest(dictionary, drawn, live)
         table["nearest"] = table["latent"].map(dict(zip(drawn.tolist(), nearest, strict=True)))
-        table["active"], table["random"] = _by_lot(table, firings, live, clean.settings.seed, probe.label)
+        table["active"], table["random"] = _at_random(table, firings, live, clean.settings.seed, dictionary.label)
         said = {"latents": len(drawn), "rows": len(table), "live": len(live)}
         return Items(table, said | {"alone at their token": int((table["active"] < 0).sum())})
 
@@ -148,15 +148,15 @@ def atom_substitution(
     )  # fmt: skip
 
 
-def _nearest(probe: Dictionary, drawn: np.ndarray, live: np.ndarray) -> list[int]:
+def _nearest(dictionary: Dictionary, drawn: np.ndarray, live: np.ndarray) -> list[int]:
     """The live latent, another one, whose decoder row has the largest |cosine| with each."""
-    unit = torch.nn.functional.normalize(probe.directions, dim=1)
+    unit = torch.nn.functional.normalize(dictionary.directions, dim=1)
     close = (unit[drawn] @ unit[live].T).abs()
     close[torch.from_numpy(drawn[:, None] == live).to(close.device)] = -1
     return live[close.argmax(1).cpu().numpy()].tolist()
 
 
-def _by_lot(
+def _at_random(
     table: pd.DataFrame, firings: Firings, live: np.ndarray, seed: int, label: str
 ) -> tuple[list[int], list[int]]:
     """For each line another latent active at its token (−1: there is none), and another live one."""

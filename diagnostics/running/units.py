@@ -1,4 +1,4 @@
-"""Sweeps that survive: work cut into units, each stored whole as soon as it is done, so that no unit is computed twice."""
+"""Resumable sweeps: work is cut into units, and each unit is stored as soon as it is done, so that none is computed twice."""
 
 import errno
 import hashlib

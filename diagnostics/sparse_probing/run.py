@@ -56,7 +56,7 @@ def probe_saes(
     texts that the probe was fitted and chosen on. Source: arXiv:2606.15054 (mean difference, k-sparse probes), arXiv:2406.04093 (probe
     loss); balanced tasks, nulls and intervals are ours.
     Raises `BelongingError`, `SiteError` for an SAE of another width, model or site; `TextError` for texts that cannot be read;
-    `ResultError` for settings that do not serve.
+    `ResultError` for invalid settings.
     """
     model = wrap(model)
     ks = tuple(dict.fromkeys(ks))

@@ -15,7 +15,7 @@ def varies(column: Float[ndarray, "row"], group: Int[ndarray, "row"]) -> bool:
 def sums_without(
     values: Float[ndarray, "row"], group: Int[ndarray, "row"], prompt: Int[ndarray, "row"]
 ) -> Float[ndarray, "deletion group"]:
-    """Sums within groups on all rows and without each prompt, as `Within` orders them."""
+    """Sums within groups on all rows and without each prompt, as `GroupSums` orders them."""
     groups, i = np.unique(group, return_inverse=True)
     prompts, g = np.unique(prompt, return_inverse=True)
     parts = np.bincount(g * len(groups) + i, values, len(groups) * len(prompts)).reshape(len(prompts), len(groups))

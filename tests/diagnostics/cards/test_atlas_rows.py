@@ -14,8 +14,8 @@ from tests.cards import PROMPTS, Table, model, of_tokens, sae
 
 @pytest.fixture(scope="module")
 def corpus():
-    probe = dictionaries_of({"sae": sae()}, model(), None)[0]
-    return LatentCorpus(model(), probe, as_prompts(PROMPTS, model().tokenizer), None, 0)
+    dictionary = dictionaries_of({"sae": sae()}, model(), None)[0]
+    return LatentCorpus(model(), dictionary, as_prompts(PROMPTS, model().tokenizer), None, 0)
 
 
 def test_rows_are_joined_in_any_order_of_prompts(corpus):
@@ -50,9 +50,9 @@ def test_rows_at_tokens_left_out_are_counted(corpus):
 
 def test_equal_prompts_are_joined_one_to_one():
     """The atlas has three copies of a prompt and this text two. No copy of an even prompt is held back."""
-    probe = dictionaries_of({"sae": sae()}, model(), None)[0]
+    dictionary = dictionaries_of({"sae": sae()}, model(), None)[0]
     some = [PROMPTS[0], PROMPTS[1], PROMPTS[1], PROMPTS[2], PROMPTS[3]]
-    corpus = LatentCorpus(model(), probe, as_prompts(some, model().tokenizer), None, 0)
+    corpus = LatentCorpus(model(), dictionary, as_prompts(some, model().tokenizer), None, 0)
     table = Table(sae(), [2, 7])
     table.frame = table.frame.loc[table.frame.prompt <= 2]
     twice = [table.frame.loc[table.frame.prompt == 1].assign(prompt=prompt, kl=prompt) for prompt in (3, 4)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diagnostics.concept_ablation.conditions import WITHIN, Arm, directions, dose_matched
+from diagnostics.concept_ablation.conditions import WITHIN, Condition, directions, dose_matched
 from diagnostics.concept_ablation.ranking import Encoded
 from tests.sae_models.built import AbsTopK, inputs, random_sae, with_selector
 
@@ -53,7 +53,8 @@ def test_a_placebo_has_the_norm_and_the_angle_of_the_selected_edit():
     towards = directions(1, inputs(40, seed=5), 3, "x").expand(len(some.x), -1)  # of one text
     latents = some.latent.unique()[:6]
     (selected, missing), (placebo, unformed) = (
-        Arm(name, latents, by).delta(some, keep) for name, by in (("selected", None), ("placebo", lambda k: towards[k]))
+        Condition(name, latents, by).delta(some, keep)
+        for name, by in (("selected", None), ("placebo", lambda k: towards[k]))
     )
     assert missing == unformed == 0
     x = some.x[keep]
@@ -79,7 +80,7 @@ def test_a_placebo_is_as_coherent_over_a_text_as_the_edit_of_one_latent():
     every = torch.ones(60, dtype=torch.bool)
 
     def coherence(towards):
-        delta, _ = Arm("placebo", latent[None], towards).delta(alone, every)
+        delta, _ = Condition("placebo", latent[None], towards).delta(alone, every)
         return float(delta.sum(0).norm() / delta.norm(dim=1).sum())
 
     one_a_text = coherence(lambda keep: direction.expand(60, -1))
@@ -96,7 +97,7 @@ def test_missing_placebos_are_counted_and_left_out():
     x = (z[:, None] * sae.W_dec[latent]).repeat(2, 1)
     alone = Encoded(sae, x, row * 0, latent, z)
     towards = torch.full_like(x, torch.nan)
-    found, missing = Arm("placebo", latent, lambda keep: towards[keep]).delta(alone, torch.tensor([True, True]))
+    found, missing = Condition("placebo", latent, lambda keep: towards[keep]).delta(alone, torch.tensor([True, True]))
     assert missing == 1 and not found.any()
 
 
@@ -104,9 +105,12 @@ def test_keeping_all_or_ablating_none_is_the_identity():
     some = encoded()
     every = torch.ones(len(some.x), dtype=torch.bool)
     none, latents = some.latent[:0], some.latent.unique()
-    assert not Arm("selected", none).delta(some, every)[0].any()
-    assert not Arm("keep", latents).delta(some, every)[0].any()
-    all_gone, none_kept = Arm("selected", latents).delta(some, every)[0], Arm("keep", none).delta(some, every)[0]
+    assert not Condition("selected", none).delta(some, every)[0].any()
+    assert not Condition("keep", latents).delta(some, every)[0].any()
+    all_gone, none_kept = (
+        Condition("selected", latents).delta(some, every)[0],
+        Condition("keep", none).delta(some, every)[0],
+    )
     assert torch.equal(all_gone, none_kept)
     left = some.x + none_kept
     error = some.x - (some.sae.encode(some.x) @ some.sae.W_dec + some.sae.offset(some.x))

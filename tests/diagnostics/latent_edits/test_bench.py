@@ -17,9 +17,9 @@ from tests.tiny import D_MODEL, prompts, tiny_model
 
 def bench(texts: list[list[int]], dtype: torch.dtype = torch.float32) -> LatentEdits:
     model, sae = wrap(tiny_model("llama", dtype=dtype)), planted_model(torch.float32)[1]
-    (probe,) = dictionaries_of({"one": sae}, model, None)
+    (dictionary,) = dictionaries_of({"one": sae}, model, None)
     clean = CleanActivations(model, as_prompts(texts, None), RunSettings(sites=(SITE,)))
-    return LatentEdits(clean, probe, Firings(*clean.tokens, active=None), 0, {})
+    return LatentEdits(clean, dictionary, Firings(*clean.tokens, active=None), 0, {})
 
 
 def items(*tokens: tuple[int, int]) -> pd.DataFrame:

@@ -62,10 +62,10 @@ def test_the_partner_is_the_one_most_often_there(found):
 
 def test_latents_that_do_not_exist_or_never_fire_are_refused(found):
     firings, _ = found
-    probe = Dictionary("one", Site(0), inputs(40))
-    assert chosen_latents(firings, [int(firings.count.argmax())], 0, probe, 1).tolist() == [firings.count.argmax()]
+    dictionary = Dictionary("one", Site(0), inputs(40))
+    assert chosen_latents(firings, [int(firings.count.argmax())], 0, dictionary, 1).tolist() == [firings.count.argmax()]
     for wrong in (40, -1, int(np.flatnonzero(firings.count == 0)[0])):
         with pytest.raises(ResultError, match="do not exist or never fire"):
-            chosen_latents(firings, [wrong], 0, probe, 1)
+            chosen_latents(firings, [wrong], 0, dictionary, 1)
     with pytest.raises(ResultError, match="61 usable tokens"):
-        chosen_latents(firings, 3, 0, probe, 61)
+        chosen_latents(firings, 3, 0, dictionary, 61)

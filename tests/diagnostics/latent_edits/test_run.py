@@ -37,7 +37,7 @@ def norms(folder=None, lost: int = 0, latents=3, overwrite: bool = False):
 
     hf, sae = planted_model()
     return run_latent_edits(
-        Norms, hf, PROMPTS, {"one": sae, "two": sae}, lambda clean, probe, firings: token_items(clean, firings, 90), compute,
+        Norms, hf, PROMPTS, {"one": sae, "two": sae}, lambda clean, dictionary, firings: token_items(clean, firings, 90), compute,
         {"latents": latents}, ("size",), sink_filter=None, seed=0, path="auto", folder=folder, overwrite=overwrite, progress=None,
     )  # fmt: skip
 

@@ -20,9 +20,9 @@ ITEMS = pd.DataFrame({"target_prompt": [0, 1, 1], "target_position": [3, 2, 7]})
 def bench() -> LatentEdits:
     model, sae = wrap(tiny_model("llama", dtype=torch.float64)), planted_model()[1]
     sae.selector = AbsTopK(5)  # latents of either sign
-    (probe,) = dictionaries_of({"one": sae}, model, None)
+    (dictionary,) = dictionaries_of({"one": sae}, model, None)
     clean = CleanActivations(model, as_prompts(prompts((9, 9)), None), RunSettings(sites=(SITE,)))
-    return LatentEdits(clean, probe, Firings(*clean.tokens, active=None), 0, {})
+    return LatentEdits(clean, dictionary, Firings(*clean.tokens, active=None), 0, {})
 
 
 def test_latents_come_by_what_they_add_and_all_of_them_make_the_reconstruction():

@@ -321,7 +321,7 @@ def test_an_interruption_without_a_folder_says_so():
     ],
 )
 def test_a_unit_does_not_depend_on_those_before_it(name, tmp_path):
-    """A resumed run starts at any unit: where replay serves at one site and not at another too."""
+    """A resumed run starts at any unit: also where replay is exact at one site and not at another."""
     sites = (Site(0), Site(N_LAYERS - 1))
     whole = third(fresh(name), PROMPTS[:6], sites, tmp_path)
     for path in sorted((tmp_path / "units").glob("*.parquet")):

@@ -1,4 +1,4 @@
-"""The zoo: which parts there are, that a part is trained as the whole is, and that what the package carries serves."""
+"""The zoo: which parts there are, that a part is trained as the whole is, and that the packaged SAEs load and are good."""
 
 import json
 import os
