@@ -1,4 +1,4 @@
-"""Results found again: every one that lies in a folder or below it, of whatever kind."""
+"""Every kind of result, and the results found in a folder and below it."""
 
 import os
 import warnings

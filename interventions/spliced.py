@@ -10,15 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interventions import EditError, MechdiagError, Recording, ReplayError, Site, SiteError
-from interventions.errors import is_out_of_memory
+from interventions.errors import EditError, MechdiagError, ReplayError, SiteError, is_out_of_memory
 from interventions.metrics import CleanSide, Comparison
 from interventions.models.anatomy import at_site, check_site
 from interventions.models.fingerprint import depends_on_batch
 from interventions.models.rotary import forget_longer_passes
+from interventions.recording import Recording
 from interventions.replaying.hooks import Edit, hooked_logits
 from interventions.replaying.replay import entering_at, unembed
 from interventions.replaying.replay_check import logits_differ
+from interventions.sites import Site
 
 PATHS = ("auto", "blocks", "hooks")
 _TRIAL_TOKENS = 128  # logits of more would fill the memory

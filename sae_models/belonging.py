@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from interventions import CausalModel, Site, SiteError, wrap
 from interventions.cache import cache_folder
+from interventions.errors import SiteError
 from interventions.models.anatomy import check_site
+from interventions.models.causal_model import CausalModel
 from interventions.models.loading import COUNTERPART, DEFAULT_MODEL
-from interventions.sites import POINTS
+from interventions.models.wrapping import wrap
+from interventions.sites import POINTS, Site
 from sae_models.errors import BelongingError
 from sae_models.live import as_sae
 from sae_models.normalise import CENTRED

@@ -1,4 +1,4 @@
-"""Directions to be asked about, and what reads them: SAEs at the sites they belong to, or plain vectors."""
+"""Dictionaries: SAEs at the sites they belong to, or plain directions."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""Errors that say what was seen, what was expected and what to do. Commands print them on one line and exit 2."""
+"""Errors about SAEs: what was seen, what was expected, what to do."""
 
 from interventions.errors import MechdiagError
 

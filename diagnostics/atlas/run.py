@@ -1,7 +1,7 @@
-"""What does removing each active latent at each token do, exhaustively, and which cheap score could have told?
+"""`causal_atlas`: every (token, active latent) of a text is ablated once, exactly.
 
-Every (token, active latent) of a text is ablated once, exactly: KL and direct KL beside activation, size, angle and gradient
-attributions. The table is a data set on which others can score methods of their own; `COLUMNS` of `work` is its schema.
+The table holds KL and direct KL beside activation, size, angle and gradient attributions. It is a data set on which others can score
+methods of their own; `COLUMNS` of `work` is its schema.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Figures by depth from results of any command: several models, texts and SAEs in one panel."""
+"""Draw figures by depth from the results of any command."""
 
 from dataclasses import dataclass
 from pathlib import Path

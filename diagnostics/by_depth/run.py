@@ -1,4 +1,4 @@
-"""Figures by depth from any results: several models, texts and SAEs in one panel, a line each."""
+"""`depth_figures`: figures by depth from any results, with a line for each model, text and SAE."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Cards of latents: when each fires, what it adds, what the model does without it, its nearest latents; one page each."""
+"""Write cards of latents: when each fires, what it adds, what the model does without it, its nearest latents; one page each."""
 
 from dataclasses import dataclass
 from pathlib import Path

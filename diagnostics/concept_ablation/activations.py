@@ -1,4 +1,4 @@
-"""Clean activations of concepts' texts, the tokens that count, where effects are read, and probes of classes; each computed once."""
+"""Clean activations of concepts' texts, the tokens that count, the measured positions, and probes of classes; each computed once."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Does ablating a concept's latents take away the concept and nothing else? Intended against collateral effects of the top N."""
+"""`feature_ablation`: a concept's top N latents are ablated, and intended and collateral effects measured."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

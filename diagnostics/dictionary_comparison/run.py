@@ -1,4 +1,4 @@
-"""Dictionaries of one site side by side: which latents they share, which are their own, how stable they are over training seeds."""
+"""`compare_dictionaries`: the latents that dictionaries of one site share, and how stable they are over training seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Does the model read an activation's direction or its norm? Direction and norm patches between tokens of different prompts.
+"""`direction_norm`: direction and norm patches between tokens of different prompts.
 
 Source of the patches: arXiv:2606.15054. In-context patching, doses, matched placebos, randomly initialised models, direct effects
 and the statistics are ours.

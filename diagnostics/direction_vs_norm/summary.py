@@ -1,4 +1,4 @@
-"""What the rows of a direction-norm run say: statistics of each layer and context, and tables of them."""
+"""Statistics of direction and norm patches, for each layer and context, and tables of them."""
 
 import warnings
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""How much does the model change when an activation moves by so much? The same distance along directions that differ in meaning.
+"""`dose_response`: edits of the same length along directions that differ in meaning.
 
 Ours: arXiv:2606.15054 compares a direction patch with a norm patch that moves x four to ten times less.
 """

@@ -1,4 +1,4 @@
-"""What the rows of a dose-response run say: statistics of each layer, context and dose, and tables of them."""
+"""Statistics of edits of equal length, for each layer, context and dose, and tables of them."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Edited rows of one SAE's latents, measured: vectors at tokens of one shard, random directions to compare with, doses."""
+"""Edits of one SAE's latents at tokens of one shard: their effects, doses, and random directions as controls."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Where the latents of an SAE fire in a text, and which of them are asked about."""
+"""Where the latents of an SAE fire in a text, and which of them are measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

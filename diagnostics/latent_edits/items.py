@@ -1,4 +1,4 @@
-"""At which tokens a diagnostic of single latents asks, and the numbers it is asked with, checked."""
+"""The tokens at which a diagnostic of single latents edits, and checks of its numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Runs of diagnostics of single latents at single tokens: SAE by SAE, 64 prompts at a time.
 
-A diagnostic says at which tokens it asks (`Items`), and what it does with some of them at a `LatentEdits`.
+A diagnostic chooses the tokens (`Items`), and measures some of them at a time through `LatentEdits`.
 """
 
 from collections.abc import Callable, Sequence

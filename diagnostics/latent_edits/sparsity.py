@@ -34,7 +34,7 @@ from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary
 
 EDITS = ("latent", "channel", *PLACEBOS, "self")
-"""latent: −z_i·d_i; channel: one coordinate of the stream set to its mean over the usable tokens, at random; placebos: random edits of the
+"""latent: −z_i·d_i; channel: one coordinate of the stream drawn at random, set to its mean over the usable tokens; placebos: random edits of the
 latent's norm and angle; self: nothing."""
 CLEAR = 10.0
 """Times the largest change by `self` that an edit's L2 must have to enter the means."""

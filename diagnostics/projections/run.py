@@ -1,7 +1,7 @@
-"""What does removing a direction from an activation do, and which score of the direction predicts it?
+"""`projection_effects`: single directions of SAEs are removed at single tokens.
 
 One line a (latent, token, edit): effects beside every score that is said to predict them, every dose, and matched placebos.
-The statistics stand in `summary`; how latents and tokens are drawn in `sampling.latents`.
+The statistics are in `summary`; how latents and tokens are drawn, in `sampling.latents`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the rows of a run of projection ablations say: effects of each edit, and which score predicts them."""
+"""Statistics of projection ablations: effects of each edit, and which score predicts them."""
 
 import warnings
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""How well SAEs stand for the activations they read: reconstruction, sparsity, what the model makes of it, alignment."""
+"""`evaluate_saes`: reconstruction and sparsity of SAEs, the model's loss with them spliced in, alignment."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""How much of a class do a few latents of an SAE hold? Logistic probes on k latents, beside the raw activations and chance."""
+"""`probe_saes`: logistic probes on k latents, beside the raw activations and chance."""
 
 from collections.abc import Sequence
 from pathlib import Path

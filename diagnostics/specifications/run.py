@@ -1,4 +1,4 @@
-"""Does a claim depend on the choices that its authors had to make? The same claim under every combination of them.
+"""`specification_curve`: the same claim under every combination of the choices that its authors had to make.
 
 A specification curve (Simonsohn, Simmons & Nelson 2020): estimates sorted, the choices behind each below. The claims are those
 of arXiv:2606.15054, section on direction and norm: that direction matters more than norm, and the more so the deeper.

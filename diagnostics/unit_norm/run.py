@@ -1,4 +1,4 @@
-"""What if tokens lost their norm? Activations forced to norm 1 after one block, alone or all together, by depth."""
+"""`unit_norm_sweep`: activations are forced to norm 1 after one block, alone or all together, by depth."""
 
 from collections.abc import Sequence
 from pathlib import Path

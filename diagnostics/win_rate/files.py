@@ -1,4 +1,4 @@
-"""A report of win rates read back from its files: the numbers as they stand there, nothing fitted again."""
+"""A report of win rates read back from its files: its numbers are loaded, and nothing is fitted again."""
 
 import types
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""The published contest of two scores, replicated with its null, beside what is really there: labels and exponents.
+"""`win_rate_report`: the published win rate of two scores with its null, beside Simpson labels and norm exponents.
 
-Every number here is formed of the tables of `projection_effects`, of one run or several.
+Every number comes from the tables of `projection_effects`, of one run or several.
 """
 
 import warnings
