@@ -24,15 +24,15 @@ LINE = ["series", "run", "role", "network"]
 ROW_LABELS = {**LABELS, "alone": "this token alone", "everywhere": "all tokens at once"}
 
 
-def shape_of(plan: DepthPlan, table: pd.DataFrame) -> tuple[int, int]:
+def shape_of(table: pd.DataFrame) -> tuple[int, int]:
     """Rows and columns of panels: a row for each context (corpus, SAE); four panels of one row are drawn two by two."""
     rows, columns = table["row"].nunique(), table["panel"].nunique()
     return (2, 2) if (rows, columns) == (1, 4) else (rows, columns)
 
 
-def width_of(plan: DepthPlan, table: pd.DataFrame) -> float:
+def width_of(table: pd.DataFrame) -> float:
     """Of its figure, in inches."""
-    columns = shape_of(plan, table)[1]
+    columns = shape_of(table)[1]
     return max(7.8, (3.4 if columns < 4 else 2.9) * columns)
 
 
@@ -40,7 +40,7 @@ def draw(plan: DepthPlan, table: pd.DataFrame, looks: Looks, names: Mapping[str,
     """The figure: every line with its intervals, the caption below. names: of the runs, in the order of their looks."""
     rows = list(dict.fromkeys(table["row"]))
     columns = [name for name in plan.panels if (table["panel"] == name).any()]
-    shape, wide = shape_of(plan, table), width_of(plan, table)
+    shape, wide = shape_of(table), width_of(table)
     with styled():
         figure, grid = plt.subplots(*shape, figsize=(wide, 2.7 * shape[0] + 1.9), squeeze=False, layout="constrained")
         axes = grid.reshape(len(rows), len(columns))

@@ -43,7 +43,7 @@ class DepthFigure:
     @property
     def caption(self) -> str:
         """The caption, from the provenance of all runs drawn."""
-        return caption(self.plan, self.table, self.runs, width_of(self.plan, self.table))
+        return caption(self.plan, self.table, self.runs, width_of(self.table))
 
     def plot(self) -> Figure:
         """The matplotlib Figure."""

@@ -31,7 +31,7 @@ over the reads (nan: none). class_probe: logit of the probe of the text's class 
 class FeatureAblation(Result):
     """Effects of ablating the latents of concepts, text by text.
 
-    The table has a line for each SAE × concept × ranking × arm × N × text of the measuring half, with `COLUMNS`.
+    The table has a line for each SAE × concept × ranking × condition (`arm`) × N × text of the measuring half, with `COLUMNS`.
     """
 
     NAME: ClassVar[str] = "feature_ablation"
@@ -51,7 +51,7 @@ class FeatureAblation(Result):
 
     @cached_property
     def curves(self) -> list[Curve]:
-        """Intended and collateral effect at each N, of each SAE × concept × ranking × arm × form."""
+        """Intended and collateral effect at each N, of each SAE × concept × ranking × condition × form."""
         return curves(self.frame, self.forms)
 
     @cached_property
@@ -64,7 +64,7 @@ class FeatureAblation(Result):
         return equal_effects([c for c in self.curves if c.form == form], share)
 
     def means(self, form: str = "probe") -> list[Curve]:
-        """Curves of the mean over concepts, of each SAE × ranking × arm."""
+        """Curves of the mean over concepts, of each SAE × ranking × condition."""
         return mean_over_concepts([c for c in self.curves if c.form == form])
 
     def as_dict(self) -> dict[str, Any]:

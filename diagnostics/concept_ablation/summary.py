@@ -21,7 +21,7 @@ _KEYS = ("sae", "layer", "point", "data", "concept", "ranking", "arm")
 
 
 def curves(frame: pd.DataFrame, forms: Sequence[str]) -> list[Curve]:
-    """A curve for each SAE × concept × ranking × arm × form of a table of `feature_ablation`.
+    """A curve for each SAE × concept × ranking × condition × form of a table of `feature_ablation`.
 
     Texts have equal weights and count where their effect is finite; the jackknife deletes groups. Raises `ResultError` for a table in
     which an N lacks some text.

@@ -185,7 +185,7 @@ class Comparison:
                 "method": found.method,
             }
             line |= self._shares(side, able, chance, self.active(own))
-            line |= self._mcs(sides[place], sides[1 - place], side, own, other)
+            line |= self._mcs(sides[place], sides[1 - place], side)
             lines.append(line)
             tables.append(_partners(own, other, side, able))
         own_prompt = float((np.roll(sample.prompt, n // 2) == sample.prompt).mean())
@@ -212,7 +212,7 @@ class Comparison:
                 line[f"{name}_{q}"] = share.as_dict()
         return line
 
-    def _mcs(self, own: Activity, other: Activity, side: Partners, name: str, other_name: str) -> dict[str, Any]:
+    def _mcs(self, own: Activity, other: Activity, side: Partners) -> dict[str, Any]:
         live = own.fired > 0
         mcs = side.mcs[live]
         line: dict[str, Any] = {"mcs": float(mcs.mean()) if len(mcs) else None, "mcs_all": float(side.mcs.mean())}

@@ -20,7 +20,7 @@ from diagnostics.statistics.tables import TRAINED
 class DirectionNorm(Result):
     """What patching direction, norm and their placebos did, row by row, and how it was made.
 
-    The table has a line for each model × layer × point × context × pair × edit; its columns are those of `COLUMNS`.
+    The table has a line for each model × layer × point × context × pair × edit; its columns are `COLUMNS` of `design`.
     """
 
     NAME: ClassVar[str] = "direction_norm"

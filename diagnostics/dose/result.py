@@ -19,7 +19,7 @@ from diagnostics.statistics.tables import TRAINED
 class DoseResponse(Result):
     """What edits of equal length did, row by row, and how it was made.
 
-    The table has a line for each model × layer × point × context × pair × edit × dose; its columns are those of `COLUMNS`.
+    The table has a line for each model × layer × point × context × pair × edit × dose; its columns are `COLUMNS` of `design`.
     """
 
     NAME: ClassVar[str] = "dose_response"

@@ -21,7 +21,7 @@ from interventions.errors import ResultError
 class ProjectionEffects(Result):
     """What ablations of directions did, row by row, and how it was made.
 
-    The table has a line for each model × layer × point × context × SAE × latent × token × edit; its columns are those of `COLUMNS`.
+    The table has a line for each model × layer × point × context × SAE × latent × token × edit; its columns are `COLUMNS` of `design`.
     """
 
     NAME: ClassVar[str] = "projections"

@@ -28,7 +28,7 @@ separated by spaces (`selected`, `random`, `best`)."""
 class SparseProbing(Result):
     """Accuracy of probes on a few latents.
 
-    The table has a line for each SAE × data set × class × seed × kind × k; its columns are those of `COLUMNS`.
+    The table has a line for each SAE × data set × class × seed × kind × k; its columns are `COLUMNS`.
     """
 
     held_out: pd.DataFrame = field(default_factory=pd.DataFrame)

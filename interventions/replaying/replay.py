@@ -34,7 +34,7 @@ _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def unsupported(recording: Recording) -> str | None:
-    """Why replay cannot be tried on this recording, or None. (Whether it is exact is for the check in `effects`.)"""
+    """Why replay cannot be tried on this recording, or None. (Whether replay is exact is checked in `replay_check`.)"""
     kinds = set(getattr(recording.model.config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if kinds:
         return f"blocks of kind {', '.join(sorted(kinds))} have no keys that a row could attend to"

@@ -53,11 +53,11 @@ def train_saes(
     """Train SAEs of several sites on one pass over the prompts, which is repeated until `tokens` have been seen.
 
     wanted: by name, which is also the SAE's folder under `folder`. tokens: rounded down to whole batches. The options of the stream
-    are those of `ActivationStream` (a run of fewer tokens than `buffer_tokens` has a buffer of its own size); skip_first leaves out each prompt's first tokens, where sinks sit that the filter on norms does
-    not see at every depth. also_sites: sites that no SAE reads, but whose sinks are left out too, so that a part of a run sees the
+    are those of `ActivationStream` (a run of fewer tokens than `buffer_tokens` has a buffer of its own size); skip_first leaves out each prompt's first tokens, where sinks sit that the filter on norms does not
+    see at every depth. also_sites: sites that no SAE reads, but whose sinks are left out too, so that a part of a run sees the
     same batches as the whole. With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
-    what became of the text. progress: as of `followed`, called with a step's metrics too. Each SAE says where it belongs, with a hash of the weights. Raises what `ActivationStream` and
-    `sae_models.runs.train` raise, and `MechdiagError` for less than a batch of tokens.
+    what became of the text. progress: as of `followed`, called with a step's metrics too. Each SAE says where it belongs, with a hash of
+    the weights. Raises what `ActivationStream` and `train` raise, and `MechdiagError` for less than a batch of tokens.
     """
     model = wrap(model)
     steps = tokens // batch_tokens if batch_tokens > 0 else 0
