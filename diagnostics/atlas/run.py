@@ -61,7 +61,7 @@ def causal_atlas(
             "1, and at least one of the others"
         )
     dictionaries = dictionaries_of(saes, model, None)
-    if plain := [d.name for d in dictionaries if dictionary.sae is None]:
+    if plain := [d.name for d in dictionaries if d.sae is None]:
         raise ResultError(f"{plain[0]!r} are directions; an atlas needs SAEs, which say where latents are active")
     settings = RunSettings(
         sites=tuple(dict.fromkeys(d.site for d in dictionaries)),

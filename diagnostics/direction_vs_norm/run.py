@@ -52,8 +52,8 @@ def direction_norm(
     indices, patched at resid_post (default six, from first to last), or sites: any. pairs: token pairs of each set, drawn
     once by seeded hash and the same at every depth; a pair with a token at position 0, a special token, a sink (‖x‖ >
     sink_filter·median at any of the sites), a norm of 0 or a non-finite activation is dropped and counted, never redrawn.
-    context: `in_place`, `single_token` or `both`. horizon: positions read from B on (see `measure`). null_seeds: untrained
-    networks of the same configuration, whose random pairs go through the same. path: see `measure`. folder: where finished
+    context: `in_place`, `single_token` or `both`. horizon: positions read from B on (see `measure`). null_seeds: randomly
+    initialised models of the same configuration, whose random pairs go through the same. path: see `measure`. folder: where finished
     work units are kept, so that an interrupted call goes on from there (None: in memory); overwrite: replace those of other
     settings. progress: called with (rows done, rows in all).
 

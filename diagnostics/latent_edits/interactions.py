@@ -152,7 +152,7 @@ def interactions(
 
 
 def _of_those(firings: Firings, latents: int | list[int] | None) -> np.ndarray | None:
-    """Which latents alone are asked about: those given, or so many of the most frequent."""
+    """The latents to which pairs are limited: those given, or so many of the most frequent."""
     if latents is None or not isinstance(latents, int):
         return None if latents is None else np.array(latents)
     return np.sort(np.argsort(-firings.count, kind="stable")[:latents])

@@ -119,7 +119,7 @@ class _Runner:
         return found
 
     def items(self, name: str) -> tuple[Firings, Items]:
-        """Where the SAE's latents fire and at which tokens it is asked about."""
+        """Where the SAE's latents fire, and the tokens that are edited."""
         if name not in self._items:
             clean, dictionary = self.clean, self.dictionaries[name]
             assert dictionary.sae is not None

@@ -1,4 +1,4 @@
-"""Directions to be asked about: read as their SAE reads them, refused where they do not belong."""
+"""Dictionaries: read as their SAE reads them, refused where they do not belong."""
 
 import pytest
 import torch

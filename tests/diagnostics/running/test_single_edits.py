@@ -1,4 +1,4 @@
-"""What a study adds to single measurements (shards, units, contexts, randomly initialised models, horizons) changes no number."""
+"""What a run of single edits adds to single measurements (shards, units, contexts, randomly initialised models, horizons) changes no number."""
 
 import functools
 import json
