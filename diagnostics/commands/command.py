@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from transformers.utils import logging as loading
 
-from diagnostics.commands.options import parsed
+from diagnostics.commands.options import Options, parsed
 from diagnostics.results.result import BaseResult
 from diagnostics.results.words import provenances
 from diagnostics.running.units import Interrupted, unlocked
@@ -26,7 +26,6 @@ from interventions.errors import MechdiagError
 from interventions.files import jsonable
 from interventions.progress import followed
 
-Options = TypeVar("Options")
 Document = dict[str, Any]
 _NOT_THE_RESULT = ("--overwrite", "--no-lock", "--json", "--quiet")
 

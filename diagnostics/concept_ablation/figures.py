@@ -1,8 +1,7 @@
 """Figures of feature ablations."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,10 +16,10 @@ from diagnostics.concept_ablation.curves import EVERY, KEEP, Curve
 from diagnostics.concept_ablation.equal_effects import EqualEffect
 from diagnostics.concept_ablation.summary import measured
 from diagnostics.figures.axes import bar_lengths, caption, panels, sink_rule, write_caption
+from diagnostics.figures.by_depth import Provenance
 from diagnostics.figures.looks import FLOORS, GRID, KEY, NOTE, OPEN, legend_label, legend_looks, looks, styled
 from diagnostics.statistics.estimate import Estimate
 
-Provenance = Mapping[str, Any]
 AXES = {
     "kl": ("KL on texts with the concept, nats", "KL on texts without it, nats"),
     "logit": ("fall of the target logit", "RMS change of other logits"),

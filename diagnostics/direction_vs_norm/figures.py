@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from diagnostics.figures.axes import BARS, CAP, Depth, caption, null_models, patched, points, write_caption
+from diagnostics.figures.by_depth import Groups
 from diagnostics.figures.looks import COLOURS, LABELS, MARKERS, NOISE, REFERENCE, UNTRAINED, styled
 from interventions.errors import ResultError
 
-Groups = Sequence[Mapping[str, Any]]
 NULL_DASHES = {"in_place": "-", "single_token": ":"}
 
 

@@ -19,6 +19,7 @@ from diagnostics.figures.axes import (
     points,
     write_caption,
 )
+from diagnostics.figures.by_depth import Groups
 from diagnostics.figures.looks import (
     EDIT_COLOURS,
     EDIT_LABELS,
@@ -32,7 +33,6 @@ from diagnostics.figures.looks import (
 )
 from interventions.errors import ResultError
 
-Groups = Sequence[Mapping[str, Any]]
 _NULL_DASHES = {"toward_token": "-", "norm_up": "--"}
 _LOWEST_KL, _LOWEST_RATIO = 1e-7, 1e-3
 """Below, an effect is said in words: an axis that holds it would show nothing else."""

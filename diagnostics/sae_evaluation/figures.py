@@ -1,7 +1,7 @@
 """Figures of evaluations of SAEs."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,11 +12,10 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from diagnostics.figures.axes import BARS, bar_lengths, caption, panels, sae_label, write_caption
+from diagnostics.figures.by_depth import Groups
 from diagnostics.figures.looks import DEAD, GRID, INK, NOTE, OPEN, REFERENCE, looks, styled
 from diagnostics.sampling.counted import NO_SINKS, QUARTILES
 from interventions.errors import ResultError
-
-Groups = Sequence[Mapping[str, Any]]
 
 
 def plot_evaluation(groups: Groups, provenance: Mapping[str, Any], counted: str) -> Figure:

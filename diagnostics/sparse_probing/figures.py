@@ -1,6 +1,6 @@
 """The figure of sparse probing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from diagnostics.figures.axes import bar_lengths, caption, panels, sink_rule, write_caption
+from diagnostics.figures.by_depth import Groups
 from diagnostics.figures.looks import GRID, KEY, NULL, OPEN, legend_label, legend_looks, looks, styled
 from diagnostics.sparse_probing.summary import MEAN, described
-
-Groups = Sequence[Mapping[str, Any]]
 
 
 def plot_probing(groups: Groups, provenance: Mapping[str, Any]) -> Figure:

@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from diagnostics.figures.axes import BARS, Depth, caption, legend_above, null_models, patched, points, write_caption
+from diagnostics.figures.by_depth import Groups
 from diagnostics.figures.looks import EDIT_COLOURS, EDIT_MARKERS, UNTRAINED, styled
-
-Groups = Sequence[Mapping[str, Any]]
 
 
 def plot_unit_norm(groups: Groups, nulls: Sequence[Groups], provenance: Mapping[str, Any]) -> Figure:

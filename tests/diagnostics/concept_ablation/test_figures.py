@@ -61,7 +61,7 @@ def test_figure_by_count(arms):
 
 def test_table():
     words = result().table()
-    for part in ("kl, mean over concepts", "probe, at equal intended effect", "‖Δx‖²", "2 reads lost", "mean of 2"):
+    for part in ("kl, mean over concepts", "probe, at equal intended effect", "‖Δx‖²", "2 (reads lost)", "mean of 2"):
         assert part in words
     alone = result(arms=("random",)).table()
     assert "kl, at equal intended effect:\nnone" in alone
