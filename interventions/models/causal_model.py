@@ -1,4 +1,4 @@
-"""One causal language model, however it is wrapped: Hugging Face, TransformerLens `TransformerBridge`, nnsight."""
+"""`CausalModel`: a wrapped causal language model, and what the engine must know of it."""
 
 import hashlib
 from collections.abc import Iterator

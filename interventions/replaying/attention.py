@@ -1,8 +1,8 @@
 """Attention of replayed rows to their prompts' clean keys, without copying these keys for every row.
 
 Tokens of the forward pass are those of all branches, end to end, `[1, token]`. Each attends to the clean keys of its own
-prompt before its branch, and to its branch up to itself; nothing attends to another branch. Installed for the time of one forward pass as the model's
-attention function, so that everything else is the model's own code.
+prompt before its branch, and to its branch up to itself; nothing attends to another branch. Installed as the model's attention
+function for one forward pass, so that everything else is the model's own code.
 """
 
 from collections.abc import Iterator
