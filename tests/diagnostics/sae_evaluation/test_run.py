@@ -329,7 +329,7 @@ def test_sinks_special_tokens_and_first_tokens_are_left_out_and_counted(skip):
     found = evaluated(scaled(1.0), skip_first=skip, splice_prompts=2)
     first, flat = [t for ids in PROMPTS for t in ids[:skip]], [t for ids in PROMPTS for t in ids]
     counts = found.provenance["left_out"]["first"][str(SITE)]
-    assert counts["sinks"] == flat.count(SINK) > 3 and f"{flat.count(SINK)} sinks" in found.table()
+    assert counts["sinks"] == flat.count(SINK) > 3 and f"{flat.count(SINK)} (sinks" in found.table()
     assert counts["special tokens"] == flat.count(SPECIAL) > 0
     lost, usual = (sum(t not in (SINK, SPECIAL) for t in some) for some in (first, flat))
     assert counts.get(f"first {skip} of a prompt", 0) == lost and bool(lost) == bool(skip)
@@ -529,7 +529,7 @@ def test_activations_that_are_not_finite_are_left_out_and_counted():
     row = line(found, tokens=ALL, quartile="all")
     assert row.n_tokens == row.n_kl_tokens == sum(map(len, text)) - bad
     assert np.isfinite(found.frame[[*MEASURES]]).all(axis=None)
-    assert f"{bad} not finite" in found.table()
+    assert f"{bad} (not finite" in found.table()
 
 
 # The result
