@@ -13,12 +13,14 @@ from interventions.sites import Site
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_THE_RESULT = ("folder", "overwrite", "progress")
 """Arguments that do not change a result."""
+_DESCRIBED = ("saes", "directions")
+"""Arguments whose names and hashes stand in provenance."""
 
 
 def recorded(function: F) -> F:
     """Keep in a result's provenance which function made it, with the keyword arguments that are not defaults (`call`).
 
-    Arguments that JSON cannot hold (SAEs, directions) are left out: provenance has their names and hashes.
+    Arguments that JSON cannot hold are named (`not_kept`), but for SAEs and directions: provenance has their names and hashes.
     """
     signature = inspect.signature(function)
     keywords = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -26,13 +28,12 @@ def recorded(function: F) -> F:
     @functools.wraps(function)
     def called(*args: Any, **given: Any) -> Any:
         result = function(*args, **given)
-        kept = {
-            p.name: plain
-            for p in keywords
-            if p.name in given and p.name not in _NOT_THE_RESULT
-            and (plain := _plain(given[p.name])) is not _OTHER and plain != _plain(p.default)
-        }  # fmt: skip
-        result.provenance.setdefault("call", {"function": function.__name__, "arguments": kept})
+        asked = {p.name: _plain(given[p.name]) for p in keywords if p.name in given and p.name not in _NOT_THE_RESULT}
+        defaults = {p.name: _plain(p.default) for p in keywords}
+        kept = {name: value for name, value in asked.items() if value is not _OTHER and value != defaults[name]}
+        lost = [name for name, value in asked.items() if value is _OTHER and name not in _DESCRIBED]
+        call = {"function": function.__name__, "arguments": kept} | ({"not_kept": lost} if lost else {})
+        result.provenance.setdefault("call", call)
         return result
 
     return called  # type: ignore[return-value]
@@ -47,6 +48,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Site):
         return str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
     if isinstance(value, (list, tuple, range)):
         parts = [_plain(part) for part in value]
         return _OTHER if any(part is _OTHER for part in parts) else parts
@@ -84,6 +87,9 @@ def reproduction(result: BaseResult, folder: str) -> str:
     asked = {name: _written(name, value) for name, value in given.items()}
     asked |= {"directions": "{" + ", ".join(f"{name!r}: {name}" for name in directions) + "}"} if directions else {}
     arguments = "".join(f"    {name}={value},\n" for name, value in asked.items())
+    arguments += "".join(
+        f"    {name}=...,  # what you gave, which was not kept\n" for name in p["call"].get("not_kept", ())
+    )
     return "\n".join([*lines, f"result = {call}(\n    model, prompts,{' saes,' * bool(saes)}\n{arguments})"])
 
 

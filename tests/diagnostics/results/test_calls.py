@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -39,6 +40,17 @@ def test_arguments_that_are_not_defaults_are_kept():
     assert kept(layers=range(2), seed=3, progress=print, saes=object())["arguments"] == {"layers": [0, 1], "seed": 3}
     said = reproduction(with_provenance(call=kept(sites=[Site(1, "attn_out")])), "x")
     assert "sites=[Site.parse(site) for site in ['1.attn_out']]" in said and "import Site, load_model" in said
+
+
+def test_arguments_that_json_cannot_hold_are_named():
+    @recorded
+    def unit_norm_sweep(model, prompts, *, latents=None, directions=None, wrapper=None):
+        return planted()
+
+    result = unit_norm_sweep("model", "prompts", latents=np.arange(2), directions={"up": object()}, wrapper=object())
+    call = {"function": "unit_norm_sweep", "arguments": {"latents": [0, 1]}, "not_kept": ["wrapper"]}
+    assert result.provenance["call"] == call
+    assert "wrapper=...,  # what you gave" in reproduction(with_provenance(call=call), "x")
 
 
 def test_every_function_that_measures_records_its_call():
