@@ -18,7 +18,7 @@ from diagnostics.statistics.measures import CLEAR
 
 
 def removed(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
-    """Mean KL of removing one latent, its ratio to the placebo's, and the share of all KL in the largest hundredth of rows."""
+    """Median KL of removing one latent, its ratio to the placebo's, and the share of all KL in the largest hundredth of rows."""
     for g in groups:
         values = {"kl": g["kl"], "÷ placebo": g["kl_over_placebo"]}
         values["share"] = plain(g["share_of_largest_hundredth"], g["rows"])
@@ -42,7 +42,7 @@ def scored(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
 PLANS = {
     "atlas_effects": DepthPlan(
         removed,
-        "One active latent removed: mean KL, ÷ placebo of the same dose, and share of all KL in the largest hundredth",
+        "One active latent removed: KL, ÷ placebo of the same dose, and share of all KL in the largest hundredth",
         {
             "kl": DepthPanel("one latent removed", KL, log=True, lowest=0),
             "÷ placebo": ratio_panel("÷ its placebo"),

@@ -78,7 +78,7 @@ def score_statistics(
 
         rank             Spearman's ρ with the effect among a token's latents, mean over tokens
         recall           share of a token's 5 largest effects that are among its 5 largest scores, over tokens with 10 latents or more
-        captured         effect of the 5 with the largest scores over that of the 5 with the largest effects, ratio of means
+        captured         effect of the 5 with the largest scores over that of the 5 with the largest effects, mean over tokens
         false_negatives  of rows with an effect above the 90th percentile of all, the share whose score is below the median score
 
     Delete-one-prompt jackknife; thresholds are held fixed.
@@ -90,12 +90,13 @@ def score_statistics(
     top_score, top_effect = first_of(tokens, by_score, FIRST), first_of(tokens, by_effect, FIRST)
     recall = tokens.sums(top_score & top_effect) / FIRST
     caught, best = tokens.sums(effect * top_score), tokens.sums(effect * top_effect)
+    some = many & (best > 0)
     large = effect >= np.quantile(effect, LARGE)
     missed = size[large] < np.median(size)
     return {
         "rank": statistics.mean(rho[known], tokens.prompt[known]),
         "recall": statistics.mean(recall[many], tokens.prompt[many]),
-        "captured": statistics.log_ratio_of_means(caught[many], best[many], tokens.prompt[many]),
+        "captured": statistics.mean(caught[some] / best[some], tokens.prompt[some]),
         "false_negatives": statistics.share(missed, prompt[large]),
     }
 
@@ -137,18 +138,18 @@ def _group(name: str, rows: pd.DataFrame, notes: dict[str, Any]) -> dict[str, An
     prompt, kl = rows.prompt.to_numpy(), rows.kl.to_numpy(float)
     placebo = rows.kl_placebo.notna().to_numpy()
     sorted_kl, floor = np.sort(kl)[::-1], notes["noise_floor"] or 0.0
+    both = kl[placebo], rows.kl_placebo.to_numpy(float)[placebo], floor, prompt[placebo]
     group: dict[str, Any] = {
         "sae": name, "layer": int(rows.layer.iloc[0]), "point": str(rows.point.iloc[0]), "rows": len(rows),
         "tokens": notes["tokens"], "prompts": len(np.unique(prompt)), "latents": int(rows.latent.nunique()),
         "latents_a_token": len(rows) / notes["tokens"],
-        "kl": statistics.mean(kl, prompt),
-        "kl_direct": statistics.mean(rows.kl_direct.to_numpy(float), prompt),
+        "kl": statistics.median(kl, prompt), "mean_kl": statistics.mean_alone(kl, prompt),
+        "kl_direct": statistics.median(rows.kl_direct.to_numpy(float), prompt),
         "top1_changed": statistics.share(rows.top1_changed.to_numpy(), prompt),
         "relative_dose": float((rows.delta_norm / rows.norm).mean()),
         "share_of_largest_hundredth": float(sorted_kl[: max(1, len(kl) // 100)].sum() / kl.sum()) if kl.sum() else np.nan,
-        "kl_over_placebo": statistics.ratio_of_means(
-            kl[placebo], rows.kl_placebo.to_numpy(float)[placebo], floor, prompt[placebo]
-        ) if placebo.any() else None,
+        "kl_over_placebo": statistics.median_ratio(*both) if placebo.any() else None,
+        "mean_kl_over_placebo": statistics.ratio_of_means(*both) if placebo.any() else None,
         "noise_floor": floor, "share_below_floor": float((kl <= floor).mean()),
     }  # fmt: skip
     asked = [score for score in SCORES if rows[score].notna().any()]
@@ -170,7 +171,7 @@ def _calibrations(own: pd.DataFrame, asked: Sequence[str]) -> dict[str, Any]:
     if "fisher" in asked:
         fisher, kl = own.fisher.to_numpy(float), own.kl.to_numpy(float)
         found["fisher"] = {
-            "bins": calibration(fisher, kl), "predicted_over_exact": statistics.log_ratio_of_means(fisher, kl, prompt),
+            "bins": calibration(fisher, kl), "predicted_over_exact": statistics.median_ratio(fisher, kl, 0.0, prompt),
         }  # fmt: skip
     for name in ("direct", "gradient", "integrated"):
         if name in asked:
@@ -201,12 +202,12 @@ NOTE = (
 
 
 def effects_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
-    """A line for each SAE: rows, mean KL beside its placebo's, doses, the noise floor."""
+    """A line for each SAE: rows, median KL beside its placebo's, doses, the noise floor."""
     lines = [
         {
             "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "tokens": f"{g['tokens']:,}", "latents": g["latents"],
-            "mean KL": g["kl"], "direct": g["kl_direct"], "dose": f"{g['relative_dose']:.2g}",
-            "÷ placebo": "" if g["kl_over_placebo"] is None else g["kl_over_placebo"],
+            "median KL": g["kl"], "mean KL": g["mean_kl"], "median direct": g["kl_direct"], "dose": f"{g['relative_dose']:.2g}",
+            "median ÷ placebo": "" if g["kl_over_placebo"] is None else g["kl_over_placebo"],
             "top-1 changed": g["top1_changed"], "largest 1 %": f"{g['share_of_largest_hundredth']:.0%} of KL",
             "floor": f"{g['noise_floor']:.0e}", "rows below": f"{g['share_below_floor']:.2%}",
         }
@@ -233,7 +234,7 @@ def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
         where = f"{g['sae']}, block {g['layer']}"
         if g["kl_over_placebo"] is not None:
             words = f"KL of removing one latent ÷ placebo, {where}"
-            yield Headline(words, str(g["kl_over_placebo"]), f"1: no more than its dose; mean KL {g['kl']} nats")
+            yield Headline(words, str(g["kl_over_placebo"]), f"1: no more than its dose; median KL {g['kl']} nats")
         others = {name: score["rank"] for name, score in g["scores"].items() if name not in ("delta_norm", "z")}
         if others and "delta_norm" in g["scores"]:
             name, best = max(others.items(), key=lambda item: item[1].value)

@@ -30,17 +30,17 @@ SELF = 16
 
 @dataclass(frozen=True)
 class EffectSummary:
-    """Effects of a latent; KLs in nats, with 95 % delete-one-prompt jackknife intervals."""
+    """Effects of a latent; KLs in nats, with 95 % intervals over prompts."""
 
     kl: Estimate
-    """mean KL(clean ‖ z·d subtracted)"""
+    """median KL(clean ‖ z·d subtracted)"""
     kl_placebo: Estimate
-    """mean over the rows with placebos of the mean over each row's placebos"""
+    """median over the rows with placebos, each placebo counted"""
     placebo_ratio: Estimate
-    """mean KL / mean KL of the placebo, over these rows; a lower bound where the placebo lies within the noise floor. It is no
+    """median over these rows and their placebos of KL / KL of the placebo; a lower bound where the placebo lies within the noise floor. It is no
     selectivity, intended/(intended + collateral): an intended effect needs a concept, as in feature ablation"""
     kl_direct: Estimate
-    """mean direct KL: the change goes to the final norm and unembedding without the later blocks"""
+    """median direct KL: the change goes to the final norm and unembedding without the later blocks"""
     top1_changed: Estimate
     """share of tokens whose most likely next token changes"""
     dose: Estimate
@@ -64,7 +64,7 @@ def measured(
         x − z·d    beside    matched_placebo(x, x − z·d, towards),   towards: the difference of two other tokens' activations
 
     Columns: token, z, norm = ‖x‖, delta_norm = ‖z·d‖ (the placebos' too), kl, kl_direct, top1_changed, top1, clean_top1, kl_placebo (mean
-    over four placebos; nan where there is none), kl_self (identity edit of the first 16; else nan). KLs in nats.
+    over four placebos; nan where there is none), kl_placebo_0 … 3 (of each), kl_self (identity edit of the first 16; else nan). KLs in nats.
     """  # fmt: skip
     dictionary, clean = corpus.dictionary, corpus.clean
     z = corpus.of(latent)[token]
@@ -109,6 +109,8 @@ def measured(
         nonfinite += found.n_nonfinite
     known, total = there.reshape(PLACEBOS, n).sum(0), np.nansum(placebo_kl.reshape(PLACEBOS, n), axis=0)
     frame["kl_placebo"] = np.divide(total, known, out=np.full(n, np.nan), where=known > 0)
+    for i, kl in enumerate(placebo_kl.reshape(PLACEBOS, n)):
+        frame[f"kl_placebo_{i}"] = kl
     how = how_measured([("", ran)])
     notes = {
         "placebos": PLACEBOS,
@@ -128,24 +130,26 @@ def _measure(corpus: LatentCorpus, shard: int, token: ndarray, vectors: Tensor, 
 
 
 def summarised(rows: pd.DataFrame, placebos: pd.DataFrame, prompt: Int[ndarray, "token"], source: str) -> EffectSummary:
-    """Statistics of rows (token, z, norm, delta_norm, kl, kl_direct, top1_changed) and of those with a placebo.
+    """Statistics of rows (token, z, norm, delta_norm, kl, kl_direct, top1_changed) and of those with placebos.
 
     prompt: of each token of the corpus. Rows with values that are not finite are left out.
     """
     rows = rows.loc[np.isfinite(rows[["kl", "kl_direct"]].to_numpy(float)).all(axis=1)]
-    pairs = placebos.loc[np.isfinite(placebos[["kl", "kl_placebo"]].to_numpy(float)).all(axis=1)]
+    each = [name for name in placebos if str(name).startswith("kl_placebo_")] or ["kl_placebo"]
+    pairs = placebos.melt(["token", "kl"], each, value_name="kl_of_placebo")
+    pairs = pairs.loc[np.isfinite(pairs[["kl", "kl_of_placebo"]].to_numpy(float)).all(axis=1)]
     own, paired = prompt[rows.token.to_numpy(int)], prompt[pairs.token.to_numpy(int)]
     kl, z, delta = (rows[name].to_numpy(float) for name in ("kl", "z", "delta_norm"))
     selves = placebos.kl_self.dropna().to_numpy(float)
     floor = statistics.noise_floor(selves) if len(selves) else float("nan")
     with few_prompts():
         return EffectSummary(
-            statistics.mean(kl, own),
-            statistics.mean(pairs.kl_placebo.to_numpy(float), paired),
-            statistics.ratio_of_means(
-                pairs.kl.to_numpy(float), pairs.kl_placebo.to_numpy(float), np.nan_to_num(floor), paired
+            statistics.median(kl, own),
+            statistics.median(pairs.kl_of_placebo.to_numpy(float), paired),
+            statistics.median_ratio(
+                pairs.kl.to_numpy(float), pairs.kl_of_placebo.to_numpy(float), np.nan_to_num(floor), paired
             ),
-            statistics.mean(rows.kl_direct.to_numpy(float), own),
+            statistics.median(rows.kl_direct.to_numpy(float), own),
             statistics.share(rows.top1_changed.to_numpy(float) > 0, own),
             statistics.mean(delta / rows.norm.to_numpy(float), own),
             statistics.jackknife(lambda keep: share_of_top(kl[keep], z[keep]), len(kl), own),

@@ -67,8 +67,8 @@ def _tiles(card: CardContent) -> list[tuple[str, str, str]]:
     if e := card.effects:
         bound = "≥ " if e.placebo_ratio.bound else ""
         tiles += [
-            ("KL of removing it, nats", short(e.kl.value), f"{ends(e.kl)} at ‖Δx‖/‖x‖ {short(e.dose.value)}"),
-            ("÷ placebo", bound + short(e.placebo_ratio.value), ends(e.placebo_ratio)),
+            ("median KL of removing it, nats", short(e.kl.value), f"{ends(e.kl)} at ‖Δx‖/‖x‖ {short(e.dose.value)}"),
+            ("÷ placebo (median)", bound + short(e.placebo_ratio.value), ends(e.placebo_ratio)),
             ("carried directly, nats", short(e.kl_direct.value), ends(e.kl_direct)),
             ("top-1 token changes", percent(e.top1_changed.value), ends(e.top1_changed, True)),
             ("effect on top tenth by |z|", percent(e.top_tenth.value), f"{ends(e.top_tenth, True)}; of ‖Δx‖²: {percent(e.top_tenth_dose)}"),
@@ -91,7 +91,7 @@ def _charts(card: CardContent) -> list[tuple[Markup, str]]:
 
 
 def _effect_rows(card: CardContent, e: EffectSummary) -> str:
-    """The rows that the mean effect is over."""
+    """The rows that the effect is over."""
     top = card.chosen_by == "top"
     if e.source == "atlas":
         assert card.atlas is not None

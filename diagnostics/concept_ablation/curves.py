@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, FiellerInterval, Transform
+from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, FiellerInterval, Transform, effective_number
 from diagnostics.statistics.jackknife import covariance_from_deletions, from_deletions
 from diagnostics.statistics.measures import fieller_from
 
@@ -39,8 +39,8 @@ class Curve:
     """the texts of the intended, and those of the collateral effect"""
     groups: Int[ndarray, "group"]
     """of these texts, ascending; each text its own where none were given"""
-    sides: Bool[ndarray, "group 2"]
-    """whether a group has texts of the intended, and of the collateral effect"""
+    sides: Int[ndarray, "group 2"]
+    """texts of each group of the intended, and of the collateral effect"""
     without: Float[ndarray, "group count 2"]
     """the same without each group"""
 
@@ -58,13 +58,14 @@ class Curve:
 
     def ratio(self, k: int) -> FiellerInterval:
         """intended/collateral with Fieller's interval."""
-        few = int(self.sides.sum(0).min())
-        covariance, _ = covariance_from_deletions(self.without[:, k])
+        few = fewer_side(self.sides)
+        covariance, _ = covariance_from_deletions(self.without[:, k], self.sides.sum(axis=1))
         (var_a, cov), (_, var_b) = covariance if few >= MIN_PROMPTS else np.full((2, 2), np.nan)
         t = float(stats.t.ppf(0.975, max(1, few - 1)))
         a, b = self.value[k]
         size = {"n_rows": self.n_texts, "n_prompts": len(self.groups)}
-        return fieller_from(float(a), float(b), float(var_a), float(cov), float(var_b), t, **size)
+        found = fieller_from(float(a), float(b), float(var_a), float(cov), float(var_b), t, **size)
+        return replace(found, n_effective=few)
 
     def log_ratio(self, k: int) -> Estimate:
         """intended/collateral, the interval by the jackknife of its logarithm; nan unless both are above 0."""
@@ -87,21 +88,29 @@ class Curve:
 
     def _one_sided(self, part: int, whole: float, without: Float[ndarray, "group"]) -> Estimate:
         """Of one effect: only groups with a text of it count."""
-        return from_deletions(float(whole), without[self.sides[:, part]], len(self.texts[part]))
+        there = self.sides[:, part] > 0
+        return from_deletions(float(whole), without[there], self.sides[there, part])
+
+
+def fewer_side(sides: Int[ndarray, "group 2"]) -> float:
+    """Effective groups of the kind of texts that has fewer of them."""
+    return min(effective_number(sides[:, part]) for part in (0, 1))
 
 
 def two_sided(
     whole: float,
     without: Float[ndarray, "group"],
-    sides: Bool[ndarray, "group 2"],
+    sides: Int[ndarray, "group 2"],
     n_rows: int,
     transform: Transform = None,
 ) -> Estimate:
-    """`from_deletions` of a statistic of two kinds of texts, with t of the kind with fewer groups; no interval below 10 of either."""
-    few = int(sides.sum(0).min())
+    """`from_deletions` of a statistic of two kinds of texts, with t of the kind with fewer effective groups; no interval below 10 of either."""
+    few = fewer_side(sides)
     if few < MIN_PROMPTS:
-        return Estimate(whole, np.nan, np.nan, np.nan, n_rows, len(without))
-    found = from_deletions(whole, without, n_rows, transform=transform)
+        return Estimate(whole, np.nan, np.nan, np.nan, n_rows, len(without), n_effective=few)
+    found = replace(
+        from_deletions(whole, without, sides.sum(axis=1), transform=transform), n_rows=n_rows, n_effective=few
+    )
     if not np.isfinite(found.se):
         return found
     half = float(stats.t.ppf(0.975, few - 1)) * found.se
@@ -118,13 +127,14 @@ def selectivity(effects: Float[ndarray, "*any 2"]) -> Float[ndarray, "*any"]:
 
 def joined(
     some: Sequence[Curve],
-) -> tuple[tuple[Int[ndarray, "text"], Int[ndarray, "other_text"]], Int[ndarray, "group"], Bool[ndarray, "group 2"]]:
-    """Texts, groups and sides of several curves together."""
+) -> tuple[tuple[Int[ndarray, "text"], Int[ndarray, "other_text"]], Int[ndarray, "group"], Int[ndarray, "group 2"]]:
+    """Texts, groups and sides of several curves together; of a group's numbers of texts the largest."""
     own, others = (np.unique(np.concatenate([c.texts[part] for c in some])) for part in (0, 1))
     groups = np.unique(np.concatenate([c.groups for c in some]))
-    sides = np.zeros((len(groups), 2), dtype=bool)
+    sides = np.zeros((len(groups), 2), dtype=int)
     for c in some:
-        sides[np.searchsorted(groups, c.groups)] |= c.sides
+        at = np.searchsorted(groups, c.groups)
+        sides[at] = np.maximum(sides[at], c.sides)
     return (own, others), groups, sides
 
 

@@ -63,7 +63,9 @@ def _effects(
     if form == "logit":
         value[..., 1], without[..., 1] = np.sqrt(value[..., 1]), np.sqrt(without[..., 1])
     groups = np.unique(group)
-    sides = np.stack([np.isin(groups, group[of]) for _, of in parts], axis=-1)
+    sides = np.stack(
+        [np.bincount(np.searchsorted(groups, group[of]), minlength=len(groups)) for _, of in parts], axis=-1
+    )
     used = sides.any(1)
     return {
         "value": value,

@@ -96,17 +96,17 @@ def discovery_split(
     tasks = [names == name for name in (classes if len(classes) > 2 else classes[:1])]
     right = {name: _held_out(x, tasks, fold, k) for name, x in sides.items()}
     deleted = {name: _accuracies(found, np.array(tasks), group) for name, found in right.items()}
-    n, n_groups = len(names), len(np.unique(group))
+    n, sizes = len(names), np.unique(group, return_counts=True)[1]
 
     def estimate(*weighted: tuple[str, float]) -> tuple[Estimate, ndarray]:
         found = sum(weight * deleted[name] for name, weight in weighted)
         assert isinstance(found, ndarray)
-        return from_deletions(float(found[0]), found[1:], n), found
+        return from_deletions(float(found[0]), found[1:], sizes), found
 
     gap, gap_deleted = estimate(("b", 1), ("a", -1))
     separability, _ = estimate(("b_matched", 1), ("a_matched", -1))
     discovery, rest = estimate(("b", 1), ("a", -1), ("b_matched", -1), ("a_matched", 1))
-    covariance, df = covariance_from_deletions(np.column_stack([rest[1:], gap_deleted[1:]]))
+    covariance, df = covariance_from_deletions(np.column_stack([rest[1:], gap_deleted[1:]]), sizes)
     t = (
         float(stats.t.ppf(0.975, df)) if np.isfinite(df) else 1.0
     )  # without a covariance there is no interval whatever t
@@ -118,10 +118,10 @@ def discovery_split(
         covariance[1, 1],
         t,
         n_rows=n,
-        n_prompts=n_groups,
+        n_prompts=len(sizes),
     )
     accuracy = {name: estimate((name, 1))[0] for name in CONDITIONS}
-    return DiscoverySplit(accuracy, gap, separability, discovery, share, n, n_groups, len(tasks))
+    return DiscoverySplit(accuracy, gap, separability, discovery, share, n, len(sizes), len(tasks))
 
 
 def _folds(names: ndarray, group: ndarray, folds: int, seed: int) -> Int[ndarray, "text"]:

@@ -78,8 +78,8 @@ def quartile_shares(active: ActiveLatents, sample: Sample, members: Bool[ndarray
         fired = count.sum(axis=1)
         some = fired > 0
         deletions.append((count[some] / fired[some, None]).mean(axis=0) if some.any() else np.full(4, np.nan))
-    table = np.array(deletions)
-    return [from_deletions(float(table[0, q]), table[1:, q], len(token)) for q in range(4)]
+    table, sizes = np.array(deletions), (sample.prompt[token][:, None] == prompts).sum(axis=0)
+    return [from_deletions(float(table[0, q]), table[1:, q], sizes) for q in range(4)]
 
 
 def gradient_ratios(
@@ -93,4 +93,4 @@ def gradient_ratios(
         known = found[np.isfinite(found)]
         shares.append(float((known > 2).mean()) if len(known) else np.nan)
     assert ratio is not None
-    return ratio, from_deletions(shares[0], np.array(shares[1:]), len(prompt))
+    return ratio, from_deletions(shares[0], np.array(shares[1:]), (prompt[:, None] == prompts).sum(axis=0))

@@ -18,25 +18,26 @@ PATCH_LABELS = {name: label.strip() for name, label in LABELS.items()} | {
 
 
 def patched(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
-    """Mean KL of each patch and of its placebos; of randomly initialised models, the patches alone."""
+    """Median KL of each patch and of its placebos; of randomly initialised models, the patches alone."""
     panels = {"direction": ("direction", "placebo_token", "placebo_direction"), "norm": ("norm", "placebo_norm")}
     for g in _random_pairs(groups):
         for panel, edits in panels.items():
             for edit in edits if g["model"] == TRAINED else edits[:1]:
-                kl = g["edits"][edit]["mean_kl"]
+                kl = g["edits"][edit]["median_kl"]
                 noise = kl.value <= CLEAR * g["noise_floor"]
                 yield DepthPoint(panel, edit, g["layer"], g["point"], kl, g["context"], g["model"], noise=noise)
 
 
 def patch_ratios(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
-    """Direction ÷ norm (median over pairs), and each patch over its placebos (ratio of mean KLs)."""
+    """Direction ÷ norm, and each patch over its placebos: medians over pairs of ratios of KLs."""
     panels = ("direction ÷ norm", "norm ÷ placebo_norm", "direction ÷ placebo_token", "direction ÷ placebo_direction")
     for g in _random_pairs(groups):
         for panel in panels:
-            ratio, top = g["ratios"][panel], g["edits"][panel.split(" ÷ ")[0]]["mean_kl"].value
-            estimate = ratio["median"].estimate if panel == panels[0] else ratio["of_means"]
+            ratio, top = g["ratios"][panel], g["edits"][panel.split(" ÷ ")[0]]["median_kl"].value
             noise = top <= CLEAR * g["noise_floor"]
-            yield DepthPoint(panel, g["context"], g["layer"], g["point"], estimate, network=g["model"], noise=noise)
+            yield DepthPoint(
+                panel, g["context"], g["layer"], g["point"], ratio["median"].estimate, network=g["model"], noise=noise
+            )
 
 
 def _random_pairs(groups: Groups) -> list[Mapping[str, Any]]:
@@ -46,7 +47,7 @@ def _random_pairs(groups: Groups) -> list[Mapping[str, Any]]:
 PLANS = {
     "direction_norm_kl": DepthPlan(
         patched,
-        "Mean KL of direction and norm patches, beside placebos of the same dose",
+        "Median KL of direction and norm patches, beside placebos of the same dose",
         {
             "direction": DepthPanel("direction patch", KL, log=True, lowest=0),
             "norm": DepthPanel("norm patch", KL, log=True, lowest=0),
@@ -57,9 +58,9 @@ PLANS = {
     ),
     "direction_norm_ratio": DepthPlan(
         patch_ratios,
-        "Direction ÷ norm: median, unequal dose; ÷ placebo: of means, equal dose",
+        "Direction ÷ norm at unequal dose; ÷ placebo at equal dose",
         {
-            "direction ÷ norm": ratio_panel("direction ÷ norm, unequal doses", "median ratio of KLs"),
+            "direction ÷ norm": ratio_panel("direction ÷ norm, unequal doses"),
             "norm ÷ placebo_norm": ratio_panel("norm ÷ rotation, same distance"),
             "direction ÷ placebo_token": ratio_panel("direction ÷ placebo between tokens"),
             "direction ÷ placebo_direction": ratio_panel("direction ÷ isotropic placebo"),

@@ -23,7 +23,7 @@ def plot_direction_norm(
     """KL of the patches and their placebos by depth (above, a column a context), direction ÷ norm and ÷ placebo (below).
 
     groups: of the random pairs at one point, from the trained model; nulls: the same of each randomly initialised model, a grey line each.
-    Points are means over pairs (direction ÷ norm: medians), bars 95 % delete-one-prompt jackknife intervals; a lower bound, whose
+    Points are medians over pairs, bars 95 % intervals over prompts; a lower bound, whose
     denominator lies within the noise floor, is an open marker with an arrow. The strip under the KL panels holds the noise floor.
     Raises `ResultError` without groups.
     """
@@ -61,7 +61,7 @@ def _kl_panel(ax: Axes, strip: Axes, groups: Groups, depth: Depth, context: str)
     x, floor = depth.at(groups), np.array([g["noise_floor"] for g in groups])
     lowest = floor.copy()
     for i, name in enumerate(("direction", "placebo_token", "placebo_direction", "norm", "placebo_norm")):
-        estimates = [g["edits"][name]["mean_kl"] for g in groups]
+        estimates = [g["edits"][name]["median_kl"] for g in groups]
         value = np.array([e.value for e in estimates])
         effect = value > 10 * floor
         some = [e for e, keep in zip(estimates, effect, strict=True) if keep]
@@ -91,7 +91,7 @@ def _kl_panel(ax: Axes, strip: Axes, groups: Groups, depth: Depth, context: str)
     ax.set_xlim(strip.get_xlim())
     ax.set_ylabel("KL(clean ‖ intervened), nats")
     strip.set_ylabel("nats")
-    ax.set_title(f"{LABELS[context]}: mean KL over pairs")
+    ax.set_title(f"{LABELS[context]}: median KL over pairs")
     depth.label(strip)
 
 
@@ -127,12 +127,12 @@ def _placebo_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], contexts: 
     for context in contexts:
         some = [g for g in groups if g["context"] == context]
         for name, label in (("placebo_token", "tangent between tokens"), ("placebo_direction", "isotropic tangent")):
-            estimates = [g["ratios"][f"direction ÷ {name}"]["of_means"] for g in some]
+            estimates = [g["ratios"][f"direction ÷ {name}"]["median"].estimate for g in some]
             dash = "-" if name == "placebo_token" else ":"
             points(ax, depth.at(some), estimates, COLOURS[context], f"{LABELS[context]}, {label}", MARKERS[name],
                     (shift - 1.5) * depth.step, dash=dash)  # fmt: skip
             shift += 1
-    ratio = lambda g: g["ratios"]["direction ÷ placebo_token"]["of_means"]  # noqa: E731
+    ratio = lambda g: g["ratios"]["direction ÷ placebo_token"]["median"].estimate  # noqa: E731
     _grey(ax, nulls, contexts[0], ratio, depth, f"randomly initialised models, {LABELS[contexts[0]]}, between tokens")
     ax.set_yscale("log")
     low, high = ax.get_ylim()
@@ -142,6 +142,6 @@ def _placebo_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], contexts: 
     ax.minorticks_off()
     ax.axhline(1, color=REFERENCE, lw=0.8)
     ax.set_ylabel("direction patch ÷ its placebo")
-    ax.set_title("equal doses: ratio of mean KLs")
+    ax.set_title("equal doses: ratio of KLs, median over pairs")
     ax.legend(loc="upper left")
     depth.label(ax)

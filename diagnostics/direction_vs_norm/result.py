@@ -44,7 +44,7 @@ class DirectionNorm(Result):
         return {"pair_set": "random", "model": TRAINED, "point": self.points[0]}
 
     def summary(self, pair_set: str = "random") -> pd.DataFrame:
-        """One row per model, layer, point and context: mean KL (nats) and dose ‖Δx‖/‖x‖ of the patches, ratios, intervals."""
+        """One row per model, layer, point and context: median KL (nats) and dose ‖Δx‖/‖x‖ of the patches, ratios, intervals."""
         return summary_frame([group for group in self.groups if group["pair_set"] == pair_set])
 
     def headlines(self) -> Iterable[Headline]:

@@ -43,9 +43,9 @@ def summaries(frame: pd.DataFrame, log_vocab: float) -> list[dict[str, Any]]:
 def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict[str, Any]:
     """Of the rows of one layer, context and pair set, with delete-one-prompt jackknife intervals.
 
-    Of each edit: KL (mean, its error at this noise floor, median), direct effect over total, JS, share of top-1 changes, dose ‖Δx‖/‖x‖. Ratios of
-    `RATIOS` between the KLs of two edits of a pair: of their means, and the median over pairs, a denominator at or
-    below the noise floor (nats) making it a lower bound. `n_saturated`: rows whose KL exceeds log_vocab.
+    Of each edit: KL (median; mean without an interval, its error at this noise floor), median of direct effect over total, JS, share of
+    top-1 changes, dose ‖Δx‖/‖x‖. Ratios of `RATIOS` between the KLs of two edits of a pair: the median over pairs, and of means without an
+    interval, a denominator at or below the noise floor (nats) making it a lower bound. `n_saturated`: rows whose KL exceeds log_vocab.
     """
     kl = rows.pivot(index="pair", columns="edit", values="kl").astype(float)
     pairs = rows.drop_duplicates("pair").set_index("pair").loc[kl.index]
@@ -56,9 +56,9 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
         values = some.kl.to_numpy(float)
         edits[edit] = {
             "n": len(some),
-            "mean_kl": statistics.mean(values, own, transform="log" if values.mean() > 0 else None),
+            "mean_kl": statistics.mean_alone(values, own),
             "median_kl": statistics.median(values, own),
-            "direct_over_total": statistics.ratio_of_means(some.kl_direct.to_numpy(float), values, floor, own),
+            "direct_over_total": statistics.median_ratio(some.kl_direct.to_numpy(float), values, floor, own),
             "mean_js": statistics.mean(some.js.to_numpy(float), own),
             "top1_changed": statistics.share(some.top1_changed.to_numpy(bool), own),
             "mean_dose": statistics.mean((some.delta_norm / some.target_norm).to_numpy(float), own),
@@ -105,12 +105,12 @@ def _short(value: Estimate | CensoredMedian) -> str:
 
 
 def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a group: mean KL (nats) and dose of each edit, ratios, each with the ends of its interval."""
+    """One row a group: median and mean KL (nats) and dose of each edit, ratios, each with the ends of its interval."""
     rows = []
     for group in groups:
         row = {key: group[key] for key in ("model", "layer", "point", "context")} | {"pairs": group["n_pairs"]}
         for edit, values in group["edits"].items():
-            row[f"kl_{edit}"] = values["mean_kl"]
+            row[f"kl_{edit}"], row[f"mean_kl_{edit}"] = values["median_kl"], values["mean_kl"]
             row[f"dose_{edit}"] = values["mean_dose"].value
             row[f"direct ÷ total {edit}"] = values["direct_over_total"]
         if "share_direction_above_norm" in group:
@@ -132,21 +132,21 @@ def short_frame(groups: list[dict[str, Any]], nulls: dict[str, list[dict[str, An
             "context": g["context"].replace("_", "-"),
             "pairs": g["n_pairs"],
             "prompts": g["n_prompts"],
-            "KL direction": _short(edits["direction"]["mean_kl"]),
-            "KL norm": _short(edits["norm"]["mean_kl"]),
+            "KL direction": _short(edits["direction"]["median_kl"]),
+            "KL norm": _short(edits["norm"]["median_kl"]),
             "dose dir.": _short(edits["direction"]["mean_dose"]),
             "dose norm": _short(edits["norm"]["mean_dose"]),
             "dir>norm": f"{g['share_direction_above_norm'].value:.1%}",
             "median dir÷norm": _short(ratios["direction ÷ norm"]["median"]),
-            "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["of_means"]),
-            "dir÷token placebo": ratios["direction ÷ placebo_token"]["of_means"],
+            "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["median"]),
+            "dir÷token placebo": ratios["direction ÷ placebo_token"]["median"].estimate,
             "direct÷total norm": _short(edits["norm"]["direct_over_total"]),
             "noise floor": f"{g['noise_floor']:.1e}",
         }
         same = [n for some in nulls.values() for n in some if (n["layer"], n["context"]) == (g["layer"], g["context"])]
         if same:
             row["untrained: dir÷norm"] = _range([n["ratios"]["direction ÷ norm"]["median"] for n in same])
-            row["dir÷token"] = _range([n["ratios"]["direction ÷ placebo_token"]["of_means"] for n in same])
+            row["dir÷token"] = _range([n["ratios"]["direction ÷ placebo_token"]["median"] for n in same])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -162,21 +162,20 @@ def first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[H
     """Ratios of the patches at the middle block, beside those of randomly initialised models."""
     for g in middle(groups):
         same = [n for n in nulls if (n["layer"], n["context"]) == (g["layer"], g["context"])]
-        for ratio, kind, words in (
-            ("direction ÷ norm", "median", "direction patch ÷ norm patch, at unequal doses (median)"),
-            ("direction ÷ placebo_token", "of_means", "direction patch ÷ random edit of its norm and angle"),
-            ("norm ÷ placebo_norm", "of_means", "norm patch ÷ rotation by its distance"),
+        for ratio, words in (
+            ("direction ÷ norm", "direction patch ÷ norm patch, at unequal doses"),
+            ("direction ÷ placebo_token", "direction patch ÷ random edit of its norm and angle"),
+            ("norm ÷ placebo_norm", "norm patch ÷ rotation by its distance"),
         ):
             if ratio in g["ratios"]:
-                value = g["ratios"][ratio][kind]
-                against = null_range([n["ratios"][ratio][kind] for n in same if ratio in n["ratios"]])
-                one = "" if kind == "median" else "1: no more than its placebo; "
-                value = value.estimate if isinstance(value, CensoredMedian) else value
-                yield Headline(f"{words}, block {g['layer']}", str(value), (one + against).strip("; "))
+                against = null_range([n["ratios"][ratio]["median"] for n in same if ratio in n["ratios"]])
+                one = "" if ratio == "direction ÷ norm" else "1: no more than its placebo; "
+                value = g["ratios"][ratio]["median"].estimate
+                yield Headline(f"{words} (median of KLs), block {g['layer']}", str(value), (one + against).strip("; "))
 
 
 NOTE = (
-    "KL in nats, means over pairs; dose = mean ‖Δx‖/‖x‖; ÷ placebo: ratio of mean KLs, direction patch over a random "
-    "edit of the same norm and angle\n(isotropic tangent; tangent between two other tokens, with its 95 % jackknife "
-    "interval); ≥: the denominator lies within the noise floor."
+    "KL in nats, medians over pairs; dose = mean ‖Δx‖/‖x‖; ratios: medians over pairs; ÷ placebo: direction patch over a "
+    "random edit of the same norm and angle\n(isotropic tangent; tangent between two other tokens, with its 95 % interval "
+    "over prompts); ≥: the denominator lies within the noise floor."
 )

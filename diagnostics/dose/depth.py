@@ -21,7 +21,7 @@ def dosed(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
             continue
         for edit in EDIT_LABELS if g["model"] == TRAINED else ("toward_token", "norm_up"):
             found = g["edits"][edit]
-            noise = found["mean_kl"].value <= CLEAR * g["noise_floor"]
+            noise = found["median_kl"].value <= CLEAR * g["noise_floor"]
             values = {"direct ÷ total": found["direct_over_total"]}
             if edit != "isotropic":
                 values["÷ isotropic"] = g["ratios"][f"{edit} ÷ isotropic"]
@@ -33,7 +33,7 @@ def dosed(groups: Groups, provenance: Provenance) -> Iterator[DepthPoint]:
 PLANS = {
     "dose_response": DepthPlan(
         dosed,
-        "At equal dose: mean KL ÷ that of rotations towards random directions, and direct ÷ total effect",
+        "At equal dose: KL ÷ that of rotations towards random directions, and direct ÷ total effect",
         {
             "÷ isotropic": ratio_panel("÷ random rotation"),
             "direct ÷ total": ratio_panel("direct ÷ total effect"),

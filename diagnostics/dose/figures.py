@@ -72,7 +72,7 @@ def plot_dose_response(
     """KL against dose ‖Δx‖/‖x‖, log-log, a panel a layer (six at most): edits of equal length along different directions.
 
     groups: of one point and context, from the trained model; nulls: the same of each randomly initialised model, in grey. Points are
-    means over tokens, bars 95 % delete-one-prompt jackknife intervals. Raises `ResultError` without groups.
+    medians over tokens, bars 95 % intervals over prompts. Raises `ResultError` without groups.
     """
     if not groups:
         raise ResultError(f"no rows at {point} {context} in this result, which the figure shows")
@@ -84,7 +84,7 @@ def plot_dose_response(
         for ax, layer in zip(axes.flat, layers, strict=False):
             _dose_panel(ax, [g for g in groups if g["layer"] == layer], nulls, layer, directions)
         for ax in axes[:, 0]:
-            ax.set_ylabel("mean KL(clean ‖ intervened), nats")
+            ax.set_ylabel("median KL(clean ‖ intervened), nats")
         for ax in axes[-1]:
             ax.set_xlabel("dose ‖Δx‖ / ‖x‖")
         lowest = [y for ax in axes.flat for line in ax.lines for y in np.atleast_1d(line.get_ydata()) if y > _LOWEST_KL]
@@ -99,12 +99,12 @@ def _dose_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], layer: int, d
     silent = [
         e
         for e in EDIT_LABELS
-        if all(g["edits"][e]["mean_kl"].value < 10 * g["noise_floor"] for g in groups[:-1] or groups)
+        if all(g["edits"][e]["median_kl"].value < 10 * g["noise_floor"] for g in groups[:-1] or groups)
     ]
     below = f" below dose {dose.max():g}" if len(dose) > 1 else ""
     _without_effect(ax, [e.replace("_", " ") for e in silent], below)
     for i, edit in enumerate((*EDIT_LABELS, *directions)):
-        estimates = [g["edits"][edit]["mean_kl"] for g in groups]
+        estimates = [g["edits"][edit]["median_kl"] for g in groups]
         spread = 1.02 ** (i - 2)  # side by side, so that intervals can be told apart
         effect = np.array([e.value > 10 * g["noise_floor"] for e, g in zip(estimates, groups, strict=True)])
         some = [e for e, keep in zip(estimates, effect, strict=True) if keep]
@@ -112,7 +112,7 @@ def _dose_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], layer: int, d
     for edit, dashes in _NULL_DASHES.items():
         for i, rows in enumerate(nulls):
             some = [g for g in rows if g["layer"] == layer]
-            kl = np.array([g["edits"][edit]["mean_kl"].value for g in some])
+            kl = np.array([g["edits"][edit]["median_kl"].value for g in some])
             kl = np.where(kl > np.array([10 * g["noise_floor"] for g in some]), kl, np.nan)
             label = f"untrained: {EDIT_LABELS[edit]}" if i == 0 else None
             ax.plot([g["dose"] for g in some], kl, color=UNTRAINED, lw=0.9, ls=dashes, zorder=0, label=label)
@@ -126,7 +126,7 @@ def _dose_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], layer: int, d
 def plot_dose_depth(
     groups: Groups, nulls: Sequence[Groups], provenance: Mapping[str, Any], dose: float, point: str, context: str
 ) -> Figure:
-    """By depth at one dose. Left: KL of each edit over that of an isotropic rotation. Right: direct over total effect.
+    """By depth at one dose, medians over tokens. Left: KL of each edit over that of an isotropic rotation. Right: direct over total effect.
 
     The direct effect is that of the change carried straight to the final norm and unembedding: above 1, later blocks undo
     it; below, they amplify it. Groups, nulls, bars and grey lines: as in `plot_dose_response`. Raises `ResultError` for an unknown dose.
@@ -145,12 +145,12 @@ def plot_dose_depth(
                 (right, lambda g, e=edit: g["edits"][e]["direct_over_total"]),
             ):
                 colour, marker = _colour(edit, directions), EDIT_MARKERS.get(edit, "P")
-                some = [g for g in groups if g["edits"][edit]["mean_kl"].value > 10 * g["noise_floor"]]
+                some = [g for g in groups if g["edits"][edit]["median_kl"].value > 10 * g["noise_floor"]]
                 points(ax, depth.at(some), [value(g) for g in some], colour, _label(edit), marker, shift)
                 if edit not in _NULL_DASHES:
                     continue
                 for j, rows in enumerate(nulls):
-                    seen = [g["edits"][edit]["mean_kl"].value > 10 * g["noise_floor"] for g in rows]
+                    seen = [g["edits"][edit]["median_kl"].value > 10 * g["noise_floor"] for g in rows]
                     y = np.array([value(g).value if s else np.nan for g, s in zip(rows, seen, strict=True)])
                     y[y < _LOWEST_RATIO] = np.nan
                     label = f"untrained: {EDIT_LABELS[edit]}" if j == 0 else None
@@ -160,7 +160,7 @@ def plot_dose_depth(
             e.replace("_", " ")
             for g in groups
             for e in ("norm_up", "norm_down")
-            if g["layer"] == top and g["edits"][e]["mean_kl"].value <= 10 * g["noise_floor"]
+            if g["layer"] == top and g["edits"][e]["median_kl"].value <= 10 * g["noise_floor"]
         ]
         _without_effect(left, silent, f" at block {top}")
         left.set_ylabel("KL of the edit ÷ KL of an isotropic rotation")

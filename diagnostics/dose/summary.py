@@ -40,8 +40,9 @@ def placebo_names(direction: str) -> list[str]:
 def summaries(frame: pd.DataFrame, directions: list[str]) -> list[dict[str, Any]]:
     """Of each model × layer × point × context × dose, with delete-one-prompt jackknife intervals.
 
-    Of each edit: KL (mean, its error at this noise floor, median), JS, share of top-1 changes, direct effect over total.
-    Ratios of mean KLs of two edits of the same tokens at the same dose: `RATIOS`, and each given direction over its placebos.
+    Of each edit: KL (median; mean without an interval, its error at this noise floor), JS, share of top-1 changes, median of direct effect
+    over total. Ratios of the KLs of two edits of the same token at the same dose, `RATIOS` and each given direction over its placebos:
+    medians over tokens, and ratios of means without an interval.
     """
     found = []
     floors = frame[frame.edit == "self"].groupby(_PLACE)["kl"].agg(statistics.noise_floor)
@@ -67,21 +68,23 @@ def _group(rows: pd.DataFrame, floor: float, ratios: list[tuple[str, str]]) -> d
         own, kl = _clusters(some), some.kl.to_numpy(float)
         edits[edit] = {
             "n": len(some),
-            "mean_kl": statistics.mean(kl, own, transform="log" if kl.mean() > 0 else None),
+            "mean_kl": statistics.mean_alone(kl, own),
             "error_of_mean_kl": statistics.error_of(max(float(kl.mean()), 0.0), floor),
             "median_kl": statistics.median(kl, own),
             "mean_js": statistics.mean(some.js.to_numpy(float), own),
             "top1_changed": statistics.share(some.top1_changed.to_numpy(bool), own),
-            "direct_over_total": statistics.ratio_of_means(some.kl_direct.to_numpy(float), kl, floor, own),
+            "direct_over_total": statistics.median_ratio(some.kl_direct.to_numpy(float), kl, floor, own),
         }
     kl = rows.pivot(index="pair", columns="edit", values="kl").astype(float)
     own = _clusters(rows.drop_duplicates("pair").set_index("pair").loc[kl.index])
-    found: dict[str, Any] = {"n_tokens": len(kl), "n_prompts": len(np.unique(own)), "edits": edits, "ratios": {}}
+    found: dict[str, Any] = {"n_tokens": len(kl), "n_prompts": len(np.unique(own)), "edits": edits}
+    found |= {"ratios": {}, "ratios_of_means": {}}
     for top, bottom in ratios:
         if top in kl and bottom in kl:
             both = (kl[top].notna() & kl[bottom].notna()).to_numpy()
             a, b = kl[top].to_numpy()[both], kl[bottom].to_numpy()[both]
-            found["ratios"][f"{top} ÷ {bottom}"] = statistics.ratio_of_means(a, b, floor, own[both])
+            found["ratios"][f"{top} ÷ {bottom}"] = statistics.median_ratio(a, b, floor, own[both])
+            found["ratios_of_means"][f"{top} ÷ {bottom}"] = statistics.ratio_of_means(a, b, floor, own[both])
     return found
 
 
@@ -94,9 +97,10 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
             for name, value in values.items():
                 if isinstance(value, Estimate):
                     row[name] = value
-            for name, value in group["ratios"].items():
-                if name.startswith(f"{edit} ÷ "):
-                    row[name.removeprefix(edit).lstrip()] = value
+            for kind, ratios in (("", group["ratios"]), (", of means", group["ratios_of_means"])):
+                for name, value in ratios.items():
+                    if name.startswith(f"{edit} ÷ "):
+                        row[name.removeprefix(edit).lstrip() + kind] = value
             rows.append(with_ends(row))
     return pd.DataFrame(rows)
 
@@ -105,7 +109,7 @@ def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]],
     """A line for each layer and dose, for a terminal; `NOTE` explains the columns."""
     rows, placebos = [], {name for direction in directions for name in placebo_names(direction)}
     for g in groups:
-        kl = {edit: values["mean_kl"] for edit, values in g["edits"].items()}
+        kl = {edit: values["median_kl"] for edit, values in g["edits"].items()}
         row: dict[str, Any] = {"layer": g["layer"], "dose": f"{g['dose']:g}", "tokens": g["n_tokens"]}
         row |= {edit.replace("_", " "): f"{kl[edit].value:.3g}" for edit in kl if edit not in placebos}
         for top, bottom in (
@@ -136,11 +140,11 @@ def first_numbers(groups: Sequence[Group], nulls: Sequence[Group], provenance: M
         for ratio in [*given, "toward_token ÷ between_tokens", "norm_up ÷ isotropic"]:
             if ratio in g["ratios"]:
                 against = null_range([n["ratios"][ratio] for n in same if ratio in n["ratios"]])
-                words = f"KL of {ratio.replace('_', ' ')} at dose {dose:g}, block {g['layer']}"
+                words = f"median ratio of KLs, {ratio.replace('_', ' ')} at dose {dose:g}, block {g['layer']}"
                 yield Headline(words, str(g["ratios"][ratio]), f"1: no more; {against}".strip("; "))
 
 
 NOTE = (
-    "Mean KL in nats of edits that move x by dose·‖x‖; ratios of mean KLs at equal dose with 95 % jackknife intervals; "
-    "untrained: the range over\nnetworks of the same shape with random weights."
+    "Median KL in nats of edits that move x by dose·‖x‖; ratios of KLs at equal dose: medians over tokens with 95 % intervals "
+    "over prompts; untrained: the range\nover networks of the same shape with random weights."
 )

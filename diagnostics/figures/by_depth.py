@@ -13,7 +13,7 @@ from diagnostics.statistics.tables import TRAINED
 Groups = Sequence[Mapping[str, Any]]
 Provenance = Mapping[str, Any]
 Looks = dict[str, tuple[str, str]]
-KL, TIMES = "mean KL(clean ‖ intervened), nats", "ratio of mean KLs"
+KL, TIMES = "median KL(clean ‖ intervened), nats", "median ratio of KLs"
 LOWEST_RATIO = 1e-3
 JACKKNIFE = "95 %, delete-one-prompt jackknife"
 

@@ -8,7 +8,16 @@ import pandas as pd
 
 from diagnostics.statistics.jackknife import from_deletions
 from diagnostics.statistics.measures import mean
-from diagnostics.statistics.tables import columns_of, each, from_sums, mean_of, totals, where
+from diagnostics.statistics.tables import (
+    columns_of,
+    each,
+    from_sums,
+    mean_of,
+    median_of,
+    median_ratio_of,
+    totals,
+    where,
+)
 
 NOTE = (
     "n50, n80, n90: mean over tokens of the first n whose KL reaches that share of the KL of removing all active latents (keep: of which "
@@ -39,7 +48,7 @@ def summary_of(lines: pd.DataFrame, wanted: Sequence[float], keep: bool) -> dict
     found: dict[str, Any] = {
         "tokens": len(last),
         "active": mean_of(last, "n_active"),
-        "KL of all": mean_of(last, "kl_all"),
+        "KL of all": median_of(last, "kl_all"),
     }
     for share in wanted:
         n = counts(lines, share, keep).dropna()
@@ -47,7 +56,7 @@ def summary_of(lines: pd.DataFrame, wanted: Sequence[float], keep: bool) -> dict
         found[f"n{100 * share:.0f} / active"] = from_sums(n, ["n", "n_active"], lambda a, b: a / b) if len(n) else None
     known = last.dropna(subset=["kl_sum", "sum_cosine", "sum_ratio"])
     if len(known):
-        found["KL of Σ / KL of all"] = from_sums(known, ["kl_sum", "kl_all"], lambda a, b: a / b, "log")
+        found["KL of Σ / KL of all"] = median_ratio_of(known, "kl_sum", "kl_all")
         for name, said in (("sum_cosine", "cosine of Σ"), ("sum_ratio", "size of Σ")):
             found[said] = mean_of(known, name)
     return found
@@ -67,11 +76,14 @@ def curve(lines: pd.DataFrame, keep: bool) -> pd.DataFrame:
         alls.append(float(token["kl_all"].iloc[0]))
         prompts.append(prompt)
     both = pd.DataFrame(np.column_stack([tops, alls]))
-    table = totals(both, np.array(prompts), list(both.columns)).to_numpy()
+    table, sizes = (
+        totals(both, np.array(prompts), list(both.columns)).to_numpy(),
+        np.unique(prompts, return_counts=True)[1],
+    )
     whole, left = table.sum(0), table.sum(0) - table
     with np.errstate(all="ignore"):  # a token of one prompt alone leaves nothing
         theta, by_prompt = whole[:-1] / whole[-1], left[:, :-1] / left[:, -1:]
     if keep:
         theta, by_prompt = 1 - theta, 1 - by_prompt
-    found = [from_deletions(float(t), b, len(alls)) for t, b in zip(theta, by_prompt.T, strict=True)]
+    found = [from_deletions(float(t), b, sizes) for t, b in zip(theta, by_prompt.T, strict=True)]
     return pd.DataFrame({"share_of_latents": GRID} | columns_of(found))

@@ -27,7 +27,7 @@ from diagnostics.figures.looks import (
 )
 from diagnostics.latent_edits.interaction_figures import finish
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.tables import each, lines_of, mean_of
+from diagnostics.statistics.tables import each, lines_of, mean_of, median_of
 
 MATCHED = "matched_deletion"
 """The edit that substitution is compared with first."""
@@ -61,7 +61,7 @@ def plot_steering(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Figure:
     itself, unless given. Grey line: clean.
     """
     measures = {
-        "kl": "KL(clean ‖ steered), nats",
+        "kl": "median KL(clean ‖ steered), nats",
         "logit_change": "change of the target's logit",
         "probability": "probability of the target",
         "entropy": "entropy, nats",
@@ -81,7 +81,10 @@ def plot_steering(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Figure:
                 x = np.array([float(part["delta_norm"].sum() / part["norm"].sum()) for part in groups])
                 for ax, measure in zip(row, measures, strict=True):
                     scale = "log" if measure in LOGARITHMIC else None
-                    means = [mean_of(part, measure, scale) for part in groups]
+                    means = [
+                        median_of(part, measure) if measure == "kl" else mean_of(part, measure, scale)
+                        for part in groups
+                    ]
                     _points(ax, x, means, colour, marker, dash, label, filled=edit != "joint" or not kind)
             for ax, (measure, label) in zip(row, measures.items(), strict=True):
                 ax.set(xscale="log", ylabel=label)
@@ -161,7 +164,7 @@ def plot_sparsity(
     horizons: Mapping[tuple[str, str], pd.DataFrame],
     provenance: Mapping[str, Any],
 ) -> Figure:
-    """Sparsity of effects by edit, a faint point a latent (left); mean KL along the horizon (right).
+    """Sparsity of effects by edit, a faint point a latent (left); median KL along the horizon (right).
 
     groups: means by SAE and edit; clear: lines clear of rounding, horizons: KL by position, both by SAE and edit. Logits of T positions from
     the edited one on, less their median over the vocabulary. channel: one coordinate of the residual stream set to its mean. Placebos: of
@@ -208,7 +211,7 @@ def plot_sparsity(
         axes[0].set_title("share of logits that an edit moves")
         axes[0].legend(fontsize=7, loc="lower right")
         axes[1].set(
-            yscale="log", xlabel="positions after the edited one", ylabel="mean KL, nats", title="how far it reaches"
+            yscale="log", xlabel="positions after the edited one", ylabel="median KL, nats", title="how far it reaches"
         )
         axes[1].set_ylim(top=30 * axes[1].get_ylim()[1])
         axes[1].legend(fontsize=7, loc="upper right", ncols=2)

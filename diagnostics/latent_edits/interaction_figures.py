@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from diagnostics.figures.axes import BARS, bar_lengths, caption, plain_ticks, sink_rule, write_caption
 from diagnostics.figures.looks import MISSING, NOTE, PLACEBO_LABELS, PLACEBO_LOOKS, REFERENCE, SIGNED, looks, styled
 from diagnostics.statistics.estimate import FEW_PROMPTS
-from diagnostics.statistics.tables import each, from_sums, lines_of, where
+from diagnostics.statistics.tables import each, lines_of, median_ratio_of, where
 
 
 def finish(figure: Figure, provenance: Mapping[str, Any], words: str) -> Figure:
@@ -61,11 +61,11 @@ def plot_interactions(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Fig
 def _binned(
     ax: Axes, lines: pd.DataFrame, colour: str, marker: str, dash: str, label: str, fewest: int = FEW_PROMPTS
 ) -> None:
-    """Ratio of sums in bins of log effect size, half a decade each; bins of fewer than 20 prompts are left out."""
+    """Median ratio in bins of log effect size, half a decade each; bins of fewer than 20 prompts are left out."""
     lines = where(lines, lines["bottom"] > 0)
     lines = lines.assign(place=np.floor(2 * np.log10(lines["bottom"].to_numpy(float))))
     found = [
-        (10 ** ((place + 0.5) / 2), from_sums(some, ["rms_interaction", "bottom"], lambda a, b: a / b, "log"))
+        (10 ** ((place + 0.5) / 2), median_ratio_of(some, "rms_interaction", "bottom"))
         for (place,), some in each(lines, ["place"], sort=True)
         if some["target_prompt"].nunique() >= fewest
     ]

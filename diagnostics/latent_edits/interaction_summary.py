@@ -7,13 +7,13 @@ import pandas as pd
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from diagnostics.statistics.measures import log_ratio_of_means
-from diagnostics.statistics.tables import from_sums, mean_of
+from diagnostics.statistics.measures import median_ratio
+from diagnostics.statistics.tables import mean_of, median_of, median_ratio_of
 
 NOTE = (
-    "interaction: sum of rms(joint − sum of singles) over sum of rms(i) + rms(j), logits vocabulary-centred and weighted by the clean "
+    "interaction: median of rms(joint − sum of singles) over rms(i) + rms(j), logits vocabulary-centred and weighted by the clean "
     "distribution; placebos: the same edits turned about x as one (equal norms, cosines to x and to each other). Intervals: 95 %, "
-    "delete-one-prompt jackknife"
+    "over prompts"
 )
 
 
@@ -24,24 +24,24 @@ def pair_summary(table: pd.DataFrame, sae: str, kind: str, real: str) -> dict[st
     own = parts[kind].reset_index()
     both = pd.DataFrame(index=parts[real].index.intersection(parts[kind].index))
     for name, part in (("real", parts[real]), ("own", parts[kind])):
-        both[f"{name}_top"] = part["rms_interaction"]
-        both[f"{name}_bottom"] = part["rms_i"] + part["rms_j"]
+        both[name] = part["rms_interaction"] / (part["rms_i"] + part["rms_j"])
     prompt = own["target_prompt"].to_numpy()
     bottom = own["rms_i"] + own["rms_j"]
     beyond = own["kl_joint"] - own["kl_sum"]
-    order = ["real_top", "real_bottom", "own_top", "own_bottom"]
     return {
         "sae": sae,
         "kind": kind,
         "pairs": len(own),
-        "interaction": log_ratio_of_means(own["rms_interaction"].to_numpy(), bottom.to_numpy(), prompt),
-        "interaction (p-centred)": log_ratio_of_means(
-            own["spread_interaction"].to_numpy(), (own["spread_i"] + own["spread_j"]).to_numpy(), prompt
+        "interaction": median_ratio(own["rms_interaction"].to_numpy(), bottom.to_numpy(), 0.0, prompt),
+        "interaction (p-centred)": median_ratio(
+            own["spread_interaction"].to_numpy(), (own["spread_i"] + own["spread_j"]).to_numpy(), 0.0, prompt
         ),
-        "latents / kind": from_sums(both.reset_index(), order, lambda a, b, c, d: (a / b) / (c / d), "log"),
-        "joint KL": mean_of(own, "kl_joint"),
-        "KL beyond sum / joint KL": from_sums(own.assign(beyond=beyond), ["beyond", "kl_joint"], lambda a, b: a / b),
-        "singles' KL": mean_of(own.assign(both=(own["kl_i"] + own["kl_j"]) / 2), "both"),
+        "latents / kind": median_ratio_of(both.dropna().reset_index(), "real", "own"),
+        "joint KL": median_of(own, "kl_joint"),
+        "KL beyond sum / joint KL": median_of(
+            own.assign(share=beyond / own["kl_joint"]).dropna(subset=["share"]), "share"
+        ),
+        "singles' KL": median_of(own.assign(both=(own["kl_i"] + own["kl_j"]) / 2), "both"),
         "dose": mean_of(own, "delta_norm"),
         "noise": float(own["noise_rms"].mean() / (bottom.mean() or np.nan)),
     }

@@ -25,8 +25,8 @@ from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
 from diagnostics.sampling.tokens import hash_keys
-from diagnostics.statistics.measures import log_ratio_of_means
-from diagnostics.statistics.tables import PLACEBOS, columns_of, lines_of, mean_of, totals, where
+from diagnostics.statistics.measures import median_ratio
+from diagnostics.statistics.tables import PLACEBOS, columns_of, lines_of, mean_of, median_of, totals, where
 from interventions.edits import matched_placebo
 from interventions.logit_changes import kl_of
 from interventions.progress import Progressing
@@ -82,8 +82,8 @@ class AblationSparsity(Result):
                     {"sae": sae, "edit": edit, "rows": len(lines), "within rounding": lost,
                      "sparsity": mean_of(lines, "sparsity"),
                      "dose": mean_of(lines, "delta_norm"),
-                     "KL": mean_of(lines, "all"),
-                     "beyond the token": log_ratio_of_means(np.maximum(after, 0), lines["all"].to_numpy(), prompt)}
+                     "KL": median_of(lines, "all"),
+                     "beyond the token": median_ratio(np.maximum(after, 0), lines["all"].to_numpy(), 0.0, prompt)}
                 )  # fmt: skip
         return found
 
@@ -99,9 +99,9 @@ class AblationSparsity(Result):
         return means.join(tokens, how="inner").reset_index()
 
     def horizon(self, sae: str, edit: str) -> pd.DataFrame:
-        """Mean KL at each position of the horizon, nats, with its interval (of its logarithm)."""
+        """Median KL at each position of the horizon, nats, with its interval."""
         lines = self.clear(sae, edit)[0]
-        found = [mean_of(lines, f"kl_at_{j}", "log") for j in range(self.provenance["horizon"])]
+        found = [median_of(lines, f"kl_at_{j}") for j in range(self.provenance["horizon"])]
         return pd.DataFrame({"position": range(len(found))} | columns_of(found))
 
     def headlines(self) -> Iterable[Headline]:

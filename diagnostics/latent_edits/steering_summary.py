@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 
 from diagnostics.results.headlines import Headline
-from diagnostics.statistics.tables import each, from_sums, mean_of, where
+from diagnostics.statistics.tables import each, from_sums, mean_of, median_of, where
 
 NOTE = (
     "peak: coefficient at which the target token's mean probability is largest (0: clean); inverted U: it lies before the last one, and is "
-    "clear of both clean and last; means over latents and tokens, 95 % delete-one-prompt jackknife. target: the token that the latent's "
+    "clear of both clean and last; means over latents and tokens (KL: median), 95 % delete-one-prompt jackknife. target: the token that the latent's "
     "direction raises most when it is carried straight to the unembedding"
 )
 MEANS = {
@@ -23,10 +23,10 @@ MEANS = {
 
 
 def means(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Means of each SAE, condition and coefficient, with their intervals."""
+    """Means of each SAE, condition and coefficient (of KL the median), with their intervals."""
     return [
         {"sae": sae, "condition": condition, "coefficient": c, "rows": len(lines)}
-        | {said: mean_of(lines, name) for said, name in MEANS.items()}
+        | {said: (median_of if name == "kl" else mean_of)(lines, name) for said, name in MEANS.items()}
         for (sae, condition, c), lines in each(frame, ["sae", "condition", "coefficient"])
     ]
 

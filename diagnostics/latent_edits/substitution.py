@@ -21,7 +21,7 @@ from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
 from diagnostics.sampling.tokens import generator
-from diagnostics.statistics.measures import log_ratio_of_means, share
+from diagnostics.statistics.measures import median_ratio, share
 from diagnostics.statistics.tables import PLACEBOS, lines_of, mean_of, where
 from interventions.edits import matched_placebo
 from interventions.progress import Progressing
@@ -29,8 +29,8 @@ from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary
 
 ATOMS = ("nearest", "active", "random")
-"""What takes the latent's place: the decoder row of largest |cosine|; one of the token's other active latents, at random; any live latent, by
-lot, which is what the first two must beat."""
+"""What takes the latent's place: the decoder row of largest |cosine|; one of the token's other active latents, at random; any live latent, at
+random, which is what the first two must beat."""
 EDITS = ("substitution", "matched_deletion", "deletion", *PLACEBOS)
 COLUMNS = (
     "sae", "layer", "point", "target_prompt", "target_position", "latent", "z", "atom", "other", "decoder_cosine", "edit", "delta_norm", "kl",
@@ -38,7 +38,7 @@ COLUMNS = (
 """Of the table, a line for each latent × token × atom × edit. other: the latent whose atom takes the place; decoder_cosine: of d_other
 (turned to the latent's side) and d_latent; delta_norm: ‖Δx‖, L2."""
 NOTE = (
-    "wins: share of (latent, token) where substitution changes the output less than deletion of the same ‖Δx‖; KL ratio: sums, "
+    "wins: share of (latent, token) where substitution changes the output less than deletion of the same ‖Δx‖; KL ratio: medians of "
     "substitution over that deletion (and over plain deletion, whose dose is smaller by √(2 − 2 cos)). Intervals: 95 %, delete-one-prompt "
     "jackknife"
 )
@@ -73,8 +73,8 @@ class Substitutions(Result):
                 ratios = {}
                 for edit in EDITS[1:]:
                     known = np.isfinite(kl[edit])
-                    ratios[f"KL / {edit}"] = log_ratio_of_means(
-                        kl["substitution"][known], kl[edit][known], prompt[known]
+                    ratios[f"KL / {edit}"] = median_ratio(
+                        kl["substitution"][known], kl[edit][known], 0.0, prompt[known]
                     )
                 found.append(
                     {"sae": sae, "atom": atom, "rows": len(c), "wins": share(kl["substitution"] < kl["matched_deletion"], prompt),

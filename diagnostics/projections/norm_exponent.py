@@ -166,7 +166,7 @@ def observational(
             n_unusable=int((~usable).sum()),
             beta_cosine=beta_cosine,
             beta_norm=beta_norm,
-            poisson=ratio_from_deletions(power[:, 0], power[:, 1], int(usable.sum())),
+            poisson=ratio_from_deletions(power[:, 0], power[:, 1], np.unique(prompt[usable], return_counts=True)[1]),
             with_covariates=within.ratio(adjusted[:, 0], adjusted[:, 1]) if covariates else None,
         )
 

@@ -53,7 +53,7 @@ class ProjectionEffects(Result):
         return cast(pd.DataFrame, self.frame.loc[own])
 
     def summary(self) -> pd.DataFrame:
-        """One row per model, layer, point, context and SAE: mean KL of each edit, ratios to placebos, exponents, with intervals."""
+        """One row per model, layer, point, context and SAE: median KL of each edit, ratios to placebos, exponents, with intervals."""
         return summary_frame(self.groups)
 
     def headlines(self) -> Iterable[Headline]:

@@ -10,7 +10,6 @@ import pandas as pd
 from diagnostics import statistics
 from diagnostics.projections.norm_exponent import TOKEN, Exponent, Observational, interventional, observational
 from diagnostics.results.headlines import Headline
-from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import PLACEBOS, with_ends
 
 PLACE = ["model", "layer", "point", "context", "sae"]
@@ -19,8 +18,8 @@ PLACE = ["model", "layer", "point", "context", "sae"]
 def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each model × layer × point × context × SAE, with delete-one-prompt jackknife intervals, the latents held fixed.
 
-    `edits`: mean KL, error at this noise floor, mean dose ‖Δx‖ and ‖Δx‖/‖x‖, direct over total effect; every (latent, token) counts
-    for as many as it stands for. `ratios`: of the main edit's mean KL to its placebos', on all tokens and on those where the latent
+    `edits`: median and mean KL, error at this noise floor, mean dose ‖Δx‖ and ‖Δx‖/‖x‖, direct over total effect; every (latent, token) counts
+    for as many as it stands for. `ratios`: medians of the main edit's KL to its placebos', on all tokens and on those where the latent
     fires. `exponents`: see `exponents`. `learned_a`: of a cosine-scored SAE, mean and spread over its latents.
     """
     found = []
@@ -82,9 +81,10 @@ def _effects(rows: pd.DataFrame, floor: float, main: str) -> dict[str, Any]:
     edits = {}
     for edit, some in rows.groupby("edit", sort=False):
         own, w, kl = some.target_prompt.to_numpy(int), some.weight.to_numpy(), some.kl.to_numpy(float)
-        mean_kl = _mean(kl, w, own)
+        mean_kl = statistics.ratio_of_means(w * kl, w, 0.0, own)
         edits[str(edit)] = {
             "n": len(some),
+            "median_kl": statistics.median(kl, own, weight=w),
             "mean_kl": mean_kl,
             "error_of_mean_kl": statistics.error_of(max(mean_kl.value, 0.0), floor),
             "mean_dose": float((w * some.delta_norm).sum() / w.sum()),
@@ -92,7 +92,7 @@ def _effects(rows: pd.DataFrame, floor: float, main: str) -> dict[str, Any]:
         }
         if "kl_direct" in some:
             direct = some.kl_direct.to_numpy(float)
-            edits[str(edit)]["direct_over_total"] = statistics.ratio_of_means(w * direct, w * kl, floor * w.mean(), own)
+            edits[str(edit)]["direct_over_total"] = statistics.median_ratio(direct, kl, floor, own, weight=w)
     kl = rows[rows.edit.isin([main, *PLACEBOS])].pivot(index=TOKEN, columns="edit", values="kl").astype(float)
     of_main = rows[rows.edit == main].set_index(TOKEN)
     found: dict[str, Any] = {
@@ -101,6 +101,7 @@ def _effects(rows: pd.DataFrame, floor: float, main: str) -> dict[str, Any]:
         "n_prompts": rows.target_prompt.nunique(),
         "edits": edits,
         "ratios": {},
+        "ratios_of_means": {},
     }
     w, z = (of_main[name].reindex(kl.index).to_numpy(float) for name in ("weight", "activation"))
     own = kl.index.get_level_values("target_prompt").to_numpy(int)
@@ -110,17 +111,12 @@ def _effects(rows: pd.DataFrame, floor: float, main: str) -> dict[str, Any]:
         both = (kl[main].notna() & kl[placebo].notna()).to_numpy()
         for end, some in (("", both), (", where it fires", both & (np.nan_to_num(z) != 0))):
             if some.any():
-                top, bottom = (w[some] * kl[edit].to_numpy()[some] for edit in (main, placebo))
-                ratio = statistics.ratio_of_means(top, bottom, floor * w[some].mean(), own[some])
-                found["ratios"][f"{main} ÷ {placebo}{end}"] = ratio
+                top, bottom = (kl[edit].to_numpy()[some] for edit in (main, placebo))
+                name = f"{main} ÷ {placebo}{end}"
+                found["ratios"][name] = statistics.median_ratio(top, bottom, floor, own[some], weight=w[some])
+                of_means = statistics.ratio_of_means(w[some] * top, w[some] * bottom, floor * w[some].mean(), own[some])
+                found["ratios_of_means"][name] = of_means
     return found
-
-
-def _mean(x: np.ndarray, weight: np.ndarray, own: np.ndarray) -> Estimate:
-    """Σ w·x / Σ w; the interval on the log scale."""
-    if (x * weight).sum() > 0:
-        return statistics.log_ratio_of_means(weight * x, weight, own)
-    return statistics.mean(x, own)  # nothing but zeros and rounding
 
 
 def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
@@ -129,9 +125,9 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     for g in groups:
         row = {key: g[key] for key in (*PLACE, "noise_floor", "n_latents", "n_pairs", "n_prompts")}
         for edit, values in g["edits"].items():
-            row |= {f"n {edit}": values["n"], f"mean KL {edit}": values["mean_kl"]}
+            row |= {f"n {edit}": values["n"], f"KL {edit}": values["median_kl"], f"mean KL {edit}": values["mean_kl"]}
             row[f"relative dose {edit}"] = values["mean_relative_dose"]
-        row |= g["ratios"]
+        row |= g["ratios"] | {f"{name}, of means": value for name, value in g["ratios_of_means"].items()}
         for name, way in g["exponents"].items():
             row |= {f"a {name}": way.a, f"a {name} p cosine": way.p_cosine, f"a {name} p inner": way.p_inner}
         row["a learned"] = np.nan if g["learned_a"] is None else g["learned_a"]["mean"]
@@ -146,7 +142,7 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
         main = g["main"]
         row: dict[str, Any] = {"model": g["model"], "context": g["context"].replace("_", "-"), "block": g["layer"]}
         row |= {"SAE": g["sae"], "latents": g["n_latents"], "pairs": g["n_pairs"]}
-        row |= {f"KL {main}": g["edits"][main]["mean_kl"], "dose": f"{g['edits'][main]['mean_relative_dose']:.2g}"}
+        row |= {f"KL {main}": g["edits"][main]["median_kl"], "dose": f"{g['edits'][main]['mean_relative_dose']:.2g}"}
         for name, value in g["ratios"].items():
             if "isotropic" not in name:
                 row["÷ placebo" + name.partition(",")[1] + name.partition(",")[2]] = value
@@ -177,7 +173,7 @@ def within_floors(groups: list[dict[str, Any]]) -> list[str]:
 
 
 def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
-    """The main edit's mean KL over its placebo's."""
+    """The main edit's KL over its placebo's."""
     for g in groups:
         ratio = g["ratios"].get(f"{g['main']} ÷ placebo_token")
         if ratio is not None:
@@ -186,7 +182,7 @@ def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
 
 
 NOTE = (
-    "Mean KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ placebo: mean KL over that of an edit of the "
+    "Median KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ placebo: median ratio to the KL of an edit of the "
     "same norm and\nangle along the difference of two other tokens; a: norm exponent, 0 where effect goes with the cosine, 1 where it "
     "goes with the inner\nproduct. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed angle away from the direction. Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
 )

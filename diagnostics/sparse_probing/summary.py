@@ -74,21 +74,25 @@ def _pooled(parts: list[pd.DataFrame], measure: str) -> Estimate:
     return _mean([_ratio(part, column) for part in parts])
 
 
-def _ratio(part: pd.DataFrame, column: str) -> tuple[float, ndarray, int]:
-    """Σ column / Σ n, the same without each group, and the number of texts."""
+def _ratio(part: pd.DataFrame, column: str) -> tuple[float, ndarray, ndarray]:
+    """Σ column / Σ n, the same without each group, and each group's number of texts."""
     total, n = (part[name].to_numpy(float) for name in (column, "n"))
     group = part["group"].to_numpy()
     with np.errstate(all="ignore"):
-        return float(total.sum() / n.sum()), sums_without(total, group) / sums_without(n, group), len(part)
+        return (
+            float(total.sum() / n.sum()),
+            sums_without(total, group) / sums_without(n, group),
+            np.unique(group, return_counts=True)[1],
+        )
 
 
-def _mean(parts: list[tuple[float, ndarray, int]]) -> Estimate:
+def _mean(parts: list[tuple[float, ndarray, ndarray]]) -> Estimate:
     """The mean over data sets without common texts, with a jackknife over the groups of all."""
     value = float(np.mean([theta for theta, *_ in parts]))
     without = np.concatenate([value + (each - theta) / len(parts) for theta, each, _ in parts])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few groups: n_prompts stands beside each interval
-        return from_deletions(value, without, sum(n for *_, n in parts))
+        return from_deletions(value, without, np.concatenate([n for *_, n in parts]))
 
 
 def summary_frame(found: list[dict[str, Any]]) -> pd.DataFrame:

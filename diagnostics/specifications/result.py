@@ -32,8 +32,8 @@ class Specifications(BaseResult):
     FORMED_OF: ClassVar[str] = "DirectionNorm"
     NULL_MODELS: ClassVar[bool] = True
     NOTE: ClassVar[str] = (
-        "A specification: one choice of each factor. Interval above 1, below 1: share of specifications whose whole 95 % delete-one-prompt "
-        "jackknife interval lies there. Deeper: factor of growth from the first block to the last."
+        "A specification: one choice of each factor. Interval above 1, below 1: share of specifications whose whole 95 % interval over "
+        "prompts lies there. Deeper: factor of growth from the first block to the last."
     )
 
     @cached_property

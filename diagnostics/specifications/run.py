@@ -25,10 +25,10 @@ def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 
     results: by text, each with its random pairs at three blocks or more, one point, horizon 1; run without a sink filter for
     both choices of it (a run with one has that choice alone). Randomly initialised models in the results go through the same.
 
-        direction  mean over the blocks of a third of  log(mean effect of one ÷ mean effect of the other), exponentiated
+        direction  mean over the blocks of a third of  log(effect of one ÷ effect of the other), median over pairs, exponentiated
         deeper     slope of that log ratio against depth (0 at the first block, 1 at the last), exponentiated
 
-    Intervals: delete-one-prompt jackknife of the logarithm. Raises `ResultError` for other results.
+    Intervals: those of medians, over prompts. Raises `ResultError` for other results.
     """
     if not results:
         raise ResultError("no result; give at least one")
@@ -62,7 +62,7 @@ def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 
 
 
 class _LogRatios:
-    """Logarithms of ratios of mean effects, by layer, over the pairs kept."""
+    """Logarithms of ratios of effects, by layer and pair."""
 
     def __init__(self, rows: pd.DataFrame, metric: str, n_layers: int):
         wide = rows.assign(effect=rows[metric].astype(float)).pivot(
@@ -105,7 +105,10 @@ class _LogRatios:
         return found
 
     def _one(self, top: Sequence[str], bottom: Sequence[str], weights: np.ndarray, level: float) -> dict[str, Any]:
-        """exp Σ_layer weight · log(Π means of `top` / Π means of `bottom`); undefined where a mean is within the noise floor."""
+        """exp of the median over pairs of Σ_layer weight · log(Π effects of `top` / Π effects of `bottom`).
+
+        An effect within the noise floor counts as the floor; undefined where half of the effects of an edit are.
+        """
         use = weights != 0
         sign = np.zeros(len(self.column))
         for side, s in ((top, 1.0), (bottom, -1.0)):
@@ -115,15 +118,11 @@ class _LogRatios:
         there = np.isfinite(some).all(axis=(1, 2))  # a rotation as long as some norm patches does not exist
         some, clusters = some[there], self.clusters[there]
 
-        def statistic(keep: np.ndarray) -> float:
-            if not keep.any():
-                return np.nan
-            means = some[keep].mean(axis=0)
-            if (means <= self.floor[use, None]).any():
-                return np.nan
-            return float(np.exp(weights[use] @ (np.log(means) @ sign[sign != 0])))
-
+        floor = np.maximum(self.floor[use, None], np.finfo(float).tiny)
+        known = bool(len(some)) and bool((np.median(some, axis=0) > floor).all())
+        logs = np.log(np.maximum(some, floor)) @ sign[sign != 0] @ weights[use]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
-            e = statistics.jackknife(statistic, len(some), clusters, level=level, transform="log")
-        return {"value": e.value, "low": e.low, "high": e.high, "n_pairs": e.n_rows, "n_prompts": e.n_prompts}
+            e = statistics.median(logs, clusters, level=level)
+        value, low, high = np.exp([e.value, e.low, e.high]) if known else np.full(3, np.nan)
+        return {"value": value, "low": low, "high": high, "n_pairs": e.n_rows, "n_prompts": e.n_prompts}

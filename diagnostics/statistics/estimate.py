@@ -4,12 +4,25 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Num
+from numpy import ndarray
 
 from interventions.files import Json
 
 Transform = Literal["log"] | None
 """None: the statistic's own scale. "log": the interval is formed for its logarithm and exponentiated back."""
 MIN_PROMPTS, FEW_PROMPTS = 10, 20
+"""effective prompts: fewer than the first give no interval, fewer than the second a warning"""
+
+
+def effective_number(sizes: Num[ndarray, "prompt"]) -> float:
+    """1/Σ share²: how many prompts of equal size hold as much information as prompts of these sizes (Kish 1965).
+
+    sizes: rows of each prompt, or any weights ≥ 0. 0 where there are none.
+    """
+    total = float(np.sum(sizes))
+    # Rounded, so that ten equal prompts are ten.
+    return round(total**2 / float(np.square(sizes, dtype=float).sum()), 9) if total else 0.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,7 @@ class Estimate(Json):
     value: float
     """the statistic on all rows; nan where it is undefined"""
     low: float
-    """lower end; nan when there is none (fewer than 10 prompts) or it cannot be known"""
+    """lower end; nan when there is none (fewer than 10 effective prompts) or it cannot be known"""
     high: float
     """upper end; nan as for `low`, inf when nothing bounds the statistic from above"""
     se: float
@@ -32,6 +45,10 @@ class Estimate(Json):
     """True: `value` is only a lower bound"""
     df: float = field(default=np.nan, metadata={"json": False})
     """degrees of freedom of the t distribution that formed the interval; nan without one, and for medians"""
+    n_effective: float = np.nan
+    """effective prompts, 1/Σ share² of the rows: n_prompts where all have the same number of rows"""
+    influence: float = np.nan
+    """of a mean or a ratio of means without an interval: the largest share of a sum that a single row holds"""
 
     def __str__(self) -> str:
         if self.bound:
@@ -66,12 +83,14 @@ class FiellerInterval(Json):
     """the other end; ∞ for "everything" and nan for "none" """
     kind: Literal["bounded", "exclusive", "everything", "none"]
     """the set. "bounded": [low, high]. "exclusive": (−∞, low] and [high, ∞), as the denominator may have either sign.
-    "everything": no ratio is contradicted. "none": there is no set, for there are fewer than 10 prompts, a deletion
+    "everything": no ratio is contradicted. "none": there is no set, for there are fewer than 10 effective prompts, a deletion
     leaves no row, or the denominator is 0 in every row. Only "bounded" identifies the ratio"""
     n_rows: int
     """rows that entered"""
     n_prompts: int
     """distinct prompts among them, targets and sources together"""
+    n_effective: float = np.nan
+    """effective prompts, as of an `Estimate`"""
 
     def __str__(self) -> str:
         ends = {"bounded": f" [{self.low:.3g}, {self.high:.3g}]", "everything": " (not identified)", "none": ""}

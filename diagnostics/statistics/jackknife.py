@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Num, Shaped
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.statistics.estimate import FEW_PROMPTS, MIN_PROMPTS, Estimate, Transform
+from diagnostics.statistics.estimate import FEW_PROMPTS, MIN_PROMPTS, Estimate, Transform, effective_number
 from interventions.errors import ResultError
 
 RowValues = Num[ndarray, "row"]
@@ -25,10 +25,19 @@ class PromptClusters(NamedTuple):
     n_prompts: int
     n_pairs: int
     n_units: int
+    n_effective: float
+    """effective prompts: a row of two prompts counts half for each"""
 
 
-def read_clusters(clusters: Clusters, n_rows: int, level: float) -> PromptClusters:
-    """`clusters` checked and relabelled, `level` checked; warns when the prompts are few."""
+def warn_if_few(n_effective: float, stacklevel: int) -> None:
+    """Warn of an interval from few effective prompts."""
+    if MIN_PROMPTS <= n_effective < FEW_PROMPTS:
+        said = f"an interval from {n_effective:.3g} effective prompts"
+        warnings.warn(f"{said}; give {FEW_PROMPTS} or more, of similar size", stacklevel=stacklevel + 1)
+
+
+def read_clusters(clusters: Clusters, n_rows: int, level: float, weight: ndarray | None = None) -> PromptClusters:
+    """`clusters` checked and relabelled, `level` checked; warns when the prompts are few. weight [row]: default 1."""
     if not 0 < level < 1:
         raise ResultError(f"level {level}; expected a probability between 0 and 1, such as .95")
     ids = np.asarray(clusters)
@@ -45,9 +54,12 @@ def read_clusters(clusters: Clusters, n_rows: int, level: float) -> PromptCluste
     pairs, unit[paired] = np.unique(key[paired], return_inverse=True)
     lone, rest = np.unique(first[~paired], return_inverse=True)
     unit[~paired] = len(pairs) + rest
-    if MIN_PROMPTS <= n < FEW_PROMPTS:
-        warnings.warn(f"an interval from {n} prompts; give {FEW_PROMPTS} or more", stacklevel=3)
-    return PromptClusters(first, second, unit, n, len(pairs), len(pairs) + len(lone))
+    weight = np.ones(n_rows) if weight is None else weight
+    sizes = np.bincount(first, np.where(second < 0, weight, weight / 2), n)
+    sizes += np.bincount(second[second >= 0], weight[second >= 0] / 2, n)
+    effective = effective_number(sizes)
+    warn_if_few(effective, stacklevel=3)
+    return PromptClusters(first, second, unit, n, len(pairs), len(pairs) + len(lone), effective)
 
 
 def checked_rows(**named: Shaped[ndarray, "..."]) -> list[Float[ndarray, "row"]]:
@@ -68,7 +80,8 @@ def standard_error(by_prompt: ndarray, by_pair: ndarray) -> float:
 
 
 def degrees_of_freedom(p: PromptClusters) -> float:
-    return float(min(p.n_prompts, p.n_units) - 1)
+    """Effective prompts, or distinct pairs where those are fewer, less one."""
+    return float(min(p.n_effective, p.n_units) - 1)
 
 
 def t_quantile(p: PromptClusters, level: float) -> float:
@@ -80,7 +93,7 @@ def estimate_from_deletions(theta: float, by_prompt: ndarray, by_pair: ndarray, 
     if transform not in (None, "log"):
         raise ResultError(f"no transform {transform!r}; known: None, 'log'")
     value, low, high, se = float(theta), np.nan, np.nan, np.nan
-    if p.n_prompts >= MIN_PROMPTS:
+    if p.n_effective >= MIN_PROMPTS:
         with np.errstate(all="ignore"):
             parts = [np.log(x) if transform else x for x in (np.array([value]), by_prompt, by_pair)]
             every = np.concatenate(parts)
@@ -92,7 +105,8 @@ def estimate_from_deletions(theta: float, by_prompt: ndarray, by_pair: ndarray, 
                 low, high = (end if (every == end).any() else np.nan for end in (-np.inf, np.inf))
             low, high = (np.exp(low), np.exp(high)) if transform else (low, high)
     df = degrees_of_freedom(p) if np.isfinite(se) else np.nan
-    return Estimate(value, float(low), float(high), se, len(p.first), p.n_prompts, df=df)
+    size = {"n_rows": len(p.first), "n_prompts": p.n_prompts, "n_effective": p.n_effective}
+    return Estimate(value, float(low), float(high), se, **size, df=df)
 
 
 def jackknife(statistic: Callable[[Bool[ndarray, "row"]], float], n_rows: int, clusters: Clusters, *,
@@ -109,15 +123,16 @@ def jackknife(statistic: Callable[[Bool[ndarray, "row"]], float], n_rows: int, c
     skewed errors: 96, 96, 96; 92, 92, 93; 90, 92, 93 (one or two more with `transform="log"`). Deleting rows and not
     pairs covers the same, but 97–99 where each prompt has one fixed partner (pairs: 95–96).
 
-    `statistic(keep)`, keep bool [row], gives θ on the kept rows before the transform; the result has its unit. No
-    interval (nan) below G = 10, a warning below 20. If a deletion gives nan, both ends are nan; if one gives +∞ (−∞),
+    `statistic(keep)`, keep bool [row], gives θ on the kept rows before the transform; the result has its unit. Prompts
+    of unequal size count by their effective number 1/Σ share²: t has one degree of freedom less than that. No interval
+    (nan) below 10 effective prompts, a warning below 20. If a deletion gives nan, both ends are nan; if one gives +∞ (−∞),
     the upper (lower) end is ±∞ and the other nan: none is dropped. A median is not smooth (88–92 % even without
     pairs): use `median`; `correct_pairs=False` gives the plain V to other statistics that step. Raises `ResultError`
     for a level outside (0, 1) or an unknown transform. Source: Aronow, Samii & Assenova 2015; the maximum is ours.
     """
     p = read_clusters(clusters, n_rows, level)
     theta = statistic(np.ones(n_rows, dtype=bool)) if n_rows else np.nan
-    n_prompts = p.n_prompts if p.n_prompts >= MIN_PROMPTS else 0
+    n_prompts = p.n_prompts if p.n_effective >= MIN_PROMPTS else 0
     by_prompt = [statistic((p.first != g) & (p.second != g)) for g in range(n_prompts)]
     by_pair = [statistic(p.unit != d) for d in range(p.n_pairs if n_prompts and correct_pairs else 0)]
     return estimate_from_deletions(
@@ -161,7 +176,7 @@ def jackknife_covariance(
     V − V_pair is the larger on every axis.
 
     `statistic(keep)`, keep bool [row], gives θ on the kept rows. Covariance and degrees of freedom are nan below
-    G = 10 and where a deletion gives a value that is not finite; a warning below 20. Raises `ResultError` when θ is no
+    10 effective prompts and where a deletion gives a value that is not finite; a warning below 20. Raises `ResultError` when θ is no
     vector or changes its length. Source: ours, after Aronow, Samii & Assenova 2015.
     """
     p = read_clusters(clusters, n_rows, 0.95)
@@ -175,7 +190,7 @@ def jackknife_covariance(
 
     theta = np.zeros(0)
     theta = at(np.ones(n_rows, dtype=bool))
-    if p.n_prompts < MIN_PROMPTS:
+    if p.n_effective < MIN_PROMPTS:
         return theta, np.full((len(theta),) * 2, np.nan), np.nan
     by_prompt = [at((p.first != g) & (p.second != g)) for g in range(p.n_prompts)]
     by_pair = [at(p.unit != d) for d in range(p.n_pairs)]
@@ -183,31 +198,38 @@ def jackknife_covariance(
     return theta, covariance, degrees_of_freedom(p) if np.isfinite(covariance).all() else np.nan
 
 
-def from_deletions(theta: float, by_prompt: Float[ndarray, "prompt"], n_rows: int, *, level: float = 0.95,
-                   transform: Transform = None) -> Estimate:  # fmt: skip
+def from_deletions(theta: float, by_prompt: Float[ndarray, "prompt"], sizes: Num[ndarray, "prompt"], *,
+                   level: float = 0.95, transform: Transform = None) -> Estimate:  # fmt: skip
     """`jackknife` for a statistic whose values without each prompt are there already (rows of one prompt each).
 
-    theta: on all `n_rows` rows. by_prompt: without each prompt; an entry that is not finite leaves no interval, as there.
+    theta: on all rows. by_prompt: without each prompt; an entry that is not finite leaves no interval, as there.
+    sizes: rows of each prompt.
     """
     if not 0 < level < 1:
         raise ResultError(f"level {level}; expected a probability between 0 and 1, such as .95")
     by_prompt, n = np.asarray(by_prompt, dtype=float), len(by_prompt)
-    if MIN_PROMPTS <= n < FEW_PROMPTS:
-        warnings.warn(f"an interval from {n} prompts; give {FEW_PROMPTS} or more", stacklevel=2)
-    none = np.zeros(n_rows, dtype=int)
+    if len(sizes) != n:
+        raise ResultError(f"sizes of {len(sizes)} prompts for deletions of {n}; expected one for each")
+    none, effective = np.zeros(int(np.sum(sizes)), dtype=int), effective_number(sizes)
+    warn_if_few(effective, stacklevel=2)
     return estimate_from_deletions(
-        theta, by_prompt, np.zeros(0), PromptClusters(none, none - 1, none, n, 0, n), level, transform
+        theta, by_prompt, np.zeros(0), PromptClusters(none, none - 1, none, n, 0, n, effective), level, transform
     )
 
 
-def covariance_from_deletions(by_prompt: Float[ndarray, "prompt k"]) -> tuple[Float[ndarray, "k k"], float]:
-    """The covariance and degrees of freedom of `jackknife_covariance` from the values without each prompt."""
-    by_prompt = np.asarray(by_prompt, dtype=float)
-    n, k = by_prompt.shape
-    if n < MIN_PROMPTS:
+def covariance_from_deletions(
+    by_prompt: Float[ndarray, "prompt k"], sizes: Num[ndarray, "prompt"]
+) -> tuple[Float[ndarray, "k k"], float]:
+    """The covariance and degrees of freedom of `jackknife_covariance` from the values without each prompt.
+
+    sizes: rows of each prompt.
+    """
+    by_prompt, effective = np.asarray(by_prompt, dtype=float), effective_number(sizes)
+    k = by_prompt.shape[1]
+    if effective < MIN_PROMPTS:
         return np.full((k, k), np.nan), np.nan
     covariance = covariance_of_deletions(by_prompt, np.zeros((0, k)))
-    return covariance, float(n - 1) if np.isfinite(covariance).all() else np.nan
+    return covariance, effective - 1 if np.isfinite(covariance).all() else np.nan
 
 
 def p_value(estimate: Estimate, null: float, transform: Transform = None) -> float:

@@ -139,4 +139,4 @@ def auc(score: Float[ndarray, "text"], y: Bool[ndarray, "text"], group: Int[ndar
     gone = own.T @ higher.sum(1) + others.T @ higher.sum(0) - ((own.T @ higher) * others.T).sum(1)
     with np.errstate(all="ignore"):
         without = (higher.sum() - gone) / ((len(own) - own.sum(0)) * (len(others) - others.sum(0)))
-    return from_deletions(float(higher.mean()), without, len(score))
+    return from_deletions(float(higher.mean()), without, member.sum(0))

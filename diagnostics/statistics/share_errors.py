@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate
+from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, effective_number
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(20)
 
@@ -53,12 +53,17 @@ def linear(
 ) -> Estimate:  # fmt: skip
     """Σ contrast·indicator with its interval; units whose contrast is 0 do not enter."""
     used = present[:, contrast != 0]
-    n_rows, n_prompts = int(used.sum()), int((used.sum(axis=1) > 0).sum())
-    if n_prompts < MIN_PROMPTS:
-        return Estimate(value, np.nan, np.nan, np.nan, n_rows, n_prompts)
+    n_rows, n_prompts, effective = (
+        int(used.sum()),
+        int((used.sum(axis=1) > 0).sum()),
+        effective_number(used.sum(axis=1)),
+    )
+    if effective < MIN_PROMPTS:
+        return Estimate(value, np.nan, np.nan, np.nan, n_rows, n_prompts, n_effective=effective)
     se = float(np.sqrt(max(contrast @ covariance @ contrast, 0.0)))
-    half = float(stats.t.ppf(0.975, n_prompts - 1)) * se
-    return Estimate(value, value - half, value + half, se, n_rows, n_prompts, df=float(n_prompts - 1))
+    half = float(stats.t.ppf(0.975, effective - 1)) * se
+    ends = (value - half, value + half, se)
+    return Estimate(value, *ends, n_rows, n_prompts, df=effective - 1, n_effective=effective)
 
 
 def clopper_pearson(k: int, n: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from numpy import ndarray
 
 from diagnostics.statistics.estimate import CensoredMedian, Estimate, FiellerInterval
 from diagnostics.statistics.jackknife import from_deletions
+from diagnostics.statistics.measures import mean_alone, median, median_ratio
 
 TRAINED = "trained"
 """In the column `model`: the model itself, beside `random 0` … for randomly initialised ones."""
@@ -50,7 +51,8 @@ def totals(frame: pd.DataFrame, keys: Any, columns: Sequence[str]) -> pd.DataFra
 def with_ends(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line's estimates as columns: `x`, `x_low`, `x_high`.
 
-    `x_bound` is True where x is only a lower bound; `x_kind`: of a `FiellerInterval`. Everything else stays as it is.
+    `x_bound` is True where x is only a lower bound; `x_kind`: of a `FiellerInterval`. A mean without an interval has
+    `x_influence` in place of the ends. Everything else stays as it is.
     """
     found: dict[str, Any] = {}
     for name, value in line.items():
@@ -58,7 +60,10 @@ def with_ends(line: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, Estimate | FiellerInterval):
             found[name] = value
             continue
-        found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        if isinstance(value, Estimate) and np.isfinite(value.influence):
+            found |= {name: value.value, f"{name}_influence": value.influence}
+        else:
+            found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         if isinstance(value, FiellerInterval):
             found[f"{name}_kind"] = value.kind
         elif value.bound:
@@ -71,15 +76,32 @@ def from_sums(
 ) -> Estimate:
     """A function of sums of columns over all lines, with its delete-one-prompt jackknife interval."""
     by_prompt = totals(table, "target_prompt", columns).to_numpy(float)
+    sizes = table.groupby("target_prompt", sort=True).size().to_numpy()
     whole = by_prompt.sum(0)
     with np.errstate(all="ignore"):
         theta, left = float(statistic(*whole)), statistic(*(whole - by_prompt).T)
-    return from_deletions(theta, np.asarray(left, dtype=float), len(table), transform=transform)
+    return from_deletions(theta, np.asarray(left, dtype=float), sizes, transform=transform)
 
 
 def mean_of(table: pd.DataFrame, column: str, transform: Any = None) -> Estimate:
-    """The mean of a column, with its delete-one-prompt jackknife interval."""
+    """The mean of a column without a long tail, with its delete-one-prompt jackknife interval."""
     return from_sums(table.assign(one=1.0), [column, "one"], lambda a, n: a / n, transform)
+
+
+def median_of(table: pd.DataFrame, column: str) -> Estimate:
+    """The median of a column, with its interval over prompts."""
+    return median(table[column].to_numpy(float), table["target_prompt"].to_numpy(int))
+
+
+def median_ratio_of(table: pd.DataFrame, top: str, bottom: str) -> Estimate:
+    """The median over lines of the ratio of two columns ≥ 0, with its interval over prompts; lines with 0/0 are left out."""
+    above, below = (table[name].to_numpy(float) for name in (top, bottom))
+    return median_ratio(above, below, 0.0, table["target_prompt"].to_numpy(int))
+
+
+def mean_alone_of(table: pd.DataFrame, column: str) -> Estimate:
+    """The mean of a column of KLs, without an interval."""
+    return mean_alone(table[column].to_numpy(float), table["target_prompt"].to_numpy(int))
 
 
 def columns_of(estimates: Sequence[Estimate]) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ group; leaving a prompt out is then a subtraction, and hundreds of groups × hun
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy import ndarray
 from scipy import stats
 
 from diagnostics import statistics
-from diagnostics.statistics.estimate import Estimate, FiellerInterval, Transform
+from diagnostics.statistics.estimate import Estimate, FiellerInterval, Transform, effective_number
 from interventions.errors import ResultError
 
 _CONSTANT = 1e-12  # a variance below this share of the column's own is one of 0
@@ -25,9 +25,9 @@ class EachGroup(NamedTuple):
 
     value: Float[ndarray, "group"]
     se: Float[ndarray, "group"]
-    """nan below 10 prompts, and where a deletion leaves the statistic undefined"""
+    """nan below 10 effective prompts, and where a deletion leaves the statistic undefined"""
     df: Float[ndarray, "group"]
-    """prompts of the group less one"""
+    """effective prompts of the group less one"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ class GroupSums:
     def n_prompts(self) -> int:
         return len(self.present)
 
+    @property
+    def sizes(self) -> Int[ndarray, "prompt"]:
+        """Rows of each prompt."""
+        return self.present.sum(axis=1)
+
     def _at(self, *names: str) -> list[int]:
         return [self.names.index(name) for name in names]
 
@@ -140,11 +145,11 @@ class GroupSums:
 
     def estimate(self, values: Float[ndarray, "deletion"], transform: Transform = None) -> Estimate:
         """A statistic of all groups, its value at every deletion given, with its jackknife interval."""
-        return statistics.from_deletions(float(values[0]), values[1:], self.n_rows, transform=transform)
+        return statistics.from_deletions(float(values[0]), values[1:], self.sizes, transform=transform)
 
     def ratio(self, numerator: Float[ndarray, "deletion"], denominator: Float[ndarray, "deletion"]) -> FiellerInterval:
         """Numerator ÷ denominator with Fieller's interval from their joint jackknife."""
-        return ratio_from_deletions(numerator, denominator, self.n_rows)
+        return ratio_from_deletions(numerator, denominator, self.sizes)
 
     def each(self, values: Float[ndarray, "deletion group"]) -> EachGroup:
         """A statistic of each group, by the jackknife over the prompts that the group has rows of."""
@@ -155,19 +160,25 @@ class GroupSums:
             centre = left.sum(axis=0) / count
             square = np.where(here, (values[1:] - centre) ** 2, 0.0).sum(axis=0)
             se = np.sqrt(square * (count - 1) / count)
-        se = np.where((count >= statistics.MIN_PROMPTS) & np.isfinite(values[0]), se, np.nan)
-        return EachGroup(values[0], se, count - 1.0)
+        effective = np.array([effective_number(rows) for rows in self.present.T])
+        se = np.where((effective >= statistics.MIN_PROMPTS) & np.isfinite(values[0]), se, np.nan)
+        return EachGroup(values[0], se, effective - 1.0)
 
 
 def ratio_from_deletions(
-    numerator: Float[ndarray, "deletion"], denominator: Float[ndarray, "deletion"], n_rows: int, level: float = 0.95
+    numerator: Float[ndarray, "deletion"],
+    denominator: Float[ndarray, "deletion"],
+    sizes: Int[ndarray, "prompt"],
+    level: float = 0.95,
 ) -> FiellerInterval:
-    """Numerator ÷ denominator, both given on all rows and without each prompt, with Fieller's interval (`statistics.fieller`)."""
+    """Numerator ÷ denominator, both given on all rows and without each prompt, with Fieller's interval (`statistics.fieller`).
+
+    sizes: rows of each prompt.
+    """
 
     both = np.column_stack([numerator, denominator])
-    covariance, df = statistics.covariance_from_deletions(both[1:])
+    covariance, df = statistics.covariance_from_deletions(both[1:], sizes)
     t = float(stats.t.ppf((1 + level) / 2, df)) if np.isfinite(df) else 1.0
     parts = (float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1]))
-    return statistics.fieller_from(
-        float(both[0, 0]), float(both[0, 1]), *parts, t, n_rows=n_rows, n_prompts=len(both) - 1
-    )
+    found = statistics.fieller_from(float(both[0, 0]), float(both[0, 1]), *parts, t)
+    return replace(found, n_rows=int(sizes.sum()), n_prompts=len(sizes), n_effective=effective_number(sizes))

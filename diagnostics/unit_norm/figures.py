@@ -13,10 +13,10 @@ from diagnostics.figures.looks import EDIT_COLOURS, EDIT_MARKERS, UNTRAINED, sty
 
 
 def plot_unit_norm(groups: Groups, nulls: Sequence[Groups], provenance: Mapping[str, Any]) -> Figure:
-    """Mean KL by depth of forcing norm 1, and of a rotation by the same distance: one token alone (left), all tokens (right).
+    """Median KL by depth of forcing norm 1, and of a rotation by the same distance: one token alone (left), all tokens (right).
 
-    groups: of the trained model; nulls: the same of each randomly initialised model, in grey. Bars are 95 % delete-one-prompt jackknife
-    intervals.
+    groups: of the trained model; nulls: the same of each randomly initialised model, in grey. Bars are 95 % intervals
+    over prompts.
     """
     depth = Depth(sorted({g["layer"] for g in groups}))
     with styled():
@@ -36,7 +36,7 @@ def plot_unit_norm(groups: Groups, nulls: Sequence[Groups], provenance: Mapping[
             ax.set_yscale("log")
             ax.set_title(title)
             depth.label(ax)
-        axes[0].set_ylabel("mean KL(clean ‖ intervened), nats")
+        axes[0].set_ylabel("median KL(clean ‖ intervened), nats")
         legend_above(figure, axes[0], 2)
         words = f"{max(g['n_tokens'] for g in groups)} tokens {patched(provenance)}. {BARS}{null_models(provenance)}"
         write_caption(figure, caption(provenance, words))

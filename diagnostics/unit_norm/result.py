@@ -27,12 +27,12 @@ class UnitNorm(Result):
     DEPTH: ClassVar[Mapping[str, DepthPlan]] = PLANS
     NULL_MODELS: ClassVar[bool] = True
     NOTE: ClassVar[str] = (
-        "Mean KL in nats, 95 % jackknife intervals; rotation: by the same distance, norm kept; everywhere: all tokens at once."
+        "Median KL in nats, 95 % intervals over prompts; rotation: by the same distance, norm kept; everywhere: all tokens at once."
     )
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
-        """Mean KL (nats) of each model × layer × edit, and of unit_norm over rotation, with jackknife intervals."""
+        """Median KL (nats) of each model × layer × edit, and of unit_norm over rotation, with intervals over prompts; means without."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # few prompts: n_prompts stands beside each interval
             return [group_statistics(key, rows) for key, rows in self.frame.groupby(["model", "layer"], sort=False)]

@@ -1,4 +1,4 @@
-"""Statistics of the unit-norm experiment: mean KL of each edit by layer, and ratios to the rotation."""
+"""Statistics of the unit-norm experiment: median KL of each edit by layer, and ratios to the rotation."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from diagnostics.unit_norm.design import ALONE, TOGETHER
 
 def first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[Headline]:
     for g in middle(groups):
-        for name in (name for name in g if " ÷ " in name):
+        for name in (name for name in g if " ÷ " in name and "mean" not in name):
             known = null_range([n[name] for n in nulls if n["layer"] == g["layer"]])
             against = f"1: no more than turning as far; {known}".strip("; ")
-            yield Headline(f"KL of {name.replace('_', ' ')}, block {g['layer']}", str(g[name]), against)
+            yield Headline(f"median ratio of KLs, {name.replace('_', ' ')}, block {g['layer']}", str(g[name]), against)
 
 
 def group_statistics(key: Any, rows: pd.DataFrame) -> dict[str, Any]:
@@ -28,9 +28,13 @@ def group_statistics(key: Any, rows: pd.DataFrame) -> dict[str, Any]:
     for edit in (*ALONE[1:], *TOGETHER):
         there = kl.get(edit, pd.Series(np.nan, kl.index)).notna().to_numpy()
         values = kl[edit].to_numpy()[there] if there.any() else np.zeros(0)
-        group[edit] = statistics.mean(values, own[there], transform="log" if values.sum() > 0 else None)
+        group[edit], group[f"mean {edit}"] = (
+            statistics.median(values, own[there]),
+            statistics.mean_alone(values, own[there]),
+        )
     for one, other in (ALONE[1:], TOGETHER):
         both = kl.reindex(columns=[one, other]).notna().all(axis=1).to_numpy()
         a, b = kl.reindex(columns=[one, other]).to_numpy()[both].T
-        group[f"{one} ÷ {other}"] = statistics.ratio_of_means(a, b, floor, own[both])
+        group[f"{one} ÷ {other}"] = statistics.median_ratio(a, b, floor, own[both])
+        group[f"mean {one} ÷ mean {other}"] = statistics.ratio_of_means(a, b, floor, own[both])
     return group

@@ -205,7 +205,8 @@ def _mean(
     known = np.isfinite(r).all(axis=0)
     used = present[:, known]
     values = r[:, known] @ weight[known] / weight[known].sum() if known.any() else np.full(len(r), np.nan)
-    return statistics.from_deletions(float(values[0]), values[1:][used.sum(axis=1) > 0], int(used.sum()))
+    sizes = used.sum(axis=1)
+    return statistics.from_deletions(float(values[0]), values[1:][sizes > 0], sizes[sizes > 0])
 
 
 def win_rates(

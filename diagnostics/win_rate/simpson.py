@@ -358,20 +358,19 @@ def _win_rates(
         rate = (np.nan_to_num(wins) @ weight.T) / (np.isfinite(wins) @ weight.T)  # [deletion, kind]
         simulated = _simulated(fit, scored, draws, seed, signed).T @ (weight / weight.sum(axis=1, keepdims=True)).T
     there = 1 + np.flatnonzero(chosen[1:].any(axis=1))
-    here = np.hstack([whole.present, parts.present]) @ (kind == np.arange(5)[:, None]).T > 0
-    n_rows = [len(kl), *np.bincount(quartile, minlength=4).tolist()]
-    found = [_win_rate(rate[:, k], simulated[:, k], here[:, k], n_rows[k], int(chosen[k].sum())) for k in range(5)]
+    sizes = np.hstack([whole.present, parts.present]) @ (kind == np.arange(5)[:, None]).T
+    found = [_win_rate(rate[:, k], simulated[:, k], sizes[:, k], int(chosen[k].sum())) for k in range(5)]
     fall, expected = (
         r[:, 0] - (r[:, there].mean(axis=1) if len(there) else np.full(len(r), np.nan)) for r in (rate, simulated)
     )
-    return found[0], tuple(found[1:]), _win_rate(fall, expected, here[:, 0], len(kl), found[0].n_latents)
+    return found[0], tuple(found[1:]), _win_rate(fall, expected, sizes[:, 0], found[0].n_latents)
 
 
 def _win_rate(
-    rate: Float[ndarray, "deletion"], simulated: Float[ndarray, "draw"], here: ndarray, n_rows: int, n_latents: int
+    rate: Float[ndarray, "deletion"], simulated: Float[ndarray, "draw"], sizes: ndarray, n_latents: int
 ) -> BandedWinRate:
-    """`here`: the prompts that have rows."""
-    observed = statistics.from_deletions(float(rate[0]), rate[1:][here], n_rows)
+    """sizes: rows of each prompt."""
+    observed = statistics.from_deletions(float(rate[0]), rate[1:][sizes > 0], sizes[sizes > 0])
     low, high = (float(end) for end in np.percentile(simulated, [2.5, 97.5]))
     known = bool(np.isfinite([observed.value, low, high]).all())
     return BandedWinRate(observed, low, high, low - 1e-9 <= observed.value <= high + 1e-9 if known else None, n_latents)
