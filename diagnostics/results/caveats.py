@@ -116,20 +116,21 @@ def _few_prompts(result: HasCaveats) -> Iterator[str]:
     if few:
         none = sum(n < MIN_PROMPTS for n in few)
         yield (
-            f"{len(few):,} of {len(counts):,} estimates are from fewer than {FEW_PROMPTS} prompts (the least: {min(few)}): their "
-            f"intervals are too narrow{f', and {none:,} from fewer than {MIN_PROMPTS} have none' if none else ''}"
+            f"{len(few):,} of {len(counts):,} estimates are from fewer than {FEW_PROMPTS} effective prompts (the least: {min(few):.3g}): "
+            f"their intervals are too narrow{f', and {none:,} from fewer than {MIN_PROMPTS} have none' if none else ''}"
         )
 
 
-def _prompts(value: Any) -> Iterator[int]:
-    """Prompts behind each estimate, anywhere in a summary."""
+def _prompts(value: Any) -> Iterator[float]:
+    """Effective prompts behind each estimate, anywhere in a summary; their number where those are not known."""
     if hasattr(value, "n_prompts"):
-        yield int(value.n_prompts)
+        yield value.n_prompts if np.isnan(value.n_effective) else value.n_effective
     elif hasattr(value, "estimate"):
         yield from _prompts(value.estimate)
     elif isinstance(value, Mapping):
         if "n_prompts" in value and "se" in value:
-            yield int(value["n_prompts"])
+            effective = value.get("n_effective")  # None: nan as JSON
+            yield value["n_prompts"] if effective is None or np.isnan(effective) else effective
         else:
             for inner in value.values():
                 yield from _prompts(inner)
