@@ -89,7 +89,7 @@ def test_where_neither_score_predicts_a_is_not_identified_and_both_hypotheses_ho
     """β_c = β_n = 0: any a is covered at the nominal rate."""
     # Not asked for here, and most of the time.
     nothing = share_below(np.zeros(0), np.zeros(0), 0.0)
-    monkeypatch.setattr(norm_exponent, "poisson_slopes", lambda *_: np.full((1, 2), np.nan))
+    monkeypatch.setattr(norm_exponent, "poisson_slopes", lambda *_: np.full((21, 2), np.nan))
     monkeypatch.setattr(norm_exponent, "_half", lambda *_: (nothing, 0, 0))
     rng, n = np.random.default_rng(120), 60 * MANY
     found = [observational(table(rng, 0.0, 0.0, prompts=20), 0.0, covariates=False) for _ in range(n)]
