@@ -81,8 +81,9 @@ def with_ends(line: Mapping[str, Any]) -> dict[str, Any]:
             found[f"{name}_kind"] = value.kind
         elif value.bound:
             found[f"{name}_bound"] = True
-    known = [n for n in effective if n > 0]  # 0: no row
-    return found | ({"n_effective": min(known, default=np.nan)} if effective else {})
+    if effective and "n_effective" not in found:
+        found["n_effective"] = min((n for n in effective if n > 0), default=np.nan)  # 0: no row
+    return found
 
 
 def from_sums(

@@ -241,6 +241,7 @@ def test_every_column_matches_a_computation_token_by_token(name, corpus, tokens)
         read = {kind: chosen(some, np.isfinite(some[kind])) for kind in ("kl", "ce")}
         found = line(result(), sae=name, corpus=corpus, tokens=tokens, quartile=quartile)
         assert (found.n_tokens, found.n_prompts) == (len(some["norm"]), len(np.unique(some["prompt"])))
+        assert found.n_effective == pytest.approx(effective(np.unique(some["prompt"], return_counts=True)[1]))
         assert found.n_tokens > 10
         for kind, part in read.items():
             counts = len(part["norm"]), len(np.unique(part["prompt"]))
@@ -550,8 +551,10 @@ def test_one_line_for_each_sae_corpus_tokens_and_quartile():
     for group in result().select(quartile="Q2", tokens=ALL, sae="bypass"):
         row = line(result(), sae="bypass", corpus=group["corpus"], tokens=ALL, quartile="Q2")
         assert (group["fve"].value, group["fve"].n_rows) == (row.fve, row.n_tokens)
-        assert (group["fve"].low, group["ce_score"].high) == pytest.approx((row.fve_low, row.ce_score_high), nan_ok=True)
-        assert group["ce_score"].n_prompts == row.n_ce_prompts
+        assert (group["fve"].low, group["ce_score"].high) == pytest.approx(
+            (row.fve_low, row.ce_score_high), nan_ok=True
+        )
+        assert (group["ce_score"].n_prompts, group["ce_score"].n_effective) == (row.n_ce_prompts, row.n_ce_effective)
     table = result().table()
     for word in (*SAES, "first", "second", "KL score", "bimodality", "1.mlp_out"):
         assert word in table
