@@ -16,6 +16,7 @@ from diagnostics.figures.axes import (
     null_models,
     panels,
     patched,
+    plain_ticks,
     points,
     write_caption,
 )
@@ -169,6 +170,7 @@ def plot_dose_depth(
         right.set_title(f"carried straight to the unembedding, dose {dose:g}")
         for ax in (left, right):
             ax.set_yscale("log")
+            plain_ticks(ax.yaxis)
             ax.axhline(1, color=REFERENCE, lw=0.8)
             depth.label(ax)
         legend_above(figure, left, 3)

@@ -111,7 +111,7 @@ def _floor_said(floor: float, below: int, rows: int, whose: str = "") -> str:
 
 def _few_prompts(result: HasCaveats) -> Iterator[str]:
     """How many estimates are from few prompts."""
-    counts = list(_prompts(result.counted_in()))
+    counts = [n for n in _prompts(result.counted_in()) if n]  # 0: no row, and no value
     few = [n for n in counts if n < FEW_PROMPTS]
     if few:
         none = sum(n < MIN_PROMPTS for n in few)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import pandas as pd
+
 from diagnostics.figures.by_depth import DepthPlan
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
@@ -41,6 +43,10 @@ class UnitNorm(Result):
     def defaults(self) -> dict[str, Any]:
         """The model itself."""
         return {"model": TRAINED}
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Medians; the means stand in `summary()`."""
+        return {"": pd.DataFrame(self.groups).drop(columns=[c for c in self.groups[0] if c.startswith("mean ")])}
 
     def headlines(self) -> Iterable[Headline]:
         """At the middle block, beside randomly initialised models."""

@@ -11,7 +11,9 @@ from matplotlib.colors import to_hex
 from diagnostics.dose.result import DoseResponse
 from diagnostics.dose.run import dose_response
 from diagnostics.figures.axes import CAP
+from diagnostics.figures.axes import points as draw_points
 from diagnostics.figures.looks import EDIT_LABELS, UNTRAINED
+from diagnostics.statistics.estimate import Estimate
 from diagnostics.unit_norm.result import UnitNorm
 from diagnostics.unit_norm.run import unit_norm_sweep
 from interventions import ResultError
@@ -80,7 +82,7 @@ def drawn_doses(depth=False):
 def check_points(found: np.ndarray, estimates: list) -> None:
     some = [e for e in estimates if not e.bound and 0 < e.value <= CAP]
     np.testing.assert_allclose(found[:, 1], [e.value for e in some], rtol=1e-9)
-    ends = [[end if np.isfinite(end) else e.value for end in (e.low, e.high)] for e in some]  # the rest: `open_bars`
+    ends = [[end if np.isfinite(end) else e.value for end in (e.low, e.high)] for e in some]
     np.testing.assert_allclose(found[:, 2:], np.reshape(ends, (-1, 2)), rtol=1e-9)
 
 
@@ -108,6 +110,18 @@ def check_inside(figure, lowest: float = 0.0) -> None:
 
 def greys(ax) -> list:
     return [line for line in ax.lines if to_hex(line.get_color()) == to_hex(UNTRAINED)]
+
+
+def test_an_interval_without_an_upper_end_runs_to_the_edge_and_leaves_the_limits():
+    _, panels = plt.subplots(1, 2)
+    for ax, high in zip(panels, (np.inf, 2.0), strict=True):
+        estimates = [Estimate(1.0, 0.5, end, 0.1, 30, 30) for end in (2.0, high)]
+        draw_points(ax, np.array([0.0, 1.0]), estimates, "C0", "some", "o")
+        ax.set_yscale("log")
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    bars = [[c.get_segments() for c in ax.collections if c not in ax.containers[0].lines[2]] for ax in panels]
+    ((segment,),) = bars[0]
+    assert segment[0].tolist() == [1.0, 1.0] and segment[1][0] == 1 and segment[1][1] > CAP and bars[1] == [[]]
 
 
 # KL against dose
