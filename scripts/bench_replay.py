@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-
 from transformers import DynamicCache
 
 from diagnostics.commands import command
@@ -250,7 +249,8 @@ class _CachedKeys:
         self.name = cache_name(model.base) or "cache"
         cache = DynamicCache()
         model.base(input_ids=tokens, use_cache=True, **{self.name: cache})
-        self.keys = [(layer.keys, layer.values) for layer in cache.layers]
+        layers: Any = cache.layers
+        self.keys: list[tuple[torch.Tensor, torch.Tensor]] = [(layer.keys, layer.values) for layer in layers]
 
     @torch.no_grad()
     def logits(self, prompt: torch.Tensor, position: torch.Tensor, vectors: torch.Tensor) -> list[torch.Tensor]:
@@ -261,7 +261,9 @@ class _CachedKeys:
             at = position[rows].to(self.tokens.device)
             cache = DynamicCache()
             for layer, (k, v) in enumerate(self.keys):
-                cache.update(*(x[i : i + 1].expand(len(rows), -1, -1, -1) for x in (k, v)), layer)
+                cache.update(
+                    k[i : i + 1].expand(len(rows), -1, -1, -1), v[i : i + 1].expand(len(rows), -1, -1, -1), layer
+                )
             n = self.tokens.shape[1]
             seen = torch.arange(n + 1, device=at.device) < at[:, None]
             seen[:, n] = True  # its own key, which is appended

@@ -262,7 +262,7 @@ def by_spread(found: dict[tuple[str, Cell], Covered], names: list[str]) -> Itera
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--replications", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="the Markdown file")
