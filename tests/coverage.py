@@ -2,7 +2,7 @@
 
 Rows of two edits, KLs log-normal: logarithms with standard deviations (s, t) from {.5, 1, 2, 3}², a correlation of .1, .3 or .6
 within a prompt, 20, 40 or 100 prompts of equal size, of Zipf sizes (the i-th prompt has a share ~ 1/i) or one with half of the rows.
-`--write docs/coverage.md` writes the tables that `docs/statistics.md` includes. An interval serves a headline where in no cell the
+`--write docs/statistics_coverage.md` writes the page of tables that `docs/statistics.md` refers to. An interval serves a headline where in no cell the
 99 % Monte Carlo interval of its coverage lies wholly below 92 %, nor that of its misses on one side wholly above twice those on the
 other. Cells with fewer than 10 effective prompts must give no interval.
 """
@@ -243,6 +243,17 @@ def lines(found: dict[tuple[str, Cell], Covered], how: str) -> Iterator[str]:
         )
 
 
+TITLE = """# Coverage of the intervals
+
+*How often nominal 95 % intervals hold the truth, at the tails that effects on a model have.*
+
+Rows of two edits, log-normal: standard deviations of the logarithms from {{.5, 1, 2, 3}}² (in the demo those of a norm patch and of its
+rotation are 2.5 to 3.5, of a direction patch .5 to 1.1), a correlation of .1, .3 or .6 within a prompt, 20, 40 or 100 prompts of equal
+size, of Zipf sizes, or one with half of the rows; six rows a prompt on average. Pairs: each row has two prompts, both with effects. A cell
+fails where the 99 % Monte Carlo interval of its coverage lies wholly below 92 %, or that of its misses is wholly more one-sided than
+2 : 1. Cells with fewer than 10 effective prompts (20 prompts of Zipf sizes, one prompt with half of the rows) have no interval.
+{replications:,} replications a cell, seed {seed}: `python -m tests.coverage --write docs/statistics_coverage.md`.
+"""
 HEAD = """| statistic | rows of | cells | cells without an interval | coverage | misses in the most one-sided cell: above, below the truth | cells that fail |
 |---|---|---|---|---|---|---|"""
 
@@ -277,7 +288,7 @@ def main() -> None:
         args.seed,
         {"ratio of means, double bootstrap": (double_bootstrap, OF_MEANS)},
     )
-    text += [f"{args.replications:,} replications a cell, seed {args.seed}.", "", HEAD]
+    text += [TITLE.format(replications=args.replications, seed=args.seed), HEAD]
     for found, how in (
         (one, "one prompt"),
         (two, "two prompts"),
