@@ -26,7 +26,7 @@ def plot_atlas(frame: pd.DataFrame, groups: Sequence[Mapping[str, Any]], provena
 
     frame: a row for each (token, latent) that was subtracted; groups: statistics by SAE. Above: medians and quartiles in 20 bins of equal
     numbers of rows: KL as the Fisher form predicts it, and the absolute drop of log p of the most likely token as the gradient predicts it;
-    grey: y = x. Below: bars are 95 % delete-one-prompt jackknife intervals. Raises `ResultError` without groups.
+    grey: y = x. Below: bars are 95 % intervals over prompts. Raises `ResultError` without groups.
     """
     if not groups:
         raise ResultError("no rows in this atlas, so there is nothing to draw")

@@ -196,8 +196,8 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
 
 NOTE = (
     f"ρ: Spearman's with KL among a token's latents; recall: of its {FIRST} largest effects among its {FIRST} largest scores (tokens with {2 * FIRST} "
-    f"active latents or more); captured:\nKL of the {FIRST} best by score over that of the {FIRST} best by effect; missed: rows with KL in the top tenth whose score is below the median. "
-    "Brackets: 95 %\ndelete-one-prompt jackknife. All scores on the same tokens, those drawn for paths. Floor: 99th percentile of KL of identity edits, nats."
+    f"active latents or more); captured:\nKL of the {FIRST} best by score over that of the {FIRST} best by effect, mean over tokens; missed: rows with KL in the top tenth whose score is below the median. "
+    "Brackets: 95 % intervals\nover prompts. All scores on the same tokens, those drawn for paths. Floor: 99th percentile of KL of identity edits, nats."
 )
 
 

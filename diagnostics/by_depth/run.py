@@ -33,7 +33,7 @@ class DepthFigure:
     """name of its files"""
     plan: DepthPlan
     table: pd.DataFrame
-    """a line a point: setting, row and panel, series, role, network, run and its label, layer, depth l/(L − 1), value, low, high, n, n_prompts;
+    """a line a point: setting, row and panel, series, role, network, run and its label, layer, depth l/(L − 1), value, low, high, n, n_prompts, n_effective;
     state: `value`, `lower bound`, `no effect` (within 10 noise floors), `not identified`, `undefined`; the last two are not drawn"""
     runs: Runs
     """provenance of each run drawn"""
@@ -193,6 +193,7 @@ def _lines(plan: DepthPlan, points: list[DepthPoint], p: Mapping[str, Any]) -> l
             "series": m.series, "role": m.role, "network": m.network, "point": m.point, "layer": m.layer, "n_layers": blocks,
             "depth": m.layer / max(blocks - 1, 1), "value": m.estimate.value, "low": m.estimate.low, "high": m.estimate.high,
             "state": _state(m, plan.panels[m.panel].lowest), "n": m.estimate.n_rows, "n_prompts": m.estimate.n_prompts,
+            "n_effective": m.estimate.n_effective,
         }
         for m in points
     ]  # fmt: skip

@@ -78,7 +78,9 @@ def caption(plan: DepthPlan, table: pd.DataFrame, runs: Mapping[str, Mapping[str
     counts = f"n = {_range((sampled if len(sampled) else main)['n'])} {plan.unit}"
     every = {run: facts(p) for run, p in runs.items()}
     prompts = f"{_range(sampled['n_prompts'])} prompts" if len(sampled) else ""
+    uneven = sampled.loc[sampled["n_effective"] < 0.9 * sampled["n_prompts"], "n_effective"]
     counts += f" of {prompts}" if prompts and {f["prompts"] for f in every.values()} != {prompts} else ""
+    counts += f", effective prompts {uneven.min():.3g} or more" if len(uneven) else ""
     names = labels(runs) if len(runs) > 1 else {}
     first = next(iter(every.values()))
     contexts = {context for p in runs.values() for context in p.get("context", ())}
@@ -110,8 +112,9 @@ def _notes(plan: DepthPlan, table: pd.DataFrame) -> list[str]:
     if lost.any():
         said = "not identified" if (table["state"] == "not identified").any() else "undefined"
         found.append(f"Not drawn: {int(lost.sum())} of {len(table)} values ({said}).")
-    if (table["n_prompts"].between(1, 9) & table["low"].isna()).any():
-        found.append("Points without a bar: fewer than 10 prompts, no interval.")
+    effective = table["n_effective"].fillna(table["n_prompts"])
+    if (effective.between(0, 10, inclusive="neither") & table["low"].isna()).any():
+        found.append("Points without a bar: fewer than 10 effective prompts, no interval.")
     return found
 
 

@@ -1,8 +1,5 @@
 """Effects of removing a latent at single tokens, beside matched controls (placebos)."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +15,7 @@ from diagnostics.cards.corpus import LatentCorpus
 from diagnostics.running.notes import how_measured, noted
 from diagnostics.sampling.tokens import generator
 from diagnostics.statistics.estimate import Estimate
+from diagnostics.statistics.tables import few_prompts
 from interventions.edits import matched_placebo
 from interventions.effects import Effects, measure
 
@@ -173,11 +171,3 @@ def firing_shares(
     """Share of a latent's active tokens in each quartile 0 to 3, with jackknife intervals."""
     with few_prompts():
         return tuple(statistics.share(quartile[active] == q, prompt[active]) for q in range(4))
-
-
-@contextmanager
-def few_prompts() -> Iterator[None]:
-    """Suppress the warning of intervals from 10 to 19 prompts: a card states the number of prompts."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="an interval from .* prompts")
-        yield

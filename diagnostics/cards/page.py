@@ -56,7 +56,7 @@ def _values(card: CardContent) -> dict[str, Any]:
 def _tiles(card: CardContent) -> list[tuple[str, str, str]]:
     """Name, value and the line below it."""
     low, high = card.z_range
-    few = card.frequency.n_prompts < MIN_PROMPTS
+    few = card.frequency.n_effective < MIN_PROMPTS
     tiles = [
         ("fires on", percent(card.frequency.value), "too few prompts for an interval" if few else ends(card.frequency, True)),
         ("mean |z| where active", short(card.z_mean), "" if card.dead else f"from {short(low)} to {short(high)}"),

@@ -15,11 +15,12 @@ from diagnostics.cards.atlas_rows import Atlas, AtlasRows, atlas_rows
 from diagnostics.cards.choice import check_exist, chosen
 from diagnostics.cards.content import Histogram
 from diagnostics.cards.corpus import LatentCorpus
-from diagnostics.cards.effects import few_prompts, firing_shares, measured, summarised
+from diagnostics.cards.effects import firing_shares, measured, summarised
 from diagnostics.cards.examples import Example, choose, token_texts, tokens_shown, window
 from diagnostics.cards.neighbours import Neighbour, nearest
 from diagnostics.cards.result import LatentCard
 from diagnostics.sampling.tokens import hash_keys
+from diagnostics.statistics.tables import few_prompts
 from interventions.direct_logits import direct_logits, extremes, token_text
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap

@@ -44,6 +44,6 @@ def counted(n: int, what: str) -> str:
 def ends(e: Estimate, share: bool = False) -> str:
     """An interval, or why there is none."""
     if not math.isfinite(e.low) and not math.isfinite(e.high):
-        return f"no interval: {counted(e.n_prompts, 'prompt')}" if e.n_prompts < MIN_PROMPTS else "no interval"
+        return f"no interval: {e.n_effective:.3g} effective prompts" if e.n_effective < MIN_PROMPTS else "no interval"
     show = percent if share else short
     return f"[{show(e.low)}, {show(e.high) if math.isfinite(e.high) else '∞'}]"

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics.dictionary_comparison.discovery import discovery_split
 from diagnostics.dictionary_comparison.quartiles import Sample
+from diagnostics.statistics.tables import few_prompts
 from interventions.errors import ResultError
 from interventions.texts.prompts import Prompts, as_prompts
 from sae_models.active_latents import active_latents
@@ -92,6 +93,7 @@ def _too_few(labels: Sequence[str], groups: Sequence[str]) -> str | None:
     return f"class {name!r} has {counts[name]} {what}, and {FOLDS} folds need {FOLDS}" if counts[name] < FOLDS else None
 
 
+@few_prompts()
 def gap_lines(
     texts: LabelledTexts,
     dictionaries: Mapping[str, Dictionary],

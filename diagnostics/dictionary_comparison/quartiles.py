@@ -14,6 +14,7 @@ from diagnostics.dictionary_comparison.gradients import quartile_ratio
 from diagnostics.sampling.counted import Tokens
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.jackknife import from_deletions
+from diagnostics.statistics.tables import few_prompts
 from sae_models.active_latents import ActiveLatents
 
 QUARTILES = ("q1", "q2", "q3", "q4")
@@ -64,6 +65,7 @@ def without_each(
         yield [t - o for t, o in zip(total, own, strict=True)]
 
 
+@few_prompts()
 def quartile_shares(active: ActiveLatents, sample: Sample, members: Bool[ndarray, "latent"]) -> list[Estimate]:
     """Mean over some latents of the share of their firing in each quartile of ‖x‖, by delete-one-prompt jackknife.
 
@@ -82,6 +84,7 @@ def quartile_shares(active: ActiveLatents, sample: Sample, members: Bool[ndarray
     return [from_deletions(float(table[0, q]), table[1:, q], sizes) for q in range(4)]
 
 
+@few_prompts()
 def gradient_ratios(
     prompt: ndarray, cell: ndarray, values: ndarray, n: int, prompts: ndarray, at_least: int
 ) -> tuple[Float[ndarray, "latent"], Estimate]:

@@ -13,6 +13,7 @@ from numpy import ndarray
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.jackknife import jackknife
 from diagnostics.statistics.ranks import weighted_spearman
+from diagnostics.statistics.tables import few_prompts
 from sae_models.sae import SAE
 
 NOTE = (
@@ -103,6 +104,7 @@ def seed_lines(groups: Mapping[str, Sequence[str]], pairs: Sequence[dict[str, An
     return found
 
 
+@few_prompts()
 def alignment_lines(
     frame: pd.DataFrame, rows: pd.DataFrame, groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:

@@ -32,9 +32,9 @@ class DirectionNorm(Result):
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
-        """Statistics of each model × layer × point × context × pair set, with delete-one-prompt jackknife intervals.
+        """Statistics of each model × layer × point × context × pair set, with 95 % intervals over prompts.
 
-        Intervals from fewer than 20 prompts are too narrow; `n_prompts` says how many stand behind each.
+        Intervals from fewer than 20 effective prompts are too narrow; `n_effective` says how many stand behind each.
         """
         return summaries(self.frame, float(np.log(self.provenance["vocab"])))
 

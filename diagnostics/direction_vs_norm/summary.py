@@ -41,7 +41,7 @@ def summaries(frame: pd.DataFrame, log_vocab: float) -> list[dict[str, Any]]:
 
 
 def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict[str, Any]:
-    """Of the rows of one layer, context and pair set, with delete-one-prompt jackknife intervals.
+    """Of the rows of one layer, context and pair set, with 95 % intervals over prompts.
 
     Of each edit: KL (median; mean without an interval, its error at this noise floor), median of direct effect over total, JS, share of
     top-1 changes, dose ‖Δx‖/‖x‖. Ratios of `RATIOS` between the KLs of two edits of a pair: the median over pairs, and of means without an
@@ -100,6 +100,8 @@ def group_statistics(rows: pd.DataFrame, floor: float, log_vocab: float) -> dict
 def _short(value: Estimate | CensoredMedian) -> str:
     """Three digits. Above 10⁶ a ratio says only that its denominator is rounding error."""
     estimate = value.estimate if isinstance(value, CensoredMedian) else value
+    if np.isnan(estimate.value):  # no ratio: numerator and denominator lie within the floor in every row
+        return ""
     bound = estimate.bound or estimate.value > 1e6
     return f"≥ {min(estimate.value, 1e6):.3g}" if bound else f"{estimate.value:.3g}"
 
@@ -108,7 +110,8 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a group: median and mean KL (nats) and dose of each edit, ratios, each with the ends of its interval."""
     rows = []
     for group in groups:
-        row = {key: group[key] for key in ("model", "layer", "point", "context")} | {"pairs": group["n_pairs"]}
+        row = {key: group[key] for key in ("model", "layer", "point", "context")}
+        row |= {"pairs": group["n_pairs"], "prompts": group["n_prompts"]}
         for edit, values in group["edits"].items():
             row[f"kl_{edit}"], row[f"mean_kl_{edit}"] = values["median_kl"], values["mean_kl"]
             row[f"dose_{edit}"] = values["mean_dose"].value
@@ -132,6 +135,7 @@ def short_frame(groups: list[dict[str, Any]], nulls: dict[str, list[dict[str, An
             "context": g["context"].replace("_", "-"),
             "pairs": g["n_pairs"],
             "prompts": g["n_prompts"],
+            "eff. prompts": f"{edits['direction']['median_kl'].n_effective:.3g}",
             "KL direction": _short(edits["direction"]["median_kl"]),
             "KL norm": _short(edits["norm"]["median_kl"]),
             "dose dir.": _short(edits["direction"]["mean_dose"]),

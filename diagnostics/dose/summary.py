@@ -38,7 +38,7 @@ def placebo_names(direction: str) -> list[str]:
 
 
 def summaries(frame: pd.DataFrame, directions: list[str]) -> list[dict[str, Any]]:
-    """Of each model × layer × point × context × dose, with delete-one-prompt jackknife intervals.
+    """Of each model × layer × point × context × dose, with 95 % intervals over prompts.
 
     Of each edit: KL (median; mean without an interval, its error at this noise floor), JS, share of top-1 changes, median of direct effect
     over total. Ratios of the KLs of two edits of the same token at the same dose, `RATIOS` and each given direction over its placebos:

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -16,13 +17,15 @@ from diagnostics.statistics.estimate import Estimate
 
 CAP = 1e6
 """Larger ratios are drawn at the top as lower bounds: their denominator is rounding error."""
+_FAR = 1e12
+"""past the upper edge of any panel"""
 
 
 def points(
     ax: Axes, x: np.ndarray, estimates: list[Estimate], colour: str, label: str, marker: str, shift: float = 0.0, *,
     dash: Any = "-", log: bool = True, thin: bool = False,
 ) -> None:  # fmt: skip
-    """A line with intervals; a lower bound is an open marker with an arrow up.
+    """A line with intervals; a lower bound is an open marker with an arrow up, an interval without an upper end a bar to the panel's edge.
 
     log: the axis is logarithmic: values that are not above 0 are left out, those above `CAP` drawn there as bounds. thin: for controls.
     """
@@ -30,13 +33,16 @@ def points(
     value, low, high = (np.array([min(getattr(e, end), cap) for e in estimates]) for end in ("value", "low", "high"))
     bound = np.array([e.bound or e.value > cap for e in estimates], dtype=bool)
     shown = np.isfinite(value) & (value > floor)
-    bars = _lengths(value, low, high)
+    open_end = np.isinf([e.high for e in estimates])
+    bars = _lengths(value, low, np.where(open_end, value, high))
     solid, x = shown & ~bound, x + shift
     ax.plot(x[solid], value[solid], color=colour, lw=0.8 if thin else 1, ls=dash, alpha=0.6)
     ax.errorbar(
         x[solid], value[solid], bars[:, solid], color=colour, marker=marker, 
         ms=3 if thin else 4, lw=0, elinewidth=0.7 if thin else 1.2, capsize=0 if thin else 2, label=label, zorder=1 if thin else None,
     )  # fmt: skip
+    upward = [[(xi, yi), (xi, _FAR)] for xi, yi in zip(x[solid & open_end], value[solid & open_end], strict=True)]
+    ax.add_artist(LineCollection(upward, colors=colour, linewidths=0.7 if thin else 1.2))  # limits of the axes stay
     ax.plot(x[shown & bound], value[shown & bound], color=colour, marker=marker, ms=5, mfc=OPEN, lw=0)
     for xi, yi in zip(x[shown & bound], value[shown & bound], strict=True):
         ax.annotate("", (xi, yi * 9), (xi, yi * 1.5), arrowprops={"arrowstyle": "->", "color": colour})
@@ -128,7 +134,7 @@ def wrapped(words: str, inches: float) -> str:
 
 SAMPLED = {"stratified": "stratified by frequency, norm and |cos|", "active": "the most frequent, at active tokens"}
 """How latents and tokens were sampled."""
-BARS = "Bars: 95 %, delete-one-prompt jackknife."
+BARS = "Bars: 95 % intervals over prompts."
 
 
 def caption(

@@ -15,7 +15,7 @@ Provenance = Mapping[str, Any]
 Looks = dict[str, tuple[str, str]]
 KL, TIMES = "median KL(clean ‖ intervened), nats", "median ratio of KLs"
 LOWEST_RATIO = 1e-3
-JACKKNIFE = "95 %, delete-one-prompt jackknife"
+OVER_PROMPTS = "95 % intervals over prompts"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class DepthPlan:
     looks: Looks | None = None
     """colour and marker of each series; None: series are SAEs"""
     labels: dict[str, str] | None = None
-    bars: str = JACKKNIFE
+    bars: str = OVER_PROMPTS
     done: str = "edited"
     """what is done to a block's output"""
     rows_are_saes: bool = False

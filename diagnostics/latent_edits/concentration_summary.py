@@ -11,6 +11,7 @@ from diagnostics.statistics.measures import mean
 from diagnostics.statistics.tables import (
     columns_of,
     each,
+    few_prompts,
     from_sums,
     mean_of,
     median_of,
@@ -21,7 +22,7 @@ from diagnostics.statistics.tables import (
 
 NOTE = (
     "n50, n80, n90: mean over tokens of the first n whose KL reaches that share of the KL of removing all active latents (keep: of which "
-    "that share is saved); in brackets 95 % intervals, delete-one-prompt jackknife. Σ: KL, cosine and rms ratio of the sum of the single "
+    "that share is saved); in brackets 95 % intervals over prompts. KL of all: median. Σ: KL, cosine and rms ratio of the sum of the single "
     "changes of the logits against the joint one"
 )
 GRID = np.linspace(0, 1, 21)
@@ -42,6 +43,7 @@ def counts(lines: pd.DataFrame, share: float, keep: bool) -> pd.DataFrame:
     return cast(pd.DataFrame, reached.groupby(keys, sort=True)[["n"]].min()).reset_index()
 
 
+@few_prompts()
 def summary_of(lines: pd.DataFrame, wanted: Sequence[float], keep: bool) -> dict[str, Any]:
     """Of one SAE, edit and order."""
     last = where(lines, lines["n"] == lines["n_active"])
@@ -62,6 +64,7 @@ def summary_of(lines: pd.DataFrame, wanted: Sequence[float], keep: bool) -> dict
     return found
 
 
+@few_prompts()
 def curve(lines: pd.DataFrame, keep: bool) -> pd.DataFrame:
     """Σ KL_n / Σ KL_all over tokens (keep: 1 − that) at shares of each token's active latents, with its jackknife interval.
 

@@ -27,7 +27,7 @@ from diagnostics.figures.looks import (
 )
 from diagnostics.latent_edits.interaction_figures import finish
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.tables import each, lines_of, mean_of, median_of
+from diagnostics.statistics.tables import each, few_prompts, lines_of, mean_of, median_of
 
 MATCHED = "matched_deletion"
 """The edit that substitution is compared with first."""
@@ -53,6 +53,7 @@ def _points(
     )  # fmt: skip
 
 
+@few_prompts()
 def plot_steering(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Figure:
     """A row of panels an SAE: KL, the target token's logit and probability, and entropy against ‖Δx‖/‖x‖.
 
@@ -141,7 +142,7 @@ def plot_substitution(
             ylabel="share of (latent, token)",
             title="substitution changes less than\ndeletion of equal ‖Δx‖",
         )
-        axes[1].set(yscale="log", ylabel="KL of substitution / KL of", title="by how much")
+        axes[1].set(yscale="log", ylabel="median KL of substitution / KL of", title="by how much")
         for ax in axes:
             ax.set_xticks(range(len(atoms)), atoms)
             ax.set_xlim(-0.6, len(atoms) - 0.4)

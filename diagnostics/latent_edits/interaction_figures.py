@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from diagnostics.figures.axes import BARS, bar_lengths, caption, plain_ticks, sink_rule, write_caption
 from diagnostics.figures.looks import MISSING, NOTE, PLACEBO_LABELS, PLACEBO_LOOKS, REFERENCE, SIGNED, looks, styled
 from diagnostics.statistics.estimate import FEW_PROMPTS
-from diagnostics.statistics.tables import each, lines_of, median_ratio_of, where
+from diagnostics.statistics.tables import each, few_prompts, lines_of, median_ratio_of, where
 
 
 def finish(figure: Figure, provenance: Mapping[str, Any], words: str) -> Figure:
@@ -26,7 +26,7 @@ def plot_interactions(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Fig
     """A row of panels an SAE: distribution of interactions over pairs (left), and against the size of the single effects (right).
 
     frame: a line for each pair and kind. Placebos: the token's edits turned about x as one, so that every norm and every cosine is kept.
-    Right: ratios of sums in bins of equal width, those of fewer than 20 prompts left out.
+    Right: median ratios in bins of equal width, those of fewer than 20 effective prompts left out.
     """
     saes = list(provenance["saes"])
     style = looks(saes)
@@ -45,7 +45,7 @@ def plot_interactions(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Fig
             row[0].set(ylabel="share of pairs", ylim=(0, 1.01), xscale="log")
             row[0].set_title(f"{sae}: interaction of a pair at a token")
             row[1].set_title("at equal size of the single effects")
-            row[1].set(xscale="log", ylabel="interaction, ratio of sums", ylim=(0, None))
+            row[1].set(xscale="log", ylabel="median interaction", ylim=(0, None))
             plain_ticks(row[1].xaxis)
         axes[-1, 0].set_xlabel("rms(joint − sum) / (rms(i) + rms(j))")
         axes[-1, 1].set_xlabel("rms(i) + rms(j), logits")
@@ -53,24 +53,32 @@ def plot_interactions(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Fig
         pairs = len(lines_of(frame, kind="latents"))
         words = (
             f"{pairs:,} pairs of a token's {provenance['per_token']} latents of largest |z|‖d‖. Placebos: their edits turned as one about x. "
-            f"Bins of fewer than {FEW_PROMPTS} prompts are left out. {BARS}"
+            f"Bins of fewer than {FEW_PROMPTS} effective prompts are left out. {BARS}"
         )
         return finish(figure, provenance, words)
 
 
+@few_prompts()
 def _binned(
     ax: Axes, lines: pd.DataFrame, colour: str, marker: str, dash: str, label: str, fewest: int = FEW_PROMPTS
 ) -> None:
-    """Median ratio in bins of log effect size, half a decade each; bins of fewer than 20 prompts are left out."""
+    """Median ratio in bins of log effect size, half a decade each; bins of fewer than 20 effective prompts are left out."""
     lines = where(lines, lines["bottom"] > 0)
     lines = lines.assign(place=np.floor(2 * np.log10(lines["bottom"].to_numpy(float))))
-    found = [
+    bins = [
         (10 ** ((place + 0.5) / 2), median_ratio_of(some, "rms_interaction", "bottom"))
         for (place,), some in each(lines, ["place"], sort=True)
-        if some["target_prompt"].nunique() >= fewest
     ]
+    found = [(at, e) for at, e in bins if e.n_effective >= fewest]
     if not found and not ax.texts:
-        ax.text(0.5, 0.5, f"fewer than {fewest} prompts in every bin", transform=ax.transAxes, ha="center", color=NOTE)
+        ax.text(
+            0.5,
+            0.5,
+            f"fewer than {fewest} effective prompts in every bin",
+            transform=ax.transAxes,
+            ha="center",
+            color=NOTE,
+        )
     if found:
         x, y = np.array([at for at, _ in found]), np.array([e.value for _, e in found])
         shift = {"v": 1.05, "^": 1 / 1.05}.get(marker, 1.0)
@@ -160,8 +168,8 @@ def plot_concentration(
         axes[0, 1].legend(loc="lower right", fontsize=7)
         axes[0, 2].legend(loc="upper left", fontsize=7)
         words = (
-            f"{tokens} tokens, ratios of sums; right: a point a token. Placebos: the same edits turned as one about x, by |z|‖d‖. Bands: 95 %, "
-            "delete-one-prompt jackknife."
+            f"{tokens} tokens, ratios of sums; right: a point a token. Placebos: the same edits turned as one about x, by |z|‖d‖. Bands: 95 % "
+            "intervals over prompts."
         )
         return finish(figure, provenance, words)
 

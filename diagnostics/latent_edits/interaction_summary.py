@@ -8,7 +8,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from diagnostics.statistics.measures import median_ratio
-from diagnostics.statistics.tables import mean_of, median_of, median_ratio_of
+from diagnostics.statistics.tables import few_prompts, mean_of, median_of, median_ratio_of
 
 NOTE = (
     "interaction: median of rms(joint − sum of singles) over rms(i) + rms(j), logits vocabulary-centred and weighted by the clean "
@@ -17,6 +17,7 @@ NOTE = (
 )
 
 
+@few_prompts()
 def pair_summary(table: pd.DataFrame, sae: str, kind: str, real: str) -> dict[str, Any]:
     """Of one SAE's lines of one kind. `latents / kind`: the latents' interaction over this kind's, of the pairs that have both."""
     keys = ["target_prompt", "target_position", "latent_i", "latent_j"]

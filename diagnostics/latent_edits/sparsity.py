@@ -26,7 +26,7 @@ from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
 from diagnostics.sampling.tokens import hash_keys
 from diagnostics.statistics.measures import median_ratio
-from diagnostics.statistics.tables import PLACEBOS, columns_of, lines_of, mean_of, median_of, totals, where
+from diagnostics.statistics.tables import PLACEBOS, columns_of, few_prompts, lines_of, mean_of, median_of, totals, where
 from interventions.edits import matched_placebo
 from interventions.logit_changes import kl_of
 from interventions.progress import Progressing
@@ -46,7 +46,7 @@ COLUMNS = (
 over V tokens of the vocabulary and T positions. channel: which coordinate, else −1."""
 NOTE = (
     "sparsity: mean over latents' tokens of (L1/L2)²/(V·T), of rows whose L2 is clear of rounding; 64 % is what normal numbers give. "
-    "horizon: share of the KL of all T positions that falls beyond the edited one. Intervals: 95 %, delete-one-prompt jackknife"
+    "KL: median; beyond the token: median share of the KL of all T positions that falls beyond the edited one. Intervals: 95 %, over prompts"
 )
 
 
@@ -67,8 +67,9 @@ class AblationSparsity(Result):
         return where(lines, good & lines["sparsity"].notna().to_numpy()), int((~good).sum())
 
     @cached_property
+    @few_prompts()
     def groups(self) -> list[dict[str, Any]]:
-        """Means of each SAE and edit, with their intervals."""
+        """Means (of KLs medians) of each SAE and edit, with their intervals."""
         horizon = [f"kl_at_{j}" for j in range(self.provenance["horizon"])]
         found = []
         for sae in self.saes:
@@ -98,6 +99,7 @@ class AblationSparsity(Result):
         tokens = totals(lines_of(table, edit="latent").assign(tokens=1), ["sae", "latent"], ["tokens"])
         return means.join(tokens, how="inner").reset_index()
 
+    @few_prompts()
     def horizon(self, sae: str, edit: str) -> pd.DataFrame:
         """Median KL at each position of the horizon, nats, with its interval."""
         lines = self.clear(sae, edit)[0]

@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 
 from diagnostics.results.headlines import Headline
-from diagnostics.statistics.tables import each, from_sums, mean_of, median_of, where
+from diagnostics.statistics.tables import each, few_prompts, from_sums, mean_of, median_of, where
 
 NOTE = (
     "peak: coefficient at which the target token's mean probability is largest (0: clean); inverted U: it lies before the last one, and is "
-    "clear of both clean and last; means over latents and tokens (KL: median), 95 % delete-one-prompt jackknife. target: the token that the latent's "
+    "clear of both clean and last; means over latents and tokens (KL: median), 95 % intervals over prompts. target: the token that the latent's "
     "direction raises most when it is carried straight to the unembedding"
 )
 MEANS = {
@@ -22,6 +22,7 @@ MEANS = {
 }
 
 
+@few_prompts()
 def means(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Means of each SAE, condition and coefficient (of KL the median), with their intervals."""
     return [
@@ -31,6 +32,7 @@ def means(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+@few_prompts()
 def peaks(frame: pd.DataFrame) -> pd.DataFrame:
     """Of each SAE and condition: where the target's mean probability is largest, and whether that is an inverted U.
 

@@ -22,7 +22,7 @@ from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
 from diagnostics.sampling.tokens import generator
 from diagnostics.statistics.measures import median_ratio, share
-from diagnostics.statistics.tables import PLACEBOS, lines_of, mean_of, where
+from diagnostics.statistics.tables import PLACEBOS, few_prompts, lines_of, mean_of, where
 from interventions.edits import matched_placebo
 from interventions.progress import Progressing
 from interventions.texts.prompts import Prompts
@@ -38,9 +38,9 @@ COLUMNS = (
 """Of the table, a line for each latent × token × atom × edit. other: the latent whose atom takes the place; decoder_cosine: of d_other
 (turned to the latent's side) and d_latent; delta_norm: ‖Δx‖, L2."""
 NOTE = (
-    "wins: share of (latent, token) where substitution changes the output less than deletion of the same ‖Δx‖; KL ratio: medians of "
-    "substitution over that deletion (and over plain deletion, whose dose is smaller by √(2 − 2 cos)). Intervals: 95 %, delete-one-prompt "
-    "jackknife"
+    "wins: share of (latent, token) where substitution changes the output less than deletion of the same ‖Δx‖; KL / …: median ratio of "
+    "substitution to that deletion (and over plain deletion, whose dose is smaller by √(2 − 2 cos)). Intervals: 95 %, over "
+    "prompts"
 )
 
 
@@ -61,6 +61,7 @@ class Substitutions(Result):
         return edits.dropna(subset=list(EDITS[:3])).reset_index()
 
     @cached_property
+    @few_prompts()
     def groups(self) -> list[dict[str, Any]]:
         """Wins and ratios of each SAE and kind of atom."""
         found = []

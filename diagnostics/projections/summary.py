@@ -16,7 +16,7 @@ PLACE = ["model", "layer", "point", "context", "sae"]
 
 
 def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each model × layer × point × context × SAE, with delete-one-prompt jackknife intervals, the latents held fixed.
+    """Of each model × layer × point × context × SAE, with 95 % intervals over prompts, the latents held fixed.
 
     `edits`: median and mean KL, error at this noise floor, mean dose ‖Δx‖ and ‖Δx‖/‖x‖, direct over total effect; every (latent, token) counts
     for as many as it stands for. `ratios`: medians of the main edit's KL to its placebos', on all tokens and on those where the latent
@@ -184,5 +184,5 @@ def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
 NOTE = (
     "Median KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ placebo: median ratio to the KL of an edit of the "
     "same norm and\nangle along the difference of two other tokens; a: norm exponent, 0 where effect goes with the cosine, 1 where it "
-    "goes with the inner\nproduct. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed angle away from the direction. Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
+    "goes with the inner\nproduct. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed angle away from the direction. Brackets: 95 % intervals over prompts, the latents held fixed (a: Fieller)."
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diagnostics.sampling.counted import ALL, NO_SINKS, QUARTILES, Tokens
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.jackknife import jackknife
+from diagnostics.statistics.jackknife import from_deletions
 from interventions.recording import Recording
 from interventions.spliced import Spliced, spliced
 from sae_models.sae import SAE
@@ -188,8 +188,8 @@ class _Sums:
 
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
-            found = jackknife(of, len(self.there), np.arange(len(self.there)))
-        return replace(found, n_rows=self.n_rows)
+            without = [of(keep) for keep in ~np.eye(len(self.there), dtype=bool)]
+            return from_deletions(of(np.ones(len(self.there), dtype=bool)), np.array(without), self.n[self.there])
 
     def mean(self, name: str) -> Estimate:
         """Over tokens."""

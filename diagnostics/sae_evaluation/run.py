@@ -142,6 +142,7 @@ def _as_row(line: dict[str, Any]) -> dict[str, Any]:
     row = {name: value for name, value in line.items() if not isinstance(value, Estimate)}
     for of, name in (("", "fve"), ("kl_", "kl"), ("ce_", "ce")):
         row |= {f"n_{of}tokens": line[name].n_rows, f"n_{of}prompts": line[name].n_prompts}
+        row[f"n_{of}effective"] = line[name].n_effective
     for name in MEASURES:
         row |= {name: line[name].value, **{f"{name}_{end}": getattr(line[name], end) for end in ENDS}}
     return row

@@ -24,7 +24,8 @@ def as_group(row: dict[str, Any]) -> dict[str, Any]:
         of = {"kl": "kl_", "ce": "ce_"}.get(name[:2], "")
         counts = row[f"n_{of}tokens"], row[f"n_{of}prompts"]
         low, high, se = (row[f"{name}_{end}"] for end in ENDS)
-        group[name] = Estimate(row[name], low, high, se, *counts)
+        effective = row.get(f"n_{of}effective", np.nan)
+        group[name] = Estimate(row[name], low, high, se, *counts, n_effective=effective)
     return group
 
 

@@ -69,8 +69,8 @@ def plot_specifications(
         provenance = next(iter(provenances.values()))
         lost = len(frame[frame.model == TRAINED]) - len(trained)
         words = (
-            f"{int(trained.n_pairs.max())} random cross-prompt pairs a text, {patched(provenance)}. Lines: 95 %, delete-one-prompt "
-            f"jackknife.{null_models(provenance)}"
+            f"{int(trained.n_pairs.max())} random cross-prompt pairs a text, {patched(provenance)}. Lines: 95 % intervals over "
+            f"prompts.{null_models(provenance)}"
         )
         words += f" {lost} undefined (effect within the noise floor)." if lost else ""
         texts = f"{provenance['prompts']} prompts of {' and '.join(provenances)}, seed {provenance['seed']}"

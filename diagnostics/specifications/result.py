@@ -81,7 +81,7 @@ class Specifications(BaseResult):
 
     def counted_in(self) -> Any:
         """The specifications, each an estimate."""
-        return self.frame[["n_prompts"]].assign(se=0.0).to_dict("records")
+        return self.frame.reindex(columns=["n_prompts", "n_effective"]).assign(se=0.0).to_dict("records")
 
     def headlines(self) -> Iterator[Headline]:
         """How many specifications each claim survives."""

@@ -5,7 +5,6 @@ of arXiv:2606.15054, section on direction and norm: that direction matters more 
 """
 
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from diagnostics import statistics
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.specifications.design import COMPARISONS, DEPTHS, FACTORS, METRICS, SINKS
 from diagnostics.specifications.result import Specifications
+from diagnostics.statistics.tables import few_prompts
 from interventions.errors import ResultError
 
 
@@ -28,7 +28,7 @@ def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 
         direction  mean over the blocks of a third of  log(effect of one ÷ effect of the other), median over pairs, exponentiated
         deeper     slope of that log ratio against depth (0 at the first block, 1 at the last), exponentiated
 
-    Intervals: those of medians, over prompts. Raises `ResultError` for other results.
+    "top-1 changed" is a share of pairs, so there effects are means and not medians. Intervals: 95 %, over prompts. Raises `ResultError` for other results.
     """
     if not results:
         raise ResultError("no result; give at least one")
@@ -54,7 +54,7 @@ def specification_curve(results: Mapping[str, DirectionNorm], *, level: float = 
                 logs = _LogRatios(some.loc[some.norm_of_median <= most], metric, n_layers)
                 rows += [{"model": model, **choices, **line} for line in logs.lines(level)]
     table = pd.DataFrame(rows)
-    columns = ["claim", "model", *FACTORS["direction"], "value", "low", "high", "n_pairs", "n_prompts"]
+    columns = ["claim", "model", *FACTORS["direction"], "value", "low", "high", "n_pairs", "n_prompts", "n_effective"]
     provenance = {text: result.provenance for text, result in results.items()}
     return Specifications(
         table.loc[:, columns].sort_values(by=["claim", "model"], kind="stable", ignore_index=True), provenance
@@ -69,6 +69,7 @@ class _LogRatios:
             index="pair", columns=["layer", "edit"], values="effect"
         )
         needed = sorted({edit for parts in COMPARISONS.values() for side in parts for edit in side})
+        self.share = metric == "top1_changed"
         self.layers = sorted(rows.layer.unique().tolist())
         wide = wide.reindex(columns=[(layer, edit) for layer in self.layers for edit in needed])
         self.effects = wide.to_numpy().reshape(len(wide), len(self.layers), len(needed))
@@ -107,7 +108,8 @@ class _LogRatios:
     def _one(self, top: Sequence[str], bottom: Sequence[str], weights: np.ndarray, level: float) -> dict[str, Any]:
         """exp of the median over pairs of Σ_layer weight · log(Π effects of `top` / Π effects of `bottom`).
 
-        An effect within the noise floor counts as the floor; undefined where half of the effects of an edit are.
+        An effect within the noise floor counts as the floor; undefined where half of the effects of an edit are. Of shares, which are
+        means of 0 and 1 and have no tail: the same sum of logarithms of means; undefined where a mean is within the floor.
         """
         use = weights != 0
         sign = np.zeros(len(self.column))
@@ -117,12 +119,22 @@ class _LogRatios:
         some = self.effects[:, use][:, :, sign != 0]
         there = np.isfinite(some).all(axis=(1, 2))  # a rotation as long as some norm patches does not exist
         some, clusters = some[there], self.clusters[there]
-
         floor = np.maximum(self.floor[use, None], np.finfo(float).tiny)
-        known = bool(len(some)) and bool((np.median(some, axis=0) > floor).all())
-        logs = np.log(np.maximum(some, floor)) @ sign[sign != 0] @ weights[use]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
-            e = statistics.median(logs, clusters, level=level)
-        value, low, high = np.exp([e.value, e.low, e.high]) if known else np.full(3, np.nan)
-        return {"value": value, "low": low, "high": high, "n_pairs": e.n_rows, "n_prompts": e.n_prompts}
+
+        def logs(effects: np.ndarray) -> np.ndarray:
+            return np.log(np.maximum(effects, floor)) @ sign[sign != 0] @ weights[use]
+
+        def ratio_of_shares(keep: np.ndarray) -> float:
+            means = some[keep].mean(axis=0) if keep.any() else np.zeros(some.shape[1:])
+            return float(np.exp(logs(means))) if (means > floor).all() else np.nan
+
+        with few_prompts():  # their number stands beside each interval
+            if self.share:
+                e = statistics.jackknife(ratio_of_shares, len(some), clusters, level=level, transform="log")
+                value, low, high = e.value, e.low, e.high
+            else:
+                e = statistics.median(logs(some), clusters, level=level)
+                known = bool(len(some)) and bool((np.median(some, axis=0) > floor).all())
+                value, low, high = np.exp([e.value, e.low, e.high]) if known else np.full(3, np.nan)
+        numbers = {"n_pairs": e.n_rows, "n_prompts": e.n_prompts, "n_effective": e.n_effective}
+        return {"value": value, "low": low, "high": high, **numbers}

@@ -1,5 +1,7 @@
 """Rows of a tidy table selected, grouped and summed, and estimates from the sums."""
 
+import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,6 +12,15 @@ from numpy import ndarray
 from diagnostics.statistics.estimate import CensoredMedian, Estimate, FiellerInterval
 from diagnostics.statistics.jackknife import from_deletions
 from diagnostics.statistics.measures import mean_alone, median, median_ratio
+
+
+@contextlib.contextmanager
+def few_prompts() -> Iterator[None]:
+    """No warning of intervals from 10 to 19 effective prompts, in a block or decorated function: a summary shows their number."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="an interval from .* prompts")
+        yield
+
 
 TRAINED = "trained"
 """In the column `model`: the model itself, beside `random 0` … for randomly initialised ones."""
@@ -52,14 +63,16 @@ def with_ends(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line's estimates as columns: `x`, `x_low`, `x_high`.
 
     `x_bound` is True where x is only a lower bound; `x_kind`: of a `FiellerInterval`. A mean without an interval has
-    `x_influence` in place of the ends. Everything else stays as it is.
+    `x_influence` in place of the ends. n_effective: the fewest effective prompts behind one of them. Everything else stays as it is.
     """
     found: dict[str, Any] = {}
+    effective: list[float] = []
     for name, value in line.items():
         value = value.estimate if isinstance(value, CensoredMedian) else value
         if not isinstance(value, Estimate | FiellerInterval):
             found[name] = value
             continue
+        effective.append(value.n_effective)
         if isinstance(value, Estimate) and np.isfinite(value.influence):
             found |= {name: value.value, f"{name}_influence": value.influence}
         else:
@@ -68,6 +81,8 @@ def with_ends(line: Mapping[str, Any]) -> dict[str, Any]:
             found[f"{name}_kind"] = value.kind
         elif value.bound:
             found[f"{name}_bound"] = True
+    if effective and "n_effective" not in found:
+        found["n_effective"] = min((n for n in effective if n > 0), default=np.nan)  # 0: no row
     return found
 
 

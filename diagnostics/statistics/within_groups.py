@@ -160,7 +160,7 @@ class GroupSums:
             centre = left.sum(axis=0) / count
             square = np.where(here, (values[1:] - centre) ** 2, 0.0).sum(axis=0)
             se = np.sqrt(square * (count - 1) / count)
-        effective = np.array([effective_number(rows) for rows in self.present.T])
+        effective = np.array([effective_number(own) for own in (self.n[0] - self.n[1:]).T])  # rows by weight
         se = np.where((effective >= statistics.MIN_PROMPTS) & np.isfinite(values[0]), se, np.nan)
         return EachGroup(values[0], se, effective - 1.0)
 

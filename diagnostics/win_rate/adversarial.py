@@ -100,9 +100,13 @@ def adversarial_groups(rows: pd.DataFrame, *, edit: str = "zero", min_tokens: in
             mean = (sums(x, e) @ per_row) / (sums(one, e) @ per_row)
             return np.log(mean[:, 0]) - np.log(mean[:, 1])
 
+    rows_of = present.sum(axis=1)
+
     def ratio(logs: ndarray) -> Estimate:
         values = np.exp(logs)
-        return statistics.from_deletions(float(values[0]), values[1:], present.sum(axis=1), transform="log")
+        return statistics.from_deletions(
+            float(values[0]), values[1:][rows_of > 0], rows_of[rows_of > 0], transform="log"
+        )
 
     own = log_ratio(kl, 0)
     placebos = {name: log_ratio(kl, e) for e, name in enumerate(some.edits) if e}

@@ -58,7 +58,7 @@ from numpy import ndarray
 from scipy import optimize, sparse
 
 from diagnostics import statistics
-from diagnostics.statistics.estimate import Estimate
+from diagnostics.statistics.estimate import Estimate, effective_number
 from diagnostics.statistics.within_groups import GroupSums
 from diagnostics.win_rate.rows import latent_weights
 from interventions.errors import ResultError
@@ -167,7 +167,7 @@ def simpson(rows: pd.DataFrame, floor: float, *, scores: Sequence[str] = SCORES,
 
     Slopes: least squares of log KL on log|S| with the intercepts named above, latents weighted by latent_weight, tokens
     not; deciles over the rows that enter, kept in all deletions. Rows with a KL of at most 10·floor (nats) are left out,
-    and of each score those where it is 0. A score with fewer than 2 latents or 10 prompts left, or no slope, has no label.
+    and of each score those where it is 0. A score with fewer than 2 latents or 10 effective prompts left, or no slope, has no label.
 
     Win rates: over those latents, by latent_weight, that have `min_tokens` rows (overall; in the quartile) and both
     correlations, on the rows of the pooled fit: KL above 10·floor, cosine not 0. `absolute`: of KL with |cos| and |inner|
@@ -246,11 +246,11 @@ def _paradox(table: pd.DataFrame, score: str, floor: float, restricted: bool) ->
     """The label of one score, or why it has none."""
     rows, dropped = _usable(table, score, floor)
     latent, prompt = rows["latent"].to_numpy(int), rows["target_prompt"].to_numpy(int)
-    n_latents, n_prompts = len(np.unique(latent)), len(np.unique(prompt))
-    if n_latents < 2 or n_prompts < statistics.MIN_PROMPTS:
+    n_latents, effective = len(np.unique(latent)), effective_number(np.unique(prompt, return_counts=True)[1])
+    if n_latents < 2 or effective < statistics.MIN_PROMPTS:
         left = f"{len(rows)} of {len(table)} rows left ({', '.join(f'{name} {n}' for name, n in dropped.items())})"
-        expected = f"expected 2 latents and {statistics.MIN_PROMPTS} prompts or more"
-        return f"{n_latents} latents and {n_prompts} prompts in the {left}; {expected}"
+        expected = f"expected 2 latents and {statistics.MIN_PROMPTS} effective prompts or more"
+        return f"{n_latents} latents and {effective:.3g} effective prompts in the {left}; {expected}"
     log_norm = np.log(rows["norm"].to_numpy(float))
     decile = np.searchsorted(np.quantile(log_norm, np.arange(1, 10) / 10), log_norm, side="right")
     dummies = {f"decile {d}": (decile == d).astype(float) for d in np.unique(decile)[1:]}

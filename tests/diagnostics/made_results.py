@@ -57,13 +57,13 @@ def direction(**other: object) -> DirectionNorm:
             "point": "resid_post",
             "noise_floor": 1e-9,
         }
-        group["edits"] = {e: {"mean_kl": estimate(*place, e)} for e in edits}
+        group["edits"] = {e: {"median_kl": estimate(*place, e)} for e in edits}
         group["ratios"] = {
             r: {"of_means": estimate(*place, r), "median": CensoredMedian(estimate(*place, r), 0, 0, 100)}
             for r in ratios
         }
         if layer == LAYERS[-1]:
-            group["edits"]["norm"] = {"mean_kl": replace(estimate(*place), value=1e-12, low=1e-13, high=1e-11)}
+            group["edits"]["norm"] = {"median_kl": replace(estimate(*place), value=1e-12, low=1e-13, high=1e-11)}
             bound = Estimate(5000.0, np.nan, np.nan, np.nan, 100, 24, True)
             group["ratios"]["direction ÷ norm"]["median"] = CensoredMedian(bound, 60, 0, 100)
         groups.append(group)
@@ -92,7 +92,7 @@ def dose(**other: object) -> DoseResponse:
             "noise_floor": 1e-9,
         }
         group["edits"] = {
-            e: {"mean_kl": estimate(*place, e), "direct_over_total": estimate(*place, e, 1)} for e in EDIT_LABELS
+            e: {"median_kl": estimate(*place, e), "direct_over_total": estimate(*place, e, 1)} for e in EDIT_LABELS
         }
         group["ratios"] = {f"{e} ÷ isotropic": estimate(*place, e, 2) for e in EDIT_LABELS}
         groups.append(group)

@@ -79,7 +79,7 @@ def test_points_are_those_of_the_table(name):
 
 def test_tables_hold_the_statistics_of_the_results():
     table = every().figures["direction_norm_kl"].table.set_index(["row", "series", "network", "layer"])
-    own = {(g["context"], edit, g["model"], g["layer"]): found["mean_kl"]
+    own = {(g["context"], edit, g["model"], g["layer"]): found["median_kl"]
            for g in direction().groups for edit, found in g["edits"].items()}  # fmt: skip
     for place, line in table.iterrows():
         assert (line["value"], line["low"], line["high"]) == (own[place].value, own[place].low, own[place].high)
@@ -88,6 +88,7 @@ def test_tables_hold_the_statistics_of_the_results():
     rates = every().figures["win_rate"].table
     one = rates.query("row == 'in_place' and panel == '2' and role == 'placebo_token' and layer == 7")
     assert one["value"].tolist() == [estimate("placebo_token", 2, "7/standard", "in_place").value]
+    assert every().figures["direction_norm_kl"].table["n_effective"].isna().all()  # of these made-up estimates
     doses = every().figures["dose_response"].table
     assert doses["setting"].unique().tolist() == ["resid_post, dose: 0.25"], "the dose nearest to .2"
 

@@ -144,5 +144,5 @@ def test_numbers_and_intervals_as_text():
     ]
     assert percent(0.5) == "50\u202f%" and percent(np.nan) == "–"
     assert ends(Estimate(1, 0.5, np.inf, 1, 9, 12)) == "[0.5, ∞]"
-    reasons = {4: "no interval: 4 prompts", 1: "no interval: 1 prompt", 40: "no interval"}
-    assert {n: ends(Estimate(1, np.nan, np.nan, np.nan, 9, n)) for n in reasons} == reasons
+    reasons = {4.25: "no interval: 4.25 effective prompts", 40.0: "no interval"}
+    assert {n: ends(Estimate(1, np.nan, np.nan, np.nan, 9, 40, n_effective=n)) for n in reasons} == reasons

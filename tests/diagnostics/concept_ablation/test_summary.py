@@ -208,7 +208,7 @@ def test_the_interval_at_one_intended_effect_matches_deletions_at_that_level():
             k = int(np.argmax(np.r_[0, v[:, 0]] >= e.level))
             (x0, y0), (x1, y1) = np.vstack([[0, 0], v])[k - 1 : k + 1]
             by_text.append(y0 + (e.level - x0) / (x1 - x0) * (y1 - y0))
-        known = from_deletions(e.collateral.value, np.array(by_text), len(by_text))
+        known = from_deletions(e.collateral.value, np.array(by_text), np.ones(len(by_text)))
         assert (e.collateral.se, e.collateral.df) == (pytest.approx(known.se), 19)
         half = stats.t.ppf(0.975, 19) * known.se
         assert (e.collateral.low, e.collateral.high) == pytest.approx((known.value - half, known.value + half))

@@ -70,6 +70,7 @@ def test_texts_that_cannot_be_probed_raise(given, message):
         LabelledTexts.of("mine", given, None, 1)
 
 
+@pytest.mark.filterwarnings("ignore:an interval from")
 def test_a_line_matches_the_split_of_mean_latents():
     which = [i for i in range(N) if i != 3]  # one text is lost to the filters
     matches = {("standard", "cosine"): np.array([[0, 1], [5, 2], [9, 9]])}

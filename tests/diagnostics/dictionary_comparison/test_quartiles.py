@@ -54,7 +54,9 @@ def test_intervals_match_shares_computed_without_each_prompt():
     whole = shares(np.ones(len(sample.prompt), dtype=bool))
     without = np.array([shares(sample.prompt != g) for g in range(N_PROMPTS)])
     for q, found in enumerate(quartile_shares(active, sample, members)):
-        expected = from_deletions(whole[q], without[:, q], found.n_rows)
+        fired = np.bincount(sample.prompt[active.token[members[active.latent]]], minlength=N_PROMPTS)
+        expected = from_deletions(whole[q], without[:, q], fired)
+        assert found.n_effective == pytest.approx(fired.sum() ** 2 / (fired**2).sum())
         for end in ("value", "low", "high", "se"):
             assert getattr(found, end) == pytest.approx(getattr(expected, end), abs=1e-12)
 

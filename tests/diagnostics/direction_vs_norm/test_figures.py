@@ -20,10 +20,13 @@ from tests.tiny import prompts, tiny_model
 
 PANELS = {
     "direction ÷ norm": ("direction patch ÷ norm patch", lambda g: g["ratios"]["direction ÷ norm"]["median"].estimate),
-    "placebo_token": ("direction patch ÷ its placebo", lambda g: g["ratios"]["direction ÷ placebo_token"]["of_means"]),
+    "placebo_token": (
+        "direction patch ÷ its placebo",
+        lambda g: g["ratios"]["direction ÷ placebo_token"]["median"].estimate,
+    ),
     "placebo_direction": (
         "direction patch ÷ its placebo",
-        lambda g: g["ratios"]["direction ÷ placebo_direction"]["of_means"],
+        lambda g: g["ratios"]["direction ÷ placebo_direction"]["median"].estimate,
     ),
 }
 
@@ -97,7 +100,9 @@ def test_what_is_drawn_is_what_the_table_says(layers, context):
         assert [g["layer"] for g in some] == list(layers)
         for name in ("direction", "norm", "placebo_direction", "placebo_token", "placebo_norm"):
             estimates = [
-                g["edits"][name]["mean_kl"] for g in some if g["edits"][name]["mean_kl"].value > 10 * g["noise_floor"]
+                g["edits"][name]["median_kl"]
+                for g in some
+                if g["edits"][name]["median_kl"].value > 10 * g["noise_floor"]
             ]
             check_points(points(kl_axes(drawn, one), LABELS[name]), estimates)
         ax = axes(drawn, PANELS["direction ÷ norm"][0])

@@ -69,13 +69,18 @@ def test_planted_ratios_shares_and_doses_come_back():
     assert (median.estimate.bound, median.n_censored, median.n_undefined, median.n_rows) == (False, 0, 0, 41)
     means = group["ratios"]["direction ÷ norm"]["of_means"]
     assert means.value == pytest.approx((ratio * norm).mean() / norm.mean())
-    assert means.low < means.value < means.high
-    assert group["ratios"]["direction ÷ placebo_token"]["of_means"].value == pytest.approx((ratio * norm).mean() / 0.25)
+    assert np.isnan([means.low, means.high, means.se]).all()
+    assert means.influence == pytest.approx((ratio * norm).max() / (ratio * norm).sum())
+    over_placebo = group["ratios"]["direction ÷ placebo_token"]
+    assert over_placebo["of_means"].value == pytest.approx((ratio * norm).mean() / 0.25)
+    assert over_placebo["median"].estimate.value == pytest.approx(np.median(ratio * norm) / 0.25)
     assert group["share_direction_above_norm"].value == pytest.approx((ratio > 1).mean())
     edits = group["edits"]
     assert edits["norm"]["n"] == 41
     assert edits["norm"]["mean_kl"].value == pytest.approx(norm.mean())
+    assert np.isnan(edits["norm"]["mean_kl"].low) and edits["norm"]["mean_kl"].influence == pytest.approx(41 / 861)
     assert edits["norm"]["median_kl"].value == pytest.approx(2.1)
+    assert edits["norm"]["median_kl"].low < 2.1 < edits["norm"]["median_kl"].high
     assert edits["norm"]["mean_js"].value == pytest.approx(norm.mean() / 2)
     assert edits["norm"]["direct_over_total"].value == pytest.approx(3)
     assert (edits["norm"]["direct_over_total"].low, edits["norm"]["direct_over_total"].high) == pytest.approx((3, 3))
@@ -103,9 +108,8 @@ def test_a_denominator_within_the_noise_floor_bounds_the_ratio():
     for estimate in (median.estimate, means):
         assert estimate.bound
         assert estimate.value == pytest.approx(1 / FLOOR)
-        assert estimate.high == math.inf
-        assert 0 < estimate.low <= estimate.value
-    assert means.low < means.value
+    assert 0 < median.estimate.low < median.estimate.value and median.estimate.high == math.inf
+    assert np.isnan([means.low, means.high]).all()
 
 
 @pytest.mark.parametrize("floor", [0.0, 1e-12, 1e-6, 0.2])
@@ -131,7 +135,7 @@ def test_a_direct_effect_has_its_own_ratio_and_is_bounded_by_the_floor_of_the_to
     direct[frame.edit == "placebo_norm"] = 0.5
     (group,) = of(frame.assign(kl_direct=direct)).groups
     found = {edit: values["direct_over_total"] for edit, values in group["edits"].items()}
-    assert found["norm"].value == pytest.approx(2 / norm.mean())
+    assert found["norm"].value == pytest.approx(np.median(2 / norm))
     assert found["norm"].low < found["norm"].value < found["norm"].high
     assert not found["norm"].bound
     assert found["direction"].value == pytest.approx(3)
@@ -187,7 +191,10 @@ def test_summary_and_table_have_a_line_for_each_layer_and_context():
     run = two_contexts()
     found, text = run.summary(), run.table()
     assert list(zip(found.layer, found.context, strict=True)) == [(n, context) for n in (0, 7) for context in CONTEXTS]
-    assert found["pairs"].tolist() == [41] * 4
+    assert found["pairs"].tolist() == [41] * 4 and found["prompts"].tolist() == [15] * 4
+    # Each pair counts half for both of its prompts.
+    sizes = np.bincount(np.r_[np.arange(41) % 15, (np.arange(41) + 1 + np.arange(41) // 15) % 15]) / 2
+    np.testing.assert_allclose(found.n_effective, 41**2 / (sizes**2).sum())
     np.testing.assert_allclose(found.kl_direction, 3 * 2.1)
     assert ((found.kl_direction_low < found.kl_direction) & (found.kl_direction < found.kl_direction_high)).all()
     for name in ("median direction ÷ norm", "mean direction ÷ norm"):
@@ -195,6 +202,9 @@ def test_summary_and_table_have_a_line_for_each_layer_and_context():
     assert found["median direction ÷ norm_bound"].fillna(False).tolist() == [False, False, True, True]
     np.testing.assert_allclose(found.dose_norm, 1)
     np.testing.assert_allclose(found.direction_above_norm, 1)
+    np.testing.assert_allclose(found.mean_kl_direction, 3 * 2.1)
+    np.testing.assert_allclose(found.mean_kl_direction_influence, 41 / 861)
+    assert "mean_kl_direction_low" not in found
     assert run.summary("same_norm").empty
     lines = text.splitlines()
     rows = [line for line in lines if line.split()[:1] and line.split()[0] in ("0", "7")]

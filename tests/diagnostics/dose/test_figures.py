@@ -80,7 +80,7 @@ def drawn_doses(depth=False):
 def check_points(found: np.ndarray, estimates: list) -> None:
     some = [e for e in estimates if not e.bound and 0 < e.value <= CAP]
     np.testing.assert_allclose(found[:, 1], [e.value for e in some], rtol=1e-9)
-    ends = [[end if np.isfinite(end) else e.value for end in (e.low, e.high)] for e in some]
+    ends = [[end if np.isfinite(end) else e.value for end in (e.low, e.high)] for e in some]  # the rest: `open_bars`
     np.testing.assert_allclose(found[:, 2:], np.reshape(ends, (-1, 2)), rtol=1e-9)
 
 
@@ -124,9 +124,9 @@ def test_plot_draws_the_doses_of_the_table(layers, given):
         groups = [g for g in run.select() if g["layer"] == layer]
         assert [g["dose"] for g in groups] == [0.05, 0.3, 1.0]
         for edit, label in labels.items():
-            some = [g for g in groups if g["edits"][edit]["mean_kl"].value > 10 * g["noise_floor"]]
+            some = [g for g in groups if g["edits"][edit]["median_kl"].value > 10 * g["noise_floor"]]
             found = points(ax, label)
-            check_points(found, [g["edits"][edit]["mean_kl"] for g in some])
+            check_points(found, [g["edits"][edit]["median_kl"] for g in some])
             np.testing.assert_allclose(found[:, 0], [g["dose"] for g in some], rtol=0.1)  # side by side
             if layer == 5 and edit == "norm_up":
                 assert len(found) == 0  # a no-op there: nothing but noise is left out
@@ -137,13 +137,13 @@ def test_plot_draws_the_doses_of_the_table(layers, given):
         for line in lines:
             edit = GREY[line.get_linestyle()]
             null = [g for g in run.select(model="random 0") if g["layer"] == layer]
-            expected = [g["edits"][edit]["mean_kl"].value for g in null]
+            expected = [g["edits"][edit]["median_kl"].value for g in null]
             floor = [10 * g["noise_floor"] for g in null]
             np.testing.assert_allclose(line.get_ydata(), np.where(np.greater(expected, floor), expected, np.nan))
             np.testing.assert_allclose(line.get_xdata(), [0.05, 0.3, 1.0])
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.05", "0.3", "1"]
-    assert panels[0].get_ylabel() == "mean KL(clean ‖ intervened), nats"
+    assert panels[0].get_ylabel() == "median KL(clean ‖ intervened), nats"
     assert figure.axes[-1].get_xlabel() == "dose ‖Δx‖ / ‖x‖"
     assert legend(figure) == [*labels.values(), f"untrained: {EDIT_LABELS['toward_token']}", f"untrained: {EDIT_LABELS['norm_up']}"]  # fmt: skip
     check_inside(figure, LOWEST)
@@ -177,7 +177,7 @@ def test_plot_depth_draws_the_ratios_of_the_table(layers):
     names = ["toward_token", "between_tokens", "norm_up", "norm_down", *run.provenance["directions"]]
     labels = {edit: EDIT_LABELS.get(edit, f"{edit} (given)") for edit in names}
     for edit in names:
-        groups = [g for g in every if g["edits"][edit]["mean_kl"].value > 10 * g["noise_floor"]]
+        groups = [g for g in every if g["edits"][edit]["median_kl"].value > 10 * g["noise_floor"]]
         assert len(groups) == len(layers) - (5 in layers and edit.startswith("norm"))
         versus = "steer_placebo_isotropic" if edit == "steer" else "isotropic"
         for ax, value in (
@@ -264,7 +264,7 @@ def test_unit_norm_plot_draws_the_table(layers):
             expected = [g[edit + end].value if g[edit + end].value > 10 * g["noise_floor"] else np.nan for g in nulls]
             np.testing.assert_allclose(line.get_ydata(), expected)
         assert ax.get_yscale() == "log"
-    assert figure.axes[0].get_ylabel() == "mean KL(clean ‖ intervened), nats"
+    assert figure.axes[0].get_ylabel() == "median KL(clean ‖ intervened), nats"
     assert {*labels.values(), *(f"untrained: {label}" for label in labels.values())} == set(legend(figure))
     assert f"{run.provenance['drawn']['trained']['tokens_used']} tokens patched at resid_post" in caption(figure)
     check_inside(figure)

@@ -16,7 +16,7 @@ SIZE = {
     "toward_token": 3.0, "between_tokens": 2.0, "isotropic": 0.5, "norm_up": 0.2, "norm_down": 0.1,
     "steer": 8.0, "steer_placebo_token": 4.0, "steer_placebo_isotropic": 0.25,
 }  # fmt: skip
-"""mean KL of each edit at dose 1; it goes with the square of the dose"""
+"""KL of each edit at dose 1 of a token whose factor is 1; it goes with the square of the dose"""
 DIRECT = {edit: 2.0 + i for i, edit in enumerate(SIZE)}
 """direct over total effect"""
 FLOOR = 1e-6
@@ -80,10 +80,11 @@ def test_each_edit_has_its_mean_median_shares_and_error():
             clusters = rows[["target_prompt", "source_prompt"]].to_numpy(np.int64)
             kl = rows.kl.to_numpy()
             assert found["n"] == 48
-            mean = statistics.mean(kl, clusters, transform="log")
-            assert found["mean_kl"] == mean
-            assert mean.low < kl.mean() < mean.high and mean.value == pytest.approx(kl.mean())
-            assert found["median_kl"].value == pytest.approx(np.median(kl))
+            mean, median = found["mean_kl"], found["median_kl"]
+            assert mean.value == pytest.approx(kl.mean()) and np.isnan([mean.low, mean.high]).all()
+            assert mean.influence == pytest.approx(kl.max() / kl.sum())
+            assert median.value == pytest.approx(np.median(kl)) and median == statistics.median(kl, clusters)
+            assert {median.low, median.high} < set(kl) and median.low < median.value < median.high
             assert found["mean_js"].value == pytest.approx(kl.mean() / 4)
             assert found["top1_changed"].value == 0.25
             assert found["direct_over_total"].value == pytest.approx(DIRECT[edit], rel=1e-9)
@@ -109,8 +110,9 @@ def test_a_ratio_over_what_lies_within_the_floor_is_a_lower_bound():
     g = group(planted(floor=0.2), 0.5)  # isotropic: 0.125 on average, norm_up 0.05
     bounded = g["ratios"]["toward_token ÷ isotropic"]
     assert bounded.bound
-    mean = g["edits"]["toward_token"]["mean_kl"].value
-    assert bounded.value == pytest.approx(mean / 0.2)
+    kl = SIZE["toward_token"] * 0.5**2 * np.exp(0.4 * np.random.default_rng(0).normal(size=48))
+    assert bounded.value == pytest.approx(np.sqrt(np.sort(kl)[23:25].prod()) / 0.2)  # 48: the geometric midpoint
+    assert g["ratios_of_means"]["toward_token ÷ isotropic"].bound
     assert not g["ratios"]["toward_token ÷ between_tokens"].bound
     assert g["edits"]["norm_up"]["direct_over_total"].bound
     assert not g["edits"]["toward_token"]["direct_over_total"].bound
@@ -123,7 +125,7 @@ def test_pairs_that_lack_an_edit_are_left_out_of_its_ratios_alone():
     kl = frame[np.isclose(frame.dose, 0.5)].pivot(index="pair", columns="edit", values="kl")
     ratio = g["ratios"]["toward_token ÷ isotropic"]
     assert ratio.n_rows == 41
-    assert ratio.value == pytest.approx(kl.toward_token[7:].sum() / kl.isotropic[7:].sum())
+    assert ratio.value == pytest.approx((kl.toward_token / kl.isotropic)[7:].median())
     assert g["ratios"]["norm_up ÷ isotropic"].n_rows == 48
     assert (g["edits"]["toward_token"]["n"], g["edits"]["isotropic"]["n"], g["n_tokens"]) == (41, 48, 48)
     without = group(frame[frame.edit != "isotropic"], 0.5)
@@ -135,7 +137,7 @@ def test_few_prompts_give_no_interval_and_no_warning():
         warnings.simplefilter("error")
         for prompts, known in ((8, False), (12, True)):
             g = group(planted(prompts=prompts), 0.5)
-            assert np.isfinite(g["edits"]["isotropic"]["mean_kl"].low) == known
+            assert np.isfinite(g["edits"]["isotropic"]["median_kl"].low) == known
             assert g["n_prompts"] == prompts
 
 
@@ -143,7 +145,8 @@ def test_effects_of_zero_have_a_mean_of_zero():
     g = group(planted(size={**SIZE, "norm_up": 0.0}), 0.5)
     assert g["edits"]["norm_up"]["mean_kl"].value == 0
     assert g["ratios"]["norm_up ÷ isotropic"].value == 0
-    assert g["edits"]["norm_up"]["direct_over_total"].bound
+    nothing = g["edits"]["norm_up"]["direct_over_total"]  # 0/0 in every row
+    assert np.isnan(nothing.value) and nothing.n_rows == 0
 
 
 def test_the_summary_has_a_line_for_each_edit_with_its_own_ratios():
@@ -152,13 +155,20 @@ def test_the_summary_has_a_line_for_each_edit_with_its_own_ratios():
     assert len(table) == 2 * 2 * len(SIZE)
     for row in table.to_dict("records"):
         (g,) = [g for g in groups if (g["model"], g["dose"]) == (row["model"], row["dose"])]
-        mean = g["edits"][row["edit"]]["mean_kl"]
-        assert (row["mean_kl"], row["mean_kl_low"], row["mean_kl_high"]) == (mean.value, mean.low, mean.high)
+        mean, median = (g["edits"][row["edit"]][name] for name in ("mean_kl", "median_kl"))
+        assert (row["mean_kl"], row["mean_kl_influence"]) == (mean.value, mean.influence)
+        assert (row["median_kl"], row["median_kl_low"], row["median_kl_high"]) == (
+            median.value,
+            median.low,
+            median.high,
+        )
+        assert row["n_effective"] == pytest.approx(24)
         for bottom in ("isotropic", "between_tokens", "steer_placebo_token", "steer_placebo_isotropic"):
             estimate = g["ratios"].get(f"{row['edit']} ÷ {bottom}")
             assert row[f"÷ {bottom}"] == pytest.approx(estimate.value if estimate else np.nan, nan_ok=True)
             if estimate:
                 assert (row[f"÷ {bottom}_low"], row[f"÷ {bottom}_high"]) == (estimate.low, estimate.high)
+                assert row[f"÷ {bottom}, of means"] == g["ratios_of_means"][f"{row['edit']} ÷ {bottom}"].value
 
 
 def test_the_short_table_puts_untrained_ranges_beside_each_ratio():
@@ -181,7 +191,7 @@ def test_the_short_table_puts_untrained_ranges_beside_each_ratio():
     assert str(row["toward token÷between tokens"]).startswith("1.5 [")
     assert row["untrained"] == "1.5 … 6"
     assert str(row["steer÷its placebo"]).startswith("2 [")
-    assert row["toward token"] == f"{trained[1]['edits']['toward_token']['mean_kl'].value:.3g}"
+    assert row["toward token"] == f"{trained[1]['edits']['toward_token']['median_kl'].value:.3g}"
     plain = short_frame(trained, [], [])
     assert not any(name.startswith("untrained") for name in plain)
     assert "dose" in NOTE and "untrained" in NOTE

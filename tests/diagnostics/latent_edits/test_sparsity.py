@@ -90,7 +90,12 @@ def test_by_latent_horizon_and_the_way_to_disk(real, tmp_path):
     assert len(each) == 4 and (each["tokens"] <= 15).all()
     along = result.horizon("3/standard", "latent")
     own = result.frame[result.frame["edit"] == "latent"]
-    np.testing.assert_allclose(along["value"], own[["kl_at_0", "kl_at_1", "kl_at_2"]].astype(float).mean(), rtol=1e-6)
+    np.testing.assert_allclose(along["value"], own[["kl_at_0", "kl_at_1", "kl_at_2"]].astype(float).median(), rtol=1e-6)
+    group = next(g for g in result.groups if g["edit"] == "latent")
+    whole = own[["kl_at_0", "kl_at_1", "kl_at_2"]].astype(float).sum(axis=1)
+    assert group["KL"].value == pytest.approx(np.median(whole))
+    shares = np.sort(1 - own["kl_at_0"].astype(float) / whole)
+    assert shares[(len(shares) - 1) // 2] <= group["beyond the token"].value <= shares[len(shares) // 2]
     assert "ablation_sparsity.png" in result.write(tmp_path) and "beyond the token" in result.table()
     assert AblationSparsity.load(tmp_path).frame.equals(result.frame)
 

@@ -89,7 +89,7 @@ def test_where_neither_score_predicts_a_is_not_identified_and_both_hypotheses_ho
     """β_c = β_n = 0: any a is covered at the nominal rate."""
     # Not asked for here, and most of the time.
     nothing = share_below(np.zeros(0), np.zeros(0), 0.0)
-    monkeypatch.setattr(norm_exponent, "poisson_slopes", lambda *_: np.full((1, 2), np.nan))
+    monkeypatch.setattr(norm_exponent, "poisson_slopes", lambda *_: np.full((21, 2), np.nan))
     monkeypatch.setattr(norm_exponent, "_half", lambda *_: (nothing, 0, 0))
     rng, n = np.random.default_rng(120), 60 * MANY
     found = [observational(table(rng, 0.0, 0.0, prompts=20), 0.0, covariates=False) for _ in range(n)]
@@ -131,14 +131,16 @@ def test_both_fits_equal_least_squares_with_an_indicator_for_each_latent():
     assert (got.beta_norm.value, got.beta_cosine.value) == pytest.approx(tuple(theta[0]))
     errors = np.sqrt(19 / 20 * ((theta[1:] - theta[1:].mean(axis=0)) ** 2).sum(axis=0))
     assert (got.beta_norm.se, got.beta_cosine.se) == pytest.approx(tuple(errors))
-    same(got.a, ratio_from_deletions(theta[:, 0], theta[:, 1], len(rows)))
-    assert got.p_cosine == pytest.approx(2 * stats.t.sf(abs(theta[0, 0]) / errors[0], 19))
+    sizes = rows.groupby("target_prompt").size().to_numpy()
+    df = sizes.sum() ** 2 / (sizes**2).sum() - 1
+    same(got.a, ratio_from_deletions(theta[:, 0], theta[:, 1], sizes))
+    assert got.p_cosine == pytest.approx(2 * stats.t.sf(abs(theta[0, 0]) / errors[0], df))
     difference = theta[:, 0] - theta[:, 1]
     error = np.sqrt(19 / 20 * ((difference[1:] - difference[1:].mean()) ** 2).sum())
-    assert got.p_inner == pytest.approx(2 * stats.t.sf(abs(difference[0]) / error, 19))
+    assert got.p_inner == pytest.approx(2 * stats.t.sf(abs(difference[0]) / error, df))
     adjusted = np.array([dense(some, more)[:2] for some in (rows, *without)])
     assert got.with_covariates is not None
-    same(got.with_covariates, ratio_from_deletions(adjusted[:, 0], adjusted[:, 1], len(rows)))
+    same(got.with_covariates, ratio_from_deletions(adjusted[:, 0], adjusted[:, 1], sizes))
     assert observational(rows, 0.0, covariates=False).with_covariates is None
 
 
@@ -167,7 +169,7 @@ def poisson(rows, weight):
 
 
 def test_poisson_equals_a_fit_of_every_coefficient_on_all_rows_and_without_each_prompt():
-    rows = table(np.random.default_rng(3), 2.0, 1.0, latents=6, tokens=25, prompts=12)
+    rows = table(np.random.default_rng(3), 2.0, 1.0, latents=6, tokens=25, prompts=16)
     rows.loc[rows.latent == 7, "target_prompt"] = 3  # a latent that leaves with its prompt
     rows.loc[rows.latent == 14, "kl"] = 0.0  # one without any effect
     rows.loc[rows.index[::9], "kl"] = -1e-9  # rounding
@@ -176,12 +178,16 @@ def test_poisson_equals_a_fit_of_every_coefficient_on_all_rows_and_without_each_
     got = poisson_slopes(
         np.maximum(rows.kl.to_numpy(), 0), x, rows.latent.to_numpy(), rows.target_prompt.to_numpy(), weight
     )
-    wanted = np.array([poisson(rows[rows.target_prompt != g], weight) for g in (-1, *range(12))])
+    wanted = np.array([poisson(rows[rows.target_prompt != g], weight) for g in (-1, *range(16))])
     assert got == pytest.approx(wanted, rel=1e-7)
     # Rows below the floor enter, and the logarithm's fit drops them.
     floor = float(rows.kl.median()) / 10
     result = observational(rows, floor, covariates=False)
-    same(result.poisson, ratio_from_deletions(wanted[:, 0], wanted[:, 1], len(rows)), rel=1e-6)
+    same(
+        result.poisson,
+        ratio_from_deletions(wanted[:, 0], wanted[:, 1], rows.groupby("target_prompt").size().to_numpy()),
+        rel=1e-6,
+    )
     assert (result.poisson.n_rows, result.n_rows) == (150, (rows.kl > 10 * floor).sum())
 
 
@@ -335,7 +341,8 @@ def test_interventional_by_hand():
     w, prompt = first.latent_weight.to_numpy(), first.target_prompt.to_numpy()
     mean = {name: [np.average(v[prompt != g], weights=w[prompt != g]) for g in (-1, *range(20))]
             for name, v in slopes.items()}  # fmt: skip
-    same(got.a, ratio_from_deletions(np.array(mean["scale"]), np.array(mean["dose"]), len(first)))
+    sizes = first.groupby("target_prompt").size().to_numpy()
+    same(got.a, ratio_from_deletions(np.array(mean["scale"]), np.array(mean["dose"]), sizes))
     assert (got.scale_slope.value, got.dose_slope.value) == pytest.approx((mean["scale"][0], mean["dose"][0]))
     contrast = pd.Series(slopes["scale"] - slopes["dose"] / 2).groupby(first.latent.to_numpy()).mean()
     counted = np.average(contrast < 0, weights=first.groupby("latent").latent_weight.first())

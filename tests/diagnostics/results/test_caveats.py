@@ -64,6 +64,11 @@ def test_few_prompts_are_counted():
     )
     (line,) = said(Specifications(frame, {"boolq": {"model": "m", "null_models": ["random 0"]}}), "fewer than 20")
     assert line.startswith("1 of 2 estimates") and "1 from fewer than 10 have none" in line
+    (line,) = said(
+        Specifications(frame.assign(n_effective=[5.0, 12.25]), {"boolq": {"model": "m", "null_models": ["random 0"]}}),
+        "fewer than 20",
+    )
+    assert line.startswith("2 of 2 estimates are from fewer than 20 effective prompts (the least: 5)")
 
 
 def test_missing_controls_and_half_precision():

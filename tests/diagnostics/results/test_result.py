@@ -84,6 +84,7 @@ def test_json_has_null_for_nonfinite_values(tmp_path):
     assert (read["numpy"], read["array"]) == ([0.5, 3, True, None, None], [1.0, None])
     assert (read["censored"]["estimate"]["value"], read["censored"]["n_censored"]) == (2, 20)
     expected = {"value": 1.5, "low": None, "high": None, "se": 0.25, "n_rows": 7, "n_prompts": 3, "bound": True}
+    expected |= {"n_effective": None, "influence": None}
     assert read["estimate"]["inner"] == [expected]
     assert (read["path"], read["dtype"]) == ("a/b", "torch.float32")
     assert "‖x‖" in text

@@ -213,11 +213,15 @@ def statistic(name: str, rows: dict[str, np.ndarray]) -> float:
     return (worst - rows[kind].sum()) / (worst - best)
 
 
+def effective(sizes: np.ndarray) -> float:
+    return sizes.sum() ** 2 / (sizes**2).sum()
+
+
 def jackknifed(name: str, rows: dict[str, np.ndarray]) -> tuple[float, float]:
-    names = np.unique(rows["prompt"])
+    names, sizes = np.unique(rows["prompt"], return_counts=True)
     without = np.array([statistic(name, chosen(rows, rows["prompt"] != p)) for p in names])
     se = np.sqrt((len(names) - 1) / len(names) * ((without - without.mean()) ** 2).sum())
-    value, t = statistic(name, rows), stats.t.ppf(0.975, len(names) - 1)
+    value, t = statistic(name, rows), stats.t.ppf(0.975, effective(sizes) - 1)
     return value - t * se, value + t * se
 
 
@@ -237,6 +241,7 @@ def test_every_column_matches_a_computation_token_by_token(name, corpus, tokens)
         read = {kind: chosen(some, np.isfinite(some[kind])) for kind in ("kl", "ce")}
         found = line(result(), sae=name, corpus=corpus, tokens=tokens, quartile=quartile)
         assert (found.n_tokens, found.n_prompts) == (len(some["norm"]), len(np.unique(some["prompt"])))
+        assert found.n_effective == pytest.approx(effective(np.unique(some["prompt"], return_counts=True)[1]))
         assert found.n_tokens > 10
         for kind, part in read.items():
             counts = len(part["norm"]), len(np.unique(part["prompt"]))
@@ -250,7 +255,7 @@ def test_every_column_matches_a_computation_token_by_token(name, corpus, tokens)
             size = abs(statistic(measure, part)) + 1 if measure[:2] in read else abs(statistic(measure, part))
             close = {"abs": 2e-4 * size, "rel": 0}
             assert found[measure] == pytest.approx(statistic(measure, part), **close), measure
-            if len(np.unique(part["prompt"])) < 10:
+            if effective(np.unique(part["prompt"], return_counts=True)[1]) < 10:
                 assert np.isnan(found[f"{measure}_low"])
                 continue
             ends = jackknifed(measure, part)
@@ -545,8 +550,11 @@ def test_one_line_for_each_sae_corpus_tokens_and_quartile():
     assert len(result().summary()) == len(SAES) * 2
     for group in result().select(quartile="Q2", tokens=ALL, sae="bypass"):
         row = line(result(), sae="bypass", corpus=group["corpus"], tokens=ALL, quartile="Q2")
-        assert (group["fve"].value, group["fve"].low, group["fve"].n_rows) == (row.fve, row.fve_low, row.n_tokens)
-        assert (group["ce_score"].high, group["ce_score"].n_prompts) == (row.ce_score_high, row.n_ce_prompts)
+        assert (group["fve"].value, group["fve"].n_rows) == (row.fve, row.n_tokens)
+        assert (group["fve"].low, group["ce_score"].high) == pytest.approx(
+            (row.fve_low, row.ce_score_high), nan_ok=True
+        )
+        assert (group["ce_score"].n_prompts, group["ce_score"].n_effective) == (row.n_ce_prompts, row.n_ce_effective)
     table = result().table()
     for word in (*SAES, "first", "second", "KL score", "bimodality", "1.mlp_out"):
         assert word in table

@@ -269,13 +269,20 @@ def test_groups_are_statistics_of_the_rows():
             if edit not in kl:  # a randomly initialised model this narrow has no token that could be turned so far
                 assert group["model"] == "random 0" and group[edit].n_rows == 0
                 continue
-            assert group[edit].value == pytest.approx(kl[edit].mean(), rel=1e-6)
-            expected = statistics.mean(kl[edit], own, transform="log")
-            assert (group[edit].low, group[edit].high) == pytest.approx((expected.low, expected.high))
+            assert group[edit].value == pytest.approx(np.median(kl[edit]), rel=1e-6)
+            expected = statistics.median(kl[edit], own)
+            assert (group[edit].low, group[edit].high) == (expected.low, expected.high)
+            mean = group[f"mean {edit}"]
+            assert mean.value == pytest.approx(kl[edit].mean(), rel=1e-6) and np.isnan(mean.low)
+            assert mean.influence == pytest.approx(np.abs(kl[edit]).max() / np.abs(kl[edit]).sum())
         for one, other in (ALONE[1:], TOGETHER):
             if other not in kl:
                 continue
-            assert group[f"{one} ÷ {other}"].value == pytest.approx(kl[one].mean() / kl[other].mean(), rel=1e-6)
+            ratios = np.sort(kl[one] / kl[other])
+            low, high = ratios[[(len(ratios) - 1) // 2, len(ratios) // 2]]
+            assert group[f"{one} ÷ {other}"].value == pytest.approx(np.sqrt(low * high), rel=1e-6)
+            of_means = group[f"mean {one} ÷ mean {other}"]
+            assert of_means.value == pytest.approx(kl[one].mean() / kl[other].mean(), rel=1e-6)
         forced = some(rows, edit="unit_norm")
         assert group["mean_dose"] == pytest.approx((forced.delta_norm / forced.target_norm).mean(), rel=1e-6)
         assert group["noise_floor"] == pytest.approx(np.percentile(np.abs(kl["self"]), 99), rel=1e-6)

@@ -232,10 +232,10 @@ def test_the_band_holds_the_win_rates_of_the_fitted_truth(b_n):
 @simulation
 @pytest.mark.parametrize(("score", "truth"), [("cosine", {"corr": 0.5}), ("inner", {"corr": 0.2, "b_n": 2.0})])
 def test_a_norm_without_effect_given_the_score_is_called_confounding_in_five_of_a_hundred(score, truth):
-    """Of the fewest prompts that have intervals without a warning."""
+    """Of few prompts."""
     rng, found, n = np.random.default_rng(12), [], 60 * MANY
     for _ in range(n):
-        rows = table(rng, latents=12, tokens=40, pool=10, **truth)
+        rows = table(rng, latents=12, tokens=40, pool=10, prompts=22, **truth)
         one = _paradox(rows, score, FLOOR, False)  # what `simpson` returns of the score, without the win rates
         assert one.differs == (p_value(one.difference, 0) < 0.05)
         found.append(one.differs)
@@ -267,11 +267,11 @@ def test_a_score_with_too_few_rows_has_a_reason_in_place_of_a_label():
     found = simpson(rows.assign(activation=np.nan), FLOOR, draws=5)
     assert found.scores["activation"] is None and found.scores["cosine"] is not None
     assert (
-        f"0 latents and 0 prompts in the 0 of {len(rows)} rows left (n_not_finite {len(rows)}"
+        f"0 latents and 0 effective prompts in the 0 of {len(rows)} rows left (n_not_finite {len(rows)}"
         in found.reasons["activation"]
     )
     few = rows.activation.where(rows.target_prompt < 18, 0.0)
-    assert "9 prompts" in simpson(rows.assign(activation=few), FLOOR, draws=5).reasons["activation"]
+    assert "effective prompts" in simpson(rows.assign(activation=few), FLOOR, draws=5).reasons["activation"]
     alone = rows.activation.where(rows.latent == 0, 0.0)
     assert "1 latents" in simpson(rows.assign(activation=alone), FLOOR, draws=5).reasons["activation"]
     level = simpson(rows.assign(activation=2.0), FLOOR, draws=5)
@@ -301,7 +301,7 @@ def test_a_quartile_without_latents_says_nothing():
 @given(seed=st.integers(0, 10**6))
 def test_labels_and_bands_are_invariant_to_order_sign_and_scale(seed):
     rng = np.random.default_rng(seed)
-    rows = table(rng, latents=8, tokens=48, prompts=10)
+    rows = table(rng, latents=8, tokens=48, prompts=12)
     found = simpson(rows, FLOOR, draws=20)
     turned = rows.sample(frac=1, random_state=seed % 100)
     turned = turned.assign(
