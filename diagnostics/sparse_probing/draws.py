@@ -1,4 +1,4 @@
-"""Many draws of a data set's probes at once: with its labels shuffled, and with its groups resampled; selection and fit anew in each."""
+"""Many draws of a data set's probes at once, with shuffled labels or other splits; selection and fit anew in each."""
 
 from collections.abc import Sequence
 
@@ -12,55 +12,43 @@ from diagnostics.sparse_probing.tasks import Task
 from diagnostics.statistics.logistic import many_fits
 
 _ENTRIES, _ENTRIES_GPU = 2**23, 2**26
-"""Numbers in memory at once in the features of the probes, draws × texts × latents."""
+"""Numbers at once in the features of the probes, draws × texts × latents."""
 
 
 @torch.no_grad()
 def accuracies(
-    z: Float[Tensor, "text d_sae"],
-    drawn: Sequence[Sequence[Task]],
-    ks: Sequence[int],
-    inverse_penalty: float,
-    share: Float[ndarray, "draw text"] | None = None,
+    z: Float[Tensor, "text d_sae"], drawn: Sequence[Sequence[Task]], ks: Sequence[int], inverse_penalty: float
 ) -> Float[ndarray, "draw k"]:
-    """Held-out accuracy of each draw, pooled over its tasks, with selection and fit anew in each.
+    """Held-out accuracy of each draw, pooled over its tasks: texts classified rightly ÷ texts held out.
 
-        Σ_tasks Σ_held out a·[right] / Σ_tasks Σ_held out a
-
-    z: latents averaged over each text's tokens. drawn: the tasks of each draw (as many of each). share: a, how much each text counts
-    in selection, fit and accuracy (None: 1). Each probe reads the k latents of largest |mean difference|, as kind `selected`.
+    z: latents averaged over each text's tokens. drawn: the tasks of each draw, as many of each. Each probe reads the k latents of largest
+    |mean difference| on the training texts of its own task, as kind `selected`; the probes of one task of all draws are fitted at once.
     """
     z = torch.where(z.isnan(), 0, z).double()  # texts without tokens are in no task
-    n_draws, most = len(drawn), max(ks)
-    a = torch.ones(n_draws, len(z)) if share is None else torch.from_numpy(share)
-    a = a.to(z)
+    most = min(max(ks), z.shape[1])
     budget = _ENTRIES if z.device.type == "cpu" else _ENTRIES_GPU
-    right, total = torch.zeros(n_draws, len(ks)).to(z), torch.zeros(n_draws, 1).to(z)
+    right, total = torch.zeros(len(drawn), len(ks)).to(z), torch.zeros(len(drawn), 1).to(z)
     for tasks in zip(*drawn, strict=True):
-        width = max(len(task.train) for task in tasks) * min(most, z.shape[1])
-        for part in torch.arange(n_draws).split(max(1, budget // width)):
-            some, own = [tasks[i] for i in part], a[part.to(z.device)]
-            train, y = _padded([task.train for task in some], [task.y_train for task in some], z)
-            test, truth = _padded([task.test for task in some], [task.y_test for task in some], z)
-            b, b_test = (own.gather(1, at.clamp(min=0)) * (at >= 0) for at in (train, test))
-            train, test = train.clamp(min=0), test.clamp(min=0)
-            side = torch.stack([b * y, b * (1 - y)])
-            side = side / side.sum(-1, keepdim=True)
-            contrast = torch.zeros(len(some), len(z)).to(z).scatter_add(1, train, side[0] - side[1])
-            best = (contrast @ z).abs().topk(min(most, z.shape[1]), dim=1).indices
-            features, held = z[train[..., None], best[:, None]], z[test[..., None], best[:, None]]
+        few = max(1, budget // (most * max(len(task.train) for task in tasks)))
+        for start in range(0, len(tasks), few):
+            part, some = slice(start, start + few), tasks[start : start + few]
+            train, y, there = _padded([task.train for task in some], [task.y_train for task in some], z)
+            test, truth, held = _padded([task.test for task in some], [task.y_test for task in some], z)
+            own, rest = (side / side.sum(-1, keepdim=True) for side in (there * y, there * (1 - y)))
+            contrast = torch.zeros(len(some), len(z)).to(z).scatter_add(1, train, own - rest)
+            best = (contrast @ z).abs().topk(most, dim=1).indices[:, None]
+            features, shown = z[train[..., None], best], z[test[..., None], best]
             for i, k in enumerate(ks):
-                weight, bias = many_fits(features[..., :k], y, b, inverse_penalty)
-                logits = (held[..., :k] @ weight[..., None])[..., 0] + bias[:, None]
-                right[part.to(z.device), i] += (b_test * ((logits > 0) == (truth > 0))).sum(1)
-            total[part.to(z.device)] += b_test.sum(1, keepdim=True)
+                weight, bias = many_fits(features[..., :k], y, there, inverse_penalty)
+                logits = (shown[..., :k] @ weight[..., None])[..., 0] + bias[:, None]
+                right[part, i] += (held * ((logits > 0) == (truth > 0))).sum(1)
+            total[part] += held.sum(1, keepdim=True)
     return (right / total).cpu().numpy()
 
 
-def _padded(places: list[ndarray], truth: list[ndarray], z: Tensor) -> tuple[Tensor, Tensor]:
-    """Texts of each draw, −1 where there are fewer than in another, and whether they are of the class."""
-    most = max(map(len, places))
-    at, y = np.full((len(places), most), -1), np.zeros((len(places), most))
+def _padded(places: list[ndarray], truth: list[ndarray], z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts of each draw, 1 for those of the class, and 1 for those that are there: some draws have fewer than others."""
+    at, y, there = (np.zeros((len(places), max(map(len, places)))) for _ in range(3))
     for i, (some, own) in enumerate(zip(places, truth, strict=True)):
-        at[i, : len(some)], y[i, : len(some)] = some, own
-    return torch.from_numpy(at).to(z.device), torch.from_numpy(y).to(z)
+        at[i, : len(some)], y[i, : len(some)], there[i, : len(some)] = some, own, 1
+    return torch.from_numpy(at).to(z.device).long(), torch.from_numpy(y).to(z), torch.from_numpy(there).to(z)
