@@ -196,10 +196,15 @@ def short_frame(found: list[dict[str, Any]], provenance: dict[str, Any]) -> pd.D
 
 
 def null_frame(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """Accuracy of selected latents with probes fixed and with refits, and the null of shuffled labels."""
+    """Accuracy of selected latents with probes fixed and with refits, and the null of shuffled labels.
+
+    Of several data sets the fewest latents of each, and every k of their mean.
+    """
+    selected = [group for group in found if group["kind"] == "selected"]
+    several, least = any(group["dataset"] == MEAN for group in selected), min(group["k"] for group in selected)
     lines = []
-    for group in found:
-        if group["kind"] == "selected":
+    for group in selected:
+        if not several or group["dataset"] == MEAN or group["k"] == least:
             null = group["shuffled"]
             line = {"sae": group["sae"], "dataset": group["dataset"], "k": group["k"], "accuracy": group["accuracy"]}
             line |= {

@@ -133,7 +133,8 @@ def error_by_deletion(x: np.ndarray, labels: list[str], splits: int = 3) -> floa
 
     parts = parts_of(labels, splits)
     drawn = [[without(task, i) for (task,) in parts] for i in range(len(x))]
-    return from_deletions(np.nan, accuracies(torch.from_numpy(x), drawn, (1,), 1.0)[:, 0], len(x)).se
+    deleted = accuracies(torch.from_numpy(x), drawn, (1,), 1.0)[:, 0]
+    return from_deletions(deleted.mean(), deleted, len(x)).se
 
 
 def unstable(seed: int, latents: int = 40) -> tuple[np.ndarray, list[str]]:
