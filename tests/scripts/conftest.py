@@ -54,7 +54,7 @@ SMALL: dict[str, tuple[object, ...]] = {
     "plot_depth": ("--figures", "sae_latents"),
     "probe_saes": (
         *("--saes", "{given}/saes/1/standard", *MODEL, "--data", "{given}/labelled.csv", "--ks", 1, 3, "--seeds", 2),
-        *("--per-class", 10),
+        *("--per-class", 10, "--shuffles", 9, "--refits", 3),
     ),
     "report": (),
     "latent_card": (
