@@ -89,9 +89,7 @@ def test_both_ways_agree_in_float32(name, point):
     """Central differences to 1e-3 of the dense form, in the mean square over rows; forward mode to rounding."""
     recording, site, delta = recorded(name, torch.float32), Site(2, point), changes(dtype=torch.float32)
     x = recording.at(site, PROMPT, POSITION)
-    expected = torch.stack(
-        [form(*dense(name, site, i, x[i], torch.float32), delta[i]) for i in range(len(PROMPT))]
-    )
+    expected = torch.stack([form(*dense(name, site, i, x[i], torch.float32), delta[i]) for i in range(len(PROMPT))])
     forward, central = (second_order(recording, site, PROMPT, POSITION, delta, method=m) for m in ("auto", "central"))
     assert (forward.method, central.method) == ("forward", "central") and central.agreement != central.agreement
     torch.testing.assert_close(forward["second_order"], expected, rtol=1e-4, atol=0)
@@ -220,7 +218,9 @@ class _Kernel(nn.Module):
         return _Opaque.apply(x) if self.kind == "without" else torch.tanh(x if self.kind == "plain" else x.detach())
 
 
-@pytest.mark.parametrize(("kind", "why"), [("without", "cannot be differentiated"), ("loses", r"differ by 0\.\d+ of JΔ")])
+@pytest.mark.parametrize(
+    ("kind", "why"), [("without", "cannot be differentiated"), ("loses", r"differ by 0\.\d+ of JΔ")]
+)
 def test_kernels_without_forward_mode_fall_back_to_central_differences(kind, why):
     """One that raises, and one that silently loses the tangent."""
 
@@ -243,7 +243,9 @@ def test_kernels_without_forward_mode_fall_back_to_central_differences(kind, why
 
 def test_half_precision_is_near():
     delta = changes()
-    one, other = (record(wrap(tiny_model("llama", "cpu", d)), prompts(), [SITE]) for d in (torch.float32, torch.bfloat16))
+    one, other = (
+        record(wrap(tiny_model("llama", "cpu", d)), prompts(), [SITE]) for d in (torch.float32, torch.bfloat16)
+    )
     expected = second_order(one, SITE, PROMPT, POSITION, delta)["second_order"]
     found = second_order(other, SITE, PROMPT, POSITION, delta, method="auto")
     assert found.method == "forward"
