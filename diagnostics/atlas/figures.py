@@ -116,8 +116,8 @@ def plot_draws(groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any
         axes.flat[0].set_ylabel("Spearman's ρ with KL\namong a token's latents")
         axes.flat[0].legend(loc="lower right")
         words = (
-            "Second-order forms of each latent's KL at the same tokens: ½ · mean over draws y ~ p of the squared first-order change of log p(y); "
-            f"∞: over the whole vocabulary, exact. {BARS}"
+            "Predicted KL: ½ · mean over drawn next tokens y ~ p of the squared first-order change of log p(y); ∞: mean over all y, exact. "
+            f"{BARS}"
         )
         write_caption(figure, caption(provenance, words))
     return figure
