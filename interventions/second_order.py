@@ -77,8 +77,9 @@ def second_order(
 ) -> SecondOrder:
     """½·Σ_y p_y·((JΔ)_y − Σ p·JΔ)² of adding `change[row]` at `site` of token (prompt, position), nats.
 
-    change: Δ, as `measure` takes edited vectors (but the difference, not the result). A row costs about two rows of replay (`central`) or
-    three (`forward`). also: further numbers by name, each a function of the derivatives of log p(y), (JΔ)_y − Σ p·JΔ, of some rows.
+    change: Δ, as `measure` takes edited vectors (but the difference, not the result). A row costs 2.2 (`central`) or 2.4
+    (`forward`) times what it does in `measure`. also: further numbers by name, each a function of the derivatives of log p(y), (JΔ)_y −
+    Σ p·JΔ, of some rows.
     method: `forward`, `central`, or `auto`: forward, where it runs and agrees with central differences on 8 of the rows; central
     differences, with a warning, where not. horizon, path, batch_rows, progress: see `measure`.
 

@@ -115,10 +115,7 @@ def plot_draws(groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any
             ax.set(title=f"{g['sae']}, block {g['layer']}", xlabel="next tokens drawn")
         axes.flat[0].set_ylabel("Spearman's ρ with KL\namong a token's latents")
         axes.flat[0].legend(loc="lower right")
-        words = (
-            "Predicted KL: ½ · mean over drawn next tokens y ~ p of the squared first-order change of log p(y); ∞: mean over all y, exact. "
-            f"{BARS}"
-        )
+        words = f"½ · mean over drawn next tokens y of (first-order change of log p(y))²; ∞: over all y, exact. {BARS}"
         write_caption(figure, caption(provenance, words))
     return figure
 

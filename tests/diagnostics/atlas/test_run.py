@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from diagnostics.atlas import work as atlas_units
 from diagnostics.atlas.columns import COLUMNS
 from diagnostics.atlas.result import CausalAtlas
 from diagnostics.atlas.run import causal_atlas
+from diagnostics.atlas.scores import DRAWS
 from diagnostics.results.words import left_out
 from diagnostics.running.units import Interrupted
 from interventions import ResultError, Site, SiteError, measure, record
@@ -125,6 +127,28 @@ def test_sampled_forms_tend_to_the_exact_one_and_share_draws_within_a_token():
     assert error[0] > 2 * error[1] > 4 * error[2] and error[2] < 0.2
     mean = rows.groupby("sae", observed=True)[["fisher_128", "second_order"]].mean()
     np.testing.assert_allclose(mean.fisher_128, mean.second_order, rtol=0.1)
+
+
+def test_agreement_by_draws_goes_up_to_the_exact_form():
+    """ρ against scipy, token by token; an atlas from before has no draws and the same other scores."""
+    atlas = found()
+    for g in atlas.groups:
+        rows = atlas.frame[(atlas.frame.sae == g["sae"]) & atlas.frame.second_order.notna()]
+        tokens = [own for _, own in rows.groupby(["prompt", "position"]) if len(own) >= 3]
+        assert list(g["draws"]) == [*map(str, DRAWS), "∞"]
+        for draws, form in (("1", "fisher_1"), ("8", "fisher_8"), ("∞", "second_order")):
+            rho = np.mean([stats.spearmanr(own[form], own.kl).statistic for own in tokens])
+            assert g["draws"][draws]["rank"].value == pytest.approx(rho, abs=1e-9)
+        rank = [s["rank"].value for s in g["draws"].values()]
+        assert rank[0] < rank[3] < rank[-1] and rank[-1] > g["scores"]["delta_norm"]["rank"].value
+    assert len(atlas.tables()["draws"]) == 2 * (len(DRAWS) + 2)
+    before = replace(atlas, frame=atlas.frame.drop(columns=["second_order", *(f"fisher_{n}" for n in DRAWS)]))
+    assert "draws" not in before.tables()
+    for g, same in zip(before.groups, atlas.groups, strict=True):
+        assert [*g["scores"], "second_order"] == list(same["scores"])
+        assert all(s["rank"] == same["scores"][name]["rank"] for name, s in g["scores"].items())
+    with pytest.raises(ResultError, match="no token of this atlas has exact second order"):
+        before.plot_draws()
 
 
 def test_placebos_have_the_norm_and_the_angle_of_their_edit(monkeypatch):
