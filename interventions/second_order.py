@@ -113,7 +113,7 @@ def _choose_method(rows: Rows, method: str, run: Callable[..., "_Chunk"]) -> tup
     """The method, why it is not forward mode where that was allowed, and how well the two agree."""
     if method == "central":
         return method, None, float("nan")
-    some = np.unique(np.linspace(0, len(rows) - 1, _TRIAL_ROWS).round().astype(int)) if len(rows) else slice(0)
+    some = np.unique(np.linspace(0, len(rows) - 1, _TRIAL_ROWS).round().astype(int))
     trial = run(rows, rows.order[some])
     why, agreement = None, float("nan")
     try:

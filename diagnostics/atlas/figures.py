@@ -64,9 +64,9 @@ def _predictions(ax: Axes, group: Mapping[str, Any], rows: pd.DataFrame) -> None
         ("second_order", "kl", "KL, exact second order"),
         ("gradient", "top1_drop", "|drop of log p(top token)|, gradient"),
     ):
-        some = rows.loc[rows[name].notna()] if name in rows else rows[:0]
-        if not len(some):
+        if name not in rows or not rows[name].notna().any():
             continue
+        some = rows.loc[rows[name].notna()]
         bins = calibration(np.abs(some[name].to_numpy(float)), np.abs(some[effect].to_numpy(float)))
         x, y, low, high = (np.array([b[k] for b in bins]) for k in ("predicted", "median", "low", "high"))
         colour, marker = SCORE_LOOKS[name]
