@@ -73,7 +73,7 @@ def exponents(rows: pd.DataFrame, floor: float, reference: str = "zero") -> dict
         if edit in by:
             ways[edit] = lambda edit=edit: observational(by[edit], floor, covariates=False)
     if "scaled" in by and "half" in by and "zero" in by:
-        ways["interventional"] = lambda: interventional(rows, floor)
+        ways["interventional"] = lambda: interventional(rows, floor, reference)
     return {name: way() for name, way in ways.items()}
 
 
