@@ -44,6 +44,8 @@ EDITS = (
 )
 """`half`, `scaled` and their placebos take part in the rescaled experiment. `zero_placebo_…` is there where `placebo_…` is the placebo of
 another reference."""
+PARTS = ("all", "rescaled")
+"""Which edits the pairs in `detail` get: all, or those of the rescaled experiment alone."""
 SCALES = (0.9, 1.1)
 _PAIRS = 4096  # edited at once: placebos hold float64 copies
 _SELF = 16
@@ -61,6 +63,7 @@ class ProjectionPlan:
     detail: float
     angle: float
     single_token_share: float
+    edits: str = "all"
 
     def provenance(self) -> dict[str, Any]:
         """As it stands beside a result."""
@@ -207,7 +210,8 @@ class ProjectionDesign:
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
         """How many `rows` there are at most: some latents turn out not to fire."""
-        n, detail = 0, 15 if self.plan.reference == "zero" else 17
+        zero = self.plan.reference == "zero"
+        n, detail = 0, (9 if zero else 12) + (self.plan.edits == "all") * (6 if zero else 5)
         for dictionary in self._at(site):
             chosen, pairs = self._chosen(dictionary, among), self.pairs[dictionary.name]
             n += len(chosen) * 3 + int(pairs.again[chosen].sum())
@@ -354,16 +358,18 @@ class _PairRows:
         edits = {reference: (everywhere, main)}
         edits |= {name: (everywhere, vectors) for name, vectors in self.placebos(self.x, main).items()}
         if not self.alone:
-            edits |= {other: (self.detail, self.ablated(other)) for other in REFERENCES if other != reference}
+            steps = {"half": self.ablated("zero", share=0.5)}
+            steps |= {} if reference == "zero" else {"zero": self.ablated("zero")}
+            for step, vectors in steps.items():
+                beside = self.placebos(self.x, vectors)
+                edits |= {step: (self.detail, vectors)} | {f"{step}_{n}": (self.detail, v) for n, v in beside.items()}
+        if not self.alone and self.plan.edits == "all":
+            edits |= {o: (self.detail, self.ablated(o)) for o in REFERENCES if o not in edits}
             away = -self.direction * torch.where(cosine(self.x, self.direction) < 0, -1.0, 1.0)[:, None].to(
                 self.direction
             )
             towards = {ROTATE: away} | {f"{ROTATE}_{name}": self.noise[name] for name in PLACEBOS}
             edits |= {n: (self.detail, rotate_by_angle(self.x, to, self.plan.angle)) for n, to in towards.items()}
-            edits["half"] = (self.detail, self.ablated("zero", share=0.5))
-            for step in ("half", "zero") if reference != "zero" else ("half",):
-                beside = self.placebos(self.x, edits[step][1])
-                edits |= {f"{step}_{name}": (self.detail, vectors) for name, vectors in beside.items()}
         edits["self"] = (self.again, self.x.clone())
         if self.dictionary.sae is not None:  # removing nothing is no ablation
             fires = (self.z != 0).cpu().numpy()
