@@ -36,17 +36,16 @@ _A = {"label": "norm exponent a", "lines": (0, 1), "limits": (-1.6, 2.6)}
 PLANS = {
     "norm_exponent": DepthPlan(
         exponents,
-        "Norm exponent of the effect of removing a latent's direction (0: cosine, 1: inner product)",
+        "Norm exponent of removed directions (0: cosine, 1: inner product)",
         {
             "observational": DepthPanel("across tokens", **_A),
             "interventional": DepthPanel("same token rescaled", **_A),
-            "difference": DepthPanel("rescaled, less placebo's", "difference of a", lines=(0,), limits=(-1.6, 2.6)),
+            "difference": DepthPanel("rescaled less placebo", "difference of a", lines=(0,), limits=(-1.6, 2.6)),
             "learned": DepthPanel("learned by the SAE", **_A),
         },
-        "latent-token pairs",
-        bars="95 % Fieller (difference: t), delete-one-prompt jackknife",
+        "pairs",
         done="ablated",
-        placebo="placebos of the same dose",
+        placebo="placebos of equal dose",
     ),
 }
 """Figures by depth, by name."""

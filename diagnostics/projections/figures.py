@@ -66,7 +66,7 @@ def _across(own: Sequence[Mapping[str, Any]], colour: str) -> list[_Series]:
     learned = [None if g["learned_a"] is None else plain(g["learned_a"]["mean"], g["n_latents"]) for g in own]
     return [
         _Series("latents, across tokens", colour, "o", latent),
-        _Series("placebos, across tokens", TOKEN_LOOK, "v", placebo),
+        _Series("placebos", TOKEN_LOOK, "v", placebo),
         _Series("learned by the SAE", colour, "x", learned),
     ]
 
@@ -76,9 +76,9 @@ def _rescaled(own: Sequence[Mapping[str, Any]], colour: str) -> list[_Series]:
     token, isotropic = ([None if w is None else w.placebos.get(name) for w in ways] for name in PLACEBOS)
     found = [
         _Series("latents, same token rescaled", colour, "D", [None if way is None else way.a for way in ways]),
-        _Series("placebos, rescaled", TOKEN_LOOK, "v", [None if b is None else b.placebo for b in token]),
-        _Series("isotropic placebos, rescaled", ISOTROPIC_LOOK, "^", [None if b is None else b.placebo for b in isotropic]),
-        _Series("rescaled, latents less placebos", INK, "s", [None if b is None else b.difference for b in token], fill=False),
+        _Series("placebos", TOKEN_LOOK, "v", [None if b is None else b.placebo for b in token]),
+        _Series("isotropic placebos", ISOTROPIC_LOOK, "^", [None if b is None else b.placebo for b in isotropic]),
+        _Series("rescaled: latents less placebos", INK, "s", [None if b is None else b.difference for b in token], fill=False),
     ]  # fmt: skip
     return [series for series in found if any(value is not None for value in series.values)]
 
@@ -179,8 +179,7 @@ def plot_exponents(
                 said = "" if way == "observational" else ", rescaled"
                 ax.set_title(f"{name} SAE, {LABELS[where]}{said}")
                 depth.label(ax)
-                if (where, way) == rows[-1]:
-                    ax.set_xlabel(f"block, ablated at {depth.point}")
+                ax.set_xlabel(f"block, ablated at {depth.point}" if (where, way) == rows[-1] else "")
             row[0].set_ylabel("norm exponent a")
         handles, labels = legend_entries(axes.flat)
         own_colour = (

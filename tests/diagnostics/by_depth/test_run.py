@@ -208,7 +208,7 @@ def test_missing_figures_and_panels_have_notes(tmp_path):
         g["exponents"].pop("interventional")
     note, other = depth_figures({"a": without}).notes
     assert note == "norm_exponent: no values for the panel 'same token rescaled' in these results"
-    assert other == "norm_exponent: no values for the panel 'rescaled, less placebo's' in these results"
+    assert other == "norm_exponent: no values for the panel 'rescaled less placebo' in these results"
     assert f"note: {note}" in depth_figures({"a": without}).table()
     with pytest.raises(ResultError, match="no figure 'depth'; known: direction_norm_kl"):
         depth_figures({"a": wins()}, ["depth"])
