@@ -34,7 +34,19 @@ def keep(folder: Path, name: str) -> None:
     DATA.mkdir(exist_ok=True)
     result.summary().to_csv(DATA / f"{name}.csv", index=False, float_format="%.6g")
     p = result.provenance
-    kept = ("command", "call", "model", "weights_sha256", "text", "prompts", "dtype", "device", "seed", "versions", "path")
+    kept = (
+        "command",
+        "call",
+        "model",
+        "weights_sha256",
+        "text",
+        "prompts",
+        "dtype",
+        "device",
+        "seed",
+        "versions",
+        "path",
+    )
     made = {"kind": type(result).NAME} | {key: p[key] for key in kept if key in p}
     (DATA / f"{name}.json").write_text(json.dumps(jsonable(made), indent=1, ensure_ascii=False) + "\n")
 
@@ -72,7 +84,9 @@ def claims() -> list[dict[str, Any]]:
         values = {name: number(spec) for name, spec in claim.get("numbers", {}).items()}
         for key in ("estimate", "control"):
             claim[key] = str(claim.get(key, "")).format(**values)
-        claim["quoted"] = [{"page": page, "text": text.format(**values)} for page, text in claim.get("quoted", {}).items()]
+        claim["quoted"] = [
+            {"page": page, "text": text.format(**values)} for page, text in claim.get("quoted", {}).items()
+        ]
         claim["tables"] = sorted({spec["table"] for spec in claim.get("numbers", {}).values()})
     return found
 
@@ -101,7 +115,9 @@ def page() -> str:
             if c["section"] == section:
                 source = ", ".join(f"[{t}](results/data/{t}.csv)" for t in c["tables"]) or NOT_KEPT
                 cells = [c["claim"], c["estimate"], c["control"], f"**{c['verdict']}**", source]
-                lines.append("| " + " | ".join(str(cell).strip().replace("\n", " ").replace("|", "\\|") for cell in cells) + " |")
+                lines.append(
+                    "| " + " | ".join(str(cell).strip().replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
+                )
         lines.append("")
     lines += ["## Runs", ""]
     for name in sorted({t for c in every for t in c["tables"]}):

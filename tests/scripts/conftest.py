@@ -240,4 +240,5 @@ def store(result, folder: Path) -> None:
     write_json(folder / f"{result.NAME}.json", result.as_dict())
     save_tokens(folder / "tokens.npy", result.tokens)
     if isinstance(result, SAEEvaluation):
-        write_frame(folder / result.TABLES["latents"], result.latents)
+        for name, file in result.TABLES.items():
+            write_frame(folder / file, getattr(result, name))
