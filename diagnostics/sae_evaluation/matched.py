@@ -128,7 +128,7 @@ class _Curve:
         x, q = (log_l0, float(np.log(q))) if axis == "l0" else (self.values["fve"], q)
         order = np.argsort(log_l0, axis=1)
         x = np.take_along_axis(x, order, 1)
-        rising = (np.diff(x, axis=1) > 0).all(axis=1).tolist()
+        rising = [bool((np.diff(row) > 0).all()) for row in x]
         found = {}
         for name in COMPARED:
             y = np.take_along_axis(log_l0 if name == "l0" else self.values[name], order, 1)
