@@ -55,7 +55,7 @@ class _Series:
     words: str
     colour: str
     marker: str
-    values: list[FiellerInterval | Estimate | None]
+    values: Sequence[FiellerInterval | Estimate | None]
     """of each group; None: not measured"""
     fill: bool = True
 

@@ -166,6 +166,8 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
                 row[f"a {name.replace('_token', '')}"] = ways[name].a
         if beside := beside_placebo(g):
             row |= {"its placebo's a": beside.placebo, "a less placebo's": beside.difference}
+        if beside := beside_placebo(g, "placebo_isotropic"):
+            row["less isotropic's"] = beside.difference
         if "rotate" in ways:
             row["β_c at fixed dose"] = cast(Observational, ways["rotate"]).beta_cosine
         if "rotate_placebo_token" in ways:
@@ -175,10 +177,10 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def beside_placebo(group: Mapping[str, Any]) -> BesidePlacebo | None:
-    """The rescaled exponent beside that of `placebo_token`; None where that was not measured."""
+def beside_placebo(group: Mapping[str, Any], placebo: str = "placebo_token") -> BesidePlacebo | None:
+    """The rescaled exponent beside a placebo's; None where that was not measured."""
     way = group["exponents"].get("interventional")
-    return None if way is None else way.placebos.get("placebo_token")
+    return None if way is None else way.placebos.get(placebo)
 
 
 def within_floors(groups: list[dict[str, Any]]) -> list[str]:
@@ -204,6 +206,8 @@ def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
         if beside := beside_placebo(g):
             words = f"norm exponent a of rescaled activations, latents less placebos, {g['sae']}, block {g['layer']}"
             against = f"0: a is the site's, not the latents'; latents {beside.latent}, placebos {beside.placebo}"
+            if other := beside_placebo(g, "placebo_isotropic"):
+                against += f", less isotropic placebos {other.difference}"
             yield Headline(words, str(beside.difference), against)
 
 
