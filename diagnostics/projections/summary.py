@@ -212,9 +212,13 @@ def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
 
 
 NOTE = (
-    "Mean KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ placebo: mean KL over that of an edit of the "
-    "same norm and\nangle along the difference of two other tokens; a: norm exponent, 0 where effect goes with the cosine, 1 where it "
-    "goes with the inner\nproduct; interventional: the same token's activation rescaled, beside the same of placebos of equal dose, and the paired difference: where it is 0, a is\n"
-    "a property of the site. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed angle away from the direction.\n"
-    "Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
+    "Mean KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ "
+    "placebo: mean KL over that of an edit of the\n"
+    "same norm and angle along the difference of two other tokens; a: norm exponent, 0 where effect goes with "
+    "the cosine, 1 where it goes with the inner\n"
+    "product; interventional: the same token's activation rescaled, beside the same of placebos of equal dose, "
+    "less these at the same tokens: where that is\n"
+    "0, a is a property of the site. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed "
+    "angle away from the direction. Brackets: 95 %\n"
+    "delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
 )
