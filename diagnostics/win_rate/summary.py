@@ -24,7 +24,7 @@ NOTE = (
     "slope within deciles of ||x|| (pooled less\n"
     "within). cos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens with "
     "low |cos| and high norm; over placebo's: over\n"
-    "the same ratio of the placebo. Latents count for as many as they stand for. Brackets: 95 % delete-one- "
+    "the same ratio of the placebo. Latents count for as many as they stand for. Brackets: 95 % delete-one-"
     "prompt jackknife, the latents held fixed (a:\n"
     "Fieller)."
 )
