@@ -417,9 +417,10 @@ COLUMNS = (
     "clean_entropy", "top1_changed", "kl_direct",
 )  # fmt: skip
 """Of the table. edit: one of `EDITS`; scale: s where the edited and the clean run have s·x in place of x, else 1; removed: share of
-the projection taken away, or that the edit has whose placebo it is. frequency: share of usable tokens on which the latent fires; latent_weight, token_weight: how many
-latents of the SAE, tokens of the text, each stands for; learned_a: the exponent of a cosine-scored SAE. norm_quartile: 0 to 3, of
-‖x‖ over the site's usable tokens; norm_read: what the next block's norm divides by, ‖x − mean(x)‖ under LayerNorm, ‖x‖ under
-RMSNorm. cosine, inner: of x (`_centred`: of x_c) and the decoder row (`_encoder`: the encoder row; nan where there is none);
-activation: z. dose_zero, dose_mean, dose_latent: |<x, d̂>|, |<x − μ, d̂>|, |z|·‖d‖, what the three references remove; delta_norm,
-delta_angle: of this edit, L2 norm and radians. Effects as in the direction-norm table, nats."""
+the projection taken away, or that the edit has whose placebo it is. frequency: share of usable tokens on which the latent fires;
+latent_weight, token_weight: how many latents of the SAE, tokens of the text, each stands for; learned_a: the exponent of a
+cosine-scored SAE. norm_quartile: 0 to 3, of ‖x‖ over the site's usable tokens; norm_read: what the next block's norm divides by,
+‖x − mean(x)‖ under LayerNorm, ‖x‖ under RMSNorm. cosine, inner: of x (`_centred`: of x_c) and the decoder row (`_encoder`: the
+encoder row; nan where there is none); activation: z. dose_zero, dose_mean, dose_latent: |<x, d̂>|, |<x − μ, d̂>|, |z|·‖d‖, what
+the three references remove; delta_norm, delta_angle: of this edit, L2 norm and radians. Effects as in the direction-norm table,
+nats."""

@@ -64,9 +64,9 @@ def projection_effects(
     (`placebo_token`: along the difference of two other tokens' activations; `placebo_isotropic`). detail: share of the pairs that
     get half of the projection removed (`half`), and the ablation of s·x, s .9 and 1.1, against the run with s·x (`scaled`), each
     with both placebos (9 rows, the norm exponent's experiment), and, unless `edits` is "rescaled", the other three ablations and a
-    rotation of x away from d̂ by a fixed `angle` (radians) with both placebos (`rotate`, ...: equal dose for all; 6 rows). A sixteenth is put back as it was (`self`, the noise floor). single_token_share: share of the latents that also go into
-    the one-token context, where `context` asks for it, main edit and placebos alone. metrics: `kl` and `clean_entropy` must be among
-    them. Other arguments as in `direction_norm`.
+    rotation of x away from d̂ by a fixed `angle` (radians) with both placebos (`rotate`, ...: equal dose for all; 6 rows). A sixteenth
+    is put back as it was (`self`, the noise floor). single_token_share: share of the latents that also go into the one-token context,
+    where `context` asks for it, main edit and placebos alone. metrics: `kl` and `clean_entropy` must be among them. Other arguments as in `direction_norm`.
 
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings, `EditError` for
     directions that are no vectors of the model. Source: arXiv:2606.15054, sections on projection ablation; sampling, references,

@@ -162,6 +162,8 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
                 row[f"a {name.replace('_token', '')}"] = ways[name].a
         if beside := beside_placebo(g):
             row |= {"its placebo's a": beside.placebo, "a less placebo's": beside.difference}
+        if beside := beside_placebo(g, "placebo_isotropic"):
+            row["less isotropic's"] = beside.difference
         if "rotate" in ways:
             row["β_c at fixed dose"] = cast(Observational, ways["rotate"]).beta_cosine
         if "rotate_placebo_token" in ways:
@@ -171,10 +173,10 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def beside_placebo(group: Mapping[str, Any]) -> BesidePlacebo | None:
-    """The rescaled exponent beside that of `placebo_token`; None where that was not measured."""
+def beside_placebo(group: Mapping[str, Any], placebo: str = "placebo_token") -> BesidePlacebo | None:
+    """The rescaled exponent beside a placebo's; None where that was not measured."""
     way = group["exponents"].get("interventional")
-    return None if way is None else way.placebos.get("placebo_token")
+    return None if way is None else way.placebos.get(placebo)
 
 
 def within_floors(groups: list[dict[str, Any]]) -> list[str]:
@@ -200,13 +202,19 @@ def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
         if beside := beside_placebo(g):
             words = f"norm exponent a of rescaled activations, latents less placebos, {g['sae']}, block {g['layer']}"
             against = f"0: a is the site's, not the latents'; latents {beside.latent}, placebos {beside.placebo}"
+            if other := beside_placebo(g, "placebo_isotropic"):
+                against += f", less isotropic placebos {other.difference}"
             yield Headline(words, str(beside.difference), against)
 
 
 NOTE = (
-    "Median KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ placebo: median ratio to the KL of an edit of the "
-    "same norm and\nangle along the difference of two other tokens; a: norm exponent, 0 where effect goes with the cosine, 1 where it "
-    "goes with the inner\nproduct; interventional: the same token's activation rescaled, beside the same of placebos of equal dose, and the paired difference: where it is 0, a is\n"
-    "a property of the site. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed angle away from the direction.\n"
-    "Brackets: 95 % intervals over prompts, the latents held fixed (a: Fieller)."
+    "Median KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ "
+    "placebo: median ratio to the KL of an edit of the\n"
+    "same norm and angle along the difference of two other tokens; a: norm exponent, 0 where effect goes with "
+    "the cosine, 1 where it goes with the inner\n"
+    "product; interventional: the same token's activation rescaled, beside the same of placebos of equal dose, "
+    "less these at the same tokens: where that is\n"
+    "0, a is a property of the site. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed "
+    "angle away from the direction. Brackets: 95 %\n"
+    "intervals over prompts, the latents held fixed (a: Fieller)."
 )

@@ -16,12 +16,17 @@ from diagnostics.win_rate.simpson import SCORES, Simpson
 
 QUARTILES = ("all", "1", "2", "3", "4")
 NOTE = (
-    "a across tokens: log KL on log|cos| and log||x||; rescaled: the same token's activation 10 % shorter and longer, beside placebos "
-    "of equal dose. Win rate: share of latents whose\nKL correlates more with the cosine than with the inner product; it moves with the number of tokens whatever is "
-    "true, so read it beside the\nplacebos', which have the same doses and no meaning. Labels: what becomes of a score's slope within "
-    "deciles of ||x|| (pooled less within).\ncos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens "
-    "with low |cos| and high norm; over placebo's: over the same\nratio of the placebo. Latents count for as many as they stand for. "
-    "Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
+    "a across tokens: log KL on log|cos| and log||x||; rescaled: the same token's activation 10 % shorter and "
+    "longer, beside placebos of equal dose. Win\n"
+    "rate: share of latents whose KL correlates more with the cosine than with the inner product; it moves "
+    "with the number of tokens whatever is true, so\n"
+    "read it beside the placebos', which have the same doses and no meaning. Labels: what becomes of a score's "
+    "slope within deciles of ||x|| (pooled less\n"
+    "within). cos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens with "
+    "low |cos| and high norm; over placebo's: over\n"
+    "the same ratio of the placebo. Latents count for as many as they stand for. Brackets: 95 % delete-one-"
+    "prompt jackknife, the latents held fixed (a:\n"
+    "Fieller)."
 )
 
 

@@ -390,7 +390,8 @@ def test_the_difference_by_hand():
     keeps = [np.ones(len(w), dtype=bool), *(prompt != g for g in range(20))]
     placebo = [a(keep, "_placebo_token", "placebo_token") for keep in keeps]
     theta = np.array([a(keep) for keep in keeps]) - placebo
-    half = stats.t.ppf(0.975, 19) * np.sqrt(19 / 20 * ((theta[1:] - theta[1:].mean()) ** 2).sum())
+    effective = 1 / (np.bincount(prompt) ** 2 / len(prompt) ** 2).sum()
+    half = stats.t.ppf(0.975, effective - 1) * np.sqrt(19 / 20 * ((theta[1:] - theta[1:].mean()) ** 2).sum())
     wanted = (theta[0], theta[0] - half, theta[0] + half)
     assert (got.difference.value, got.difference.low, got.difference.high) == pytest.approx(wanted)
     assert (got.placebo.value, got.n_rows) == (pytest.approx(placebo[0]), 400)

@@ -418,6 +418,15 @@ def test_randomly_initialised_models_have_the_latents_of_the_trained_one():
     latents = result.frame.groupby("model").latent.unique().map(sorted)
     assert list(latents.index) == ["random 0", TRAINED] and latents.iloc[0] == latents.iloc[1]
     assert [g["model"] for g in result.groups] == [TRAINED, "random 0"]
+    # The figure has the rescaled exponents below: points at their values, the randomly initialised model's in grey.
+    across, rescaled = result.plot().axes
+    way, null = (g["exponents"]["interventional"] for g in result.groups)
+    points = {line.get_label(): float(line.get_ydata()[0]) for line in rescaled.lines}
+    beside = way.placebos["placebo_token"]
+    assert points["latents, same token rescaled"] == way.a.value and points["placebos"] == beside.placebo.value
+    assert points["rescaled: latents less placebos"] == beside.difference.value
+    assert points["latents in randomly initialised models"] == pytest.approx(null.a.value)
+    assert "placebos" in {line.get_label() for line in across.lines}
 
 
 def test_norm_read_of_layer_norm_models():

@@ -31,13 +31,13 @@ def evaluated(values: dict[str, dict[str, np.ndarray]], n_kl: int = G) -> tuple[
     groups, rows = [], []
     for name, columns in values.items():
         group = {"sae": name, "site": SAES[name]["site"], "layer": 15, "point": "resid_post", "corpus": "one"}
-        without = {"sae": name, "corpus": "one", "prompt": np.arange(G)}
+        without = {"sae": name, "corpus": "one", "prompt": np.arange(G), "n_tokens": np.full(G, 10)}
         for measure in COMPARED:
             x = columns.get(measure, np.zeros(G))
             n = n_kl if measure[:2] in ("kl", "ce") else G
             value, without[measure] = x[:n].mean(), np.full(G, x[:n].mean())
             without[measure][:n] = (x[:n].sum() - x[:n]) / (n - 1)
-            group[measure] = Estimate(value, np.nan, np.nan, np.nan, 10 * n, n) if measure in MEASURES else value
+            group[measure] = Estimate(value, np.nan, np.nan, np.nan, 10 * n, n, n_effective=float(n)) if measure in MEASURES else value
         groups.append(group)
         rows.append(pd.DataFrame(without))
     return groups, pd.concat(rows, ignore_index=True)
