@@ -127,8 +127,9 @@ fuzz: $(TESTABLE)
 kills: $(TESTABLE)
 	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.kills --kills 40
 
-# Coverage and size of intervals and tests, with 20 times the replications of the daily tests.
+# Coverage and size of intervals and tests, with 20 times the replications of the daily tests, and the page of coverage.
 simulate: $(TESTABLE)
+	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.coverage --write docs/statistics_coverage.md
 	@$(TEST_ENV) MECHDIAG_SIMULATIONS=20 .venv/bin/python -m pytest -q -m simulation $(PYTEST_ARGS) tests/diagnostics
 
 # Every causal model class of the installed transformers: replayed exactly, by full passes exactly, or refused.

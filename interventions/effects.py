@@ -93,7 +93,7 @@ def measure(
         asked = Asked(metrics, len(rows))
         size = batch_rows or (512 if recording.model.device.type == "cpu" else 4096)
         chosen = choose_path(rows, path, size)
-        size, halvings = _in_chunks(rows, asked, chosen.one_chunk, size, progress)
+        size, halvings = in_chunks(rows, asked, chosen.one_chunk, size, progress)
     if halvings:
         warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=2)
     values, where, finite = asked.values(rows)
@@ -101,7 +101,7 @@ def measure(
     return Effects(values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, bad, finite)
 
 
-def _in_chunks(
+def in_chunks(
     rows: Rows, asked: Asked, one_chunk: Callable, size: int, progress: Callable[[int], object] | None
 ) -> tuple[int, int]:
     """Run all rows, `size` tokens at a time; smaller chunks where memory runs out. The size at the end, and how often it was halved."""

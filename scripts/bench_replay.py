@@ -11,13 +11,15 @@ from typing import Any
 
 import pandas as pd
 import torch
+from transformers import DynamicCache
 
 from diagnostics.commands import command
 from diagnostics.commands.ranges import NonNegativeInt, PositiveInt, PromptLength
-from interventions.effects import measure
+from interventions.effects import intervened_logits, measure
 from interventions.errors import MechdiagError
 from interventions.files import claim_folder, write_json
 from interventions.models.causal_model import CausalModel
+from interventions.models.compat import cache_name
 from interventions.models.loading import load_model, resolve_device
 from interventions.models.wrapping import wrap
 from interventions.provenance import model_provenance
@@ -28,6 +30,7 @@ from interventions.sites import Site
 from interventions.texts.prompts import load_texts, tokenize
 
 HORIZON = 8
+BY_HAND = "by hand: cached keys, all blocks, a batch a prompt"
 BATCH = 16  # prompts in one forward pass of the other tools
 
 
@@ -36,8 +39,9 @@ class BenchOptions(command.OutputOptions):
     """Interventions a second: replay against what users do today and against what the hardware allows.
 
     Ways: replay with KL (one edit a position, five edits a position; with the direct effect; read at 8 positions; at
-    attn_out), TransformerBridge run_with_hooks and an nnsight trace
-    in batches of 16 (logits only: forming KL is left out of their time), one-token contexts one at a time (as published),
+    attn_out), a script written by hand around a cache of keys (one token through all blocks, a prompt's edits as one batch),
+    TransformerBridge run_with_hooks and an nnsight trace in batches of 16, one-token contexts one at a time (as published;
+    these four form logits only: KL is left out of their time),
     and the dense limit: as many tokens through the same blocks and the unembedding, attending to nothing. A hooked forward
     pass gives the logits of all later positions at once, so its rate is the one to compare every replay with.
 
@@ -187,6 +191,13 @@ def _compare(
         vectors = vectors + torch.randn(vectors.shape, generator=generator).to(vectors)
         measure(recording, where, prompt[:64], position[:64], vectors[:64], path="replay", **how)  # its exactness check
         add(way, n, lambda p=prompt, q=position, v=vectors, w=where, o=how: measure(recording, w, p, q, v, path="replay", **o))  # fmt: skip
+    by_hand = _CachedKeys(model, recording.tokens, site)
+    token = torch.randperm(BATCH * length, generator=generator)[: n_rows // 4]
+    prompt, position = token // length, token % length
+    vectors = recording.at(site, prompt, position)
+    vectors = vectors + torch.randn(vectors.shape, generator=generator).to(vectors)
+    by_hand.check(recording, prompt[:8], position[:8], vectors[:8])
+    add(BY_HAND, len(token), lambda p=prompt, q=position, v=vectors: by_hand.logits(p, q, v))
     limit = {n: _dense(recording, site, n, options.repeats) for n in (512, 1024)}
     best = min(limit, key=lambda n: limit[n] / n)
     found.append(
@@ -223,6 +234,61 @@ def _compare(
     add("one-token context, batch 1 (published)", 8,
         lambda: [hooked_logits(bridge, one, site, lambda _: vector[:1] + 1, at) for _ in range(8)])  # fmt: skip
     return found
+
+
+class _CachedKeys:
+    """What one would write by hand: keys and values of each prompt kept, the edited token alone run through all blocks.
+
+    A prompt's edits are one batch, each with the prompt's keys and a mask of those before its position; a hook on the block sets the
+    vector. Unlike replay it runs the blocks below the site too, and copies a prompt's keys for every row.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: CausalModel, tokens: torch.Tensor, site: Site):
+        self.model, self.tokens, self.site, self.block = model, tokens, site, model.blocks[site.layer]
+        self.name = cache_name(model.base) or "cache"
+        cache = DynamicCache()
+        model.base(input_ids=tokens, use_cache=True, **{self.name: cache})
+        layers: Any = cache.layers
+        self.keys: list[tuple[torch.Tensor, torch.Tensor]] = [(layer.keys, layer.values) for layer in layers]
+
+    @torch.no_grad()
+    def logits(self, prompt: torch.Tensor, position: torch.Tensor, vectors: torch.Tensor) -> list[torch.Tensor]:
+        """Next-token logits of each prompt's rows, prompts ascending."""
+        found = []
+        for i in prompt.unique().tolist():
+            rows = (prompt == i).nonzero()[:, 0]
+            at = position[rows].to(self.tokens.device)
+            cache = DynamicCache()
+            for layer, (k, v) in enumerate(self.keys):
+                cache.update(
+                    k[i : i + 1].expand(len(rows), -1, -1, -1), v[i : i + 1].expand(len(rows), -1, -1, -1), layer
+                )
+            n = self.tokens.shape[1]
+            seen = torch.arange(n + 1, device=at.device) < at[:, None]
+            seen[:, n] = True  # its own key, which is appended
+            mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=at.device).masked_fill(~seen, -torch.inf)
+            new = vectors[rows].to(self.tokens.device)[:, None]
+            setting = lambda _, __, out, new=new: (new, *out[1:]) if isinstance(out, tuple) else new  # noqa: E731
+            hook = self.block.register_forward_hook(setting)
+            try:
+                out = self.model.base(
+                    input_ids=self.tokens[i, at][:, None], attention_mask=mask[:, None, None], position_ids=at[:, None],
+                    use_cache=True, **{self.name: cache},
+                )  # fmt: skip
+            finally:
+                hook.remove()
+            found.append(self.model.hf.get_output_embeddings()(out.last_hidden_state[:, 0]))
+        return found
+
+    def check(self, recording: Recording, prompt: torch.Tensor, position: torch.Tensor, vectors: torch.Tensor) -> None:
+        """Raise `MechdiagError` unless its logits are those of replay, to rounding."""
+        order = torch.argsort(prompt, stable=True)
+        replayed = intervened_logits(recording, self.site, prompt[order], position[order], vectors[order])
+        off = (torch.cat(self.logits(prompt, position, vectors)) - replayed.to(self.tokens.device)).abs().max()
+        most = 1e-3 if self.model.dtype == torch.float32 else 0.06
+        if off > most * replayed.abs().max():
+            raise MechdiagError(f"the script by hand is off by {off:.2g}; expected replay's logits")
 
 
 @torch.no_grad()

@@ -16,13 +16,14 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from sae_models import SAEError, load_sae, save_sae
@@ -411,7 +412,10 @@ def damage_bytes(folder: Path, valid: Format, draw: random.Random) -> str:
 
 
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-OTHERS = (torch.complex64, torch.int64, torch.int8, torch.bool)
+OTHERS = (torch.int64, torch.int8, torch.bool)
+with suppress(KeyError):  # an old safetensors cannot write complex numbers
+    save({"x": torch.zeros(1, dtype=torch.complex64)})
+    OTHERS = (torch.complex64, *OTHERS)
 
 
 def damage_tensors(folder: Path, valid: Format, draw: random.Random) -> str:

@@ -177,9 +177,30 @@ MUTATIONS = (
     Mutation(
         "sparse probing selects latents on held-out texts",
         "diagnostics/sparse_probing/probes.py",
-        "(ranked(train, task.y_train), task.y_train)",
-        "(ranked(test, task.y_test), task.y_train)",
+        '"selected": ranked(train, task.y_train)',
+        '"selected": ranked(test, task.y_test)',
         ("tests/diagnostics/sparse_probing/test_probes.py",),
+    ),
+    Mutation(
+        "labels are shuffled between texts of different groups",
+        "diagnostics/sparse_probing/tasks.py",
+        "members.setdefault(own[i], [])",
+        "members.setdefault(str(i), [])",
+        ("tests/diagnostics/sparse_probing/test_draws.py",),
+    ),
+    Mutation(
+        "the interval with refits takes overlapping splits for independent",
+        "diagnostics/sparse_probing/summary.py",
+        "(1 / m + draws.test_ratio)",
+        "(1 / m)",
+        ("tests/diagnostics/sparse_probing/test_draws.py",),
+    ),
+    Mutation(
+        "the error along a decoder row keeps the score's factor of the norm",
+        "diagnostics/dictionary_comparison/gradients.py",
+        "return sensitivity, gradient, by_latent,",
+        "return sensitivity, gradient, gradient,",
+        ("tests/diagnostics/dictionary_comparison/test_gradients.py",),
     ),
     Mutation(
         "a resumed run returns units in the order they were computed",

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from diagnostics.atlas.draws import places
 from diagnostics.atlas.summary import FIRST, LABELS, calibration
-from diagnostics.figures.axes import BARS, bar_lengths, caption, write_caption
+from diagnostics.figures.axes import BARS, bar_lengths, caption, panels, write_caption
 from diagnostics.figures.looks import NOTE, REFERENCE, SCORE_LOOKS, styled
 from interventions.errors import ResultError
 
@@ -25,7 +26,7 @@ def plot_atlas(frame: pd.DataFrame, groups: Sequence[Mapping[str, Any]], provena
     """Above, a panel a depth: exact against predicted effect; below: rank correlation, recall and false negatives of each score.
 
     frame: a row for each (token, latent) that was subtracted; groups: statistics by SAE. Above: medians and quartiles in 20 bins of equal
-    numbers of rows: KL as the Fisher form predicts it, and the absolute drop of log p of the most likely token as the gradient predicts it;
+    numbers of rows: KL as the sampled Fisher form and exact second order predict it, and the absolute drop of log p of the most likely token as the gradient predicts it;
     grey: y = x. Below: bars are 95 % intervals over prompts. Raises `ResultError` without groups.
     """
     if not groups:
@@ -60,11 +61,12 @@ def _predictions(ax: Axes, group: Mapping[str, Any], rows: pd.DataFrame) -> None
     shown = []
     for name, effect, words in (
         ("fisher", "kl", "KL, sampled Fisher form"),
+        ("second_order", "kl", "KL, exact second order"),
         ("gradient", "top1_drop", "|drop of log p(top token)|, gradient"),
     ):
-        some = rows.loc[rows[name].notna()]
-        if not len(some):
+        if name not in rows or not rows[name].notna().any():
             continue
+        some = rows.loc[rows[name].notna()]
         bins = calibration(np.abs(some[name].to_numpy(float)), np.abs(some[effect].to_numpy(float)))
         x, y, low, high = (np.array([b[k] for b in bins]) for k in ("predicted", "median", "low", "high"))
         colour, marker = SCORE_LOOKS[name]
@@ -80,6 +82,42 @@ def _predictions(ax: Axes, group: Mapping[str, Any], rows: pd.DataFrame) -> None
         f"{group['noise_floor']:.0e}\nscores compared on {group['scored_tokens']:,} tokens"
     )
     ax.text(0.98, 0.02, said, transform=ax.transAxes, ha="right", va="bottom", fontsize=6.5, color=NOTE)
+
+
+def plot_draws(groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> Figure:
+    """Rank correlation with KL among a token's latents of the sampled Fisher form, against its number of draws; the last point is exact.
+
+    A panel for each SAE; dashed: the dose's, with its interval. Bars are 95 % delete-one-prompt jackknife intervals. Raises `ResultError`
+    for atlases without exact second order.
+    """
+    if not (own := [g for g in groups if g.get("draws")]):
+        raise ResultError("no token of this atlas has exact second order; ask for some with path_share")
+    with styled():
+        figure, axes = panels(len(own), 2.6, 2.6, 0.8, least=5.2, sharex=True, sharey=True)
+        for ax, g in zip(axes.flat, own, strict=False):
+            names, rank = list(g["draws"]), [s["rank"] for s in g["draws"].values()]
+            (colour, marker), (grey, _) = SCORE_LOOKS["fisher"], SCORE_LOOKS["delta_norm"]
+            x, value = places(names), np.array([e.value for e in rank])
+            ax.plot(x[:-1], value[:-1], color=colour, lw=1, alpha=0.6)
+            for some, (c, m), words in (
+                (slice(-1), (colour, marker), "sampled"),
+                (slice(-1, None), SCORE_LOOKS["second_order"], "exact"),
+            ):
+                bars = bar_lengths(rank[some])
+                ax.errorbar(
+                    x[some], value[some], bars, color=c, marker=m, ms=5, lw=0, elinewidth=1.1, capsize=2, label=words
+                )
+            dose = g["scores"]["delta_norm"]["rank"]
+            ax.axhline(dose.value, color=grey, ls="--", lw=1, label=LABELS["delta_norm"])
+            if np.isfinite(dose.low):
+                ax.axhspan(dose.low, dose.high, color=grey, alpha=0.15, lw=0)
+            ax.set_xticks(x, names)
+            ax.set(title=f"{g['sae']}, block {g['layer']}", xlabel="next tokens drawn")
+        axes.flat[0].set_ylabel("Spearman's ρ with KL\namong a token's latents")
+        axes.flat[0].legend(loc="lower right")
+        words = f"½ · mean over drawn next tokens y of (first-order change of log p(y))²; ∞: over all y, exact. {BARS}"
+        write_caption(figure, caption(provenance, words))
+    return figure
 
 
 def _by_depth(ax: Axes, groups: Sequence[Mapping[str, Any]], statistic: str) -> None:

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import pandas as pd
 from typing_extensions import Self
 
+from diagnostics.atlas.columns import COLUMNS
 from diagnostics.atlas.depth import PLANS
+from diagnostics.atlas.draws import draws_frame
 from diagnostics.atlas.summary import NOTE, effects_frame, first_numbers, scores_frame, summaries, summary_frame
-from diagnostics.atlas.work import COLUMNS, PROMPTS
+from diagnostics.atlas.work import PROMPTS
 from diagnostics.figures.by_depth import DepthPlan
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
@@ -130,13 +132,21 @@ class CausalAtlas(Result):
 
         return plot_atlas(self.frame, self.groups, self.provenance)
 
+    def plot_draws(self) -> Any:
+        """Rank correlation of the sampled Fisher form with KL by number of draws, up to the exact form. Returns a matplotlib Figure."""
+        from diagnostics.atlas.figures import plot_draws
+
+        return plot_draws(self.groups, self.provenance)
+
     def figures(self) -> dict[str, Any]:
-        """The calibration figure."""
-        return {f"{self.NAME}_calibration": self.plot()}
+        """The calibration figure, and rank correlation by number of draws."""
+        found = {f"{self.NAME}_calibration": self.plot()}
+        return found | ({f"{self.NAME}_draws": self.plot_draws()} if any(g.get("draws") for g in self.groups) else {})
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Effects of each SAE's latents, and how well each score finds them."""
-        return {"effects": effects_frame(self.groups), "scores": scores_frame(self.groups)}
+        """Effects of each SAE's latents, how well each score finds them, and the sampled Fisher form by number of draws."""
+        found = {"effects": effects_frame(self.groups), "scores": scores_frame(self.groups)}
+        return found | ({"draws": draws} if len(draws := draws_frame(self.groups)) else {})
 
 
 def whole_table(parts: list[pd.DataFrame], saes: Any) -> pd.DataFrame:

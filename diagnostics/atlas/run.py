@@ -46,10 +46,10 @@ def causal_atlas(
 
     saes: an SAE (anything that `as_sae` takes), or several by name, each at the site it belongs to; latents of either sign. Unusable
     tokens (position 0, special tokens, sinks: ‖x‖ > sink_filter × the site's median) are left out and counted.
-    path_share: share of the tokens, drawn by hash, that also get `integrated` (steps points) and `fisher` (samples next tokens);
-    placebo_share: share of the rows that get a matched placebo, along the difference of two other tokens' activations. Where
-    replay is not exact, gradients are nan and effects come from full forward passes. Work is cut into units of eight prompts × SAE,
-    kept in `folder` as they are done.
+    path_share: share of the tokens, drawn by hash, that also get `integrated` (steps points), `fisher` (samples next tokens), and, for
+    each active latent, `second_order` and `fisher_n`, which cost 2.4 times the ablation; placebo_share: share of the rows that get a matched
+    placebo, along the difference of two other tokens' activations. Where replay is not exact, gradients are nan, and effects and second
+    order come from full forward passes. Work is cut into units of eight prompts × SAE, kept in `folder` as they are done.
 
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings.
     """

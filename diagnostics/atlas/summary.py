@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from diagnostics import statistics
-from diagnostics.atlas.scores import SCORES
+from diagnostics.atlas.draws import EXACT, draws_headline
+from diagnostics.atlas.scores import DRAWS, SCORES
 from diagnostics.results.headlines import Headline
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import with_ends
@@ -20,6 +21,8 @@ FIRST = 5
 LARGE = 0.9
 """Quantile of a group's effects above which an effect is large."""
 BINS = 20
+NOT_CHEAP = ("delta_norm", "z", "second_order")
+"""The dose, with its likes, and what costs more than the effect itself: not among the scores that the headline sets beside the dose."""
 LABELS = {
     "delta_norm": "dose ‖z·d‖",
     "z": "activation |z|",
@@ -29,6 +32,7 @@ LABELS = {
     "gradient": "gradient attribution",
     "integrated": "integrated gradients",
     "fisher": "sampled Fisher (predicts KL)",
+    "second_order": "exact second order (predicts KL)",
 }
 
 
@@ -152,7 +156,9 @@ def _group(name: str, rows: pd.DataFrame, notes: dict[str, Any]) -> dict[str, An
         "mean_kl_over_placebo": statistics.ratio_of_means(*both) if placebo.any() else None,
         "noise_floor": floor, "share_below_floor": float((kl <= floor).mean()),
     }  # fmt: skip
-    asked = [score for score in SCORES if rows[score].notna().any()]
+    asked = [
+        score for score in SCORES if score in rows and rows[score].notna().any()
+    ]  # older atlases lack the last one
     own = rows.loc[rows[asked].notna().all(axis=1)]
     among = ByToken.of(own.prompt.to_numpy(), own.position.to_numpy())
     effect = own.kl.to_numpy(float)
@@ -160,19 +166,21 @@ def _group(name: str, rows: pd.DataFrame, notes: dict[str, Any]) -> dict[str, An
     many = among.count[among.count >= 2 * FIRST]
     group["chance_recall"] = float((FIRST / many).mean()) if len(many) else np.nan
     group["scores"] = {s: score_statistics(own[s].to_numpy(float), effect, among) for s in asked}
+    forms = {} if "second_order" not in asked else {str(n): f"fisher_{n}" for n in DRAWS} | {EXACT: "second_order"}
+    group["draws"] = {n: score_statistics(own[form].to_numpy(float), effect, among) for n, form in forms.items()}
     group["calibration"] = _calibrations(own, asked)
     return group
 
 
 def _calibrations(own: pd.DataFrame, asked: Sequence[str]) -> dict[str, Any]:
-    """Predicted against exact effects: KL for the Fisher form, the fall of log p(clean top token) for gradients."""
+    """Predicted against exact effects: KL for second-order forms, the fall of log p(clean top token) for gradients."""
     found: dict[str, Any] = {}
-    prompt = own.prompt.to_numpy()
-    if "fisher" in asked:
-        fisher, kl = own.fisher.to_numpy(float), own.kl.to_numpy(float)
-        found["fisher"] = {
-            "bins": calibration(fisher, kl), "predicted_over_exact": statistics.median_ratio(fisher, kl, 0.0, prompt),
-        }  # fmt: skip
+    prompt, kl = own.prompt.to_numpy(), own.kl.to_numpy(float)
+    for name in ("fisher", "second_order"):
+        if name in asked:
+            form = own[name].to_numpy(float)
+            ratio = statistics.median_ratio(np.maximum(form, 0), kl, 0.0, prompt)
+            found[name] = {"bins": calibration(form, kl), "predicted_over_exact": ratio}
     for name in ("direct", "gradient", "integrated"):
         if name in asked:
             score, drop = own[name].to_numpy(float), own.top1_drop.to_numpy(float)
@@ -197,7 +205,7 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
 NOTE = (
     f"ρ: Spearman's with KL among a token's latents; recall: of its {FIRST} largest effects among its {FIRST} largest scores (tokens with {2 * FIRST} "
     f"active latents or more); captured:\nKL of the {FIRST} best by score over that of the {FIRST} best by effect, mean over tokens; missed: rows with KL in the top tenth whose score is below the median. "
-    "Brackets: 95 % intervals\nover prompts. All scores on the same tokens, those drawn for paths. Floor: 99th percentile of KL of identity edits, nats."
+    "Brackets: 95 % intervals\nover prompts. All scores on the same tokens, those drawn for paths; exact second order costs more than the effect itself. Draws: next\ntokens y ~ p of the sampled Fisher form; ∞: exact second order. Floor: 99th percentile of KL of identity edits, nats."
 )
 
 
@@ -229,15 +237,18 @@ def scores_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
-    """For each SAE the ratio to its placebo, and the rank correlation of doses beside that of the best other score."""
+    """For each SAE the ratio to its placebo, the rank correlation of doses beside that of the best other cheap score, and that of exact
+    second order."""
     for g in groups:
         where = f"{g['sae']}, block {g['layer']}"
         if g["kl_over_placebo"] is not None:
             words = f"KL of removing one latent ÷ placebo, {where}"
             yield Headline(words, str(g["kl_over_placebo"]), f"1: no more than its dose; median KL {g['kl']} nats")
-        others = {name: score["rank"] for name, score in g["scores"].items() if name not in ("delta_norm", "z")}
+        others = {name: score["rank"] for name, score in g["scores"].items() if name not in NOT_CHEAP}
         if others and "delta_norm" in g["scores"]:
             name, best = max(others.items(), key=lambda item: item[1].value)
             words = f"rank correlation of a latent's dose ‖z·d‖ with its KL, {where}"
             rank = g["scores"]["delta_norm"]["rank"]
-            yield Headline(words, str(rank), f"0: chance; the best other score ({name}): {best}")
+            yield Headline(words, str(rank), f"0: chance; the best other cheap score ({name}): {best}")
+        if g.get("draws"):
+            yield draws_headline(g, where)

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diagnostics.atlas.scores import attributions, token_gradients
+from diagnostics.atlas.columns import COLUMNS
+from diagnostics.atlas.scores import DRAWS, attributions, exact_second_order, token_gradients
 from diagnostics.running.clean import CleanActivations, RunSettings
 from diagnostics.running.notes import how_measured, noted, summed
 from diagnostics.running.recordings import SHARD
@@ -23,32 +24,6 @@ from interventions.texts.prompts import Prompts
 from sae_models.active_latents import ActiveLatents, active_latents
 from sae_models.dictionaries import Dictionary
 
-COLUMNS = {
-    "layer": "block, 0-based",
-    "point": "where in the block",
-    "sae": "name of the SAE in this atlas",
-    "prompt": "row of tokens.npy",
-    "position": "token's place in the prompt, from 0",
-    "latent": "index in the SAE",
-    "z": "activation; what is removed is z·d, d the latent's decoder row, and the SAE's error stays",
-    "norm": "‖x‖ of the activation at the site",
-    "delta_norm": "‖z·d‖, the dose: how far the edit moves x",
-    "cosine": "cos(x, d)",
-    "inner": "<x, d/‖d‖>",
-    "direct": "z·<d, gradient of (logit of clean_top1 − mean logit)> through the final norm and unembedding alone, logits",
-    "gradient": "z·<d, gradient of log p(clean_top1) at the site>, nats: first-order estimate of top1_drop",
-    "integrated": "the same, mean gradient on the path from x without its active latents to x; nan where not asked for",
-    "fisher": "½·mean (z·<d, gradient of log p(y)>)² over y drawn from p, nats: second-order estimate of kl; nan likewise",
-    "kl": "exact KL(clean ‖ ablated) of the next-token distribution at this token, nats",
-    "kl_direct": "the same, of the change carried straight to the final norm and unembedding, nats",
-    "top1_drop": "log p − log q of clean_top1, nats: exact effect on the most likely token",
-    "top1_changed": "whether another token is the most likely one now",
-    "clean_top1": "id of the most likely next token",
-    "top1": "the same after the ablation",
-    "clean_entropy": "of the clean next-token distribution, nats",
-    "kl_placebo": "KL of a random edit of the same norm and angle (hence the same dose), nats; nan where not asked for",
-}
-"""The table's columns: a line for each (SAE, token, active latent). Floats are float32, ids int32."""
 METRICS = ("kl", "kl_direct", "top1_drop", "top1_changed", "clean_top1", "top1", "clean_entropy")
 PROMPTS = 8
 """in a work unit, and in a shard of the table; a study's shards hold a whole number of them"""
@@ -73,9 +48,22 @@ def merged(done: Sequence[UnitResult], dictionaries: Sequence[Dictionary]) -> di
             "rows_not_finite": sum(note["not_finite"] for note in own),
             "placebos_not_finite": sum(note["placebos_not_finite"] for note in own),
             "path_gap": {"median": float(np.median(np.abs(gaps))), "n": len(gaps)} if len(gaps) else None,
+            "second_order": _second_orders([note["second_order"] for note in own if note["second_order"]]),
             "path": how["path"].get(dictionary.name, ""),
         }
     return {"atlas": by_sae, **how, "path": {name: own["path"] for name, own in by_sae.items()}}
+
+
+def _second_orders(notes: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How the exact second order of an SAE's entries was formed, and how well its two ways agreed (None: not compared)."""
+    agreements = [note["agreement"] for note in notes if note["agreement"] is not None]
+    return {
+        "methods": sorted({note["method"] for note in notes}),
+        "why_central": sorted({note["why_central"] for note in notes} - {None}) or None,
+        "agreement": max((one for one in agreements if np.isfinite(one)), default=None),
+        "rows": sum(note["rows"] for note in notes),
+        "second_orders_not_finite": sum(note["not_finite"] for note in notes),
+    } if notes else None  # fmt: skip
 
 
 class AtlasRunner:
@@ -122,11 +110,12 @@ class AtlasRunner:
         work = _Work(self, self.dictionaries[unit["sae"]], unit["first_prompt"])
         notes: dict[str, Any] = {
             "tokens": len(work.prompt), "left_out": self.filters[unit["sae"]].left_out(work.among), "self_kl": [], "gap": [],
-            "not_finite": 0, "placebos_not_finite": 0,
+            "not_finite": 0, "placebos_not_finite": 0, "second_order": None,
         }  # fmt: skip
         if not len(work.active):
             return work.table({}), notes
-        columns = work.effects(notes) | work.sizes() | work.scores(notes) | {"kl_placebo": work.placebos(notes)}
+        columns = work.effects(notes) | work.sizes() | work.scores(notes) | work.second_order(notes)
+        columns["kl_placebo"] = work.placebos(notes)
         frame = work.table(columns)
         good = np.isfinite(frame[["kl", "kl_direct", "top1_drop"]].to_numpy()).all(axis=1)
         notes["not_finite"] = int((~good).sum())
@@ -187,20 +176,49 @@ class _Work:
         dose = self.z.abs().to(device) * size[self.latent.to(device)]
         return {"norm": norm, "delta_norm": dose, "cosine": torch.cat(inner) / norm, "inner": torch.cat(inner)}
 
+    @cached_property
+    def on_path(self) -> np.ndarray:
+        """Which tokens have integrated gradients and Fisher forms: the same for every SAE and depth."""
+        return _drawn(hash_keys(self.asked["seed"], "atlas path", self.prompt, self.position), self.asked["path_share"])
+
     def scores(self, notes: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Attributions of every entry. Which tokens have a path is the same for every SAE and depth."""
+        """Attributions of every entry."""
         p, device = self.asked, self.x.device
         gone = torch.zeros_like(self.x, dtype=torch.float32)
         for some in torch.arange(len(self.token)).split(_SOME):
             gone.index_add_(0, self.token[some].to(device), self.removed(some).to(device))
         found = token_gradients(
             self.recording, self.dictionary.site, self.own, self.at, (self.x.float() - gone).to(self.x),
-            _drawn(hash_keys(p["seed"], "atlas path", self.prompt, self.position), p["path_share"]),
-            steps=p["steps"], samples=p["samples"],
+            self.on_path, steps=p["steps"], samples=p["samples"],
             generator=generator(p["seed"], "atlas", self.dictionary.label, int(self.among[0])),
         )  # fmt: skip
         notes["gap"] = [] if found is None else found.gap.tolist()
         return attributions(found, self.token, self.removed)
+
+    def second_order(self, notes: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Exact second order, and the sampled forms that tend to it, of the entries of tokens with a path; nan elsewhere."""
+        columns = {
+            name: torch.full((len(self.token),), torch.nan)
+            for name in ("second_order", *map("fisher_{}".format, DRAWS))
+        }
+        some = torch.from_numpy(self.on_path)[self.token].nonzero()[:, 0]
+        if not len(some):
+            return columns
+        tokens = torch.from_numpy(np.flatnonzero(self.on_path))
+        found = exact_second_order(
+            self.recording, self.dictionary.site, self.own[tokens], self.at[tokens],
+            torch.searchsorted(tokens, self.token[some]), lambda which: self.edits.change(some[which]),
+            generator=generator(self.asked["seed"], "atlas draws", self.dictionary.label, int(self.among[0])),
+            batch_rows=self.settings.batch_rows, path=self.settings.path,
+        )  # fmt: skip
+        for name, values in columns.items():
+            values[some] = found[name].float()
+        noted(notes, found)
+        notes["second_order"] = {
+            "method": found.method, "why_central": found.why_central, "agreement": found.agreement, "rows": len(some),
+            "not_finite": found.n_nonfinite,
+        }  # fmt: skip
+        return columns
 
     def placebos(self, notes: dict[str, Any]) -> torch.Tensor:
         """KL of a matched placebo, nan where none was asked for, or where it does not exist (counted)."""

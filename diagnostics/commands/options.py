@@ -52,10 +52,17 @@ def parsed(options: type[Options], words: Sequence[str] | None = None) -> Option
 
 @cache
 def _form(options: type) -> Any:
-    """The same fields in a dataclass that has a dataclass for each heading: tyro groups options by these."""
+    """The same fields in a dataclass that has a dataclass for each heading: tyro groups options by these.
+
+    An option hides the field of its name in a nested dataclass, which keeps its default there.
+    """
     fields, nested = {option[0]: option for option in _fields(options)}, _nested(options)
     groups = [
-        (name, _dataclass(name, _fields(kind, fields.pop(name)[2].default_factory()))) for name, kind in nested.items()
+        (
+            name,
+            _dataclass(name, [f for f in _fields(kind, fields.pop(name)[2].default_factory()) if f[0] not in fields]),
+        )
+        for name, kind in nested.items()
     ]
     groups += [
         (heading, _dataclass(heading, own))

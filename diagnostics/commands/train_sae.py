@@ -4,9 +4,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from diagnostics.commands import command
 from diagnostics.commands.inputs import ModelOptions
-from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PromptLength, ShareBelowOne
+from diagnostics.commands.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PromptLength,
+    ShareBelowOne,
+)
+from diagnostics.figures.files import save_figures
+from diagnostics.figures.training import plot_training, training_metrics
 from interventions.errors import MechdiagError
 from interventions.files import made
 from interventions.sites import POINTS, Site
@@ -21,12 +32,14 @@ from sae_models.training.trainer import Recipe
 class TrainingOptions(command.CommonOptions, ModelOptions):
     """Trains sparse autoencoders on a model's activations: any number of them, at any sites, from one pass over the text.
 
-    The model's pass stops after the deepest site. After an interruption the same command goes on from the last checkpoint
+    Several values of --k or --l1 train a sweep: one SAE for each, on identical batches, in folders such as 15/standard-k16. The
+    model's pass stops after the deepest site. After an interruption the same command goes on from the last checkpoint
     (bit for bit on a CPU). Writes each SAE into OUT/<layer>/<name> (SAELens loads those of standard architecture), and
-    metrics.jsonl and a manifest beside them.
+    metrics.jsonl, its figure (training) and a manifest beside them.
 
     Examples:
       scripts/train_sae.py --layers 15 --saes standard cosine --out results/saes
+      scripts/train_sae.py --layers 15 --saes standard cosine --k 16 32 64 --out results/sweep
       scripts/train_sae.py --layers 7 15 22 --saes aligned:topk --tokens 5000000 \\
           --out results/more
     """
@@ -42,6 +55,10 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
     """where in each block: resid_pre, attn_out, mlp_out, resid_post; or single sites such as 15.mlp_out"""
     seeds: tuple[NonNegativeInt, ...] = ()
     """of the initial weights, one SAE for each (default: --seed alone)"""
+    k: tuple[PositiveFloat, ...] = (32.0,)
+    """active latents a token (BatchTopK: on average), one SAE for each value; of topk and batchtopk"""
+    l1: tuple[NonNegativeFloat, ...] = (0.1,)
+    """weight of the L1 penalty, one SAE for each value; of relu"""
     recipe: Recipe = field(default_factory=lambda: Recipe(d_sae=2304))
     """how each SAE is trained"""
     layer_norm: bool = False
@@ -69,31 +86,47 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
     log_every: PositiveInt = 50
     """steps between lines of metrics"""
     checkpoint_every: PositiveInt | None = None
-    """steps between checkpoints (default: a twentieth of the run)"""
+    """steps between checkpoints to resume from (default: a twentieth of the run)"""
+    keep_every: PositiveInt | None = None
+    """steps between copies of each SAE that stay, in its folder's tokens-<n> (default: keep none)"""
 
     def wanted(self) -> dict[str, SAESpec]:
         """The SAEs to train, by folder."""
         points = [name for name in self.sites if name in POINTS]
         places = [Site(layer, point) for point in points for layer in self.layers]
         places += [Site.parse(name) for name in self.sites if name not in POINTS]
-        for what, given in (("--saes", self.saes), ("--layers", self.layers), ("--seeds", self.seeds)):
+        swept = {"--k": self.k, "--l1": self.l1}
+        for what, given in {"--saes": self.saes, "--layers": self.layers, "--seeds": self.seeds, **swept}.items():
             if len(set(given)) < len(given):
                 raise MechdiagError(f"{what} {' '.join(map(str, given))} names one twice; name each once")
         normalise = "layer_norm" if self.layer_norm else "none"
+        kinds = {name: replace(named(name), normalise=normalise) for name in self.saes}
+        sweeps = {name: "l1" if kind.selector == "relu" else "k" for name, kind in kinds.items()}
+        for what, given in swept.items():
+            if not given or (len(given) > 1 and what[2:] not in sweeps.values()):
+                values = f"{what} {' '.join(f'{value:g}' for value in given)}".strip()
+                raise MechdiagError(
+                    f"{values} for --saes {' '.join(self.saes)}; expected one value, or several and an SAE that they train "
+                    "(--k: topk, batchtopk; --l1: relu)"
+                )
+        base = replace(self.recipe, k=self.k[0], l1=self.l1[0])
         return {
-            folder_of(site, name, seed): SAESpec(
-                site, replace(named(name), normalise=normalise), replace(self.recipe, seed=seed)
+            folder_of(site, name, seed, **({sweep: value} if len(values) > 1 else {})): SAESpec(
+                site, kinds[name], replace(base, seed=seed, **{sweep: value})
             )
             for site in places
-            for name in self.saes
+            for name, sweep in sweeps.items()
+            for values in (self.k if sweep == "k" else self.l1,)
+            for value in values
             for seed in self.seeds or (self.recipe.seed,)
         }
 
 
-def folder_of(site: Site, name: str, seed: int = 0) -> str:
-    """`15/standard`, `15.mlp_out/aligned-topk`, `15/standard-seed1`."""
+def folder_of(site: Site, name: str, seed: int = 0, **sparsity: float) -> str:
+    """`15/standard`, `15.mlp_out/aligned-topk`, `15/standard-seed1`; in a sweep `15/standard-k16`, `15/standard-relu-l1_0.05`."""
     where = str(site.layer) if site.point == "resid_post" else str(site)
-    return f"{where}/{name.replace(':', '-')}" + (f"-seed{seed}" if seed else "")
+    swept = [f"-{what}{'_' * (what == 'l1')}{np.format_float_positional(x, trim='-')}" for what, x in sparsity.items()]
+    return f"{where}/{name.replace(':', '-')}{''.join(swept)}" + (f"-seed{seed}" if seed else "")
 
 
 def main(options: TrainingOptions) -> command.Document:
@@ -115,6 +148,7 @@ def main(options: TrainingOptions) -> command.Document:
         "autocast",
         "log_every",
         "checkpoint_every",
+        "keep_every",
     )
     with options.progress(f"training {len(wanted)} SAEs", unit="step") as progress:
         saes = train_saes(
@@ -126,8 +160,9 @@ def main(options: TrainingOptions) -> command.Document:
         )
     found = {name: sae.metadata["training"] for name, sae in saes.items()}
     say_training(options, found)
-    options.say(f"wrote {len(saes)} SAEs into {options.out}")
-    return {"saes": found, "out": str(options.out), "files": list(saes)}
+    figures = save_figures(options.out, {"training": plot_training(training_metrics(options.out))})
+    options.say(f"wrote {len(saes)} SAEs and {', '.join(figures)} into {options.out}")
+    return {"saes": found, "out": str(options.out), "files": [*saes, *figures]}
 
 
 def say_training(options: command.CommonOptions, found: dict[str, dict[str, float]]) -> None:

@@ -145,53 +145,51 @@ def _range(values: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def plot_gradients(frame: pd.DataFrame, lines: Sequence[Line], provenance: Mapping[str, Any]) -> Figure:
-    """Distributions over latents of the gradient's mean norm in the fourth quartile of ‖x‖ over that in the first.
+GRADIENTS = {
+    "gradient": "squared error by the encoder row wᵢ",
+    "sensitivity": "activation by the input",
+    "error": "squared error by zᵢ: no factor ‖x_c‖",
+    "error_norm": "squared error by zᵢ, times ‖x_c‖",
+}
 
-    Left: of a token's squared error by the encoder's row; right: of the activation by the input, 1 on all tokens where the score is an inner
-    product. Curves: share of latents above. frame: a row a latent; lines: by SAE.
+
+def plot_gradients(frame: pd.DataFrame, lines: Sequence[Line], provenance: Mapping[str, Any]) -> Figure:
+    """Distributions over latents of a gradient's mean norm in the fourth quartile of ‖x‖ over that in the first, a panel a gradient.
+
+    See `EntryGradients`. Top: of a token's squared error by the encoder row, whose factor depends on the score (‖x_c‖ for an inner product,
+    about ‖x_c‖^a for a cosine), and of the activation by the input. Bottom: the same squared error without a factor of the norm, and with
+    ‖x_c‖ for every score. Curves: share of latents above. frame: a row a latent; lines: by SAE.
     """
     names, dashes = list(provenance["saes"]), ("-", "--", ":", "-.")
     style = looks(names)
-    used: dict[str, int] = {}
+    colours = [style[name][0] for name in names]
+    of = {line["sae"]: line for line in lines}
+    every = np.concatenate([frame[f"{kind}_ratio"].dropna().to_numpy(float) for kind in GRADIENTS])
+    low, high = (np.quantile(every, q) for q in (0.002, 0.998))
     with styled():
-        figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.3), sharey=True, layout="constrained")
-        of = {line["sae"]: line for line in lines}
-        values = {kind: frame[f"{kind}_ratio"].dropna().to_numpy(float) for kind in ("gradient", "sensitivity")}
-        low, high = (np.quantile(np.concatenate(list(values.values())), q) for q in (0.002, 0.998))
-        for name in names:
-            colour = style[name][0]
-            dash = dashes[used.setdefault(colour, -1) + 1 & 3]
-            used[colour] += 1
-            for ax, kind in zip(axes, ("gradient", "sensitivity"), strict=True):
+        figure, axes = plt.subplots(2, 2, figsize=(9.2, 7.6), sharex=True, sharey=True, layout="constrained")
+        for ax, (kind, title) in zip(axes.flat, GRADIENTS.items(), strict=True):
+            for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
                 own = frame.loc[frame["sae"] == name, f"{kind}_ratio"].dropna().to_numpy(float)
                 if not len(own):
                     continue
-                x = np.sort(own)
-                share = 100 * (1 - np.arange(len(x)) / len(x))
+                x = np.r_[min(low, 0.5) / 2, np.sort(own), max(high, 3) * 3]
+                y = np.r_[100, 100 * (1 - np.arange(len(own)) / len(own)), 0]
                 label = legend_label(f"{name}: {_above(of[name][f'{kind}_above_2'])}")
-                ax.step(
-                    np.r_[min(low, 0.5) / 2, x, max(high, 3) * 3],
-                    np.r_[100, share, 0],
-                    where="pre",
-                    color=colour,
-                    ls=dash,
-                    lw=1.2,
-                    label=label,
-                )
-        for ax, title in zip(
-            axes, ("of a token's squared error by the encoder row", "of the activation by the input"), strict=True
-        ):
+                dash = dashes[colours[:i].count(colour) & 3]
+                ax.step(x, y, where="pre", color=colour, ls=dash, lw=1.2, label=label)
             ax.axvline(2, color=REFERENCE, lw=0.8)
-            ax.set_xscale("log", base=2)
-            ax.set_xlim(min(low, 0.5) / 1.1, max(high, 3) * 2.2)  # room for the legend
-            ax.set_xlabel("mean norm in Q4 of ‖x‖ ÷ in Q1")
-            ax.set_title(f"gradient {title}", fontsize=9)
+            ax.set_title(f"gradient of the {title}", fontsize=9)
             ax.legend(title="above 2", loc="upper right", fontsize=7, title_fontsize=7.5)
-        axes[0].set_ylabel("share of latents above, %")
+        axes[0, 0].set_xscale("log", base=2)
+        axes[0, 0].set_xlim(min(low, 0.5) / 1.1, max(high, 3) * 2.2)  # room for the legend
+        for ax in axes[1]:
+            ax.set_xlabel("mean norm in Q4 of ‖x‖ ÷ in Q1")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("share of latents above, %")
         words = (
-            f"Latents with at least {provenance['min_quartile']} active tokens in the first and the fourth quartile. Intervals: 95 %, "
-            "delete-one-prompt jackknife."
+            f"Latents with at least {provenance['min_quartile']} active tokens in the first and the fourth quartile. Compare scores in the lower "
+            "panels: there the factor is the same. Intervals: 95 %, delete-one-prompt jackknife."
         )
         write_caption(figure, _caption(provenance, words))
     return figure

@@ -1,9 +1,10 @@
 """Norms of gradients of each latent at each token: of its activation by the input, and of the loss by its encoder row.
 
-For an inner product the first does not depend on the token, and the second is proportional to ‖x_c‖ and the error.
+For an inner product the first does not depend on the token, and the second is the error's part along d_i times ‖x_c‖.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,27 +23,35 @@ ENTRIES, ENTRIES_GPU = 2**22, 2**26
 """Numbers in memory at once in the copies of the inputs, one copy an entry."""
 
 
-@torch.no_grad()
-def entry_gradients(
-    sae: SAE, x: Float[Tensor, "token d_model"], active: ActiveLatents
-) -> tuple[Float[ndarray, "entry"], Float[ndarray, "entry"]]:
-    """Two gradients' norms at each (token, latent) where the latent is active:
+class EntryGradients(NamedTuple):
+    """At each (token, latent) where the latent is active, `[entry]` each."""
 
-        sensitivity  ‖∂z_i/∂x‖                      of the activation, with its scales and norms
-        gradient     ‖∂(‖x − x̂‖²)/∂w_i‖            of the token's squared error, by the encoder's row
+    sensitivity: Float[ndarray, "entry"]
+    """‖∂z_i/∂x‖, of the activation, with its scales and norms"""
+    gradient: Float[ndarray, "entry"]
+    """‖∂(‖x − x̂‖²)/∂w_i‖, of the token's squared error, by the encoder's row"""
+    error: Float[ndarray, "entry"]
+    """2·|<x − x̂, d_i>|, of the squared error by z_i: no factor of the norm, whatever the score"""
+    error_norm: Float[ndarray, "entry"]
+    """2·|<x − x̂, d_i>|·‖x_c‖: the gradient that a row read as <w_i, x_c> would have, whatever the score"""
+
+
+@torch.no_grad()
+def entry_gradients(sae: SAE, x: Float[Tensor, "token d_model"], active: ActiveLatents) -> EntryGradients:
+    """Gradients' norms at each (token, latent) where the latent is active: see `EntryGradients`.
+
+        gradient = error·‖x_c‖  for <w_i, x_c>;      error·e^b‖x_c‖^a·sin θ/‖w_i‖  for e^b‖x_c‖^a·cos θ,  θ = angle(x_c, w_i)
 
     The set of active latents is held fixed. w_i: the encoder row, before normalisation where the score normalises it. For an inner
-    product <w_i, x_c> the first is ‖w_i‖ at every token, and the second 2·|<x − x̂, d_i>|·‖x_c‖. Raises `ResultError` for an SAE of
-    which only the function `encode` is known. Source: arXiv:2606.15054 (encoder-gradient ratio); that the ratio is of the second is
-    our reading, since the first gives 1 in every standard SAE.
+    product the sensitivity is ‖w_i‖ at every token. Where the norm is restored, an error along what is decoded does not count. Raises
+    `ResultError` for an SAE of which only the function `encode` is known. Source: arXiv:2606.15054 (encoder-gradient ratio); that the
+    ratio is of `gradient` is our reading, since that of `sensitivity` is 1 in every standard SAE; the two without a score's factor are ours.
     """
     if isinstance(sae.score, Wrapped):
         raise ResultError("the encoder is known as a function only; it has no rows whose gradients could be formed")
     rows = sae.encoder_rows().detach()
-    found = [_chunk(sae, rows, *part) for part in _parts(sae, x, active)]
-    none = torch.zeros(0)
-    first, second = zip(*found, strict=True) if found else ([none], [none])
-    return torch.cat(first).double().cpu().numpy(), torch.cat(second).double().cpu().numpy()
+    found = [_chunk(sae, rows, *part) for part in _parts(sae, x, active)] or [(torch.zeros(0),) * 4]
+    return EntryGradients(*(torch.cat(some).double().cpu().numpy() for some in zip(*found, strict=True)))
 
 
 def _parts(sae: SAE, x: Tensor, active: ActiveLatents) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -58,7 +67,7 @@ def _parts(sae: SAE, x: Tensor, active: ActiveLatents) -> Iterator[tuple[Tensor,
         token = stop
 
 
-def _chunk(sae: SAE, rows: Tensor, x: Tensor, row: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+def _chunk(sae: SAE, rows: Tensor, x: Tensor, row: Tensor, latent: Tensor) -> tuple[Tensor, ...]:
     W_dec, w = sae.W_dec.detach(), rows[latent]
     with torch.enable_grad():
         each = x[row].detach().requires_grad_()  # a copy for each entry, so that one pass gives all gradients apart
@@ -75,11 +84,12 @@ def _chunk(sae: SAE, rows: Tensor, x: Tensor, row: Tensor, latent: Tensor) -> tu
     if sae.restore_norm:  # what is decoded keeps its length: an error along it is not reduced by more of it
         along = decoded / decoded.norm(dim=-1, keepdim=True).clamp(min=1e-30)
         error = error - (error * along).sum(-1, keepdim=True) * along
-    by_row = 2 * factor[row, 0] * d_product * (error[row] * W_dec[latent]).sum(-1)
+    by_latent = 2 * (error[row] * W_dec[latent]).sum(-1).abs()
     length = u.norm(dim=-1)
     if isinstance(sae.score, Direction) and sae.score.unit:  # the row's length is divided out
         length = (u - (u * w).sum(-1, keepdim=True) * w).norm(dim=-1) / sae.score.W_enc[latent].norm(dim=-1)
-    return sensitivity, by_row.abs() * length
+    gradient = by_latent * (factor[row, 0] * d_product).abs() * length
+    return sensitivity, gradient, by_latent, by_latent * sae.centred(x)[row].norm(dim=-1)
 
 
 def _activation(sae: SAE, product: Tensor, norm: Tensor, latent: Tensor) -> Tensor:

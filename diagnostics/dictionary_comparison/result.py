@@ -20,7 +20,7 @@ class DictionaryComparison(Result):
 
     The table has a line for each SAE × latent: `fired` (tokens), `frequency`, `usable` (for matching), `mean_activation`,
     `negative_share`, `share_q1` to `share_q4` (of its firing, by quartile of ‖x‖), `alignment` <w_i, d_i>, `alignment_cosine`,
-    `gradient_ratio` and `sensitivity_ratio` (see `entry_gradients`; fourth ÷ first quartile), `duplicates` (how many near-duplicates
+    `gradient_ratio`, `error_ratio`, `error_norm_ratio`, `sensitivity_ratio` (see `EntryGradients`; fourth ÷ first quartile), `duplicates` (how many near-duplicates
     it has), `mcs_seeds` and `mcs_mean` (mean MCS to its other seeds, and to all other SAEs), `ablated_tokens`, and where it was
     ablated means over tokens of `kl`, `kl_placebo_token`, `kl_placebo_isotropic` (nats) and `delta_norm`, and `latent_weight` (how many
     live latents it represents).

@@ -187,10 +187,16 @@ def quartiles_said(line: Mapping[str, Any], kind: str) -> str:
     return "-" if any(v is None for v in values) else "/".join(f"{100 * v:.0f}" for v in values)
 
 
+GRADIENTS = (
+    "Gradient: of ‖x - x̂‖² by w_i. Error: 2|<x - x̂, d_i>|, its factor that has no norm in it; a row read as <w_i, x_c> multiplies it by "
+    "‖x_c‖, a cosine by about ‖x_c‖^a. To compare scores, read error, or error·‖x_c‖, for both."
+)
+
+
 def _matching(p: Mapping[str, Any]) -> str:
     return (
         f"rare: active on fewer than {p['min_active']} tokens, not matched. Matched: correlation >= {p['correlation']:g}, cosine > "
-        f"{p['cosine']:g}, one to one; shared: agrees only with latents matched to others."
+        f"{p['cosine']:g}, one to one; shared: agrees only with latents matched to others.\n{GRADIENTS}"
     )
 
 
@@ -201,6 +207,7 @@ def tables(lines: Mapping[str, list[dict[str, Any]]]) -> dict[str, pd.DataFrame]
             "sae": s["sae"], "latents": s["latents"], "silent": s["silent"], "rare": s["rare"], "L0": said(s["l0"]),
             "near-duplicates": s["near_duplicates"], "firing by quartile %": quartiles_said(s, "share"),
             "gradient Q4/Q1 > 2": said(s.get("gradient_above_2")), "median": said(s.get("gradient_median")),
+            "error > 2": said(s.get("error_above_2")), "error·‖x_c‖ > 2": said(s.get("error_norm_above_2")),
             "latents with it": s.get("gradient_latents", 0),
         }
         for s in lines["saes"]

@@ -28,6 +28,8 @@ from sae_models.active_latents import ActiveLatents, active_latents
 from sae_models.dictionaries import Dictionary
 from sae_models.live import Wrapped
 
+RATIOS = ("gradient", "error", "error_norm", "sensitivity")
+"""Of `EntryGradients`, whose means in the fourth and first quartile of ‖x‖ are compared."""
 CLASSES = ("matched", "shared", "unique")
 """Of a dictionary's usable latents against another: with a match of its own there; in agreement with latents there that are others'
 matches; in agreement with none."""
@@ -141,14 +143,15 @@ class Comparison:
         line |= {"usable": int(table["usable"].sum()), "l0": len(active) / active.n_tokens}
         shares = quartile_shares(active, sample, table["usable"])
         line |= {f"share_{q}": share.as_dict() for q, share in zip(QUARTILES, shares, strict=True)}
-        for kind in ("gradient", "sensitivity"):
+        for kind in RATIOS:
             table[f"{kind}_ratio"] = np.full(n, np.nan)
         if not isinstance(dictionary.sae.score, Wrapped):
             ends = np.isin(quartile, (0, 3))  # the quartiles that are compared
             few = ActiveLatents(active.token[ends], active.latent[ends], active.z[ends], active.n_tokens, n)
             norms = entry_gradients(dictionary.sae, sample.x, few)
-            for kind, values in zip(("sensitivity", "gradient"), norms, strict=True):
-                cell = few.latent * 4 + quartile[ends]
+            cell = few.latent * 4 + quartile[ends]
+            for kind in RATIOS:
+                values = getattr(norms, kind)
                 ratio, above = gradient_ratios(
                     prompt[ends], cell, values, n, np.unique(sample.prompt), plan.min_quartile
                 )

@@ -172,9 +172,13 @@ def first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[H
             ("norm ÷ placebo_norm", "norm patch ÷ rotation by its distance"),
         ):
             if ratio in g["ratios"]:
-                against = null_range([n["ratios"][ratio]["median"] for n in same if ratio in n["ratios"]])
-                one = "" if ratio == "direction ÷ norm" else "1: no more than its placebo; "
                 value = g["ratios"][ratio]["median"].estimate
+                against = null_range([n["ratios"][ratio]["median"] for n in same if ratio in n["ratios"]], value)
+                one = (
+                    ""
+                    if ratio == "direction ÷ norm"
+                    else f"1: no more than its placebo ({statistics.verdict(value, 1)}); "
+                )
                 yield Headline(f"{words} (median of KLs), block {g['layer']}", str(value), (one + against).strip("; "))
 
 

@@ -139,9 +139,13 @@ def first_numbers(groups: Sequence[Group], nulls: Sequence[Group], provenance: M
         same = [n for n in nulls if (n["layer"], n["dose"]) == (g["layer"], dose)]
         for ratio in [*given, "toward_token ÷ between_tokens", "norm_up ÷ isotropic"]:
             if ratio in g["ratios"]:
-                against = null_range([n["ratios"][ratio] for n in same if ratio in n["ratios"]])
+                against = null_range([n["ratios"][ratio] for n in same if ratio in n["ratios"]], g["ratios"][ratio])
                 words = f"median ratio of KLs, {ratio.replace('_', ' ')} at dose {dose:g}, block {g['layer']}"
-                yield Headline(words, str(g["ratios"][ratio]), f"1: no more; {against}".strip("; "))
+                yield Headline(
+                    words,
+                    str(g["ratios"][ratio]),
+                    f"1: no more ({statistics.verdict(g['ratios'][ratio], 1)}); {against}".strip("; "),
+                )
 
 
 NOTE = (

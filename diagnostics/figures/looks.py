@@ -100,6 +100,7 @@ GIVEN = ("#CC79A7", "#000000", "#882255")
 SCORE_LOOKS = {
     "delta_norm": ("0.45", "o"), "z": ("0.45", "x"), "cosine": ("#56B4E9", "v"), "inner": ("#E69F00", "^"),
     "direct": ("#CC79A7", "D"), "gradient": ("#0072B2", "s"), "integrated": ("#009E73", "P"), "fisher": ("#D55E00", "*"),
+    "second_order": ("#000000", "X"),
 }  # fmt: skip
 """Colour and marker of the scores of an atlas."""
 PLACEBO_LOOKS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}

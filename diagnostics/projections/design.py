@@ -39,8 +39,13 @@ EDITS = (
     *(f"{ROTATE}_{placebo}" for placebo in PLACEBOS),
     "half",
     "scaled",
+    *(f"{step}_{placebo}" for step in ("zero", "half", "scaled") for placebo in PLACEBOS),
     "self",
 )
+"""`half`, `scaled` and their placebos take part in the rescaled experiment. `zero_placebo_…` is there where `placebo_…` is the placebo of
+another reference."""
+PARTS = ("all", "rescaled")
+"""Which edits the pairs in `detail` get: all, or those of the rescaled experiment alone."""
 SCALES = (0.9, 1.1)
 _PAIRS = 4096  # edited at once: placebos hold float64 copies
 _SELF = 16
@@ -58,6 +63,7 @@ class ProjectionPlan:
     detail: float
     angle: float
     single_token_share: float
+    edits: str = "all"
 
     def provenance(self) -> dict[str, Any]:
         """As it stands beside a result."""
@@ -204,11 +210,12 @@ class ProjectionDesign:
 
     def count(self, site: Site, among: np.ndarray | None, null: bool = False) -> int:
         """How many `rows` there are at most: some latents turn out not to fire."""
-        n = 0
+        zero = self.plan.reference == "zero"
+        n, detail = 0, (9 if zero else 12) + (self.plan.edits == "all") * (6 if zero else 5)
         for dictionary in self._at(site):
             chosen, pairs = self._chosen(dictionary, among), self.pairs[dictionary.name]
             n += len(chosen) * 3 + int(pairs.again[chosen].sum())
-            n += 0 if among is None else 9 * int(pairs.detail[chosen].sum())
+            n += 0 if among is None else detail * int(pairs.detail[chosen].sum())
         return n
 
     def _at(self, site: Site) -> list[Dictionary]:
@@ -349,15 +356,20 @@ class _PairRows:
         everywhere, reference = np.ones(len(self.x), dtype=bool), self.plan.reference
         main = self.ablated(reference)
         edits = {reference: (everywhere, main)}
-        edits |= {name: (everywhere, matched_placebo(self.x, main, self.noise[name])) for name in PLACEBOS}
+        edits |= {name: (everywhere, vectors) for name, vectors in self.placebos(self.x, main).items()}
         if not self.alone:
-            edits |= {other: (self.detail, self.ablated(other)) for other in REFERENCES if other != reference}
+            steps = {"half": self.ablated("zero", share=0.5)}
+            steps |= {} if reference == "zero" else {"zero": self.ablated("zero")}
+            for step, vectors in steps.items():
+                beside = self.placebos(self.x, vectors)
+                edits |= {step: (self.detail, vectors)} | {f"{step}_{n}": (self.detail, v) for n, v in beside.items()}
+        if not self.alone and self.plan.edits == "all":
+            edits |= {o: (self.detail, self.ablated(o)) for o in REFERENCES if o not in edits}
             away = -self.direction * torch.where(cosine(self.x, self.direction) < 0, -1.0, 1.0)[:, None].to(
                 self.direction
             )
             towards = {ROTATE: away} | {f"{ROTATE}_{name}": self.noise[name] for name in PLACEBOS}
             edits |= {n: (self.detail, rotate_by_angle(self.x, to, self.plan.angle)) for n, to in towards.items()}
-            edits["half"] = (self.detail, self.ablated("zero", share=0.5))
         edits["self"] = (self.again, self.x.clone())
         if self.dictionary.sae is not None:  # removing nothing is no ablation
             fires = (self.z != 0).cpu().numpy()
@@ -369,17 +381,28 @@ class _PairRows:
         return _joined([self._some(name, where, vectors, self.x) for name, (where, vectors) in edits.items()])
 
     def scaled(self) -> EditedRows:
-        """Ablations of s·x, each compared with the run with s·x."""
+        """Ablations of s·x and their placebos, each compared with the run with s·x."""
         parts = []
         for scale in SCALES:
             clean = rescale(self.x, scale)
-            parts.append(self._some("scaled", self.detail, self.ablated("zero", clean), clean, scale))
+            edited = self.ablated("zero", clean)
+            edits = {"scaled": edited}
+            edits |= {f"scaled_{name}": vectors for name, vectors in self.placebos(clean, edited).items()}
+            parts += [self._some(edit, self.detail, vectors, clean, scale) for edit, vectors in edits.items()]
         return _joined(parts)
+
+    def placebos(self, x: Tensor, edited: Tensor) -> dict[str, Tensor]:
+        """An edit's `PLACEBOS`, which turn to the same random direction whatever the edit and the length of x.
+
+        Of x less the share λ of its projection on d̂ it is x less the share λ of its projection on one d̂', whatever λ and s:
+        d̂ turned about x, so that cos(x, d̂') = cos(x, d̂).
+        """
+        return {name: matched_placebo(x, edited, towards) for name, towards in self.noise.items()}
 
     def _some(self, edit: str, where: np.ndarray, vectors: Tensor, clean: Tensor, scale: float = 1.0) -> EditedRows:
         index = torch.from_numpy(np.flatnonzero(where)).to(self.x.device)
         vectors, clean = vectors[index], clean[index]
-        removed = {"half": 0.5, "self": 0.0}.get(edit, 1.0)
+        removed = {"half": 0.5, "self": 0.0}.get(edit.partition("_")[0], 1.0)
         table = self.table.loc[where].assign(
             edit=edit, scale=scale, removed=removed, **dose_columns(clean, vectors[:, None])
         )
@@ -394,9 +417,10 @@ COLUMNS = (
     "clean_entropy", "top1_changed", "kl_direct",
 )  # fmt: skip
 """Of the table. edit: one of `EDITS`; scale: s where the edited and the clean run have s·x in place of x, else 1; removed: share of
-the projection taken away. frequency: share of usable tokens on which the latent fires; latent_weight, token_weight: how many
-latents of the SAE, tokens of the text, each stands for; learned_a: the exponent of a cosine-scored SAE. norm_quartile: 0 to 3, of
-‖x‖ over the site's usable tokens; norm_read: what the next block's norm divides by, ‖x − mean(x)‖ under LayerNorm, ‖x‖ under
-RMSNorm. cosine, inner: of x (`_centred`: of x_c) and the decoder row (`_encoder`: the encoder row; nan where there is none);
-activation: z. dose_zero, dose_mean, dose_latent: |<x, d̂>|, |<x − μ, d̂>|, |z|·‖d‖, what the three references remove; delta_norm,
-delta_angle: of this edit, L2 norm and radians. Effects as in the direction-norm table, nats."""
+the projection taken away, or that the edit has whose placebo it is. frequency: share of usable tokens on which the latent fires;
+latent_weight, token_weight: how many latents of the SAE, tokens of the text, each stands for; learned_a: the exponent of a
+cosine-scored SAE. norm_quartile: 0 to 3, of ‖x‖ over the site's usable tokens; norm_read: what the next block's norm divides by,
+‖x − mean(x)‖ under LayerNorm, ‖x‖ under RMSNorm. cosine, inner: of x (`_centred`: of x_c) and the decoder row (`_encoder`: the
+encoder row; nan where there is none); activation: z. dose_zero, dose_mean, dose_latent: |<x, d̂>|, |<x − μ, d̂>|, |z|·‖d‖, what
+the three references remove; delta_norm, delta_angle: of this edit, L2 norm and radians. Effects as in the direction-norm table,
+nats."""

@@ -1,6 +1,7 @@
 """Figures of projection ablations: norm exponents by depth, KL against dose."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
@@ -23,6 +24,7 @@ from diagnostics.figures.axes import (
     sae_label,
     write_caption,
 )
+from diagnostics.figures.by_depth import plain
 from diagnostics.figures.looks import (
     FLOORS,
     INK,
@@ -37,116 +39,154 @@ from diagnostics.figures.looks import (
     looks,
     styled,
 )
-from diagnostics.statistics.tables import TRAINED
+from diagnostics.statistics.estimate import Estimate, FiellerInterval
+from diagnostics.statistics.tables import PLACEBOS, TRAINED
 from interventions.errors import ResultError
 
 A_LIMITS = (-1.6, 2.6)
 """Of the axis of exponents: what lies beyond is drawn at its edge as an arrow."""
-_NAMES = {
-    "observational": ("observational: across tokens", "o", "full"),
-    "interventional": ("interventional: the same token rescaled", "D", "none"),
-    "placebo_token": ("its placebo, observational", "v", "full"),
-}
+TOKEN_LOOK, ISOTROPIC_LOOK = (PLACEBO_LOOKS[name][0] for name in PLACEBOS)
 
 
-def _whiskers(
-    ax: Axes, x: float, value: float, low: float, high: float, colour: str, marker: str, fill: str, label: str
-) -> None:
-    """A point with its interval; ends beyond the axis are arrows."""
-    bottom, top = A_LIMITS
-    face = colour if fill == "full" else OPEN
-    ends = np.clip([low, high], bottom, top)
-    ax.plot([x, x], ends, color=colour, lw=1.2)
-    for end, beyond, sign in ((ends[0], low < bottom, -1), (ends[1], high > top, 1)):
-        ax.plot(
-            [x], [end], color=colour, marker=("v" if sign < 0 else "^") if beyond else "_", ms=4 if beyond else 6, lw=0
-        )
-    if bottom <= value <= top:
-        ax.plot([x], [value], color=colour, marker=marker, mfc=face, ms=5.5, lw=0, label=label)
+@dataclass(frozen=True)
+class _Series:
+    """One kind of exponent in a panel."""
+
+    words: str
+    colour: str
+    marker: str
+    values: Sequence[FiellerInterval | Estimate | None]
+    """of each group; None: not measured"""
+    fill: bool = True
 
 
-def _exponents(ax: Axes, at: np.ndarray, ways: list[Any], name: str, colour: str) -> None:
-    words, marker, fill = _NAMES[name]
-    label: str | None = words
-    for x, way in zip(at, ways, strict=True):
-        if way is None:
+def _across(own: Sequence[Mapping[str, Any]], colour: str) -> list[_Series]:
+    ways = [[g["exponents"].get(name) for g in own] for name in ("observational", "placebo_token")]
+    latent, placebo = ([None if way is None else way.a for way in some] for some in ways)
+    learned = [None if g["learned_a"] is None else plain(g["learned_a"]["mean"], g["n_latents"]) for g in own]
+    return [
+        _Series("latents, across tokens", colour, "o", latent),
+        _Series("placebos", TOKEN_LOOK, "v", placebo),
+        _Series("learned by the SAE", colour, "x", learned),
+    ]
+
+
+def _rescaled(own: Sequence[Mapping[str, Any]], colour: str) -> list[_Series]:
+    ways = [g["exponents"].get("interventional") for g in own]
+    token, isotropic = ([None if w is None else w.placebos.get(name) for w in ways] for name in PLACEBOS)
+    found = [
+        _Series("latents, same token rescaled", colour, "D", [None if way is None else way.a for way in ways]),
+        _Series("placebos", TOKEN_LOOK, "v", [None if b is None else b.placebo for b in token]),
+        _Series("isotropic placebos", ISOTROPIC_LOOK, "^", [None if b is None else b.placebo for b in isotropic]),
+        _Series("rescaled: latents less placebos", INK, "s", [None if b is None else b.difference for b in token], fill=False),
+    ]  # fmt: skip
+    return [series for series in found if any(value is not None for value in series.values)]
+
+
+def _identified(value: FiellerInterval | Estimate) -> bool:
+    """Whether there is something to draw: a bounded set, an interval, or a number that has no error."""
+    return value.kind == "bounded" if isinstance(value, FiellerInterval) else bool(np.isfinite(value.value))
+
+
+def _draw(ax: Axes, at: np.ndarray, series: _Series, limits: tuple[float, float]) -> None:
+    """A point with its interval for each group; ends beyond the axis are arrows."""
+    (bottom, top), label = limits, series.words
+    face = series.colour if series.fill else OPEN
+    for x, value in zip(at, series.values, strict=True):
+        if value is None:
             continue
-        if not way.identified:
-            ax.text(x, A_LIMITS[0] + 0.05, "n. i.", fontsize=6.5, color=colour, ha="center")
+        if not _identified(value):
+            ax.text(
+                x, bottom + 0.02 * (top - bottom), "n. i.", fontsize=6.5, color=series.colour, ha="center", va="bottom"
+            )
             continue
-        _whiskers(ax, float(x), way.a.value, way.a.low, way.a.high, colour, marker, fill, label or "_")
-        label = None
+        if np.isfinite([value.low, value.high]).all():
+            ends = np.clip([value.low, value.high], bottom, top)
+            ax.plot([x, x], ends, color=series.colour, lw=1.2)
+            for end, beyond, arrow in ((ends[0], value.low < bottom, "v"), (ends[1], value.high > top, "^")):
+                marker, size = (arrow, 4) if beyond else ("_", 6)
+                ax.plot([x], [end], color=series.colour, marker=marker, ms=size, lw=0)
+        if bottom <= value.value <= top:
+            ax.plot([x], [value.value], color=series.colour, marker=series.marker, mfc=face, ms=5, lw=0, label=label)
+            label = "_"
+
+
+def _limits(panels: Sequence[Sequence[_Series]], null: Sequence[float]) -> tuple[float, float]:
+    """Around all intervals and 0, within `A_LIMITS`."""
+    values = [v for panel in panels for series in panel for v in series.values if v is not None and _identified(v)]
+    ends = np.array([0.0, *null, *(end for v in values for end in (v.low, v.high))])
+    low, high = np.nanmin(ends), np.nanmax(ends)
+    margin = 0.08 * max(high - low, 0.1)
+    return float(max(low - margin, A_LIMITS[0])), float(min(high + margin, A_LIMITS[1]))
 
 
 def plot_exponents(
     groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any], contexts: Sequence[str]
 ) -> Figure:
-    """The norm exponent a by depth, a panel for each kind of SAE (and context): across tokens, of the same token rescaled, of the
-    placebo, and the exponent that the SAE learned.
+    """The norm exponent a by depth, a panel for each kind of SAE: across tokens, beside the placebo's and the exponent that the SAE
+    learned; below, of the same token rescaled, beside the placebos' and less the placebo's.
 
-    groups: of one point, from all models. Bars: 95 % Fieller intervals from the delete-one-prompt jackknife; n. i.: not identified. Grey
-    lines: randomly initialised models.
+    groups: of one point, from all models. Bars: 95 % intervals from the delete-one-prompt jackknife, Fieller's for a; n. i.: not
+    identified. Grey lines: the latents' a in randomly initialised models. Each context has its row; rescaled activations are not run
+    in the one-token context.
     """
     saes, point = list(provenance["saes"]), groups[0]["point"]
     kinds = list(dict.fromkeys(map(sae_label, saes)))
     style = looks(saes)
+    rows = [(where, "observational") for where in contexts]
+    rows += [(w, "interventional") for w in contexts if any("interventional" in g["exponents"] and g["context"] == w for g in groups)]  # fmt: skip
     with styled():
+        size = (9.6, 3.0 * len(rows) + 1.6)
         figure, axes = plt.subplots(
-            len(contexts),
-            len(kinds),
-            figsize=(9.6, 3.4 * len(contexts) + 1.4),
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
+            len(rows), len(kinds), figsize=size, sharey="row", squeeze=False, layout="constrained"
         )
-        for row, where in zip(axes, contexts, strict=True):
-            for ax, name in zip(row, kinds, strict=True):
-                here = [g for g in groups if g["context"] == where and sae_label(g["sae"]) == name]
-                own = [g for g in here if g["model"] == TRAINED]
+        for row, (where, way) in zip(axes, rows, strict=True):
+            here = [g for g in groups if g["context"] == where]
+            by = [[g for g in here if g["model"] == TRAINED and sae_label(g["sae"]) == name] for name in kinds]
+            series = [
+                (_across if way == "observational" else _rescaled)(own, style[own[0]["sae"]][0]) if own else []
+                for own in by
+            ]
+            null = {
+                (name, label): [g for g in here if g["model"] == label and sae_label(g["sae"]) == name]
+                for name in kinds
+                for label in provenance["null_models"]
+            }
+            grey = {key: [_value(g["exponents"].get(way)) for g in some] for key, some in null.items()}
+            limits = (
+                A_LIMITS if way == "observational" else _limits(series, [a for some in grey.values() for a in some])
+            )
+            for ax, name, own, drawn in zip(row, kinds, by, series, strict=True):
                 if not own:
                     ax.set_visible(False)
                     continue
                 depth = Depth(sorted({g["layer"] for g in own}), point)
                 at, step = depth.at(own), 2.2 * depth.step
-                colour = style[own[0]["sae"]][0]
-                for i, way in enumerate(("observational", "placebo_token", "interventional")):
-                    of = {
-                        "observational": colour,
-                        "placebo_token": PLACEBO_LOOKS["placebo_token"][0],
-                        "interventional": INK,
-                    }[way]
-                    _exponents(ax, at + (i - 1) * step, [g["exponents"].get(way) for g in own], way, of)
-                learned = [np.nan if g["learned_a"] is None else g["learned_a"]["mean"] for g in own]
-                if np.isfinite(learned).any():
-                    ax.plot(
-                        at + 2 * step,
-                        learned,
-                        color=colour,
-                        marker="x",
-                        ms=6,
-                        mew=1.6,
-                        lw=0,
-                        label="learned by the SAE",
-                    )
+                for i, some in enumerate(drawn):
+                    _draw(ax, at + (i - (len(drawn) - 1) / 2) * step, some, limits)
                 for i, label in enumerate(provenance["null_models"]):
-                    null = [g for g in here if g["model"] == label]
-                    ways = [g["exponents"].get("observational") for g in null]
-                    a = [way.a.value if way is not None and way.identified else np.nan for way in ways]
-                    known = np.clip(a, *A_LIMITS)
-                    ax.plot(depth.at(null), known, color=UNTRAINED, lw=0.9, marker=".", ms=4, zorder=0,
-                            label="randomly initialised models, across tokens" if i == 0 else None)  # fmt: skip
+                    known = np.clip(grey[name, label], *limits)
+                    ax.plot(depth.at(null[name, label]), known, color=UNTRAINED, lw=0.9, marker=".", ms=4, zorder=0,
+                            label="latents in randomly initialised models" if i == 0 else None)  # fmt: skip
                 for a, words in ((0, "cosine"), (1, "inner product")):
+                    if a > limits[1]:
+                        continue
                     ax.axhline(a, color=REFERENCE, lw=0.8, ls="--", zorder=0)
                     ax.text(
                         1.0, a, f" {words}", transform=ax.get_yaxis_transform(), fontsize=7, color=NOTE, va="center"
                     )
-                ax.set_ylim(*A_LIMITS)
-                ax.set_title(f"{name} SAE, {LABELS[where]}")
+                ax.set_ylim(*limits)
+                said = "" if way == "observational" else ", rescaled"
+                ax.set_title(f"{name} SAE, {LABELS[where]}{said}")
                 depth.label(ax)
-                ax.set_xlabel(f"block, ablated at {depth.point}")
-            row[0].set_ylabel("norm exponent a = β_norm / β_cosine")
+                ax.set_xlabel(f"block, ablated at {depth.point}" if (where, way) == rows[-1] else "")
+            row[0].set_ylabel("norm exponent a")
         handles, labels = legend_entries(axes.flat)
-        own_colour = (_NAMES["observational"][0], "learned by the SAE")  # of each panel's SAE
+        own_colour = (
+            "latents, across tokens",
+            "learned by the SAE",
+            "latents, same token rescaled",
+        )  # of each panel's SAE
         handles = [
             Line2D([], [], color=KEY, marker=h.get_marker(), ms=5.5, lw=0) if label in own_colour else h
             for h, label in zip(handles, labels, strict=True)
@@ -155,11 +195,15 @@ def plot_exponents(
         n, most = (max(g[count] for g in groups) for count in ("n_latents", "n_pairs"))
         words = (
             f"{n} latents of each SAE ({SAMPLED[provenance['sampling']]}), up to {most:,} (latent, token) pairs, "
-            f"{patched(provenance, done='ablated')}. Bars: 95 % Fieller intervals, "
+            f"{patched(provenance, done='ablated')}. Bars: 95 % intervals (a: Fieller), "
             f"delete-one-prompt jackknife.{null_models(provenance)}"
         )
         write_caption(figure, caption(provenance, words))
     return figure
+
+
+def _value(way: Any) -> float:
+    return way.a.value if way is not None and way.identified else np.nan
 
 
 def plot_dose(rows: pd.DataFrame, provenance: Mapping[str, Any], latents: Sequence[int] | None = None) -> Figure:

@@ -2,12 +2,14 @@
 
 effect ~ |cos|^β_c · ‖x‖^β_n, and a = β_n/β_c: 0 where the cosine alone predicts, 1 where the inner product does. Twice:
 from how the effect differs between tokens (`observational`, in which all that goes along with ‖x‖ is part of β_n), and
-from what becomes of it when a token's own activation is made longer (`interventional`). A win rate of the one score's
-correlation over the other's is no estimand: at a fixed truth it moves with the number of tokens.
+from what becomes of it when a token's own activation is made longer (`interventional`), beside the same of a placebo: what
+the site does to any direction is no property of a latent. A win rate of the one score's correlation over the other's is no
+estimand: at a fixed truth it moves with the number of tokens.
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -21,17 +23,26 @@ from diagnostics.statistics.estimate import Estimate, FiellerInterval
 from diagnostics.statistics.measures import CLEAR
 from diagnostics.statistics.poisson_regression import poisson_slopes, sums_without, varies
 from diagnostics.statistics.prevalence import Prevalence, error_in_common, share_below
+from diagnostics.statistics.tables import PLACEBOS
 from diagnostics.statistics.within_groups import GroupSums, ratio_from_deletions
 from interventions.errors import ResultError
 from interventions.files import Json
 
 TOKEN = ["latent", "target_prompt", "target_position"]
-_STEPS = {
-    "half": ("half", 1.0, 0.5),
-    "whole": ("zero", 1.0, 1.0),
-    "down": ("scaled", 0.9, 1.0),
-    "up": ("scaled", 1.1, 1.0),
-}  # edit, scale, removed
+Steps = Mapping[str, tuple[str, float, float]]
+"""The four rows of a token that the interventional exponent reads: edit, scale, removed."""
+
+
+def _steps(placebo: str = "", reference: str = "zero") -> Steps:
+    """Those of the latent, or of a placebo: the main edit's is that of the whole projection where the reference is `zero`."""
+    end = f"_{placebo}" if placebo else ""
+    whole = placebo if placebo and reference == "zero" else f"zero{end}"
+    return {
+        "half": (f"half{end}", 1.0, 0.5),
+        "whole": (whole, 1.0, 1.0),
+        "down": (f"scaled{end}", 0.9, 1.0),
+        "up": (f"scaled{end}", 1.1, 1.0),
+    }
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,26 @@ class Observational(Exponent):
 
 
 @dataclass(frozen=True)
+class BesidePlacebo(Json):
+    """The interventional exponents of latents and of a placebo on the same tokens, and their difference."""
+
+    latent: FiellerInterval
+    """a of the latents at these tokens"""
+    placebo: FiellerInterval
+    """a of the placebos: of directions at random that have the latent's cosine with x, one for each token"""
+    difference: Estimate
+    """latent less placebo; nan where either is not identified"""
+    placebo_scale_slope: Estimate
+    placebo_dose_slope: Estimate
+    n_rows: int
+    """tokens of a latent that entered: all eight effects are there and above 10 noise floors"""
+    n_below_floor: int
+    share_below_floor: float
+    n_unusable: int
+    """these three as in `Exponent`"""
+
+
+@dataclass(frozen=True)
 class Interventional(Exponent):
     """From one token's activation at three lengths: numerator `scale_slope`, denominator `dose_slope`."""
 
@@ -101,6 +132,8 @@ class Interventional(Exponent):
     """∂log k/∂log s: what 1 % more of the whole activation does to the effect, in %"""
     dose_slope: Estimate
     """∂log k/∂log λ: what 1 % more of the projection that is removed does, in %"""
+    placebos: dict[str, BesidePlacebo] = field(default_factory=dict)
+    """by the placebo's name; without those that were not measured"""
 
 
 def observational(
@@ -171,7 +204,7 @@ def observational(
         )
 
 
-def interventional(rows: pd.DataFrame, floor: float) -> Interventional:
+def interventional(rows: pd.DataFrame, floor: float, reference: str = "zero") -> Interventional:
     """The norm exponent from how an effect changes when the same token's activation is scaled.
 
     k(s, λ) = KL(run with s·x ‖ run with s·x less the share λ of its projection), nats; for each token of each latent
@@ -185,45 +218,83 @@ def interventional(rows: pd.DataFrame, floor: float) -> Interventional:
     the bend of k alone, H_cosine never. Simulated with 10 latents × 40 tokens, 20 and 40 prompts, slopes with effects
     of prompts, 500 replications (± .01): the set for a covers 95–96 at a = 0, ½, 1, true nulls are rejected in .04–.05.
 
+    `placebos`: the same of directions at random with the latent's cosine, one a token, so a dose that is equal at each s
+    and λ. Where their a is the latent's, a says how the site responds to any direction, and nothing of latents. The
+    difference of the two ratios has the jackknife interval of prompts, latent and placebo of a token left out together;
+    no interval where either ratio is not identified. Simulated likewise, latents and placebos correlated .5: 95–97 where
+    they are equal, 95–97 where they differ by ½ or 1 (500 replications, ± .01), misses on both sides.
+
     rows: of one group; used are `zero` (removed 1), `half` (removed .5) and `scaled` (scale .9 and 1.1, removed 1),
-    joined by latent, target_prompt and target_position. A token with a `half` or `scaled` row enters where all four are there (others: `n_unusable`)
-    and above 10 · floor (others: `n_below_floor`; the smallest is mostly the half dose, so this keeps flat dose slopes).
+    joined by latent, target_prompt and target_position. A token with a `half` or `scaled` row enters where all four are
+    there (others: `n_unusable`) and above 10 · floor (others: `n_below_floor`; the smallest is mostly the half dose, so
+    this keeps flat dose slopes); beside a placebo, where all eight are. reference: whose placebos `placebo_…` are; where
+    it is not `zero`, those of `zero` are `zero_placebo_…`.
     Nothing is determined (nan) where no token is left. Raises `ResultError` for a token with two rows of one kind, a
     latent with two weights, and a negative floor. Does not warn of 10 to 20 prompts. Source: ours.
     """
+    own = _chords(rows, floor, [_steps()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few prompts
+        found = _shared(own.within, own.pooled[0], own.each[0], own.weight)
+        scale_slope, dose_slope = (own.within.estimate(slope) for slope in own.pooled[0].T)
+        measured = [name for name in PLACEBOS if (rows.edit == f"scaled_{name}").any()]
+        beside = {name: _beside(_chords(rows, floor, [_steps(), _steps(name, reference)])) for name in measured}
+    return Interventional(**found, **own.counts, scale_slope=scale_slope, dose_slope=dose_slope, placebos=beside)
+
+
+def _beside(both: "_Chords") -> BesidePlacebo:
+    latent, placebo = (both.within.ratio(*slopes.T) for slopes in both.pooled)
+    with np.errstate(all="ignore"):
+        a, b = (slopes[:, 0] / slopes[:, 1] for slopes in both.pooled)
+    difference = both.within.estimate(a - b)
+    if not latent.kind == placebo.kind == "bounded":
+        difference = replace(difference, low=np.nan, high=np.nan, se=np.nan, df=np.nan)
+    scale_slope, dose_slope = (both.within.estimate(slope) for slope in both.pooled[1].T)
+    return BesidePlacebo(latent, placebo, difference, scale_slope, dose_slope, n_rows=both.within.n_rows, **both.counts)
+
+
+@dataclass(frozen=True)
+class _Chords:
+    """Scale and dose slopes (last axis) of experiments on the same tokens, on all rows and without each prompt."""
+
+    within: GroupSums
+    pooled: Float[ndarray, "experiment deletion 2"]
+    each: Float[ndarray, "experiment deletion latent 2"]
+    weight: Float[ndarray, "latent"]
+    counts: dict[str, Any]
+
+
+def _chords(rows: pd.DataFrame, floor: float, experiments: Sequence[Steps]) -> _Chords:
     edit = rows.edit.to_numpy()
     of_x, of_projection = rows["scale"].to_numpy(float), rows["removed"].to_numpy(float)
-    kind = np.full(len(rows), "", dtype=object)
-    for name, (of, scale, removed) in _STEPS.items():
-        kind[(edit == of) & np.isclose(of_x, scale) & np.isclose(of_projection, removed)] = name
+    kind, names = np.full(len(rows), "", dtype=object), []
+    for i, steps in enumerate(experiments):
+        for name, (of, scale, removed) in steps.items():
+            names.append(f"{name} {i}")
+            kind[(edit == of) & np.isclose(of_x, scale) & np.isclose(of_projection, removed)] = names[-1]
     rows = cast(pd.DataFrame, rows.assign(kind=kind).loc[kind != ""])
     _check(rows, floor, "kind")
     weight = _weights(rows)
-    table = rows.pivot(index=TOKEN, columns="kind", values="kl").reindex(columns=list(_STEPS))
-    table = table.loc[table[["half", "down", "up"]].notna().any(axis=1)]  # the others have no such rows
+    table = rows.pivot(index=TOKEN, columns="kind", values="kl").reindex(columns=names)
+    detail = [name for name in names if not name.startswith("whole")]
+    table = table.loc[table[detail].notna().any(axis=1)]  # the others have no such rows
     k = table.to_numpy(float)
     lowest = np.where(np.isfinite(k), k, -np.inf).min(axis=1)
     usable, clear = lowest > -np.inf, lowest > CLEAR * floor
-    half, whole, down, up = np.log(k[clear].T)
-    slopes = {"scale": (up - down) / np.log(1.1 / 0.9), "dose": (whole - half) / np.log(2)}
+    half, whole, down, up = np.moveaxis(np.log(k[clear]).reshape(-1, len(experiments), 4), -1, 0)
+    slopes = np.stack([(up - down) / np.log(1.1 / 0.9), (whole - half) / np.log(2)], axis=-1)  # [token, experiment, 2]
     latent, prompt = (np.asarray(table.index.get_level_values(name), dtype=int)[clear] for name in TOKEN[:2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few prompts
-        within = _within(slopes, latent, prompt)
-        w = weight.loc[within.groups].to_numpy(float)
-        sums = np.stack([sums_without(column, latent, prompt) for column in slopes.values()], axis=-1)
-        with np.errstate(all="ignore"):
-            pooled = np.einsum("g,dgk->dk", w, sums) / (within.n @ w)[:, None]
-            found = _shared(within, pooled, sums / within.n[..., None], w)
-        scale_slope, dose_slope = (within.estimate(slope) for slope in pooled.T)
-    return Interventional(
-        **found,
-        n_below_floor=int((usable & ~clear).sum()),
-        share_below_floor=_share(int((usable & ~clear).sum()), int(usable.sum())),
-        n_unusable=int((~usable).sum()),
-        scale_slope=scale_slope,
-        dose_slope=dose_slope,
-    )
+    within = _within({name: slopes[:, 0, i] for i, name in enumerate(("scale", "dose"))}, latent, prompt)
+    w = weight.loc[within.groups].to_numpy(float)
+    columns = slopes.reshape(-1, 2 * len(experiments)).T
+    sums = np.stack([sums_without(column, latent, prompt) for column in columns], axis=-1)
+    with np.errstate(all="ignore"):
+        pooled = np.einsum("g,dgk->dk", w, sums) / (within.n @ w)[:, None]
+        each = sums / within.n[..., None]
+    apart = lambda found: np.stack(np.split(found, len(experiments), axis=-1))  # noqa: E731
+    below = int((usable & ~clear).sum())
+    counts = {"n_below_floor": below, "share_below_floor": _share(below, int(usable.sum()))}
+    return _Chords(within, apart(pooled), apart(each), w, counts | {"n_unusable": int((~usable).sum())})
 
 
 def _check(rows: pd.DataFrame, floor: float, *kind: str) -> None:

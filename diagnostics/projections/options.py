@@ -27,7 +27,11 @@ class AblationOptions(SAERunOptions, NullRunOptions):
     reference: Literal["zero", "mean", "latent", "cosine"] = "zero"
     """what is removed from every (latent, token) pair: zero (<x,d>), mean (<x-mean,d>), latent (z), cosine (cos(x,d) x median norm)"""
     detail: Share = 0.25
-    """share of the pairs that also get the other references, a fixed-dose rotation, and ablations of rescaled activations"""
+    """share of the pairs that also get half of the ablation and ablations of rescaled activations, with placebos (9 rows), the other
+    references and a fixed-dose rotation (6 rows), beside the 3 rows of every pair"""
+    edits: Literal["all", "rescaled"] = "all"
+    """rescaled: without the other references and the rotation; with --detail 1 the cheapest way to the exponent a of rescaled
+    activations and its placebos' (12 rows a pair)"""
     angle: Annotated[float, Range(0, pi / 2, above=True, below=True)] = 0.1
     """of the rotation away from the direction, radians"""
     single_token_share: PositiveShare = 0.1
@@ -36,6 +40,6 @@ class AblationOptions(SAERunOptions, NullRunOptions):
     def common(self) -> dict[str, Any]:
         """Keyword arguments of `projection_effects`."""
         own = self.named(
-            *("context", "tokens_per_latent", "sampling", "reference", "detail", "angle", "single_token_share")
+            *("context", "tokens_per_latent", "sampling", "reference", "detail", "edits", "angle", "single_token_share")
         )
         return super().common() | own | {"latents": self.latent or self.latents}

@@ -57,7 +57,7 @@ class ProjectionEffects(Result):
         return summary_frame(self.groups)
 
     def headlines(self) -> Iterable[Headline]:
-        """Of each SAE, the effect over its placebo's."""
+        """Of each SAE, the effect over its placebo's, and the rescaled exponent less its placebo's."""
         return first_numbers(self.select())
 
     def left_out(self) -> list[str]:
@@ -65,7 +65,7 @@ class ProjectionEffects(Result):
         return [*within_floors(self.groups), *super().left_out()]
 
     def plot(self, context: str | None = None) -> Any:
-        """The norm exponent by depth: observational, interventional, learned. Returns a matplotlib Figure."""
+        """The norm exponent by depth: across tokens and of rescaled activations, beside placebos'. Returns a matplotlib Figure."""
         from diagnostics.projections.figures import plot_exponents
 
         groups = [g for g in self.groups if g["point"] == self.points[0]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diagnostics.projections.design import EDITS, REFERENCES, DrawnLatents, ProjectionDesign, ProjectionPlan
+from diagnostics.projections.design import EDITS, PARTS, REFERENCES, DrawnLatents, ProjectionDesign, ProjectionPlan
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.results.calls import recorded
 from diagnostics.running.clean import METRICS, RunSettings, chosen_contexts
@@ -39,6 +39,7 @@ def projection_effects(
     sampling: str = "stratified",
     reference: str = "zero",
     detail: float = 0.25,
+    edits: str = "all",
     angle: float = 0.1,
     single_token_share: float = 0.1,
     metrics: Sequence[str] = METRICS,
@@ -61,21 +62,24 @@ def projection_effects(
     site it belongs to; `site` is where directions act. latents: how many of each SAE, or which. sampling: see
     `sampling.latents.SAMPLINGS`. reference: the ablation that every (latent, token) gets, beside two placebos of its norm and angle
     (`placebo_token`: along the difference of two other tokens' activations; `placebo_isotropic`). detail: share of the pairs that
-    get the other three ablations too, a rotation of x away from d̂ by a fixed `angle` (radians) with both placebos (`rotate`, ...:
-    equal dose for all), half of the projection removed (`half`), and the ablation of s·x, s .9 and 1.1, against the run with s·x
-    (`scaled`). A sixteenth is put back as it was (`self`, the noise floor). single_token_share: share of the latents that also go into
-    the one-token context, where `context` asks for it, main edit and placebos alone. metrics: `kl` and `clean_entropy` must be among
-    them. Other arguments as in `direction_norm`.
+    get half of the projection removed (`half`), and the ablation of s·x, s .9 and 1.1, against the run with s·x (`scaled`), each
+    with both placebos (9 rows, the norm exponent's experiment), and, unless `edits` is "rescaled", the other three ablations and a
+    rotation of x away from d̂ by a fixed `angle` (radians) with both placebos (`rotate`, ...: equal dose for all; 6 rows). A sixteenth
+    is put back as it was (`self`, the noise floor). single_token_share: share of the latents that also go into the one-token context,
+    where `context` asks for it, main edit and placebos alone. metrics: `kl` and `clean_entropy` must be among them. Other arguments as in `direction_norm`.
 
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings, `EditError` for
     directions that are no vectors of the model. Source: arXiv:2606.15054, sections on projection ablation; sampling, references,
     placebos, fixed-dose and scaled ablation are ours.
     """
     model = wrap(model)
-    if sampling not in SAMPLINGS or reference not in REFERENCES:
-        raise ResultError(
-            f"sampling {sampling!r}, reference {reference!r}; known: {', '.join(SAMPLINGS)}; {', '.join(REFERENCES)}"
-        )
+    for name, value, known in (
+        ("sampling", sampling, SAMPLINGS),
+        ("reference", reference, REFERENCES),
+        ("edits", edits, PARTS),
+    ):
+        if value not in known:
+            raise ResultError(f"{name} {value!r}; known: {', '.join(known)}")
     many = latents if isinstance(latents, int) else len(latents)
     if many < 1 or tokens_per_latent < 1:
         raise ResultError(f"{many} latents, {tokens_per_latent} tokens of each; ask for at least one")
@@ -90,7 +94,7 @@ def projection_effects(
         prompts = [row[:n].tolist() for row, n in zip(prompts.tokens, prompts.length.tolist(), strict=True)]
     dictionaries = dictionaries_of(saes, model, site)
     ids = None if isinstance(latents, int) else tuple(int(i) for i in latents)
-    plan = ProjectionPlan(many, ids, tokens_per_latent, sampling, reference, detail, angle, single_token_share)
+    plan = ProjectionPlan(many, ids, tokens_per_latent, sampling, reference, detail, angle, single_token_share, edits)
     settings = RunSettings(
         sites=tuple(dict.fromkeys(d.site for d in dictionaries)), contexts=chosen_contexts(context), metrics=tuple(metrics),
         sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path,

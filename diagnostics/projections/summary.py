@@ -1,14 +1,22 @@
 """Statistics of projection ablations: effects of each edit, and which score predicts them."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from diagnostics import statistics
-from diagnostics.projections.norm_exponent import TOKEN, Exponent, Observational, interventional, observational
+from diagnostics.projections.norm_exponent import (
+    TOKEN,
+    BesidePlacebo,
+    Exponent,
+    Interventional,
+    Observational,
+    interventional,
+    observational,
+)
 from diagnostics.results.headlines import Headline
 from diagnostics.statistics.tables import PLACEBOS, with_ends
 
@@ -58,7 +66,7 @@ def exponents(rows: pd.DataFrame, floor: float, reference: str = "zero") -> dict
 
     `observational`: of the main edit, by cos(x, d̂) and ‖x‖; `centred`: by cos(x_c, d̂) and ‖x_c‖; `encoder`: by cos(x_c, w) and ‖x_c‖;
     `placebo_token`, `placebo_isotropic`: of the placebos, what doses alone give; `rotate`, `rotate_placebo_token`: at a fixed dose,
-    where β_c is what the cosine says beyond dose; `interventional`. What has no rows is left out.
+    where β_c is what the cosine says beyond dose; `interventional`, which holds its own placebos'. What has no rows is left out.
     """
     by = {str(edit): some for edit, some in rows.groupby("edit", sort=False)}
     ways: dict[str, Callable[[], Exponent]] = {}
@@ -72,7 +80,7 @@ def exponents(rows: pd.DataFrame, floor: float, reference: str = "zero") -> dict
         if edit in by:
             ways[edit] = lambda edit=edit: observational(by[edit], floor, covariates=False)
     if "scaled" in by and "half" in by and "zero" in by:
-        ways["interventional"] = lambda: interventional(rows, floor)
+        ways["interventional"] = lambda: interventional(rows, floor, reference)
     return {name: way() for name, way in ways.items()}
 
 
@@ -130,6 +138,8 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
         row |= g["ratios"] | {f"{name}, of means": value for name, value in g["ratios_of_means"].items()}
         for name, way in g["exponents"].items():
             row |= {f"a {name}": way.a, f"a {name} p cosine": way.p_cosine, f"a {name} p inner": way.p_inner}
+            for placebo, beside in way.placebos.items() if isinstance(way, Interventional) else ():
+                row |= {f"a {name} {placebo}": beside.placebo, f"a {name} less {placebo}": beside.difference}
         row["a learned"] = np.nan if g["learned_a"] is None else g["learned_a"]["mean"]
         rows.append(with_ends(row))
     return pd.DataFrame(rows)
@@ -150,13 +160,23 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
         for name in ("observational", "placebo_token", "interventional"):
             if name in ways:
                 row[f"a {name.replace('_token', '')}"] = ways[name].a
+        if beside := beside_placebo(g):
+            row |= {"its placebo's a": beside.placebo, "a less placebo's": beside.difference}
+        if beside := beside_placebo(g, "placebo_isotropic"):
+            row["less isotropic's"] = beside.difference
         if "rotate" in ways:
             row["β_c at fixed dose"] = cast(Observational, ways["rotate"]).beta_cosine
         if "rotate_placebo_token" in ways:
-            row["its placebo's"] = cast(Observational, ways["rotate_placebo_token"]).beta_cosine
+            row["its placebo's β_c"] = cast(Observational, ways["rotate_placebo_token"]).beta_cosine
         row["a learned"] = np.nan if g["learned_a"] is None else g["learned_a"]["mean"]
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def beside_placebo(group: Mapping[str, Any], placebo: str = "placebo_token") -> BesidePlacebo | None:
+    """The rescaled exponent beside a placebo's; None where that was not measured."""
+    way = group["exponents"].get("interventional")
+    return None if way is None else way.placebos.get(placebo)
 
 
 def within_floors(groups: list[dict[str, Any]]) -> list[str]:
@@ -173,16 +193,28 @@ def within_floors(groups: list[dict[str, Any]]) -> list[str]:
 
 
 def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
-    """The main edit's KL over its placebo's."""
+    """The main edit's KL over its placebo's; the exponent of rescaled activations less the placebo's."""
     for g in groups:
         ratio = g["ratios"].get(f"{g['main']} ÷ placebo_token")
         if ratio is not None:
             words = f"KL of removing a direction ÷ placebo, {g['sae']}, block {g['layer']}"
             yield Headline(words, str(ratio), "1: no more than a random edit of the same norm and angle")
+        if beside := beside_placebo(g):
+            words = f"norm exponent a of rescaled activations, latents less placebos, {g['sae']}, block {g['layer']}"
+            against = f"0: a is the site's, not the latents'; latents {beside.latent}, placebos {beside.placebo}"
+            if other := beside_placebo(g, "placebo_isotropic"):
+                against += f", less isotropic placebos {other.difference}"
+            yield Headline(words, str(beside.difference), against)
 
 
 NOTE = (
-    "Median KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ placebo: median ratio to the KL of an edit of the "
-    "same norm and\nangle along the difference of two other tokens; a: norm exponent, 0 where effect goes with the cosine, 1 where it "
-    "goes with the inner\nproduct. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed angle away from the direction. Brackets: 95 % intervals over prompts, the latents held fixed (a: Fieller)."
+    "Median KL in nats, every latent and token counted for as many as it stands for; dose: mean ||dx||/||x||; ÷ "
+    "placebo: median ratio to the KL of an edit of the\n"
+    "same norm and angle along the difference of two other tokens; a: norm exponent, 0 where effect goes with "
+    "the cosine, 1 where it goes with the inner\n"
+    "product; interventional: the same token's activation rescaled, beside the same of placebos of equal dose, "
+    "less these at the same tokens: where that is\n"
+    "0, a is a property of the site. β_c at fixed dose: slope of log KL on log|cos| of a rotation by a fixed "
+    "angle away from the direction. Brackets: 95 %\n"
+    "intervals over prompts, the latents held fixed (a: Fieller)."
 )

@@ -12,6 +12,9 @@ from diagnostics.statistics.estimate import FEW_PROMPTS, MIN_PROMPTS
 from diagnostics.statistics.measures import noise_floor
 from diagnostics.statistics.tables import each, where
 
+ONE_ROW = 1 / 3
+"""the share of a sum from which a row is said to carry it"""
+
 
 class HasCaveats(HasProvenance, Protocol):
     """What caveats are collected from."""
@@ -40,7 +43,7 @@ def caveats(result: HasCaveats) -> list[str]:
     found += result.own_caveats()
     with warnings.catch_warnings(record=True) as told:  # the statistics are computed now
         warnings.simplefilter("always")
-        found += [*_within_noise(result), *_few_prompts(result)]
+        found += [*_within_noise(result), *_few_prompts(result), *_carried_by_one(result)]
     return [*found, *dict.fromkeys(text for w in told if not (text := str(w.message)).startswith("an interval from"))]
 
 
@@ -111,29 +114,42 @@ def _floor_said(floor: float, below: int, rows: int, whose: str = "") -> str:
 
 def _few_prompts(result: HasCaveats) -> Iterator[str]:
     """How many estimates are from few prompts."""
-    counts = [n for n in _prompts(result.counted_in()) if n]  # 0: no row, and no value
+    counts = [n for e in _estimates(result.counted_in()) if (n := _effective(e)) > 0]  # 0: no row; nan: not known
     few = [n for n in counts if n < FEW_PROMPTS]
     if few:
         none = sum(n < MIN_PROMPTS for n in few)
         yield (
             f"{len(few):,} of {len(counts):,} estimates are from fewer than {FEW_PROMPTS} effective prompts (the least: {min(few):.3g}): "
-            f"their intervals are too narrow{f', and {none:,} from fewer than {MIN_PROMPTS} have none' if none else ''}"
+            f"read their intervals with care{f'; {none:,} from fewer than {MIN_PROMPTS} have none' if none else ''}"
         )
 
 
-def _prompts(value: Any) -> Iterator[float]:
-    """Effective prompts behind each estimate, anywhere in a summary; their number where those are not known."""
+def _carried_by_one(result: HasCaveats) -> Iterator[str]:
+    """How many means depend on a single row."""
+    known = [float(e["influence"]) for e in _estimates(result.counted_in()) if e.get("influence") is not None]
+    known = [share for share in known if np.isfinite(share)]
+    if known and max(known) > ONE_ROW:
+        many = sum(share > ONE_ROW for share in known)
+        yield f"in {many:,} of {len(known):,} means of KL one row holds more than a third of the sum (up to {max(known):.0%})"
+
+
+def _effective(estimate: Mapping[str, Any]) -> float:
+    effective = estimate.get("n_effective")
+    return float(estimate["n_prompts"] if effective is None or not np.isfinite(effective) else effective)
+
+
+def _estimates(value: Any) -> Iterator[Mapping[str, Any]]:
+    """The fields of each estimate, anywhere in a summary."""
     if hasattr(value, "n_prompts"):
-        yield value.n_prompts if np.isnan(value.n_effective) else value.n_effective
+        yield vars(value)
     elif hasattr(value, "estimate"):
-        yield from _prompts(value.estimate)
+        yield from _estimates(value.estimate)
     elif isinstance(value, Mapping):
         if "n_prompts" in value and "se" in value:
-            effective = value.get("n_effective")  # None: nan as JSON
-            yield value["n_prompts"] if effective is None or np.isnan(effective) else effective
+            yield value
         else:
             for inner in value.values():
-                yield from _prompts(inner)
+                yield from _estimates(inner)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for inner in value:
-            yield from _prompts(inner)
+            yield from _estimates(inner)

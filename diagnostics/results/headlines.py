@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diagnostics.statistics.estimate import Estimate, verdict
+
 Group = Mapping[str, Any]
 
 
@@ -25,13 +27,13 @@ def middle(groups: Sequence[Group]) -> list[Group]:
     return [g for g in groups if g["layer"] == layers[len(layers) // 2]]
 
 
-def null_range(values: Sequence[Any]) -> str:
-    """The range of values over randomly initialised models; empty without any."""
+def null_range(values: Sequence[Any], own: Estimate) -> str:
+    """The range of values over randomly initialised models, and what the own interval says about it; empty without any."""
     known = [getattr(v, "estimate", v).value for v in values]
     if not known:
         return ""
     low, high = f"{min(known):.3g}", f"{max(known):.3g}"
-    return f"randomly initialised models: {low if low == high else f'{low} to {high}'}"
+    return f"randomly initialised models: {low if low == high else f'{low} to {high}'} ({verdict(own, *known)})"
 
 
 def beside_null(

@@ -13,6 +13,7 @@ _COUNTS = {
     "left_out": "tokens left out",
     "rows_not_finite": "rows not finite",
     "placebos_not_finite": "placebos not finite",
+    "second_orders_not_finite": "second orders not finite",
     "selves_not_finite": "identity edits: effect not finite",
     "effects_not_finite": "effects not finite",
     "chunks_halved": "chunks halved because memory ran out (last bits may differ from another run's)",
@@ -107,9 +108,12 @@ def left_out(result: HasProvenance) -> list[str]:
 
 
 def left_out_of(p: Mapping[str, Any]) -> list[str]:
-    """Fallbacks to full forward passes and what was dropped, with reasons; a line each."""
+    """Fallbacks to slower or less exact ways and what was dropped, with reasons; a line each."""
     why = list(dict.fromkeys(_values(p, "why_hooks")))
     said = [f"full forward passes in place of the fast path: {reason}" for reason in why]
+    said += [
+        f"central differences in place of forward mode: {reason}" for reason in dict.fromkeys(_values(p, "why_central"))
+    ]
     if not why and "hooks" in _paths(p):
         said.append("full forward passes were used, as requested")
     lost: dict[tuple[str, str, bool], list[str]] = {}  # of the whole run, or of places that are named

@@ -60,7 +60,7 @@ def plot_evaluation(groups: Groups, provenance: Mapping[str, Any], counted: str)
             f"Filled: {shown}, all quartiles of ‖x‖; open: quartiles 1 to 4. KL score: x̂ for x at every position of "
             f"{max(g['kl'].n_prompts for g in groups)} prompts{', sinks too' if provenance['splice_sinks'] else ''}. {BARS}"
         )
-        write_caption(figure, _caption(provenance, words))
+        write_caption(figure, evaluation_caption(provenance, words))
     return figure
 
 
@@ -188,7 +188,7 @@ def _histograms(
                 ax.set_xlabel(label)
         for ax in axes[:, 0]:
             ax.set_ylabel("latents")
-        write_caption(figure, _caption(provenance, words))
+        write_caption(figure, evaluation_caption(provenance, words))
     return figure
 
 
@@ -207,7 +207,8 @@ def _corner(ax: Axes, facts: Mapping[str, Any], lines: list[str], x: float = 0.0
     ax.text(x, 0.98, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7.5, color=NOTE)
 
 
-def _caption(provenance: Mapping[str, Any], words: str) -> str:
+def evaluation_caption(provenance: Mapping[str, Any], words: str) -> str:
+    """The caption of a figure: model and texts, then the figure's own sentences."""
     texts = "; ".join(
         f"{text['tokens']:,} tokens of {text['prompts']} prompts of {_named(name, text)}"
         for name, text in provenance["texts"].items()

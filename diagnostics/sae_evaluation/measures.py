@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,30 @@ class Encoded:
     """number of tokens of each quartile on which a latent is active, by which tokens count"""
     activation: Float[ndarray, "d_sae"]
     """its sum over the tokens that are no sinks"""
+    prompts: Int[ndarray, "2 d_sae"]
+    """the first and the second prompt in which a latent is active on such a token; -1: none"""
+
+
+class WithoutEach(NamedTuple):
+    """A statistic on all prompts, and without each of the prompts that have one of its tokens."""
+
+    value: float
+    without: Float[ndarray, "some"]
+    prompts: Int[ndarray, "some"]
+    sizes: Int[ndarray, "some"]
+    """tokens of each"""
+
+    def estimate(self) -> Estimate:
+        """The value with its delete-one-prompt jackknife interval."""
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+            return from_deletions(self.value, self.without, self.sizes)
+
+    def of_each(self, n_prompts: int) -> Float[ndarray, "prompt"]:
+        """The statistic without each of all prompts: the value itself for one that has none of its tokens."""
+        found = np.full(n_prompts, self.value)
+        found[self.prompts] = self.without
+        return found
 
 
 def passes(sae: SAE, x: Float[Tensor, "token d_model"]) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -81,6 +105,7 @@ def encoded(sae: SAE, tokens: Tokens) -> Encoded:
     numbers = {name: np.empty(len(tokens.x)) for name in ("mse", "l0", "cosine", "norm_ratio")}
     fired = {name: torch.zeros(4, sae.d_sae, dtype=torch.long) for name in tokens.counted}
     activation = torch.zeros(sae.d_sae, dtype=torch.float64)
+    in_prompt = torch.zeros(len(tokens.inside), sae.d_sae, dtype=torch.bool)
     for some, z, found in passes(sae, tokens.x):
         x, active = tokens.x[some].to(found), z != 0
         norm, size = x.norm(dim=-1), found.norm(dim=-1)
@@ -96,8 +121,20 @@ def encoded(sae: SAE, tokens: Tokens) -> Encoded:
             among = torch.from_numpy(quartile[some, None] == np.arange(1, 5)).to(found)
             fired[name] += (among.T @ active).round().long().cpu()
         keep = torch.from_numpy(tokens.counted[tokens.strict][some]).to(found)
+        here, of = np.unique(tokens.prompt[some], return_inverse=True)
+        member = torch.nn.functional.one_hot(torch.from_numpy(of), len(here)).to(keep) * keep[:, None]
+        in_prompt[torch.from_numpy(here)] |= (member.T @ active > 0).cpu()
         activation += (keep @ z.to(found).nan_to_num()).cpu().double()
-    return Encoded(numbers, {name: n.numpy() for name, n in fired.items()}, activation.numpy())
+    fires = {name: n.numpy() for name, n in fired.items()}
+    return Encoded(numbers, fires, activation.numpy(), _first_two(in_prompt.numpy()))
+
+
+def _first_two(member: Bool[ndarray, "prompt d_sae"]) -> Int[ndarray, "2 d_sae"]:
+    """Numbers of the first and second prompt of each latent; -1: none."""
+    count, rest = member.sum(0), member.copy()
+    first = rest.argmax(0)
+    rest[first, np.arange(len(first))] = False
+    return np.stack([np.where(count > 0, first, -1), np.where(count > 1, rest.argmax(0), -1)])
 
 
 def spliced_stream(
@@ -145,7 +182,7 @@ def first_prompts(recording: Recording, n: int) -> Recording:
 
 
 def lines(tokens: Tokens, passed: Encoded, splices: Splices, name: str) -> Iterator[dict[str, Any]]:
-    """The lines of an SAE at its site: which tokens, quartile, counts, and every measure as an `Estimate`."""
+    """The lines of an SAE at its site: which tokens, quartile, counts, and every measure as `WithoutEach`."""
     for counted in tokens.counted:
         effects = _effects(tokens, splices[counted], name)
         for quartile in QUARTILES:
@@ -166,11 +203,10 @@ def lines(tokens: Tokens, passed: Encoded, splices: Splices, name: str) -> Itera
 
 
 class _Sums:
-    """Sums over the tokens of each prompt, and statistics of them with delete-one-prompt jackknife intervals."""
+    """Sums over the tokens of each prompt, and statistics of them without each prompt."""
 
     def __init__(self, tokens: Tokens, member: Bool[ndarray, "token"], columns: Mapping[str, Float[ndarray, "token"]]):
         prompt, n = tokens.prompt[member], len(tokens.inside)
-        self.n_rows = int(member.sum())
         self.column = {name: np.bincount(prompt, x[member], n) for name, x in columns.items()}
         self.n = np.bincount(prompt, minlength=n)
         self.there = np.flatnonzero(self.n)
@@ -178,25 +214,24 @@ class _Sums:
     def __getitem__(self, name: str) -> Float[ndarray, "prompt"]:
         return self.column[name]
 
-    def estimate(self, statistic: Callable[[Bool[ndarray, "prompt"]], float]) -> Estimate:
-        """A statistic of the kept prompts, with its interval; prompts without a token do not count."""
+    def of(self, statistic: Callable[[Bool[ndarray, "prompt"]], float]) -> WithoutEach:
+        """A statistic of the kept prompts, and without each; prompts without a token do not count."""
+        keep = self.n > 0
+        with np.errstate(all="ignore"):
+            value = float(statistic(keep)) if keep.any() else np.nan
+            without = np.empty(len(self.there))
+            for i, prompt in enumerate(self.there):
+                keep[prompt] = False
+                without[i] = statistic(keep)
+                keep[prompt] = True
+        return WithoutEach(value, without, self.there, self.n[self.there])
 
-        def of(keep: ndarray) -> float:
-            mask = np.zeros(len(self.n), dtype=bool)
-            mask[self.there[keep]] = True
-            return float(statistic(mask))
-
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
-            without = [of(keep) for keep in ~np.eye(len(self.there), dtype=bool)]
-            return from_deletions(of(np.ones(len(self.there), dtype=bool)), np.array(without), self.n[self.there])
-
-    def mean(self, name: str) -> Estimate:
+    def mean(self, name: str) -> WithoutEach:
         """Over tokens."""
         column = self[name]
-        return self.estimate(lambda keep: column[keep].sum() / self.n[keep].sum())
+        return self.of(lambda keep: column[keep].sum() / self.n[keep].sum())
 
-    def recovered(self, worst: str, own: str, best: str | None) -> Estimate:
+    def recovered(self, worst: str, own: str, best: str | None) -> WithoutEach:
         """(Σ worst − Σ own) / (Σ worst − Σ best), best None: 0; nan where the two are the same."""
         most, some = self[worst], self[own]
         least = np.zeros_like(most) if best is None else self[best]
@@ -205,12 +240,12 @@ class _Sums:
             span = most[keep].sum() - least[keep].sum()
             return (most[keep].sum() - some[keep].sum()) / span if span else np.nan
 
-        return self.estimate(score)
+        return self.of(score)
 
 
 def _reconstruction(
     tokens: Tokens, passed: Encoded, counted: str, quartile: str, member: Bool[ndarray, "token"]
-) -> dict[str, Estimate]:
+) -> dict[str, WithoutEach]:
     sums = _Sums(tokens, member, passed.numbers)
     square, gram = tokens.variance(counted, quartile)
 
@@ -218,7 +253,7 @@ def _reconstruction(
         spread = square[keep].sum() - keep @ gram @ keep / sums.n[keep].sum()
         return 1 - sums["mse"][keep].sum() / spread if spread > 0 else np.nan
 
-    return {"fve": sums.estimate(fve), **{name: sums.mean(name) for name in passed.numbers}}
+    return {"fve": sums.of(fve), **{name: sums.mean(name) for name in passed.numbers}}
 
 
 def _effects(tokens: Tokens, found: Spliced, name: str) -> dict[str, dict[str, Float[ndarray, "token"]]]:
@@ -240,8 +275,8 @@ def _effects(tokens: Tokens, found: Spliced, name: str) -> dict[str, dict[str, F
 
 def _scores(
     tokens: Tokens, effects: dict[str, dict[str, ndarray]], member: Bool[ndarray, "token"]
-) -> dict[str, Estimate]:
-    found: dict[str, Estimate] = {}
+) -> dict[str, WithoutEach]:
+    found: dict[str, WithoutEach] = {}
     for kind, best in (("kl", None), ("ce", "ce_clean")):
         sums = _Sums(tokens, member & np.isfinite(effects[kind][kind]), effects[kind])
         found |= {name: sums.mean(name) for name in effects[kind]}

@@ -11,11 +11,10 @@ from diagnostics.results.calls import recorded
 from diagnostics.running.notes import how_measured, noted
 from diagnostics.running.provenance import run_provenance
 from diagnostics.sae_evaluation import measures as sae_measures
-from diagnostics.sae_evaluation.measures import MEASURES
+from diagnostics.sae_evaluation.measures import MEASURES, WithoutEach
 from diagnostics.sae_evaluation.result import SAEEvaluation
 from diagnostics.sae_evaluation.summary import ENDS
 from diagnostics.sampling.counted import QUARTILES, Tokens
-from diagnostics.statistics.estimate import Estimate
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing, followed
@@ -52,8 +51,10 @@ def evaluate_saes(
     splice_sinks: in `no sinks` replace the sinks too, uncounted (default: they stay, for later tokens read them). path: as in
     `spliced`. progress: called with steps done and their total.
 
-    Intervals are over prompts. Training seeds are SAEs beside one another: points, never an interval.
-    Memory: activations of all sites at all tokens, and a few times 2²³ numbers (2²⁶ on a GPU) for latents.
+    Intervals are over prompts. Where SAEs of one architecture and site differ in sparsity, the result compares such families at
+    equal L0 and at equal FVE (`matched`); with a second text it has the differences between texts (`shift`). Training seeds are SAEs beside one another: points, never an interval.
+    Memory: activations of all sites at all tokens, a few times 2²³ numbers (2²⁶ on a GPU) for latents, and a byte for each prompt
+    and latent.
     Raises `BelongingError` or `SiteError` for an SAE of another width, model or site, before anything runs; `ResultError` for
     no SAEs, no text or settings out of range.
     """
@@ -71,7 +72,7 @@ def evaluate_saes(
         for text in texts.values()
         for names in by_site.values()
     ]
-    lines, latents, left_out, ways = [], [], {}, []
+    lines, latents, deletions, left_out, ways = [], [], [], {}, []
     with followed(progress, "splicing", "prompt") as told:
         tick = lambda n: told(n, sum(steps)) if told is not None else None  # noqa: E731
         for corpus, text in texts.items():
@@ -85,7 +86,9 @@ def evaluate_saes(
                 for name, sae in some.items():
                     passed = sae_measures.encoded(sae, tokens)
                     keys = {"sae": name, "site": str(site), "layer": site.layer, "point": site.point, "corpus": corpus}
-                    lines += [keys | _as_row(line) for line in sae_measures.lines(tokens, passed, splices, name)]
+                    found = list(sae_measures.lines(tokens, passed, splices, name))
+                    lines += [keys | _as_row(line) for line in found]
+                    deletions.append(_without_each(name, corpus, found, passed, tokens))
                     latents.append(_latents(name, corpus, sae, passed, tokens))
     how = how_measured(ways)
     said = {
@@ -106,10 +109,11 @@ def evaluate_saes(
     provenance = run_provenance(SAEEvaluation.NAME, model, read, by_site, said)
     every = [tokens for text in texts.values() for tokens in text.tokens]
     order = {name: i for i, name in enumerate(named)}
-    frame = pd.DataFrame(lines).sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
-    table = pd.concat(latents, ignore_index=True)
-    table = table.sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
-    return SAEEvaluation(frame, every, provenance, table)
+    frame, table, without = (
+        part.sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+        for part in (pd.DataFrame(lines), pd.concat(latents), pd.concat(deletions))
+    )
+    return SAEEvaluation(frame, every, provenance, table, without)
 
 
 def _named(saes: Mapping[str, Any] | Sequence[Any]) -> dict[str, SAE]:
@@ -139,13 +143,29 @@ def _corpora(prompts: Any) -> dict[str, Any]:
 
 def _as_row(line: dict[str, Any]) -> dict[str, Any]:
     """A line as a row of the table: estimates as four columns each, and what they were counted on once."""
-    row = {name: value for name, value in line.items() if not isinstance(value, Estimate)}
+    found = {name: value.estimate() for name, value in line.items() if isinstance(value, WithoutEach)}
+    row = {name: value for name, value in line.items() if name not in found}
     for of, name in (("", "fve"), ("kl_", "kl"), ("ce_", "ce")):
-        row |= {f"n_{of}tokens": line[name].n_rows, f"n_{of}prompts": line[name].n_prompts}
-        row[f"n_{of}effective"] = line[name].n_effective
-    for name in MEASURES:
-        row |= {name: line[name].value, **{f"{name}_{end}": getattr(line[name], end) for end in ENDS}}
+        row |= {f"n_{of}tokens": found[name].n_rows, f"n_{of}prompts": found[name].n_prompts}
+        row[f"n_{of}effective"] = found[name].n_effective
+    for name, estimate in found.items():
+        row |= {name: estimate.value, **{f"{name}_{end}": getattr(estimate, end) for end in ENDS}}
     return row
+
+
+def _without_each(
+    name: str, corpus: str, lines: Sequence[dict[str, Any]], passed: sae_measures.Encoded, tokens: Tokens
+) -> pd.DataFrame:
+    """A line for each prompt with a counted token: every measure of all quartiles of the counted tokens without it."""
+    line = next(one for one in lines if (one["tokens"], one["quartile"]) == (tokens.strict, QUARTILES[0]))
+    n = len(tokens.inside)
+    n_tokens = np.bincount(tokens.prompt[tokens.counted[tokens.strict]], minlength=n)
+    first, second = passed.prompts
+    alone = np.bincount(first[(first >= 0) & (second < 0)], minlength=n)
+    columns = {measure: line[measure].of_each(n) for measure in MEASURES}
+    columns["dead_share"] = (line["dead"] + alone) / line["d_sae"]
+    table = pd.DataFrame({"sae": name, "corpus": corpus, "prompt": np.arange(n), "n_tokens": n_tokens, **columns})
+    return table.loc[n_tokens > 0]
 
 
 def _latents(name: str, corpus: str, sae: SAE, passed: sae_measures.Encoded, tokens: Tokens) -> pd.DataFrame:
@@ -170,6 +190,8 @@ def _latents(name: str, corpus: str, sae: SAE, passed: sae_measures.Encoded, tok
                 "alignment": aligned.cpu().numpy(),
                 "cosine": (aligned / length.clamp(min=1e-12)).cpu().numpy(),
                 "exponent": exponent,
+                "first_prompt": passed.prompts[0].astype(np.int32),
+                "second_prompt": passed.prompts[1].astype(np.int32),
             }
         )
     return table.astype({column: "float32" for column, kind in table.dtypes.items() if kind.kind == "f"})

@@ -15,6 +15,7 @@ UNIFORM = 5 / 9
 """The bimodality coefficient of a uniform distribution; larger values indicate two modes or a heavy skew."""
 _KEYS = ("sae", "site", "corpus", "tokens")
 ENDS = ("low", "high", "se")
+_SCORES = {"kl_score": "KL score", "ce_score": "CE score", "kl": "KL"}
 
 
 def as_group(row: dict[str, Any]) -> dict[str, Any]:
@@ -31,10 +32,9 @@ def as_group(row: dict[str, Any]) -> dict[str, Any]:
 
 def overall_table(group: dict[str, Any]) -> dict[str, Any]:
     labels = {"fve": "FVE", "mse": "MSE", "l0": "L0", "cosine": "cos", "norm_ratio": "‖x̂‖/‖x‖"}
-    scores = {"kl_score": "KL score", "ce_score": "CE score", "kl": "KL"}
     line = {name: group[name] for name in _KEYS} | {label: group[name] for name, label in labels.items()}
     line |= {"dead": f"{group['dead_share']:.1%} of {group['d_sae']} on {group['n_tokens']}"}
-    return line | {label: group[name] for name, label in scores.items()}
+    return line | {label: group[name] for name, label in _SCORES.items()}
 
 
 def quartile_table(groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -42,6 +42,29 @@ def quartile_table(groups: list[dict[str, Any]]) -> dict[str, Any]:
     for measure, label in (("fve", "FVE"), ("kl_score", "KL score"), ("norm_ratio", "‖x̂‖/‖x‖")):
         line |= {f"{label} {g['quartile']}": g[measure].value for g in groups[1:]}
     return line
+
+
+def matched_table(line: dict[str, Any]) -> dict[str, Any]:
+    """A comparison at equal L0 or FVE."""
+    axis = {"l0": "L0", "fve": "FVE"}[line["axis"]]
+    found = {
+        "family − reference": f"{line['family']} − {line['reference']}",
+        "site": line["site"],
+        "corpus": line["corpus"],
+    }
+    found |= {"at equal": f"{axis} {line['value']:.3g}", "common range": f"{line['low']:.3g} to {line['high']:.3g}"}
+    labels = {"fve": "FVE", "l0": "L0", **_SCORES, "dead_share": "never fires"}
+    found |= {label: "" if name == line["axis"] or line["note"] else line[name] for name, label in labels.items()}
+    return found | {"note": line["note"]}
+
+
+def shift_table(line: dict[str, Any]) -> dict[str, Any]:
+    """A difference between texts."""
+    found = {"sae": line["sae"]} | ({"minus": line["against"]} if line["against"] else {})
+    found |= {"site": line["site"], "texts": f"{line['second']} − {line['first']}"}
+    return found | {
+        label: line[name] for name, label in {"fve": "FVE", "l0": "L0", **_SCORES, "silent": "silent"}.items()
+    }
 
 
 def bimodality(x: Float[ndarray, "value"]) -> float:

@@ -41,6 +41,10 @@ class ProbingOptions(command.ResumableOptions, SAEOptions):
     """numbers of latents"""
     seeds: PositiveInt = 3
     """splits into training and held-out texts"""
+    shuffles: PositiveInt = 200
+    """shuffles of the labels, with selection and fit anew in each: the null of the selected latents"""
+    refits: Annotated[int, Range(2)] = 20
+    """splits with selection and fit anew, for the interval that includes them"""
     per_class: NonNegativeInt = 150
     """texts of each class, at most (0: as many as the smallest class has)"""
     max_length: PromptLength = 128
@@ -68,7 +72,18 @@ def main(options: ProbingOptions) -> command.Document:
     saes = options.load_saes()
     per_class = options.per_class or None
     texts = [load_labelled(where, per_class=per_class, seed=options.seed) for where in options.data]
-    names = ("ks", "seeds", "max_length", "test_share", "inverse_penalty", "sink_filter", "seed", "overwrite")
+    names = (
+        "ks",
+        "seeds",
+        "shuffles",
+        "refits",
+        "max_length",
+        "test_share",
+        "inverse_penalty",
+        "sink_filter",
+        "seed",
+        "overwrite",
+    )
     how = options.named(*names) | {"per_class": per_class, "folder": options.out}
     return options.measure("probing", "task", probe_saes, options.load_model(), texts, saes, **how)
 

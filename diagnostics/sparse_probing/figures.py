@@ -18,9 +18,10 @@ def plot_probing(groups: Groups, provenance: Mapping[str, Any]) -> Figure:
     """Accuracy against k for each SAE, and on all latents and the raw activations; a panel a data set, their mean first.
 
     groups: by SAE, data set, kind of probe and k. Filled: the k latents of largest mean difference on the training texts, dots the splits;
-    open, dotted: random latents; grey: shuffled labels, mean over SAEs. Probes are logistic, on latents averaged over a text's tokens; tasks
-    are balanced. Bars: 95 % delete-one-group jackknife intervals (one text where a set has no groups), pooled over classes and splits with
-    probes held fixed; variation between trained SAEs is not included.
+    open, dotted: random latents; grey: shuffled labels, mean over SAEs and the widest of their 95 % ranges. Probes are logistic, on latents
+    averaged over a text's tokens; tasks are balanced. Bars: 95 % delete-one-group jackknife intervals (one text where a set has no groups),
+    pooled over classes and splits with probes held fixed; pale bars: 95 % over splits with selection and fit anew. Variation between trained
+    SAEs is not included.
     """
     datasets = list(provenance["texts"])
     shown = [MEAN] * (len(datasets) > 1) + datasets
@@ -61,10 +62,21 @@ def _panel(ax: Axes, groups: Groups, ks: list[int], style: dict[str, tuple[str, 
         value = np.array([e.value for e in found])
         ax.errorbar(x, value, bar_lengths(found), color=colour, marker=marker, ms=5, lw=0, elinewidth=1.1, capsize=1.8)
         ax.plot(x[: len(ks)], value[: len(ks)], color=colour, lw=1)
+        anew = [own["selected", k]["refits"] for k in ks]
+        ax.vlines(x[: len(ks)], [e.low for e in anew], [e.high for e in anew], color=colour, lw=3.5, alpha=0.25)
         lot = [own["random", k]["accuracy"].value for k in ks]
         ax.plot(x[: len(ks)], lot, ":", color=colour, marker=marker, mfc=OPEN, ms=4, lw=1, zorder=1.8)
-    null = [np.mean([g["accuracy"].value for g in groups if (g["kind"], g["k"]) == ("shuffled", k)]) for k in ks]
-    ax.plot(range(len(ks)), null, "--", color=NULL, lw=1.1, zorder=1.2)
+    nulls = [[g["shuffled"] for g in groups if (g["kind"], g["k"]) == ("selected", k)] for k in ks]
+    low, high = ([end([null[name] for null in some]) for some in nulls] for end, name in ((min, "low"), (max, "high")))
+    ax.fill_between(range(len(ks)), low, high, color=NULL, alpha=0.2, lw=0, zorder=1)
+    ax.plot(
+        range(len(ks)),
+        [np.mean([null["mean"] for null in some]) for some in nulls],
+        "--",
+        color=NULL,
+        lw=1.1,
+        zorder=1.2,
+    )
     ax.axhline(0.5, color=GRID, lw=0.8, zorder=1)
     ax.axvline(len(ks) - 0.5, color=GRID, lw=0.8, zorder=1)
     ax.set_xticks(range(len(ks) + 2), [*map(str, ks), "all", "raw x"])
@@ -87,6 +99,7 @@ def _caption(provenance: Mapping[str, Any]) -> str:
     grouped = any(text["groups"] != text["counts"] for text in p["texts"].values())
     words = (
         f"Logistic probes (L2, C = {p['inverse_penalty']:g}) on means over at most {p['max_length']} tokens; all: every active latent. Chance: .5. "
-        f"Bars: 95 %, delete-one-{'group' if grouped else 'text'} jackknife, {p['seeds']} splits (seed {p['seed']})."
+        f"Bars: 95 %, delete-one-{'group' if grouped else 'text'} jackknife, probes fixed, {p['seeds']} splits (seed {p['seed']}); pale: "
+        f"{p['refits']} splits with refits. Grey band: 95 % of {p['shuffles']} shuffles."
     )
     return caption(p, words, texts=texts, place=", ".join(p["sites"]), sinks=sink_rule(p, "position 0"))

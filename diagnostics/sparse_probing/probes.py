@@ -14,10 +14,10 @@ from diagnostics.statistics.logistic import auc, cross_entropies, fitted, one_la
 from diagnostics.statistics.measures import mean, share
 from interventions.errors import ResultError
 
-KINDS = ("selected", "random", "shuffled", "best", "all", "raw")
+KINDS = ("selected", "random", "best", "all", "raw")
 """Kinds of probes. `selected`: the k latents of largest |mean difference| on the training texts; `random`: k latents drawn at random
-among those active there; `shuffled`: as selected, with shuffled training labels in selection and fit; `best`: the one-latent probe of
-smallest training cross-entropy; `all`: all latents active there; `raw`: the activations, as a ceiling."""
+among those active there; `best`: the one-latent probe of smallest training cross-entropy; `all`: all latents active there; `raw`: the
+activations, as a ceiling."""
 
 
 def task_probes(
@@ -30,7 +30,7 @@ def task_probes(
 ) -> list[tuple[dict[str, Any], Float[ndarray, "test"]]]:
     """For each probe of a task its line of the table, from `kind` on, and its logits on the held-out texts.
 
-    z, x: latents and activations averaged over each text's tokens. stream: draws the random latents (nested in k) and shuffles labels.
+    z, x: latents and activations averaged over each text's tokens. stream: draws the random latents (nested in k).
     Where fewer than k latents are active all of them are used. Raises `ResultError` where none is active.
     """
     device = z.device
@@ -43,12 +43,10 @@ def task_probes(
     train = train[:, active]
     test = z[torch.from_numpy(task.test).to(device)][:, active]
     lot = torch.randperm(z.shape[1], generator=stream).to(device)[active].argsort()
-    shuffled = task.y_train[torch.randperm(len(task.y_train), generator=stream).numpy()]
-    orders = {"selected": (ranked(train, task.y_train), task.y_train), "random": (lot, task.y_train)}
-    orders["shuffled"] = ranked(train, shuffled), shuffled
+    orders, y = {"selected": ranked(train, task.y_train), "random": lot}, task.y_train
     found = []
 
-    def add(kind: str, k: int, features: tuple[ndarray, ndarray], y: ndarray, latents: Tensor | None = None) -> None:
+    def add(kind: str, k: int, features: tuple[ndarray, ndarray], latents: Tensor | None = None) -> None:
         fit = fitted(features[0], y, inverse_penalty)
         line = {"kind": kind, "k": k, "n_features": features[0].shape[1], "n_train": len(y), "n_test": len(task.test)}
         line["n_groups"] = len(set(task.group_test.tolist()))
@@ -57,15 +55,15 @@ def task_probes(
         logits = fit.logits(features[1])
         found.append((line | _judged(logits, task.y_test, task.group_test), logits))
 
-    for kind, (order, y) in orders.items():
+    for kind, order in orders.items():
         for k in ks:
             chosen = order[:k]
             features = train[:, chosen].cpu().numpy(), test[:, chosen].cpu().numpy()
-            add(kind, k, features, y, None if kind == "shuffled" else chosen)
+            add(kind, k, features, chosen)
     one = one_latent_fits(train, task.y_train, inverse_penalty).cross_entropy.argmin()[None]
-    add("best", 1, (train[:, one].cpu().numpy(), test[:, one].cpu().numpy()), task.y_train, one)
-    add("all", 0, (train.cpu().numpy(), test.cpu().numpy()), task.y_train)
-    add("raw", 0, (x[task.train], x[task.test]), task.y_train)
+    add("best", 1, (train[:, one].cpu().numpy(), test[:, one].cpu().numpy()), one)
+    add("all", 0, (train.cpu().numpy(), test.cpu().numpy()))
+    add("raw", 0, (x[task.train], x[task.test]))
     return found
 
 

@@ -35,10 +35,14 @@ class SparseProbing(Result):
     """a line for each SAE × data set × kind × k × text (its place in `tokens`; `group`: that of the first text of its group): in how many
     splits and classes it was held out (`n`), in how many of them classified rightly (`correct`), and its summed cross-entropy in nats;
     pooled estimates are made of it"""
+    draws: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """a line for each SAE × data set × k × draw of kind `selected`, with selection and fit anew in each: held-out accuracy, pooled over
+    classes, with shuffled labels (`draw` shuffled: over the splits of the table) and on one split (`draw` split); number: of the
+    shuffle or split, from 0, the same for every SAE of a site; test_ratio: held-out texts ÷ training texts"""
 
     NAME: ClassVar[str] = "sparse_probing"
     NOTE: ClassVar[str] = probing_summary.NOTE
-    TABLES: ClassVar[Mapping[str, str]] = {"held_out": "probed_texts.parquet"}
+    TABLES: ClassVar[Mapping[str, str]] = {"held_out": "probed_texts.parquet", "draws": "probed_draws.parquet"}
     TITLE: ClassVar[str] = "Sparse probing"
     QUESTION: ClassVar[str] = "How well do k latents predict a class?"
     names = Result.saes
@@ -50,14 +54,22 @@ class SparseProbing(Result):
 
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
-        """Of each SAE × data set (and `mean`, over data sets) × kind × k: accuracy, cross-entropy with intervals, and by seed."""
-        return probing_summary.groups(self.frame, self.held_out)
+        """Of each SAE × data set (and `mean`, over data sets) × kind × k: accuracy, cross-entropy with intervals, and by seed.
 
-    def difference(self, first: str, second: str, *, k: int = 1, kind: str = "selected") -> dict[str, Estimate]:
+        Of `selected` also `refits`, accuracy over splits with its interval, and `shuffled`, the null: see `draws.beside`.
+        """
+        return probing_summary.groups(self.frame, self.held_out, self.draws)
+
+    def difference(
+        self, first: str, second: str, *, k: int = 1, kind: str = "selected", refits: bool = False
+    ) -> dict[str, Estimate]:
         """Accuracy of `first` − that of `second`, by data set and their `mean`; paired by text, delete-one-group jackknife.
 
-        The interval does not include variation between training seeds.
+        refits: of `selected`, over splits with selection and fit anew, paired by split (`with_refits`); else probes are held fixed.
+        Neither interval includes variation between training seeds.
         """
+        if refits:
+            return probing_summary.refitted_difference(self.draws, self.groups, first, second, k)
         return probing_summary.difference(self.held_out, first, second, kind, k)
 
     def summary(self) -> pd.DataFrame:
@@ -71,9 +83,7 @@ class SparseProbing(Result):
     def left_out(self) -> list[str]:
         """Chance levels, the texts, and what is missing; a line each."""
         p = self.provenance
-        nulls = (
-            f"random, shuffled: k={min(p['ks'])}. Probe loss: nats, the best one-latent probe; ln 2 = 0.693 is chance."
-        )
+        nulls = f"random: k={min(p['ks'])}. Probe loss: nats, the best one-latent probe; ln 2 = 0.693 is chance."
         sizes = [f"{name}: {probing_summary.described(text)}" for name, text in p["texts"].items()]
         return [nulls, *sizes, *super().left_out()]
 
@@ -84,5 +94,7 @@ class SparseProbing(Result):
         return plot_probing(self.groups, self.provenance)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Accuracy by SAE, data set and probe, and probe loss."""
-        return {"": probing_summary.short_frame(self.groups, self.provenance)}
+        """Accuracy by SAE, data set and probe, and probe loss; that of selected latents with refits and beside shuffled labels."""
+        p = self.provenance
+        title = f"Selected latents over {p['refits']} splits, and beside {p['shuffles']} shuffles of the labels"
+        return {"": probing_summary.short_frame(self.groups, p), title: probing_summary.null_frame(self.groups)}

@@ -13,7 +13,7 @@ from diagnostics.running.units import run_units
 from diagnostics.sparse_probing import summary as probing_summary
 from diagnostics.sparse_probing.pooling import labelled_prompts
 from diagnostics.sparse_probing.result import COLUMNS, SparseProbing
-from diagnostics.sparse_probing.work import TEXT_COLUMNS, ProbingRunner, typed
+from diagnostics.sparse_probing.work import DRAW_COLUMNS, TEXT_COLUMNS, ProbingRunner, of_kind
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
@@ -32,6 +32,8 @@ def probe_saes(
     site: Site | None = None,
     ks: Sequence[int] = (1, 2, 5, 20),
     seeds: int = 3,
+    shuffles: int = 200,
+    refits: int = 20,
     per_class: int | None = 150,
     max_length: int = 128,
     test_share: float = 0.3,
@@ -48,7 +50,9 @@ def probe_saes(
 
     labelled: sets of texts, or names and files as `load_labelled` takes them (then at most `per_class` of each class). saes: one, or
     several by name, each at the site it belongs to (`site`: where it must). ks: numbers of latents. seeds: splits into training and
-    held-out texts, in whole groups (`Labelled.groups`), about `test_share` held out; the same for every SAE. max_length: tokens
+    held-out texts, in whole groups (`Labelled.groups`), about `test_share` held out; the same for every SAE. shuffles: of the labels of all
+    texts (`shuffled_labels`), with splits, selection and fit anew in each: the null of `selected`; p = (1 + how many reach the
+    observed accuracy)/(1 + shuffles). refits: splits, each with selection and fit anew, for the interval that includes them. max_length: tokens
     that a text is cut at. Tokens left out: see `PooledTexts`. Tasks are balanced (`tasks`): chance is .5. inverse_penalty: C of
     scikit-learn's LogisticRegression, features standardised, the same for every k. folder: where finished units, a data set and an SAE each, are kept.
 
@@ -60,10 +64,18 @@ def probe_saes(
     """
     model = wrap(model)
     ks = tuple(dict.fromkeys(ks))
-    if not ks or min(ks) < 1 or seeds < 1 or not 0 < test_share < 1 or not inverse_penalty > 0:
+    if (
+        not ks
+        or min(ks) < 1
+        or seeds < 1
+        or shuffles < 1
+        or refits < 2
+        or not 0 < test_share < 1
+        or not inverse_penalty > 0
+    ):
         raise ResultError(
-            f"ks {list(ks)}, {seeds} seeds, test_share {test_share}, inverse_penalty {inverse_penalty}; expected numbers of 1 or more, "
-            "a share between 0 and 1, and a penalty above 0"
+            f"ks {list(ks)}, {seeds} seeds, {shuffles} shuffles, {refits} refits, test_share {test_share}, inverse_penalty "
+            f"{inverse_penalty}; expected numbers of 1 or more, 2 refits or more, a share between 0 and 1, and a penalty above 0"
         )
     probes = dictionaries_of(saes, model, site)
     if plain := [probe.name for probe in probes if probe.sae is None]:
@@ -77,6 +89,8 @@ def probe_saes(
     settings = {
         "ks": list(ks),
         "seeds": seeds,
+        "shuffles": shuffles,
+        "refits": refits,
         "per_class": per_class,
         "max_length": max_length,
         "test_share": test_share,
@@ -96,7 +110,6 @@ def probe_saes(
     frame = pd.concat(frames, ignore_index=True)
     order = {probe.name: i for i, probe in enumerate(probes)}
     frame = frame.sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
-    cell = frame["text"] < 0
     texts = {
         name: {**some.provenance(), "tokens": sum(map(len, prompts[name][0].tokens))}
         | {"prompts": len(prompts[name][0].tokens), "prompts_dropped": prompts[name][0].dropped}
@@ -107,10 +120,11 @@ def probe_saes(
         SparseProbing.NAME, model, texts, [probe.site for probe in probes], own | {"left_out": left_out}
     )
     return SparseProbing(
-        typed(frame.loc[cell, list(COLUMNS)]),
+        of_kind(frame, "probe", COLUMNS),
         tokens,
         provenance,
-        typed(frame.loc[~cell, list(TEXT_COLUMNS)]),
+        of_kind(frame, "text", TEXT_COLUMNS),
+        of_kind(frame, "draw", DRAW_COLUMNS),
     )
 
 
@@ -125,4 +139,4 @@ def _sets(labelled: Any, per_class: int | None, seed: int) -> dict[str, Labelled
 
 def _offset(frame: pd.DataFrame, by: int) -> pd.DataFrame:
     """Texts and groups counted through all data sets."""
-    return frame.assign(**{name: frame[name].where(frame["text"] < 0, frame[name] + by) for name in ("text", "group")})
+    return frame.assign(**{name: frame[name] + by for name in ("text", "group")})

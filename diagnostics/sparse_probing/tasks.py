@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
@@ -76,6 +77,30 @@ def tasks(
         truth = [np.repeat([True, False], len(part) // 2) for part in parts]
         found[name] = Task(parts[0], parts[1], truth[0], truth[1], number[parts[1]])
     return found
+
+
+def shuffled_labels(
+    labels: Sequence[str], groups: Sequence[str], usable: Bool[ndarray, "text"], stream: torch.Generator
+) -> list[str]:
+    """Labels exchanged so that those of usable texts say nothing of the texts, while groups stay as they are.
+
+    Texts of one group are alike, so single labels are not exchangeable: groups of one class exchange their labels as wholes, and the texts
+    of a group of several classes exchange theirs within it. Each class keeps its number of groups, and each text without a group is one.
+    Source: ours (restricted permutation, as in Winkler et al. 2015).
+    """
+    found, own = np.array(labels, dtype=object), np.array(groups, dtype=object)
+    members: dict[str, list[int]] = {}
+    for i in np.flatnonzero(usable):
+        members.setdefault(own[i], []).append(int(i))
+    pure = [some for some in members.values() if len({labels[i] for i in some}) == 1]
+    order = torch.randperm(len(pure), generator=stream).tolist()
+    for some, other in zip(pure, order, strict=True):
+        found[some] = labels[pure[other][0]]
+    for some in members.values():
+        if len({labels[i] for i in some}) > 1:
+            turned = torch.randperm(len(some), generator=stream).tolist()
+            found[some] = [labels[some[i]] for i in turned]
+    return found.tolist()
 
 
 def split_seed(seed: int, number: int) -> int:

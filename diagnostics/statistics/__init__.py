@@ -1,6 +1,7 @@
 """Statistics with intervals that know that the tokens of one prompt are not independent."""
 
 from diagnostics.statistics.estimate import (
+    EQUIVALENT,
     FEW_PROMPTS,
     MIN_PROMPTS,
     CensoredMedian,
@@ -8,6 +9,7 @@ from diagnostics.statistics.estimate import (
     FiellerInterval,
     Transform,
     effective_number,
+    verdict,
 )
 from diagnostics.statistics.jackknife import (
     Clusters,
@@ -48,6 +50,7 @@ from diagnostics.statistics.measures import (
 
 __all__ = [
     "CLEAR",
+    "EQUIVALENT",
     "FEW_PROMPTS",
     "MIN_PROMPTS",
     "CensoredMedian",
@@ -86,4 +89,5 @@ __all__ = [
     "standard_error",
     "sums_without",
     "t_quantile",
+    "verdict",
 ]

@@ -57,6 +57,26 @@ class Estimate(Json):
         return f"{self.value:.3g}{ends}"
 
 
+EQUIVALENT = (0.8, 1.25)
+"""times another ratio: what lies within counts as equal to it; stated before any result was seen"""
+
+
+def verdict(ratio: Estimate, *nulls: float) -> Literal["larger", "smaller", "equivalent", "not resolved"]:
+    """What the interval of a ratio says about null values, such as 1 or the ratios of randomly initialised models.
+
+    "equivalent": the interval lies within `EQUIVALENT` times every null; else "larger" or "smaller": above, below all of them;
+    else "not resolved", also without an interval and where the ratio is only a bound that lies below a null. An interval that
+    holds the null does not show equivalence. Two one-sided tests at 2.5 % (Schuirmann 1987); the bounds are ours.
+    """
+    low, high = ratio.low, ratio.high
+    least, most = min(nulls), max(nulls)
+    if low >= EQUIVALENT[0] * most and high <= EQUIVALENT[1] * least:
+        return "equivalent"
+    if low > most:
+        return "larger"
+    return "smaller" if high < least else "not resolved"
+
+
 @dataclass(frozen=True)
 class CensoredMedian(Json):
     """A median of ratios some of whose denominators lie below the noise floor."""

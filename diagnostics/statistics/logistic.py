@@ -44,42 +44,78 @@ def one_latent_fits(
             f"{len(z)} texts, {int(y.sum())} of {len(y)} of the class; expected one label a text, of both kinds"
         )
     few = max(1, _ENTRIES // max(1, len(z)))
-    truth = torch.from_numpy(y).to(z.device, torch.float64)
-    parts = [_newton(some.double(), truth, inverse_penalty) for some in z.split(few, dim=1)]
+    truth = torch.from_numpy(y).to(z.device, torch.float64)[None]
+    parts = [_one_latent(some.double(), truth, inverse_penalty) for some in z.split(few, dim=1)]
     weight, bias, loss = (torch.cat(part).to(z.dtype) for part in zip(*parts, strict=True))
     return OneLatentFits(weight, bias, loss)
 
 
-def _newton(z: Tensor, y: Tensor, c: float) -> tuple[Tensor, Tensor, Tensor]:
-    mean, sd = z.mean(0), z.std(0, correction=0)
-    flat = sd <= 1e-12 * z.abs().amax(0)
-    u = torch.where(flat, 0, (z - mean) / torch.where(flat, 1, sd))
-    sign = (1 - 2 * y)[:, None]
+def _one_latent(z: Tensor, truth: Tensor, inverse_penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+    x, y = z.T[..., None], truth.expand(z.shape[1], -1)
+    weight, bias = many_fits(x, y, torch.ones_like(y), inverse_penalty)
+    logits = (x @ weight[..., None])[..., 0] + bias[:, None]
+    return weight[:, 0], bias, torch.nn.functional.softplus((1 - 2 * y) * logits).mean(-1)
 
-    def losses(w: Tensor, b: Tensor) -> Tensor:
-        return torch.nn.functional.softplus(sign * (u * w + b)).sum(0)
 
-    w, b = torch.zeros_like(mean), torch.zeros_like(mean)
-    value = 0.5 * w**2 + c * losses(w, b)
+@torch.no_grad()
+def many_fits(
+    x: Float[Tensor, "fit text feature"],
+    y: Float[Tensor, "fit text"],
+    share: Float[Tensor, "fit text"],
+    inverse_penalty: float = 1.0,
+) -> tuple[Float[Tensor, "fit feature"], Float[Tensor, "fit"]]:
+    """Weights and biases of many logistic probes, each on texts, labels and shares of its own, by Newton's method in one batch.
+
+        min over w, b of  ½‖w‖² + C · Σ_texts a·CE(y, σ(w·x̂ + b)),   x̂ = (x − mean)/sd, both weighted with a
+
+    y: 1 for the class, else 0. share: a, from 0 up (0: the text is not there). x, y, share: float64. Each fit is that of `fitted`, to
+    1e-10 of the standardised scale; weights are on the features' own scale, 0 for a feature that is constant. More features than texts
+    are turned into as many as there are texts first. Steps are halved where the objective would rise. Cost: texts · features² a fit and step. Source: ours.
+    """
+    a = share / share.sum(-1, keepdim=True)
+    mean = (a[..., None] * x).sum(1, keepdim=True)
+    present = share[..., None] > 0
+    sd = (a[..., None] * (x - mean).square()).sum(1, keepdim=True).sqrt()
+    flat = sd <= 1e-12 * (x.abs() * present).amax(1, keepdim=True)
+    scale = torch.where(flat, 1, sd)
+    u = torch.where(flat | ~present, 0, (x - mean) / scale)
+    basis = torch.linalg.qr(u.mT)[0] if u.shape[2] > u.shape[1] else None
+    w, b = _newton(u if basis is None else u @ basis, y, inverse_penalty * share)
+    w = w if basis is None else (basis @ w[..., None])[..., 0]
+    weight = torch.where(flat[:, 0], 0, w / scale[:, 0])
+    return weight, b - (weight * mean[:, 0]).sum(-1)
+
+
+def _newton(u: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    sign, n_features = 1 - 2 * y, u.shape[2]
+    u = torch.cat([u, torch.ones_like(u[..., :1])], dim=-1)  # the bias is the last
+    ridge = u.new_ones(n_features + 1)
+    ridge[-1] = 0
+
+    def product(w: Tensor) -> Tensor:
+        return (u @ w[..., None])[..., 0]
+
+    def objective(w: Tensor) -> Tensor:
+        return 0.5 * (ridge * w * w).sum(-1) + (c * torch.nn.functional.softplus(sign * product(w))).sum(-1)
+
+    w = torch.zeros_like(u[:, 0])
+    value = objective(w)
     for _ in range(_ITERATIONS):
-        p = torch.sigmoid(u * w + b)
-        miss, curve = p - y[:, None], p * (1 - p)
-        g_w, g_b = w + c * (miss * u).sum(0), c * miss.sum(0)
-        a, m, d = 1 + c * (curve * u * u).sum(0), c * (curve * u).sum(0), c * curve.sum(0)
-        det = a * d - m * m
-        step_w, step_b = (d * g_w - m * g_b) / det, (a * g_b - m * g_w) / det
+        p = torch.sigmoid(product(w))
+        slope = ridge * w + ((c * (p - y))[..., None] * u).sum(1)
+        curve = u.mT @ ((c * p * (1 - p))[..., None] * u) + ridge.diag()
+        step = torch.linalg.solve(curve, slope)
         new = value
         for _ in range(_ITERATIONS):
-            new = 0.5 * (w - step_w) ** 2 + c * losses(w - step_w, b - step_b)
+            new = objective(w - step)
             worse = new > value + 1e-12 * value.abs()
             if not bool(worse.any()):
                 break
-            step_w, step_b = (torch.where(worse, step / 2, step) for step in (step_w, step_b))
-        w, b, value = w - step_w, b - step_b, torch.minimum(new, value)
-        if bool((step_w.abs() + step_b.abs()).amax() < _TOLERANCE):
+            step = torch.where(worse[:, None], step / 2, step)
+        w, value = w - step, torch.minimum(new, value)
+        if bool(step.abs().amax() < _TOLERANCE):
             break
-    weight = torch.where(flat, 0, w / torch.where(flat, 1, sd))
-    return weight, b - weight * mean, losses(w, b) / len(z)
+    return w[:, :-1], w[:, -1]
 
 
 @dataclass(frozen=True)

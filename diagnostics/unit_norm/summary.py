@@ -14,8 +14,8 @@ from diagnostics.unit_norm.design import ALONE, TOGETHER
 def first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[Headline]:
     for g in middle(groups):
         for name in (name for name in g if " ÷ " in name and "mean" not in name):
-            known = null_range([n[name] for n in nulls if n["layer"] == g["layer"]])
-            against = f"1: no more than turning as far; {known}".strip("; ")
+            known = null_range([n[name] for n in nulls if n["layer"] == g["layer"]], g[name])
+            against = f"1: no more than turning as far ({statistics.verdict(g[name], 1)}); {known}".strip("; ")
             yield Headline(f"median ratio of KLs, {name.replace('_', ' ')}, block {g['layer']}", str(g[name]), against)
 
 

@@ -61,7 +61,7 @@ def from_json(kind: Any, value: Any) -> Any:
         return {name: from_json(inner[1], v) for name, v in value.items()}
     if is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
-        given = [f.name for f in fields(kind) if f.name in value or f.default is MISSING]
+        given = [f.name for f in fields(kind) if f.name in value or MISSING is f.default is f.default_factory]
         found = kind(**{name: from_json(hints[name], value[name]) for name in given})
         return _with_open_ends(found) if isinstance(found, FiellerInterval) else found
     return np.nan if kind is float and value is None else value

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diagnostics.projections.norm_exponent import Exponent
+from diagnostics.projections.norm_exponent import Exponent, Interventional
 from diagnostics.results.headlines import Headline
 from diagnostics.statistics.tables import TRAINED
 from diagnostics.win_rate.adversarial import AdversarialGroups
@@ -16,12 +16,17 @@ from diagnostics.win_rate.simpson import SCORES, Simpson
 
 QUARTILES = ("all", "1", "2", "3", "4")
 NOTE = (
-    "a across tokens: log KL on log|cos| and log||x||; rescaled: the same token's activation 10 % shorter and longer. Win rate: share "
-    "of latents whose\nKL correlates more with the cosine than with the inner product; it moves with the number of tokens whatever is "
-    "true, so read it beside the\nplacebos', which have the same doses and no meaning. Labels: what becomes of a score's slope within "
-    "deciles of ||x|| (pooled less within).\ncos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens "
-    "with low |cos| and high norm; over placebo's: over the same\nratio of the placebo. Latents count for as many as they stand for. "
-    "Brackets: 95 % delete-one-prompt jackknife, the latents held fixed (a: Fieller)."
+    "a across tokens: log KL on log|cos| and log||x||; rescaled: the same token's activation 10 % shorter and "
+    "longer, beside placebos of equal dose. Win\n"
+    "rate: share of latents whose KL correlates more with the cosine than with the inner product; it moves "
+    "with the number of tokens whatever is true, so\n"
+    "read it beside the placebos', which have the same doses and no meaning. Labels: what becomes of a score's "
+    "slope within deciles of ||x|| (pooled less\n"
+    "within). cos-high ÷ norm-high: mean KL of tokens with high |cos| and low norm over that of tokens with "
+    "low |cos| and high norm; over placebo's: over\n"
+    "the same ratio of the placebo. Latents count for as many as they stand for. Brackets: 95 % delete-one-"
+    "prompt jackknife, the latents held fixed (a:\n"
+    "Fieller)."
 )
 
 
@@ -66,7 +71,7 @@ _VERSUS: dict[str, Callable[[Any], float]] = {
 PLACE = ("run", "model", "context", "block", "SAE")
 PARTS = {
     "Norm exponent a (0: cosine, 1: inner product)": (
-        "a across tokens", "a of its placebo", "a rescaled", "a learned", "latents with a < ½ (rescaled)",
+        "a across tokens", "a of its placebo", "a rescaled", "its placebo's a", "a less placebo's", "a learned", "latents with a < ½ (rescaled)",
     ),
     "Win rate of the cosine": ("latents", "win rate", "placebo token", "placebo isotropic", "less placebo", "true margin > 0"),
     "By quartile of ||x||, and what it is called": (
@@ -109,8 +114,10 @@ def line_of(c: Contest) -> dict[str, Any]:
         if way in c.exponents:
             found = c.exponents[way]
             line[name] = found.a if found.identified else "not identified"
-    if "interventional" in c.exponents:
-        line["latents with a < ½ (rescaled)"] = str(c.exponents["interventional"].share_below_half)
+    if isinstance(rescaled := c.exponents.get("interventional"), Interventional):
+        line["latents with a < ½ (rescaled)"] = str(rescaled.share_below_half)
+        if beside := rescaled.placebos.get("placebo_token"):
+            line |= {"its placebo's a": beside.placebo, "a less placebo's": beside.difference}
     line["a learned"] = np.nan if c.learned_a is None else c.learned_a
     line["win rate"] = c.rates.main.overall.estimate
     for name, rates in c.rates.placebos.items():

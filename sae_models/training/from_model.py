@@ -48,6 +48,7 @@ def train_saes(
     folder: str | Path | None = None,
     log_every: int = 50,
     checkpoint_every: int | None = None,
+    keep_every: int | None = None,
     progress: Progressing = None,
 ) -> dict[str, SAE]:
     """Train SAEs of several sites on one pass over the prompts, which is repeated until `tokens` have been seen.
@@ -55,7 +56,8 @@ def train_saes(
     wanted: by name, which is also the SAE's folder under `folder`. tokens: rounded down to whole batches. The options of the stream
     are those of `ActivationStream` (a run of fewer tokens than `buffer_tokens` has a buffer of its own size); skip_first leaves out each prompt's first tokens, where sinks sit that the filter on norms does not
     see at every depth. also_sites: sites that no SAE reads, but whose sinks are left out too, so that a part of a run sees the
-    same batches as the whole. With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
+    same batches as the whole. keep_every: steps between copies of each SAE that stay
+    in its folder (`tokens-<n>`). With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
     what became of the text. progress: as of `followed`, called with a step's metrics too. Each SAE says where it belongs, with a hash of
     the weights. Raises what `ActivationStream` and `train` raise, and `MechdiagError` for less than a batch of tokens.
     """
@@ -106,6 +108,7 @@ def train_saes(
             folder=folder,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
+            keep_every=keep_every,
             progress=bar,
             about=about,
             manifest=lambda: jsonable({"stream": stream.provenance(), "model": model_provenance(model)}),

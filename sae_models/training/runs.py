@@ -3,12 +3,13 @@
 run.json        what was asked for; another run does not go on here
 metrics.jsonl   a line for each SAE and interval: step, tokens, FVE, L0, dead share, …
 checkpoint.pt   what the next step depends on; gone when the run is done
-<name>/         each SAE, as `save_sae` writes it
+<name>/         each SAE, as `save_sae` writes it; with keep_every also <name>/tokens-<n>/, the SAE after n tokens
 manifest.json   last of all: the final metrics, and what the caller knows of the run at its end
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -72,6 +73,7 @@ def train(
     folder: str | Path | None = None,
     log_every: int = 50,
     checkpoint_every: int | None = None,
+    keep_every: int | None = None,
     progress: Progress | None = None,
     about: Mapping[str, Any] | None = None,
     manifest: Callable[[], Mapping[str, Any]] = dict,
@@ -80,10 +82,12 @@ def train(
 
     The first batch is also the sample that the SAEs start from. With a folder everything is kept there, and the same call
     goes on where it was interrupted: on a CPU bit for bit what an undisturbed run gives, if `batches` does (on the same hardware,
-    with as many threads; on a GPU sums of many numbers have no fixed order). checkpoint_every: steps between checkpoints (default: a twentieth of the run). about: plain values that
+    with as many threads; on a GPU sums of many numbers have no fixed order). checkpoint_every: steps between checkpoints (default: a twentieth of the run). keep_every: steps
+    between copies of each SAE that stay, as `load_sae` reads them, and are logged (needs a folder). about: plain values that
     belong to the run (text, model), kept in run.json and in each SAE's metadata, and compared when it goes on. manifest: asked at the end for plain values that go into manifest.json.
     Raises `SAEError` for a folder that holds another run, or anything in the place of this one's files that this one did not
-    write, two jobs of one name, a stream that ends before `steps`, and a loss that is not finite.
+    write, two jobs of one name, a stream that ends before `steps`, a copy before BatchTopK has its threshold, and a loss that is
+    not finite.
     """
     if not jobs or len({job.name for job in jobs}) < len(jobs):
         raise SAEError(
@@ -97,7 +101,15 @@ def train(
             raise SAEError(
                 f"{job.name}: Multi-TopK with selector 'relu', which counts no latents; expected topk or batchtopk"
             )
-    run = _Run(jobs, steps, log_every, dict(about or {}))
+        first = math.ceil(job.recipe.threshold_from * steps)
+        if keep_every is not None and job.architecture.selector == "batchtopk" and keep_every < first:
+            raise SAEError(
+                f"{job.name}: keep_every {keep_every} is before step {first}, from which BatchTopK learns its threshold "
+                "(threshold_from); keep copies less often, or lower threshold_from"
+            )
+    if keep_every is not None and (keep_every < 1 or folder is None):
+        raise SAEError(f"keep_every {keep_every} with folder {folder}; expected at least 1 step, and a folder")
+    run = _Run(jobs, steps, log_every, keep_every, dict(about or {}))
     if folder is None:
         return run.go(batches, None, steps, progress, manifest)
     if not str(folder).strip():
@@ -118,8 +130,8 @@ def train(
 
 
 class _Run:
-    def __init__(self, jobs: Sequence[Job], steps: int, log_every: int, about: dict[str, Any]):
-        self.jobs, self.steps, self.log_every, self.about = jobs, steps, log_every, about
+    def __init__(self, jobs: Sequence[Job], steps: int, log_every: int, keep_every: int | None, about: dict[str, Any]):
+        self.jobs, self.steps, self.log_every, self.keep_every, self.about = jobs, steps, log_every, keep_every, about
         self.training: dict[str, SAETraining] = {}
         self.saved: dict[str, Any] = {}
         """states of a checkpoint, until the first batch says on which device they are to live"""
@@ -128,9 +140,8 @@ class _Run:
     @property
     def identity(self) -> dict[str, Any]:
         jobs = {job.name: asdict(job) | {"source": str(job.source)} for job in self.jobs}
-        return json.loads(
-            json.dumps({"jobs": jobs, "steps": self.steps, "log_every": self.log_every, "about": self.about})
-        )
+        asked = {"jobs": jobs, "steps": self.steps, "log_every": self.log_every, "about": self.about}
+        return json.loads(json.dumps(asked | ({"keep_every": self.keep_every} if self.keep_every else {})))
 
     @property
     def _digest(self) -> str:
@@ -148,7 +159,7 @@ class _Run:
                 (folder / CHECKPOINT).unlink(missing_ok=True)  # of a run killed before it could
                 return True
             for job in self.jobs:
-                self._check_place(folder, job)
+                self._check_place(folder / job.name, job)
             return False
         there = [name for name in (METRICS, MANIFEST, CHECKPOINT) if (folder / name).exists()]
         there += [job.name for job in self.jobs if _has_sae(folder / job.name)]
@@ -160,9 +171,8 @@ class _Run:
         _write(path, json.dumps(self.identity, indent=1))
         return False
 
-    def _check_place(self, folder: Path, job: Job) -> None:
+    def _check_place(self, place: Path, job: Job) -> None:
         """Raise `SAEError` where an SAE that this run did not write stands where its own belongs."""
-        place = folder / job.name
         if not _has_sae(place):
             return
         config = _read_json(place / CONFIG) if (place / CONFIG).exists() else {}
@@ -220,8 +230,12 @@ class _Run:
                 self._of(job, batch).step(batch[job.source])
             self.done += 1
             said = {}
-            if self.done % self.log_every == 0 or self.done == self.steps:
+            kept = self.keep_every is not None and self.done % self.keep_every == 0 and self.done < self.steps
+            if self.done % self.log_every == 0 or self.done == self.steps or kept:
                 said = self._log(folder)
+            if kept and folder is not None:
+                for job in self.jobs:
+                    self._save(folder, job, f"{job.name}/tokens-{self.training[job.name].tokens}")
             if folder is not None and self.done % every == 0 and self.done < self.steps:
                 self._checkpoint(folder, batches)
             if progress:
@@ -293,17 +307,21 @@ class _Run:
     def _finish(self, folder: Path | None, manifest: Callable[[], Mapping[str, Any]]) -> dict[str, SAE]:
         saes = {}
         for job in self.jobs:
-            sae = self.training[job.name].sae.requires_grad_(False)
-            sae.metadata |= self._said(job)
-            if folder is not None:
-                self._check_place(folder, job)  # again: a run takes its time
-                save_sae(sae, folder / job.name)
-            saes[job.name] = sae
+            saes[job.name] = self._save(folder, job, job.name).requires_grad_(False)
         if folder is not None:
             metrics = {name: sae.metadata["training"] for name, sae in saes.items()}
             _write(folder / MANIFEST, json.dumps({**manifest(), "saes": metrics}, indent=1))
             (folder / CHECKPOINT).unlink(missing_ok=True)
         return saes
+
+    def _save(self, folder: Path | None, job: Job, place: str) -> SAE:
+        """An SAE as it stands, with what it says of its training; written into `place` of the folder."""
+        sae = self.training[job.name].sae
+        sae.metadata |= self._said(job)
+        if folder is not None:
+            self._check_place(folder / place, job)  # at the end again: a run takes its time
+            save_sae(sae, folder / place)
+        return sae
 
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str = "") -> list[str]:

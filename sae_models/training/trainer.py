@@ -16,6 +16,9 @@ from sae_models.scores import Cosine
 from sae_models.selectors import BatchTopK
 from sae_models.training.objective import Pass, auxiliary_loss, forward_pass, token_weights, wider
 
+A_QUANTILES = (5, 25, 50, 75, 95)
+"""Per cent: quantiles of the exponents a_i in the metrics."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -206,7 +209,11 @@ class SAETraining:
         selector.threshold.copy_(torch.where(selector.threshold.isnan(), weakest, moved))
 
     def metrics(self) -> dict[str, float]:
-        """Means since the last call. Raises `SAEError` when the loss is not finite."""
+        """Loss, FVE and L0 over the tokens since the last call; shares of dead latents and exponents as they stand.
+
+        Of cosine scores: mean, standard deviation and quantiles of a_i (`a_05` … `a_95`: 5, 25, 50, 75, 95 %, linear between
+        latents). Raises `SAEError` when the loss is not finite.
+        """
         sums = {name: float(value) for name, value in self._sums.items()}
         self._sums = self._no_sums()
         rows = max(sums["rows"], 1.0)
@@ -224,7 +231,9 @@ class SAETraining:
             found["threshold"] = float(self.sae.selector.threshold)  # nan until it is learned
         if isinstance(self.sae.score, Cosine):
             a = self.sae.score.exponents().detach()
+            spread = torch.quantile(a.double(), torch.tensor(A_QUANTILES, dtype=torch.float64, device=a.device) / 100)
             found |= {"a_mean": float(a.mean()), "a_sd": float(a.std(unbiased=False))}
+            found |= {f"a_{q:02d}": value for q, value in zip(A_QUANTILES, spread.tolist(), strict=True)}
         if not math.isfinite(found["loss"]):
             raise SAEError(
                 f"the loss is {found['loss']} at step {self.done}; lower lr ({self.recipe.lr}) or look at the activations"

@@ -113,6 +113,9 @@ def projections(**other: object) -> ProjectionEffects:
             kind = "everything" if (way, layer) == ("placebo_token", 7) else "bounded"
             ends = (-np.inf, np.inf) if kind == "everything" else (e.low, e.high)
             ways[way] = type("Way", (), {"a": FiellerInterval(e.value, *ends, kind, 100, 24)})()
+        e, less = (estimate(sae, context, f"rescaled {what}") for what in ("placebo", "difference"))
+        beside = {"placebo": FiellerInterval(e.value, e.low, e.high, "bounded", 100, 24), "difference": less}
+        ways["interventional"].placebos = {"placebo_token": type("Beside", (), beside)()}
         learned = {"mean": 0.05} if "cosine" in sae else None
         groups.append(
             {"model": "trained", "layer": layer, "point": "resid_post", "context": context, "sae": sae, "exponents": ways,

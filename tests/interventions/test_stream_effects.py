@@ -22,7 +22,7 @@ TOKENS = prompts((14, 9, 11, 6, 12))
 TARGETS = [3, 40]
 
 
-def setup(site, name="llama"):
+def prepared(site, name="llama"):
     recording = record(wrap(tiny_model(name)), TOKENS, [site], keep_cache=False)
     counted = torch.arange(14)[None] < recording.length[:, None]
     counted[:, 0] = False
@@ -42,7 +42,7 @@ def noise(counted, texts, only=None):
 @pytest.mark.parametrize(("name", "site"), [("llama", Site(2)), ("gpt2", Site(3, "mlp_out"))], ids=str)
 def test_effects_match_full_forward_passes(name, site, path):
     """Batches of two texts; changes of all tokens, of a few from the middle on, and of none."""
-    passes, counted, reads = setup(site, name)
+    passes, counted, reads = prepared(site, name)
     few = torch.zeros(counted.shape, dtype=torch.bool)
     few[0, [5, 8]], few[4, 3] = True, True
     whole, some = noise(counted, TOKENS), noise(counted, TOKENS, few)
@@ -81,7 +81,7 @@ def test_effects_match_full_forward_passes(name, site, path):
 
 def test_nonfinite_effects_are_left_out_of_their_own_change(monkeypatch):
     """The blocks overflow from token 12 on under one of two changes."""
-    passes, counted, reads = setup(Site(2))
+    passes, counted, reads = prepared(Site(2))
     _, change = noise(counted, TOKENS)
     above = passes.above
 
@@ -122,7 +122,7 @@ def test_doses_are_of_the_rounded_edit():
 
 
 def test_tokens_before_the_first_change_have_exactly_zero_kl():
-    passes, counted, _ = setup(Site(2))
+    passes, counted, _ = prepared(Site(2))
     only = torch.zeros(counted.shape, dtype=torch.bool)
     only[0, 6] = True
     _, change = noise(counted, TOKENS, only)
@@ -142,6 +142,6 @@ def test_tokens_before_the_first_change_have_exactly_zero_kl():
     ],
 )
 def test_invalid_arguments_raise(targets, change, message):
-    passes, _, reads = setup(Site(2))
+    passes, _, reads = prepared(Site(2))
     with pytest.raises(EditError, match=message):
         stream_effects(passes, [0], reads, {"x": change}, targets)

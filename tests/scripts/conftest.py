@@ -54,7 +54,7 @@ SMALL: dict[str, tuple[object, ...]] = {
     "plot_depth": ("--figures", "sae_latents"),
     "probe_saes": (
         *("--saes", "{given}/saes/1/standard", *MODEL, "--data", "{given}/labelled.csv", "--ks", 1, 3, "--seeds", 2),
-        *("--per-class", 10),
+        *("--per-class", 10, "--shuffles", 9, "--refits", 3),
     ),
     "report": (),
     "latent_card": (
@@ -240,4 +240,5 @@ def store(result, folder: Path) -> None:
     write_json(folder / f"{result.NAME}.json", result.as_dict())
     save_tokens(folder / "tokens.npy", result.tokens)
     if isinstance(result, SAEEvaluation):
-        write_frame(folder / result.TABLES["latents"], result.latents)
+        for name, file in result.TABLES.items():
+            write_frame(folder / file, getattr(result, name))

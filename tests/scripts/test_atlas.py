@@ -2,8 +2,8 @@
 
 import pandas as pd
 
+from diagnostics.atlas.columns import COLUMNS
 from diagnostics.atlas.result import CausalAtlas
-from diagnostics.atlas.work import COLUMNS
 
 
 def test_shards_form_one_data_set_and_partial_shards_are_removed(script):

@@ -15,6 +15,7 @@ WAYS = {
     "replay with KL and direct effect, 1 edit a position",
     "replay with KL at 8 positions",
     "replay with KL, attn_out",
+    "by hand: cached keys, all blocks, a batch a prompt",
     "dense limit",
     "TransformerBridge hooks, attn_out, batch 16",
     "TransformerBridge hooks, batch 16",

@@ -16,7 +16,9 @@ def test_tables_match_the_library(script, given):
     assert found.names == ["standard"] and found.datasets == ["labelled.csv"]
     texts = load_labelled(str(given / "labelled.csv"), per_class=10)
     saes = {"standard": load_sae(given / "saes/1/standard")}
-    by_hand = probe_saes(load_model(given / "model", device="cpu"), texts, saes, ks=(1, 3), seeds=2, per_class=10)
+    by_hand = probe_saes(
+        load_model(given / "model", device="cpu"), texts, saes, ks=(1, 3), seeds=2, shuffles=9, refits=3, per_class=10
+    )
     pd.testing.assert_frame_equal(found.frame, by_hand.frame, rtol=1e-5)
     pd.testing.assert_frame_equal(found.held_out, by_hand.held_out, rtol=1e-5)
     assert found.provenance["texts"]["labelled.csv"]["counts"] == {"a": 10, "b": 10, "c": 10}

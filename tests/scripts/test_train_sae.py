@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
+import pytest
 import torch
 
+from diagnostics.figures.training import training_metrics
 from interventions import Site, load_model
 from interventions.texts.held_out import split
 from interventions.texts.prompts import load_texts, tokenize
@@ -29,8 +32,9 @@ def test_saes_match_the_library(script, given):
         for seed in (0, 5)
     }
     weights = {f"{name}/{file}" for name in wanted for file in ("cfg.json", "sae_weights.safetensors")}
-    assert run.files.keys() == {"run.json", "metrics.jsonl", "manifest.json", *weights}
-    assert "wrote 20 SAEs into" in run.said and run.said.count("FVE") == 20
+    figures = {f"training.{kind}" for kind in ("png", "svg", "pdf")}
+    assert run.files.keys() == {"run.json", "metrics.jsonl", "manifest.json", *weights, *figures}
+    assert "wrote 20 SAEs and training.png" in run.said and run.said.count("FVE") == 20
     texts, _ = split(load_texts(str(given / "text.txt")), 0.1)
     model = load_model(given / "model", device="cpu")
     prompts = tokenize(texts, model.tokenizer, max_length=20, seed=0)
@@ -42,6 +46,58 @@ def test_saes_match_the_library(script, given):
         assert ours.hook_name == wanted[name].site.hook_name
     steps = [json.loads(line)["step"] for line in run.files["metrics.jsonl"].splitlines()]
     assert steps == [n for n in (4, 8, 10) for _ in wanted]
+
+
+def test_a_sweep_is_what_a_run_for_each_value_gives(script):
+    """Identical batches: bit for bit, names and recipes too."""
+    kinds = ("--saes", "standard", "cosine:topk", "standard:relu")
+    sweep = script("train_sae", *kinds, "--k", 4, 6, "--l1", 0.1, 0.05, "--out", script.folder / "sweep")
+    assert sweep.status == 0, sweep.err
+    single = {
+        (k, l1): script("train_sae", *kinds, "--k", k, "--l1", l1, "--out", script.folder / f"{k}").folder
+        for k, l1 in ((4, 0.1), (6, 0.05))
+    }
+    found = {str(path.parent.relative_to(sweep.folder)) for path in sweep.folder.rglob("cfg.json")}
+    assert found == {
+        *(f"1/{name}-k{k}" for name in ("standard", "cosine-topk") for k in (4, 6)),
+        *(f"1/standard-relu-l1_{l1}" for l1 in (0.1, 0.05)),
+    }
+    for (k, l1), folder in single.items():
+        for alone, swept in (("standard", f"-k{k}"), ("cosine-topk", f"-k{k}"), ("standard-relu", f"-l1_{l1}")):
+            one, two = load_sae(folder / f"1/{alone}"), load_sae(sweep.folder / f"1/{alone}{swept}")
+            assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+            assert one.selector.settings() == two.selector.settings()
+            recipe = two.metadata["recipe"]
+            assert recipe["l1" if "relu" in alone else "k"] == (l1 if "relu" in alone else k)
+    kept = [load_sae(sweep.folder / f"1/standard-k{k}").W_dec for k in (4, 6)]
+    assert not torch.equal(*kept)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--k", 4, 4), "--k 4.0 4.0 names one twice"),
+        (("--saes", "standard:relu", "--k", 4, 6), "--k 4 6 for --saes standard:relu; expected one value"),
+        (("--l1", 0.1, 0.2), "--l1 0.1 0.2 for --saes standard; expected one value"),
+        (("--k", 0), "--k 0.0; expected a number above 0"),
+        (("--keep-every", 1), "keep_every 1 is before step 2, from which BatchTopK learns its threshold"),
+    ],
+)
+def test_invalid_sweeps_exit_2_with_one_line(script, words, message):
+    assert message in script("train_sae", *words).error
+
+
+def test_kept_checkpoints_are_saes_with_their_metrics(script):
+    run = script("train_sae", "--saes", "cosine", "--keep-every", 4, "--log-every", 5)
+    metrics = training_metrics(run.folder)
+    assert metrics["step"].tolist() == [4, 5, 8, 10]
+    for step, line in zip(metrics["step"], metrics.to_dict("records"), strict=True):
+        place = f"1/cosine/tokens-{32 * step}" if step % 4 == 0 else "1/cosine"
+        if step != 5:
+            sae = load_sae(run.folder / place)
+            assert sae.metadata["training"] == line
+            expected = np.quantile(sae.score.exponents().double().numpy(), (0.05, 0.25, 0.5, 0.75, 0.95))
+            np.testing.assert_allclose([line[f"a_{q}"] for q in ("05", "25", "50", "75", "95")], expected, rtol=1e-12)
 
 
 def test_sae_of_an_unknown_run_is_not_replaced(script):

@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from diagnostics.atlas import work as atlas_units
+from diagnostics.atlas.columns import COLUMNS
 from diagnostics.atlas.result import CausalAtlas
 from diagnostics.atlas.run import causal_atlas
-from diagnostics.atlas.work import COLUMNS
+from diagnostics.atlas.scores import DRAWS
+from diagnostics.results.words import left_out
 from diagnostics.running.units import Interrupted
 from interventions import ResultError, Site, SiteError, measure, record
 from interventions.texts.prompts import as_prompts
@@ -94,8 +97,58 @@ def test_scored_tokens_are_drawn_whole_and_the_same_for_every_sae():
     by_token = frame.groupby(["sae", "prompt", "position"], observed=True).fisher.agg(lambda x: x.notna().mean())
     assert set(by_token) == {0.0, 1.0} and 0.3 < by_token.mean() < 0.7
     assert (frame.integrated.notna() == frame.fisher.notna()).all() and frame.gradient.notna().all()
+    assert (frame[["second_order", "fisher_1", "fisher_128"]].notna().eq(frame.fisher.notna(), axis=0)).all(axis=None)
     both = by_token.unstack("sae").dropna()
     assert len(both) > 50 and (both["2/signed"] == both["5/cosine"]).all()
+
+
+def test_second_order_is_the_variance_of_the_logits_slope_over_the_vocabulary():
+    """Slopes by central differences of full forward passes, in float32: 2 % of the form."""
+    atlas = found()
+    rows = atlas.frame[(atlas.frame.sae == "2/signed") & atlas.frame.second_order.notna()]
+    for row in rows.iloc[:: len(rows) // 8].itertuples():
+        tokens, p, d = PROMPTS[row.prompt], row.position, row.z * sae_of(signed=True).W_dec[row.latent]
+        step = 5e-3 * row.norm / row.delta_norm
+        clean, up, down = (
+            forward_alone("llama", tiny_model("llama"), tokens, SITE, {p: lambda x, e=s * d: x - e})[p]
+            for s in (0, step, -step)
+        )
+        share, slope = clean.softmax(-1).double(), (up - down).double() / (2 * step)
+        variance = (share * slope**2).sum() - (share * slope).sum() ** 2
+        assert row.second_order == pytest.approx(float(variance / 2), rel=0.02)
+    how = atlas.provenance["atlas"]["2/signed"]["second_order"]
+    assert how["methods"] == ["forward"] and how["agreement"] < 0.02 and how["rows"] == len(rows)
+
+
+def test_sampled_forms_tend_to_the_exact_one_and_share_draws_within_a_token():
+    """128 draws: the form's standard error is 1/√64 of it or more; its mean over a few hundred tokens is within a few percent."""
+    rows = found().frame.dropna(subset="second_order")
+    error = [np.abs(np.log(rows[f"fisher_{n}"] / rows.second_order)).median() for n in (1, 8, 128)]
+    assert error[0] > 2 * error[1] > 4 * error[2] and error[2] < 0.2
+    mean = rows.groupby("sae", observed=True)[["fisher_128", "second_order"]].mean()
+    np.testing.assert_allclose(mean.fisher_128, mean.second_order, rtol=0.1)
+
+
+def test_agreement_by_draws_goes_up_to_the_exact_form():
+    """ρ against scipy, token by token; an atlas from before has no draws and the same other scores."""
+    atlas = found()
+    for g in atlas.groups:
+        rows = atlas.frame[(atlas.frame.sae == g["sae"]) & atlas.frame.second_order.notna()]
+        tokens = [own for _, own in rows.groupby(["prompt", "position"]) if len(own) >= 3]
+        assert list(g["draws"]) == [*map(str, DRAWS), "∞"]
+        for draws, form in (("1", "fisher_1"), ("8", "fisher_8"), ("∞", "second_order")):
+            rho = np.mean([stats.spearmanr(own[form], own.kl).statistic for own in tokens])
+            assert g["draws"][draws]["rank"].value == pytest.approx(rho, abs=1e-9)
+        rank = [s["rank"].value for s in g["draws"].values()]
+        assert rank[0] < rank[3] < rank[-1] and rank[-1] > g["scores"]["delta_norm"]["rank"].value
+    assert len(atlas.tables()["draws"]) == 2 * (len(DRAWS) + 2)
+    before = replace(atlas, frame=atlas.frame.drop(columns=["second_order", *(f"fisher_{n}" for n in DRAWS)]))
+    assert "draws" not in before.tables()
+    for g, same in zip(before.groups, atlas.groups, strict=True):
+        assert [*g["scores"], "second_order"] == list(same["scores"])
+        assert all(s["rank"] == same["scores"][name]["rank"] for name, s in g["scores"].items())
+    with pytest.raises(ResultError, match="no token of this atlas has exact second order"):
+        before.plot_draws()
 
 
 def test_placebos_have_the_norm_and_the_angle_of_their_edit(monkeypatch):
@@ -210,16 +263,19 @@ def _part(atlas: CausalAtlas, name: str, called: str = "") -> CausalAtlas:
     return CausalAtlas(frame, atlas.tokens, p | own | {"rows": len(frame), "sites": [p["atlas"][name]["site"]]})
 
 
-def test_without_replay_there_are_effects_and_no_gradients():
+@pytest.mark.filterwarnings("ignore:mechdiag falls back to central differences")
+def test_without_replay_there_are_effects_and_second_order_and_no_gradients():
     x = record(tiny_model("bloom"), PROMPTS[:4], [SITE]).activations[SITE].reshape(-1, D_MODEL)
     sae = build(named("standard:topk"), 48, 3, x, torch.Generator().manual_seed(0), hook_name=SITE.hook_name)
     with pytest.warns(UserWarning, match="falls back to full forward passes"):
-        atlas = causal_atlas(tiny_model("bloom"), PROMPTS[:4], {"s": sae})
+        atlas = causal_atlas(tiny_model("bloom"), PROMPTS[:4], {"s": sae}, path_share=0.5)
     assert atlas.provenance["path"] == {"s": "hooks"} and atlas.provenance["why_hooks"]
     assert (
         atlas.frame[["direct", "gradient", "integrated", "fisher"]].isna().all(axis=None) and (atlas.frame.kl > 0).all()
     )
-    assert "direct" not in atlas.groups[0]["scores"]
+    assert list(atlas.groups[0]["scores"]) == ["delta_norm", "z", "cosine", "inner", "second_order"]
+    assert atlas.provenance["atlas"]["s"]["second_order"]["methods"] == ["central"]
+    assert any("central differences in place of forward mode" in line for line in left_out(atlas))
 
 
 def test_invalid_arguments_raise():

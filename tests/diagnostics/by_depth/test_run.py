@@ -108,7 +108,7 @@ def test_bounds_and_effects_within_the_noise_floor_are_open():
 def test_unidentified_exponents_are_counted_and_not_drawn():
     figure = every().figures["norm_exponent"]
     lost = figure.table.loc[figure.table["state"] == "not identified"]
-    assert set(lost["layer"]) == {7} and set(lost["panel"]) == {"placebo_token"}
+    assert set(lost["layer"]) == {7} and set(lost["role"]) == {"placebo_token"}
     assert f"{len(lost)} of {len(figure.table)} values (not identified)" in flat(figure.caption)
 
 
@@ -207,8 +207,9 @@ def test_missing_figures_and_panels_have_notes(tmp_path):
     without = projections()
     for g in without.groups:
         g["exponents"].pop("interventional")
-    (note,) = depth_figures({"a": without}).notes
+    note, other = depth_figures({"a": without}).notes
     assert note == "norm_exponent: no values for the panel 'same token rescaled' in these results"
+    assert other == "norm_exponent: no values for the panel 'rescaled less placebo' in these results"
     assert f"note: {note}" in depth_figures({"a": without}).table()
     with pytest.raises(ResultError, match="no figure 'depth'; known: direction_norm_kl"):
         depth_figures({"a": wins()}, ["depth"])

@@ -37,11 +37,12 @@ def test_stability_of_each_ordered_pair():
 def test_gradients_fall_from_100_percent_to_0():
     found, figure = result(), result().figures()["dictionary_gradients"]
     line = next(line for line in found.lines["saes"] if line["sae"] == "cosine")
-    (drawn,) = (c for c in figure.axes[0].lines if c.get_label().startswith("cosine: "))
-    x, y = drawn.get_data()
-    assert y[0] == 100 and y[-1] == 0 and (np.diff(y) <= 0).all()
-    assert len(x) == line["gradient_latents"] + 2
-    assert f"{100 * line['gradient_above_2']['value']:.0f} %" in drawn.get_label()
+    for ax, kind in zip(figure.axes, ("gradient", "sensitivity", "error", "error_norm"), strict=True):
+        (drawn,) = (c for c in ax.lines if c.get_label().startswith("cosine: "))
+        x, y = drawn.get_data()
+        assert y[0] == 100 and y[-1] == 0 and (np.diff(y) <= 0).all()
+        assert len(x) == line[f"{kind}_latents"] + 2
+        assert f"{100 * line[f'{kind}_above_2']['value']:.0f} %" in drawn.get_label()
 
 
 def test_alignment_and_effect_have_a_point_for_each_latent():

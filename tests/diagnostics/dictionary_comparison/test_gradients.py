@@ -10,7 +10,7 @@ from interventions import ResultError
 from sae_models.active_latents import active_latents
 from sae_models.live import as_sae
 from sae_models.sae import SAE
-from sae_models.scores import Inner
+from sae_models.scores import Cosine, Inner
 from sae_models.selectors import Gate
 from tests.sae_models.built import D_MODEL, D_SAE, AbsTopK, drawn, inputs, random_sae
 
@@ -44,7 +44,7 @@ def by_autograd(sae: SAE, x: torch.Tensor) -> torch.Tensor:
 def test_sensitivities_match_finite_differences(name, selector, kind):
     sae = random_sae(name, selector, kind)
     active = active_latents(sae, X)
-    found, _ = entry_gradients(sae, X, active)
+    found = entry_gradients(sae, X, active).sensitivity
     for entry in range(0, len(active), 7):
         x, latent = X[active.token[entry]], int(active.latent[entry])
         assert found[entry] == pytest.approx(numeric(sae, x, latent), rel=1e-5), (entry, latent)
@@ -54,7 +54,7 @@ def test_sensitivities_match_finite_differences(name, selector, kind):
 def test_encoder_gradients_match_autograd(name, selector, kind):
     sae = random_sae(name, selector, kind)
     active = active_latents(sae, X)
-    _, found = entry_gradients(sae, X, active)
+    found = entry_gradients(sae, X, active).gradient
     expected = torch.stack([by_autograd(sae, x) for x in X])[active.token, active.latent]
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
 
@@ -64,14 +64,14 @@ def test_signed_and_gated_latents():
     sae.selector = AbsTopK(5)
     active = active_latents(sae, X)
     assert (active.z < 0).any()
-    sensitivity, gradient = entry_gradients(sae, X, active)
+    sensitivity, gradient, *_ = entry_gradients(sae, X, active)
     np.testing.assert_allclose(sensitivity, sae.encoder_rows().norm(dim=1)[active.latent].detach(), rtol=1e-12)
     expected = torch.stack([by_autograd(sae, x) for x in X])[active.token, active.latent]
     np.testing.assert_allclose(gradient, expected, rtol=1e-7)
     sae.selector = Gate(*(drawn(D_SAE, seed=s) for s in (1, 2, 3)))
     active = active_latents(sae, X)
     expected = torch.stack([by_autograd(sae, x) for x in X])[active.token, active.latent]
-    np.testing.assert_allclose(entry_gradients(sae, X, active)[1], expected, rtol=1e-7)
+    np.testing.assert_allclose(entry_gradients(sae, X, active).gradient, expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("at_once", [1, 100])
@@ -91,8 +91,40 @@ def test_gradients_of_an_inner_product_grow_with_the_square_of_the_distance():
     sae = SAE(Inner(w, torch.zeros(6).double()), random_sae("standard", "relu").selector, w, drawn(D_MODEL))
     near, far = (sae.b_dec.detach() + s * drawn(4, D_MODEL, seed=7) for s in (1, 2))
     one, two = (entry_gradients(sae, x, active_latents(sae, x)) for x in (near, far))
-    np.testing.assert_allclose(one[0], two[0])
-    np.testing.assert_allclose(4 * one[1], two[1])
+    np.testing.assert_allclose(one.sensitivity, two.sensitivity)
+    for power, part in enumerate(("sensitivity", "error", "gradient")):
+        np.testing.assert_allclose(2**power * getattr(one, part), getattr(two, part))
+    np.testing.assert_allclose(one.error_norm, one.gradient)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_a_planted_error_has_the_dependence_on_the_norm_of_its_score_alone(exponent):
+    """x = n·(cos t·d + sin t·e) read so that the error along d is c at every norm n: without its factor the ratio is 1.
+
+    Inner product less c: factor n. exp(b)·n^a·cos + β with exp(b)·n^a·cos t = n·cos t at a = 1; else the error is c(n) by formula.
+    """
+    near, far, t, c = 3.0, 12.0, 0.4, 0.7
+    n = np.repeat([near, far], 5)
+    x = torch.zeros(10, 2).double()
+    x[:, 0], x[:, 1] = (torch.from_numpy(n * part) for part in (np.cos(t), np.sin(t)))
+    d, zero = torch.tensor([[1.0, 0]]).double(), torch.zeros(2).double()
+    quartile = np.where(n == near, 0, 3)
+
+    def ratios(score) -> dict[str, float]:
+        sae = SAE(score, random_sae("standard", "relu").selector, d, zero)
+        found = entry_gradients(sae, x, active_latents(sae, x))._asdict()
+        total = {k: np.bincount(quartile, v, 4)[None] for k, v in found.items()}
+        count = np.bincount(quartile, minlength=4)[None]
+        return {k: float(quartile_ratio(v, count, 5)[0]) for k, v in total.items()}
+
+    inner = ratios(Inner(d, torch.tensor([-c]).double()))
+    assert inner == pytest.approx({"sensitivity": 1, "gradient": far / near, "error": 1, "error_norm": far / near})
+    one = torch.ones(1).double()
+    cosine = ratios(Cosine(d, -c * one, exponent * one, 0 * one))
+    error = [abs(m * np.cos(t) - (m**exponent * np.cos(t) - c)) for m in (near, far)]
+    bare = error[1] / error[0]
+    expected = {"gradient": bare * (far / near) ** exponent, "error": bare, "error_norm": bare * far / near}
+    assert {k: cosine[k] for k in expected} == pytest.approx(expected)
 
 
 def test_ratios_need_tokens_in_both_quartiles():

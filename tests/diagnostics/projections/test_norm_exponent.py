@@ -329,6 +329,87 @@ def test_planted_interventional_exponents_are_covered(prompts):
     assert agrees(np.mean(covered), 0.94, 0.97, 3 * n)
 
 
+def beside(rows, effect, name="placebo_token", reference="zero"):
+    """The rows, and of each token the placebo's four: effect(s, λ) [token]."""
+    token = rows[rows.edit == "zero"]
+    whole = name if reference == "zero" else f"zero_{name}"
+    edits = {"zero": whole, "half": f"half_{name}", "scaled": f"scaled_{name}"}
+    return pd.concat([rows, *(token.assign(edit=edits[e], scale=s, removed=r, kl=effect(s, r)) for e, s, r in STEPS)])
+
+
+def both_planted(rng, prompts, a, a_placebo, n=40):
+    """`planted` with placebos, half of whose variation is their latent's."""
+    latent, prompt, c = tokens(rng, 10, n, prompts)
+    of = lambda: np.sqrt(0.3) * rng.normal(size=prompts)[prompt] + np.sqrt(0.7) * rng.normal(size=len(c))  # noqa: E731
+    common, weight, effects = (of(), of()), rng.choice([1.0, 3.0, 9.0], 10), []
+    for truth in (a, a_placebo):
+        scale, dose = (np.sqrt(0.5) * x + np.sqrt(0.5) * of() for x in common)
+        effects.append(lambda s, r, scale=2 * truth + 1.5 * scale, dose=2 + 0.5 * dose: (
+            c * s**scale * r**dose * np.exp(0.05 * rng.normal(size=len(c)))))  # fmt: skip
+    return beside(scaled(effects[0], latent, prompt, weight), effects[1])
+
+
+def test_isotropic_effects_have_the_placebos_exponent():
+    rng = np.random.default_rng(16)
+    latent, prompt, c = tokens(rng)
+    effect = lambda s, r: c * s**-1.0 * r**2 * np.exp(0.2 * rng.normal(size=len(c)))  # noqa: E731
+    for reference in ("zero", "mean"):
+        rows = beside(scaled(effect, latent, prompt), effect, reference=reference)
+        if reference == "mean":  # then placebo_token is that of another edit
+            rows = pd.concat([rows, rows[rows.edit == "zero"].assign(edit="placebo_token", kl=1e9)])
+        got = interventional(rows, 0.0, reference)
+        (found,) = got.placebos.values()
+        same(found.latent, got.a)
+        assert [got.a.value, found.placebo.value] == pytest.approx([-0.5, -0.5], abs=0.1)
+        assert found.difference.low < 0 < found.difference.high and found.difference.high < 0.2
+
+
+@simulation
+@pytest.mark.parametrize("prompts", [20, 40])
+def test_planted_differences_from_the_placebos_exponent_are_covered(prompts):
+    rng, covered, n = np.random.default_rng(300 + prompts), [], 8 * MANY
+    for a, a_placebo in ((-0.4, -0.4), (0.0, 0.5), (1.0, 0.0)):
+        found = [interventional(both_planted(rng, prompts, a, a_placebo), 0.0) for _ in range(n)]
+        got = [each.placebos["placebo_token"].difference for each in found]
+        covered += [each.low <= a - a_placebo <= each.high for each in got]
+    assert agrees(np.mean(covered), 0.94, 0.97, 3 * n)
+
+
+def test_the_difference_by_hand():
+    rows = both_planted(np.random.default_rng(17), 20, 0.2, 0.5)
+    got = interventional(rows.sample(frac=1, random_state=0), 0.0).placebos["placebo_token"]
+    k = {(e, s): part.kl.to_numpy() for (e, s), part in rows.groupby(["edit", "scale"])}
+    first = rows[rows.edit == "zero"]
+    w, prompt = first.latent_weight.to_numpy(), first.target_prompt.to_numpy()
+
+    def a(keep, end="", whole="zero"):
+        scale = np.log(k["scaled" + end, 1.1] / k["scaled" + end, 0.9]) / np.log(1.1 / 0.9)
+        dose = np.log2(k[whole, 1.0] / k["half" + end, 1.0])
+        return np.average(scale[keep], weights=w[keep]) / np.average(dose[keep], weights=w[keep])
+
+    keeps = [np.ones(len(w), dtype=bool), *(prompt != g for g in range(20))]
+    placebo = [a(keep, "_placebo_token", "placebo_token") for keep in keeps]
+    theta = np.array([a(keep) for keep in keeps]) - placebo
+    effective = 1 / (np.bincount(prompt) ** 2 / len(prompt) ** 2).sum()
+    half = stats.t.ppf(0.975, effective - 1) * np.sqrt(19 / 20 * ((theta[1:] - theta[1:].mean()) ** 2).sum())
+    wanted = (theta[0], theta[0] - half, theta[0] + half)
+    assert (got.difference.value, got.difference.low, got.difference.high) == pytest.approx(wanted)
+    assert (got.placebo.value, got.n_rows) == (pytest.approx(placebo[0]), 400)
+
+
+def test_placebos_that_lack_a_row_lie_below_the_floor_or_are_not_identified():
+    rows = both_planted(np.random.default_rng(18), 20, 0.2, 0.5).reset_index(drop=True)
+    half = rows.index[rows.edit == "half_placebo_token"]
+    rows.loc[half[:3], "kl"] = [np.nan, 1e-9, 1e-9]
+    got = interventional(rows, 1e-9)
+    found = got.placebos["placebo_token"]
+    assert (found.n_unusable, found.n_below_floor, found.n_rows) == (1, 2, 397) and got.n_rows == 400
+    assert found.latent.n_rows == found.placebo.n_rows == found.difference.n_rows == 397
+    rows.loc[half, "kl"] = rows.loc[rows.edit == "placebo_token", "kl"].to_numpy()[::-1]  # no slope on the dose
+    found = interventional(rows, 0.0).placebos["placebo_token"]
+    assert found.placebo.kind != "bounded" and np.isnan([found.difference.low, found.difference.high]).all()
+
+
 def test_interventional_by_hand():
     rows = planted(np.random.default_rng(11), 20, 0.5, latents=12)
     got = interventional(rows.sample(frac=1, random_state=0), 0.0)

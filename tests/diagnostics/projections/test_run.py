@@ -1,5 +1,6 @@
 """Ablations of directions: every row against a full forward pass of its own, every column against its definition."""
 
+import copy
 import functools
 import json
 from typing import Any, cast
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from diagnostics.projections.design import COLUMNS, EDITS, REFERENCES, ProjectionDesign, ProjectionPlan
+from diagnostics.projections.norm_exponent import Interventional, interventional
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.projections.run import projection_effects
 from diagnostics.projections.summary import short_frame
 from diagnostics.running.clean import CleanActivations, RunSettings
+from diagnostics.running.single_edits import EditedRows
 from diagnostics.statistics.tables import PLACEBOS, TRAINED
 from interventions import EditError, ResultError, Site, SiteError, record, wrap
 from interventions.texts.prompts import as_prompts
@@ -161,9 +164,11 @@ def test_scores_and_doses_follow_their_definitions(stream):
 
 
 def test_placebos_have_the_norm_angle_and_dose_of_their_edit():
-    frame = found().frame
+    frame = found().frame.copy()
     key = ["context", "sae", "latent", "target_prompt", "target_position"]
-    for main, prefix in (("zero", ""), ("rotate", "rotate_")):
+    frame["scale"] = frame["scale"].round(6)
+    key.append("scale")
+    for main, prefix in (("zero", ""), ("rotate", "rotate_"), ("half", "half_"), ("scaled", "scaled_")):
         own = some(frame, edit=main).set_index(key)
         for placebo in PLACEBOS:
             other = some(frame, edit=prefix + placebo).set_index(key).loc[own.index]
@@ -175,6 +180,109 @@ def test_placebos_have_the_norm_angle_and_dose_of_their_edit():
     assert (some(frame, edit="latent").activation != 0).all()
 
 
+def drawn_rows(directions, reference="zero", edits="rescaled") -> list[EditedRows]:
+    """All rows of a design at every pair: those compared with the prompt as it stands, and those of rescaled activations."""
+    clean = CleanActivations(wrap(tiny_model("llama")), as_prompts(PROMPTS, None), RunSettings(sites=(SITE,), seed=3))
+    plan = ProjectionPlan(len(directions), None, 24, "stratified", reference, 1.0, 0.1, 0.5, edits)
+    design = ProjectionDesign(clean, dictionaries_of({"d": directions}, clean.model, SITE), plan)
+    rows = design.rows(SITE, np.arange(len(PROMPTS)))
+    assert rows.against is not None
+    assert design.count(SITE, np.arange(len(PROMPTS))) >= len(rows.table) + len(rows.against.table)
+    return [rows, rows.against]
+
+
+def placed(response, reference="zero", edits="rescaled") -> Interventional:
+    """The interventional exponent where a row's effect is response(what stands there, the edited vector)."""
+    parts = drawn_rows(DIRECTIONS, reference, edits)
+    tables = [p.table.assign(kl=response(p.clean.double(), p.vectors.double()).numpy()) for p in parts]
+    return interventional(pd.concat(tables), 0.0, reference)
+
+
+DIRECTIONS = torch.linalg.qr(torch.randn(D_MODEL, 3, generator=torch.Generator().manual_seed(2)))[0].T
+
+
+@pytest.mark.parametrize("reference", ["zero", "mean"])
+@pytest.mark.parametrize("power", [-3.0, -2.0, 0.0])
+def test_an_effect_that_no_direction_changes_has_the_placebos_exponent(power, reference):
+    """‖Δx‖²·‖x‖^power: the dose to the power 2, the length to the power 2 + power."""
+    noise = torch.Generator().manual_seed(5)
+
+    def response(x, y):
+        random = (0.2 * torch.randn(len(x), generator=noise)).exp()
+        return (y - x).square().sum(-1) * x.norm(dim=-1) ** power * random
+
+    exact = placed(lambda x, y: (y - x).square().sum(-1) * x.norm(dim=-1) ** power, reference)
+    noisy = placed(response, reference)
+    assert list(exact.placebos) == list(PLACEBOS)
+    for name in PLACEBOS:
+        found = exact.placebos[name]
+        a = [found.latent.value, found.placebo.value, found.difference.value]
+        assert a == pytest.approx([1 + power / 2, 1 + power / 2, 0], abs=2e-3)
+        assert noisy.placebos[name].difference.low < 0 < noisy.placebos[name].difference.high
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(0, 1), (1, 0)])
+def test_directions_that_are_read_otherwise_than_others_differ_from_their_placebos(inside, outside):
+    """What lies in the span of the directions acts by its cosine (0) or inner product (1), what lies outside by the other."""
+
+    def response(x, y):
+        length = x.norm(dim=-1) / 10
+        along = ((y - x) @ DIRECTIONS.double().T).square().sum(-1)
+        across = 30 * ((y - x).square().sum(-1) - along).clamp(min=0)
+        return along * length ** (2 * inside - 2) + across * length ** (2 * outside - 2)
+
+    for found in placed(response, edits="all").placebos.values():
+        assert found.latent.value == pytest.approx(inside, abs=2e-3)
+        assert found.placebo.value == pytest.approx(outside, abs=0.15)
+        low, high = sorted([abs(found.difference.low), abs(found.difference.high)])
+        assert low > 0.8 and high < 1.1 and np.sign(found.difference.value) == inside - outside
+
+
+def test_placebos_of_rescaled_ablations_remove_one_other_direction_of_the_same_cosine():
+    of = {}
+    for part in drawn_rows(DIRECTIONS):
+        at = part.table.reset_index(drop=True)
+        at["scale"] = at.scale.round(6)
+        for key, own in at.groupby(["edit", "scale"]):
+            order = own.sort_values(["latent", "target_prompt", "target_position"]).index.to_numpy().copy()
+            of[key] = (
+                part.clean.double()[order],
+                part.vectors.double()[order],
+                own.latent.loc[order].to_numpy().copy(),
+            )
+    x, _, latent = of["zero", 1.0]
+    for name in PLACEBOS:
+        other = x - of[name, 1.0][1]
+        other = other / other.norm(dim=-1, keepdim=True)  # the direction that is removed in place of the latent's
+        along = (x * other).sum(-1, keepdim=True)
+        torch.testing.assert_close(
+            along[:, 0].abs(), (x * DIRECTIONS.double()[latent]).sum(-1).abs(), rtol=1e-3, atol=1e-4
+        )
+        for edit, s, share in ((f"half_{name}", 1.0, 0.5), (f"scaled_{name}", 0.9, 1.0), (f"scaled_{name}", 1.1, 1.0)):
+            there, edited, _ = of[edit, s]
+            torch.testing.assert_close(there, s * x, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(edited, s * (x - share * along * other), rtol=1e-4, atol=1e-4)
+
+
+def test_the_exponent_is_1_in_a_linear_model_without_norms():
+    """Small logits, so that KL is a quadratic form that hardly depends on x: for latents and placebos alike."""
+    model = copy.deepcopy(tiny_model("llama"))
+    for block in model.model.layers:
+        for weight in (block.self_attn.o_proj.weight, block.mlp.down_proj.weight):
+            weight.data.zero_()
+    model.model.norm = torch.nn.Identity()
+    model.lm_head.weight.data.mul_(0.01)
+    result = projection_effects(model, PROMPTS, DIRECTIONS, site=SITE, edits="rescaled", **(SMALL | {"detail": 1.0}))
+    assert set(result.frame.edit) == {"zero", *PLACEBOS, "half", "scaled", "self"} | {
+        f"{step}_{name}" for step in ("half", "scaled") for name in PLACEBOS
+    }
+    way = result.groups[0]["exponents"]["interventional"]
+    for found in (way.a, *(beside.placebo for beside in way.placebos.values())):
+        assert found.value == pytest.approx(1, abs=0.02)
+    assert "a less placebo's" in short_frame(result.groups)
+    assert any("latents less placebos" in headline.what for headline in result.headlines())
+
+
 def test_every_pair_has_its_ablation_and_placebos_and_a_share_of_them_the_rest():
     frame = some(found().frame, context="in_place")
     pairs = some(frame, edit="zero").groupby("sae").size()
@@ -183,7 +291,7 @@ def test_every_pair_has_its_ablation_and_placebos_and_a_share_of_them_the_rest()
         assert some(frame, edit=placebo).groupby("sae").size().equals(pairs)
     details = some(frame, edit="half").groupby("sae").size()
     assert ((0.3 * pairs < details) & (details < 0.7 * pairs)).all()
-    for edit in ("mean", "cosine", "rotate"):
+    for edit in ("mean", "cosine", "rotate", *(f"half_{placebo}" for placebo in PLACEBOS)):
         assert some(frame, edit=edit).groupby("sae").size().equals(details)
     assert some(frame, edit="scaled").groupby("sae").size().equals(2 * details)
     alone = some(found().frame, context="single_token")
@@ -236,6 +344,8 @@ def test_the_norm_matters_before_the_last_block_only():
     groups = {g["sae"]: g for g in found().select()}
     last = groups["5/standard"]["exponents"]["interventional"]
     assert abs(last.a.value) < 1e-3 and last.n_rows > 20
+    for beside in last.placebos.values():
+        assert max(abs(beside.placebo.value), abs(beside.difference.value)) < 1e-3
     frame = some(found().frame, sae="5/standard", edit="scaled")
     by = frame.pivot(index=["latent", "target_prompt", "target_position"], columns="scale", values="kl")
     np.testing.assert_allclose(by.iloc[:, 0], by.iloc[:, 1], rtol=1e-3, atol=1e-7)
@@ -308,6 +418,15 @@ def test_randomly_initialised_models_have_the_latents_of_the_trained_one():
     latents = result.frame.groupby("model").latent.unique().map(sorted)
     assert list(latents.index) == ["random 0", TRAINED] and latents.iloc[0] == latents.iloc[1]
     assert [g["model"] for g in result.groups] == [TRAINED, "random 0"]
+    # The figure has the rescaled exponents below: points at their values, the randomly initialised model's in grey.
+    across, rescaled = result.plot().axes
+    way, null = (g["exponents"]["interventional"] for g in result.groups)
+    points = {line.get_label(): float(line.get_ydata()[0]) for line in rescaled.lines}
+    beside = way.placebos["placebo_token"]
+    assert points["latents, same token rescaled"] == way.a.value and points["placebos"] == beside.placebo.value
+    assert points["rescaled: latents less placebos"] == beside.difference.value
+    assert points["latents in randomly initialised models"] == pytest.approx(null.a.value)
+    assert "placebos" in {line.get_label() for line in across.lines}
 
 
 def test_norm_read_of_layer_norm_models():
@@ -332,8 +451,9 @@ def test_a_result_comes_back_from_its_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
-        ({"sampling": "all"}, ResultError, "sampling 'all'.*known: stratified, active; zero, mean"),
+        ({"sampling": "all"}, ResultError, "sampling 'all'; known: stratified, active"),
         ({"reference": "none"}, ResultError, "reference 'none'"),
+        ({"edits": "some"}, ResultError, "edits 'some'; known: all, rescaled"),
         ({"latents": 0}, ResultError, "0 latents"),
         ({"latents": [48]}, ResultError, "has latents 0 to 47; asked for 48 to 48"),
         ({"tokens_per_latent": 0}, ResultError, "0 tokens of each"),

@@ -26,7 +26,7 @@ from sae_models.errors import BelongingError
 from sae_models.normalise import LayerNorm
 from sae_models.sae import SAE
 from sae_models.scores import Inner
-from sae_models.selectors import ReLU
+from sae_models.selectors import ReLU, TopK
 from tests.tiny import D_MODEL, TOLERANCE, changed_in, exact_kl, fresh, prompts, tiny_model
 
 SITE, EARLY = Site(3), Site(1, "mlp_out")
@@ -287,6 +287,107 @@ def test_latents_match_a_computation_token_by_token(name):
     else:
         np.testing.assert_allclose(found.exponent, sae.score.exponents(), rtol=1e-6)
         assert found.exponent.std() > 0
+
+
+@pytest.mark.parametrize("name", ["standard", "early"])
+def test_deletions_match_a_computation_token_by_token(name):
+    rows = by_hand(name, "first", NO_SINKS)
+    found = result().deletions.query("sae == @name and corpus == 'first'").set_index("prompt")
+    assert found.index.tolist() == np.unique(rows["prompt"]).tolist()
+    assert found["n_tokens"].tolist() == np.bincount(rows["prompt"])[found.index].tolist()
+    for prompt in (0, 3, 20):  # the last is not spliced
+        some = chosen(rows, rows["prompt"] != prompt)
+        for measure in MEASURES:
+            part = chosen(some, np.isfinite(some[measure[:2]])) if measure[:2] in ("kl", "ce") else some
+            expected = statistic(measure, part)
+            assert found.loc[prompt, measure] == pytest.approx(expected, abs=2e-4 * (abs(expected) + 1)), measure
+        assert found.loc[prompt, "dead_share"] == pytest.approx(((some["z"] != 0).sum(0) == 0).mean())
+    latents = result().latents.query("sae == @name and corpus == 'first'")
+    for i in range(SAES[name].d_sae):
+        where = [*np.unique(rows["prompt"][rows["z"][:, i] != 0]), -1, -1]
+        assert (latents.first_prompt.iloc[i], latents.second_prompt.iloc[i]) == tuple(where[:2])
+
+
+# Between texts
+
+
+def jackknife_error(statistic_of, prompts: np.ndarray) -> tuple[float, float, int]:
+    """A statistic of the prompts kept, its delete-one error, and their number."""
+    without = np.array([statistic_of(prompts[prompts != p]) for p in prompts])
+    n = len(prompts)
+    return statistic_of(prompts), np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()), n
+
+
+def welch(first, second) -> tuple[float, float, float]:
+    (a, se_a, n_a), (b, se_b, n_b) = first, second
+    df = (se_a**2 + se_b**2) ** 2 / (se_a**4 / (n_a - 1) + se_b**4 / (n_b - 1))
+    half = stats.t.ppf(0.975, df) * np.hypot(se_a, se_b)
+    return b - a, b - a - half, b - a + half
+
+
+@pytest.mark.parametrize("measure", ["fve", "l0", "kl"])
+def test_shift_between_texts_matches_welchs_interval(measure):
+    """`standard` alone, and `bypass` against it, whose errors are paired within each text."""
+    texts = ("first", "second")
+    by = {(name, text): by_hand(name, text, NO_SINKS) for name in ("standard", "bypass") for text in texts}
+    finite = {key: chosen(rows, np.isfinite(rows["kl"])) if measure == "kl" else rows for key, rows in by.items()}
+    prompts = {text: np.unique(finite["standard", text]["prompt"]) for text in texts}
+
+    def of(name, text, keep):
+        rows = finite[name, text]
+        return statistic(measure, chosen(rows, np.isin(rows["prompt"], keep)))
+
+    lines = {(m["sae"], m["against"]): m for m in result().shift}
+    assert set(lines) == {(name, "") for name in SAES} | {("bypass", "standard"), ("normalised", "standard")}
+    found = lines["standard", ""][measure]
+    alone = welch(*(jackknife_error(lambda keep, t=t: of("standard", t, keep), prompts[t]) for t in texts))
+    assert (found.value, found.low, found.high) == pytest.approx(alone, abs=2e-3 * (1 + abs(alone[0])), rel=1e-3)
+    assert found.n_prompts == sum(map(len, prompts.values()))
+    found = lines["bypass", "standard"][measure]
+    paired = welch(
+        *(jackknife_error(lambda k, t=t: of("bypass", t, k) - of("standard", t, k), prompts[t]) for t in texts)
+    )
+    # a prompt that was not spliced is a deletion that moves nothing: a factor of √(13/14 · 22/21) at most
+    assert (found.value, found.low, found.high) == pytest.approx(paired, abs=0.03 * (paired[2] - paired[1]), rel=1e-3)
+
+
+# Sweeps
+
+
+def test_sweeps_are_compared_in_result_and_files(tmp_path):
+    """Two families of TopK SAEs: rows, interpolation on the table's numbers, JSON, figure, and back from disk."""
+    saes = {}
+    for name, kind, seed in (("standard", "standard:topk", 0), ("cosine", "cosine:topk", 1)):
+        for k in (2, 5, 9):
+            sae = random_sae(kind, seed=seed)
+            saes[f"{name}-k{k}"] = SAE(
+                sae.score, TopK(k), sae.W_dec, sae.b_dec, subtract_b_dec=sae.subtract_b_dec, hook_name=sae.hook_name
+            )
+    found = evaluate_saes(model(), {"first": TEXTS["first"]}, saes, splice_prompts=12)
+    assert [f.name for f in found.families] == ["standard", "cosine"] and found.shift == []
+    main = {g["sae"]: g for g in found.main}
+    line = next(m for m in found.matched_at(l0=4.0) if m["axis"] == "l0")
+    for side, family in zip(("of_reference", "of_family"), found.families, strict=True):
+        x = np.log([main[name]["l0"].value for name in family.saes])
+        for measure in ("fve", "kl_score", "ce"):
+            expected = np.interp(np.log(4), x, [main[name][measure].value for name in family.saes])
+            assert line[side][measure] == pytest.approx(expected)
+    assert (
+        line["kl_score"].n_prompts == 12
+        and np.isfinite(line["kl_score"].low)
+        and line["kl_score"].low < line["kl_score"].high
+    )
+    assert "cosine − standard" in found.table()
+    assert any("at equal L0" in h.what for h in found.headlines())
+    assert "sae_sweeps" in found.figures()
+    plt.close("all")
+    found.write(tmp_path)
+    again = SAEEvaluation.load(tmp_path)
+    pd.testing.assert_frame_equal(again.deletions, found.deletions)
+    assert jsonable(again.matched) == jsonable(found.matched)
+    written = json.loads((tmp_path / "sae_evaluation.json").read_text())
+    assert written["matched"] == jsonable(found.matched)
+    assert result().families == [] and "family − reference" not in result().table()
 
 
 # What is known beforehand
@@ -585,11 +686,11 @@ def test_result_roundtrip(tmp_path, monkeypatch):
     run = evaluate_saes(model(), TEXTS, {"early": SAES["early"]}, splice_prompts=2)
     assert set(run.write(tmp_path)) == {*SAEEvaluation.files()} == {path.name for path in tmp_path.iterdir()}
     loaded = SAEEvaluation.load(tmp_path)
-    for name in ("frame", "latents"):
+    for name in ("frame", "latents", "deletions"):
         pd.testing.assert_frame_equal(getattr(loaded, name), getattr(run, name), check_exact=True)
     assert (loaded.tokens, loaded.names, loaded.table()) == (run.tokens, run.names, run.table())
     text = json.loads((tmp_path / "sae_evaluation.json").read_text(), parse_constant=lambda c: pytest.fail(c))
-    assert set(text) == {"summary", "alignment", "provenance", "figures", "sha256"}
+    assert set(text) == {"summary", "alignment", "matched", "shift", "provenance", "figures", "sha256"}
     assert len(text["summary"]) == len(run.frame) and text["summary"] == jsonable(run.groups)
 
 

@@ -27,7 +27,7 @@ from sae_models.sae import SAE
 from tests.tiny import D_MODEL, tiny_model, tokenizer
 
 SITES = {"1/standard": Site(1), "4/cosine": Site(4)}
-HOW = {"ks": (1, 4), "seeds": 2}
+HOW = {"ks": (1, 4), "seeds": 2, "shuffles": 19, "refits": 4}
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def test_one_line_for_each_cell():
     assert list(frame.columns) == list(COLUMNS)
     cells = ["sae", "dataset", "class", "seed", "kind", "k"]
     assert not frame.duplicated(cells).any() and frame.drop(columns="latents").notna().all().all()
-    per_task = 3 * len(HOW["ks"]) + 3
+    per_task = 2 * len(HOW["ks"]) + 3
     assert len(frame) == len(SITES) * (1 + 3) * HOW["seeds"] * per_task
     assert list(dict.fromkeys(frame["kind"])) == list(KINDS) and list(dict.fromkeys(frame["sae"])) == list(SITES)
     assert set(frame.loc[frame.dataset == "two", "class"]) == {"b"}
@@ -142,6 +142,43 @@ def test_differences_are_paired_by_text():
         result().difference("1/standard", "4/cosine", k=9)
 
 
+def test_splits_with_refits_match_the_probes_of_the_table():
+    """The first splits of `draws` are those of the table: accuracies of probes fitted one by one."""
+    found = result()
+    assert len(found.draws) == len(SITES) * len(SETS) * len(HOW["ks"]) * (HOW["shuffles"] + HOW["refits"])
+    for key, part in found.draws.query("draw == 'split' and number < 2").groupby(["sae", "dataset", "k"]):
+        cells = found.frame.query("kind == 'selected'").groupby(["sae", "dataset", "k", "seed"])["accuracy"].mean()
+        assert part["accuracy"].tolist() == pytest.approx(cells[key].tolist())
+    for group in found.select(kind="selected"):
+        if group["dataset"] == MEAN:
+            continue
+        own = found.draws.query("sae == @group['sae'] and dataset == @group['dataset'] and k == @group['k']")
+        splits, null = (own.query("draw == @kind")["accuracy"].to_numpy() for kind in ("split", "shuffled"))
+        ratio = {"two": 12 / 28, "three": 16 / 32}[group["dataset"]]
+        assert group["refits"].value == pytest.approx(splits.mean())
+        assert group["refits"].se == pytest.approx(np.std(splits, ddof=1) * np.sqrt(1 / 4 + ratio), rel=0.1)
+        reached = (null >= group["accuracy"].value - 1e-9).sum()
+        assert group["shuffled"]["p"] == (1 + reached) / 20 and group["shuffled"]["mean"] == pytest.approx(null.mean())
+
+
+def test_differences_with_refits_are_paired_by_split():
+    found = result().difference("4/cosine", "1/standard", k=4, refits=True)
+    splits = (
+        result()
+        .draws.query("draw == 'split' and k == 4")
+        .set_index(["dataset", "sae", "number"])["accuracy"]
+        .sort_index()
+    )
+    for dataset in ("two", "three"):
+        apart = splits[dataset, "4/cosine"] - splits[dataset, "1/standard"]
+        assert found[dataset].value == pytest.approx(apart.mean())
+    assert found[MEAN].value == pytest.approx(np.mean([found[d].value for d in ("two", "three")]))
+    same = result().difference("4/cosine", "4/cosine", refits=True)[MEAN]
+    assert (same.value, same.se) == (0, 0)
+    with pytest.raises(ResultError, match="no probe of 'other', k 4"):
+        result().difference("1/standard", "other", k=4, refits=True)
+
+
 def test_held_out_texts_refer_to_tokens():
     held = result().held_out
     assert len(result().tokens) == sum(len(some.texts) for some in SETS)
@@ -173,10 +210,11 @@ def test_an_interrupted_run_resumes(tmp_path, monkeypatch):
     assert passes == ["two", "three", "three"]
     pd.testing.assert_frame_equal(again.frame, result().frame)
     pd.testing.assert_frame_equal(again.held_out, result().held_out)
+    pd.testing.assert_frame_equal(again.draws, result().draws)
     probe_saes(model(), SETS, saes(), folder=tmp_path, **HOW)
     assert len(passes) == 3
     with pytest.raises(ResultError, match="holds units of another run"):
-        probe_saes(model(), SETS, saes(), folder=tmp_path, ks=(1,), seeds=2)
+        probe_saes(model(), SETS, saes(), folder=tmp_path, **HOW | {"ks": (1,)})
 
 
 def test_roundtrip(tmp_path):
@@ -186,11 +224,12 @@ def test_roundtrip(tmp_path):
     back = SparseProbing.load(tmp_path)
     pd.testing.assert_frame_equal(back.frame, result().frame)
     pd.testing.assert_frame_equal(back.held_out, result().held_out)
+    pd.testing.assert_frame_equal(back.draws, result().draws)
     assert back.tokens == result().tokens and back.table() == result().table()
     said = json.loads((tmp_path / "sparse_probing.json").read_text())
     assert said["provenance"]["texts"]["three"]["counts"] == {"a": 24, "b": 24, "c": 24}
     assert said["provenance"]["left_out"]["two, 1.resid_post"]["position 0"] == 40
-    assert len(said["summary"]) == len(result().groups) == 2 * 3 * 9
+    assert len(said["summary"]) == len(result().groups) == 2 * 3 * 7
     (tmp_path / SparseProbing.TABLES["held_out"]).unlink()
     with pytest.raises(ResultError, match=r"probed_texts\.parquet is missing"):
         SparseProbing.load(tmp_path)
@@ -203,16 +242,19 @@ def test_table_and_summary():
         "three: 72 texts in groups (a 12, b 12, c 12)",
         "probe loss",
         "delete-one-group jackknife",
+        "Selected latents over 4 splits, and beside 19 shuffles of the labels:\n",
     ):
         assert part in said, part
     summary = result().summary()
     assert len(summary) == len(result().groups)
     assert (summary["accuracy_seed_min"] <= summary["accuracy_seed_max"]).all()
+    own = summary[summary["kind"] == "selected"]
+    assert ((own["shuffled_p"] >= 1 / 20) & (own["shuffled_p"] <= 1)).all() and (own["shuffled_n"] == 19).all()
 
 
 def test_invalid_arguments_raise_before_the_model_runs(monkeypatch):
     monkeypatch.setattr(sparse_probing, "pooled_texts", None)
-    for how in ({"ks": ()}, {"ks": (0,)}, {"seeds": 0}, {"test_share": 1.0}, {"inverse_penalty": 0.0}):
+    for how in ({"ks": ()}, {"ks": (0,)}, {"seeds": 0}, {"test_share": 1.0}, {"refits": 1}, {"inverse_penalty": 0.0}):
         with pytest.raises(ResultError, match="expected numbers of 1 or more"):
             probe_saes(model(), SETS, saes(), **how)
     with pytest.raises(ResultError, match="each once"):

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from diagnostics.statistics.jackknife import jackknife
-from diagnostics.statistics.logistic import auc, cross_entropies, fitted, one_latent_fits
+from diagnostics.statistics.logistic import auc, cross_entropies, fitted, many_fits, one_latent_fits
 from interventions import ResultError
 
 
@@ -120,3 +120,18 @@ def test_balanced_kinds_weigh_alike():
     np.testing.assert_allclose(few.logits(x[keep]), many.decision_function(u), atol=2e-4)
     again = LogisticRegression(C=0.75, tol=1e-10).fit(StandardScaler().fit(x[keep]).transform(x[thrice]), y[thrice])
     np.testing.assert_allclose(few.logits(x[keep]), again.decision_function(u), atol=2e-4)  # 45/(2·30) = .75
+
+
+@pytest.mark.parametrize("n_features", [1, 3, 50])
+def test_many_fits_are_those_fitted_one_by_one(n_features):
+    """With constant features, more features than texts, labels of their own, and shares that are whole: texts that repeat or are absent."""
+    rng = np.random.default_rng(n_features)
+    x, y = rng.normal(3, 5, size=(6, 40, n_features)), rng.random((6, 40)) < 0.4
+    x[0, :, 0] = 7
+    share = rng.integers(0, 3, size=y.shape)
+    weight, bias = many_fits(*(torch.from_numpy(part.astype(float)) for part in (x, y, share)), 0.5)
+    for i in range(len(x)):
+        times = np.repeat(np.arange(40), share[i])
+        alone = fitted(x[i][times], y[i][times], 0.5)
+        np.testing.assert_allclose(weight[i], alone.weight, atol=1e-6)
+        np.testing.assert_allclose(bias[i], alone.bias, atol=1e-5)

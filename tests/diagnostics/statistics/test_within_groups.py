@@ -168,12 +168,12 @@ def test_a_deletion_that_empties_a_group():
 
 
 def test_the_estimate_is_the_jackknife():
-    frame = drawn(8, n_prompts=20)
+    frame = drawn(8, n_prompts=26)
     within, ids = of(frame), frame.prompt.to_numpy()
     slope = within.slopes("y", ["a", "b"])[:, 1]
     got = within.estimate(slope)
     expected = statistics.jackknife(lambda keep: least_squares(frame[keep], ["a", "b"])[1], len(frame), ids)
-    assert (got.n_rows, got.n_prompts, got.df) == (240, 20, 19)
+    assert (got.n_rows, got.n_prompts, got.df) == (240, 26, expected.df)
     for field in ("value", "low", "high", "se"):
         assert getattr(got, field) == pytest.approx(getattr(expected, field), **ROUNDING)
     above = within.estimate(np.exp(slope), transform="log")
@@ -181,11 +181,11 @@ def test_the_estimate_is_the_jackknife():
         pytest.approx(np.exp(expected.low), rel=1e-8),
         pytest.approx(np.exp(expected.high), rel=1e-8),
     )
-    assert np.isnan(within.estimate(np.where(np.arange(21) == 4, np.nan, slope)).low)
+    assert np.isnan(within.estimate(np.where(np.arange(27) == 4, np.nan, slope)).low)
 
 
 def test_the_ratio_is_fieller_of_the_joint_jackknife():
-    frame = drawn(9, n_prompts=20)
+    frame = drawn(9, n_prompts=26)
     within, ids = of(frame), frame.prompt.to_numpy()
     slopes = within.slopes("y", ["a", "b"])
     theta, covariance, df = statistics.jackknife_covariance(
@@ -194,11 +194,11 @@ def test_the_ratio_is_fieller_of_the_joint_jackknife():
     parts = (covariance[0, 0], covariance[0, 1], covariance[1, 1])
     for level in (0.95, 0.5):
         t = stats.t.ppf((1 + level) / 2, df)
-        expected = statistics.fieller_from(*(float(x) for x in (*theta, *parts, t)), n_rows=240, n_prompts=20)
-        got = ratio_from_deletions(slopes[:, 0], slopes[:, 1], 240, level)
-        assert (got.kind, got.n_rows, got.n_prompts) == ("bounded", 240, 20) == (expected.kind, 240, 20)
+        expected = statistics.fieller_from(*(float(x) for x in (*theta, *parts, t)), n_rows=240, n_prompts=26)
+        got = ratio_from_deletions(slopes[:, 0], slopes[:, 1], within.sizes, level)
+        assert (got.kind, got.n_rows, got.n_prompts) == ("bounded", 240, 26) == (expected.kind, 240, 26)
         assert (got.value, got.low, got.high) == pytest.approx((expected.value, expected.low, expected.high), rel=1e-7)
-    assert within.ratio(slopes[:, 0], slopes[:, 1]) == ratio_from_deletions(slopes[:, 0], slopes[:, 1], 240)
+    assert within.ratio(slopes[:, 0], slopes[:, 1]) == ratio_from_deletions(slopes[:, 0], slopes[:, 1], within.sizes)
     noise = slopes[:, 1] - slopes[0, 1]  # a denominator of exactly 0
     assert within.ratio(slopes[:, 0], noise).kind in ("exclusive", "everything")
     few = of(drawn(9, n_prompts=9))
@@ -212,15 +212,15 @@ def test_each_is_the_jackknife_over_the_prompts_of_the_group():
     value, se, df = within.each(within.correlation("y", "a"))
     for g, name in enumerate(within.groups):
         some = frame[frame.group == name]
-        n_prompts = some.prompt.nunique()
+        effective = 1 / (some.prompt.value_counts(normalize=True) ** 2).sum()
         ids = some.prompt.to_numpy()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fewer than 20 prompts
             expected = statistics.jackknife(lambda keep, s=some: s[keep]["y"].corr(s[keep]["a"]), len(some), ids)
-        assert value[g] == pytest.approx(expected.value, **ROUNDING) and df[g] == n_prompts - 1
-        assert (n_prompts >= 10) == np.isfinite(se[g])
+        assert value[g] == pytest.approx(expected.value, **ROUNDING) and df[g] == pytest.approx(effective - 1)
+        assert (effective >= 10) == np.isfinite(se[g])
         assert se[g] == pytest.approx(expected.se, **ROUNDING, nan_ok=True)
-    assert 9 < df[0] < df[1] and np.isnan(se[2])
+    assert df[0] > 9 and df[1] > 9 and np.isnan(se[2])
     gone = within.correlation("y", "a")
     gone[1, 1] = np.nan
     assert np.isnan(within.each(gone).se[1]) and within.each(gone).value[1] == value[1]

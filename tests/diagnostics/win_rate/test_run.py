@@ -2,18 +2,22 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from diagnostics.projections.norm_exponent import Interventional
 from diagnostics.projections.run import projection_effects
 from diagnostics.projections.summary import PLACE, noise_floor
+from diagnostics.statistics.tables import PLACEBOS
+from diagnostics.win_rate.files import from_json
 from diagnostics.win_rate.rates import win_rates
 from diagnostics.win_rate.result import WinRateReport
 from diagnostics.win_rate.run import win_rate_report
 from diagnostics.win_rate.simpson import simpson
-from diagnostics.win_rate.summary import QUARTILES
+from diagnostics.win_rate.summary import QUARTILES, line_of
 from interventions import ResultError, Site, record
 from sae_models.architectures import build, named
 from tests.tiny import D_MODEL, prompts, tiny_model
@@ -22,13 +26,19 @@ PROMPTS = prompts(tuple(9 + i % 5 for i in range(24)))
 
 
 @functools.cache
-def run(sampling: str = "stratified"):
+def run(sampling: str = "stratified", **more):
     import torch
 
     site = Site(2)
     x = record(tiny_model("llama"), PROMPTS, [site]).activations[site].reshape(-1, D_MODEL)
     sae = build(named("standard:relu"), 32, 6, x, torch.Generator().manual_seed(0), hook_name=site.hook_name)
-    settings = {"latents": 6, "tokens_per_latent": 60, "detail": 0.0, "sampling": sampling, "single_token_share": 1.0}
+    settings = {
+        "latents": 6,
+        "tokens_per_latent": 60,
+        "detail": 0.0,
+        "sampling": sampling,
+        "single_token_share": 1.0,
+    } | more
     return projection_effects(tiny_model("llama"), PROMPTS, {"2/standard": sae}, context="both", **settings)
 
 
@@ -101,3 +111,19 @@ def test_plot_paradox_draws_the_values_of_the_table():
 def test_no_runs_raise():
     with pytest.raises(ResultError, match="no run; give at least one"):
         win_rate_report({})
+
+
+def test_rescaled_exponents_come_back_with_their_placebos_and_from_files_that_have_none():
+    rescaled = run(latents=3, tokens_per_latent=40, detail=1.0, edits="rescaled")
+    (contest,) = win_rate_report({"a": rescaled}, draws=4).contests[:1]
+    way = contest.exponents["interventional"]
+    assert isinstance(way, Interventional) and set(way.placebos) == set(PLACEBOS)
+    stored = json.loads(json.dumps(way.as_dict()))
+    assert from_json(Interventional, stored).as_dict() == way.as_dict()
+    del stored["placebos"]
+    assert from_json(Interventional, stored).as_dict() == replace(way, placebos={}).as_dict()
+    line = line_of(contest)
+    assert (line["its placebo's a"], line["a less placebo's"]) == (
+        way.placebos["placebo_token"].placebo,
+        way.placebos["placebo_token"].difference,
+    )

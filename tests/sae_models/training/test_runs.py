@@ -214,6 +214,35 @@ def test_stopped_at_each_moment_of_writing_it_ends_in_the_same_bytes(checkpoint_
     assert n > 10
 
 
+def test_kept_copies_are_the_states_at_their_steps_however_often_it_is_interrupted(tmp_path):
+    recipe = replace(SHORT, threshold_from=0.2)
+    jobs = [Job("a", "late", named("cosine"), recipe), Job("b", "early", named("standard"), recipe)]
+    settings = SETTINGS | {"keep_every": 3}
+    train(plain(), jobs, folder=tmp_path / "undisturbed", **settings)
+    for stop_at in (3, 4, 6):
+        with pytest.raises(Stop):
+            train(plain(stop_at=stop_at), jobs, folder=tmp_path / "again", **settings)
+    train(plain(), jobs, folder=tmp_path / "again", **settings)
+    assert kept(tmp_path / "again") == kept(tmp_path / "undisturbed")
+    x = inputs(dtype=torch.float32)
+    for job in jobs:
+        alone = SAETraining(job.architecture, job.recipe, batch(0)[job.source], steps=STEPS)
+        for n in range(6):
+            alone.step(batch(n)[job.source])
+            if n + 1 in (3, 6):
+                copy = load_sae(tmp_path / "again" / job.name / f"tokens-{16 * (n + 1)}")
+                z = alone.sae.encode(x)
+                assert torch.equal(copy.encode(x), z) and z.any()
+                assert torch.equal(copy(x), alone.sae(x))
+    assert not (tmp_path / "again/a/tokens-112").exists()  # the last stands in its own folder
+    with pytest.raises(SAEError, match=r"holds another run \(keep_every only there\)"):
+        train(plain(), jobs, folder=tmp_path / "again", **SETTINGS)
+    with pytest.raises(SAEError, match="keep_every 3 with folder None; expected at least 1 step, and a folder"):
+        train(plain(), jobs, **settings)
+    with pytest.raises(SAEError, match=r"a: keep_every 1 is before step 2, from which BatchTopK learns its threshold"):
+        train(plain(), jobs, folder=tmp_path / "third", **settings | {"keep_every": 1})
+
+
 def test_finished_run_is_loaded_without_training(undisturbed, tmp_path):
     train(plain(), JOBS, folder=tmp_path, **SETTINGS)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"}

@@ -1,0 +1,141 @@
+"""Claims of README and docs/results, each with its numbers from a committed result: `python -m tests.claims` writes docs/claims.md.
+
+`docs/claims.yaml` lists the claims; `docs/results/data/` holds the summaries that their numbers come from, and how each was made.
+`python -m tests.claims keep FOLDER NAME` puts the summary of a result there. `tests/test_claims.py` checks that the page is that of
+the list, and that every sentence quoted stands in its page with the numbers of the data.
+
+A number `{table: dose, where: {layer: 22, edit: norm_up}, column: ÷ isotropic}` is one cell; with `interval: true` its ends
+`x_low`, `x_high` follow in brackets; `format` is that of Python, `.3g` unless given; `over: min` or `max` takes the least or largest
+of several lines.
+"""
+
+import argparse
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from diagnostics.saved import saved_results
+from interventions.files import jsonable
+
+DOCS = Path(__file__).parents[1] / "docs"
+DATA = DOCS / "results" / "data"
+VERDICTS = ("holds", "holds under conditions", "not resolved", "does not hold")
+NOT_KEPT = "result not kept: the numbers are those of an earlier run"
+
+
+def keep(folder: Path, name: str) -> None:
+    """The summary of the one result in a folder, and how it was made, into `DATA`."""
+    ((_, result),) = saved_results(folder).items()
+    DATA.mkdir(exist_ok=True)
+    result.summary().to_csv(DATA / f"{name}.csv", index=False, float_format="%.6g")
+    p = result.provenance
+    kept = (
+        "command",
+        "call",
+        "model",
+        "weights_sha256",
+        "text",
+        "prompts",
+        "dtype",
+        "device",
+        "seed",
+        "versions",
+        "path",
+    )
+    made = {"kind": type(result).NAME} | {key: p[key] for key in kept if key in p}
+    (DATA / f"{name}.json").write_text(json.dumps(jsonable(made), indent=1, ensure_ascii=False) + "\n")
+
+
+@cache
+def table(name: str) -> pd.DataFrame:
+    return pd.read_csv(DATA / f"{name}.csv", float_precision="round_trip")
+
+
+def made(name: str) -> dict[str, Any]:
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+def number(spec: dict[str, Any]) -> str:
+    """A cell of a table as it is quoted, its interval in brackets."""
+    some = table(spec["table"])
+    for column, value in spec.get("where", {}).items():
+        near = np.isclose(some[column], value) if isinstance(value, float) else some[column] == value
+        some = some[near]
+    if spec.get("over"):
+        row = some.loc[getattr(some[spec["column"]], f"idx{spec['over']}")()]
+    else:
+        if len(some) != 1:
+            raise ValueError(f"{len(some)} lines of {spec['table']} meet {spec.get('where')}; expected one")
+        row = some.iloc[0]
+    names = [spec["column"], *(f"{spec['column']}_{end}" for end in ("low", "high") if spec.get("interval"))]
+    shown = [format(float(row[name]) * spec.get("times", 1), spec.get("format", ".3g")) for name in names]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if spec.get("interval") else shown[0]
+
+
+def claims() -> list[dict[str, Any]]:
+    """The list, each claim with its numbers filled in."""
+    found = yaml.safe_load((DOCS / "claims.yaml").read_text())
+    for claim in found:
+        values = {name: number(spec) for name, spec in claim.get("numbers", {}).items()}
+        for key in ("estimate", "control"):
+            claim[key] = str(claim.get(key, "")).format(**values)
+        claim["quoted"] = [
+            {"page": page, "text": text.format(**values)} for page, text in claim.get("quoted", {}).items()
+        ]
+        claim["tables"] = sorted({spec["table"] for spec in claim.get("numbers", {}).values()})
+    return found
+
+
+def page() -> str:
+    """The page of all claims."""
+    every = claims()
+    counts = ", ".join(f"{sum(c['verdict'] == v for c in every)} {v}" for v in VERDICTS)
+    lines = [
+        "# Claims",
+        "",
+        "*Every finding that README and [results](results/direction_norm.md) state, with its control and its verdict.*",
+        "",
+        "Estimates have 95 % intervals over prompts in brackets ([statistics](statistics.md)). *Holds*: the interval is clear of the "
+        "control. *Holds under conditions*: it depends on a choice that the claim names. *Not resolved*: the interval holds both the "
+        "control and values that would matter; the absence of a significant difference is not called equivalence "
+        "(equivalent: within 0.8 to 1.25 times). *Does not hold*: the control shows it too, or the interval excludes it. "
+        "All are of SmolLM2-135M, with SAEs trained on a million tokens.",
+        "",
+        f"{len(every)} claims: {counts}.",
+        "",
+    ]
+    for section in dict.fromkeys(c["section"] for c in every):
+        lines += [f"## {section}", "", "| claim | estimate | control | verdict | from |", "|---|---|---|---|---|"]
+        for c in every:
+            if c["section"] == section:
+                source = ", ".join(f"[{t}](results/data/{t}.csv)" for t in c["tables"]) or NOT_KEPT
+                cells = [c["claim"], c["estimate"], c["control"], f"**{c['verdict']}**", source]
+                lines.append(
+                    "| " + " | ".join(str(cell).strip().replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
+                )
+        lines.append("")
+    lines += ["## Runs", ""]
+    for name in sorted({t for c in every for t in c["tables"]}):
+        lines.append(f"- `{name}`: `{made(name).get('command') or made(name).get('call')}`")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("keep", nargs="*", help="keep FOLDER NAME")
+    args = parser.parse_args()
+    if args.keep:
+        word, folder, name = args.keep
+        assert word == "keep", f"{word!r}; expected keep FOLDER NAME"
+        keep(Path(folder), name)
+    else:
+        (DOCS / "claims.md").write_text(page())
+
+
+if __name__ == "__main__":
+    main()
