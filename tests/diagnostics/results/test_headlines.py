@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -7,6 +8,7 @@ from diagnostics.results.result import BaseResult
 from diagnostics.saved import KINDS
 from diagnostics.specifications.design import CLAIMS
 from diagnostics.specifications.result import Specifications
+from diagnostics.statistics.estimate import Estimate, verdict
 from diagnostics.statistics.tables import TRAINED
 from tests.reports import measured
 
@@ -37,8 +39,24 @@ def test_headlines_are_compared_with_randomly_initialised_models():
     found = headlines(replace(measured(), frame=both, provenance=p))
     own = [h.value.partition(" ")[0] for h in headlines(measured())]
     assert [h.against for h in found] == [
-        f"1: no more than turning as far; randomly initialised models: {value}" for value in own
+        f"1: no more than turning as far (not resolved); randomly initialised models: {value} (not resolved)"
+        for value in own
     ]
+
+
+def test_verdicts():
+    """The absence of a significant difference is not equivalence."""
+
+    def said(low, high, *nulls):
+        return verdict(Estimate(1.0, low, high, 0.1, 100, 30), *nulls)
+
+    assert said(0.9, 1.1, 1.0) == "equivalent" and said(1.05, 1.2, 1.0) == "equivalent"
+    assert said(0.6, 1.1, 1.0) == "not resolved" and said(0.9, 1.3, 1.0) == "not resolved"
+    assert said(1.1, 1.3, 1.0) == "larger" and said(0.3, 0.7, 1.0) == "smaller"
+    assert said(np.nan, np.nan, 1.0) == "not resolved" and said(2.0, np.inf, 1.0) == "larger"
+    # Against several models: of all of them.
+    assert said(0.9, 1.1, 0.95, 1.05) == "equivalent" and said(0.9, 1.1, 0.7, 1.0) == "not resolved"
+    assert said(1.1, 2.0, 0.7, 1.0) == "larger" and said(1.1, 2.0, 0.7, 1.5) == "not resolved"
 
 
 def test_a_specification_curve_has_shares_of_specifications():

@@ -37,7 +37,11 @@ def evaluated(values: dict[str, dict[str, np.ndarray]], n_kl: int = G) -> tuple[
             n = n_kl if measure[:2] in ("kl", "ce") else G
             value, without[measure] = x[:n].mean(), np.full(G, x[:n].mean())
             without[measure][:n] = (x[:n].sum() - x[:n]) / (n - 1)
-            group[measure] = Estimate(value, np.nan, np.nan, np.nan, 10 * n, n, n_effective=float(n)) if measure in MEASURES else value
+            group[measure] = (
+                Estimate(value, np.nan, np.nan, np.nan, 10 * n, n, n_effective=float(n))
+                if measure in MEASURES
+                else value
+            )
         groups.append(group)
         rows.append(pd.DataFrame(without))
     return groups, pd.concat(rows, ignore_index=True)

@@ -311,11 +311,12 @@ def test_deletions_match_a_computation_token_by_token(name):
 # Between texts
 
 
-def jackknife_error(statistic_of, prompts: np.ndarray) -> tuple[float, float, int]:
-    """A statistic of the prompts kept, its delete-one error, and their number."""
+def jackknife_error(statistic_of, rows) -> tuple[float, float, float]:
+    """A statistic of the prompts kept, its delete-one error, and their effective number."""
+    prompts, size = np.unique(rows["prompt"], return_counts=True)
     without = np.array([statistic_of(prompts[prompts != p]) for p in prompts])
-    n = len(prompts)
-    return statistic_of(prompts), np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()), n
+    n, effective = len(prompts), size.sum() ** 2 / (size**2).sum()
+    return statistic_of(prompts), np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()), effective
 
 
 def welch(first, second) -> tuple[float, float, float]:
@@ -340,12 +341,15 @@ def test_shift_between_texts_matches_welchs_interval(measure):
     lines = {(m["sae"], m["against"]): m for m in result().shift}
     assert set(lines) == {(name, "") for name in SAES} | {("bypass", "standard"), ("normalised", "standard")}
     found = lines["standard", ""][measure]
-    alone = welch(*(jackknife_error(lambda keep, t=t: of("standard", t, keep), prompts[t]) for t in texts))
+    alone = welch(*(jackknife_error(lambda keep, t=t: of("standard", t, keep), finite["standard", t]) for t in texts))
     assert (found.value, found.low, found.high) == pytest.approx(alone, abs=2e-3 * (1 + abs(alone[0])), rel=1e-3)
     assert found.n_prompts == sum(map(len, prompts.values()))
     found = lines["bypass", "standard"][measure]
     paired = welch(
-        *(jackknife_error(lambda k, t=t: of("bypass", t, k) - of("standard", t, k), prompts[t]) for t in texts)
+        *(
+            jackknife_error(lambda k, t=t: of("bypass", t, k) - of("standard", t, k), finite["standard", t])
+            for t in texts
+        )
     )
     # a prompt that was not spliced is a deletion that moves nothing: a factor of √(13/14 · 22/21) at most
     assert (found.value, found.low, found.high) == pytest.approx(paired, abs=0.03 * (paired[2] - paired[1]), rel=1e-3)

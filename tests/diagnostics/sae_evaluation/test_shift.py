@@ -53,10 +53,11 @@ def test_silent_latents_are_of_as_many_tokens_of_each_text():
     def silent(sae, text, prompts):
         return 1 - FIRES[sae, text][prompts].any(axis=0).mean()
 
-    def error(of, prompts):
+    def error(of, prompts, sizes):
+        """The value, its jackknife variance and the effective number of prompts."""
         without = np.array([of(prompts[prompts != p]) for p in prompts])
         n = len(prompts)
-        return of(prompts), (n - 1) / n * ((without - without.mean()) ** 2).sum(), n
+        return of(prompts), (n - 1) / n * ((without - without.mean()) ** 2).sum(), sizes.sum() ** 2 / (sizes**2).sum()
 
     ways = {
         ("a", ""): lambda text, keep: silent("a", text, keep),
@@ -64,7 +65,9 @@ def test_silent_latents_are_of_as_many_tokens_of_each_text():
         ("b", "a"): lambda text, keep: silent("b", text, keep) - silent("a", text, keep),
     }
     for key, of in ways.items():
-        (x, v, n), (y, w, m) = (error(lambda keep, t=t, of=of: of(t, keep), kept[t]) for t in ("one", "two"))
+        (x, v, n), (y, w, m) = (
+            error(lambda keep, t=t, of=of: of(t, keep), kept[t], SIZES[t][kept[t]]) for t in ("one", "two")
+        )
         half = stats.t.ppf(0.975, (v + w) ** 2 / (v**2 / (n - 1) + w**2 / (m - 1))) * np.sqrt(v + w)
         found = lines[key]["silent"]
         assert (found.value, found.low, found.high) == pytest.approx((y - x, y - x - half, y - x + half))
