@@ -142,10 +142,7 @@ def test_agreement_by_draws_goes_up_to_the_exact_form():
         rank = [s["rank"].value for s in g["draws"].values()]
         assert rank[0] < rank[3] < rank[-1] and rank[-1] > g["scores"]["delta_norm"]["rank"].value
         over = np.mean([stats.spearmanr(own.delta_norm, own.kl).statistic for own in tokens])
-        assert (
-            g["draws"]["∞"]["over_dose"].value == pytest.approx(rho - over, abs=1e-9)
-            and g["draws"]["∞"]["over_dose"].low > 0
-        )
+        assert g["draws"]["∞"]["over_dose"].value == pytest.approx(rho - over, abs=1e-9)
     assert len(atlas.tables()["draws"]) == 2 * (len(DRAWS) + 1)
     assert [h.what for h in atlas.headlines() if "exact second order" in h.what]
     before = replace(atlas, frame=atlas.frame.drop(columns=["second_order", *(f"fisher_{n}" for n in DRAWS)]))
