@@ -13,29 +13,25 @@ EXACT = "∞"
 
 
 def draws_frame(groups: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """A line for each SAE and number of draws, then exact second order and the dose."""
+    """A line for each SAE and number of draws, the last one exact: agreement with KL, and ρ beside the dose's on the same tokens."""
     lines = [
         {
-            "SAE": g["sae"], "block": g["layer"], "draws": draws, "ρ": s["rank"], "recall": s["recall"],
-            "captured": s["captured"], "missed": s["false_negatives"],
+            "SAE": g["sae"], "block": g["layer"], "draws": draws, "ρ": s["rank"], "ρ − dose's": s["over_dose"],
+            "recall": s["recall"], "captured": s["captured"], "missed": s["false_negatives"],
         }
-        for g in groups if g.get("draws")
-        for draws, s in [*g["draws"].items(), ("dose ‖z·d‖", g["scores"]["delta_norm"])]
+        for g in groups for draws, s in g.get("draws", {}).items()
     ]  # fmt: skip
     return pd.DataFrame(lines)
 
 
 def draws_headline(group: dict[str, Any], where: str) -> Headline:
-    """ρ of exact second order, beside those of one draw and of the number of draws from which on the sampled form beats the dose."""
-    by_draws, dose = group["draws"], group["scores"]["delta_norm"]["rank"]
-    better = [n for n, s in by_draws.items() if n != EXACT and s["rank"].value > dose.value]
-    against = f"above the dose's from {better[0]} on" if better else "never above the dose's"
+    """ρ of exact second order, beside those of sampled forms and the number of draws from which on they rank better than the dose."""
+    by_draws = group["draws"]
+    better = [n for n, s in by_draws.items() if n != EXACT and s["over_dose"].low > 0]
+    against = f"better than the dose from {better[0]} on" if better else "not clearly better than the dose"
     sampled = ", ".join(f"{by_draws[str(n)]['rank'].value:.2f} ({n})" for n in DRAWS[::3])
-    return Headline(
-        f"rank correlation of exact second order ½Var(JΔ) with KL, {where}",
-        str(by_draws[EXACT]["rank"]),
-        f"sampled, by draws: {sampled}; {against}",
-    )
+    words = f"rank correlation of exact second order ½Var(JΔ) with KL, {where}"
+    return Headline(words, str(by_draws[EXACT]["rank"]), f"sampled, by draws: {sampled}; {against}")
 
 
 def places(names: Sequence[str]) -> np.ndarray:

@@ -105,6 +105,17 @@ def score_statistics(
     }
 
 
+def rank_difference(
+    one: Float[ndarray, "row"], other: Float[ndarray, "row"], effect: Float[ndarray, "row"], tokens: ByToken
+) -> Estimate:
+    """ρ of |one| with the effect minus that of |other|, within each token, mean over tokens. Delete-one-prompt jackknife."""
+    ranks = tokens.ranks(effect)
+    apart = rank_correlations(tokens, tokens.ranks(np.abs(one)), ranks)
+    apart = apart - rank_correlations(tokens, tokens.ranks(np.abs(other)), ranks)
+    known = np.isfinite(apart)
+    return statistics.mean(apart[known], tokens.prompt[known])
+
+
 def calibration(
     predicted: Float[ndarray, "row"], exact: Float[ndarray, "row"], bins: int = BINS
 ) -> list[dict[str, float]]:
@@ -167,7 +178,11 @@ def _group(name: str, rows: pd.DataFrame, notes: dict[str, Any]) -> dict[str, An
     group["chance_recall"] = float((FIRST / many).mean()) if len(many) else np.nan
     group["scores"] = {s: score_statistics(own[s].to_numpy(float), effect, among) for s in asked}
     forms = {} if "second_order" not in asked else {str(n): f"fisher_{n}" for n in DRAWS} | {EXACT: "second_order"}
-    group["draws"] = {n: score_statistics(own[form].to_numpy(float), effect, among) for n, form in forms.items()}
+    dose = own.delta_norm.to_numpy(float)
+    group["draws"] = {
+        n: score_statistics(score, effect, among) | {"over_dose": rank_difference(score, dose, effect, among)}
+        for n, score in ((n, own[form].to_numpy(float)) for n, form in forms.items())
+    }
     group["calibration"] = _calibrations(own, asked)
     return group
 

@@ -141,7 +141,10 @@ def test_agreement_by_draws_goes_up_to_the_exact_form():
             assert g["draws"][draws]["rank"].value == pytest.approx(rho, abs=1e-9)
         rank = [s["rank"].value for s in g["draws"].values()]
         assert rank[0] < rank[3] < rank[-1] and rank[-1] > g["scores"]["delta_norm"]["rank"].value
-    assert len(atlas.tables()["draws"]) == 2 * (len(DRAWS) + 2)
+        over = np.mean([stats.spearmanr(own.delta_norm, own.kl).statistic for own in tokens])
+        assert g["draws"]["∞"]["over_dose"].value == pytest.approx(rho - over, abs=1e-9)
+    assert len(atlas.tables()["draws"]) == 2 * (len(DRAWS) + 1)
+    assert [h.what for h in atlas.headlines() if "exact second order" in h.what]
     before = replace(atlas, frame=atlas.frame.drop(columns=["second_order", *(f"fisher_{n}" for n in DRAWS)]))
     assert "draws" not in before.tables()
     for g, same in zip(before.groups, atlas.groups, strict=True):
