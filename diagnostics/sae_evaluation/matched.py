@@ -122,7 +122,8 @@ class _Curve:
 
     def at(self, axis: str, q: float) -> dict[str, Float[ndarray, "deletion"]]:
         """Every measure at an L0 or FVE; nan outside the range, or where the sweep does not rise."""
-        log_l0 = np.log(self.values["l0"])
+        with np.errstate(divide="ignore"):  # an SAE that never fires lies outside every range
+            log_l0 = np.log(self.values["l0"])
         x, q = (log_l0, float(np.log(q))) if axis == "l0" else (self.values["fve"], q)
         order = np.argsort(log_l0, axis=1)
         x = np.take_along_axis(x, order, 1)
