@@ -167,11 +167,15 @@ def _difference(axis: str, one: _Curve, other: _Curve, q: float | None) -> dict[
 
 
 def of_differences(values: Float[ndarray, "deletion"], n_prompts: int, n_rows: int) -> Estimate:
-    """From a difference on all prompts (first) and without each of them; n_prompts: of those, with what is measured."""
+    """From a difference on all prompts (first) and without each of them; n_prompts: of those, with what is measured.
+
+    No interval from few prompts, nor where no deletion moves the value (no silent latent, say): that is no measure of its error.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
         found = replace(from_deletions(float(values[0]), values[1:], n_rows), n_prompts=n_prompts)
-    return found if n_prompts >= MIN_PROMPTS else replace(found, low=np.nan, high=np.nan, se=np.nan, df=np.nan)
+    known = n_prompts >= MIN_PROMPTS and found.se > 0
+    return found if known else replace(found, low=np.nan, high=np.nan, se=np.nan, df=np.nan)
 
 
 def _name(names: Sequence[str]) -> str:
