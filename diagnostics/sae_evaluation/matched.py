@@ -127,7 +127,7 @@ class _Curve:
         x, q = (log_l0, float(np.log(q))) if axis == "l0" else (self.values["fve"], q)
         order = np.argsort(log_l0, axis=1)
         x = np.take_along_axis(x, order, 1)
-        rising = (np.diff(x, axis=1) > 0).all(axis=1)
+        rising = np.asarray((np.diff(x, axis=1) > 0).all(axis=1))
         found = {}
         for name in COMPARED:
             y = np.take_along_axis(log_l0 if name == "l0" else self.values[name], order, 1)
