@@ -14,7 +14,7 @@ from diagnostics.atlas.draws import EXACT, draws_headline
 from diagnostics.atlas.scores import DRAWS, SCORES
 from diagnostics.results.headlines import Headline
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.tables import with_ends
+from diagnostics.statistics.tables import few_prompts, with_ends
 
 FIRST = 5
 """Number of a token's largest effects that a score should find."""
@@ -139,6 +139,7 @@ def calibration(
     return found
 
 
+@few_prompts()
 def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str, Any]]:
     """Statistics of each SAE, by depth. Scores are compared on the tokens that have all of them."""
     found = []

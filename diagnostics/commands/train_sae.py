@@ -25,6 +25,7 @@ from interventions.texts.held_out import split
 from interventions.texts.prompts import load_texts, tokenize
 from sae_models.architectures import named
 from sae_models.training.from_model import SAESpec, train_saes
+from sae_models.training.runs import RUN
 from sae_models.training.trainer import Recipe
 
 
@@ -133,7 +134,12 @@ def main(options: TrainingOptions) -> command.Document:
     """Run the command; options are validated before the model is loaded."""
     options.check_model()
     wanted = options.wanted()
-    made(options.out)
+    folder = made(options.out)
+    figure = folder / "training.png"
+    if figure.exists() and not (folder / RUN).exists():
+        raise MechdiagError(
+            f"{figure} is there, and no {RUN} that says which run drew it; give another folder, or move it"
+        )
     texts = load_texts(options.prompts)
     if options.held_out:
         texts, _ = split(texts, options.held_out)
@@ -161,7 +167,8 @@ def main(options: TrainingOptions) -> command.Document:
     found = {name: sae.metadata["training"] for name, sae in saes.items()}
     say_training(options, found)
     figures = save_figures(options.out, {"training": plot_training(training_metrics(options.out))})
-    options.say(f"wrote {len(saes)} SAEs and {', '.join(figures)} into {options.out}")
+    kept = f" (and as they were every {options.keep_every} steps)" if options.keep_every else ""
+    options.say(f"wrote {len(saes)} SAEs{kept} and {', '.join(figures)} into {options.out}")
     return {"saes": found, "out": str(options.out), "files": [*saes, *figures]}
 
 

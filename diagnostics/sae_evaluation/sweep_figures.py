@@ -52,7 +52,11 @@ def plot_sweeps(
                 ax.set_ylabel(ylabel)
                 ax.set_title(f"{place[0]}, {place[1]}")
         figure.legend(*legend_entries(axes.flat), loc="outside upper left", ncols=4)
-        words = f"A point an SAE, lines as interpolated. Rings: values compared at equal L0 (left) and equal FVE (right), dotted. {BARS}"
+        n = max(g["kl"].n_prompts for some in curves.values() for g in some)
+        words = (
+            "A point an SAE, lines as interpolated. Rings: values compared at equal L0 (left) and equal FVE (right), dotted. "
+            f"KL score: of {n} prompts. {BARS}"
+        )
         write_caption(figure, evaluation_caption(provenance, words))
     return figure
 

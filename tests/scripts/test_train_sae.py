@@ -109,6 +109,13 @@ def test_sae_of_an_unknown_run_is_not_replaced(script):
     assert (script.folder / "out/1/standard").is_symlink()
 
 
+def test_a_figure_of_an_unknown_run_is_not_replaced(script):
+    (script.folder / "out").mkdir()
+    (script.folder / "out/training.png").write_bytes(b"mine")
+    assert "training.png is there, and no run.json that says which run drew it" in script("train_sae").error
+    assert (script.folder / "out/training.png").read_bytes() == b"mine"
+
+
 def test_options_reach_recipe_and_stream(script):
     words = ("--saes", "aligned", "--layer-norm", "--held-out", 0, "--sink-filter", 0, "--lr-scale", 0.5)
     run = script("train_sae", *words, "--seed", 3, "--order-seed", 2)
