@@ -129,11 +129,7 @@ class _Curve:
         x, q = (log_l0, float(np.log(q))) if axis == "l0" else (self.values["fve"], q)
         order = np.argsort(log_l0, axis=1)
         x = np.take_along_axis(x, order, 1)
-<<<<<<< HEAD
         rising = [bool((np.diff(row) > 0).all()) for row in x]
-=======
-        rising = np.asarray((np.diff(x, axis=1) > 0).all(axis=1))
->>>>>>> wt/matched
         found = {}
         for name in COMPARED:
             y = np.take_along_axis(log_l0 if name == "l0" else self.values[name], order, 1)
@@ -172,7 +168,6 @@ def _difference(axis: str, one: _Curve, other: _Curve, q: float | None) -> dict[
     return line
 
 
-<<<<<<< HEAD
 def of_differences(values: Float[ndarray, "deletion"], n_prompts: int, sizes: Int[ndarray, "prompt"]) -> Estimate:
     """From a difference on all prompts (first) and without each of them; n_prompts: of those, with what is measured.
 
@@ -183,22 +178,10 @@ def of_differences(values: Float[ndarray, "deletion"], n_prompts: int, sizes: In
         found = from_deletions(float(values[0]), values[1:], sizes)
     effective = min(found.n_effective, float(n_prompts))
     found = replace(found, n_prompts=n_prompts, n_effective=effective)
-    if effective < MIN_PROMPTS:
+    if effective < MIN_PROMPTS or not found.se > 0:
         return replace(found, low=np.nan, high=np.nan, se=np.nan, df=np.nan)
     half = float(stats.t.ppf(0.975, effective - 1)) * found.se
     return replace(found, low=found.value - half, high=found.value + half, df=effective - 1)
-=======
-def of_differences(values: Float[ndarray, "deletion"], n_prompts: int, n_rows: int) -> Estimate:
-    """From a difference on all prompts (first) and without each of them; n_prompts: of those, with what is measured.
-
-    No interval from few prompts, nor where no deletion moves the value (no silent latent, say): that is no measure of its error.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
-        found = replace(from_deletions(float(values[0]), values[1:], n_rows), n_prompts=n_prompts)
-    known = n_prompts >= MIN_PROMPTS and found.se > 0
-    return found if known else replace(found, low=np.nan, high=np.nan, se=np.nan, df=np.nan)
->>>>>>> wt/matched
 
 
 def _name(names: Sequence[str]) -> str:
