@@ -1,7 +1,7 @@
 """Claims of README and docs/results, each with its numbers from a committed result: `python -m tests.claims` writes docs/claims.md.
 
 `docs/claims.yaml` lists the claims; `docs/results/data/` holds the summaries that their numbers come from, and how each was made.
-`python -m tests.claims keep FOLDER NAME` puts the summary of a result there. `tests/test_claims.py` checks that the page is that of
+`python -m tests.claims keep FOLDER NAME` puts the summary of a result there (`NAME --part matched`: another of its tables). `tests/test_claims.py` checks that the page is that of
 the list, and that every sentence quoted stands in its page with the numbers of the data.
 
 A number `{table: dose, where: {layer: 22, edit: norm_up}, column: ÷ isotropic}` is one cell; with `interval: true` its ends
@@ -20,6 +20,8 @@ import pandas as pd
 import yaml
 
 from diagnostics.saved import saved_results
+from diagnostics.statistics.estimate import CensoredMedian, Estimate, FiellerInterval
+from diagnostics.statistics.tables import with_ends
 from interventions.files import jsonable
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,11 +30,28 @@ VERDICTS = ("holds", "holds under conditions", "not resolved", "does not hold")
 NOT_KEPT = "result not kept: the numbers are those of an earlier run"
 
 
-def keep(folder: Path, name: str) -> None:
-    """The summary of the one result in a folder, and how it was made, into `DATA`."""
+def part_of(result: Any, part: str) -> pd.DataFrame:
+    """A table of a result: its summary, an attribute that lists groups, or an entry of its JSON's summary; estimates as columns."""
+    if not part:
+        return result.summary()
+    if part == "draws":  # of an atlas
+        lines = [
+            {"sae": g["sae"], "layer": g["layer"], "draws": n} | d for g in result.groups for n, d in g["draws"].items()
+        ]
+    elif part in ("groups", "matched", "shift"):
+        lines = getattr(result, part)
+    else:
+        lines = result.as_dict()["summary"][part]
+        lines = [{k: Estimate(**v) if isinstance(v, dict) and "value" in v else v for k, v in line.items()} for line in lines]
+    plain = (str, int, float, bool, np.generic, Estimate, FiellerInterval, CensoredMedian)
+    return pd.DataFrame([with_ends({k: v for k, v in line.items() if isinstance(v, plain)}) for line in lines])
+
+
+def keep(folder: Path, name: str, part: str = "") -> None:
+    """A table of the one result in a folder, and how it was made, into `DATA`."""
     ((_, result),) = saved_results(folder).items()
     DATA.mkdir(exist_ok=True)
-    result.summary().to_csv(DATA / f"{name}.csv", index=False, float_format="%.6g")
+    part_of(result, part).to_csv(DATA / f"{name}.csv", index=False, float_format="%.6g")
     p = result.provenance
     kept = (
         "command",
@@ -128,11 +147,12 @@ def page() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("keep", nargs="*", help="keep FOLDER NAME")
+    parser.add_argument("--part", default="", help="`groups`, `matched`, `shift`, `draws` … in place of the summary")
     args = parser.parse_args()
     if args.keep:
         word, folder, name = args.keep
         assert word == "keep", f"{word!r}; expected keep FOLDER NAME"
-        keep(Path(folder), name)
+        keep(Path(folder), name, args.part)
     else:
         (DOCS / "claims.md").write_text(page())
 
