@@ -6,7 +6,7 @@ the list, and that every sentence quoted stands in its page with the numbers of 
 
 A number `{table: dose, where: {layer: 22, edit: norm_up}, column: ÷ isotropic}` is one cell; with `interval: true` its ends
 `x_low`, `x_high` follow in brackets; `format` is that of Python, `.3g` unless given; `over: min` or `max` takes the least or largest
-of several lines.
+of several lines. `.2fs`: without the 0 before the point.
 """
 
 import argparse
@@ -72,7 +72,9 @@ def keep(folder: Path, name: str, part: str = "") -> None:
 
 @cache
 def table(name: str) -> pd.DataFrame:
-    return pd.read_csv(DATA / f"{name}.csv", float_precision="round_trip")
+    found = pd.read_csv(DATA / f"{name}.csv", float_precision="round_trip")
+    words = found.select_dtypes(["object", "string"]).columns
+    return found.fillna(dict.fromkeys(words, ""))
 
 
 def made(name: str) -> dict[str, Any]:
@@ -92,8 +94,14 @@ def number(spec: dict[str, Any]) -> str:
             raise ValueError(f"{len(some)} lines of {spec['table']} meet {spec.get('where')}; expected one")
         row = some.iloc[0]
     names = [spec["column"], *(f"{spec['column']}_{end}" for end in ("low", "high") if spec.get("interval"))]
-    shown = [format(float(row[name]) * spec.get("times", 1), spec.get("format", ".3g")) for name in names]
+    shown = [_shown(float(row[name]) * spec.get("times", 1), str(spec.get("format", ".3g"))) for name in names]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]" if spec.get("interval") else shown[0]
+
+
+def _shown(value: float, how: str) -> str:
+    """A number by a format of Python; with an s at its end without the 0 before the point, as in −.41."""
+    text = format(value, how.removesuffix("s")).replace("-", "−")
+    return text.replace("0.", ".", 1) if how.endswith("s") and text.lstrip("−").startswith("0.") else text
 
 
 def claims() -> list[dict[str, Any]]:
