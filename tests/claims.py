@@ -6,7 +6,7 @@ the list, and that every sentence quoted stands in its page with the numbers of 
 
 A number `{table: dose, where: {layer: 22, edit: norm_up}, column: ÷ isotropic}` is one cell; with `interval: true` its ends
 `x_low`, `x_high` follow in brackets; `format` is that of Python, `.3g` unless given; `over: min` or `max` takes the least or largest
-of several lines. `.2fs`: without the 0 before the point.
+of several lines; `null: true` in `where` takes the randomly initialised models. `.2fs`: without the 0 before the point.
 """
 
 import argparse
@@ -42,7 +42,9 @@ def part_of(result: Any, part: str) -> pd.DataFrame:
         lines = getattr(result, part)
     else:
         lines = result.as_dict()["summary"][part]
-        lines = [{k: Estimate(**v) if isinstance(v, dict) and "value" in v else v for k, v in line.items()} for line in lines]
+        lines = [
+            {k: Estimate(**v) if isinstance(v, dict) and "value" in v else v for k, v in line.items()} for line in lines
+        ]
     plain = (str, int, float, bool, np.generic, Estimate, FiellerInterval, CensoredMedian)
     return pd.DataFrame([with_ends({k: v for k, v in line.items() if isinstance(v, plain)}) for line in lines])
 
@@ -72,9 +74,10 @@ def keep(folder: Path, name: str, part: str = "") -> None:
 
 @cache
 def table(name: str) -> pd.DataFrame:
-    found = pd.read_csv(DATA / f"{name}.csv", float_precision="round_trip")
+    found = pd.read_csv(DATA / f"{name}.csv")
     words = found.select_dtypes(["object", "string"]).columns
-    return found.fillna(dict.fromkeys(words, ""))
+    found = found.fillna(dict.fromkeys(words, "")).copy()
+    return found.assign(null=found["model"].str.startswith("random")) if "model" in found else found
 
 
 def made(name: str) -> dict[str, Any]:
@@ -100,7 +103,10 @@ def number(spec: dict[str, Any]) -> str:
 
 def _shown(value: float, how: str) -> str:
     """A number by a format of Python; with an s at its end without the 0 before the point, as in −.41."""
-    text = format(value, how.removesuffix("s")).replace("-", "−")
+    text = format(value, how.removesuffix("s"))
+    if "e+" in text:
+        text = f"{float(text):,.0f}"
+    text = text.replace("-", "−")
     return text.replace("0.", ".", 1) if how.endswith("s") and text.lstrip("−").startswith("0.") else text
 
 

@@ -189,7 +189,7 @@ def plot_gradients(frame: pd.DataFrame, lines: Sequence[Line], provenance: Mappi
             ax.set_ylabel("share of latents above, %")
         words = (
             f"Latents with at least {provenance['min_quartile']} active tokens in the first and the fourth quartile. Compare scores in the lower "
-            "panels: there the factor is the same. Intervals: 95 %, delete-one-prompt jackknife."
+            "panels: there the factor is the same. Intervals: 95 %, over prompts."
         )
         write_caption(figure, _caption(provenance, words))
     return figure

@@ -52,7 +52,9 @@ def plot_direction_norm(
         _ratio_panel(left, groups, nulls, contexts, depth)
         _placebo_panel(right, groups, nulls, contexts, depth)
         used = max(g["n_pairs"] for g in groups)
-        words = f"{used} random cross-prompt token pairs {patched(provenance, point=point)}. {BARS} Open with arrow: lower bound."
+        words = (
+            f"{used} random pairs of tokens {patched(provenance, point=point)}. {BARS} Open with arrow: lower bound."
+        )
         write_caption(figure, caption(provenance, words + null_models(provenance)))
     return figure
 

@@ -115,7 +115,8 @@ def summary_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
         for edit, values in group["edits"].items():
             row[f"kl_{edit}"], row[f"mean_kl_{edit}"] = values["median_kl"], values["mean_kl"]
             row[f"dose_{edit}"] = values["mean_dose"].value
-            row[f"direct ÷ total {edit}"] = values["direct_over_total"]
+            if edit != "self":
+                row[f"direct ÷ total {edit}"] = values["direct_over_total"]
         if "share_direction_above_norm" in group:
             row["direction_above_norm"] = group["share_direction_above_norm"].value
         for name, ratio in group["ratios"].items():

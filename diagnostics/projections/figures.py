@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from diagnostics.figures.axes import (
+    BARS,
     SAMPLED,
     Depth,
     caption,
@@ -195,8 +196,7 @@ def plot_exponents(
         n, most = (max(g[count] for g in groups) for count in ("n_latents", "n_pairs"))
         words = (
             f"{n} latents of each SAE ({SAMPLED[provenance['sampling']]}), up to {most:,} (latent, token) pairs, "
-            f"{patched(provenance, done='ablated')}. Bars: 95 % intervals (a: Fieller), "
-            f"delete-one-prompt jackknife.{null_models(provenance)}"
+            f"{patched(provenance, done='ablated')}. {BARS}{null_models(provenance)}"
         )
         write_caption(figure, caption(provenance, words))
     return figure

@@ -425,7 +425,8 @@ def test_randomly_initialised_models_have_the_latents_of_the_trained_one():
     beside = way.placebos["placebo_token"]
     assert points["latents, same token rescaled"] == way.a.value and points["placebos"] == beside.placebo.value
     assert points["rescaled: latents less placebos"] == beside.difference.value
-    assert points["latents in randomly initialised models"] == pytest.approx(null.a.value)
+    drawn = null.a.value if null.a.kind == "bounded" else np.nan  # not identified: not drawn
+    assert points["latents in randomly initialised models"] == pytest.approx(drawn, nan_ok=True)
     assert "placebos" in {line.get_label() for line in across.lines}
 
 

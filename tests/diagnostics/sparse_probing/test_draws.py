@@ -119,7 +119,7 @@ def intervals(x: np.ndarray, labels: list[str]) -> tuple[Estimate, Estimate]:
         sums[:, task.test] += np.stack([(logits > 0) == task.y_test, np.ones(len(task.test))])
     right, n = sums
     without = np.divide(*(sums_without(v, np.arange(len(x))) for v in sums))
-    fixed = from_deletions(right.sum() / n.sum(), without, len(x))
+    fixed = from_deletions(right.sum() / n.sum(), without, np.ones(len(x), dtype=int))
     drawn = Draws(accuracies(z, parts, (1,), 1.0)[:, 0], len(parts[0][0].test) / len(parts[0][0].train))
     return fixed, with_refits(drawn, fixed)
 
@@ -134,7 +134,7 @@ def error_by_deletion(x: np.ndarray, labels: list[str], splits: int = 3) -> floa
     parts = parts_of(labels, splits)
     drawn = [[without(task, i) for (task,) in parts] for i in range(len(x))]
     deleted = accuracies(torch.from_numpy(x), drawn, (1,), 1.0)[:, 0]
-    return from_deletions(deleted.mean(), deleted, len(x)).se
+    return from_deletions(deleted.mean(), deleted, np.ones(len(x), dtype=int)).se
 
 
 def unstable(seed: int, latents: int = 40) -> tuple[np.ndarray, list[str]]:
