@@ -99,7 +99,7 @@ def _caption(provenance: Mapping[str, Any]) -> str:
     grouped = any(text["groups"] != text["counts"] for text in p["texts"].values())
     words = (
         f"Logistic probes (L2, C = {p['inverse_penalty']:g}), means over ≤ {p['max_length']} tokens; all: every latent. "
-        f"Bars: 95 % over {'groups' if grouped else 'texts'}, probes fixed, {p['seeds']} splits, seed {p['seed']}; pale: {p['refits']} "
+        f"Bars: 95 % over {'groups' if grouped else 'texts'}, probes fixed, {p['seeds']} split{'s' * (p['seeds'] > 1)}, seed {p['seed']}; pale: {p['refits']} "
         f"refitted. Grey: 95 % of {p['shuffles']} shuffles."
     )
     return caption(p, words, texts=texts, place=", ".join(p["sites"]), sinks=sink_rule(p, "position 0"))

@@ -25,7 +25,7 @@ def test_panels_show_the_accuracies_of_each_data_set():
             of = {(g["kind"], g["k"]): g["accuracy"].value for g in result().select(sae=sae, dataset=dataset)}
             assert y.tolist() == [of[key] for key in wanted]
         assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "4", "all", "raw x"]
-    assert "delete-one-group jackknife" in caption(figure)
+    assert "95 % over groups" in caption(figure)
     assert "two: 40 texts; three: 72 texts in groups" in caption(figure)
     assert legend(figure) == [*result().names, "random latents", "shuffled labels", "one split"]
 
@@ -34,4 +34,4 @@ def test_one_data_set_has_one_panel():
     found = probe_saes(model(), SETS[0], {"4/cosine": saes()["4/cosine"]}, ks=(1,), seeds=1)
     figure = found.plot()
     (ax,) = panels(figure)
-    assert len(series(ax)) == 1 and "delete-one-text jackknife" in caption(figure)
+    assert len(series(ax)) == 1 and "95 % over texts" in caption(figure)
