@@ -11,6 +11,7 @@ of several lines; `null: true` in `where` takes the randomly initialised models.
 
 import argparse
 import json
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def keep(folder: Path, name: str, part: str = "") -> None:
         "path",
     )
     made = {"kind": type(result).NAME} | {key: p[key] for key in kept if key in p}
+    if "command" in made:  # files of this machine by their name
+        made["command"] = shlex.join(f"results/{Path(a).name}" if a.startswith("/") else a for a in made["command"])
     (DATA / f"{name}.json").write_text(json.dumps(jsonable(made), indent=1, ensure_ascii=False) + "\n")
 
 
