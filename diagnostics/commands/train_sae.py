@@ -19,7 +19,7 @@ from diagnostics.commands.ranges import (
 from diagnostics.figures.files import save_figures
 from diagnostics.figures.training import plot_training, training_metrics
 from interventions.errors import MechdiagError
-from interventions.files import made
+from interventions.files import made, remove_partial
 from interventions.sites import POINTS, Site
 from interventions.texts.held_out import split
 from interventions.texts.prompts import load_texts, tokenize
@@ -166,6 +166,7 @@ def main(options: TrainingOptions) -> command.Document:
         )
     found = {name: sae.metadata["training"] for name, sae in saes.items()}
     say_training(options, found)
+    remove_partial(options.out)  # of a run that was killed as it drew
     figures = save_figures(options.out, {"training": plot_training(training_metrics(options.out))})
     kept = f" (and as they were every {options.keep_every} steps)" if options.keep_every else ""
     options.say(f"wrote {len(saes)} SAEs{kept} and {', '.join(figures)} into {options.out}")
