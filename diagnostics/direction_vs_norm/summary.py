@@ -1,6 +1,5 @@
 """Statistics of direction and norm patches, for each layer and context, and tables of them."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -10,7 +9,7 @@ import pandas as pd
 from diagnostics import statistics
 from diagnostics.results.headlines import Group, Headline, middle, null_range
 from diagnostics.statistics.estimate import CensoredMedian, Estimate
-from diagnostics.statistics.tables import with_ends
+from diagnostics.statistics.tables import few_prompts, with_ends
 
 SCALES = (0.5, 2.0, 5.0)
 RATIOS = (
@@ -31,8 +30,7 @@ def summaries(frame: pd.DataFrame, log_vocab: float) -> list[dict[str, Any]]:
     place = ["model", "layer", "point", "context"]
     floors = frame[frame.edit == "self"].groupby(place)["kl"].agg(statistics.noise_floor)
     found = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+    with few_prompts():  # few prompts: their number stands beside each interval
         for key, rows in frame.groupby([*place, "pair_set"], sort=False):
             key = cast(tuple[Any, ...], key)
             name = dict(zip([*place, "pair_set"], key, strict=True))

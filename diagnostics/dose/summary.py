@@ -1,6 +1,5 @@
 """Statistics of edits of equal length, for each layer, context and dose, and tables of them."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,7 +9,7 @@ import pandas as pd
 from diagnostics import statistics
 from diagnostics.results.headlines import Group, Headline, middle, null_range
 from diagnostics.statistics.estimate import Estimate
-from diagnostics.statistics.tables import PLACEBOS, with_ends
+from diagnostics.statistics.tables import PLACEBOS, few_prompts, with_ends
 
 RATIOS = (
     ("toward_token", "between_tokens"),
@@ -47,8 +46,7 @@ def summaries(frame: pd.DataFrame, directions: list[str]) -> list[dict[str, Any]
     found = []
     floors = frame[frame.edit == "self"].groupby(_PLACE)["kl"].agg(statistics.noise_floor)
     ratios = [*RATIOS, *((name, placebo) for name in directions for placebo in placebo_names(name))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+    with few_prompts():  # few prompts: their number stands beside each interval
         for key, rows in frame[frame.edit != "self"].groupby([*_PLACE, "dose"], sort=False):
             key = cast(tuple[Any, ...], key)
             floor = float(floors.get(key[:4], 0.0))

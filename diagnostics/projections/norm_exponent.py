@@ -7,7 +7,6 @@ the site does to any direction is no property of a latent. A win rate of the one
 estimand: at a fixed truth it moves with the number of tokens.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -23,7 +22,7 @@ from diagnostics.statistics.estimate import Estimate, FiellerInterval
 from diagnostics.statistics.measures import CLEAR
 from diagnostics.statistics.poisson_regression import poisson_slopes, sums_without, varies
 from diagnostics.statistics.prevalence import Prevalence, error_in_common, share_below
-from diagnostics.statistics.tables import PLACEBOS
+from diagnostics.statistics.tables import PLACEBOS, few_prompts
 from diagnostics.statistics.within_groups import GroupSums, ratio_from_deletions
 from interventions.errors import ResultError
 from interventions.files import Json
@@ -182,8 +181,7 @@ def observational(
         position = np.log1p(rows.target_position.to_numpy(float))
         more = {"entropy": rows.clean_entropy.to_numpy(float), "position": position}
         more = {name: column for name, column in more.items() if varies(column[clear], latent[clear])}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few prompts
+    with few_prompts():  # few prompts
         within = _within({k: v[clear] for k, v in (log | more).items()}, latent[clear], prompt[clear])
         w = weight.loc[within.groups].to_numpy(float)
         pooled = within.slopes("kl", ["norm", "cosine"], w)
@@ -233,8 +231,7 @@ def interventional(rows: pd.DataFrame, floor: float, reference: str = "zero") ->
     latent with two weights, and a negative floor. Does not warn of 10 to 20 prompts. Source: ours.
     """
     own = _chords(rows, floor, [_steps()])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few prompts
+    with few_prompts():  # few prompts
         found = _shared(own.within, own.pooled[0], own.each[0], own.weight)
         scale_slope, dose_slope = (own.within.estimate(slope) for slope in own.pooled[0].T)
         measured = [name for name in PLACEBOS if (rows.edit == f"scaled_{name}").any()]

@@ -1,6 +1,5 @@
 """Statistics of projection ablations: effects of each edit, and which score predicts them."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from diagnostics.projections.norm_exponent import (
     observational,
 )
 from diagnostics.results.headlines import Headline
-from diagnostics.statistics.tables import PLACEBOS, with_ends
+from diagnostics.statistics.tables import PLACEBOS, few_prompts, with_ends
 
 PLACE = ["model", "layer", "point", "context", "sae"]
 
@@ -31,8 +30,7 @@ def summaries(frame: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str,
     fires. `exponents`: see `exponents`. `learned_a`: of a cosine-scored SAE, mean and spread over its latents.
     """
     found = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few prompts: their number stands beside each interval
+    with few_prompts():  # few prompts: their number stands beside each interval
         for key, rows in frame.groupby(PLACE, sort=False):
             rows = cast(pd.DataFrame, rows)
             group = dict(zip(PLACE, cast(tuple[Any, ...], key), strict=True))

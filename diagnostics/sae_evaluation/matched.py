@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from scipy import stats
 from diagnostics.sae_evaluation.measures import MEASURES
 from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate
 from diagnostics.statistics.jackknife import from_deletions
-from diagnostics.statistics.tables import lines_of
+from diagnostics.statistics.tables import few_prompts, lines_of
 
 COMPARED = (*MEASURES, "dead_share")
 """The measures that are interpolated."""
@@ -173,8 +172,7 @@ def of_differences(values: Float[ndarray, "deletion"], n_prompts: int, sizes: In
 
     sizes: tokens of each prompt.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+    with few_prompts():  # few prompts: their number stands beside each interval
         found = from_deletions(float(values[0]), values[1:], sizes)
     effective = min(found.n_effective, float(n_prompts))
     found = replace(found, n_prompts=n_prompts, n_effective=effective)

@@ -1,6 +1,5 @@
 """Measures of an SAE on recorded activations: one pass through it, splicing, and lines with intervals."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor
 from diagnostics.sampling.counted import ALL, NO_SINKS, QUARTILES, Tokens
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.jackknife import from_deletions
+from diagnostics.statistics.tables import few_prompts
 from interventions.recording import Recording
 from interventions.spliced import Spliced, spliced
 from sae_models.sae import SAE
@@ -75,8 +75,7 @@ class WithoutEach(NamedTuple):
 
     def estimate(self) -> Estimate:
         """The value with its delete-one-prompt jackknife interval."""
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+        with few_prompts(), np.errstate(all="ignore"):  # few prompts: their number stands beside each interval
             return from_deletions(self.value, self.without, self.sizes)
 
     def of_each(self, n_prompts: int) -> Float[ndarray, "prompt"]:

@@ -1,6 +1,5 @@
 """The probes of one task and their held-out scores: on selected latents, controls, and the raw activations."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from diagnostics.sparse_probing.tasks import Task
 from diagnostics.statistics.logistic import auc, cross_entropies, fitted, one_latent_fits
 from diagnostics.statistics.measures import mean, share
+from diagnostics.statistics.tables import few_prompts
 from interventions.errors import ResultError
 
 KINDS = ("selected", "random", "best", "all", "raw")
@@ -76,8 +76,7 @@ def ranked(z: Float[Tensor, "text latent"], y: Bool[ndarray, "text"]) -> Int[Ten
 def _judged(logits: Float[ndarray, "test"], y: Bool[ndarray, "test"], group: Int[ndarray, "test"]) -> dict[str, float]:
     """Scores on held-out texts, with a jackknife over their groups."""
     right = (logits > 0) == y
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few groups: n_groups stands beside each interval
+    with few_prompts():  # few groups: n_groups stands beside each interval
         scores = {
             "accuracy": share(right, group),
             "auc": auc(logits, y, group),

@@ -1,6 +1,5 @@
 """Pooled estimates of sparse probing: over classes and splits, by jackknife over groups; differences of SAEs; tables."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +12,7 @@ from scipy import stats
 from diagnostics.results.headlines import Headline
 from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate
 from diagnostics.statistics.jackknife import from_deletions, sums_without
-from diagnostics.statistics.tables import lines_of, with_ends
+from diagnostics.statistics.tables import few_prompts, lines_of, with_ends
 from interventions.errors import ResultError
 from interventions.texts.labelled import UNSPLIT
 
@@ -163,8 +162,7 @@ def _mean(parts: list[tuple[float, ndarray, ndarray]]) -> Estimate:
     """The mean over data sets without common texts, with a jackknife over the groups of all."""
     value = float(np.mean([theta for theta, *_ in parts]))
     without = np.concatenate([value + (each - theta) / len(parts) for theta, each, _ in parts])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few groups: n_prompts stands beside each interval
+    with few_prompts():  # few groups: n_prompts stands beside each interval
         return from_deletions(value, without, np.concatenate([n for *_, n in parts]))
 
 

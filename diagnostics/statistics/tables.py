@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from diagnostics.statistics.estimate import CensoredMedian, Estimate, FiellerInterval
 from diagnostics.statistics.jackknife import from_deletions
-from diagnostics.statistics.measures import mean_alone, median, median_ratio
+from diagnostics.statistics.measures import median, median_ratio
 
 
 @contextlib.contextmanager
@@ -112,11 +112,6 @@ def median_ratio_of(table: pd.DataFrame, top: str, bottom: str) -> Estimate:
     """The median over lines of the ratio of two columns ≥ 0, with its interval over prompts; lines with 0/0 are left out."""
     above, below = (table[name].to_numpy(float) for name in (top, bottom))
     return median_ratio(above, below, 0.0, table["target_prompt"].to_numpy(int))
-
-
-def mean_alone_of(table: pd.DataFrame, column: str) -> Estimate:
-    """The mean of a column of KLs, without an interval."""
-    return mean_alone(table[column].to_numpy(float), table["target_prompt"].to_numpy(int))
 
 
 def columns_of(estimates: Sequence[Estimate]) -> dict[str, list[float]]:

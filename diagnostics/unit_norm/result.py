@@ -1,6 +1,5 @@
 """The result of forcing activations to norm 1: its table, statistics and figure."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ import pandas as pd
 from diagnostics.figures.by_depth import DepthPlan
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
-from diagnostics.statistics.tables import TRAINED
+from diagnostics.statistics.tables import TRAINED, few_prompts
 from diagnostics.unit_norm.depth import PLANS
 from diagnostics.unit_norm.summary import first_numbers, group_statistics
 
@@ -35,8 +34,7 @@ class UnitNorm(Result):
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """Median KL (nats) of each model × layer × edit, and of unit_norm over rotation, with intervals over prompts; means without."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few prompts: n_prompts stands beside each interval
+        with few_prompts():  # few prompts: n_prompts stands beside each interval
             return [group_statistics(key, rows) for key, rows in self.frame.groupby(["model", "layer"], sort=False)]
 
     @property

@@ -46,7 +46,6 @@ With 100 latents × 60 tokens of 40 prompts the rows of a = 0 have range restric
 the interval of the fall is wide (`simpson`); its band, `fall.low` to `fall.high`, lies above 0 in .97, .97, 1 of them.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -59,6 +58,7 @@ from scipy import optimize, sparse
 
 from diagnostics import statistics
 from diagnostics.statistics.estimate import Estimate, effective_number
+from diagnostics.statistics.tables import few_prompts
 from diagnostics.statistics.within_groups import GroupSums
 from diagnostics.win_rate.rows import latent_weights
 from interventions.errors import ResultError
@@ -208,8 +208,7 @@ def simpson(rows: pd.DataFrame, floor: float, *, scores: Sequence[str] = SCORES,
         raise ResultError(f"no row of edit {edit!r}; there are: {', '.join(sorted(map(str, rows['edit'].unique())))}")
     table = cast(pd.DataFrame, rows[of_edit])
     table = table.iloc[np.lexsort([table[name].to_numpy() for name in reversed(_PLACE)])]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few prompts: their number stands beside each interval
+    with few_prompts():  # few prompts: their number stands beside each interval
         fit = _fit(table, floor)
         overall, quartiles, fall = _win_rates(fit, draws, seed, min_tokens, absolute, signed)
         inside = tuple(quartile.inside for quartile in quartiles)
