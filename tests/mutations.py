@@ -114,8 +114,8 @@ MUTATIONS = (
     Mutation(
         "one degree of freedom too many",
         "diagnostics/statistics/jackknife.py",
-        "return float(min(p.n_prompts, p.n_units) - 1)",
-        "return float(min(p.n_prompts, p.n_units))",
+        "return float(min(p.n_effective, p.n_units) - 1)",
+        "return float(min(p.n_effective, p.n_units))",
         ("tests/diagnostics/statistics/test_jackknife.py",),
     ),
     Mutation(
