@@ -29,7 +29,7 @@ class Differences(NamedTuple):
 @torch.no_grad()
 def differences(model: CausalModel, pairs: Sequence[Pair]) -> Differences:
     """m of each pair's clean and corrupt prompt, by plain forward passes in batches. Raises as `record` does."""
-    parts = []
+    parts = [np.empty((2, 0))]
     for start in range(0, len(pairs), _BATCH):
         some = pairs[start : start + _BATCH]
         recording = record(model, [list(p.clean) for p in some] + [list(p.corrupt) for p in some], keep_cache=False)

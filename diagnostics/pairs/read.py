@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from diagnostics.pairs.differences import FLOOR, differences
 from diagnostics.pairs.pair import Pair, Pairs
-from diagnostics.pairs.tasks import TASKS, continuation, failure, make_pairs
+from diagnostics.pairs.tasks import continuation, failure, make_pairs
+from diagnostics.pairs.templates import TASKS
 from interventions.direct_logits import token_text
 from interventions.errors import TextError
 from interventions.models.causal_model import CausalModel
