@@ -9,6 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from diagnostics.pairs.pair import Pair
+from interventions.errors import TextError
 from interventions.metrics import LogitDifference
 from interventions.models.causal_model import CausalModel
 from interventions.recording import record
@@ -17,6 +18,12 @@ from interventions.replaying.replay import unembed
 FLOOR = 0.5
 """Smallest |m_clean − m_corrupt| of a pair that is kept, logits: shares of a smaller difference are mostly rounding and noise."""
 _BATCH = 128  # pairs in one pass: logits of 256 prompts
+
+
+def check_floor(floor: float) -> None:
+    """Raise `TextError` for a floor below 0, or one that is not finite."""
+    if not 0 <= floor < float("inf"):
+        raise TextError(f"floor {floor}; expected a number of logits, 0 or more, such as {FLOOR}")
 
 
 class Differences(NamedTuple):

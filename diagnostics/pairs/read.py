@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from diagnostics.pairs.differences import FLOOR, differences
+from diagnostics.pairs.differences import FLOOR, check_floor, differences
 from diagnostics.pairs.pair import Pair, Pairs
 from diagnostics.pairs.tasks import continuation, failure, make_pairs
 from diagnostics.pairs.templates import TASKS
@@ -44,6 +44,7 @@ def pairs_from(
         raise TextError(f"answer {answer!r}; expected 'whole' or 'first token'")
     if n is not None and n < 1:
         raise TextError(f"{n} pairs asked for; expected 1 or more, or None for all")
+    check_floor(floor)
     model = wrap(model)
     if isinstance(source, str) and source in TASKS:
         return make_pairs(model, source, _N_OF_TASK if n is None else n, seed, floor)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from diagnostics.pairs.differences import FLOOR, differences
+from diagnostics.pairs.differences import FLOOR, check_floor, differences
 from diagnostics.pairs.pair import Pair, Pairs
 from diagnostics.pairs.templates import TASKS, Draft, drafts
 from interventions.errors import TextError
@@ -34,6 +34,7 @@ def make_pairs(model: Any, task: str, n: int = 100, seed: int = 0, floor: float 
         raise TextError(f"no task {task!r}; known: {', '.join(TASKS)}")
     if n < 1:
         raise TextError(f"{n} pairs asked for; expected 1 or more")
+    check_floor(floor)
     model = wrap(model)
     tokenizer = checked_tokenizer(model.tokenizer)
     left_out: Counter[str] = Counter()

@@ -178,6 +178,9 @@ def test_invalid_files_raise(model, tmp_path):
 def test_invalid_options_and_texts_without_a_tokenizer_raise(model):
     with pytest.raises(TextError, match="answer 'first'; expected 'whole' or 'first token'"):
         pairs_from(model, ROWS, answer="first")
+    for source in (ROWS, "ioi"):
+        with pytest.raises(TextError, match="floor nan; expected a number of logits"):
+            pairs_from(model, source, floor=math.nan)
     with pytest.raises(TextError, match="0 pairs asked for"):
         pairs_from(model, ROWS, n=0)
     with pytest.raises(TextError, match="pair 0: texts were given, but the model has no tokenizer"):
