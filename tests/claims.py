@@ -80,8 +80,9 @@ def _tails(sae: str, layer: int, rows: pd.DataFrame) -> dict[str, Any]:
 
 def _paired(sae: str, corpus: str, whole: dict[tuple[str, str], Any], deletions: pd.DataFrame) -> dict[str, Any]:
     """An SAE less the standard one of its block, paired over prompts."""
-    line, pair = {"sae": sae, "corpus": corpus}, (sae, sae.replace("cosine", "standard"))
-    some = [deletions[(deletions["sae"] == name) & (deletions["corpus"] == corpus)] for name in pair]
+    line: dict[str, Any] = {"sae": sae, "corpus": corpus}
+    pair = (sae, sae.replace("cosine", "standard"))
+    some = [deletions.loc[(deletions["sae"] == name) & (deletions["corpus"] == corpus)] for name in pair]
     for m, n in (("fve", "n_prompts"), ("kl_score", "n_kl_prompts")):
         first = whole[pair[0], corpus][m].value - whole[pair[1], corpus][m].value
         moved = some[0][m].to_numpy() - some[1][m].to_numpy()
