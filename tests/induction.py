@@ -7,11 +7,10 @@ matches its own token (q) with `previous` (k) and writes the token found (v) int
 with no match it looks at BOS. The other heads act too: `TWINS` do the same, but write where nothing reads; the rest are random.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
-from torch import nn
 
 VOCAB, N_POSITIONS, N_HEADS, D_HEAD, BOS = 16, 16, 4, 40, 0
 PREVIOUS, INDUCTION = (0, 1), (1, 2)
@@ -61,7 +60,7 @@ def _slot(name: str) -> slice:
     return slice(start, min(start + 16, _HALF - 1))  # the last of u is the constant
 
 
-def induction_model(dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+def induction_model(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
     """The model: 2 layers of 4 heads, zero MLPs, learned positions, LayerNorm."""
     config = transformers.GPT2Config(
         **{"vocab_size": VOCAB, "n_positions": N_POSITIONS, "n_embd": 2 * _HALF, "n_layer": 2, "n_head": N_HEADS},
@@ -69,7 +68,8 @@ def induction_model(dtype: torch.dtype = torch.float32, device: str = "cpu") -> 
     )
     config.architectures = ["GPT2LMHeadModel"]
     with torch.random.fork_rng(devices=[]):
-        hf = transformers.GPT2LMHeadModel(config).to(dtype).eval().requires_grad_(False)
+        hf: Any = transformers.GPT2LMHeadModel(config)
+    hf.to(dtype=dtype).eval().requires_grad_(False)
     for weight in hf.parameters():
         weight.zero_()
     one = torch.eye(16, dtype=dtype)
@@ -107,7 +107,7 @@ def induction_model(dtype: torch.dtype = torch.float32, device: str = "cpu") -> 
     return hf.to(device)
 
 
-def _reads(attention: nn.Module, head: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _reads(attention: Any, head: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     at = {through: _columns(through, head) for through in "qkv"}
     weight, bias = attention.c_attn.weight, attention.c_attn.bias
     return {t: weight[:_HALF, s] for t, s in at.items()}, {t: bias[s] for t, s in at.items()}
@@ -157,7 +157,7 @@ class Run(NamedTuple):
 
 
 @torch.no_grad()
-def forward(hf: nn.Module, tokens: list[int], *, z=None, qkv=None, seen=None) -> Run:
+def forward(hf: Any, tokens: list[int], *, z=None, qkv=None, seen=None) -> Run:
     """One forward pass of one prompt. z, qkv: {layer: change}, a function of what stands there, `[pos, width]`, that returns what
     to put; seen: the same for what a norm alone reads (`ln_1` of that layer, or `ln_f` at "logits")."""
     z, qkv, seen, kept = z or {}, qkv or {}, seen or {}, {}
@@ -189,12 +189,14 @@ def forward(hf: nn.Module, tokens: list[int], *, z=None, qkv=None, seen=None) ->
 
 
 Direction = Literal["denoise", "noise"]
+Edge = tuple[Any, Any, str]
+"""sender, receiver, through"""
 
 
 class Slow:
     """A pair's shares by one plain forward pass each: (m − m_base)/(m_source − m_base), base the run that is changed."""
 
-    def __init__(self, hf: nn.Module, pair: Pair, direction: Direction = "denoise") -> None:
+    def __init__(self, hf: Any, pair: Pair, direction: Direction = "denoise") -> None:
         prompts = (pair.corrupt, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupt)
         self.hf, self.pair, (self.tokens, other) = hf, pair, prompts
         self.base, self.source = forward(hf, self.tokens), forward(hf, other)
@@ -224,7 +226,7 @@ class Slow:
     def cell(self, layer: int, head: int, position: int | None) -> float:
         return self.joint([(layer, head, position)])
 
-    def edge(self, sender, receiver, through: str, position: int | None) -> float:
+    def edge(self, sender: Any, receiver: Any, through: str, position: int | None = None) -> float:
         """The receiver alone (head, by its q, k or v; or "logits") sees what the sender (head or "embedding") writes at
         `position` (None: at all) as in the source run; all else is base, and everything runs on from the receiver."""
         if sender == "embedding":
@@ -236,7 +238,7 @@ class Slow:
             delta = delta @ self.hf.transformer.h[layer].attn.c_proj.weight[width]
         if position is not None:
             delta = delta * (torch.arange(len(delta), device=delta.device) == position)[:, None]
-        place = receiver if receiver == "logits" else receiver[0]
+        place: Any = receiver if receiver == "logits" else receiver[0]
         read = forward(self.hf, self.tokens, seen={place: lambda x: x + delta})
         if receiver == "logits":
             return self.share(read)
@@ -249,7 +251,7 @@ class Slow:
 
         return self.share(forward(self.hf, self.tokens, qkv={place: put}))
 
-    def edges(self) -> list[tuple]:
+    def edges(self) -> list[Edge]:
         """Every (sender, receiver, through) that there can be."""
         heads = [
             (s, r, t) for s in ("embedding", *HEADS) for r in HEADS for t in "qkv" if s == "embedding" or s[0] < r[0]

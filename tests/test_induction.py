@@ -51,12 +51,12 @@ def test_z_cells_are_those_of_the_truth_and_no_others(hf, kind, direction):
 def test_edges_are_those_of_the_truth_and_no_others(hf, kind, direction):
     pair = of_kind(kind)[1]
     slow = Slow(hf, pair, direction)
-    true = {edge[:3]: pair.roles[edge[3]] for edge in EDGES[kind]}
+    true = {(*edge,): pair.roles[role] for *edge, role in EDGES[kind]}
     for edge in slow.edges():
-        assert abs(slow.edge(*edge, None) - (edge in true)) < INERT, edge
+        assert abs(slow.edge(*edge) - (edge in true)) < INERT, edge
     for edge, at in true.items():
         for position in range(len(pair.clean)):
-            assert abs(slow.edge(*edge, position) - (position == at)) < INERT, (edge, position)
+            assert abs(slow.edge(*edge, position=position) - (position == at)) < INERT, (edge, position)
 
 
 @pytest.mark.parametrize("kind", KINDS)
