@@ -124,12 +124,12 @@ def main(options: BenchOptions) -> command.Document:
         pair = _pair(model, name)
         makers: list[Callable[[], Way]] = [lambda p=pair: TransformerLens(bridge, p)]
         makers += [lambda p=pair, k=kind: k(model, p) for kind in (Hooked, FromLayer, KeptKeys)]
-        if importlib.util.find_spec("diagnostics.patching") is not None:
+        if _built("diagnostics.patching.result"):
             makers.append(lambda p=pair: Ours(model, p))
         for title, kinds in MAPS.items():
             if (kinds == EDGES and name != "S2") or (kinds == HEADS and name == "early"):
                 continue
-            _check(makers, pair, kinds)
+            _check(model, makers, pair, kinds)
             rows = [_timed(make, kinds, options.seconds) for make in makers]
             theirs = next(row["seconds"] for row in rows if row and row["way"] == THEIRS)
             rows = [
@@ -180,6 +180,12 @@ def _quarter(model: CausalModel) -> Pair:
     raise MechdiagError(f"the model expects the same after both of {len(pieces)} pairs of texts; name another model")
 
 
+def _built(module: str) -> bool:
+    """Whether this part of the toolkit exists in this version."""
+    package = module.rpartition(".")[0]
+    return (package == "diagnostics" or _built(package)) and importlib.util.find_spec(module) is not None
+
+
 def _bridge(name: str, plain: CausalModel) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -188,14 +194,19 @@ def _bridge(name: str, plain: CausalModel) -> Any:
 
 
 def _evenly(batches: list[list[Cell]]) -> list[list[Cell]]:
-    """The same in an order of which every beginning is spread evenly over the list."""
-    return [batches[i] for i in sorted(range(len(batches)), key=lambda i: i * 0.6180339887498949 % 1)]
+    """The same in an order of which every beginning of even length is spread evenly over the list, and balanced about its middle.
+
+    So costs that fall from block to block are sampled without bias.
+    """
+    n = len(batches)
+    spread = sorted(range(n), key=lambda i: (0.5 + i * 0.6180339887498949) % 1)
+    return [batches[i] for i in dict.fromkeys(j for i in spread for j in (i, n - 1 - i))]
 
 
-def _check(makers: list[Callable[[], Way]], pair: Pair, kinds: Sequence[str]) -> None:
+def _check(model: CausalModel, makers: list[Callable[[], Way]], pair: Pair, kinds: Sequence[str]) -> None:
     """Raise `MechdiagError` unless all ways agree on three cells of each kind: those of largest effect in a sample."""
     theirs, *others = (make() for make in makers)
-    m_clean, m_corrupt = others[0].end_points()
+    m_clean, m_corrupt = _end_points(model, pair)
     for kind in kinds:
         having = [way for way in others if way.batches([kind])]
         if not having:
@@ -215,6 +226,13 @@ def _check(makers: list[Callable[[], Way]], pair: Pair, kinds: Sequence[str]) ->
             raise MechdiagError(f"the ways disagree on {chosen}: {found}; expected the same from all")
 
 
+def _end_points(model: CausalModel, pair: Pair) -> tuple[float, float]:
+    """m of the clean and of the corrupt prompt."""
+    logits = model.hf(input_ids=torch.tensor([pair.clean, pair.corrupt], device=model.device)).logits[:, -1]
+    clean, corrupt = (logits[:, pair.right] - logits[:, pair.wrong]).tolist()
+    return clean, corrupt
+
+
 def _timed(make: Callable[[], Way], kinds: Sequence[str], limit: float) -> dict[str, Any] | None:
     """Seconds for the whole map, from the batches that fit into `limit` seconds, and how many cells these are."""
     start = time.perf_counter()
@@ -223,7 +241,7 @@ def _timed(make: Callable[[], Way], kinds: Sequence[str], limit: float) -> dict[
     batches = _evenly(way.batches(kinds))
     n, done, seconds = way.n_cells(kinds), 0, 0.0
     for i, batch in enumerate(batches):
-        if i >= 2 and seconds > limit:
+        if i >= 2 and i % 2 == 0 and seconds > limit:
             break
         start = time.perf_counter()
         way.values(batch)
@@ -361,13 +379,6 @@ class ByHand:
             hook.remove()
         layers: Any = cache.layers
         return found, [(layer.keys, layer.values) for layer in layers]
-
-    def end_points(self) -> tuple[float, float]:
-        """m of the clean and of the corrupt prompt."""
-        ids = torch.tensor([self.pair.clean, self.pair.corrupt], device=self.tokens.device)
-        logits = self.model.hf(input_ids=ids, use_cache=False).logits[:, -1]
-        clean, corrupt = (logits[:, self.pair.right] - logits[:, self.pair.wrong]).tolist()
-        return clean, corrupt
 
     def n_cells(self, kinds: Sequence[str]) -> int:
         return sum(map(len, self.batches(kinds)))
@@ -510,9 +521,11 @@ class Ours:
         return len(self.batches(kinds)[0])
 
     def batches(self, kinds: Sequence[str]) -> list[list[Cell]]:
-        if "edge" in kinds and importlib.util.find_spec("diagnostics.edges") is None:
+        if "edge" in kinds and not _built("diagnostics.edges"):
             return []
-        return [_cells(kinds, self.model.n_layers, range(len(self.pair.clean)), self.heads, self.kv_heads)]
+        return [
+            _cells(kinds, self.model.n_layers, range(self.pair.first, len(self.pair.clean)), self.heads, self.kv_heads)
+        ]
 
     def values(self, batch: Sequence[Cell]) -> list[float]:
         kinds = tuple(dict.fromkeys(cell.kind for cell in batch))
@@ -521,12 +534,23 @@ class Ours:
             frame = edges.edge_patching(self.model, [tuple(self.pair)], through=("q",), positions="all").frame
             known = frame.set_index(["layer", "head", "sender_layer", "sender_head"])["m"].to_dict()
             return [known[cell.layer, cell.head, cell.sender[0], cell.sender[1]] for cell in batch]
-        patching = importlib.import_module("diagnostics.patching.activation_patching")
+        patching = importlib.import_module("diagnostics.patching.run")
         frame = patching.activation_patching(
             self.model, [tuple(self.pair)], sites=kinds, positions="each", directions=("denoise",), controls=0
         ).frame
-        known = frame.fillna({"head": 0}).set_index(["site", "layer", "position", "head"])["m"].to_dict()
-        return [known[cell.kind, cell.layer, cell.position, cell.head] for cell in batch]
+        known = dict(
+            zip(
+                itertools.starmap(
+                    Cell,
+                    frame.assign(head=frame["head"].clip(0))[["site", "layer", "position", "head"]].itertuples(
+                        index=False, name=None
+                    ),
+                ),
+                frame["m"],
+                strict=True,
+            )
+        )
+        return [known[cell] for cell in batch]
 
 
 if __name__ == "__main__":

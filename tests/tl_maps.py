@@ -8,6 +8,7 @@ same indices, for some blocks where a map has heads: all of them would take half
 """
 
 import contextlib
+import importlib
 import io
 import itertools
 import sys
@@ -39,14 +40,14 @@ RELATIVE, ABSOLUTE = 1e-3, 1e-4
 def make(path: Path) -> None:
     """Write tokens, answers, both logit differences and the maps: kind -> `[layer, pos, head]` (heads as the model has them) or
     `[layer, pos]`, each value a logit difference."""
-    from transformer_lens import patching
     from transformer_lens.model_bridge import TransformerBridge
 
+    patching: Any = importlib.import_module("transformer_lens.patching")
     plain = load_model("smollm2-135m", device="cpu")
     tokenizer: Any = plain.tokenizer
     clean, corrupt = (torch.tensor([tokenizer(text).input_ids]) for text in (CLEAN, CORRUPT))
     right, wrong = (tokenizer(text).input_ids[0] for text in (RIGHT, WRONG))
-    bridge = TransformerBridge.boot_transformers(
+    bridge: Any = TransformerBridge.boot_transformers(
         "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=plain.hf, tokenizer=tokenizer
     )
 
@@ -54,7 +55,7 @@ def make(path: Path) -> None:
         return logits[0, -1, right] - logits[0, -1, wrong]
 
     logits, cache = bridge.run_with_cache(clean)
-    found = {
+    found: dict[str, Any] = {
         "clean": clean[0],
         "corrupt": corrupt[0],
         "right": right,
