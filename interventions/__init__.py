@@ -1,6 +1,6 @@
 """Change one activation of a language model and measure exactly what the model does, thousands of times a second."""
 
-from interventions.effects import Effects, intervened_logits, measure
+from interventions.effects import Effects, intervened_logits, measure, measure_joint
 from interventions.errors import (
     EditError,
     HookError,
@@ -17,6 +17,7 @@ from interventions.models.loading import load_model
 from interventions.models.wrapping import wrap
 from interventions.recording import Recording, record
 from interventions.replaying.hooks import edit_in_trace, fwd_hooks
+from interventions.replaying.joint import Put
 from interventions.replaying.rows import Reference
 from interventions.sites import Site
 
@@ -27,6 +28,7 @@ __all__ = [
     "HookError",
     "MechdiagError",
     "ModelError",
+    "Put",
     "Recording",
     "Reference",
     "ReplayError",
@@ -40,6 +42,7 @@ __all__ = [
     "intervened_logits",
     "load_model",
     "measure",
+    "measure_joint",
     "record",
     "wrap",
 ]

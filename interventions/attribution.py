@@ -93,7 +93,7 @@ def _gradient(rows: Rows, chunk: np.ndarray, objective: Objective) -> tuple[Tens
     x = rows.edited(chunk).detach().requires_grad_(True)
     branches = rows.branches(chunk)
     with torch.enable_grad():
-        hidden = replayed(rows.recording, rows.site, branches, x, rows.attention).hidden
+        hidden = replayed(rows.recording, branches, rows.placed(chunk, x, branches), rows.attention).hidden
         token = torch.from_numpy(branches.first[reads.row] + reads.position - branches.start[reads.row]).to(x.device)
         at_read = objective(unembed(rows.recording, hidden[token]), torch.from_numpy(chunk[reads.row]))
         row = torch.from_numpy(reads.row).to(x.device)

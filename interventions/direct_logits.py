@@ -32,15 +32,24 @@ def direct_logits(
     norm gives W_U·d. Soft-capping or scaling of logits is left out. size: ‖x‖ (RMSNorm) or ‖x − mean(x)‖ (LayerNorm). Logits per unit
     of the direction's coefficient, float32, on the model's device. Source: direct logit attribution as commonly used.
     """
+    weight = recording.model.hf.get_output_embeddings().weight.float()
+    logits = carried_directly(recording, directions, size) @ weight.T
+    return logits - logits.mean(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def carried_directly(
+    recording: Recording, directions: Float[Tensor, "row d_model"], size: float | Float[Tensor, "row 1"]
+) -> Float[Tensor, "row d_model"]:
+    """What a unit of each direction adds after the final norm, its scale held fixed: (N(s·d) − N(0))/s; see `direct_logits`."""
     model = recording.model
     d = directions.to(model.device, torch.float32)
     scale = size / norm_read(model.norm_kind, d).clamp(min=1e-30)
     stream = torch.cat([torch.zeros_like(d[:1]), scale * d]).to(model.dtype)[None]
     ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=model.device)
-    with entering_at(recording, model.n_layers, stream):
+    with recording.held(), entering_at(recording, model.n_layers, stream):
         hidden = model.base(input_ids=ids, use_cache=False).last_hidden_state[0].float()
-    logits = (hidden[1:] - hidden[:1]) / scale @ model.hf.get_output_embeddings().weight.float().T
-    return logits - logits.mean(dim=-1, keepdim=True)
+    return (hidden[1:] - hidden[:1]) / scale
 
 
 def extremes(

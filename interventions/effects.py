@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.errors import EditError, MechdiagError, ReplayError, is_out_of_memory
-from interventions.metrics import TokenMetric
+from interventions.metrics import METRICS, TokenMetric
 from interventions.models.anatomy import check_site
 from interventions.recording import Recording
-from interventions.replaying.chunks import Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
+from interventions.replaying.chunks import DIRECT, Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
+from interventions.replaying.joint import JointRows, Put
 from interventions.replaying.replay import unembed
 from interventions.replaying.replay_check import warn_of_full_passes, why_not_replay
 from interventions.replaying.rows import Horizon, Reference, Rows, Vectors
@@ -84,18 +85,62 @@ def measure(
     replay was asked for and is not exact, `ModelError` where the model changed after it was recorded.
     Last bits depend on which rows share a chunk: equal to tolerance, not to the bit, where `batch_rows` changed.
     """
+    _check_how(path, batch_rows)
+    with recording.held():
+        rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
+        return _effects(rows, metrics, path, batch_rows, progress)
+
+
+@torch.no_grad()
+def measure_joint(
+    recording: Recording,
+    prompt: Int[Tensor, "row"],
+    puts: Sequence[Put],
+    *,
+    metrics: Sequence[str | TokenMetric] = ("kl",),
+    horizon: Horizon = "last",
+    path: str = "auto",
+    batch_rows: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Effects:
+    """The effects of rows that edit several sites of any blocks at once: each row all the edits of `puts` that name it.
+
+        measure_joint(recording, prompt, [Put(Site(12, "z", head=3), row, position, vectors), …], metrics=…)
+
+    prompt: `[row]`. A row begins at the lowest block and the first position that it edits; each later block puts its own edits
+    in. Rows of one edit each at different blocks or heads may share a call too. What is put in is what stands there, whatever
+    the row's other edits have done before it. Other arguments as for `measure`; `kl_direct` is not known here.
+    Raises `SiteError` and `ReplayError` as `measure` does, `EditError` for vectors of the wrong shape, rows without an edit, and
+    edits of one token of which one leaves the other without effect (a head's `z` and `attn_out`).
+    """
+    if DIRECT in metrics:
+        raise MechdiagError(f"{DIRECT} of joint edits is not defined; known: {', '.join(METRICS)}, metrics of tokens")
+    _check_how(path, batch_rows)
+    with recording.held():
+        rows = JointRows(recording, torch.as_tensor(prompt).cpu(), puts, horizon)
+        return _effects(rows, metrics, path, batch_rows, progress)
+
+
+def _check_how(path: str, batch_rows: int | None) -> None:
     if path not in PATHS or (batch_rows is not None and batch_rows < 1):
         raise MechdiagError(
             f"path {path!r}, batch_rows {batch_rows}; expected one of {', '.join(PATHS)}, and 1 row or more"
         )
-    with recording.held():
-        rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
-        asked = Asked(metrics, len(rows))
-        size = batch_rows or (512 if recording.model.device.type == "cpu" else 4096)
-        chosen = choose_path(rows, path, size)
-        size, halvings = in_chunks(rows, asked, chosen.one_chunk, size, progress)
+
+
+def _effects(
+    rows: Rows,
+    metrics: Sequence[str | TokenMetric],
+    path: str,
+    batch_rows: int | None,
+    progress: Callable[[int], object] | None,
+) -> Effects:
+    asked = Asked(metrics, len(rows))
+    size = batch_rows or (512 if rows.recording.model.device.type == "cpu" else 4096)
+    chosen = choose_path(rows, path, size)
+    size, halvings = in_chunks(rows, asked, chosen.one_chunk, size, progress)
     if halvings:
-        warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=2)
+        warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=3)
     values, where, finite = asked.values(rows)
     bad = int(((where >= 0) & ~finite).sum())
     return Effects(values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, bad, finite)
@@ -110,6 +155,9 @@ def in_chunks(
     while done < len(rows):
         before = reached[done - 1] if done else 0
         stop = max(done + 1, int(np.searchsorted(reached, before + size, side="right")))
+        if rows.entry is not None:  # rows of a chunk enter at the same block
+            entry = rows.entry[rows.order[done:stop]]
+            stop = done + int(np.searchsorted(entry, entry[0], side="right"))
         chunk = rows.order[done:stop]
         found = None
         try:
@@ -149,10 +197,10 @@ def intervened_logits(
         everything = rows.order
         reads = rows.reads(everything)
         if choose_path(rows, path, len(rows), [everything]).path == "replay":
-            branches, found = replay_rows(rows, everything, rows.edited(everything))
+            branches, found = replay_rows(rows, everything)
             logits = unembed(recording, found.hidden[read_tokens(branches, reads, found.hidden.device)])
         else:
-            logits = hooked(rows, everything, rows.edited(everything)).logits
+            logits = hooked(rows, everything, rows.placed(everything)).logits
     if rows.one_read:
         return torch.empty_like(logits).index_copy(0, torch.from_numpy(everything).to(logits.device), logits)
     whole = logits.new_full((len(rows), rows.n_columns, logits.shape[-1]), torch.nan)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
-from interventions.models.anatomy import at_site, check_site
+from interventions.models.anatomy import at_site, check_site, site_columns
 from interventions.models.causal_model import CausalModel
 from interventions.models.causality import LEAK, check_causal
 from interventions.models.compat import cache_name, cache_understood
@@ -41,8 +42,8 @@ class Recording:
     """token ids, right-padded with 0"""
     length: Int[Tensor, "prompt"]
     """tokens of each prompt (CPU)"""
-    activations: dict[Site, Float[Tensor, "prompt pos d_model"]]
-    """at each site asked for, at the beginning of its block (where replay of sites inside a block enters), and after
+    activations: dict[Site, Float[Tensor, "prompt pos width"]]
+    """at each site asked for (of a head or some neurons: all of them), at the beginning of its block (where replay of sites inside a block enters), and after
     the last block (where direct effects start)"""
     final_hidden: Float[Tensor, "prompt pos d_model"]
     """after the final norm: the unembedding turns it into the clean next-token distribution"""
@@ -115,16 +116,42 @@ class Recording:
             return set()
         return set(self.fingerprint.changed(fingerprint(self.model.hf))) - self.unsteady
 
-    def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row d_model"]:
-        """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
-        if site not in self.activations:
+    def has(self, site: Site) -> bool:
+        """Whether a site was recorded."""
+        return site.whole in self.activations
+
+    def of(self, site: Site) -> Float[Tensor, "prompt pos width"]:
+        """Activations at a site. Raises `SiteError` for one that was not recorded."""
+        if not self.has(site):
             raise SiteError(
                 f"site {site} was not recorded; recorded: {', '.join(map(str, self.activations)) or 'none'}"
             )
+        check_site(self.model, site, may_run=False)
+        columns = site_columns(self.model, site, self.tokens.shape[1])
+        values = self.activations[site.whole]
+        return values if columns is None else values[..., columns.to(values.device)]
+
+    def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row width"]:
+        """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
+        if not self.has(site):
+            self.of(site)
         prompt, position = prompt.cpu(), position.cpu()
         self.check_rows(prompt, position)
-        values = self.activations[site]
-        return values[prompt.to(values.device), position.to(values.device)]
+        whole = self.activations[site.whole]
+        values = whole[prompt.to(whole.device), position.to(whole.device)]
+        if site.whole == site:
+            return values
+        check_site(self.model, site, may_run=False)
+        columns = site_columns(self.model, site, self.tokens.shape[1])
+        return values if columns is None else values[..., columns.to(values.device)]
+
+    def entering(self, first_block: int, prompt: Tensor, position: Tensor) -> Float[Tensor, "row d_model"]:
+        """What block `first_block` reads at single tokens. Raises `SiteError` where neither side of it was recorded."""
+        site = Site(first_block, "resid_pre")
+        if site not in self.activations and first_block:
+            below = Site(first_block - 1)
+            site = below if below in self.activations else site
+        return self.at(site, prompt, position)
 
 
 def record(
@@ -152,7 +179,8 @@ def record(
     model.shapes = check_causal(model)  # again: it may have been changed since it was wrapped
     for site in sites:
         check_site(model, site)
-    kept = tuple(dict.fromkeys([*sites, *(site.entry for site in sites), Site(model.n_layers - 1)]))
+    every = [site.whole for site in sites] + [site.entry for site in sites]
+    kept = tuple(dict.fromkeys([*every, Site(model.n_layers - 1)]))
     prompts, _ = read_prompts(tokens.tokens if isinstance(tokens, Prompts) else tokens, model.tokenizer, attention_mask)
     check_prompts(model, prompts)
     length = torch.tensor([len(p) for p in prompts])
@@ -267,6 +295,8 @@ def _store(
 
     recording.final_hidden = put(recording.final_hidden if recording.final_hidden.shape[2] else None, final, 1)
     for site, value in seen.items():
+        if site.point == "pattern":  # as many weights as the longest of all prompts has tokens
+            value = pad(value.unflatten(-1, (-1, width)), (0, shape[1] - width)).flatten(-2)
         recording.activations[site] = put(recording.activations.get(site), value, 1)
     layers = [] if cache is None else [(layer.keys, layer.values) for layer in cache.layers]
     if cache is None:

@@ -222,7 +222,8 @@ class _Chunk:
             assert vectors is not None
             branches, found = replay_rows(self.rows, self.chunk, vectors)
             return found.hidden[read_tokens(branches, self.reads, self.device)]
-        return hooked(self.rows, self.chunk, vectors).logits
+        edits = [] if vectors is None else self.rows.placed(self.chunk, vectors, self.branches)
+        return hooked(self.rows, self.chunk, edits).logits
 
     def _logits(self, final: Tensor) -> Tensor:
         return unembed(self.rows.recording, final) if self.replays else final

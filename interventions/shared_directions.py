@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interventions.errors import EditError
 from interventions.recording import Recording
+from interventions.replaying.placed import placed
 from interventions.replaying.replay import Branches, replayed, unembed
 from interventions.replaying.replay_check import logits_differ
 from interventions.sites import Site
@@ -51,7 +52,8 @@ class Directions:
             size = d.norm(dim=-1, keepdim=True).clamp(min=1e-30) / d.shape[-1] ** 0.5  # so that no epsilon matters
             rows = torch.cat([d / size, torch.zeros_like(d[:1])])
             alone = Branches.single(np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=int))
-            hidden = replayed(recording, Site(model.n_layers - 1), alone, rows).hidden
+            last = placed(recording, Site(model.n_layers - 1), alone.edited, rows)
+            hidden = replayed(recording, alone, [last]).hidden
             self._tables[key] = hidden, torch.cat([unembed(recording, some) for some in hidden.split(512)])
         return self._tables[key]
 

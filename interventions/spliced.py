@@ -155,8 +155,8 @@ class Passes:
         self, prompts: Tensor, width: int, name: str = "", edit: Edit | None = None
     ) -> Float[Tensor, "prompt pos vocab"]:
         """Logits of full forward passes with an edit at the site (none: clean), by the wrapper's own hooks."""
-        change = None if edit is None else self.change(prompts, width, name, edit)
-        return hooked_logits(self.model, self.tokens[prompts, :width], self.site, change)
+        edits = [] if edit is None else [(self.site, self.change(prompts, width, name, edit))]
+        return hooked_logits(self.model, self.tokens[prompts, :width], edits)
 
     def change(self, prompts: Tensor, width: int, name: str, edit: Edit) -> Edit:
         """A function of the activations at the site, `[prompt, pos, d_model]`, that applies `edit` at the tokens to be edited."""

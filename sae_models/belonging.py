@@ -35,9 +35,9 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
     try:
         own = Site.parse(sae.hook_name)
     except SiteError as error:
-        raise SiteError(
-            f"an SAE of {sae.hook_name!r}, which is no site here; known: {', '.join(f'blocks.N.hook_{p}' for p in POINTS)}"
-        ) from error
+        raise SiteError(_unknown(sae.hook_name)) from error
+    if own.inside:
+        raise SiteError(_unknown(sae.hook_name))
     sae.check_belongs(d_model=causal.d_model, hook_name=None if site is None else site.hook_name)
     sae.check_finite()
     _check_model(sae, causal)
@@ -58,6 +58,10 @@ def _why_not_centred(model: CausalModel) -> str | None:
         return "LayerNorm behind its blocks"
     normed = any("embeddings_layernorm" in name for name, _ in model.base.named_modules())
     return "LayerNorm behind its embeddings" if normed else None
+
+
+def _unknown(hook_name: str) -> str:
+    return f"an SAE of {hook_name!r}, which is no site of SAEs here; known: {', '.join(f'blocks.N.hook_{p}' for p in POINTS)}"
 
 
 def _check_model(sae: Any, model: CausalModel) -> None:

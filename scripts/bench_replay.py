@@ -218,7 +218,7 @@ def _compare(
         add(
             f"{way}, batch {BATCH}",
             BATCH,
-            lambda o=other: hooked_logits(o, tokens, site, lambda _: vector + 1, where),
+            lambda o=other: hooked_logits(o, tokens, [(site, lambda _: vector + 1)], where),
             2,
         )
     added = recording.at(inside, torch.arange(BATCH), where.cpu())
@@ -226,13 +226,13 @@ def _compare(
     add(
         f"TransformerBridge hooks, attn_out, batch {BATCH}",
         BATCH,
-        lambda: hooked_logits(bridge, tokens, inside, lambda _: added + 1, where),
+        lambda: hooked_logits(bridge, tokens, [(inside, lambda _: added + 1)], where),
         2,
     )
     one = tokens.new_zeros(1, 1)
     at = torch.zeros(1, dtype=torch.long, device=model.device)
     add("one-token context, batch 1 (published)", 8,
-        lambda: [hooked_logits(bridge, one, site, lambda _: vector[:1] + 1, at) for _ in range(8)])  # fmt: skip
+        lambda: [hooked_logits(bridge, one, [(site, lambda _: vector[:1] + 1)], at) for _ in range(8)])  # fmt: skip
     return found
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from diagnostics.sae_evaluation.matched import of_differences
 from diagnostics.saved import saved_results
 from diagnostics.statistics.estimate import CensoredMedian, Estimate, FiellerInterval
 from diagnostics.statistics.tables import with_ends
@@ -39,6 +40,11 @@ def part_of(result: Any, part: str) -> pd.DataFrame:
         lines = [
             {"sae": g["sae"], "layer": g["layer"], "draws": n} | d for g in result.groups for n, d in g["draws"].items()
         ]
+    elif part == "tails":  # of an atlas
+        lines = [_tails(sae, layer, rows) for (sae, layer), rows in result.to_frame().groupby(["sae", "layer"])]
+    elif part == "paired":  # of an evaluation: each cosine SAE less the standard one of its block
+        whole = {(g["sae"], g["corpus"]): g for g in result.groups if g["quartile"] == "all" and g["tokens"] != "all"}
+        lines = [_paired(sae, corpus, whole, result.deletions) for sae, corpus in whole if sae.endswith("/cosine")]
     elif part in ("groups", "matched", "shift"):
         lines = getattr(result, part)
     else:
@@ -48,6 +54,42 @@ def part_of(result: Any, part: str) -> pd.DataFrame:
         ]
     plain = (str, int, float, bool, np.generic, Estimate, FiellerInterval, CensoredMedian)
     return pd.DataFrame([with_ends({k: v for k, v in line.items() if isinstance(v, plain)}) for line in lines])
+
+
+def _tails(sae: str, layer: int, rows: pd.DataFrame) -> dict[str, Any]:
+    """How much of summed KL is second order, and the ratio of means without the largest effects, of an SAE in an atlas."""
+    scored, beside = rows.dropna(subset="second_order"), rows.dropna(subset="kl_placebo")
+    large, typical = scored["kl"] > 0.1, (scored["second_order"] / scored["kl"]).between(1 / 1.25, 1.25)
+    drop = scored["top1_drop"] / scored["gradient"]
+    usual = beside[beside[["kl", "kl_placebo"]].max(axis=1) < rows["kl"].quantile(0.99)]
+    return {
+        "sae": sae,
+        "layer": layer,
+        "scored_rows": len(scored),
+        "second_order_of_kl": scored["second_order"].sum() / scored["kl"].sum(),
+        "median_kl_over_second_order": (scored["kl"] / scored["second_order"]).median(),
+        "within_a_quarter": typical.mean(),
+        "kl_above_.1": scored["kl"][large].sum() / scored["kl"].sum(),
+        "median_kl_over_second_order_above_.1": (scored["kl"] / scored["second_order"])[large].median(),
+        "median_drop_over_gradient": drop.median(),
+        "drop_within_a_quarter": drop.between(1 / 1.25, 1.25).mean(),
+        "mean_kl_over_placebo": beside["kl"].sum() / beside["kl_placebo"].sum(),
+        "mean_kl_over_placebo_below_largest_hundredth": usual["kl"].sum() / usual["kl_placebo"].sum(),
+    }
+
+
+def _paired(sae: str, corpus: str, whole: dict[tuple[str, str], Any], deletions: pd.DataFrame) -> dict[str, Any]:
+    """An SAE less the standard one of its block, paired over prompts."""
+    line: dict[str, Any] = {"sae": sae, "corpus": corpus}
+    pair = (sae, sae.replace("cosine", "standard"))
+    some = [deletions.loc[(deletions["sae"] == name) & (deletions["corpus"] == corpus)] for name in pair]
+    for m, n in (("fve", "n_prompts"), ("kl_score", "n_kl_prompts")):
+        first = whole[pair[0], corpus][m].value - whole[pair[1], corpus][m].value
+        moved = some[0][m].to_numpy() - some[1][m].to_numpy()
+        n_prompts = whole[sae, corpus][n]
+        sizes = some[0]["n_tokens"].to_numpy()[:n_prompts]
+        line[m] = of_differences(np.r_[first, moved[:n_prompts]], n_prompts, sizes)
+    return line
 
 
 def keep(folder: Path, name: str, part: str = "") -> None:
@@ -121,7 +163,9 @@ def claims() -> list[dict[str, Any]]:
         for key in ("estimate", "control"):
             claim[key] = str(claim.get(key, "")).format(**values)
         claim["quoted"] = [
-            {"page": page, "text": text.format(**values)} for page, text in claim.get("quoted", {}).items()
+            {"page": page, "text": text.format(**values)}
+            for page, texts in claim.get("quoted", {}).items()
+            for text in ([texts] if isinstance(texts, str) else texts)
         ]
         claim["tables"] = sorted({spec["table"] for spec in claim.get("numbers", {}).values()})
     return found
@@ -149,7 +193,7 @@ def page() -> str:
         lines += [f"## {section}", "", "| claim | estimate | control | verdict | from |", "|---|---|---|---|---|"]
         for c in every:
             if c["section"] == section:
-                source = ", ".join(f"[{t}](results/data/{t}.csv)" for t in c["tables"]) or NOT_KEPT
+                source = ", ".join(f"[{t}](results/data/{t}.csv)" for t in c["tables"]) or c.get("source", NOT_KEPT)
                 cells = [c["claim"], c["estimate"], c["control"], f"**{c['verdict']}**", source]
                 lines.append(
                     "| " + " | ".join(str(cell).strip().replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
@@ -164,7 +208,9 @@ def page() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("keep", nargs="*", help="keep FOLDER NAME")
-    parser.add_argument("--part", default="", help="`groups`, `matched`, `shift`, `draws` … in place of the summary")
+    parser.add_argument(
+        "--part", default="", help="`groups`, `matched`, `shift`, `draws`, `tails`, `paired` … in place of the summary"
+    )
     args = parser.parse_args()
     if args.keep:
         word, folder, name = args.keep

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("interventions", "sae_models", "diagnostics")
 """From the ground up: each imports only those before it."""
-SHARED = ("statistics", "sampling", "figures", "results", "running", "commands")
+SHARED = ("statistics", "sampling", "pairs", "figures", "results", "running", "commands")
 """Folders of `diagnostics` that the questions share."""
 ACROSS = ("reports", "by_depth")
 """Folders of `diagnostics` that show results of every question, and import none."""

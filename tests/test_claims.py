@@ -33,12 +33,29 @@ def test_quoted_sentences_have_the_numbers_of_the_data(claim):
         assert flat(quoted["text"]) in flat((ROOT / quoted["page"]).read_text()), quoted
 
 
-def test_every_finding_of_the_readme_is_quoted():
-    """Each bullet of `What came out`."""
-    text = (ROOT / "README.md").read_text().split("## What came out")[1].split("\n## ")[0]
-    said = [flat(c["text"]) for claim in CLAIMS for c in claim["quoted"] if c["page"] == "README.md"]
-    bullets = [flat(part) for part in re.split(r"\n- ", text)[1:]]
-    assert bullets and all(any(s in bullet for s in said) for bullet in bullets)
+RESULTS = sorted((DOCS / "results").glob("*.md"))
+
+
+def findings(text: str) -> list[str]:
+    """The bullets and tables of a page, and its other paragraphs with a decimal number, less those of commands, headings and pictures."""
+    blocks = re.split(r"\n\s*\n|\n(?=- )", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    kept = []
+    for block in (b.strip() for b in blocks):
+        if block.startswith(("- ", "|")) or (re.search(r"\.\d", block) and not re.match(r"`|#|!\[", block)):
+            kept.append(flat(block))
+    return kept
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/results/{p.name}" for p in RESULTS)])
+def test_every_finding_is_quoted_by_a_claim(page):
+    """Each bullet and table of `What came out` and of docs/results, and each paragraph that has a decimal number."""
+    text = (ROOT / page).read_text()
+    if page == "README.md":
+        text = text.split("## What came out")[1].split("\n## ")[0]
+    said = [flat(c["text"]) for claim in CLAIMS for c in claim["quoted"] if c["page"] == page]
+    blocks = findings(text)
+    assert blocks
+    assert [block[:100] for block in blocks if not any(s in block for s in said)] == []
 
 
 def test_committed_results_are_used_and_say_how_they_were_made():

@@ -39,6 +39,7 @@ _MODELS = {
     "phi": ("PhiConfig", _PLAIN),
     "olmo2": ("Olmo2Config", _GROUPED),
     "stablelm": ("StableLmConfig", _PLAIN),
+    "phi3": ("Phi3Config", {**_GROUPED, "pad_token_id": 0}),
     "gpt_neo": (
         "GPTNeoConfig",
         {
@@ -76,6 +77,7 @@ _HUB = {
     "phi": "microsoft/phi-1",
     "olmo2": "allenai/OLMo-2-1124-7B",
     "stablelm": "stabilityai/stablelm-base-alpha-3b",
+    "phi3": "microsoft/Phi-3-mini-4k-instruct",
     "gpt_neo": "EleutherAI/gpt-neo-125M",
     "bloom": "bigscience/bloom-560m",
 }

@@ -7,19 +7,19 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from interventions.errors import SiteError
 from interventions.models.causal_model import WRAPPED, CausalModel
 from interventions.models.compat import without_cache
 from interventions.models.exclusive import exclusive, hooked
+from interventions.models.inside import ATTENTION, MLP, at_inside, check_inside
+from interventions.models.inside import columns as columns_inside
 from interventions.models.wrapping import wrap
 from interventions.sites import Site
 
-_ADDS = {
-    "attn_out": ("self_attn", "attn", "attention", "self_attention"),
-    "mlp_out": ("mlp", "fc2", "block_sparse_moe"),
-}
+_ADDS = {"attn_out": ATTENTION, "mlp_out": MLP}
 _POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
 _SEQUENTIAL, _PARALLEL = "sequential", "parallel"
 _kinds: WeakKeyDictionary[nn.Module, dict[int, str]] = WeakKeyDictionary()
@@ -30,12 +30,16 @@ def check_site(model: Any, site: Site, *, may_run: bool = True) -> None:
     """Raise `SiteError` when the model, anything that `wrap` takes, has no such site.
 
     Sites inside a block are looked at on first use, in two passes over four tokens: what attention and MLP give must add
-    up to what the block adds to the stream, and the MLP must read what attention wrote where `resid_mid` is asked for.
+    up to what the block adds to the stream, and the MLP must read what attention wrote where `resid_mid` is asked for; of one
+    head moved, only that head may move (see `inside`).
     may_run: False inside a trace, where the model cannot be asked anything else: then a block not looked at is an error.
     """
     model = wrap(model)
     site.check(model.n_layers)
     if site.entry == site:
+        return
+    if site.inside:
+        check_inside(model, site, may_run=may_run)
         return
     kinds = _kinds.setdefault(model.hf, {})
     if kinds.get(site.layer) not in (
@@ -56,6 +60,35 @@ def check_site(model: Any, site: Site, *, may_run: bool = True) -> None:
             f"no resid_mid in block {site.layer}: attention and MLP of {type(model.hf).__name__} read the same stream, side "
             "by side; known here: resid_pre, attn_out, mlp_out, resid_post"
         )
+
+
+def n_heads(model: Any, site: Site) -> int:
+    """How many heads there are at a site: of `k` and `v` the model's own, which queries may share. Raises `SiteError`."""
+    return check_inside(wrap(model), site.whole).heads(site.point)
+
+
+def site_width(model: Any, site: Site, n_pos: int | None = None) -> int:
+    """Numbers in a vector at a site. n_pos: tokens of the longest prompt, which a `pattern` needs. Raises `SiteError`."""
+    model = wrap(model)
+    if not site.inside:
+        return model.d_model
+    here = check_inside(model, site)
+    if site.point == "pattern":
+        if n_pos is None:
+            raise SiteError(f"the width of {site} depends on how long the prompts are; give n_pos")
+        return n_pos * (here.n_heads if site.head is None else 1)
+    which = columns_inside(here, site)
+    return here.width[site.point] if which is None else len(which)
+
+
+def site_columns(model: CausalModel, site: Site, n_pos: int) -> Int[Tensor, "width"] | None:
+    """Which numbers of `site.whole` a site holds (None: all), where prompts have up to n_pos tokens."""
+    if site.whole == site:
+        return None
+    if site.point == "pattern":
+        assert site.head is not None
+        return torch.arange(site.head * n_pos, (site.head + 1) * n_pos)
+    return columns_inside(check_inside(model, site), site)
 
 
 def adder(model: CausalModel, site: Site) -> nn.Module:
@@ -118,9 +151,9 @@ def _block_kind(model: CausalModel, layer: int) -> str:
 
 @contextmanager
 def at_site(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `see` with what stands at a site, `[prompt, pos, d_model]`, in every forward pass; what it returns, if anything, takes its place."""
+    """Call `see` with what stands at a site, `[prompt, pos, width]`, in every forward pass; what it returns, if anything, takes its place."""
     check_site(model, site)
-    with _at(model, site, see):
+    with at_inside(model, site, see) if site.inside else _at(model, site, see):
         yield
 
 

@@ -75,7 +75,7 @@ def _check(hf: PreTrainedModel) -> None:
     if next(hf.parameters()).device.type == "meta":
         raise ModelError("the model's weights are not loaded; load them first (nnsight: dispatch=True)")
     attention = getattr(hf.config, "_attn_implementation", None)
-    if attention not in ("eager", "sdpa", None):
+    if attention not in ("eager", "sdpa", None) and not str(attention).startswith("mechdiag_"):
         raise ModelError(
             f"attention {attention!r} takes no 4-D mask; load the model with attn_implementation='sdpa' or 'eager'"
         )

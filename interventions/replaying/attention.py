@@ -25,6 +25,19 @@ _NAME = "mechdiag_rows"
 
 
 @dataclass
+class PatternRows:
+    """Rows of weights that stand in for those of single heads at single tokens."""
+
+    slot: Int[Tensor, "edit"]
+    """place of the token in the padded groups"""
+    head: Int[Tensor, "edit"]
+    on_clean: Float[Tensor, "edit key"]
+    """on the clean keys before the token's branch"""
+    on_own: Float[Tensor, "edit width"]
+    """on the tokens of its branch"""
+
+
+@dataclass
 class RowAttention:
     """What the tokens of one forward pass attend to: a branch's own tokens so far, and its prompt's clean keys before it."""
 
@@ -42,6 +55,8 @@ class RowAttention:
     """sliding window of each block, None: it sees all"""
     layer: int = -1
     """the block that is running: set by the cache as it takes the rows' keys"""
+    patterns: dict[int, PatternRows] = field(default_factory=dict)
+    """weights that were edited, by block"""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """`hidden` of each window, formed once"""
 
@@ -98,6 +113,9 @@ class RowAttention:
             scores = softcap * torch.tanh(scores / softcap)
         scores.masked_fill_(self.hidden(self.windows[self.layer]), float("-inf"))
         weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, query.dtype)).to(query.dtype)
+        if (edit := self.patterns.get(self.layer)) is not None:
+            at = edit.slot // n_slot, edit.head, edit.slot % n_slot
+            weights = weights.index_put(at, torch.cat([edit.on_clean, edit.on_own], dim=1).to(weights.dtype))
         seen = weights[..., : self.n_clean].reshape(n_group, n_kv, repeats * n_slot, self.n_clean) @ clean_values
         on_own = weights[..., self.n_clean :]
         if width == 1:

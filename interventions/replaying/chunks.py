@@ -11,6 +11,7 @@ from torch import Tensor
 from interventions.errors import MechdiagError
 from interventions.metrics import METRICS, NOT_FLOATS, CleanRows, CleanSide, Comparison, TokenMetric
 from interventions.replaying.hooks import Forwarded, full_forwards
+from interventions.replaying.placed import Placed, placed
 from interventions.replaying.replay import Branches, Replayed, replayed, unembed
 from interventions.replaying.rows import Reads, Rows
 from interventions.sites import Site
@@ -74,11 +75,11 @@ class Asked:
         return values, torch.full(shape, -1).index_put(at, position), finite
 
 
-def replay_rows(rows: Rows, which: np.ndarray, vectors: Tensor) -> tuple[Branches, Replayed]:
-    """Rows in ascending order of prompt, with `vectors` at their edited tokens."""
+def replay_rows(rows: Rows, which: np.ndarray, vectors: Tensor | None = None) -> tuple[Branches, Replayed]:
+    """Rows in ascending order of prompt, with their edits, or with `vectors` at their edited tokens."""
     assert rows.attention is not None
     branches = rows.branches(which)
-    return branches, replayed(rows.recording, rows.site, branches, vectors, rows.attention)
+    return branches, replayed(rows.recording, branches, rows.placed(which, vectors, branches), rows.attention)
 
 
 def read_tokens(branches: Branches, reads: Reads, device: torch.device) -> Tensor:
@@ -194,7 +195,7 @@ def _spread(clean: CleanSide, index: np.ndarray, logits: Tensor, which: np.ndarr
 def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
     """Everything up to the unembedding, by replay; reads in the order of their clean sides."""
     recording, device = rows.recording, rows.recording.model.device
-    vectors, last = rows.edited(chunk), Site(rows.recording.model.n_layers - 1)
+    vectors, last = rows.edited(chunk) if direct else None, Site(rows.recording.model.n_layers - 1)
     branches, found = replay_rows(rows, chunk, vectors)
     reads = rows.reads(chunk)
     if rows.reference is None:
@@ -217,11 +218,13 @@ def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
     token = read_tokens(branches, reads, device)
     carried, direct_of = None, np.zeros(0, dtype=int)
     if direct:
+        assert vectors is not None
         edit, direct_of = _edits_read(branches, token)
         delta = (vectors - rows.clean_at_site(chunk))[edit]
         moved = stream[torch.from_numpy(index[direct_of]).to(device)] + delta
         alone = Branches.single(np.zeros(len(direct_of), dtype=int), np.zeros(len(direct_of), dtype=int))
-        carried = replayed(recording, last, alone, moved).hidden if len(direct_of) else moved
+        moved_there = [placed(recording, last, alone.edited, moved)]
+        carried = replayed(recording, alone, moved_there).hidden if len(direct_of) else moved
     return _Sides(clean, found.hidden[token], index, carried, direct_of), reads
 
 
@@ -233,11 +236,11 @@ def _edits_read(branches: Branches, token: Tensor) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(edit[own]).to(token.device), own
 
 
-def hooked(rows: Rows, which: np.ndarray, vectors: Tensor | None) -> Forwarded:
-    """Full forward passes of rows with `vectors` at their edited tokens (None: clean)."""
+def hooked(rows: Rows, which: np.ndarray, edits: Sequence[Placed]) -> Forwarded:
+    """Full forward passes of rows with edits at their tokens (none: clean)."""
     branches = rows.branches(which)
     token = read_tokens(branches, rows.reads(which), torch.device("cpu")).numpy()
-    return full_forwards(rows.recording, rows.site, branches, vectors, token)
+    return full_forwards(rows.recording, branches, edits, token)
 
 
 def hooks_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, dict[str, Tensor]]:
@@ -245,19 +248,21 @@ def hooks_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, dic
     found, all_reads = [], []
     for start in range(0, len(chunk), 16):
         part = chunk[start : start + 16]
-        reads, vectors = rows.reads(part), rows.edited(part)
-        forwarded = hooked(rows, part, None if rows.reference is None else rows.reference_vectors(part))
+        reads, edits = rows.reads(part), rows.placed(part)
+        forwarded = hooked(
+            rows, part, [] if rows.reference is None else rows.placed(part, rows.reference_vectors(part))
+        )
         clean, index = CleanSide(forwarded.logits), np.arange(len(reads.row))
         row = torch.from_numpy(part[reads.row])
-        values = _compare(clean, index, hooked(rows, part, vectors).logits, row, asked.by_name)
+        values = _compare(clean, index, hooked(rows, part, edits).logits, row, asked.by_name)
         if asked.direct:
+            vectors = edits[0].vectors
             edit, own = _edits_read(rows.branches(part), read_tokens(rows.branches(part), reads, vectors.device))
             moved = forwarded.stream[torch.from_numpy(own).to(edit.device)] + (vectors - rows.clean_at_site(part))[edit]
             alone = Branches.single(rows.prompt[part][reads.row[own]], reads.position[own])
             last = Site(rows.recording.model.n_layers - 1)
-            logits = (
-                full_forwards(rows.recording, last, alone, moved, np.arange(len(own))).logits if len(own) else moved
-            )
+            there = [placed(rows.recording, last, alone.edited, moved)]
+            logits = full_forwards(rows.recording, alone, there, np.arange(len(own))).logits if len(own) else moved
             values[DIRECT] = _spread(clean, index, logits, own, len(index))
         found.append(values)
         all_reads.append(Reads(reads.row + start, reads.column, reads.position))

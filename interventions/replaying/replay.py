@@ -10,7 +10,8 @@ grouped   our attention function (see `attention`), for models that let theirs b
 masked    the model's own attention under a 4-D mask, the branches of a prompt standing side by side as extra queries
 """
 
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ from interventions.models.causal_model import CausalModel
 from interventions.models.compat import cache_name, cache_understood
 from interventions.models.exclusive import exclusive, forward_replaced
 from interventions.recording import Recording
-from interventions.replaying.attention import RowAttention, attending
+from interventions.replaying.attention import PatternRows, RowAttention, attending
+from interventions.replaying.placed import Placed, merged, overwritten
 from interventions.sites import Site
 
 ATTENTIONS = ("grouped", "masked")
@@ -222,32 +224,76 @@ class Replayed(NamedTuple):
     """before it"""
 
 
+def _pattern_rows(each: Placed, branches: Branches, rows: Layout) -> PatternRows:
+    """Edited rows of weights, over the clean keys and over the tokens of the branch."""
+    device, n_pos = each.vectors.device, each.vectors.shape[1]
+    if each.columns is None:  # every head
+        n_pos = n_pos // each.n_heads
+        head = torch.arange(each.n_heads, device=device).repeat(len(each.token))
+        weights = each.vectors.reshape(-1, n_pos)
+    else:
+        head, weights = each.columns[:, 0] // n_pos, each.vectors
+    token = np.repeat(each.token, len(head) // max(1, len(each.token)))
+    start, position = (
+        torch.from_numpy(x[token]).to(device)[:, None] for x in (branches.start[branches.row], branches.position)
+    )
+    key, place = (torch.arange(n, device=device) for n in (rows.n_clean, rows.width))
+    on_clean = torch.where(key < start, weights[:, : rows.n_clean], 0.0)
+    own = start + place
+    on_own = torch.where(own <= position, weights.gather(1, own.clamp(max=n_pos - 1)), 0.0)
+    return PatternRows(rows.slot[torch.from_numpy(token).to(device)], head, on_clean, on_own)
+
+
+def _put_in(model: CausalModel, each: Placed, branches: Branches, rows: Layout, flat: bool) -> AbstractContextManager:
+    """Let the vectors stand at their site for as long as this lasts."""
+    token = torch.from_numpy(each.token).to(each.vectors.device)
+    slot = token if flat else rows.slot[token]
+
+    def overwrite(value: Tensor) -> Tensor:
+        lines, edit = value.flatten(0, 1), each
+        if each.site.point != "pattern":
+            return overwritten(lines, slot, edit).view(value.shape)
+        made = _pattern_rows(each, branches, rows)
+        weights = lines.unflatten(-1, (each.n_heads, -1))
+        own = rows.n_clean + made.slot % rows.shape[1] // rows.width * rows.width
+        line = weights.new_zeros(len(made.head), weights.shape[-1])
+        line[:, : rows.n_clean] = made.on_clean
+        line.scatter_(1, own[:, None] + torch.arange(rows.width, device=own.device), made.on_own.to(line.dtype))
+        return weights.index_put((made.slot, made.head), line).view(value.shape)
+
+    return at_site(model, each.site, overwrite)
+
+
 def replayed(
     recording: Recording,
-    site: Site,
     branches: Branches,
-    vectors: Float[Tensor, "edit d_model"],
+    edits: Sequence[Placed],
     attention: str = "grouped",
     group_size: int | None = None,
 ) -> Replayed:
-    """Run the blocks above on `branches`, `vectors` standing at `site` of their edited tokens; no logits are formed.
+    """Run the blocks above on `branches`, the vectors of `edits` standing at their tokens; no logits are formed.
 
     attention: one of `ATTENTIONS`. group_size: branches of a prompt side by side (default: what costs least). One call of
     the model's own forward; gradients flow where they are enabled. Tokens of a branch with a non-finite vector are nan.
     """
     model, device = recording.model, recording.model.device
-    finite = vectors.isfinite().all(dim=-1)
-    vectors = torch.where(finite[:, None], vectors, 0.0)  # else one row could spoil those beside it
-    flat = attention == "grouped" or site.first_block == model.n_layers  # above the last block nothing attends
+    finite = [each.vectors.isfinite().all(dim=-1) for each in edits]
+    # else one row could spoil those beside it
+    kept = [
+        each._replace(vectors=torch.where(f[:, None], each.vectors, 0.0)) for each, f in zip(edits, finite, strict=True)
+    ]
+    first = min(each.site.first_block for each in edits)
+    flat = attention == "grouped" or first == model.n_layers  # above the last block nothing attends
     rows = layout(branches, device, 0 if flat else 12 * model.d_model, group_size)
-    edited = torch.from_numpy(branches.edited).to(device)
-    if site.entry == site and len(vectors) == branches.n_tokens:
-        value = vectors
+    entering = [each for each in merged(kept) if each.site.first_block == first and each.site.entry == each.site]
+    later = [each for each in merged(kept) if not any(each.site == other.site for other in entering)]
+    if len(entering) == 1 and np.array_equal(entering[0].token, np.arange(branches.n_tokens)):
+        value = entering[0].vectors
     else:
         token = torch.from_numpy(np.stack([branches.prompt[branches.row], branches.position]))
-        value = recording.at(site.entry, *token)
-        if site.entry == site:
-            value = value.index_copy(0, edited, vectors)
+        value = recording.entering(first, *token)
+        for each in entering:
+            value = overwritten(value, torch.from_numpy(each.token).to(device), each)
     stream: list[Tensor] = []
     with ExitStack() as stack:
         if flat:
@@ -264,7 +310,13 @@ def replayed(
                 rows.width,
                 rows.n_clean,
                 windows(model),
+                patterns={
+                    each.site.layer: _pattern_rows(each, branches, rows)
+                    for each in later
+                    if each.site.point == "pattern"
+                },
             )
+            later = [each for each in later if each.site.point != "pattern"]
             cache: DynamicCache = _OwnKeys(own)
             stack.enter_context(attending(own))
         else:
@@ -274,12 +326,10 @@ def replayed(
             slot_position = rows.position
             mask = _for_each_kind(model, lambda window: row_mask(rows, model.dtype, window))
             cache = _JoinedKeys(recording, rows)
-        stack.enter_context(entering_at(recording, site.first_block, value))
-        if site.entry != site:
-            place = edited if flat else rows.slot[edited]
-            overwrite = lambda x: x.flatten(0, 1).index_copy(0, place, vectors).view(x.shape)  # noqa: E731
-            stack.enter_context(at_site(model, site, overwrite))
-        if site.first_block < model.n_layers:
+        stack.enter_context(entering_at(recording, first, value))
+        for each in later:
+            stack.enter_context(_put_in(model, each, branches, rows, flat))
+        if first < model.n_layers:
             stack.enter_context(at_site(model, Site(model.n_layers - 1), lambda x: stream.append(x)))
         stack.enter_context(cache_understood(model.base))
         hidden = model.base(
@@ -294,7 +344,8 @@ def replayed(
     ]
     bad_rows = torch.zeros(len(branches.prompt), dtype=torch.int32, device=device)
     row = torch.from_numpy(branches.row).to(device)
-    bad_rows.index_add_(0, row[edited], (~finite).int())
+    for each, good in zip(edits, finite, strict=True):
+        bad_rows.index_add_(0, row[torch.from_numpy(each.token).to(device)], (~good).int())
     bad = (bad_rows > 0)[row, None]
     return Replayed(*(x.masked_fill(bad, torch.nan) for x in found))
 

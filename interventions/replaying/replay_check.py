@@ -12,8 +12,11 @@ from torch import Tensor
 
 from interventions.errors import MechdiagError, is_out_of_memory, one_line
 from interventions.models.causality import LEAK
+from interventions.recording import Recording
 from interventions.replaying.certificates import Certificate, certificates, keep
 from interventions.replaying.hooks import full_forwards
+from interventions.replaying.joint import JointRows
+from interventions.replaying.placed import Placed, placed
 from interventions.replaying.replay import ATTENTIONS, Branches, replayed, unembed, unsupported
 from interventions.replaying.rows import Rows
 from interventions.sites import Site
@@ -65,11 +68,11 @@ def why_not_replay(
     tokens or look at their ids, so many are tried at once, and every chunk of this call is replayed with its clean vectors first:
     chunks, the rows of each (default: as many as have `size` tokens).
     """
-    recording, site = rows.recording, rows.site
-    model, first = recording.model, site.first_block
+    recording, first = rows.recording, rows.first_block
+    model = recording.model
     if reason := unsupported(recording):
         return reason, None
-    kind = site.point, 2 ** int(np.ceil(np.log2(rows.width))), first, int(rows.furthest.max())
+    kind = rows.label, 2 ** int(np.ceil(np.log2(rows.width))), first, int(rows.furthest.max())
     if (found := certificates(recording).find(*kind)) is None:
         trial = _Trial.of(rows, size if recording.own_code else 1)
         if isinstance(trial, str):
@@ -99,7 +102,7 @@ def _acts_otherwise(rows: Rows, chunks: Iterable[np.ndarray]) -> str | None:
     tokens a pass has, at their ids or at anything else.
     """
     recording, whose = rows.recording, f"code of the user's own on {rows.recording.own_code[0]}"
-    if rows.site not in recording.activations:
+    if not all(recording.has(site) for site in rows.sites):
         return f"{whose} cannot be checked at a site that was not recorded"
     assert rows.attention is not None
     allowed = LEAK.get(recording.model.dtype, max(LEAK.values()))
@@ -108,13 +111,12 @@ def _acts_otherwise(rows: Rows, chunks: Iterable[np.ndarray]) -> str | None:
         for some in (chunk,) if rows.reference is None else (chunk, rows.distinct_clean(chunk)[0]):
             branches = rows.branches(some)
             at = [torch.from_numpy(x) for x in (branches.prompt[branches.row], branches.position)]
-            edited = [x[torch.from_numpy(branches.edited)] for x in at]
-            vectors = recording.at(rows.site, *edited)
-            found = replayed(recording, rows.site, branches, vectors, rows.attention).hidden.float()
-            alone = Branches.single(
-                np.zeros(len(branches.edited), dtype=int), np.zeros(len(branches.edited), dtype=int)
-            )
-            direct = replayed(recording, last, alone, recording.at(last, *edited)).hidden.float()
+            clean = [_clean(recording, each, at) for each in rows.placed(some, branches=branches)]
+            found = replayed(recording, branches, clean, rows.attention).hidden.float()
+            edited = [x[torch.from_numpy(np.unique(np.concatenate([each.token for each in clean])))] for x in at]
+            alone = Branches.single(np.zeros(len(edited[0]), dtype=int), np.zeros(len(edited[0]), dtype=int))
+            there = placed(recording, last, alone.edited, recording.at(last, *edited))
+            direct = replayed(recording, alone, [there]).hidden.float()
             found, where = torch.cat([found, direct]), (torch.cat(x) for x in zip(at, edited, strict=True))
             expected = recording.final_hidden[tuple(x.to(found.device) for x in where)].float()
             off = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)).max())
@@ -123,6 +125,13 @@ def _acts_otherwise(rows: Rows, chunks: Iterable[np.ndarray]) -> str | None:
         if reason := _unembeds_otherwise(rows, chunk):
             return reason
     return None
+
+
+def _clean(recording: Recording, each: Placed, at: list[Tensor]) -> Placed:
+    """What stands at the site of some edits; at: prompt and position of each token."""
+    token = torch.from_numpy(each.token)
+    whole = recording.at(each.site, *(x[token] for x in at))
+    return each._replace(vectors=whole if each.columns is None else whole.gather(1, each.columns.to(whole.device)))
 
 
 def _unembeds_otherwise(rows: Rows, chunk: Int[np.ndarray, "some_row"]) -> str | None:
@@ -156,7 +165,7 @@ def warn_of_full_passes(rows: Rows, reason: str) -> None:
     if kind in model.warned:
         return
     model.warned.add(kind)
-    above = max(1, model.n_layers - rows.site.first_block)
+    above = max(1, model.n_layers - rows.first_block)
     cost = float(rows.recording.length.double().mean()) * model.n_layers / (rows.width * above)
     warnings.warn(
         f"mechdiag falls back to full forward passes for {model.name}: {reason}. Each row costs a pass over its whole prompt, "
@@ -171,7 +180,7 @@ class _Trial:
 
     rows: Rows
     branches: Branches
-    vectors: Float[Tensor, "edit d_model"]
+    edits: list[Placed]
     read: Int[np.ndarray, "read"]
     """tokens that are compared"""
     slow: Float[Tensor, "read vocab"]
@@ -182,16 +191,16 @@ class _Trial:
     @classmethod
     def of(cls, rows: Rows, size: int) -> "_Trial | str":
         """The trial, or why there can be none."""
-        made = _trial_rows(rows)
+        made = _joint_trial(rows) if isinstance(rows, JointRows) else _trial_rows(rows)
         if made is None:
             return "no row to check it with: the edited vectors are not finite"
-        branches, vectors = made
+        branches, edits = made
         to_end = branches.length[branches.row] - branches.place
         read = np.flatnonzero((branches.place < _TRIAL_READS) | (to_end <= _TRIAL_READS))
-        slow = full_forwards(rows.recording, rows.site, branches, vectors, read).logits
+        slow = full_forwards(rows.recording, branches, edits, read).logits
         if bool((slow.amax(-1).isinf() | slow.isnan().any(-1)).any()):
             return "no row to check it with: the model's own logits are not finite"
-        return cls(rows, branches, vectors, read, slow, size)
+        return cls(rows, branches, edits, read, slow, size)
 
     def why_not(self, attention: str) -> tuple[str | None, float]:
         """Why replay that attends in this way is not exact (None: it is), and the largest logit difference seen."""
@@ -220,11 +229,16 @@ class _Trial:
         def places(tokens: np.ndarray) -> Int[np.ndarray, "copy token"]:
             return first[own.row[tokens] * copies + np.arange(copies)[:, None]] + own.place[tokens]
 
-        edited = places(own.edited).reshape(-1)
-        order = np.argsort(edited)
-        branches = Branches(own.prompt[each], own.start[each], own.length[each], edited[order])
-        vectors = self.vectors[torch.from_numpy(order % len(own.edited)).to(self.vectors.device)]
-        hidden = replayed(recording, self.rows.site, branches, vectors, attention, group_size=_TRIAL_SLOTS).hidden
+        branches = Branches(own.prompt[each], own.start[each], own.length[each], np.sort(places(own.edited), axis=None))
+        edits = [
+            edit._replace(
+                token=places(edit.token).reshape(-1),
+                vectors=edit.vectors.repeat(copies, 1),
+                columns=None if edit.columns is None else edit.columns.repeat(copies, 1),
+            )
+            for edit in self.edits
+        ]
+        hidden = replayed(recording, branches, edits, attention, group_size=_TRIAL_SLOTS).hidden
         return [unembed(recording, hidden[torch.from_numpy(token).to(hidden.device)]) for token in places(self.read)]
 
 
@@ -238,7 +252,7 @@ def why_not_recorded(rows: Rows) -> str | None:
     start = np.maximum(last - _TRIAL_READS + 1, 0)
     branches = Branches(some, start, last - start + 1, np.zeros(0, dtype=int))
     everything = np.arange(branches.n_tokens)
-    slow = full_forwards(recording, rows.site, branches, None, everything).logits
+    slow = full_forwards(recording, branches, [], everything).logits
     at = (torch.from_numpy(x).to(slow.device) for x in (branches.prompt[branches.row], branches.position))
     delta, allowed = logits_differ(unembed(recording, recording.final_hidden[tuple(at)]), slow, recording.model.dtype)
     if delta <= allowed:
@@ -246,7 +260,26 @@ def why_not_recorded(rows: Rows) -> str | None:
     return f"logits of recorded prompts differ by {delta:.1e} from those of each prompt alone, allowed {allowed:.1e}"
 
 
-def _trial_rows(rows: Rows) -> tuple[Branches, Tensor] | None:
+def _joint_trial(rows: JointRows) -> tuple[Branches, list[Placed]] | None:
+    """Up to four rows of the run, with noise added to their vectors: the two that reach furthest of those that begin lowest, and
+    two from the middle of the others. None when none is finite."""
+    assert rows.entry is not None
+    order = np.lexsort((-rows.furthest, rows.entry))
+    some = list(dict.fromkeys([*order[:2], *order[[len(order) // 3, 2 * len(order) // 3]]]))
+    some = [row for row in some if all(bool(each.vectors.isfinite().all()) for each in rows.placed(np.array([row])))]
+    if not some:
+        return None
+    chosen = np.array(some)[np.argsort(rows.prompt[some], kind="stable")]
+    generator, edits = torch.Generator().manual_seed(0), []
+    for each in rows.placed(chosen):
+        noise = 0.3 * torch.randn(each.vectors.shape, generator=generator).to(each.vectors)
+        size = each.vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt().clamp(min=0.1).to(noise)
+        by = each.vectors if each.site.point == "pattern" else size  # nothing attends to what comes after it
+        edits.append(each._replace(vectors=each.vectors + by * noise))
+    return rows.branches(chosen), edits
+
+
+def _trial_rows(rows: Rows) -> tuple[Branches, list[Placed]] | None:
     """The two rows that reach furthest, each started at four positions of its prompt, as one group, with noise added to their
     vectors. One token at the furthest position keeps its clean activation. None when no row's vectors are finite.
 
@@ -276,17 +309,26 @@ def _trial_rows(rows: Rows) -> tuple[Branches, Tensor] | None:
     vectors = kinds[torch.from_numpy(branches.row[edited] // _TRIAL_SLOTS).to(kinds.device)]
     noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
     vectors = vectors + 0.3 * _scale(rows, branches, vectors) * noise
-    if rows.site in rows.recording.activations:
+    if rows.recording.has(rows.site):
         own = edited == branches.first[1]  # one token at the longest position keeps what it has
         at = (torch.from_numpy(x[edited[own]]) for x in (branches.prompt[branches.row], branches.position))
         vectors[torch.from_numpy(own).to(vectors.device)] = rows.recording.at(rows.site, *at)
-    return branches, vectors
+    if rows.site.point == "pattern":
+        position = torch.from_numpy(branches.position[edited]).to(vectors.device)
+        n_pos = rows.recording.tokens.shape[1]
+        later = torch.arange(vectors.shape[1], device=vectors.device) % n_pos > position[:, None]
+        vectors = vectors.masked_fill(later, 0.0)  # nothing attends to what comes after it
+    return branches, rows.placed(longest, vectors, branches)
 
 
 def _scale(rows: Rows, branches: Branches, vectors: Tensor) -> Tensor:
-    """Root mean square of each vector, or of the clean stream there where that is larger: zeroed rows must differ too."""
-    entry, size = rows.site.entry, vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt()
-    if entry in rows.recording.activations:
+    """Root mean square of each vector, or of the clean stream there where that is larger: zeroed rows must differ too.
+
+    Inside a block: of what stands there.
+    """
+    entry = rows.site if rows.site.inside else rows.site.entry
+    size = vectors.float().pow(2).mean(dim=-1, keepdim=True).sqrt()
+    if rows.recording.has(entry):
         token = branches.prompt[branches.row], branches.position
         clean = rows.recording.at(entry, *(torch.from_numpy(x[branches.edited]) for x in token))
         size = torch.maximum(size, clean.float().pow(2).mean(dim=-1, keepdim=True).sqrt())

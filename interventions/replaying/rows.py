@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.errors import EditError, SiteError
+from interventions.models.anatomy import site_width
 from interventions.recording import Recording
+from interventions.replaying.placed import Placed, placed
 from interventions.replaying.replay import Branches
 from interventions.sites import Site
 
@@ -47,6 +49,17 @@ class Reads(NamedTuple):
     position: np.ndarray
 
 
+def given_reads(recording: Recording, horizon: Horizon) -> np.ndarray | None:
+    """The positions that a horizon lists, or None. Raises `SiteError` for what is none."""
+    if isinstance(horizon, Tensor):
+        return horizon.cpu().numpy()
+    if not (horizon == "last" or (isinstance(horizon, int) and horizon >= 1)):
+        raise SiteError(f"horizon {horizon!r}; expected a number of positions, 1 or more, or 'last'")
+    if isinstance(horizon, int) and horizon > max(_COLUMNS, longest := int(recording.length.max())):
+        raise SiteError(f"horizon {horizon}, but the longest prompt has {longest} tokens; expected no more, or 'last'")
+    return None
+
+
 class Rows:
     """Rows checked and sorted so that what shares a clean side stands together.
 
@@ -63,17 +76,7 @@ class Rows:
         reference: Reference | None = None,
         horizon: Horizon = 1,
     ):
-        given = horizon.cpu().numpy() if isinstance(horizon, Tensor) else None
-        if given is None and not (horizon == "last" or (isinstance(horizon, int) and horizon >= 1)):
-            raise SiteError(f"horizon {horizon!r}; expected a number of positions, 1 or more, or 'last'")
-        if (
-            given is None
-            and isinstance(horizon, int)
-            and horizon > max(_COLUMNS, longest := int(recording.length.max()))
-        ):
-            raise SiteError(
-                f"horizon {horizon}, but the longest prompt has {longest} tokens; expected no more, or 'last'"
-            )
+        given = given_reads(recording, horizon)
         if prompt.ndim != 1 or position.ndim not in (1, 2) or prompt.shape != position.shape[:1]:
             raise SiteError(
                 f"prompts {list(prompt.shape)} and positions {list(position.shape)}; expected one of each a row"
@@ -102,27 +105,47 @@ class Rows:
                 )
             reference = Reference(reference.vectors, index)
         self.recording, self.site, self.vectors, self.reference = recording, site, vectors, reference
-        self.prompt, self.given = prompt.numpy(), given
+        self.prompt = prompt.numpy()
         n_pos = int(recording.length.max())
         place = torch.where(used, positions, n_pos).numpy()
         self.columns = np.argsort(place, axis=1, kind="stable")
         self.positions = np.take_along_axis(place, self.columns, axis=1)  # ascending, n_pos where there is none
         self.n_edits = used.sum(1).numpy()
         self.start = self.positions[:, 0]
-        length = recording.length.numpy()[self.prompt]
-        self.last_only = given is None and horizon == "last"
+        self._read_at(horizon, given)
+        self._check_edits()
+        self.entry: np.ndarray | None = None  # the first block that each row runs, where these differ
+        self.attention: str | None = None  # how replay is to attend, once it was found exact
+        self.along: Any = None  # the `Along` that the vectors were given as, if they were
+        self.clean_key = self.prompt * n_pos + self.start if reference is None else reference.index.numpy()
+        self.order = np.lexsort((self.clean_key, self.start, self.prompt))
+
+    @property
+    def first_block(self) -> int:
+        """The first block that any row runs."""
+        return self.site.first_block
+
+    @property
+    def sites(self) -> list[Site]:
+        """What is edited."""
+        return [self.site]
+
+    @property
+    def label(self) -> str:
+        """What is edited, as certificates name it."""
+        return self.site.point
+
+    def _read_at(self, horizon: Horizon, given: np.ndarray | None) -> None:
+        """Where effects are read; `start` is known."""
+        length, self.given = self.recording.length.numpy()[self.prompt], given
+        self.last_only = isinstance(horizon, str)
         self.n_columns = given.shape[1] if given is not None else 1 if horizon == "last" else int(horizon)
         self.one_read = given is None and self.n_columns == 1
         if given is not None:
             self._check_reads(given, length)
             self.stop = given.max(axis=1) + 1
         else:
-            self.stop = length if horizon == "last" else np.minimum(self.start + int(horizon), length)
-        self._check_edits()
-        self.attention: str | None = None  # how replay is to attend, once it was found exact
-        self.along: Any = None  # the `Along` that the vectors were given as, if they were
-        self.clean_key = self.prompt * n_pos + self.start if reference is None else reference.index.numpy()
-        self.order = np.lexsort((self.clean_key, self.start, self.prompt))
+            self.stop = length if isinstance(horizon, str) else np.minimum(self.start + int(horizon), length)
 
     def _check_reads(self, given: np.ndarray, length: np.ndarray) -> None:
         if given.ndim != 2 or len(given) != len(self.prompt):
@@ -183,12 +206,18 @@ class Rows:
     def _used(self, rows: np.ndarray) -> np.ndarray:
         return np.arange(self.positions.shape[1]) < self.n_edits[rows, None]
 
-    def edited(self, rows: np.ndarray) -> Float[Tensor, "edit d_model"]:
+    def placed(self, rows: np.ndarray, vectors: Tensor | None = None, branches: Branches | None = None) -> list[Placed]:
+        """The edits of these rows, or `vectors` in their place."""
+        edited = (self.branches(rows) if branches is None else branches).edited
+        return [placed(self.recording, self.site, edited, self.edited(rows) if vectors is None else vectors)]
+
+    def edited(self, rows: np.ndarray) -> Float[Tensor, "edit width"]:
         """The vectors of these rows, in the order of their branches' edited tokens."""
         model = self.recording.model
         index = torch.from_numpy(rows)
         value = self.vectors(index) if callable(self.vectors) else self.vectors[index.to(self.vectors.device)]
-        expected = (len(rows), *((self.positions.shape[1],) if self.several else ()), model.d_model)
+        width = site_width(model, self.site, self.recording.tokens.shape[1])
+        expected = (len(rows), *((self.positions.shape[1],) if self.several else ()), width)
         if value.shape != expected:
             raise EditError(f"edited vectors of shape {list(value.shape)}; expected {list(expected)}")
         value = value.to(model.device, model.stream_dtype)

@@ -487,11 +487,11 @@ def scarce(limit, monkeypatch):
     """Memory for `limit` tokens at once; the list of how many were tried."""
     real, asked = module.replayed, []
 
-    def replayed(recording, site, branches, *rest, **options):
+    def replayed(recording, branches, *rest, **options):
         asked.append(branches.n_tokens)
         if branches.n_tokens > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return real(recording, site, branches, *rest, **options)
+        return real(recording, branches, *rest, **options)
 
     monkeypatch.setattr(module, "replayed", replayed)
     return asked

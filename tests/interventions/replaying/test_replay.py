@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from interventions import ReplayError, Site, intervened_logits, measure, record, wrap
 from interventions.replaying import attention, replay
+from interventions.replaying.placed import placed
 from interventions.replaying.replay import ATTENTIONS, Branches, layout, replayed, row_mask, unembed
 from interventions.replaying.replay_check import logit_tolerance
 from interventions.sites import POINTS
@@ -152,6 +153,11 @@ def noisy(recording, site, branches):
     return edited(recording, site, prompt, position)
 
 
+def one(recording, site, branches, vectors, *rest):
+    """`replayed` with an edit at one site of every edited token."""
+    return replayed(recording, branches, [placed(recording, site, branches.edited, vectors)], *rest)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize(
     ("name", "site"), [*(("llama", site) for site in ENTRIES), ("opt", ENTRIES[2]), ("gemma3", ENTRIES[4])], ids=str
@@ -163,11 +169,11 @@ def test_branches_side_by_side_do_not_see_each_other(name, site, attention, devi
     single = []
     for i in range(len(branches.prompt)):
         which = torch.from_numpy(branches.row[branches.edited] == i).to(device)
-        single.append(replayed(recording, site, branches.take(np.array([i])), vectors[which], attention))
+        single.append(one(recording, site, branches.take(np.array([i])), vectors[which], attention))
     single = [torch.cat(parts) for parts in zip(*single, strict=True)]
     assert not torch.allclose(single[0][0], single[0][1], atol=0.1)
     for size in (None, 2, 8):
-        together = replayed(recording, site, branches, vectors, attention, size)
+        together = one(recording, site, branches, vectors, attention, size)
         for found, expected in zip(together, single, strict=True):
             assert torch.allclose(found, expected, atol=TOLERANCE, rtol=1e-5)
 
@@ -184,7 +190,7 @@ def test_gradients_are_those_of_a_full_forward(name, point, attention, device):
         [recording.activations[site][p, q] for p, f in zip(prompt, first, strict=True) for q in (f, f + 2)]
     )
     fast = start.clone().requires_grad_()
-    logits = unembed(recording, replayed(recording, site, branches, fast, attention).hidden)
+    logits = unembed(recording, one(recording, site, branches, fast, attention).hidden)
     logits.log_softmax(-1)[[3, 7], 5].sum().backward()
 
     slow = start.clone().requires_grad_()
