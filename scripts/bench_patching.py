@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from diagnostics.commands import command
@@ -493,7 +493,7 @@ class _Kept:
         return tuple(torch.cat(both, 2) for both in zip(earlier, (k, v), strict=True))  # type: ignore[return-value]
 
 
-def _place(block: Any, kind: str) -> tuple[nn.Module, bool]:
+def _place(block: Any, kind: str) -> tuple[Any, bool]:
     """The module that reads (True) or writes (False) what is patched."""
     attention = block.self_attn
     if kind in ("q", "k", "v"):
@@ -513,7 +513,8 @@ class Ours:
 
     def __init__(self, model: CausalModel, pair: Pair):
         self.model, self.pair = model, pair
-        attention = model.base.layers[0].self_attn
+        base: Any = model.base
+        attention = base.layers[0].self_attn
         self.heads = attention.q_proj.out_features // attention.head_dim
         self.kv_heads = attention.k_proj.out_features // attention.head_dim
 

@@ -89,7 +89,7 @@ def ours(model: CausalModel, theirs: dict[str, Any], kind: str, layer: int, head
     recording = record(model, prompts, [site])
     position = torch.arange(len(prompts[0]))
     vectors = recording.at(site, torch.zeros_like(position), position)
-    metric = LogitDifference(torch.tensor([[theirs["right"]]]), torch.tensor([[theirs["wrong"]]]))
+    metric = LogitDifference([theirs["right"]], [theirs["wrong"]])
     effects = measure(recording, site, torch.ones_like(position), position, vectors, metrics=(metric,), horizon="last")
     return effects["logit_difference"]
 
