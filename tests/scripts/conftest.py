@@ -38,6 +38,7 @@ SMALL: dict[str, tuple[object, ...]] = {
     ),
     "ablate_projections": DIRECTIONS,
     "atlas": ("--saes", "{given}/saes/2/standard", *ALL, "--path-share", 0.5),
+    "bench_patching": ("--pairs", "S2", "--seconds", 0.01),
     "bench_replay": ("--lengths", 12, "--layers", 3, 4, "--rows", 40, "--repeats", 1, "--dtypes", "float32"),
     "bench_sae_training": (
         *("--layer", 1, "--d-sae", 64, "--k", 4, "--batch-tokens", 128, "--steps", 2, "--repeats", 1),
