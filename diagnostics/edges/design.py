@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diagnostics.pairs.measured import METRICS
 from interventions.errors import ResultError
 from interventions.models.anatomy import check_site, n_heads, side_by_side
 from interventions.models.causal_model import CausalModel
@@ -13,8 +14,6 @@ DIRECTIONS = ("denoise", "noise")
 """denoise: the corrupt run, into which a sender writes as in the clean one. noise: the clean run, into which it writes as in the corrupt one."""
 POSITIONS = ("all", "last", "each")
 """all: the receiver sees the change at all positions at once. last: at the last one alone. each: one position after another."""
-METRICS = ("logit_difference", "probability")
-"""At a prompt's last position: logit(right) − logit(wrong), or the probability of the right answer."""
 MLPS = ("frozen", "recomputed")
 """frozen: MLPs between sender and receiver stay as in the base run. recomputed: they see the sender's change too (arXiv:2211.00593)."""
 EMBEDDING, LOGITS = "embedding", "logits"
@@ -72,8 +71,8 @@ def settings_of(
             raise ResultError(f"{name} {given!r}; known: {', '.join(known)}")
     if not directions:
         raise ResultError("no directions; expected 'denoise', 'noise' or both")
-    chosen = _sites(model, SENDERS if senders is None else senders, SENDERS, "z")
-    wanted = _sites(model, receivers, RECEIVERS, None)
+    chosen = read_sites(model, SENDERS if senders is None else senders, SENDERS, "z")
+    wanted = read_sites(model, receivers, RECEIVERS, None)
     if not any(reaches(model, s, r) for s in chosen for r in wanted):
         raise ResultError("no sender stands before a receiver; name senders of earlier blocks")
     for layer in sorted({site.layer for site in (*chosen, *wanted)}):
@@ -82,7 +81,7 @@ def settings_of(
     return Settings(chosen, wanted, said, tuple(dict.fromkeys(directions)), metric, mlps, path, batch_rows)
 
 
-def _sites(model: CausalModel, given: Any, known: tuple[str, ...], of_head: str | None) -> tuple[Site, ...]:
+def read_sites(model: CausalModel, given: Any, known: tuple[str, ...], of_head: str | None) -> tuple[Site, ...]:
     """Sites of names, in the order in which a pass reaches them. of_head: the point that (layer, head) stands for."""
     several = isinstance(given, (list, tuple)) and not (given and isinstance(given[0], int))
     found = dict.fromkeys(site for one in (given if several else [given]) for site in _read(model, one, known, of_head))

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from diagnostics.figures.axes import path_said, write_caption
-from diagnostics.figures.looks import INK, MISSING, NOTE, SIGNED, styled
+from diagnostics.figures.axes import bar_lengths, path_said, write_caption
+from diagnostics.figures.looks import GRID, INK, MISSING, NOTE, NULL, REFERENCE, SIGNED, styled
 
 _MOST = 40
 """senders, and receivers, of a matrix"""
@@ -108,6 +108,38 @@ def plot_graph(lines: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]
         ax.axis("off")
         words = f"The {len(lines)} strongest edges; width and colour: share of m_clean − m_corrupt, at most {limit:.2g} (red +, blue −)."
         _caption(figure, provenance, lines, words)
+    return figure
+
+
+def plot_faithfulness(
+    groups: Sequence[Mapping[str, Any]], random: Mapping[str, np.ndarray], provenance: Mapping[str, Any]
+) -> Figure:
+    """Share kept by the circuit alone and share lost without it, beside random circuits of its size."""
+    with styled():
+        figure, ax = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
+        for i, g in enumerate(groups):
+            share = g["share"]
+            null = random[g["edit"]]
+            spread = np.linspace(-0.15, 0.15, len(null)) if len(null) > 1 else np.zeros(len(null))
+            ax.scatter(i + spread, null, s=10, color=NULL, label=None if i else "random circuits of the same size")
+            bars = bar_lengths([share])
+            ax.errorbar(
+                [i], [share.value], bars, color=INK, marker="o", ms=5, capsize=3, label=None if i else "circuit"
+            )
+            if np.isfinite(g["nothing_kept"]):
+                ax.plot(
+                    [i - 0.25, i + 0.25], [g["nothing_kept"]] * 2, color=REFERENCE, ls=":", label="everything ablated"
+                )
+        for at in (0, 1):
+            ax.axhline(at, color=GRID, lw=0.8, zorder=0)
+        names = {"keep": "all but the circuit ablated", "remove": "the circuit ablated"}
+        ax.set_xticks(range(len(groups)), [names[g["edit"]] for g in groups])
+        ax.set(xlim=(-0.5, len(groups) - 0.5), ylabel="share kept (left), lost (right)")
+        ax.legend(loc="best")
+        p = provenance
+        words = f"{len(p['circuit'])} components of {', '.join(p['scope'])}; ablated to {p['ablate']}. Bars: 95 % intervals over pairs."
+        first = f"{p['model']} ({p['dtype']}), {groups[0]['pairs']} pairs."
+        write_caption(figure, f"{first} {words} By {path_said([p])}.")
     return figure
 
 

@@ -7,20 +7,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from numpy import ndarray
 
 from diagnostics.edges.design import Settings, batches, name_of, reaches
 from diagnostics.edges.sweep import Received, Sweep, Tokens, runs_of
+from diagnostics.pairs.measured import metric_of, metric_of_run
 from diagnostics.pairs.pair import Pairs, labels
 from diagnostics.running.notes import how_measured, noted, summed
 from diagnostics.running.units import Tick, Unit, UnitResult, narrowed
 from interventions.effects import measure_joint
-from interventions.metrics import LogitDifference, Probability, TokenMetric
 from interventions.models.causal_model import CausalModel
 from interventions.recording import Recording
 from interventions.replaying.joint import Put
-from interventions.replaying.replay import unembed
 from interventions.sites import Site
 
 _HELD = 2**25
@@ -33,19 +31,6 @@ COLUMNS = (
 through: the receiver's point. pool: number of the pair's pool in provenance. position, label: of a receiver's single position; −1
 and `all` or `last` otherwise. run: False where the sender writes the same in both runs: 0 exactly, not run. m: the metric, as
 `activation_patching` has it, effect its distance from the base run, total = m_clean − m_corrupt."""
-
-
-def metric_of(pairs: Pairs, which: Sequence[int] | ndarray, metric: str) -> TokenMetric:
-    """The metric of rows of these pairs."""
-    right, wrong = (x[list(which)][:, None] for x in (pairs.right, pairs.wrong))
-    return LogitDifference(right, wrong) if metric == "logit_difference" else Probability(right)
-
-
-def metric_of_run(run: Recording, pairs: Pairs, which: Sequence[int], metric: str) -> Float[ndarray, "pair"]:
-    """The metric of recorded prompts as they stand."""
-    rows = torch.arange(len(run.length))
-    last = run.final_hidden[rows.to(run.final_hidden.device), (run.length - 1).to(run.final_hidden.device)]
-    return metric_of(pairs, which, metric)(unembed(run, last), rows).double().cpu().numpy()
 
 
 @dataclass
