@@ -8,7 +8,7 @@ from diagnostics.pairs.measured import METRICS
 from interventions.errors import ResultError
 from interventions.models.anatomy import check_site, n_heads, side_by_side
 from interventions.models.causal_model import CausalModel
-from interventions.sites import Site
+from interventions.sites import HEADS, Site
 
 DIRECTIONS = ("denoise", "noise")
 """denoise: the corrupt run, into which a sender writes as in the clean one. noise: the clean run, into which it writes as in the corrupt one."""
@@ -81,42 +81,54 @@ def settings_of(
     return Settings(chosen, wanted, said, tuple(dict.fromkeys(directions)), metric, mlps, path, batch_rows)
 
 
-def read_sites(model: CausalModel, given: Any, known: tuple[str, ...], of_head: str | None) -> tuple[Site, ...]:
-    """Sites of names, in the order in which a pass reaches them. of_head: the point that (layer, head) stands for."""
-    several = isinstance(given, (list, tuple)) and not (given and isinstance(given[0], int))
-    found = dict.fromkeys(site for one in (given if several else [given]) for site in _read(model, one, known, of_head))
-    if not found:
+def read_sites(
+    model: CausalModel, given: Any, known: tuple[str, ...], of_head: str | None, *, split: bool = True
+) -> tuple[Site, ...]:
+    """Sites of names, each once, in the order in which a pass reaches them.
+
+    known: points that may be named; the name of a point alone stands for all of its heads or blocks. of_head: the point that
+    (layer, head) stands for. split: a site of all heads of a block stands for each of them. Raises `ResultError` for what is no
+    name, and `SiteError` for what the model lacks.
+    """
+    several = isinstance(given, (list, tuple, set, frozenset)) and not _is_single(given)
+    named = [site for one in (given if several else [given]) for site in _read(model, one, known, of_head, split)]
+    if not named:
         raise ResultError(f"nothing named; expected some of {', '.join(known)}, or sites")
-    return tuple(sorted(found, key=lambda site: (*site.rank, -1 if site.head is None else site.head)))
+    return tuple(sorted(dict.fromkeys(named), key=lambda site: (*site.rank, -1 if site.head is None else site.head)))
 
 
-def _read(model: CausalModel, one: Any, known: tuple[str, ...], of_head: str | None) -> list[Site]:
+def _is_single(given: Any) -> bool:
+    """Whether this is one (layer, head), (layer, point) or (layer, head, point)."""
+    return isinstance(given, tuple) and len(given) > 1 and isinstance(given[0], int)
+
+
+def _read(model: CausalModel, one: Any, known: tuple[str, ...], of_head: str | None, split: bool) -> list[Site]:
     last = Site(model.n_layers - 1)
+    if isinstance(one, str) and one in (EMBEDDING, LOGITS) and one in known:
+        return [EMBEDDED if one == EMBEDDING else last]
     if isinstance(one, str) and one in known:
-        if one in (EMBEDDING, LOGITS):
-            return [EMBEDDED if one == EMBEDDING else last]
-        every = [Site(layer, one) for layer in range(model.n_layers)]
-        for site in every:
-            check_site(model, site)
-        if one == "mlp_out":
-            return every
-        return [Site(site.layer, one, head=h) for site in every for h in range(n_heads(model, site))]
-    if isinstance(one, tuple) and len(one) in (2, 3) and all(isinstance(x, int) for x in one[: len(one) - 1]):
-        layer, *rest = one
-        point = rest[-1] if isinstance(rest[-1], str) else of_head
-        if point is not None and all(isinstance(x, int) for x in rest[: len(rest) - isinstance(rest[-1], str)]):
-            heads = [x for x in rest if isinstance(x, int)]
-            one = Site(layer, point, head=heads[0] if heads else None)
+        return [s for layer in range(model.n_layers) for s in _split(model, Site(layer, one))]
     site = Site.parse(one) if isinstance(one, str) else one
-    ends = {EMBEDDED if EMBEDDING in known else last}
-    if not isinstance(site, Site) or (site.point not in known and site not in ends):
+    if _is_single(one):
+        layer, *rest = one
+        point = rest.pop() if isinstance(rest[-1], str) else of_head
+        if point is not None and all(isinstance(x, int) for x in rest) and len(rest) < 2:
+            site = Site(layer, point, head=rest[0] if rest else None)
+    ends = {EMBEDDED: EMBEDDING, last: LOGITS}
+    if not isinstance(site, Site) or (site.point not in known and ends.get(site) not in known):
         raise ResultError(
-            f"{one!r}; expected one of {', '.join(known)}, a site such as Site(12, 'q', head=3), or '12.q.3'"
+            f"{one!r}; expected one of {', '.join(known)}, or such a site by layer and head: Site(12, 'q', head=3), '12.q.3'"
         )
     check_site(model, site)
-    if site.point in known and site.point != "mlp_out" and site.head is None:
-        return [Site(site.layer, site.point, head=h) for h in range(n_heads(model, site))]
-    return [site]
+    return _split(model, site) if split else [site]
+
+
+def _split(model: CausalModel, site: Site) -> list[Site]:
+    """Each head of a site of all heads."""
+    check_site(model, site)
+    if site.point not in HEADS or site.head is not None:
+        return [site]
+    return [Site(site.layer, site.point, head=head) for head in range(n_heads(model, site))]
 
 
 def name_of(site: Site, *, receives: bool = False) -> str:
