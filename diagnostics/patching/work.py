@@ -102,7 +102,7 @@ class PatchingRunner:
         ]
         frame = frame[[*order, "effect", "total", "dose", *self.settings.scores]]
         kept = frame[np.isfinite(frame["m"])]
-        return kept.sort_values(order[:6] + ["control"], kind="stable", ignore_index=True)
+        return kept.sort_values([*order[:6], "control"], kind="stable", ignore_index=True)
 
     def _of_runs(self, run: Recording, which: Sequence[int]) -> ndarray:
         """The metric of whole prompts."""
