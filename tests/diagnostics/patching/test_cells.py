@@ -171,7 +171,7 @@ def test_scores_are_slopes_and_direct_writes():
         write = (there - here) @ block.attn.c_proj.weight[8 * row.head : 8 * row.head + 8]
         stream = []
         handle = hf.transformer.h[-1].register_forward_hook(
-            lambda _, __, out: stream.append(out[0] if isinstance(out, tuple) else out)
+            lambda _, __, out, s=stream: s.append(out[0] if isinstance(out, tuple) else out)
         )
         hf(input_ids=torch.tensor([base]))
         handle.remove()
