@@ -38,7 +38,7 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
         shown = order
     with styled():
         if by_head:
-            wide = max(6.4, 1.3 + 1.5 * len(shown))
+            wide = max(6.4, 1.3 + 1.8 * len(shown))
             figure, axes = plt.subplots(
                 len(directions), len(shown), figsize=(wide, 0.6 + 3.1 * len(directions)), layout="constrained", sharex=True, sharey=True, squeeze=False
             )  # fmt: skip
