@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.latent_edits.sparsity import AblationSparsity, ablation_sparsity
     from diagnostics.latent_edits.steering import Steering, latent_steering
     from diagnostics.latent_edits.substitution import Substitutions, atom_substitution
+    from diagnostics.patching.result import ActivationPatching
+    from diagnostics.patching.run import activation_patching
     from diagnostics.projections.result import ProjectionEffects
     from diagnostics.projections.run import projection_effects
     from diagnostics.reports.page import report
@@ -38,6 +40,7 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
 
 __all__ = [
     "AblationSparsity",
+    "ActivationPatching",
     "CausalAtlas",
     "Concentration",
     "DictionaryComparison",
@@ -55,6 +58,7 @@ __all__ = [
     "UnitNorm",
     "WinRateReport",
     "ablation_sparsity",
+    "activation_patching",
     "atom_substitution",
     "causal_atlas",
     "causal_concentration",
@@ -78,6 +82,7 @@ __all__ = [
 
 _HOMES = {
     "AblationSparsity": "latent_edits.sparsity",
+    "ActivationPatching": "patching.result",
     "CausalAtlas": "atlas.result",
     "Concentration": "latent_edits.concentration",
     "DictionaryComparison": "dictionary_comparison.result",
@@ -95,6 +100,7 @@ _HOMES = {
     "UnitNorm": "unit_norm.result",
     "WinRateReport": "win_rate.result",
     "ablation_sparsity": "latent_edits.sparsity",
+    "activation_patching": "patching.run",
     "atom_substitution": "latent_edits.substitution",
     "causal_atlas": "atlas.run",
     "causal_concentration": "latent_edits.concentration",

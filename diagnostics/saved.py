@@ -16,6 +16,7 @@ from diagnostics.latent_edits.interactions import Interactions
 from diagnostics.latent_edits.sparsity import AblationSparsity
 from diagnostics.latent_edits.steering import Steering
 from diagnostics.latent_edits.substitution import Substitutions
+from diagnostics.patching.result import ActivationPatching
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.results.result import BaseResult, load_result, tables_of
 from diagnostics.sae_evaluation.result import SAEEvaluation
@@ -30,7 +31,7 @@ KINDS: dict[str, type[BaseResult]] = {
     for kind in (
         DirectionNorm, DoseResponse, UnitNorm, Specifications, SAEEvaluation, ProjectionEffects, WinRateReport, CausalAtlas,
         FeatureAblation, SparseProbing, DictionaryComparison, Interactions, Concentration, Steering, Substitutions,
-        AblationSparsity,
+        AblationSparsity, ActivationPatching,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

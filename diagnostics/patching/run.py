@@ -78,6 +78,6 @@ def activation_patching(
     answers = [[pair.right, pair.wrong] for pair in chosen]
     provenance = run_provenance(
         ActivationPatching.NAME, model, {"pairs": chosen.description}, settings.sites,
-        own | {"answers": answers, "rows": len(frame), "rows_run": int(frame["run"].sum()), "pairs_dropped": dict(chosen.left_out), **notes},
+        own | {"answers": answers, "pools": list(dict.fromkeys(chosen.pools)), "rows": len(frame), "rows_run": int(frame["run"].sum()), "pairs_dropped": dict(chosen.left_out), **notes},
     )  # fmt: skip
     return ActivationPatching(frame, chosen.clean + chosen.corrupt, provenance)

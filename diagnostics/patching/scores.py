@@ -139,7 +139,7 @@ def _written(batch: PairBatch, site: Site, delta: Float[Tensor, "pair head width
     added = adder(model, Site(site.layer, "attn_out" if site.point == "z" else "mlp_out"))
     if not any(module is place.module for module in added.modules()):
         return None
-    heads, width = delta.shape[1:]
+    heads = delta.shape[1]
     alone = torch.eye(heads, device=delta.device)[:, :, None] * delta.float()[:, :, None, :]
     rows = alone.flatten(2).flatten(0, 1).to(model.dtype)
     zero: Int[Tensor, 1] = torch.zeros_like(rows[:1])

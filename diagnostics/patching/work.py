@@ -27,6 +27,8 @@ class PatchingRunner:
 
     def __init__(self, model: CausalModel, pairs: Pairs, settings: Settings):
         self.model, self.pairs, self.settings = model, pairs, settings
+        names = list(dict.fromkeys(pairs.pools))
+        self.pools = np.array([names.index(pool) for pool in pairs.pools])
 
     def units(self) -> list[Unit]:
         """In the order of the pairs; rows as many as cells from the first differing token on, and controls."""
@@ -48,7 +50,7 @@ class PatchingRunner:
         frames = [self._direction(batch, direction, notes, tick) for direction in self.settings.directions]
         return narrowed(pd.concat(frames, ignore_index=True)), notes
 
-    def metric(self, which: Sequence[int]) -> TokenMetric:
+    def metric(self, which: Sequence[int] | ndarray) -> TokenMetric:
         """The metric of rows of these pairs."""
         right, wrong = (x[list(which)][:, None] for x in (self.pairs.right, self.pairs.wrong))
         if self.settings.metric == "logit_difference":
@@ -70,7 +72,7 @@ class PatchingRunner:
         dropped = {"control without two other pairs that differ": without} if without else {}
         notes["rows_dropped"] = summed([notes.get("rows_dropped", {}), dropped])
         clean, corrupt = (self._of_runs(batch.runs[run], batch.which) for run in ("clean", "corrupt"))
-        frame = pd.DataFrame({**rows.columns, "m": m, "run": True})
+        frame: Any = pd.DataFrame({**rows.columns, "m": m, "run": True})
         for name, values in self._scores(batch, direction, rows.columns).items():
             frame[name] = values
         frame = pd.concat([frame, self._zeros(batch, direction, clean, corrupt)], ignore_index=True)
@@ -85,8 +87,9 @@ class PatchingRunner:
         names = [[*labels(self.pairs[i]), *[""] * batch.n_pos][: batch.n_pos] for i in batch.which]
         shown = np.array([[*own, "all"] for own in names])
         frame["label"] = shown[local, frame["position"].to_numpy()]
-        frame["pair"], frame["direction"] = whole[local], direction
+        frame["pair"], frame["direction"], frame["pool"] = whole[local], direction, self.pools[whole[local]]
         order = [
+            "pool",
             "pair",
             "direction",
             "site",
@@ -102,7 +105,7 @@ class PatchingRunner:
         ]
         frame = frame[[*order, "effect", "total", "dose", *self.settings.scores]]
         kept = frame[np.isfinite(frame["m"])]
-        return kept.sort_values(order[:6] + ["control"], kind="stable", ignore_index=True)
+        return kept.sort_values([*order[1:7], "control"], kind="stable", ignore_index=True)
 
     def _of_runs(self, run: Recording, which: Sequence[int]) -> ndarray:
         """The metric of whole prompts."""

@@ -1,0 +1,85 @@
+"""The result of activation patching: its table, cells, audit and maps."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from diagnostics.patching import summary
+from diagnostics.results.headlines import Headline
+from diagnostics.results.result import Result
+
+
+@dataclass(frozen=True)
+class ActivationPatching(Result):
+    """What every cell did, pair by pair, and how it was made.
+
+    The table has a line for each pair × direction × cell × control (0: the patch itself). `tokens`: the clean prompts, then the
+    corrupt ones.
+    """
+
+    NAME: ClassVar[str] = "activation_patching"
+    TITLE: ClassVar[str] = "Activation patching"
+    QUESTION: ClassVar[str] = "Which activations carry what differs between two prompts?"
+    NOTE: ClassVar[str] = (
+        "share: Σ effect / Σ (m_clean − m_corrupt) over pairs, 95 % intervals over pairs; null: the largest share of a control, which "
+        "moves a cell as far along the difference of two other pairs; beat_control: cells that differ from their control at a false "
+        "discovery rate of 5 %. denoise: clean into corrupt; noise: corrupt into clean."
+    )
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """Shares, intervals, controls and scores of each cell (see `summary.cells`)."""
+        return summary.cells(self.frame)
+
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """Each direction × site: cells run, cells that beat their controls, the largest share and the largest of a control."""
+        return summary.families(self.cells, self.frame)
+
+    def audit(self) -> pd.DataFrame:
+        """What each cheap score makes of the cells (see `summary.audit`)."""
+        return summary.audit(self.cells)
+
+    def strongest(self, n: int = 10) -> pd.DataFrame:
+        """The n largest cells of each direction × site that beat their controls."""
+        return summary.strongest(self.cells, n)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Families, the strongest cells, and the audit."""
+        columns = ["direction", "site", "cell", "share", "share_low", "share_high", "control", "q", "dose", "n"]
+        top = self.strongest()
+        named = top.assign(cell=[summary.cell_name(cell) for _, cell in top.iterrows()])[columns]
+        found = {"": pd.DataFrame(self.groups), "cells that beat their controls": named}
+        audit = self.audit()
+        return found | ({} if audit.empty else {"cheap scores beside the exact effect": audit})
+
+    def headlines(self) -> Iterable[Headline]:
+        """The largest cell of each direction × site, beside the largest control."""
+        for group in self.groups:
+            ends = f"[{group['largest_low']:.3g}, {group['largest_high']:.3g}]"
+            what = f"share of the {self.provenance['metric'].replace('_', ' ')} that {group['largest_at']} carries, {group['direction']}"
+            null = "no controls" if pd.isna(group["null"]) else f"largest of its controls: {group['null']:.3g}"
+            yield Headline(what, f"{group['largest']:.3g} {ends}", null)
+
+    def plot(self) -> Any:
+        """Maps of both directions. Returns a matplotlib Figure."""
+        from diagnostics.patching.figures import plot_maps
+
+        point = self.cells["site"].iloc[0]
+        return plot_maps(self.cells[self.cells["site"] == point], self.provenance)
+
+    def figures(self) -> dict[str, Any]:
+        """A map of each site, and the scores beside the exact effects where there are any."""
+        from diagnostics.patching.figures import plot_audit, plot_maps
+
+        points = list(dict.fromkeys(self.cells["site"]))
+        found = {
+            f"{self.NAME}_{point}": plot_maps(self.cells[self.cells["site"] == point], self.provenance)
+            for point in points
+        }
+        if not self.audit().empty:
+            found[f"{self.NAME}_scores"] = plot_audit(self.cells, self.audit(), self.provenance)
+        return found

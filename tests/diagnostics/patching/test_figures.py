@@ -1,0 +1,52 @@
+"""Maps show every cell's share in its colour; the mark on the colour bar is the largest control."""
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from diagnostics.figures.looks import SIGNED
+from diagnostics.patching import summary
+from diagnostics.patching.figures import plot_audit, plot_maps
+from tests.diagnostics.patching.made import frame
+
+SMALL = {"pairs": 12, "layers": 4, "labels": ("BOS", "S2", "END"), "first": 1}
+PROVENANCE = {
+    "model": "m", "model_note": None, "norm": "RMSNorm", "dtype": "float32", "seed": 3, "metric": "logit_difference",
+    "controls": 1, "texts": {"pairs": {"task": "ioi", "pairs": 12}}, "path": {"pairs": "replay"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_maps_draw_the_cells_and_mark_the_largest_control(heads):
+    where = (3, heads - 1, "END")
+    cells = summary.cells(frame({where: -0.5}, heads=heads, site="z" if heads else "resid_pre", **SMALL))
+    figure = plot_maps(cells, PROVENANCE)
+    *panels, bar = figure.axes
+    assert len(panels) == (2 * 2 if heads else 2)
+    largest = cells["share"].abs().max()
+    assert bar.get_ylim() == pytest.approx((-largest, largest))
+    marks = {round(float(line.get_ydata()[0]), 9) for line in bar.lines if len(set(line.get_ydata())) == 1}
+    null = round(float(cells["null"].max()), 9)
+    assert {-null, null} <= marks
+    column = heads - 1 if heads else 1
+    drawn = panels[1 if heads else 0].images[-1].get_array()
+    share = cells.loc[(cells["direction"] == "denoise") & (cells["layer"] == 3) & (cells["label"] == "END")][
+        "share"
+    ].iloc[-1]
+    assert tuple(drawn[3, column]) == pytest.approx(
+        (*plt.get_cmap(SIGNED)(0.5 + share / largest / 2)[:3], 1.0), abs=0.01
+    )
+    alphas = {round(float(a), 3) for ax in panels for a in np.unique(ax.images[-1].get_array()[..., 3])}
+    assert len(alphas) == 2 and max(alphas) == 1.0  # what its control does too is dimmed
+    plt.close(figure)
+
+
+def test_scatter_holds_every_cell():
+    cells = summary.cells(frame({(3, 1, "END"): 0.5}, heads=2, scores=("gradient",), **SMALL))
+    figure = plot_audit(cells, summary.audit(cells), PROVENANCE)
+    for ax, direction in zip(figure.axes, ("denoise", "noise"), strict=True):
+        some = cells[cells["direction"] == direction]
+        points = np.concatenate([line.get_xydata() for line in ax.lines[:2]])
+        expected = some[["share", "gradient"]].to_numpy()
+        assert np.allclose(points[points[:, 0].argsort()], expected[expected[:, 0].argsort()])
+    plt.close(figure)
