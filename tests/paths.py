@@ -49,7 +49,7 @@ class Paths:
         if sender.point != "z":
             return self.other[sender] - self.here[sender]
         z = inside.clean(self.name, self.hf, self.base, sender.whole)
-        own = slice(sender.head * inside.D_HEAD, (sender.head + 1) * inside.D_HEAD)
+        own = slice((sender.head or 0) * inside.D_HEAD, ((sender.head or 0) + 1) * inside.D_HEAD)
         z[:, own] = self.z[sender.layer][:, own]
         seen: dict = {}
         out = Site(sender.layer, "attn_out")

@@ -11,6 +11,7 @@ import pandas as pd
 from diagnostics.edges.summary import share_of_sums
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
+from diagnostics.statistics.tables import each
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Shapley(Result):
     def groups(self) -> list[dict[str, Any]]:
         """Each component's share, then each pair's interaction, largest first."""
         found = []
-        for (component, partner), some in self.frame.groupby(["component", "partner"], sort=False):
+        for (component, partner), some in each(self.frame, ["component", "partner"]):
             value, total, low, high = (some[name].to_numpy(float) for name in ("value", "total", "low", "high"))
             found.append({
                 "component": str(component), "partner": str(partner), "pairs": len(some), "share": share_of_sums(value, total),

@@ -87,7 +87,7 @@ class CoalitionRunner:
             lines = self._lines(worth, i)
             lines["pair"], lines["total"] = i, m["clean"][row] - m["corrupt"][row]
             frames.append(lines)
-        frame = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
+        frame: Any = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
         finite = np.isfinite(frame["value"].to_numpy())
         if not finite.all():
             notes["rows_dropped"] = {"metric not finite": int((~finite).sum())}

@@ -26,6 +26,7 @@ from diagnostics.running.joint_edits import measure_members
 from diagnostics.running.provenance import run_identity, run_provenance
 from diagnostics.running.units import Tick, Unit, narrowed, run_table
 from diagnostics.sampling.tokens import generator
+from diagnostics.statistics.tables import lines_of
 from interventions.errors import ResultError
 from interventions.models.causal_model import CausalModel
 from interventions.models.wrapping import wrap
@@ -66,7 +67,7 @@ class Faithfulness(Result):
         """A line for each edit: the circuit's share, and those of random circuits."""
         found = []
         for edit in EDITS:
-            some = self.frame[self.frame["edit"] == edit]
+            some: Any = lines_of(self.frame, edit=edit)
             sums = some.groupby("circuit")[["effect", "total"]].sum()
             shares = sums["effect"] / sums["total"]
             own = some[some["circuit"] == CIRCUIT]
@@ -259,7 +260,7 @@ class _CircuitRunner:
                     }
                 )
             )
-        frame = pd.concat(parts, ignore_index=True)
+        frame: Any = pd.concat(parts, ignore_index=True)
         frame["effect"] = np.where(
             frame["edit"] == "keep", frame["m"] - frame["m_corrupt"], frame["m_clean"] - frame["m"]
         )

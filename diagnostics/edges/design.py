@@ -110,7 +110,8 @@ def _read(model: CausalModel, one: Any, known: tuple[str, ...], of_head: str | N
         return [s for layer in range(model.n_layers) for s in _split(model, Site(layer, one))]
     site = Site.parse(one) if isinstance(one, str) else one
     if _is_single(one):
-        layer, *rest = one
+        rest: list[Any] = list(one)
+        layer = rest.pop(0)
         point = rest.pop() if isinstance(rest[-1], str) else of_head
         if point is not None and all(isinstance(x, int) for x in rest) and len(rest) < 2:
             site = Site(layer, point, head=rest[0] if rest else None)

@@ -116,7 +116,8 @@ class Sweep:
     def _changed(self, among: ndarray | None = None) -> tuple[ndarray, ndarray]:
         """Senders and tokens with any change."""
         found = (self.delta != 0).any(-1).cpu().numpy()
-        return np.nonzero(found if among is None else found & among)
+        sender, token = np.nonzero(found if among is None else found & among)
+        return sender, token
 
     def _moved(
         self, x: Float[Tensor, "token d_model"], sender: ndarray, token: ndarray

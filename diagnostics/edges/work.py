@@ -65,7 +65,7 @@ class EdgeRunner:
         m = {run: metric_of_run(runs[run], self.pairs, which, self.settings.metric) for run in runs}
         notes: dict[str, Any] = {"rows_dropped": {}}
         frames = [self._direction(which, runs, m, direction, notes, tick) for direction in self.settings.directions]
-        frame = pd.concat(frames, ignore_index=True)
+        frame: Any = pd.concat(frames, ignore_index=True)
         finite = np.isfinite(frame["m"].to_numpy())
         if not finite.all():
             notes["rows_dropped"] = {"metric not finite": int((~finite).sum())}
@@ -101,7 +101,7 @@ class EdgeRunner:
             cells = ran.get(receiver, np.zeros(0, dtype=int))
             parts.append(self._cells(receiver, which, n_pos, cells, measured[at : at + len(cells)], m[names[0]]))
             at += len(cells)
-        frame = pd.concat(parts, ignore_index=True)
+        frame: Any = pd.concat(parts, ignore_index=True)
         local = frame["pair"].to_numpy()
         frame["m_clean"], frame["m_corrupt"] = m["clean"][local], m["corrupt"][local]
         frame["total"] = frame["m_clean"] - frame["m_corrupt"]

@@ -1,5 +1,7 @@
 """Worths of coalitions against full forward passes, and on a model whose circuit is known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def some_pairs(name: str, n: int = 2) -> Pairs:
 def test_values_are_those_of_full_forward_passes(direction, positions):
     hf, pairs = tiny_model("llama"), some_pairs("llama")
     sites = [Site(1, "z", head=2), Site(3, "q", head=1), Site(3, "z", head=0), Site(4, "neurons")]
-    frame = shapley(hf, pairs, COMPONENTS, direction=direction, positions=positions, path="replay").frame
+    frame: Any = shapley(hf, pairs, COMPONENTS, direction=direction, positions=positions, path="replay").frame
     for number, pair in enumerate(pairs):
         base, source = (pair.corrupt, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupt)
         at = range(2, 7) if positions == "all" else [6]
@@ -45,7 +47,7 @@ def test_values_are_those_of_full_forward_passes(direction, positions):
             logits = inside.forward("llama", hf, list(base), edits)[-1]
             v.append(float(logits[pair.right] - logits[pair.wrong]))
         worth = (np.array(v) - v[0]) * (1 if direction == "denoise" else -1)
-        lines = frame[frame["pair"] == number]
+        lines: Any = frame[frame["pair"] == number]
         values = lines[lines["partner"] == ""].set_index("component")["value"]
         assert values[[str(s) for s in sites]].to_numpy() == pytest.approx(by_orders(worth), abs=TOLERANCE)
         both = lines.query("component == '1.z.2' and partner == '3.z.0'")["value"].item()
@@ -59,7 +61,7 @@ def test_two_heads_in_series_share_and_overlap():
         tuple(Pair(tuple(p.clean), tuple(p.corrupt), p.right, p.wrong) for p in given), np.zeros(2), np.zeros(2)
     )
     hf = induction.induction_model()
-    result = shapley(hf, pairs, [induction.PREVIOUS, induction.INDUCTION, induction.TWINS[0]])
+    result: Any = shapley(hf, pairs, [induction.PREVIOUS, induction.INDUCTION, induction.TWINS[0]])
     matrix = result.matrix().to_numpy()
     # Either alone restores all of it: half each, and together one less than apart.
     assert matrix == pytest.approx(np.array([[0.5, 0, -1], [0, 0, 0], [-1, 0, 0.5]]), abs=5 * induction.INERT)
@@ -70,8 +72,9 @@ def test_two_heads_in_series_share_and_overlap():
 def test_sampled_values_lie_about_the_exact_ones():
     hf, pairs = tiny_model("gpt2"), some_pairs("gpt2", 3)
     heads = [(layer, head) for layer in (1, 3) for head in range(4)]
-    exact, sampled = (shapley(hf, pairs, heads, orders=orders, seed=3).frame for orders in (None, 31))
-    exact = exact[exact["partner"] == ""].reset_index(drop=True)
+    every: Any = shapley(hf, pairs, heads).frame
+    exact: Any = every[every["partner"] == ""].reset_index(drop=True)
+    sampled: Any = shapley(hf, pairs, heads, orders=31, seed=3).frame
     assert (exact[["pair", "component"]] == sampled[["pair", "component"]]).all(axis=None)
     inside_ = (exact["value"] >= sampled["low"] - 1e-5) & (exact["value"] <= sampled["high"] + 1e-5)
     assert inside_.mean() > 0.8 and (sampled["high"] > sampled["low"]).any()

@@ -1,5 +1,7 @@
 """Edges against path patching by torch hooks, and on a model whose circuit is known."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,8 +56,8 @@ def expected(name: str, pairs: Pairs, frame, mlps: str) -> np.ndarray:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_edge_is_that_of_full_forward_passes(name, mlps):
     pairs = some_pairs(name)
-    result = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, mlps=mlps, path="replay")
-    frame = result.frame
+    result: Any = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, mlps=mlps, path="replay")
+    frame: Any = result.frame
     heads = 4 * 3, 3
     before = 1 + sum(heads)
     counts = frame.groupby(["pair", "direction", "receiver"]).size().unstack()
@@ -63,7 +65,7 @@ def test_every_edge_is_that_of_full_forward_passes(name, mlps):
     assert (counts["3.q.1"] == before).all() and (counts["3.mlp_out"] == before + own_heads).all()
     assert (counts["logits"] == 1 + 5 * N_LAYERS).all()
     turn = np.arange(len(frame)) % (1 if name == "llama" else 3) == 0
-    some = frame[turn & ((frame["pair"] == 0) == (frame["direction"] == "noise"))]
+    some: Any = frame[turn & ((frame["pair"] == 0) == (frame["direction"] == "noise"))]
     assert np.abs(some["m"].to_numpy() - expected(name, pairs, some, mlps)).max() < TOLERANCE
     assert np.ptp(some["effect"]) > 0.05 and some["run"].mean() > 0.9
     assert result.provenance["path"] == {"pairs": "replay"}
@@ -72,7 +74,7 @@ def test_every_edge_is_that_of_full_forward_passes(name, mlps):
 def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exact_zeros():
     pairs = some_pairs("llama")
     options = {"senders": ("embedding", (0, 1), (1, "mlp_out")), "receivers": ("2.q.3", "2.k.0", "2.mlp_out", "logits")}
-    frame = edge_patching(tiny_model("llama"), pairs, positions="each", directions=("noise",), **options).frame
+    frame: Any = edge_patching(tiny_model("llama"), pairs, positions="each", directions=("noise",), **options).frame
     assert np.abs(frame["m"].to_numpy() - expected("llama", pairs, frame, "frozen")).max() < TOLERANCE
     differs = [pairs[p].differing for p in frame["pair"]]
     early = np.array([at < d[0] if at >= 0 else False for at, d in zip(frame["position"], differs, strict=True)])
@@ -85,7 +87,9 @@ def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exac
     assert early.any() and not frame["run"][early | inner].any() and (frame["effect"][early | inner] == 0).all()
     per = frame.groupby(["pair", "sender", "receiver"]).size().unstack()
     assert (per["2.q.3"].to_numpy().reshape(2, -1) == [[9], [7]]).all() and (per["logits"] == 1).all()
-    last = edge_patching(tiny_model("llama"), pairs, positions={"q": "last"}, directions=("noise",), **options).frame
+    last: Any = edge_patching(
+        tiny_model("llama"), pairs, positions={"q": "last"}, directions=("noise",), **options
+    ).frame
     keys = ["pair", "sender", "receiver"]
     ends = frame[frame["position"] == frame["pair"].map({0: 8, 1: 6})].set_index(keys)["m"]
     query = last[last["receiver"] == "2.q.3"].set_index(keys)
@@ -103,7 +107,7 @@ def planted() -> tuple[Pairs, list[induction.Pair]]:
 @pytest.mark.parametrize("mlps", ["frozen", "recomputed"])
 def test_planted_circuit_has_its_edges_and_no_others(mlps):
     pairs, given = planted()
-    frame = edge_patching(
+    frame: Any = edge_patching(
         induction.induction_model(), pairs, senders=("embedding", "z"), receivers=("q", "k", "v", "logits"), mlps=mlps
     ).frame
     assert len(frame) == 2 * len(given) * len(induction.Slow(induction.induction_model(), given[0]).edges())
@@ -119,9 +123,11 @@ def test_planted_circuit_has_its_edges_and_no_others(mlps):
 
 def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
     pairs = some_pairs("gpt2", (9, 7, 8, 9, 10, 7, 9, 8, 7, 9, 8, 10))
-    result = edge_patching(tiny_model("gpt2"), pairs, senders=("embedding", "z"), receivers=[(1, 2, "v"), "logits"])
+    result: Any = edge_patching(
+        tiny_model("gpt2"), pairs, senders=("embedding", "z"), receivers=[(1, 2, "v"), "logits"]
+    )
     line = next(g for g in result.groups if (g["sender"], g["receiver"], g["direction"]) == ("0.z.1", "1.v.2", "noise"))
-    some = result.frame.query("sender == '0.z.1' and receiver == '1.v.2' and direction == 'noise'")
+    some: Any = result.frame.query("sender == '0.z.1' and receiver == '1.v.2' and direction == 'noise'")
     a, b = some["effect"].to_numpy(float), some["total"].to_numpy(float)
     without = (a.sum() - a) / (b.sum() - b)
     se = np.sqrt(((without - without.mean()) ** 2).sum() * 11 / 12)

@@ -1,6 +1,7 @@
 """Circuits against full forward passes with every other head set, and on a model whose circuit is known."""
 
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_circuits_are_those_of_full_forward_passes(name, ablate):
         Site(i, "mlp_out") for i in range(N_LAYERS)
     ]
     own = [Site(1, "z", head=2), Site(4, "z", head=0), Site(3, "mlp_out")]
-    result = faithfulness(hf, pairs, circuit, scope=("z", "mlp_out"), ablate=ablate, n_random=2, path="replay")
+    result: Any = faithfulness(hf, pairs, circuit, scope=("z", "mlp_out"), ablate=ablate, n_random=2, path="replay")
     runs = [Paths(name, hf, list(p.clean), list(p.corrupt)) for p in pairs]
 
     def value(i: int, site: Site) -> torch.Tensor:
@@ -43,7 +44,7 @@ def test_circuits_are_those_of_full_forward_passes(name, ablate):
         if site.point == "mlp_out":
             return torch.stack([runs[j].other[site] for j in which]).mean(0)
         whole = torch.stack([runs[j].z[site.layer] for j in which]).mean(0)
-        return whole[:, site.head * inside.D_HEAD : (site.head + 1) * inside.D_HEAD]
+        return whole[:, (site.head or 0) * inside.D_HEAD : ((site.head or 0) + 1) * inside.D_HEAD]
 
     for i, pair in enumerate(pairs):
         for edit, number in (("keep", CIRCUIT), ("remove", CIRCUIT), ("keep", NOTHING)):
@@ -95,9 +96,11 @@ def test_planted_circuit_is_faithful_and_no_set_that_lacks_a_part_of_it(kind):
         assert shares(rest)["keep"] == pytest.approx(0, abs=2 * induction.INERT)
     others = set(induction.HEADS) - circuit
     assert shares(others)["remove"] == pytest.approx(0, abs=2 * induction.INERT)
-    result = faithfulness(hf, pairs, sorted(circuit), n_random=60, seed=1)
+    result: Any = faithfulness(hf, pairs, sorted(circuit), n_random=60, seed=1)
     for g in result.groups:
-        some = result.frame.query("edit == @g['edit'] and circuit > 0").groupby("circuit")[["effect", "total"]].sum()
+        some: Any = (
+            result.frame.query("edit == @g['edit'] and circuit > 0").groupby("circuit")[["effect", "total"]].sum()
+        )
         null = (some["effect"] / some["total"]).to_numpy()
         assert np.minimum(abs(null), abs(null - 1)).max() < 2 * induction.INERT  # a circuit has all or nothing
         chance = {1: 1 / 8, 2: {"keep": 1 / 28, "remove": 1 / 28 + 12 / 28}[g["edit"]]}[len(circuit)]
@@ -127,7 +130,7 @@ def test_mean_ablation_leaves_out_pairs_without_another_in_their_pool():
     pairs = some_pairs("llama", 3)
     long = Pair((5, 6, 7, 8), (5, 9, 7, 8), pairs[0].right, pairs[0].wrong)
     mixed = Pairs((*pairs.pairs, long), np.zeros(4), np.zeros(4))
-    result = faithfulness(
+    result: Any = faithfulness(
         tiny_model("llama"), pairs_from(tiny_model("llama"), mixed, floor=0.0), [(1, 2)], ablate="mean", n_random=0
     )
     assert set(result.frame["pair"]) == {0, 1, 2}
