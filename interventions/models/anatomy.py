@@ -62,6 +62,13 @@ def check_site(model: Any, site: Site, *, may_run: bool = True) -> None:
         )
 
 
+def side_by_side(model: Any, layer: int) -> bool:
+    """Whether attention and MLP of a block read the same stream: then its MLP does not see what its heads write. Raises `SiteError`."""
+    model = wrap(model)
+    check_site(model, Site(layer, "attn_out"))
+    return _kinds[model.hf][layer] == _PARALLEL
+
+
 def n_heads(model: Any, site: Site) -> int:
     """How many heads there are at a site: of `k` and `v` the model's own, which queries may share. Raises `SiteError`."""
     return check_inside(wrap(model), site.whole).heads(site.point)

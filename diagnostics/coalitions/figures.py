@@ -1,0 +1,40 @@
+"""Figure of Shapley values and interactions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from diagnostics.figures.axes import bar_lengths, path_said, write_caption
+from diagnostics.figures.looks import INK, MISSING, REFERENCE, SIGNED, styled
+
+
+def plot_shapley(groups: Sequence[Mapping[str, Any]], matrix: pd.DataFrame, provenance: Mapping[str, Any]) -> Figure:
+    """Shares of components (left), interactions of pairs (right)."""
+    names, p = list(matrix.index), provenance
+    estimates = {g["component"]: g["share"] for g in groups if not g["partner"]}
+    shares = [estimates[name] for name in names]
+    n = len(names)
+    with styled():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 1.8 + 0.26 * n), layout="constrained")
+        at = np.arange(n)
+        left.errorbar([e.value for e in shares], at, xerr=bar_lengths(shares), fmt="o", color=INK, ms=4, lw=1)
+        left.axvline(0, color=REFERENCE, lw=0.8)
+        left.set_yticks(at, names, fontsize=7)
+        left.set(ylim=(n - 0.5, -0.5), xlabel="Shapley value, share of m_clean − m_corrupt")
+        values = matrix.to_numpy(float).copy()
+        np.fill_diagonal(values, np.nan)
+        limit = max(float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0, 1e-9)
+        right.set_facecolor(MISSING)
+        image = right.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
+        right.set_xticks(at, names, rotation=90, fontsize=7)
+        right.set_yticks(at, names, fontsize=7)
+        figure.colorbar(image, ax=right, label="interaction, share")
+        how = "all coalitions" if p["orders"] is None else f"{p['orders']} sampled orders a pair; no interactions"
+        first = f"{p['model']} ({p['dtype']}), {groups[0]['pairs']} pairs, {p['direction']}, positions: {p['positions']}, {how}."
+        words = f"Bars: 95 % intervals over pairs. Interaction below 0: the two overlap. By {path_said([p])}."
+        write_caption(figure, f"{first} {words}")
+    return figure

@@ -1,0 +1,76 @@
+"""`edge_patching`: one head's or MLP's changed output shown to one receiver alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diagnostics.edges.design import settings_of
+from diagnostics.edges.result import EdgePatching
+from diagnostics.edges.work import EdgeRunner, merged
+from diagnostics.pairs.pair import Pairs
+from diagnostics.pairs.read import pairs_from
+from diagnostics.results.calls import recorded
+from diagnostics.running.provenance import run_identity, run_provenance
+from diagnostics.running.units import run_table
+from interventions.models.wrapping import wrap
+from interventions.progress import Progressing
+
+
+@recorded
+@torch.no_grad()
+def edge_patching(
+    model: Any,
+    pairs: Pairs | str | Path | Sequence[Any],
+    *,
+    receivers: Any,
+    senders: Any = None,
+    positions: str | Mapping[str, str] = "all",
+    directions: Sequence[str] = ("denoise", "noise"),
+    mlps: str = "frozen",
+    metric: str = "logit_difference",
+    n: int | None = None,
+    seed: int = 0,
+    path: str = "auto",
+    batch_rows: int | None = None,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progressing = None,
+) -> EdgePatching:
+    """Show one receiver what one sender writes in the other run of a pair, all else as in the base run, and measure how far m moves.
+
+        x′ = x + Δ_sender → the receiver's q, k, v or output anew → everything above it runs on
+        denoise  the corrupt run, Δ = clean − corrupt write:   effect = m − m_corrupt
+        noise    the clean run, Δ = corrupt − clean write:     effect = m_clean − m
+        share of an edge = Σ effect / Σ (m_clean − m_corrupt) over pairs
+
+    pairs, n, seed: as for `activation_patching`. senders (None: all): `embedding`, `z` (every head), `mlp_out` (every MLP), or single
+    ones: `Site(3, "z", head=1)`, `"3.z.1"`, `(3, 1)`; `Site(3, "mlp_out")`. receivers: `q`, `k`, `v` (every head; of k and v the model's own,
+    which queries may share), `mlp_out`, `logits`, or single ones: `"12.q.3"`, `(12, 3, "q")`, `"12.mlp_out"`. positions: the receiver sees the
+    change at `all` positions at once, at the `last` alone, or at `each` in turn; or one of these by the receiver's point, such as
+    {"q": "last", "v": "all"}. The logits read the last position: the sender's direct effect, through the final norm. mlps: `frozen`, or
+    `recomputed`: the change also passes through the MLPs on the way, attention frozen. Both are in use: arXiv:2211.00593 recomputes them.
+    A head's write is Δz·W_O; under a post-norm (Gemma, OLMo) the change of attn_out where that head's z alone changes. In blocks
+    with attention and MLP side by side a head has no edge to its own block's MLP. metric: `logit_difference` (right − wrong) or
+    `probability` of the right answer, at the last position. folder: where finished units, four pairs each, are kept.
+
+    Source: path patching (arXiv:2211.00593, arXiv:2304.05969), here for all senders and receivers of a block at once.
+    Raises `TextError` for pairs that cannot be used, `SiteError` for a site or head that the model lacks and for a block that gives a
+    token alone other values than in its prompt, `ResultError` for other settings.
+    """
+    model = wrap(model)
+    settings = settings_of(model, senders, receivers, positions, directions, metric, mlps, path, batch_rows)
+    chosen = pairs_from(model, pairs, n=n, seed=seed)
+    runner = EdgeRunner(model, chosen, settings)
+    own = {**settings.as_dict(), "seed": seed}
+    identity = run_identity(EdgePatching.NAME, model, {"pairs": chosen.sha256}, own)
+    frame, notes = run_table(
+        runner.units(), folder, runner, merged, identity=identity, overwrite=overwrite, progress=progress
+    )
+    counts = {"rows": len(frame), "rows_run": int(frame["run"].sum()), "pools": list(dict.fromkeys(chosen.pools))}
+    provenance = run_provenance(
+        EdgePatching.NAME, model, {"pairs": chosen.description}, settings.receivers,
+        own | counts | {"pairs_dropped": dict(chosen.left_out), **notes},
+    )  # fmt: skip
+    return EdgePatching(frame, chosen.clean + chosen.corrupt, provenance)
