@@ -11,6 +11,7 @@ from diagnostics.patching.result import ActivationPatching
 from diagnostics.patching.run import activation_patching
 from diagnostics.results.result import result_files
 from interventions.files import claim_run
+from interventions.sites import INSIDE, POINTS, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class ActivationPatchingOptions(ResumableOptions, ModelOptions):
 def main(options: ActivationPatchingOptions) -> command.Document:
     """Run the command."""
     options.check_model()
+    for name in options.sites:
+        if name not in (*POINTS, *INSIDE):
+            Site.parse(name)
     claim_run(options.out, result_files(ActivationPatching), options.overwrite)
     names = (
         "n",

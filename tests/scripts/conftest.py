@@ -37,6 +37,9 @@ SMALL: dict[str, tuple[object, ...]] = {
         *("--counts", 1, 3, "--per-class", 40, "--reads", 3, "--sink-filter", 0),
     ),
     "ablate_projections": DIRECTIONS,
+    "activation_patching": (
+        *(*MODEL, "--pairs", "{given}/pairs.csv", "--layers", 1, 4, "--sites", "z", "mlp_out", "--scores", "gradient"),
+    ),
     "atlas": ("--saes", "{given}/saes/2/standard", *ALL, "--path-share", 0.5),
     "bench_patching": ("--pairs", "S2", "--seconds", 0.01),
     "bench_replay": ("--lengths", 12, "--layers", 3, 4, "--rows", 40, "--repeats", 1, "--dtypes", "float32"),
@@ -211,6 +214,16 @@ def given(tmp_path_factory) -> Path:
     (folder / "labelled.csv").write_text(
         "\n".join(["text,label", *(f"{t},{'abc'[i % 3]}" for i, t in enumerate(lines))]) + "\n"
     )
+    pairs = ["clean,corrupt,right,wrong"]
+    for i, ids in enumerate(prompts((7,) * 40)):
+        ids = [30 + j % 60 for j in ids]  # w2 is a special token, also within w20
+        both = [ids, [*ids[:3], 30 + (ids[3] - 23) % 60, *ids[4:]]]
+        answers = [30 + i % 20, 60 + i % 20]
+        m = tiny_model("llama")(torch.tensor(both)).logits[:, -1, answers] @ torch.tensor([1.0, -1.0])
+        answers = answers if m[0] > m[1] else answers[::-1]  # the clean prompt is the one that favours the right answer more
+        said = (" ".join(f"w{j}" for j in x) for x in both)
+        pairs.append(",".join([*said, *(f" w{j}" for j in answers)]))
+    (folder / "pairs.csv").write_text("\n".join(pairs) + "\n")
     kinds = {
         "1/standard": "standard",
         "1/cosine": "cosine",
