@@ -8,6 +8,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.atlas.run import causal_atlas
     from diagnostics.cards.result import LatentCard
     from diagnostics.cards.run import latent_card, latent_cards
+    from diagnostics.coalitions.result import Shapley
+    from diagnostics.coalitions.run import shapley
     from diagnostics.concept_ablation.result import FeatureAblation
     from diagnostics.concept_ablation.run import feature_ablation
     from diagnostics.dictionary_comparison.result import DictionaryComparison
@@ -16,6 +18,9 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.direction_vs_norm.run import direction_norm
     from diagnostics.dose.result import DoseResponse
     from diagnostics.dose.run import dose_response
+    from diagnostics.edges.circuits import Faithfulness, faithfulness
+    from diagnostics.edges.result import EdgePatching
+    from diagnostics.edges.run import edge_patching
     from diagnostics.latent_edits.concentration import Concentration, causal_concentration
     from diagnostics.latent_edits.interactions import Interactions, interactions
     from diagnostics.latent_edits.sparsity import AblationSparsity, ablation_sparsity
@@ -46,11 +51,14 @@ __all__ = [
     "DictionaryComparison",
     "DirectionNorm",
     "DoseResponse",
+    "EdgePatching",
+    "Faithfulness",
     "FeatureAblation",
     "Interactions",
     "LatentCard",
     "ProjectionEffects",
     "SAEEvaluation",
+    "Shapley",
     "SparseProbing",
     "Specifications",
     "Steering",
@@ -65,7 +73,9 @@ __all__ = [
     "compare_dictionaries",
     "direction_norm",
     "dose_response",
+    "edge_patching",
     "evaluate_saes",
+    "faithfulness",
     "feature_ablation",
     "interactions",
     "latent_card",
@@ -75,6 +85,7 @@ __all__ = [
     "projection_effects",
     "report",
     "saved_results",
+    "shapley",
     "specification_curve",
     "unit_norm_sweep",
     "win_rate_report",
@@ -88,11 +99,14 @@ _HOMES = {
     "DictionaryComparison": "dictionary_comparison.result",
     "DirectionNorm": "direction_vs_norm.result",
     "DoseResponse": "dose.result",
+    "EdgePatching": "edges.result",
+    "Faithfulness": "edges.circuits",
     "FeatureAblation": "concept_ablation.result",
     "Interactions": "latent_edits.interactions",
     "LatentCard": "cards.result",
     "ProjectionEffects": "projections.result",
     "SAEEvaluation": "sae_evaluation.result",
+    "Shapley": "coalitions.result",
     "SparseProbing": "sparse_probing.result",
     "Specifications": "specifications.result",
     "Steering": "latent_edits.steering",
@@ -107,7 +121,9 @@ _HOMES = {
     "compare_dictionaries": "dictionary_comparison.run",
     "direction_norm": "direction_vs_norm.run",
     "dose_response": "dose.run",
+    "edge_patching": "edges.run",
     "evaluate_saes": "sae_evaluation.run",
+    "faithfulness": "edges.circuits",
     "feature_ablation": "concept_ablation.run",
     "interactions": "latent_edits.interactions",
     "latent_card": "cards.run",
@@ -117,6 +133,7 @@ _HOMES = {
     "projection_effects": "projections.run",
     "report": "reports.page",
     "saved_results": "saved",
+    "shapley": "coalitions.run",
     "specification_curve": "specifications.run",
     "unit_norm_sweep": "unit_norm.run",
     "win_rate_report": "win_rate.run",

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from diagnostics.atlas.result import CausalAtlas
+from diagnostics.coalitions.result import Shapley
 from diagnostics.concept_ablation.result import FeatureAblation
 from diagnostics.dictionary_comparison.result import DictionaryComparison
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.dose.result import DoseResponse
+from diagnostics.edges.circuits import Faithfulness
+from diagnostics.edges.result import EdgePatching
 from diagnostics.figures.by_depth import DepthPlan
 from diagnostics.latent_edits.concentration import Concentration
 from diagnostics.latent_edits.interactions import Interactions
@@ -31,7 +34,7 @@ KINDS: dict[str, type[BaseResult]] = {
     for kind in (
         DirectionNorm, DoseResponse, UnitNorm, Specifications, SAEEvaluation, ProjectionEffects, WinRateReport, CausalAtlas,
         FeatureAblation, SparseProbing, DictionaryComparison, Interactions, Concentration, Steering, Substitutions,
-        AblationSparsity, ActivationPatching,
+        AblationSparsity, ActivationPatching, EdgePatching, Faithfulness, Shapley,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diagnostics.figures.axes import bar_lengths, path_said, write_caption
+from diagnostics.edges.figures import write_words
+from diagnostics.figures.axes import bar_lengths
 from diagnostics.figures.looks import INK, MISSING, REFERENCE, SIGNED, styled
 
 
@@ -33,8 +34,9 @@ def plot_shapley(groups: Sequence[Mapping[str, Any]], matrix: pd.DataFrame, prov
         right.set_xticks(at, names, rotation=90, fontsize=7)
         right.set_yticks(at, names, fontsize=7)
         figure.colorbar(image, ax=right, label="interaction, share")
-        how = "all coalitions" if p["orders"] is None else f"{p['orders']} sampled orders a pair; no interactions"
-        first = f"{p['model']} ({p['dtype']}), {groups[0]['pairs']} pairs, {p['direction']}, positions: {p['positions']}, {how}."
-        words = f"Bars: 95 % intervals over pairs. Interaction below 0: the two overlap. By {path_said([p])}."
-        write_caption(figure, f"{first} {words}")
+        how = "all coalitions" if p["orders"] is None else f"{p['orders']} sampled orders a pair, no interactions"
+        left.set_title(f"{p['direction']}: each component's part")
+        right.set_title("interactions of two")
+        words = f"Positions: {p['positions']}; {how}. Bars: 95 % intervals over pairs. Interaction below 0: the two overlap."
+        write_words(figure, p, words)
     return figure

@@ -1,5 +1,6 @@
 """The result of `shapley`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.edges.summary import share_of_sums
+from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 
 
@@ -59,6 +61,17 @@ class Shapley(Result):
             found.loc[g["component"], g["partner"] or g["component"]] = g["share"].value
             found.loc[g["partner"] or g["component"], g["component"]] = g["share"].value
         return found
+
+    def headlines(self) -> Iterable[Headline]:
+        """The largest part, and the strongest interaction."""
+        parts = [g for g in self.groups if not g["partner"]][:1] + [g for g in self.groups if g["partner"]][:1]
+        for g in parts:
+            what = (
+                f"interaction of {g['component']} and {g['partner']}"
+                if g["partner"]
+                else f"Shapley value of {g['component']}"
+            )
+            yield Headline(f"{what}, share", str(g["share"]), f"all components together: {self.together}")
 
     def plot(self) -> Any:
         """Shapley values with intervals beside the matrix of interactions. Returns a matplotlib Figure."""

@@ -1,6 +1,6 @@
 """`faithfulness`: does a circuit carry the whole effect? All else ablated, and the circuit itself, beside random circuits of its size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from diagnostics.pairs.measured import METRICS, metric_of, metric_of_run
 from diagnostics.pairs.pair import Pairs, labels
 from diagnostics.pairs.read import pairs_from
 from diagnostics.results.calls import recorded
+from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.running.joint_edits import measure_members
 from diagnostics.running.provenance import run_identity, run_provenance
@@ -79,6 +80,12 @@ class Faithfulness(Result):
                 "nothing_kept": float(shares[NOTHING]) if edit == "keep" else np.nan,
             })  # fmt: skip
         return found
+
+    def headlines(self) -> Iterable[Headline]:
+        """What the circuit keeps alone, and what is lost without it, beside random circuits."""
+        for g in self.groups:
+            what = {"keep": "share kept by the circuit alone", "remove": "share lost without the circuit"}[g["edit"]]
+            yield Headline(what, str(g["share"]), f"median of random circuits of its size: {g['random_median']:.3g}")
 
     def plot(self) -> Any:
         """The circuit's shares beside those of random circuits. Returns a matplotlib Figure."""

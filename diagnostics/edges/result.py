@@ -1,5 +1,6 @@
 """The result of `edge_patching`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -7,7 +8,9 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from diagnostics.edges.summary import edge_shares
+from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
+from diagnostics.statistics.tables import lines_of
 from interventions.errors import ResultError
 
 _SHOWN = 20
@@ -22,43 +25,56 @@ class EdgePatching(Result):
     TITLE: ClassVar[str] = "Edge patching"
     QUESTION: ClassVar[str] = "Which heads and MLPs read what differs between two prompts from which others?"
     NOTE: ClassVar[str] = (
-        "share: Σ effect / Σ (m_clean − m_corrupt) over pairs, with a 95 % interval over pairs. denoise: how much of the clean metric the "
+        "share: Σ effect / Σ (m_clean − m_corrupt) over pairs, with a 95 % interval over pairs; q: false discovery rate of share ≠ 0 within the direction. denoise: how much of the clean metric the "
         "edge alone restores in the corrupt run; noise: how much it takes from the clean run."
     )
 
     @cached_property
-    def groups(self) -> list[dict[str, Any]]:
-        """Each edge's share with its interval, by direction, strongest first."""
+    def edges(self) -> pd.DataFrame:
+        """Each edge's share with its interval, by direction, strongest first (see `summary.edge_shares`)."""
         return edge_shares(self.frame)
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The strongest edges of each direction."""
-        columns = ["sender", "receiver", "label", "pairs", "share", "effect"]
-        found = {}
-        for direction in self.provenance["directions"]:
-            lines = [g for g in self.groups if g["direction"] == direction]
-            title = f"{direction}: the {min(_SHOWN, len(lines))} strongest of {len(lines)} edges"
-            found[title] = pd.DataFrame(lines[:_SHOWN])[columns]
-        return found
+    @cached_property
+    def groups(self) -> list[dict[str, Any]]:
+        """`edges`, a mapping for each."""
+        return [{str(name): value for name, value in line.items()} for line in self.edges.to_dict("records")]
 
-    def strongest(self, direction: str | None = None, n: int = _SHOWN) -> list[dict[str, Any]]:
-        """The n edges of largest |share|. Raises `ResultError` for a direction that was not measured."""
+    def strongest(self, n: int | None = _SHOWN, direction: str | None = None) -> pd.DataFrame:
+        """The n edges of largest |share| (None: all). Raises `ResultError` for a direction that was not measured."""
         direction = direction or self.provenance["directions"][0]
         if direction not in self.provenance["directions"]:
             raise ResultError(f"no direction {direction!r}; measured: {', '.join(self.provenance['directions'])}")
-        return [g for g in self.groups if g["direction"] == direction][:n]
+        return lines_of(self.edges, direction=direction).head(len(self.edges) if n is None else n)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The strongest edges of each direction."""
+        columns = ["sender", "receiver", "label", "pairs", "share", "share_low", "share_high", "q", "effect"]
+        found = {}
+        for direction in self.provenance["directions"]:
+            top, n = self.strongest(direction=direction), len(self.strongest(None, direction))
+            found[f"{direction}: the {len(top)} strongest of {n} edges"] = top[columns]
+        return found
+
+    def headlines(self) -> Iterable[Headline]:
+        """The strongest edge of each direction."""
+        for direction in self.provenance["directions"]:
+            for line in self.strongest(1, direction).to_dict("records"):
+                metric = self.provenance["metric"].replace("_", " ")
+                what = f"share of the {metric} that the edge {line['sender']} → {line['receiver']} carries, {direction}"
+                ends = f"[{line['share_low']:.3g}, {line['share_high']:.3g}]"
+                yield Headline(what, f"{line['share']:.3g} {ends}", f"q = {line['q']:.2g}")
 
     def plot(self, direction: str | None = None) -> Any:
         """Senders × receivers, coloured by share. Returns a matplotlib Figure."""
         from diagnostics.edges.figures import plot_matrix
 
-        return plot_matrix(self.strongest(direction, len(self.groups)), self.provenance)
+        return plot_matrix(self.strongest(None, direction), self.provenance)
 
     def plot_graph(self, direction: str | None = None, n: int = _SHOWN) -> Any:
         """The n strongest edges drawn as a graph, layers from bottom to top. Returns a matplotlib Figure."""
         from diagnostics.edges.figures import plot_graph
 
-        return plot_graph(self.strongest(direction, n), self.provenance)
+        return plot_graph(self.strongest(n, direction), self.provenance)
 
     def figures(self) -> dict[str, Any]:
         """Matrix and graph of each direction."""

@@ -1,10 +1,13 @@
 """Edges against path patching by torch hooks, and on a model whose circuit is known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from diagnostics.edges.result import EdgePatching
 from diagnostics.edges.run import edge_patching
+from diagnostics.edges.summary import share_of_sums
 from diagnostics.edges.sweep import Sweep
 from diagnostics.pairs.pair import Pair, Pairs
 from interventions import Site
@@ -114,7 +117,7 @@ def test_planted_circuit_has_its_edges_and_no_others(mlps):
         assert line.effect / line.total == pytest.approx(float(truth), abs=induction.INERT), line
 
 
-def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs():
+def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
     pairs = some_pairs("gpt2", (9, 7, 8, 9, 10, 7, 9, 8, 7, 9, 8, 10))
     result = edge_patching(tiny_model("gpt2"), pairs, senders=("embedding", "z"), receivers=[(1, 2, "v"), "logits"])
     line = next(g for g in result.groups if (g["sender"], g["receiver"], g["direction"]) == ("0.z.1", "1.v.2", "noise"))
@@ -122,10 +125,18 @@ def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs():
     a, b = some["effect"].to_numpy(float), some["total"].to_numpy(float)
     without = (a.sum() - a) / (b.sum() - b)
     se = np.sqrt(((without - without.mean()) ** 2).sum() * 11 / 12)
-    assert line["pairs"] == 12 and line["share"].value == pytest.approx(a.sum() / b.sum())
-    assert (line["share"].high - line["share"].low) / 2 == pytest.approx(2.200985 * se)  # t, 11 degrees of freedom
-    first = [abs(g["share"].value) for g in result.groups if g["direction"] == "denoise"]
-    assert first == sorted(first, reverse=True)
+    assert line["pairs"] == 12 and line["share"] == pytest.approx(a.sum() / b.sum())
+    alone = share_of_sums(a, b)
+    half = 2.200985 * se  # t, 11 degrees of freedom
+    for low, high in ((line["share_low"], line["share_high"]), (alone.low, alone.high)):
+        assert (high - low) / 2 == pytest.approx(half, rel=1e-5) and (high + low) / 2 == pytest.approx(
+            line["share"], rel=1e-5
+        )
+    edges = result.edges[result.edges["direction"] == "denoise"]
+    assert edges["share"].abs().is_monotonic_decreasing and (edges["q"].between(0, 1) | (edges["share"] == 0)).all()
+    assert (edges["q"] <= 0.05).sum() <= ((edges["share_low"] > 0) | (edges["share_high"] < 0)).sum()
+    result.write(tmp_path)
+    pd.testing.assert_frame_equal(EdgePatching.load(tmp_path).edges, result.edges)
     assert {"edge_patching_denoise", "edge_patching_graph_noise"} <= set(result.figures())
     assert "strongest of" in result.table()
 
