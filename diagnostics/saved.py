@@ -33,8 +33,9 @@ KINDS: dict[str, type[BaseResult]] = {
     kind.NAME: kind
     for kind in (
         DirectionNorm, DoseResponse, UnitNorm, Specifications, SAEEvaluation, ProjectionEffects, WinRateReport, CausalAtlas,
-        FeatureAblation, SparseProbing, DictionaryComparison, Interactions, Concentration, Steering, Substitutions,
-        AblationSparsity, ActivationPatching, EdgePatching, Faithfulness, Shapley,
+        FeatureAblation, SparseProbing, DictionaryComparison, ActivationPatching, EdgePatching, Faithfulness, Shapley,
+        Interactions, Concentration, Steering, Substitutions,
+        AblationSparsity,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

@@ -195,3 +195,32 @@ def short_names(paths: tuple[str, ...]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise AssertionError("distinct paths have distinct names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(ResumableOptions, ModelOptions):
+    """Options of every command that measures pairs of prompts."""
+
+    task: Literal["ioi", "agreement", "capitals", "greater_than", "pronouns"] = "ioi"
+    """packaged templates; pairs that the model does not answer are left out and counted"""
+    pairs: str | None = None
+    """in place of --task: a CSV with columns clean, corrupt, right, wrong, and perhaps roles"""
+    n: PositiveInt | None = None
+    """number of pairs (default: 100 of a task, all of a CSV)"""
+    metric: Literal["logit_difference", "probability"] = "logit_difference"
+    """of the right answer against the wrong one, or of the right answer"""
+    batch_rows: PositiveInt | None = None
+    """tokens in one forward pass (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
+    path: ReplayPath = "auto"
+    """auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
+    seed: NonNegativeInt = 0
+    """of drawn pairs and controls"""
+
+    def check(self, files: tuple[str, ...]) -> None:
+        """Validate options before loading the model; `files`: what the run writes into --out. Raises `MechdiagError`."""
+        self.check_model()
+        claim_run(self.out, files, self.overwrite)
+
+    def common(self) -> dict[str, Any]:
+        """Keyword arguments that these diagnostics take."""
+        return self.named("n", "metric", "batch_rows", "path", "seed", "overwrite") | {"folder": self.out}

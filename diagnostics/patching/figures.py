@@ -70,7 +70,9 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
             for sign in (-1, 1):
                 bar.ax.axhline(sign * null, color=INK, lw=1.2)
         site, n = str(cells["site"].iloc[0]), int(cells["n"].max())
-        words = f"{site}, {n} pairs. "
+        pools = provenance.get("pools", [])
+        kind = f", {pools[int(cells['pool'].iloc[0])]}" if len(pools) > 1 else ""
+        words = f"{site}, {n} pairs{kind}. "
         if tested:
             words += (
                 "Dimmed: no different from its control at a false discovery rate of 5 %. Lines on the colour bar: the largest share of any control, "

@@ -52,7 +52,12 @@ class ActivationPatching(Result):
         columns = ["direction", "site", "cell", "share", "share_low", "share_high", "control", "q", "dose", "n"]
         top = self.strongest()
         named = top.assign(cell=[summary.cell_name(cell) for _, cell in top.iterrows()])[columns]
-        found = {"": pd.DataFrame(self.groups), "cells that beat their controls": named}
+        title = (
+            "cells that beat their controls"
+            if top["q"].notna().any()
+            else "largest cells (not tested: no controls, or fewer than 10 pairs)"
+        )
+        found = {"": pd.DataFrame(self.groups), title: named}
         audit = self.audit()
         return found | ({} if audit.empty else {"cheap scores beside the exact effect": audit})
 
@@ -66,20 +71,16 @@ class ActivationPatching(Result):
 
     def plot(self) -> Any:
         """Maps of both directions. Returns a matplotlib Figure."""
-        from diagnostics.patching.figures import plot_maps
 
-        point = self.cells["site"].iloc[0]
-        return plot_maps(self.cells[self.cells["site"] == point], self.provenance)
+        return next(iter(self.figures().values()))
 
     def figures(self) -> dict[str, Any]:
-        """A map of each site, and the scores beside the exact effects where there are any."""
+        """A map of each site and pool, and the scores beside the exact effects where there are any."""
         from diagnostics.patching.figures import plot_audit, plot_maps
 
-        points = list(dict.fromkeys(self.cells["site"]))
-        found = {
-            f"{self.NAME}_{point}": plot_maps(self.cells[self.cells["site"] == point], self.provenance)
-            for point in points
-        }
+        found = {}
+        for (pool, point), some in self.cells.groupby(["pool", "site"], sort=False):
+            found[f"{self.NAME}_{point}{f'_{pool}' if pool else ''}"] = plot_maps(some, self.provenance)
         if not self.audit().empty:
             found[f"{self.NAME}_scores"] = plot_audit(self.cells, self.audit(), self.provenance)
         return found

@@ -21,27 +21,25 @@ _TOP = 0.01
 
 
 def cells(frame: Table) -> pd.DataFrame:
-    """A line for each cell that was run.
+    """A line for each cell that was run in any pair; in pairs where nothing differs there it counts as 0.
 
         share = Σ effect / Σ total over pairs      effect, total = m_clean − m_corrupt: of each pair
 
-    `share_low`, `share_high`: 95 %, from the jackknife over pairs, t with n − 1 degrees of freedom; nan with fewer than 10 pairs.
+    `share_low`, `share_high`: 95 %, from the jackknife over pairs, t with `effective` − 1 degrees of freedom; nan below 10. effective:
+    (Σ |effect|)²/Σ effect², how many pairs of equal effect would carry as much.
     effect: mean, in the metric's unit. dose: median ‖Δx‖/‖x‖. control: the share of all controls together. difference: share less
     control, over the pairs that have one, with p of a t-test over pairs and q, the false discovery rate within the family
     (direction × site; Benjamini and Hochberg). beats: q ≤ 5 % and |share| above |control|. null: the largest |share| of
     a single control among the family's cells. position: mean over pairs. Scores: Σ score / Σ total.
     """
-    run = frame[frame["run"]]
-    own = _sums(run[run["control"] == 0], [name for name in _SCORES if name in frame])
-    controls = run[run["control"] > 0]
+    patched = frame[frame["control"] == 0]
+    grouped = patched.groupby(list(CELL), observed=True, sort=True)
+    own = _sums(patched[grouped["run"].transform("any")], [name for name in _SCORES if name in frame])
+    controls = frame[frame["control"] > 0]
     if len(controls):
         mean = controls.groupby([*CELL, "pair"], observed=True, sort=True)[["effect", "total"]].mean()
-        paired = (
-            run[run["control"] == 0]
-            .set_index([*CELL, "pair"])[["effect", "total"]]
-            .join(mean, rsuffix="_control", how="inner")
-        )
-        own = own.join(_differences(paired))
+        ran = patched[patched["run"]].set_index([*CELL, "pair"])[["effect", "total"]]
+        own = own.join(_differences(ran.join(mean.add_suffix("_control"), how="inner")))
         each = controls.groupby([*CELL, "control"], observed=True)[["effect", "total"]].sum()
         largest = (each["effect"] / each["total"]).abs().groupby(list(FAMILY)).max().rename("null")
         own = own.join(largest, on=list(FAMILY))
@@ -63,27 +61,27 @@ def _sums(rows: Table, scores: list[str]) -> pd.DataFrame:
     found = grouped.agg(
         n=("effect", "size"), effect=("effect", "mean"), dose=("dose", "median"), position=("position", "mean")
     )
-    share, low, high = _ratio(rows, "effect", "total", grouped)
-    found["share"], found["share_low"], found["share_high"] = share, low, high
+    found["effective"], found["share"], found["share_low"], found["share_high"] = _ratio(rows, "effect", grouped)
     sums = grouped[["total", *scores]].sum()
     for name in scores:
         found[name] = np.where(grouped[name].count() == found["n"], sums[name] / sums["total"], np.nan)
     return found
 
 
-def _ratio(rows: Table, top: str, bottom: str, grouped: Any) -> tuple[Float[ndarray, "cell"], ...]:
-    """Σ top / Σ bottom of each cell, with its jackknife interval; every pair is one line of a cell."""
+def _ratio(rows: Table, top: str, grouped: Any) -> tuple[Float[ndarray, "cell"], ...]:
+    """Effective pairs, Σ top / Σ total of each cell, and its jackknife interval; every pair is one line of a cell."""
     n = grouped[top].size().to_numpy()
     which = grouped.ngroup().to_numpy()
-    x, y = rows[top].to_numpy(float), rows[bottom].to_numpy(float)
-    sum_x, sum_y = (np.bincount(which, v, minlength=len(n)) for v in (x, y))
+    x, y = rows[top].to_numpy(float), rows["total"].to_numpy(float)
+    sum_x, sum_y, size, square = (np.bincount(which, v, minlength=len(n)) for v in (x, y, np.abs(x), x * x))
     with np.errstate(divide="ignore", invalid="ignore"):
         value = sum_x / sum_y
         without = (sum_x[which] - x) / (sum_y[which] - y)
         mean = np.bincount(which, without, minlength=len(n)) / n
         se = np.sqrt((n - 1) / n * np.bincount(which, (without - mean[which]) ** 2, minlength=len(n)))
-    far = np.where(n >= MIN_PROMPTS, stats.t.ppf(0.975, np.maximum(n - 1, 1)) * se, np.nan)
-    return value, value - far, value + far
+        effective = np.where(square > 0, size**2 / square, 0.0).round(9)
+    far = np.where(effective >= MIN_PROMPTS, stats.t.ppf(0.975, np.maximum(effective - 1, 1)) * se, np.nan)
+    return effective, value, value - far, value + far
 
 
 def _differences(paired: Table) -> pd.DataFrame:
@@ -92,7 +90,7 @@ def _differences(paired: Table) -> pd.DataFrame:
     found = grouped.agg(gap_mean=("gap", "mean"), gap_sd=("gap", "std"), pairs=("gap", "size"))
     sums = grouped[["effect_control", "total"]].sum()
     found["control"] = sums["effect_control"] / sums["total"]
-    found["difference"], found["difference_low"], found["difference_high"] = _ratio(rows, "gap", "total", grouped)
+    _, found["difference"], found["difference_low"], found["difference_high"] = _ratio(rows, "gap", grouped)
     n = found["pairs"].to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         t = found["gap_mean"].to_numpy() / (found["gap_sd"].to_numpy() / np.sqrt(n))

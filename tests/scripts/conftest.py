@@ -37,6 +37,9 @@ SMALL: dict[str, tuple[object, ...]] = {
         *("--counts", 1, 3, "--per-class", 40, "--reads", 3, "--sink-filter", 0),
     ),
     "ablate_projections": DIRECTIONS,
+    "activation_patching": (
+        *(*MODEL, "--pairs", "{given}/pairs.csv", "--layers", 1, 4, "--sites", "z", "mlp_out", "--scores", "gradient"),
+    ),
     "atlas": ("--saes", "{given}/saes/2/standard", *ALL, "--path-share", 0.5),
     "bench_patching": ("--pairs", "S2", "--seconds", 0.01),
     "bench_replay": ("--lengths", 12, "--layers", 3, 4, "--rows", 40, "--repeats", 1, "--dtypes", "float32"),
@@ -46,6 +49,7 @@ SMALL: dict[str, tuple[object, ...]] = {
     ),
     "compare_saes": ("--saes", "{given}/saes/1/standard", "{given}/saes/1/cosine", *ALL, "--min-active", 3),
     "dose_response": (*TEXT, "--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20),
+    "edge_patching": (*MODEL, "--pairs", "{given}/pairs.csv", "--receivers", "4.q.1", "logits", "--n", 5),
     "evaluate_saes": (*TEXT, "--n-prompts", 8, "--held-out", 0.5, "--splice-prompts", 4),
     "interactions": (
         *("--saes", "{given}/saes/1/standard", *ALL, "--n-tokens", 14, "--per-token", 3, "--matrix-latents", 5),
@@ -61,6 +65,7 @@ SMALL: dict[str, tuple[object, ...]] = {
     "latent_card": (
         *("--sae", "{given}/saes/1/cosine", *ALL, "--latents", 3, "--effects", 12, "--top", 3, "--few", 1),
     ),
+    "shapley": (*MODEL, "--pairs", "{given}/pairs.csv", "--n", 5, "--components", "1.z.0", "4.z.2", "3.mlp_out"),
     "specification_curve": (*TEXT, "--layers", 0, 2, 4, "--pairs", 20),
     "train_sae": (
         *(*MODEL, "--prompts", "{given}/text.txt", "--max-length", 20, "--layers", 1, "--d-sae", 48, "--k", 4),
@@ -211,6 +216,18 @@ def given(tmp_path_factory) -> Path:
     (folder / "labelled.csv").write_text(
         "\n".join(["text,label", *(f"{t},{'abc'[i % 3]}" for i, t in enumerate(lines))]) + "\n"
     )
+    pairs = ["clean,corrupt,right,wrong"]
+    for i, ids in enumerate(prompts((7,) * 40)):
+        ids = [30 + j % 60 for j in ids]  # w2 is a special token, also within w20
+        both = [ids, [*ids[:3], 30 + (ids[3] - 23) % 60, *ids[4:]]]
+        answers = [30 + i % 20, 60 + i % 20]
+        m = tiny_model("llama")(torch.tensor(both)).logits[:, -1, answers] @ torch.tensor([1.0, -1.0])
+        answers = (
+            answers if m[0] > m[1] else answers[::-1]
+        )  # the clean prompt is the one that favours the right answer more
+        said = (" ".join(f"w{j}" for j in x) for x in both)
+        pairs.append(",".join([*said, *(f" w{j}" for j in answers)]))
+    (folder / "pairs.csv").write_text("\n".join(pairs) + "\n")
     kinds = {
         "1/standard": "standard",
         "1/cosine": "cosine",

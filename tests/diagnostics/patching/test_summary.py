@@ -35,7 +35,9 @@ def test_every_cell_by_numpy(made):
         assert cell["share"] == pytest.approx(x.sum() / y.sum())
         assert cell["effect"] == pytest.approx(x.mean())
         without = np.array([np.delete(x, i).sum() / np.delete(y, i).sum() for i in range(n)])
-        far = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+        effective = np.abs(x).sum() ** 2 / (x**2).sum()
+        assert cell["effective"] == pytest.approx(effective) and effective > 10
+        far = stats.t.ppf(0.975, effective - 1) * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
         assert (cell["share_low"], cell["share_high"]) == pytest.approx(
             (x.sum() / y.sum() - far, x.sum() / y.sum() + far)
         )

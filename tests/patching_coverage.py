@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of a cell's share hold the truth, and what is found where nothing is: `python -m tests.diagnostics.patching.coverage`.
+"""How often the 95 % intervals of a cell's share hold the truth, and what is found where nothing is: `python -m tests.patching_coverage`.
 
 Effects of pairs are signed and light-tailed next to KLs; every replication is a cell of one frame, so that `summary.cells` itself is
 measured.
