@@ -152,6 +152,8 @@ def plot_faithfulness(
 
 
 def _node(line: Mapping[Any, Any], end: str) -> str:
-    """A head is one node, whatever it sends at or receives through."""
+    """A head is one node, whether it sends or receives through q. Heads of k and v, which several queries may share, are nodes of their own."""
     layer, head = line[f"{end}_layer"], line[f"{end}_head"]
+    if end == "receiver" and line["through"] in ("k", "v"):
+        return f"{layer}.kv{head}"
     return f"{layer}.{head}" if head >= 0 else str(line[end]).replace("mlp_out", "mlp")

@@ -143,6 +143,14 @@ def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
     assert (edges["q"] <= 0.05).sum() <= ((edges["share_low"] > 0) | (edges["share_high"] < 0)).sum()
     result.write(tmp_path)
     pd.testing.assert_frame_equal(EdgePatching.load(tmp_path).edges, result.edges)
+    texts = {text.get_text() for text in result.plot_graph(n=60).axes[0].texts}
+    assert {
+        "embedding",
+        "0.1",
+        "1.kv2",
+        "v",
+        "logits",
+    } <= texts and "1.2" in texts  # head 2 of block 1 sends, its value receives
     assert {"edge_patching_denoise", "edge_patching_graph_noise"} <= set(result.figures())
     assert "strongest of" in result.table()
 
