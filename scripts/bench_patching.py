@@ -531,9 +531,13 @@ class Ours:
     def values(self, batch: Sequence[Cell]) -> list[float]:
         kinds = tuple(dict.fromkeys(cell.kind for cell in batch))
         if kinds == EDGES:
-            edges = importlib.import_module("diagnostics.edges.edge_patching")
-            frame = edges.edge_patching(self.model, [tuple(self.pair)], through=("q",), positions="all").frame
-            known = frame.set_index(["layer", "head", "sender_layer", "sender_head"])["m"].to_dict()
+            edges = importlib.import_module("diagnostics.edges.run")
+            ends = {
+                "senders": sorted({cell.sender for cell in batch}),
+                "receivers": sorted({(cell.layer, cell.head, "q") for cell in batch}),
+            }
+            frame = edges.edge_patching(self.model, [tuple(self.pair)], **ends, directions=("denoise",)).frame
+            known = frame.set_index(["receiver_layer", "receiver_head", "sender_layer", "sender_head"])["m"].to_dict()
             return [known[cell.layer, cell.head, cell.sender[0], cell.sender[1]] for cell in batch]
         patching = importlib.import_module("diagnostics.patching.run")
         frame = patching.activation_patching(
