@@ -45,6 +45,8 @@ def part_of(result: Any, part: str) -> pd.DataFrame:
     elif part == "paired":  # of an evaluation: each cosine SAE less the standard one of its block
         whole = {(g["sae"], g["corpus"]): g for g in result.groups if g["quartile"] == "all" and g["tokens"] != "all"}
         lines = [_paired(sae, corpus, whole, result.deletions) for sae, corpus in whole if sae.endswith("/cosine")]
+    elif part in ("strongest", "audit"):  # of activation patching
+        return getattr(result, part)()
     elif part in ("groups", "matched", "shift"):
         lines = getattr(result, part)
     else:
