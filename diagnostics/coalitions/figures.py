@@ -20,12 +20,12 @@ def plot_shapley(groups: Sequence[Mapping[str, Any]], matrix: pd.DataFrame, prov
     shares = [estimates[name] for name in names]
     n = len(names)
     with styled():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 1.8 + 0.26 * n), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, max(3.4, 1.8 + 0.26 * n)), layout="constrained")
         at = np.arange(n)
-        left.errorbar([e.value for e in shares], at, xerr=bar_lengths(shares), fmt="o", color=INK, ms=4, lw=1)
-        left.axvline(0, color=REFERENCE, lw=0.8)
-        left.set_yticks(at, names, fontsize=7)
-        left.set(ylim=(n - 0.5, -0.5), xlabel="Shapley value, share of m_clean − m_corrupt")
+        left.errorbar(at, [e.value for e in shares], yerr=bar_lengths(shares), fmt="o", color=INK, ms=4, lw=1)
+        left.axhline(0, color=REFERENCE, lw=0.8)
+        left.set_xticks(at, names, rotation=90, fontsize=7)
+        left.set(xlim=(-0.5, n - 0.5), xlabel="component", ylabel="Shapley value, share of m_clean − m_corrupt")
         values = matrix.to_numpy(float).copy()
         np.fill_diagonal(values, np.nan)
         limit = max(float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0, 1e-9)

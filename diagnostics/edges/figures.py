@@ -27,7 +27,7 @@ def pairs_said(provenance: Mapping[str, Any]) -> str:
 
 def write_words(figure: Figure, provenance: Mapping[str, Any], words: str) -> None:
     """The caption: model, pairs, then a figure's own sentences."""
-    write_caption(figure, caption(provenance, words, texts=pairs_said(provenance), sinks="all positions"))
+    write_caption(figure, caption(provenance, words, texts=pairs_said(provenance), sinks="no position left out"))
 
 
 def _label(line: Mapping[Any, Any], end: str) -> str:

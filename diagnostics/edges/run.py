@@ -9,6 +9,7 @@ import torch
 from diagnostics.edges.design import settings_of
 from diagnostics.edges.result import EdgePatching
 from diagnostics.edges.work import EdgeRunner, merged
+from diagnostics.pairs.differences import FLOOR
 from diagnostics.pairs.pair import Pairs
 from diagnostics.pairs.read import pairs_from
 from diagnostics.results.calls import recorded
@@ -31,6 +32,7 @@ def edge_patching(
     mlps: str = "frozen",
     metric: str = "logit_difference",
     n: int | None = None,
+    floor: float = FLOOR,
     seed: int = 0,
     path: str = "auto",
     batch_rows: int | None = None,
@@ -45,7 +47,7 @@ def edge_patching(
         noise    the clean run, Δ = corrupt − clean write:     effect = m_clean − m
         share of an edge = Σ effect / Σ (m_clean − m_corrupt) over pairs
 
-    pairs, n, seed: as for `activation_patching`. senders (None: all): `embedding`, `z` (every head), `mlp_out` (every MLP), or single
+    pairs, n, floor, seed: as for `activation_patching`. senders (None: all): `embedding`, `z` (every head), `mlp_out` (every MLP), or single
     ones: `Site(3, "z", head=1)`, `"3.z.1"`, `(3, 1)`; `Site(3, "mlp_out")`. receivers: `q`, `k`, `v` (every head; of k and v the model's own,
     which queries may share), `mlp_out`, `logits`, or single ones: `"12.q.3"`, `(12, 3, "q")`, `"12.mlp_out"`. positions: the receiver sees the
     change at `all` positions at once, at the `last` alone, or at `each` in turn; or one of these by the receiver's point, such as
@@ -61,7 +63,7 @@ def edge_patching(
     """
     model = wrap(model)
     settings = settings_of(model, senders, receivers, positions, directions, metric, mlps, path, batch_rows)
-    chosen = pairs_from(model, pairs, n=n, seed=seed)
+    chosen = pairs_from(model, pairs, n=n, seed=seed, floor=floor)
     runner = EdgeRunner(model, chosen, settings)
     own = {**settings.as_dict(), "seed": seed}
     identity = run_identity(EdgePatching.NAME, model, {"pairs": chosen.sha256}, own)

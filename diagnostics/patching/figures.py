@@ -74,14 +74,11 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
         kind = f", {pools[int(cells['pool'].iloc[0])]}" if len(pools) > 1 else ""
         words = f"{site}, {n} pairs{kind}. "
         if tested:
-            words += (
-                "Dimmed: no different from its control at a false discovery rate of 5 %. Lines on the colour bar: the largest share of any control, "
-                "which moves a cell as far along the difference of two other pairs. "
-            )
-        words += "Grey: nothing differs there, 0 exactly."
+            words += "Dimmed: does not differ from its control (FDR 5 %). Bar's lines: largest control. "
+        words += "Grey: 0 exactly."
         if by_head and len(shown) < len(order):
-            words += f" Shown: the {len(shown)} positions of {len(order)} with the largest cells."
-        write_caption(figure, caption(provenance, words, texts=_source(provenance), sinks="all positions"))
+            words += f" {len(shown)} of {len(order)} positions shown."
+        write_caption(figure, caption(provenance, words, texts=_source(provenance), sinks="no position left out"))
     return figure
 
 
@@ -158,6 +155,6 @@ def plot_audit(cells: Table, audit: Table, provenance: Mapping[str, Any]) -> Fig
             row[0].set_ylabel(f"{site}, {direction}\nscore, as a share")
         for ax in axes[-1]:
             ax.set_xlabel("exact share")
-        words = "A point for each cell; black: cells that beat their controls. Line: score = exact. ρ: rank correlation over all cells."
-        write_caption(figure, caption(provenance, words, texts=_source(provenance), sinks="all positions"))
+        words = "A point for each cell; black: beats its control. Line: score = exact. ρ: rank correlation."
+        write_caption(figure, caption(provenance, words, texts=_source(provenance), sinks="no position left out"))
     return figure

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diagnostics.pairs.differences import FLOOR
 from diagnostics.pairs.pair import Pairs
 from diagnostics.pairs.read import pairs_from
 from diagnostics.patching.design import settings_of
@@ -33,6 +34,7 @@ def activation_patching(
     controls: int = 1,
     scores: Sequence[str] = (),
     n: int | None = None,
+    floor: float = FLOOR,
     seed: int = 0,
     path: str = "auto",
     batch_rows: int | None = None,
@@ -47,7 +49,8 @@ def activation_patching(
         share of a cell = Σ effect / Σ (m_clean − m_corrupt) over pairs
 
     pairs: a task (`ioi`, `agreement`, `capitals`, `greater_than`, `pronouns`), a CSV, or a list, as `pairs_from` takes them; n: how
-    many (default: 100 of a task, all of others). sites: points (`z`, `q`, `k`, `v`, `pattern`, `neurons`, and those of the stream)
+    many (default: 100 of a task, all of others); floor: pairs with a smaller |m_clean − m_corrupt|, in logits, are left out and
+    counted. sites: points (`z`, `q`, `k`, `v`, `pattern`, `neurons`, and those of the stream)
     at every block of `layers`, or sites; of q, k, v, pattern and z each head is a cell. positions: `each` is a cell of its own, or
     `all` differing ones at once. metric: `logit_difference` (right − wrong) or `probability` of the right answer, at the last
     position. controls: how many times each cell is also moved as far along the difference of two other pairs' clean activations
@@ -62,7 +65,7 @@ def activation_patching(
     model = wrap(model)
     asked = {"positions": positions, "metric": metric, "controls": controls, "scores": tuple(scores), "seed": seed}
     settings = settings_of(model, sites, layers, directions, path=path, batch_rows=batch_rows, **asked)
-    chosen = pairs_from(model, pairs, n=n, seed=seed)
+    chosen = pairs_from(model, pairs, n=n, seed=seed, floor=floor)
     runner = PatchingRunner(model, chosen, settings)
     own = {name: value for name, value in settings.as_dict().items() if name not in ("sites", "path", "batch_rows")}
     hashes = {"pairs": chosen.sha256}

@@ -15,8 +15,11 @@ from matplotlib.colors import is_color_like, to_hex
 from matplotlib.text import Text
 
 from diagnostics.by_depth.run import depth_figures
+from diagnostics.coalitions.run import shapley
 from diagnostics.dictionary_comparison.run import compare_dictionaries
 from diagnostics.dose.run import dose_response
+from diagnostics.edges.circuits import faithfulness
+from diagnostics.edges.run import edge_patching
 from diagnostics.figures import looks as style
 from diagnostics.figures.looks import legend_label, styled
 from diagnostics.latent_edits.concentration import causal_concentration
@@ -24,16 +27,19 @@ from diagnostics.latent_edits.interactions import interactions
 from diagnostics.latent_edits.sparsity import ablation_sparsity
 from diagnostics.latent_edits.steering import latent_steering
 from diagnostics.latent_edits.substitution import atom_substitution
+from diagnostics.patching.run import activation_patching
 from diagnostics.saved import KINDS
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import from_sums, mean_of
 from diagnostics.win_rate.run import win_rate_report
+from interventions.models.wrapping import wrap
 from tests.diagnostics import made_results
 from tests.diagnostics.atlas import test_run as test_atlas
 from tests.diagnostics.concept_ablation import test_figures as test_ablation_plots
 from tests.diagnostics.dictionary_comparison import test_run as test_dictionary_comparison
 from tests.diagnostics.direction_vs_norm import test_figures as test_direction_plots
 from tests.diagnostics.drawn import caption, panels, series
+from tests.diagnostics.patching.test_cells import given
 from tests.diagnostics.projections import test_run as test_projections
 from tests.diagnostics.sae_evaluation import test_figures as test_sae_plots
 from tests.diagnostics.sparse_probing import test_run as test_sparse_probing
@@ -48,7 +54,7 @@ MODEL, TEXT = "m<b>$_{$ & _", "_t$\\sum_$<"
 PROMPTS = prompts(tuple(8 + (3 * i) % 7 for i in range(26)))
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
+pytestmark = pytest.mark.filterwarnings("ignore:an interval from", "ignore:in . of . pairs the right answer")
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +116,10 @@ def compared() -> Any:
     return compare_dictionaries(model, test_dictionary_comparison.PROMPTS, saes, **more)
 
 
+def patched_model():
+    return wrap(tiny_model("llama"), name=MODEL)
+
+
 RESULTS: dict[str, Callable[[], Any]] = {
     "direction_norm": test_direction_plots.result,
     "dose_response": doses,
@@ -131,6 +141,10 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "ablation_sparsity": lambda: ablation_sparsity(
         planted()[0], PROMPTS, {"3/standard": planted()[1]}, latents=2, tokens_per_latent=10, horizon=2
     ),
+    "activation_patching": lambda: activation_patching(patched_model(), given(), floor=0.0, layers=(1, 4), scores=("gradient",)),
+    "edge_patching": lambda: edge_patching(patched_model(), given(), floor=0.0, receivers=["4.q.1", "logits"]),
+    "faithfulness": lambda: faithfulness(patched_model(), list(given()), [(1, 2)], n_random=3),
+    "shapley": lambda: shapley(patched_model(), list(given()), [(1, 2), (3, 0)]),
 }  # fmt: skip
 
 
@@ -296,7 +310,8 @@ def test_every_point_with_an_interval_is_a_number_of_the_result(kind):
                 near = known[np.abs(found[:, None] - known).argmin(1)] if len(found) else found
                 np.testing.assert_allclose(found, near, rtol=1e-7, atol=1e-12, err_msg=name)
                 seen += len(found)
-    assert seen or kind in ("specification", "causal_concentration", "projections", "interactions")
+    maps = ("activation_patching", "edge_patching")
+    assert seen or kind in ("specification", "causal_concentration", "projections", "interactions", *maps)
 
 
 def test_figures_by_depth_show_names_literally():
