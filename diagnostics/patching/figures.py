@@ -155,6 +155,6 @@ def plot_audit(cells: Table, audit: Table, provenance: Mapping[str, Any]) -> Fig
             row[0].set_ylabel(f"{site}, {direction}\nscore, as a share")
         for ax in axes[-1]:
             ax.set_xlabel("exact share")
-        words = "A point for each cell; black: beats its control. Line: score = exact. ρ: rank correlation."
+        words = "Black: beats its control. Line: score = exact. ρ: rank."
         write_caption(figure, caption(provenance, words, texts=_source(provenance), sinks="no position left out"))
     return figure
