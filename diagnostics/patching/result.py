@@ -10,6 +10,7 @@ import pandas as pd
 from diagnostics.patching import summary
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
+from diagnostics.statistics.tables import each
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ActivationPatching(Result):
         from diagnostics.patching.figures import plot_audit, plot_maps
 
         found = {}
-        for (pool, point), some in self.cells.groupby(["pool", "site"], sort=False):
+        for (pool, point), some in each(self.cells, ["pool", "site"]):
             found[f"{self.NAME}_{point}{f'_{pool}' if pool else ''}"] = plot_maps(some, self.provenance)
         if not self.audit().empty:
             found[f"{self.NAME}_scores"] = plot_audit(self.cells, self.audit(), self.provenance)

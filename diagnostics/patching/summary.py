@@ -125,8 +125,8 @@ def audit(found: Table) -> pd.DataFrame:
                 **dict(zip(FAMILY, key, strict=True)),
                 "score": name,
                 "cells": len(family),
-                "spearman": np.nan if constant else float(stats.spearmanr(score, exact)[0]),
-                "spearman_size": np.nan if constant else float(stats.spearmanr(np.abs(score), np.abs(exact))[0]),
+                "spearman": np.nan if constant else _rank_correlation(score, exact),
+                "spearman_size": np.nan if constant else _rank_correlation(np.abs(score), np.abs(exact)),
                 "top": int(top.sum()),
                 "missed": int((top & low).sum()),
                 "counted": int(counted.sum()),
@@ -134,6 +134,11 @@ def audit(found: Table) -> pd.DataFrame:
                 "slope": float((score * exact).sum() / (exact * exact).sum()) if (exact != 0).any() else np.nan,
             })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def _rank_correlation(x: ndarray, y: ndarray) -> float:
+    found: Any = stats.spearmanr(x, y)
+    return float(found.statistic)
 
 
 def strongest(found: Table, n: int = 10) -> pd.DataFrame:
