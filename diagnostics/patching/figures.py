@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from diagnostics.figures.axes import caption, write_caption
-from diagnostics.figures.looks import INK, KEY, MISSING, REFERENCE, SIGNED, styled
+from diagnostics.figures.looks import INK, KEY, MISSING, OPEN, REFERENCE, SIGNED, styled
 
 Table = Any
 """a DataFrame of cells, or of an audit"""
@@ -124,7 +124,7 @@ def _name_strongest(ax: Axes, cells: Table, tested: bool, largest: float) -> Non
             ha="center",
             va="center",
             fontsize=5,
-            color="white" if dark else INK,
+            color=OPEN if dark else INK,
         )
 
 
