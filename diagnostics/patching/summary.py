@@ -98,11 +98,6 @@ def _differences(paired: Table) -> pd.DataFrame:
     return found.drop(columns=["gap_mean", "gap_sd", "pairs"])
 
 
-def zeros(frame: Table) -> int:
-    """How many cells of single pairs were filled in with 0, as nothing differs there."""
-    return int((~frame["run"]).sum())
-
-
 def audit(found: Table) -> pd.DataFrame:
     """What each cheap score makes of the cells: a line for each direction × site × score.
 
