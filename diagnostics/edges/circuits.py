@@ -14,11 +14,11 @@ from numpy import ndarray
 from torch import Tensor
 
 from diagnostics.edges.design import read_sites
-from diagnostics.edges.summary import share_of_sums
 from diagnostics.edges.work import merged
 from diagnostics.pairs.measured import METRICS, metric_of, metric_of_run
 from diagnostics.pairs.pair import Pairs, labels
 from diagnostics.pairs.read import pairs_from
+from diagnostics.pairs.shares import share_of_sums
 from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result

@@ -38,6 +38,8 @@ class Settings:
     directions: tuple[str, ...]
     metric: str
     mlps: str
+    controls: int
+    seed: int
     path: str
     batch_rows: int | None
 
@@ -55,8 +57,10 @@ def settings_of(
     directions: Sequence[str],
     metric: str,
     mlps: str,
-    path: str = "auto",
-    batch_rows: int | None = None,
+    controls: int,
+    seed: int,
+    path: str,
+    batch_rows: int | None,
 ) -> Settings:
     """Arguments checked, names read. Raises `ResultError`, and `SiteError` for what the model lacks."""
     said = dict(positions) if isinstance(positions, Mapping) else dict.fromkeys(RECEIVERS, positions)
@@ -69,8 +73,8 @@ def settings_of(
     ):
         if given not in known:
             raise ResultError(f"{name} {given!r}; known: {', '.join(known)}")
-    if not directions:
-        raise ResultError("no directions; expected 'denoise', 'noise' or both")
+    if not directions or controls < 0:
+        raise ResultError(f"{len(directions)} directions, {controls} controls; expected 1 and 0 or more")
     chosen = read_sites(model, SENDERS if senders is None else senders, SENDERS, "z")
     wanted = read_sites(model, receivers, RECEIVERS, None)
     if not any(reaches(model, s, r) for s in chosen for r in wanted):
@@ -78,7 +82,8 @@ def settings_of(
     for layer in sorted({site.layer for site in (*chosen, *wanted)}):
         check_site(model, Site(layer, "attn_out"))
     said = {point: said.get(point, "all") for point in RECEIVERS} | {LOGITS: "last"}
-    return Settings(chosen, wanted, said, tuple(dict.fromkeys(directions)), metric, mlps, path, batch_rows)
+    every = tuple(dict.fromkeys(directions))
+    return Settings(chosen, wanted, said, every, metric, mlps, controls, seed, path, batch_rows)
 
 
 def read_sites(
