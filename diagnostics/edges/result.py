@@ -57,30 +57,16 @@ class EdgePatching(Result):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The strongest edges of each direction."""
-        columns = [
-            "sender",
-            "receiver",
-            "label",
-            "pairs",
-            "share",
-            "share_low",
-            "share_high",
-            "control",
-            "q",
-            "null",
-            "dose",
-        ]
+        columns = ["sender", "receiver", "label", "pairs", "share", "share_low", "share_high", "control", "q", "dose"]
         found = {}
         for direction in self.provenance["directions"]:
             every, some = self._of(direction), self.strongest(None, direction)
             top = some.head(_SHOWN)
-            title = f"the {len(top)} strongest of {len(some)} that beat their controls, of {len(every)} edges"
-            if not tested(every):
-                title = (
-                    f"the {len(top)} strongest of {len(every)} edges (not tested: no controls, or fewer than 10 pairs)"
-                )
-            elif some.empty:
-                title = f"none of {len(every)} edges beats its control"
+            title = f"the {len(top)} strongest of {len(every)} edges (not tested: no controls, or fewer than 10 pairs)"
+            if tested(every):
+                title = f"the {len(top)} strongest of {len(some)} that beat their controls, of {len(every)} edges"
+                title = title if len(some) else f"none of {len(every)} edges beats its control"
+                title += f"; largest |share| of a control: {every['null'].iloc[0]:.3g}"
             found[f"{direction}: {title}"] = top[columns]
         return found
 
