@@ -39,6 +39,11 @@ class EdgePatching(Result):
         """Each edge's share with its interval, by direction, strongest first (see `summary.edge_shares`)."""
         return edge_shares(self.frame)
 
+    @property
+    def tested(self) -> bool:
+        """Whether edges were compared with controls: there are controls, and 10 pairs or more."""
+        return tested(self.edges)
+
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """`edges`, a mapping for each."""

@@ -201,14 +201,19 @@ def test_edges_without_two_other_pairs_have_no_control():
     assert without.provenance["rows_dropped"] == {} and without.frame.equals(result.frame)
 
 
-@pytest.mark.parametrize("kind", induction.KINDS)
-def test_planted_edges_beat_their_controls_and_no_others_do(kind):
+def poolable(kind: str, n: int) -> Pairs:
+    """Planted pairs of one kind whose positions all have roles."""
     made = []
-    for p in induction.pairs(n=14, lengths=(8,), kinds=(kind,)):
+    for p in induction.pairs(n=n, lengths=(8,), kinds=(kind,)):
         at, others = {i: role for role, i in p.roles.items()}, iter("XYZUVW")
         roles = tuple(at.get(i) or next(others) for i in range(len(p.clean)))
         made.append(Pair(tuple(p.clean), tuple(p.corrupt), p.right, p.wrong, roles))
-    pairs = Pairs(tuple(made), np.zeros(len(made)), np.zeros(len(made)))
+    return Pairs(tuple(made), np.zeros(n), np.zeros(n))
+
+
+@pytest.mark.parametrize("kind", induction.KINDS)
+def test_planted_edges_beat_their_controls_and_no_others_do(kind):
+    pairs = poolable(kind, 14)
     edges = edge_patching(
         induction.induction_model(), pairs, senders=("embedding", "z"), receivers=("q", "k", "v", "logits")
     ).edges
@@ -266,16 +271,21 @@ def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
     assert "that beat their controls, of" in result.table()
 
 
+def with_large_effects(result: EdgePatching, edges) -> EdgePatching:
+    """Some edges (sender, receiver) far above their controls."""
+    frame: Any = result.frame.astype({"effect": float})
+    own = pd.MultiIndex.from_frame(frame[["sender", "receiver"]]).isin(list(edges)) & (frame["control"].to_numpy() == 0)
+    frame.loc[own, "effect"] = frame["total"][own] * (0.5 + 0.01 * frame["pair"][own])
+    return EdgePatching(frame, result.tokens, result.provenance)
+
+
 def test_figures_dim_edges_that_do_not_beat_their_control_and_the_graph_leaves_them_out():
     pairs = some_pairs("gpt2", (8,) * 12)
     options = {"senders": ("embedding", "z"), "receivers": [(1, 2, "v"), "logits"], "directions": ("noise",)}
     result: Any = edge_patching(tiny_model("gpt2"), pairs, **options)
-    frame, edges = result.frame.astype({"effect": float}), result.edges
-    chosen = edges[edges["run"] > 0].head(3)[["sender", "receiver"]]  # planted: three edges far above their controls
-    own = pd.MultiIndex.from_frame(frame[["sender", "receiver"]]).isin(pd.MultiIndex.from_frame(chosen))
-    own &= frame["control"].to_numpy() == 0
-    frame.loc[own, "effect"] = frame["total"][own] * (0.5 + 0.01 * frame["pair"][own])
-    planted = EdgePatching(frame, result.tokens, result.provenance)
+    chosen = result.edges[result.edges["run"] > 0].head(3)[["sender", "receiver"]]
+    planted = with_large_effects(result, chosen.itertuples(index=False, name=None))
+    frame = planted.frame
     beat = planted.edges[planted.edges["beats"]]
     assert len(beat) >= 3
     figure = planted.plot()
