@@ -35,6 +35,8 @@ class EdgePatchingOptions(PairOptions):
     """denoise: clean into corrupt; noise: corrupt into clean"""
     mlps: Literal["frozen", "recomputed"] = "frozen"
     """recomputed: the change also passes through the MLPs on the way, as in arXiv:2211.00593"""
+    later: Literal["run", "frozen"] = "run"
+    """frozen: only what the receiver itself writes reaches the logits, later writes stay as in the base run"""
     controls: NonNegativeInt = 1
     """controls of each edge"""
 
@@ -42,7 +44,7 @@ class EdgePatchingOptions(PairOptions):
 def main(options: EdgePatchingOptions) -> command.Document:
     """Run the command."""
     options.check(result_files(EdgePatching))
-    own = options.named("receivers", "positions", "directions", "mlps", "controls")
+    own = options.named("receivers", "positions", "directions", "mlps", "later", "controls")
     how = options.common() | own | {"senders": options.senders or None}
     model = options.load_model()
     return options.measure("patching edges", "row", edge_patching, model, options.pairs or options.task, **how)

@@ -16,6 +16,9 @@ POSITIONS = ("all", "last", "each")
 """all: the receiver sees the change at all positions at once. last: at the last one alone. each: one position after another."""
 MLPS = ("frozen", "recomputed")
 """frozen: MLPs between sender and receiver stay as in the base run. recomputed: they see the sender's change too (arXiv:2211.00593)."""
+LATER = ("run", "frozen")
+"""run: everything above the receiver runs on from what it makes of the change. frozen: only what the receiver itself writes at the last
+position reaches the logits; all that is written above it stays as in the base run (direct only)."""
 EMBEDDING, LOGITS = "embedding", "logits"
 EMBEDDED = Site(0, "resid_pre")
 """The embedding as a sender: what the first block reads."""
@@ -38,6 +41,7 @@ class Settings:
     directions: tuple[str, ...]
     metric: str
     mlps: str
+    later: str
     controls: int
     seed: int
     path: str
@@ -57,6 +61,7 @@ def settings_of(
     directions: Sequence[str],
     metric: str,
     mlps: str,
+    later: str,
     controls: int,
     seed: int,
     path: str,
@@ -68,6 +73,7 @@ def settings_of(
         *(("directions", d, DIRECTIONS) for d in directions),
         ("metric", metric, METRICS),
         ("mlps", mlps, MLPS),
+        ("later", later, LATER),
         *(("positions of a receiver at", point, RECEIVERS) for point in said),
         *(("positions", p, POSITIONS) for p in said.values()),
     ):
@@ -83,7 +89,7 @@ def settings_of(
         check_site(model, Site(layer, "attn_out"))
     said = {point: said.get(point, "all") for point in RECEIVERS} | {LOGITS: "last"}
     every = tuple(dict.fromkeys(directions))
-    return Settings(chosen, wanted, said, every, metric, mlps, controls, seed, path, batch_rows)
+    return Settings(chosen, wanted, said, every, metric, mlps, later, controls, seed, path, batch_rows)
 
 
 def read_sites(

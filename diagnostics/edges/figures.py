@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from diagnostics.figures.axes import bar_lengths, write_pairs_caption
+from diagnostics.figures.axes import bar_lengths, legend_above, write_pairs_caption
 from diagnostics.figures.looks import GRID, INK, NOTE, NULL, OPEN, REFERENCE, SIGNED, styled
 from diagnostics.figures.maps import draw_cells, mark_largest_control
 from diagnostics.pairs.shares import standing_out, tested
@@ -24,6 +24,11 @@ def _label(line: Mapping[Any, Any], end: str) -> str:
     if end == "sender" or line["label"] in ("all", "last"):
         return str(line[end])
     return f"{line[end]} at {line['label']}"
+
+
+def _how(provenance: Mapping[str, Any]) -> str:
+    later = ", later writes frozen" if provenance["later"] == "frozen" else ""
+    return f"MLPs between {provenance['mlps']}{later}"
 
 
 def _row(layer: int, through: str) -> float:
@@ -60,7 +65,7 @@ def plot_matrix(edges: Table, provenance: Mapping[str, Any]) -> Figure:
         ax.set(xlabel="receiver", ylabel="sender")
         ax.set_title(f"{lines[0]['direction']}: {_DIRECTIONS[lines[0]['direction']]}")
         bar = figure.colorbar(plt.cm.ScalarMappable(norm, SIGNED), ax=ax, label="share of m_clean − m_corrupt")
-        words = f"MLPs between {provenance['mlps']}. "
+        words = f"{_how(provenance)}. "
         if compared:
             mark_largest_control(bar, min(float(edges["null"].iloc[0]), limit))
             words += "Dimmed: does not differ from its control (FDR 5 %). Bar's lines: largest control. "
@@ -113,9 +118,9 @@ def plot_graph(edges: Table, provenance: Mapping[str, Any], n: int) -> Figure:
         ax.axis("off")
         ax.set_title(f"{direction}: {_DIRECTIONS[direction]}")
         among = "that beat their controls" if tested(edges) else "(not tested: no controls, or fewer than 10 pairs)"
-        words = f"The {len(lines)} strongest of {len(chosen)} edges {among}, MLPs between {provenance['mlps']}. Width: |share|, at most {limit:.2g}; red: above 0, blue: below."
+        words = f"The {len(lines)} strongest of {len(chosen)} edges {among}, {_how(provenance)}. Width: |share|, at most {limit:.2g}; red: above 0, blue: below."
         if not lines:
-            words = f"MLPs between {provenance['mlps']}. None of {len(edges)} edges beats its control (FDR 5 %)."
+            words = f"{_how(provenance)}. None of {len(edges)} edges beats its control (FDR 5 %)."
             ax.text(0, 0, "no edge beats its control", ha="center", va="center", color=NOTE)
         write_pairs_caption(figure, provenance, words)
     return figure
@@ -145,7 +150,7 @@ def plot_faithfulness(
         names = {"keep": "all but the circuit ablated", "remove": "the circuit ablated"}
         ax.set_xticks(range(len(groups)), [names[g["edit"]] for g in groups])
         ax.set(xlim=(-0.5, len(groups) - 0.5), ylabel="share kept (left), lost (right)")
-        ax.legend(loc="best")
+        legend_above(figure, ax, 3)
         ax.set_title("a circuit alone, and the model without it")
         p = provenance
         words = f"{len(p['circuit'])} components of {', '.join(p['scope'])}; ablated to {p['ablate']}. Bars: 95 % intervals over pairs."

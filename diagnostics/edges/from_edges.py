@@ -22,7 +22,7 @@ def circuit_of(model: CausalModel, edges: EdgePatching, scope: Sequence[str]) ->
     if not edges.tested:
         raise ResultError("these edges were not tested; measure them with controls=1 or more, on 10 pairs or more")
     found: dict[Site, None] = {}
-    for line in edges.edges[edges.edges["beats"]].to_dict("records"):
+    for line in (line for line in edges.groups if line["beats"]):
         for end in ("sender", "receiver"):
             if line[end] not in ("embedding", "logits"):
                 found |= dict.fromkeys(_components(model, Site.parse(line[end])))

@@ -30,6 +30,7 @@ def edge_patching(
     positions: str | Mapping[str, str] = "all",
     directions: Sequence[str] = ("denoise", "noise"),
     mlps: str = "frozen",
+    later: str = "run",
     metric: str = "logit_difference",
     controls: int = 1,
     n: int | None = None,
@@ -56,6 +57,8 @@ def edge_patching(
     change at `all` positions at once, at the `last` alone, or at `each` in turn; or one of these by the receiver's point, such as
     {"q": "last", "v": "all"}. The logits read the last position: the sender's direct effect, through the final norm. mlps: `frozen`, or
     `recomputed`: the change also passes through the MLPs on the way, attention frozen. Both are in use: arXiv:2211.00593 recomputes them.
+    later: `run`: everything above the receiver runs on from what it makes of the change; `frozen` (direct only): only what the receiver
+    itself writes at the last position reaches the logits, all that is written above it stays as in the base run.
     A head's write is Δz·W_O; under a post-norm (Gemma, OLMo) the change of attn_out where that head's z alone changes. In blocks
     with attention and MLP side by side a head has no edge to its own block's MLP. metric: `logit_difference` (right − wrong) or
     `probability` of the right answer, at the last position. controls: rows beside each edge whose sender writes as much along the difference
@@ -68,7 +71,7 @@ def edge_patching(
     """
     model = wrap(model)
     settings = settings_of(
-        model, senders, receivers, positions, directions, metric, mlps, controls, seed, path, batch_rows
+        model, senders, receivers, positions, directions, metric, mlps, later, controls, seed, path, batch_rows
     )
     chosen = pairs_from(model, pairs, n=n, seed=seed, floor=floor)
     runner = EdgeRunner(model, chosen, settings)

@@ -69,7 +69,8 @@ class Received(NamedTuple):
 
 def runs_of(model: CausalModel, pairs: Pairs, which: Sequence[int], settings: Settings) -> dict[str, Recording]:
     """Clean and corrupt runs, with all that a sweep reads."""
-    layers = range(max(site.layer for site in (*settings.senders, *settings.receivers)) + 1)
+    top = max(site.layer for site in (*settings.senders, *settings.receivers))
+    layers = range(top + 1 if settings.later == "run" else model.n_layers)
     sites = {Site(model.n_layers - 1), EMBEDDED}
     for layer in layers:
         between = "resid_pre" if side_by_side(model, layer) else "resid_mid"

@@ -41,6 +41,8 @@ class _Waiting:
 
     puts: list[Put] = field(default_factory=list)
     pair: list[ndarray] = field(default_factory=list)
+    above: list[ndarray] = field(default_factory=list)
+    """of each row, the number of its receiver's write among those of all blocks: attn_out 0, mlp_out 0, attn_out 1, …"""
     n_rows: int = 0
     held: int = 0
 
@@ -98,7 +100,7 @@ class EdgeRunner:
         found: list[ndarray] = []
         waiting = _Waiting()
         with base.held():
-            for control in range(1 + (self.settings.controls if others.run else 0)):
+            for control in range(1 + (self.settings.controls if others.run is not None else 0)):
                 along = partial(others.difference, k=control - 1, pair=tokens.pair, position=tokens.position)
                 for received in Sweep(base, source, tokens, self.settings, along if control else None).received():
                     ran[received.site, control] = self._put(received, tokens, n_pos, len(which), waiting)
@@ -128,6 +130,11 @@ class EdgeRunner:
         frame["pair"], frame["direction"] = np.array(which)[local], direction
         return frame[list(COLUMNS)]
 
+    def _write_number(self, receiver: Site) -> int:
+        if receiver.point == "resid_post":
+            return 2 * self.model.n_layers
+        return 2 * receiver.layer + (receiver.point == "mlp_out")
+
     def _mode(self, receiver: Site) -> str:
         return "last" if receiver.point == "resid_post" else self.settings.positions[receiver.point]
 
@@ -149,6 +156,7 @@ class EdgeRunner:
             rows, at = torch.from_numpy(row + waiting.n_rows), torch.from_numpy(position)
             waiting.puts.append(Put(received.site, rows, at, vectors))
             waiting.pair.append(cells % width // n_pos if each else cells % width)
+            waiting.above.append(np.full(len(cells), self._write_number(received.site)))
             waiting.n_rows += len(cells)
             waiting.held += vectors.numel()
         return cells, dose
@@ -156,14 +164,31 @@ class EdgeRunner:
     def _measured(self, base: Recording, which: list[int], waiting: _Waiting, notes: dict, tick: Tick) -> ndarray:
         if not waiting.n_rows:
             return np.zeros(0)
-        pair = np.concatenate(waiting.pair)
-        metric = metric_of(self.pairs, np.array(which)[pair], self.settings.metric)
-        effects = measure_joint(
-            *(base, torch.from_numpy(pair), waiting.puts),
-            metrics=(metric,), path=self.settings.path, batch_rows=self.settings.batch_rows, progress=tick,
-        )  # fmt: skip
-        noted(notes, effects)
-        return effects[metric.name].double().numpy()
+        pair, above = np.concatenate(waiting.pair), np.concatenate(waiting.above)
+        writes = 2 * self.model.n_layers * self.model.d_model
+        size = waiting.n_rows if self.settings.later == "run" else max(1, _HELD // writes)
+        found = []
+        for start in range(0, waiting.n_rows, size):
+            own, puts = pair[start : start + size], _of_rows(waiting.puts, start, size)
+            if self.settings.later == "frozen":
+                puts += self._later(base, which, own, above[start : start + size])
+            metric = metric_of(self.pairs, np.array(which)[own], self.settings.metric)
+            effects = measure_joint(
+                *(base, torch.from_numpy(own), puts),
+                metrics=(metric,), path=self.settings.path, batch_rows=self.settings.batch_rows, progress=tick,
+            )  # fmt: skip
+            noted(notes, effects)
+            found.append(effects[metric.name].double().numpy())
+        return np.concatenate(found)
+
+    def _later(self, base: Recording, which: list[int], pair: ndarray, above: ndarray) -> list[Put]:
+        """What blocks write above each row's receiver at the last position, as in the base run."""
+        last, found = self.pairs.length[which][pair] - 1, []
+        for n in range(int(above.min()) + 1, 2 * self.model.n_layers):
+            row = torch.from_numpy(np.flatnonzero(above < n))
+            site = Site(n // 2, "mlp_out" if n % 2 else "attn_out")
+            found.append(Put(site, row, last[row], base.at(site, torch.from_numpy(pair)[row], last[row])))
+        return found
 
     def _filled(
         self, receiver: Site, which: list[int], n_pos: int, base: ndarray, cells: ndarray, m: ndarray, dose: ndarray
@@ -205,6 +230,17 @@ class EdgeRunner:
             "through": "logits" if receiver.point == "resid_post" else receiver.point,
             "position": position, "label": shown[pair, position] if each else self._mode(receiver),
         })  # fmt: skip
+
+
+def _of_rows(puts: Sequence[Put], start: int, size: int) -> list[Put]:
+    """The edits of some rows, which count from 0."""
+    found = []
+    for put in puts:
+        here = torch.nonzero((put.row >= start) & (put.row < start + size))[:, 0]
+        if len(here):
+            vectors = put.vectors[here.to(put.vectors.device)]
+            found.append(Put(put.site, put.row[here] - start, put.position[here], vectors))
+    return found
 
 
 def merged(done: Sequence[UnitResult]) -> dict[str, Any]:

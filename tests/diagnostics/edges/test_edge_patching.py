@@ -10,12 +10,14 @@ import torch
 from matplotlib.text import Annotation
 from scipy import stats
 
+from diagnostics.edges import work
 from diagnostics.edges.result import EdgePatching
 from diagnostics.edges.run import edge_patching
 from diagnostics.edges.sweep import Sweep
 from diagnostics.pairs.controls import NO_CONTROL, partners
 from diagnostics.pairs.pair import Pair, Pairs, labels
 from diagnostics.pairs.shares import share_of_sums
+from diagnostics.statistics.tables import lines_of
 from interventions import Site
 from interventions.errors import ResultError, SiteError
 from tests import induction, inside
@@ -42,7 +44,7 @@ def difference(pair: Pair, logits: torch.Tensor) -> float:
     return float(logits[-1, pair.right] - logits[-1, pair.wrong])
 
 
-def expected(name: str, pairs: Pairs, frame, mlps: str) -> np.ndarray:
+def expected(name: str, pairs: Pairs, frame, mlps: str, later: str = "run") -> np.ndarray:
     """m of each line, by full forward passes."""
     hf, found, paths = tiny_model(name), [], {}
     for line in frame.itertuples():
@@ -52,7 +54,7 @@ def expected(name: str, pairs: Pairs, frame, mlps: str) -> np.ndarray:
         sender = Site(0, "resid_pre") if line.sender == "embedding" else Site.parse(line.sender)
         receiver = Site(N_LAYERS - 1) if line.receiver == "logits" else Site.parse(line.receiver)
         at = {"all": None, "last": [len(pair) - 1]}.get(line.label, [line.position])
-        found.append(difference(pair, here.logits(sender, receiver, at, mlps)))
+        found.append(difference(pair, here.logits(sender, receiver, at, mlps, later)))
     return np.array(found)
 
 
@@ -102,6 +104,22 @@ def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exac
     assert set(last[last["receiver"] == "2.k.0"]["label"]) == {"all"}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_direct_edges_are_those_of_full_passes_with_later_writes_frozen(name, monkeypatch):
+    monkeypatch.setattr(work, "_HELD", 5000)  # rows in several parts
+    pairs = some_pairs(name)
+    senders = ("embedding", (0, 1), (1, 3), (2, "mlp_out"))
+    frame: Any = edge_patching(
+        tiny_model(name), pairs, receivers=RECEIVERS, senders=senders, later="frozen", controls=0, path="replay"
+    ).frame
+    direct = expected(name, pairs, frame, "frozen", "frozen")
+    assert np.abs(frame["m"].to_numpy() - direct).max() < TOLERANCE and np.ptp(frame["effect"]) > 0.05
+    run: Any = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, senders=senders, controls=0).frame
+    logits = (frame["receiver"] == "logits").to_numpy()
+    away = np.abs(frame["m"] - run["m"]).to_numpy()
+    assert away[logits].max() < TOLERANCE and away[~logits].max() > 100 * TOLERANCE
+
+
 def planted() -> tuple[Pairs, list[induction.Pair]]:
     given = induction.pairs(n=1)
     made = [Pair(tuple(p.clean), tuple(p.corrupt), p.right, p.wrong) for p in given]
@@ -145,7 +163,7 @@ class Control(Paths):
             one, other = (inside.clean(self.name, self.hf, x, sender.whole)[at] for x, at in self.others)
             z, here = (
                 inside.clean(self.name, self.hf, self.base, sender.whole),
-                slice(*(inside.D_HEAD * (sender.head + i) for i in (0, 1))),
+                slice(*(inside.D_HEAD * ((sender.head or 0) + i) for i in (0, 1))),
             )
             z[:, here] += (one - other)[:, here]
             seen: dict = {}
@@ -227,7 +245,9 @@ def test_planted_edges_beat_their_controls_and_no_others_do(kind):
             for g in some.itertuples()
         }
         assert found == {edge[:3] for edge in induction.EDGES[kind]}
-        assert (some["share"] - some["control"].abs() > 0.8).all() and (some["null"] < 0.2).all()
+        assert (some["share"].to_numpy() > 0.8 + np.abs(some["control"].to_numpy())).all() and (
+            some["null"] < 0.2
+        ).all()
 
 
 def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
@@ -297,7 +317,7 @@ def test_figures_dim_edges_that_do_not_beat_their_control_and_the_graph_leaves_t
     assert len(arrows) == len(beat) and "that beat their controls" in planted.plot_graph().get_supxlabel().replace(
         "\n", " "
     )
-    every = EdgePatching(frame[frame["control"] == 0], result.tokens, result.provenance)
+    every = EdgePatching(lines_of(frame, control=0), result.tokens, result.provenance)
     graph = every.plot_graph(n=60)
     texts = {text.get_text() for text in graph.axes[0].texts}
     assert {"embedding", "0.1", "1.kv2", "v", "logits", "1.2"} <= texts  # head 2 of block 1 sends, its value receives
@@ -318,6 +338,7 @@ def test_figures_dim_edges_that_do_not_beat_their_control_and_the_graph_leaves_t
         ({"receivers": "q", "mlps": "thawed"}, ResultError, "known: frozen, recomputed"),
         ({"receivers": "q", "directions": ("sideways",)}, ResultError, "known: denoise, noise"),
         ({"receivers": []}, ResultError, "nothing named"),
+        ({"receivers": "q", "later": "thawed"}, ResultError, "known: run, frozen"),
         ({"receivers": "q", "controls": -1}, ResultError, "-1 controls"),
     ],
 )

@@ -123,7 +123,7 @@ def test_edges_that_beat_their_controls_make_a_circuit():
 
 def test_a_key_stands_for_the_heads_that_share_it_and_what_lies_outside_the_scope_is_counted():
     hf, pairs = tiny_model("llama"), some_pairs("llama", 12)
-    ends = {"senders": ["0.z.1", "1.mlp_out"], "receivers": ["3.k.1", "2.q.3", "logits"]}
+    ends: Any = {"senders": ["0.z.1", "1.mlp_out"], "receivers": ["3.k.1", "2.q.3", "logits"]}
     measured = edge_patching(hf, pairs, directions=("noise",), floor=0.0, **ends)
     edges = with_large_effects(measured, [("0.z.1", "3.k.1"), ("1.mlp_out", "logits")])
     assert set(edges.edges[edges.edges["beats"]]["receiver"]) == {"3.k.1", "logits"}
@@ -132,7 +132,7 @@ def test_a_key_stands_for_the_heads_that_share_it_and_what_lies_outside_the_scop
     assert "components of edges outside the scope" in result.table()
     both: Any = faithfulness(hf, pairs, edges, scope=("z", "mlp_out"), n_random=0)
     assert both.provenance["circuit"] == ["0.z.1", "1.mlp_out", "3.z.2", "3.z.3"]
-    frame = edges.frame
+    frame: Any = edges.frame
     untested = EdgePatching(frame[frame["control"] == 0], edges.tokens, edges.provenance)
     nothing = with_large_effects(measured, [("1.mlp_out", "logits")])
     for model, given, said in (
