@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from interventions.models.anatomy import at_site
@@ -350,9 +351,39 @@ def replayed(
     return Replayed(*(x.masked_fill(bad, torch.nan) for x in found))
 
 
-def unembed(recording: Recording, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-    """Logits of final hidden states, by the model's own head (soft-capping and scaling included), in the model's dtype."""
+def unembed(
+    recording: Recording, hidden: Float[Tensor, "row d_model"], tokens: Int[Tensor, "token"] | None = None
+) -> Float[Tensor, "row vocab"] | Float[Tensor, "row token"]:
+    """Logits of final hidden states, by the model's own head (soft-capping and scaling included), in the model's dtype.
+
+    tokens: of these alone, where `gives_some_logits`: at the cost of these.
+    """
     model, output = recording.model, recording.output_type(last_hidden_state=hidden[None])
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-    with exclusive(model), forward_replaced(model.base, lambda *_, **__: output):
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(model))
+        stack.enter_context(forward_replaced(model.base, lambda *_, **__: output))
+        if tokens is not None:
+            head = model.hf.get_output_embeddings()
+            which = tokens.to(head.weight.device)
+            weight, bias = head.weight[which], None if head.bias is None else head.bias[which]
+            stack.enter_context(forward_replaced(head, lambda x: F.linear(x, weight, bias)))
         return model.hf(input_ids=ids).logits[0]
+
+
+def gives_some_logits(recording: Recording, hidden: Float[Tensor, "row d_model"], tokens: Int[Tensor, "token"]) -> bool:
+    """Whether the model's head gives the logits of some tokens alone: it is one linear layer that nothing else has a hand in, and
+    whatever follows it (soft-capping, scaling) treats each token by itself. The latter is seen by looking at these states' logits.
+    """
+    head = recording.model.hf.get_output_embeddings()
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    if type(head) is not nn.Linear or "forward" in head.__dict__ or any(getattr(head, name) for name in hooks):
+        return False
+    if type(head.weight) is not nn.Parameter or head.weight.is_meta:
+        return False
+    some = unembed(recording, hidden, tokens)
+    if some.shape[-1] != len(tokens):
+        return False
+    expected = unembed(recording, hidden)[:, tokens.to(some.device)]
+    scale = expected.abs().amax().clamp(min=1e-30)
+    return bool((some - expected).abs().amax() <= 64 * torch.finfo(some.dtype).eps * scale)
