@@ -205,12 +205,12 @@ def _for_each_kind(model: CausalModel, mask: Any) -> Any:
 @contextmanager
 def entering_at(recording: Recording, first_block: int, value: Tensor):
     """Blocks below `first_block` compute nothing; it reads `value` (above the last block: the final norm does)."""
-    model, as_tuple = recording.model, recording.blocks_return_tuple
+    model = recording.model
     below = value.clone() if recording.own_code else value  # a hook there may change it in place
     with ExitStack() as stack:
         for i, block in enumerate(model.blocks[:first_block]):
-            given = value if i == first_block - 1 else below
-            stack.enter_context(forward_replaced(block, lambda *_, given=given, **__: (given,) if as_tuple else given))
+            given = model.handed_on(value if i == first_block - 1 else below)
+            stack.enter_context(forward_replaced(block, lambda *_, given=given, **__: given))
         if first_block == 0:
             stack.enter_context(at_site(model, Site(0, "resid_pre"), lambda _: value))
         yield
