@@ -120,23 +120,24 @@ class Recording:
 
     def of(self, site: Site) -> Float[Tensor, "prompt pos width"]:
         """Activations at a site. Raises `SiteError` for one that was not recorded."""
+        return self._part(site, self._whole(site))
+
+    def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row width"]:
+        """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
+        whole, prompt, position = self._whole(site), prompt.cpu(), position.cpu()
+        self.check_rows(prompt, position)
+        return self._part(site, whole[prompt.to(whole.device), position.to(whole.device)])
+
+    def _whole(self, site: Site) -> Float[Tensor, "prompt pos width"]:
+        """What was recorded where a site stands: of all heads, all neurons."""
         if not self.has(site):
             raise SiteError(
                 f"site {site} was not recorded; recorded: {', '.join(map(str, self.activations)) or 'none'}"
             )
-        check_site(self.model, site, may_run=False)
-        columns = site_columns(self.model, site, self.tokens.shape[1])
-        values = self.activations[site.whole]
-        return values if columns is None else values[..., columns.to(values.device)]
+        return self.activations[site.whole]
 
-    def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row width"]:
-        """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
-        if not self.has(site):
-            self.of(site)
-        prompt, position = prompt.cpu(), position.cpu()
-        self.check_rows(prompt, position)
-        whole = self.activations[site.whole]
-        values = whole[prompt.to(whole.device), position.to(whole.device)]
+    def _part(self, site: Site, values: Float[Tensor, "*any whole"]) -> Float[Tensor, "*any width"]:
+        """The numbers of one head, or of some neurons."""
         if site.whole == site:
             return values
         check_site(self.model, site, may_run=False)

@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from interventions.errors import SiteError
 from interventions.models.causal_model import WRAPPED, CausalModel
 from interventions.models.compat import without_cache
-from interventions.models.exclusive import configurations, exclusive, forward_replaced, hooked
+from interventions.models.exclusive import attending_by, exclusive, forward_replaced, hooked
 from interventions.sites import HEADS, Site
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -425,7 +425,7 @@ class _NoPatternError(Exception):
     """The model's attention does something that ours does not."""
 
 
-_SEEING: ContextVar[dict[nn.Module, list[See]]] = ContextVar("patterns that are looked at")
+_SEEING: ContextVar[dict[nn.Module, list[See]] | None] = ContextVar("patterns that are looked at", default=None)
 
 
 @contextmanager
@@ -444,18 +444,10 @@ def at_pattern(model: CausalModel, place: Place, see: See) -> Iterator[None]:
         with hooked(attention, after):
             yield
         return
-    seeing = _SEEING.get({})
+    seeing = _SEEING.get() or {}
     modules = [attention, *attention.modules()]
-    hf, token = model.hf, _SEEING.set({**seeing, **{m: [*seeing.get(m, []), see] for m in modules}})
-    own = [(config, getattr(config, "_attn_implementation", None)) for config in configurations(hf.modules())]
-    try:
-        hf.config._attn_implementation = _NAME
+    with attending_by(model.hf, _NAME, _SEEING, {**seeing, **{m: [*seeing.get(m, []), see] for m in modules}}):
         yield
-    finally:
-        for config, name in own:  # the outermost first: a configuration hands its attention on to those within it
-            if getattr(config, "_attn_implementation", None) != name:
-                config._attn_implementation = name
-        _SEEING.reset(token)
 
 
 def _shown(weights: Float[Tensor, "prompt head pos key"], see: See) -> Tensor | None:
@@ -486,7 +478,7 @@ def _attend(
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[2]]
     weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, query.dtype)).to(query.dtype)
-    for see in _SEEING.get({}).get(module, ()):
+    for see in (_SEEING.get() or {}).get(module, ()):
         new = _shown(weights, see)
         weights = weights if new is None else new
     return (weights @ value).transpose(1, 2).contiguous(), weights
