@@ -542,7 +542,7 @@ class Ours:
                 "receivers": sorted({(cell.layer, cell.head, "q") for cell in batch}),
             }
             frame = edges.edge_patching(
-                self.model, [tuple(self.pair)], **ends, directions=("denoise",), floor=0.0
+                self.model, [tuple(self.pair)], **ends, directions=("denoise",), controls=0, floor=0.0
             ).frame
             known = frame.set_index(["receiver_layer", "receiver_head", "sender_layer", "sender_head"])["m"].to_dict()
             return [known[cell.layer, cell.head, cell.sender[0], cell.sender[1]] for cell in batch]

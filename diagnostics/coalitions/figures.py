@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diagnostics.edges.figures import write_words
-from diagnostics.figures.axes import bar_lengths
+from diagnostics.figures.axes import bar_lengths, write_pairs_caption
 from diagnostics.figures.looks import INK, MISSING, REFERENCE, SIGNED, styled
 
 
@@ -38,5 +37,5 @@ def plot_shapley(groups: Sequence[Mapping[str, Any]], matrix: pd.DataFrame, prov
         left.set_title(f"{p['direction']}: each component's part")
         right.set_title("interactions of two")
         words = f"Positions: {p['positions']}; {how}. Bars: 95 % intervals over pairs. Interaction below 0: the two overlap."
-        write_words(figure, p, words)
+        write_pairs_caption(figure, p, words)
     return figure

@@ -151,6 +151,14 @@ def caption(
     return f"{first}. {words}" + (f" By {path_said([p])}." if isinstance(p.get("path"), Mapping) else "")
 
 
+def write_pairs_caption(figure: Figure, provenance: Mapping[str, Any], words: str) -> None:
+    """The caption of a figure of pairs of prompts: model, how many pairs of what, seed, then the figure's own sentences."""
+    pairs = provenance["texts"]["pairs"]
+    of = pairs.get("task") or pairs.get("source") or "a list"
+    texts = f"{pairs['pairs']} pairs of {of}, seed {provenance['seed']}"
+    write_caption(figure, caption(provenance, words, texts=texts, sinks="no position left out"))
+
+
 def text_names(provenance: Mapping[str, Any]) -> str:
     """Names of the texts: `boolq and sotu, chat template`."""
     texts = list(provenance["texts"].values()) if "texts" in provenance else [provenance["text"]]

@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from diagnostics.figures.axes import caption, write_caption
-from diagnostics.figures.looks import INK, KEY, MISSING, OPEN, REFERENCE, SIGNED, styled
+from diagnostics.figures.axes import write_pairs_caption
+from diagnostics.figures.looks import INK, KEY, OPEN, REFERENCE, SIGNED, styled
+from diagnostics.figures.maps import draw_cells, mark_largest_control
 
 Table = Any
 """a DataFrame of cells, or of an audit"""
 _TITLES = {"denoise": "denoise: clean into corrupt", "noise": "noise: corrupt into clean"}
 _MOST_LABELS, _NAMED = 6, 8
-_DIMMED = 0.25
 
 
 def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
@@ -66,9 +66,7 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
         bar = figure.colorbar(plt.cm.ScalarMappable(norm, SIGNED), ax=axes, shrink=0.8, pad=0.02)
         bar.set_label(f"share of {provenance['metric'].replace('_', ' ')}, Σ effect / Σ (clean − corrupt)")
         if tested:
-            null = float(cells["null"].max())
-            for sign in (-1, 1):
-                bar.ax.axhline(sign * null, color=INK, lw=1.2)
+            mark_largest_control(bar, float(cells["null"].max()))
         site, n = str(cells["site"].iloc[0]), int(cells["n"].max())
         pools = provenance.get("pools", [])
         kind = f", {pools[int(cells['pool'].iloc[0])]}" if len(pools) > 1 else ""
@@ -78,15 +76,8 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
         words += "Grey: 0 exactly."
         if by_head and len(shown) < len(order):
             words += f" {len(shown)} of {len(order)} positions shown."
-        write_caption(figure, caption(provenance, words, texts=_source(provenance), sinks="no position left out"))
+        write_pairs_caption(figure, provenance, words)
     return figure
-
-
-def _source(provenance: Mapping[str, Any]) -> str:
-    pairs = provenance["texts"]["pairs"]
-    return (
-        f"{pairs['pairs']} pairs of {pairs.get('task') or pairs.get('source') or 'a list'}, seed {provenance['seed']}"
-    )
 
 
 def _draw(ax: Axes, cells: Table, across: str, columns: list[Any], norm: Normalize, tested: bool) -> None:
@@ -97,16 +88,9 @@ def _draw(ax: Axes, cells: Table, across: str, columns: list[Any], norm: Normali
     seen = cells.assign(beats=cells["beats"].astype(float)).pivot_table(
         index="layer", columns=across, values="beats", observed=True
     )
-    alpha = np.where(seen.reindex(index=layers, columns=columns).fillna(0.0) > 0, 1.0, _DIMMED) if tested else 1.0
-    ax.set_facecolor(MISSING)
-    values = np.ma.masked_invalid(grid.to_numpy(float))
-    colours = plt.get_cmap(SIGNED)(norm(values.filled(0.0)))
-    colours[..., 3] = np.where(values.mask, 0.0, alpha)
-    white = np.ones_like(colours)
-    white[..., 3] = np.where(values.mask, 0.0, 1.0)
+    clear = (seen.reindex(index=layers, columns=columns).fillna(0.0) > 0).to_numpy() | (not tested)
     extent = (-0.5, len(columns) - 0.5, layers[0] - 0.5, layers[-1] + 0.5)
-    for image in (white, colours):
-        ax.imshow(image, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+    draw_cells(ax, grid.to_numpy(float), clear, norm, origin="lower", extent=extent)
     ax.set_xticks(range(len(columns)), [str(column) for column in columns])
 
 
@@ -156,5 +140,5 @@ def plot_audit(cells: Table, audit: Table, provenance: Mapping[str, Any]) -> Fig
         for ax in axes[-1]:
             ax.set_xlabel("exact share")
         words = "Black: beats its control. Line: score = exact. ρ: rank."
-        write_caption(figure, caption(provenance, words, texts=_source(provenance), sinks="no position left out"))
+        write_pairs_caption(figure, provenance, words)
     return figure

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from numpy import ndarray
 
+from diagnostics.pairs.controls import NO_CONTROL
 from diagnostics.pairs.pair import Pairs, labels
 from diagnostics.patching.design import PairBatch, Settings, batches, rows_of
 from diagnostics.patching.scores import estimates
@@ -69,7 +70,7 @@ class PatchingRunner:
         noted(notes, found)
         m = found[metric.name].double().numpy()
         without = int((~np.isfinite(m) & (rows.columns["control"] > 0)).sum())
-        dropped = {"control without two other pairs that differ": without} if without else {}
+        dropped = {NO_CONTROL: without} if without else {}
         notes["rows_dropped"] = summed([notes.get("rows_dropped", {}), dropped])
         clean, corrupt = (self._of_runs(batch.runs[run], batch.which) for run in ("clean", "corrupt"))
         frame: Any = pd.DataFrame({**rows.columns, "m": m, "run": True})
