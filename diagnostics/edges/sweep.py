@@ -194,9 +194,9 @@ class Sweep:
         value = value[:, None]
         with ExitStack() as stack:
             stack.enter_context(entering_at(self.base, layer, value))
+            given = model.handed_on(value)
             for block in model.blocks[layer + 1 :]:
-                given = (value,) if self.base.blocks_return_tuple else value
-                stack.enter_context(forward_replaced(block, lambda *_, given=given, **__: given))
+                stack.enter_context(forward_replaced(block, lambda *_, **__: given))
             if "mlp_out" in points:
                 stack.enter_context(at_site(model, Site(layer, "attn_out"), torch.zeros_like))
             for point in points:
