@@ -76,12 +76,14 @@ class ActivationPatching(Result):
         return next(iter(self.figures().values()))
 
     def figures(self) -> dict[str, Any]:
-        """A map of each site and pool, and the scores beside the exact effects where there are any."""
+        """A map of each site and pool; of each site the scores beside the exact effects, where there are any."""
         from diagnostics.patching.figures import plot_audit, plot_maps
 
         found = {}
         for (pool, point), some in each(self.cells, ["pool", "site"]):
             found[f"{self.NAME}_{point}{f'_{pool}' if pool else ''}"] = plot_maps(some, self.provenance)
-        if not self.audit().empty:
-            found[f"{self.NAME}_scores"] = plot_audit(self.cells, self.audit(), self.provenance)
+        audit = self.audit()
+        for point in [] if audit.empty else dict.fromkeys(audit["site"]):
+            some, own = self.cells[self.cells["site"] == point], audit[audit["site"] == point]
+            found[f"{self.NAME}_{point}_scores"] = plot_audit(some, own, self.provenance)
         return found
