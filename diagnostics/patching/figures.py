@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from diagnostics.figures.axes import caption, write_caption
-from diagnostics.figures.looks import INK, KEY, MISSING, NOTE, OPEN, REFERENCE, SIGNED, styled
+from diagnostics.figures.looks import BAND, INK, KEY, NOTE, OPEN, REFERENCE, SIGNED, styled
 from diagnostics.patching.summary import cell_name
 
 Table = Any
@@ -38,7 +38,8 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
     directions = list(dict.fromkeys(cells["direction"]))
     by_head = bool((cells["head"] >= 0).any())
     order = cells.groupby("label")["position"].mean().sort_values(kind="stable").index.tolist()
-    site, n = str(cells["site"].iloc[0]), int(cells["n"].max())
+    site, n, pool = str(cells["site"].iloc[0]), int(cells["n"].max()), int(cells["pool"].iloc[0])
+    written = provenance.get("words", [{}] * (pool + 1))[pool]
     tested = bool(cells["q"].notna().any())
     largest = float(cells["share"].abs().max()) or 1.0
     norm, zeros = Normalize(-largest, largest), False
@@ -58,7 +59,7 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
                     some = cells[(cells["direction"] == direction) & (cells["label"] == label)]
                     zeros |= _draw(ax, some, "head", sorted(cells["head"].unique()), norm, tested)
                     if direction == directions[0]:
-                        ax.set_title(str(label))
+                        ax.set_title(written.get(label, label))
                     _name_strongest(ax, some, tested, largest)
                 row[0].set_ylabel(f"{_TITLES[direction]}\nblock, patched at {site}")
             for ax in axes[-1]:
@@ -71,6 +72,7 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
             for ax, direction in zip(axes[0], directions, strict=True):
                 zeros |= _draw(ax, cells[cells["direction"] == direction], "label", shown, norm, tested)
                 ax.set_title(_TITLES[direction])
+                ax.set_xticks(range(len(shown)), [written.get(label, label) for label in shown])
                 ax.set_xlabel("token")
                 ax.tick_params(axis="x", labelrotation=90)
             axes[0][0].set_ylabel(f"block, patched at {site}")
@@ -81,9 +83,11 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
             for sign in (-1, 1):
                 bar.ax.axhline(sign * null, color=INK, lw=1.2)
         pools = provenance.get("pools", [])
-        words = f"{n} of them {pools[int(cells['pool'].iloc[0])]}. " if len(pools) > 1 else ""
+        words = f"{n} of them {pools[pool]}. " if len(pools) > 1 else ""
         if tested:
             words += "Outlined: beats its control (FDR 5 %). Bar's lines: largest control. "
+        else:
+            words += "Not tested: fewer than 10 pairs, or no controls. "
         if zeros:
             words += "Grey: 0 exactly. "
         if by_head and len(shown) < len(order):
@@ -111,7 +115,7 @@ def _draw(ax: Axes, cells: Table, across: str, columns: list[Any], norm: Normali
         for name in ("share", "beats")
     )
     zero, clear = np.isnan(share), beats > 0
-    ax.set_facecolor(MISSING)
+    ax.set_facecolor(BAND)
     colours = plt.get_cmap(SIGNED)(norm(np.where(zero, 0.0, share)))
     colours[..., 3] = np.where(zero, 0.0, np.where(clear, 1.0, _DIMMED) if tested else 1.0)
     white = np.ones_like(colours)
