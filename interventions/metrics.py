@@ -278,12 +278,21 @@ class TokenMetric:
     each_once: ClassVar[str] = ""
     """how often a token may be given, where one that is given twice would count twice"""
 
-    def __call__(self, logits: Float[Tensor, "line vocab"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        """Its value for each of `rows`, indices of rows of the call: `logits` has a line for each, or one for all."""
-        return self._of(_wide(logits).expand(len(rows), -1), rows)
+    def __call__(
+        self, logits: Float[Tensor, "line vocab"], rows: Int[Tensor, "row"], columns: Int[Tensor, "token"] | None = None
+    ) -> Float[Tensor, "row"]:
+        """Its value for each of `rows`, indices of rows of the call: `logits` has a line for each, or one for all.
 
-    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        columns: ids of the tokens that the columns of `logits` belong to, ascending, where these are not the whole vocabulary.
+        """
+        return self._of(_wide(logits).expand(len(rows), -1), rows, columns)
+
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"], columns: Tensor | None) -> Float[Tensor, "row"]:
         raise NotImplementedError
+
+    def reads(self, rows: Int[Tensor, "row"]) -> Int[Tensor, "token"] | None:
+        """The tokens whose logits it reads for some rows of the call, ascending; None: the whole vocabulary."""
+        return None
 
     def _ids(self) -> tuple[Any, ...]:
         return (self.tokens,)
@@ -299,12 +308,16 @@ class TokenMetric:
         if self.each_once and len(twice := _twice([torch.atleast_2d(_as_ids(given)) for given in self._ids()])):
             raise EditError(f"{self.name}: token {int(twice[0])} is given twice; expected each token {self.each_once}")
 
-    def _at(self, logits: Logits, ids: Any, rows: Int[Tensor, "row"]) -> Float[Tensor, "row token"]:
+    def _at(
+        self, logits: Logits, ids: Any, rows: Int[Tensor, "row"], columns: Tensor | None
+    ) -> Float[Tensor, "row token"]:
         ids = _as_ids(ids)
-        ids = ids.expand(len(logits), -1) if ids.ndim == 1 else ids[rows]
-        if int(ids.min()) < 0 or int(ids.max()) >= logits.shape[-1]:
+        ids = ids[None] if ids.ndim == 1 else ids[rows]
+        if columns is not None:
+            ids = torch.searchsorted(columns, ids)
+        elif int(ids.min()) < 0 or int(ids.max()) >= logits.shape[-1]:
             raise EditError(f"{self.name}: a token id lies outside the vocabulary of {logits.shape[-1]}")
-        return logits.gather(-1, ids.to(logits.device))
+        return logits.gather(-1, ids.to(logits.device).expand(len(logits), -1))
 
 
 def _as_ids(ids: Any) -> Tensor:
@@ -330,8 +343,13 @@ class LogitDifference(TokenMetric):
     def _ids(self) -> tuple[Any, ...]:
         return (self.tokens, self.against)
 
-    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        return self._at(logits, self.tokens, rows).mean(-1) - self._at(logits, self.against, rows).mean(-1)
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"], columns: Tensor | None) -> Float[Tensor, "row"]:
+        right, wrong = (self._at(logits, ids, rows, columns).mean(-1) for ids in self._ids())
+        return right - wrong
+
+    def reads(self, rows: Int[Tensor, "row"]) -> Int[Tensor, "token"]:
+        lists = [_as_ids(given) for given in self._ids()]
+        return torch.cat([(ids if ids.ndim == 1 else ids[rows]).flatten() for ids in lists]).unique()
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,9 +359,9 @@ class Probability(TokenMetric):
     name: str = field(default="probability", kw_only=True)
     each_once: ClassVar[str] = "once"
 
-    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"], columns: Tensor | None) -> Float[Tensor, "row"]:
         total = logits.logsumexp(-1)
-        share = (self._at(logits, self.tokens, rows).logsumexp(-1) - total).exp()
+        share = (self._at(logits, self.tokens, rows, columns).logsumexp(-1) - total).exp()
         return torch.where(total.isfinite(), share, torch.nan)
 
 
@@ -353,8 +371,8 @@ class Rank(TokenMetric):
 
     name: str = field(default="rank", kw_only=True)
 
-    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        best = self._at(logits, self.tokens, rows).amax(-1, keepdim=True)
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"], columns: Tensor | None) -> Float[Tensor, "row"]:
+        best = self._at(logits, self.tokens, rows, columns).amax(-1, keepdim=True)
         above = (logits > best).sum(-1).to(logits.dtype)
         return torch.where(logits.amax(-1).isfinite(), above, torch.nan).expand(len(rows))
 

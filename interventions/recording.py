@@ -18,7 +18,7 @@ from interventions.models.anatomy import at_site, check_site, site_columns
 from interventions.models.causal_model import CausalModel
 from interventions.models.causality import LEAK, check_causal
 from interventions.models.compat import cache_name, cache_understood
-from interventions.models.exclusive import exclusive, holding, hooked
+from interventions.models.exclusive import exclusive, holding
 from interventions.models.fingerprint import Fingerprint, fingerprint, own_code
 from interventions.models.rotary import depends_on_length, forget_longer_passes
 from interventions.models.wrapping import wrap
@@ -50,8 +50,6 @@ class Recording:
     keys: list[Tensor] | None
     """for each block `[prompt, kv_head, pos, d_head]`; None when the model has none or they were not asked for"""
     values: list[Tensor] | None
-    blocks_return_tuple: bool = False
-    """whether a block's own forward returns a tuple (transformers 4, some models of 5) or the tensor"""
     output_type: type = BaseModelOutputWithPast
     """what the model without its unembedding returns"""
     why_no_keys: str | None = None
@@ -122,23 +120,24 @@ class Recording:
 
     def of(self, site: Site) -> Float[Tensor, "prompt pos width"]:
         """Activations at a site. Raises `SiteError` for one that was not recorded."""
+        return self._part(site, self._whole(site))
+
+    def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row width"]:
+        """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
+        whole, prompt, position = self._whole(site), prompt.cpu(), position.cpu()
+        self.check_rows(prompt, position)
+        return self._part(site, whole[prompt.to(whole.device), position.to(whole.device)])
+
+    def _whole(self, site: Site) -> Float[Tensor, "prompt pos width"]:
+        """What was recorded where a site stands: of all heads, all neurons."""
         if not self.has(site):
             raise SiteError(
                 f"site {site} was not recorded; recorded: {', '.join(map(str, self.activations)) or 'none'}"
             )
-        check_site(self.model, site, may_run=False)
-        columns = site_columns(self.model, site, self.tokens.shape[1])
-        values = self.activations[site.whole]
-        return values if columns is None else values[..., columns.to(values.device)]
+        return self.activations[site.whole]
 
-    def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row width"]:
-        """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
-        if not self.has(site):
-            self.of(site)
-        prompt, position = prompt.cpu(), position.cpu()
-        self.check_rows(prompt, position)
-        whole = self.activations[site.whole]
-        values = whole[prompt.to(whole.device), position.to(whole.device)]
+    def _part(self, site: Site, values: Float[Tensor, "*any whole"]) -> Float[Tensor, "*any width"]:
+        """The numbers of one head, or of some neurons."""
         if site.whole == site:
             return values
         check_site(self.model, site, may_run=False)
@@ -256,10 +255,7 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
     from transformers import DynamicCache
 
     seen: dict[Site, Tensor] = {}
-    tuples: list[bool] = []
     with ExitStack() as stack:
-        seen_last = lambda _, __, out: tuples.append(isinstance(out, tuple))  # noqa: E731
-        stack.enter_context(hooked(model.blocks[-1], seen_last))
         for site in sites:
 
             def keep(hidden: Tensor, site: Site = site) -> None:
@@ -275,13 +271,11 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
     missing = [str(site) for site in sites if site not in seen]
     if missing:
         raise SiteError(f"block did not run, nothing recorded at {', '.join(missing)}")
-    return seen, output, cache, tuples[0]
+    return seen, output, cache
 
 
-def _store(
-    recording: Recording, batch: slice, width: int, seen: dict[Site, Tensor], output: Any, cache: Any, as_tuple: bool
-) -> None:
-    recording.blocks_return_tuple, recording.output_type = as_tuple, type(output)
+def _store(recording: Recording, batch: slice, width: int, seen: dict[Site, Tensor], output: Any, cache: Any) -> None:
+    recording.output_type = type(output)
     final = output.last_hidden_state
     shape = recording.tokens.shape
 

@@ -131,7 +131,7 @@ def main(options: BenchOptions) -> command.Document:
                 continue
             _check(model, makers, pair, kinds)
             rows = [_timed(make, kinds, options.seconds) for make in makers]
-            theirs = next(row["seconds"] for row in rows if row and row["way"] == THEIRS)
+            theirs = next((row["seconds"] for row in rows if row and row["way"] == THEIRS), float("nan"))
             rows = [
                 {
                     "pair": name,
@@ -211,13 +211,13 @@ def _check(model: CausalModel, makers: list[Callable[[], Way]], pair: Pair, kind
         having = [way for way in others if way.batches([kind])]
         if not having:
             continue
-        scorer = theirs if kind == "edge" else having[min(2, len(having) - 1)]
+        scorer = theirs if kind == "edge" and theirs.batches([kind]) else having[min(2, len(having) - 1)]
         effects: dict[Cell, float] = {}
         for batch in _evenly(scorer.batches([kind]))[: 1 if kind == "edge" else 3]:
             effects |= dict(zip(batch, scorer.values(batch), strict=True))
         chosen = sorted(effects, key=lambda cell: -abs(effects[cell] - m_corrupt))[:3]
         found = {scorer.name: [effects[cell] for cell in chosen]}
-        for way in (theirs, *having):
+        for way in (*[theirs] * bool(theirs.batches([kind])), *having):
             if way is not scorer:
                 groups = [chosen] if isinstance(way, Ours) else [[cell] for cell in chosen]
                 found[way.name] = [value for group in groups for value in way.values(group)]
@@ -298,9 +298,14 @@ class TransformerLens:
         return len(self._all(kinds))
 
     def batches(self, kinds: Sequence[str]) -> list[list[Cell]]:
-        """Single cells; edges: those of each head three quarters of the way up, since each edge is one whole forward pass."""
+        """Single cells; edges: those of each head three quarters of the way up, since each edge is one whole forward pass.
+
+        No edges where this release has no function for them (before 4).
+        """
         if "edge" not in kinds:
             return [[cell] for cell in self._all(kinds)]
+        if not hasattr(importlib.import_module("transformer_lens.patching"), "get_act_patch_direct_path"):
+            return []
         layer = self.bridge.cfg.n_layers * 3 // 4
         edges = [cell for cell in self._all(EDGES) if cell.sender[0] == layer]
         return [list(group) for _, group in itertools.groupby(edges, key=lambda cell: cell.sender)]
@@ -537,7 +542,7 @@ class Ours:
                 "receivers": sorted({(cell.layer, cell.head, "q") for cell in batch}),
             }
             frame = edges.edge_patching(
-                self.model, [tuple(self.pair)], **ends, directions=("denoise",), floor=0.0
+                self.model, [tuple(self.pair)], **ends, directions=("denoise",), controls=0, floor=0.0
             ).frame
             known = frame.set_index(["receiver_layer", "receiver_head", "sender_layer", "sender_head"])["m"].to_dict()
             return [known[cell.layer, cell.head, cell.sender[0], cell.sender[1]] for cell in batch]

@@ -136,9 +136,12 @@ def _swapped(folder: Path, rng: random.Random) -> None:
 
 
 def _of_another_run(folder: Path, rng: random.Random) -> None:
-    """One file, or all but one, as another run of the same command left them."""
+    """One file, or all but one, as another run of the same command left them; of those that are not the same in both."""
     other = Path(f"{folder}{OTHER}")
     names = sorted(path.relative_to(other).as_posix() for path in other.rglob("*") if path.is_file())
+    names = [name for name in names if (folder / name).read_bytes() != (other / name).read_bytes()]
+    if len(names) < 2:
+        raise ValueError("one file of another run would be the whole of it")
     taken = [rng.choice(names)]
     taken = [name for name in names if name not in taken] if rng.random() < 0.5 else taken
     for name in taken:

@@ -87,7 +87,7 @@ def restoring() -> set[Line]:
     """Lines of `finally` blocks. A tracer can raise before what is put back; Python looks for signals only as a function of its own
     begins, after a call and at a loop's end, so Ctrl-C can hardly come there."""
     found = set()
-    for file in PACKAGE.glob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(function, ast.FunctionDef):
                 blocks = [node.finalbody for node in ast.walk(function) if isinstance(node, ast.Try)]

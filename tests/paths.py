@@ -56,8 +56,13 @@ class Paths:
         self._pass(self.base, {sender.whole: z}, seen, [out])
         return seen[out] - self.here[out]
 
-    def logits(self, sender: Site, receiver: Site, positions=None, mlps: str = "frozen") -> torch.Tensor:
-        """Logits [pos, vocab] where the receiver alone sees the sender's change, at some positions of its own (None: all)."""
+    def logits(
+        self, sender: Site, receiver: Site, positions=None, mlps: str = "frozen", later: str = "run"
+    ) -> torch.Tensor:
+        """Logits [pos, vocab] where the receiver alone sees the sender's change, at some positions of its own (None: all).
+
+        later="frozen": what is written above the receiver is that of the base run.
+        """
         edits = {Site(i, "attn_out"): self.here[Site(i, "attn_out")] for i in range(N_LAYERS)}
         if mlps == "frozen":
             edits |= {Site(i, "mlp_out"): self.here[Site(i, "mlp_out")] for i in range(N_LAYERS)}
@@ -77,4 +82,10 @@ class Paths:
         at = list(range(len(self.base))) if positions is None else positions
         whole = old[receiver.whole].clone()
         whole[at, own] = new[at, own]
-        return self._pass(self.base, {receiver.whole: whole}, {}, [])
+        edits = {receiver.whole: whole}
+        if later == "frozen":
+            above = range(receiver.layer + 1, N_LAYERS)
+            written = [Site(i, point) for i in above for point in ("attn_out", "mlp_out")]
+            written += [Site(receiver.layer, "mlp_out")] if receiver.point in "qkv" else []
+            edits |= {site: self.here[site] for site in written}
+        return self._pass(self.base, edits, {}, [])

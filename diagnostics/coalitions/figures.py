@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diagnostics.edges.figures import write_words
-from diagnostics.figures.axes import bar_lengths
+from diagnostics.figures.axes import bar_lengths, write_pairs_caption
 from diagnostics.figures.looks import INK, MISSING, REFERENCE, SIGNED, styled
 
 
@@ -33,10 +32,12 @@ def plot_shapley(groups: Sequence[Mapping[str, Any]], matrix: pd.DataFrame, prov
         image = right.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
         right.set_xticks(at, names, rotation=90, fontsize=7)
         right.set_yticks(at, names, fontsize=7)
-        figure.colorbar(image, ax=right, label="interaction, share of m_clean − m_corrupt" if n > 6 else "interaction, share")
+        figure.colorbar(
+            image, ax=right, label="interaction, share of m_clean − m_corrupt" if n > 6 else "interaction, share"
+        )
         how = "all coalitions" if p["orders"] is None else f"{p['orders']} sampled orders a pair, no interactions"
         left.set_title(f"{p['direction']}: each component's part")
         right.set_title("interactions of two")
         words = f"Positions: {p['positions']}; {how}. Bars: 95 % intervals over pairs. Interaction below 0: the two overlap."
-        write_words(figure, p, words)
+        write_pairs_caption(figure, p, words)
     return figure

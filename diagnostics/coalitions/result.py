@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from diagnostics.edges.summary import share_of_sums
+from diagnostics.pairs.shares import share_of_sums
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.statistics.tables import each

@@ -14,11 +14,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from diagnostics.edges.design import read_sites
-from diagnostics.edges.summary import share_of_sums
+from diagnostics.edges.from_edges import circuit_of
+from diagnostics.edges.result import EdgePatching
 from diagnostics.edges.work import merged
 from diagnostics.pairs.measured import METRICS, metric_of, metric_of_run
 from diagnostics.pairs.pair import Pairs, labels
 from diagnostics.pairs.read import pairs_from
+from diagnostics.pairs.shares import share_of_sums
 from diagnostics.results.calls import recorded
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
@@ -105,7 +107,7 @@ class Faithfulness(Result):
 def faithfulness(
     model: Any,
     pairs: Pairs | str | Path | Sequence[Any],
-    circuit: Sequence[Any],
+    circuit: Sequence[Any] | EdgePatching,
     *,
     scope: Sequence[str] = ("z",),
     ablate: str = "corrupt",
@@ -125,7 +127,8 @@ def faithfulness(
         remove  share lost = Σ (m_clean − m)   / Σ (m_clean − m_corrupt)        1: nothing else can do it
 
     pairs, n: as for `activation_patching`. circuit: heads (`(9, 6)`, `"9.z.6"`) and, where `scope` has `mlp_out`, MLPs
-    (`(9, "mlp_out")`). scope: what is ablated: every head (`z`), every MLP (`mlp_out`) or both, at all positions. ablate: `corrupt`, the values
+    (`(9, "mlp_out")`); or the result of `edge_patching`: both ends of its edges that beat their controls, as far as they are in the scope
+    (see `circuit_of`; others are counted in provenance). scope: what is ablated: every head (`z`), every MLP (`mlp_out`) or both, at all positions. ablate: `corrupt`, the values
     of the pair's corrupt run, or `mean`, their mean over the corrupt prompts of the pair's pool at the position of the same label;
     pairs whose pool has no other pair are then left out and counted. n_random: random circuits with as many heads and MLPs, drawn
     by `seed`. Each ablated component keeps its value whatever the others do; what is not ablated is computed anew from what reaches it.
@@ -146,6 +149,9 @@ def faithfulness(
             f"{n_random} random circuits, scope {list(scope)}; expected 0 or more, and z, mlp_out or both"
         )
     everything = read_sites(model, tuple(scope), SCOPE, "z")
+    left_out: list[str] = []
+    if isinstance(circuit, EdgePatching):
+        circuit, left_out = circuit_of(model, circuit, scope)
     chosen = read_sites(model, circuit, SCOPE, "z")
     if outside := [str(site) for site in chosen if site not in everything]:
         raise ResultError(
@@ -165,7 +171,7 @@ def faithfulness(
     dropped = dict(found.left_out) | runner.alone
     provenance = run_provenance(
         Faithfulness.NAME, model, {"pairs": found.description}, chosen,
-        own | {"rows": len(frame), "pairs_dropped": dropped, **notes},
+        own | {"rows": len(frame), "pairs_dropped": dropped, "circuit_left_out": len(left_out), **notes},
     )  # fmt: skip
     return Faithfulness(frame, found.clean + found.corrupt, provenance)
 

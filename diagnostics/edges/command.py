@@ -5,6 +5,7 @@ from typing import Literal
 
 from diagnostics.commands import command
 from diagnostics.commands.inputs import PairOptions
+from diagnostics.commands.ranges import NonNegativeInt
 from diagnostics.edges.result import EdgePatching
 from diagnostics.edges.run import edge_patching
 from diagnostics.results.result import result_files
@@ -15,8 +16,9 @@ class EdgePatchingOptions(PairOptions):
     """Which head or MLP tells which other one what differs between two prompts?
 
     Each edge goes from a sender (the embedding, a head, an MLP) to a receiver (a head through q, k or v, an MLP, the logits).
-    The receiver alone sees what the sender writes in the other run of the pair. Writes a table (Parquet), the pairs' tokens, a
-    summary with provenance (JSON), a matrix and a graph of the strongest edges into --out.
+    The receiver alone sees what the sender writes in the other run of the pair; in its control the sender writes as much along
+    the difference of two other pairs. Writes a table (Parquet), the pairs' tokens, a summary with provenance (JSON), a matrix and
+    a graph of the strongest edges into --out.
 
     Examples:
       scripts/edge_patching.py --task ioi --n 20 --receivers 23.q.3 20.q.0 --positions last --out results/edges
@@ -33,12 +35,16 @@ class EdgePatchingOptions(PairOptions):
     """denoise: clean into corrupt; noise: corrupt into clean"""
     mlps: Literal["frozen", "recomputed"] = "frozen"
     """recomputed: the change also passes through the MLPs on the way, as in arXiv:2211.00593"""
+    later: Literal["run", "frozen"] = "run"
+    """frozen: only what the receiver itself writes reaches the logits, later writes stay as in the base run"""
+    controls: NonNegativeInt = 1
+    """controls of each edge"""
 
 
 def main(options: EdgePatchingOptions) -> command.Document:
     """Run the command."""
     options.check(result_files(EdgePatching))
-    own = options.named("receivers", "positions", "directions", "mlps")
+    own = options.named("receivers", "positions", "directions", "mlps", "later", "controls")
     how = options.common() | own | {"senders": options.senders or None}
     model = options.load_model()
     return options.measure("patching edges", "row", edge_patching, model, options.pairs or options.task, **how)

@@ -16,6 +16,9 @@ POSITIONS = ("all", "last", "each")
 """all: the receiver sees the change at all positions at once. last: at the last one alone. each: one position after another."""
 MLPS = ("frozen", "recomputed")
 """frozen: MLPs between sender and receiver stay as in the base run. recomputed: they see the sender's change too (arXiv:2211.00593)."""
+LATER = ("run", "frozen")
+"""run: everything above the receiver runs on from what it makes of the change. frozen: only what the receiver itself writes at the last
+position reaches the logits; all that is written above it stays as in the base run (direct only)."""
 EMBEDDING, LOGITS = "embedding", "logits"
 EMBEDDED = Site(0, "resid_pre")
 """The embedding as a sender: what the first block reads."""
@@ -38,6 +41,9 @@ class Settings:
     directions: tuple[str, ...]
     metric: str
     mlps: str
+    later: str
+    controls: int
+    seed: int
     path: str
     batch_rows: int | None
 
@@ -55,8 +61,11 @@ def settings_of(
     directions: Sequence[str],
     metric: str,
     mlps: str,
-    path: str = "auto",
-    batch_rows: int | None = None,
+    later: str,
+    controls: int,
+    seed: int,
+    path: str,
+    batch_rows: int | None,
 ) -> Settings:
     """Arguments checked, names read. Raises `ResultError`, and `SiteError` for what the model lacks."""
     said = dict(positions) if isinstance(positions, Mapping) else dict.fromkeys(RECEIVERS, positions)
@@ -64,13 +73,14 @@ def settings_of(
         *(("directions", d, DIRECTIONS) for d in directions),
         ("metric", metric, METRICS),
         ("mlps", mlps, MLPS),
+        ("later", later, LATER),
         *(("positions of a receiver at", point, RECEIVERS) for point in said),
         *(("positions", p, POSITIONS) for p in said.values()),
     ):
         if given not in known:
             raise ResultError(f"{name} {given!r}; known: {', '.join(known)}")
-    if not directions:
-        raise ResultError("no directions; expected 'denoise', 'noise' or both")
+    if not directions or controls < 0:
+        raise ResultError(f"{len(directions)} directions, {controls} controls; expected 1 and 0 or more")
     chosen = read_sites(model, SENDERS if senders is None else senders, SENDERS, "z")
     wanted = read_sites(model, receivers, RECEIVERS, None)
     if not any(reaches(model, s, r) for s in chosen for r in wanted):
@@ -78,7 +88,8 @@ def settings_of(
     for layer in sorted({site.layer for site in (*chosen, *wanted)}):
         check_site(model, Site(layer, "attn_out"))
     said = {point: said.get(point, "all") for point in RECEIVERS} | {LOGITS: "last"}
-    return Settings(chosen, wanted, said, tuple(dict.fromkeys(directions)), metric, mlps, path, batch_rows)
+    every = tuple(dict.fromkeys(directions))
+    return Settings(chosen, wanted, said, every, metric, mlps, later, controls, seed, path, batch_rows)
 
 
 def read_sites(

@@ -5,10 +5,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from diagnostics.figures.axes import bar_lengths, caption, write_caption
-from diagnostics.figures.looks import GRID, INK, MISSING, NOTE, NULL, OPEN, REFERENCE, SIGNED, styled
+from diagnostics.figures.axes import bar_lengths, legend_above, write_pairs_caption
+from diagnostics.figures.looks import GRID, INK, NOTE, NULL, OPEN, REFERENCE, SIGNED, styled
+from diagnostics.figures.maps import draw_cells, mark_largest_control
+from diagnostics.pairs.shares import standing_out, tested
 
 _MOST = 40
 """senders, and receivers, of a matrix"""
@@ -17,23 +20,15 @@ Table = Any
 """a DataFrame of edges, strongest first"""
 
 
-def pairs_said(provenance: Mapping[str, Any]) -> str:
-    """How many pairs, of what, and the seed."""
-    pairs = provenance["texts"]["pairs"]
-    return (
-        f"{pairs['pairs']} pairs of {pairs.get('task') or pairs.get('source') or 'a list'}, seed {provenance['seed']}"
-    )
-
-
-def write_words(figure: Figure, provenance: Mapping[str, Any], words: str) -> None:
-    """The caption: model, pairs, then a figure's own sentences."""
-    write_caption(figure, caption(provenance, words, texts=pairs_said(provenance), sinks="no position left out"))
-
-
 def _label(line: Mapping[Any, Any], end: str) -> str:
     if end == "sender" or line["label"] in ("all", "last"):
         return str(line[end])
     return f"{line[end]} at {line['label']}"
+
+
+def _how(provenance: Mapping[str, Any]) -> str:
+    later = ", later writes frozen" if provenance["later"] == "frozen" else ""
+    return f"MLPs between {provenance['mlps']}{later}"
 
 
 def _row(layer: int, through: str) -> float:
@@ -42,8 +37,11 @@ def _row(layer: int, through: str) -> float:
 
 
 def plot_matrix(edges: Table, provenance: Mapping[str, Any]) -> Figure:
-    """Shares of edges of one direction, senders down, receivers across, those with the strongest edges, in the model's order."""
-    lines = edges.to_dict("records")
+    """Shares of edges of one direction, senders down, receivers across, those with the strongest edges, in the model's order.
+
+    Edges that do not beat their control are dimmed; marks on the colour bar: the largest share of a control.
+    """
+    lines, compared = edges.to_dict("records"), tested(edges)
     names: dict[str, list[str]] = {}
     for end in ("sender", "receiver"):
         height = {_label(g, end): _row(g[f"{end}_layer"], g[end].split(".")[-1]) for g in lines}
@@ -55,34 +53,39 @@ def plot_matrix(edges: Table, provenance: Mapping[str, Any]) -> Figure:
         sender, receiver = (_label(g, end) for end in ("sender", "receiver"))
         if sender in names["sender"] and receiver in names["receiver"]:
             at = names["sender"].index(sender), names["receiver"].index(receiver)
-            values[at], clear[at] = g["share"], g["q"] <= 0.05
+            values[at], clear[at] = g["share"], g["beats"] or not compared
     limit = max(float(np.nanmax(np.abs(values))), 1e-9)
+    norm = Normalize(-limit, limit)
     with styled():
         size = 2.2 + 0.26 * values.shape[1], 1.8 + 0.19 * values.shape[0]
         figure, ax = plt.subplots(figsize=(max(6.5, size[0]), max(3.2, size[1])), layout="constrained")
-        ax.set_facecolor(MISSING)
-        image = ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
+        draw_cells(ax, values, clear, norm)
         ax.set_xticks(range(values.shape[1]), names["receiver"], rotation=90, fontsize=7)
         ax.set_yticks(range(values.shape[0]), names["sender"], fontsize=7)
-        ax.scatter(*np.nonzero(clear)[::-1], s=3, color=INK)
         ax.set(xlabel="receiver", ylabel="sender")
         ax.set_title(f"{lines[0]['direction']}: {_DIRECTIONS[lines[0]['direction']]}")
-        figure.colorbar(image, ax=ax, label="share of m_clean − m_corrupt")
-        words = f"MLPs between {provenance['mlps']}. Dots: q ≤ 5 %. Grey: no edge."
+        bar = figure.colorbar(plt.cm.ScalarMappable(norm, SIGNED), ax=ax, label="share of m_clean − m_corrupt")
+        words = f"{_how(provenance)}. "
+        if compared:
+            mark_largest_control(bar, min(float(edges["null"].iloc[0]), limit))
+            words += "Dimmed: does not differ from its control (FDR 5 %). Bar's lines: largest control. "
+        words += "Grey: no edge."
         left = [
             f"{len(names[end])} of {len(names[f'every {end}'])} {end}s"
             for end in ("sender", "receiver")
             if len(names[f"every {end}"]) > _MOST
         ]
         words += f" Shown: {' and '.join(left)}." if left else ""
-        write_words(figure, provenance, words)
+        write_pairs_caption(figure, provenance, words)
     return figure
 
 
-def plot_graph(edges: Table, provenance: Mapping[str, Any]) -> Figure:
-    """Edges of one direction as arrows from sender to receiver, layers upward; width by share."""
-    direction = str(edges["direction"].iloc[0])
-    lines = [g for g in edges.to_dict("records") if np.isfinite(g["share"]) and g["share"] != 0]
+def plot_graph(edges: Table, provenance: Mapping[str, Any], n: int) -> Figure:
+    """The n strongest edges of one direction among those that beat their controls (of all, where none was tested) as arrows from
+    sender to receiver, layers upward; width by share."""
+    direction, chosen = str(edges["direction"].iloc[0]), standing_out(edges)
+    chosen = chosen[np.isfinite(chosen["share"]) & (chosen["share"] != 0)]
+    lines = chosen.head(n).to_dict("records")
     top = max((g["receiver_layer"] for g in lines), default=0) + 1.0
     rows: dict[str, float] = {}
     for g in lines:
@@ -114,8 +117,12 @@ def plot_graph(edges: Table, provenance: Mapping[str, Any]) -> Figure:
         ax.set(xlim=(-wide / 2 - 1, wide / 2 + 1), ylim=(-0.6, max(len(levels), 1) - 0.4))
         ax.axis("off")
         ax.set_title(f"{direction}: {_DIRECTIONS[direction]}")
-        words = f"The {len(lines)} strongest edges, MLPs between {provenance['mlps']}. Width: |share|, at most {limit:.2g}; red: above 0, blue: below."
-        write_words(figure, provenance, words)
+        among = "that beat their controls" if tested(edges) else "(not tested: no controls, or fewer than 10 pairs)"
+        words = f"The {len(lines)} strongest of {len(chosen)} edges {among}, {_how(provenance)}. Width: |share|, at most {limit:.2g}; red: above 0, blue: below."
+        if not lines:
+            words = f"{_how(provenance)}. None of {len(edges)} edges beats its control (FDR 5 %)."
+            ax.text(0, 0, "no edge beats its control", ha="center", va="center", color=NOTE)
+        write_pairs_caption(figure, provenance, words)
     return figure
 
 
@@ -143,11 +150,11 @@ def plot_faithfulness(
         names = {"keep": "all but the circuit ablated", "remove": "the circuit ablated"}
         ax.set_xticks(range(len(groups)), [names[g["edit"]] for g in groups])
         ax.set(xlim=(-0.5, len(groups) - 0.5), ylabel="share kept (left), lost (right)")
-        ax.legend(loc="best")
+        legend_above(figure, ax, 3)
         ax.set_title("a circuit alone, and the model without it")
         p = provenance
         words = f"{len(p['circuit'])} components of {', '.join(p['scope'])}; ablated to {p['ablate']}. Bars: 95 % intervals over pairs."
-        write_words(figure, p, words)
+        write_pairs_caption(figure, p, words)
     return figure
 
 

@@ -5,7 +5,7 @@
 A receiver's q, k, v or output follows from x′ alone, token by token, by the model's own block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from diagnostics.edges.design import EMBEDDED, Settings, reaches
+from diagnostics.pairs.controls import unit
 from diagnostics.pairs.pair import Pairs
 from interventions.errors import SiteError
 from interventions.models.anatomy import adder, at_site, side_by_side
@@ -62,11 +63,14 @@ class Received(NamedTuple):
     """number of the sender"""
     token: Int[ndarray, "change"]
     vectors: Float[Tensor, "change width"]
+    dose: Float[ndarray, "change"]
+    """‖x′ − x‖/‖x‖ of what the receiver reads; nan where a control has no direction"""
 
 
 def runs_of(model: CausalModel, pairs: Pairs, which: Sequence[int], settings: Settings) -> dict[str, Recording]:
     """Clean and corrupt runs, with all that a sweep reads."""
-    layers = range(max(site.layer for site in (*settings.senders, *settings.receivers)) + 1)
+    top = max(site.layer for site in (*settings.senders, *settings.receivers))
+    layers = range(top + 1 if settings.later == "run" else model.n_layers)
     sites = {Site(model.n_layers - 1), EMBEDDED}
     for layer in layers:
         between = "resid_pre" if side_by_side(model, layer) else "resid_mid"
@@ -79,10 +83,21 @@ def runs_of(model: CausalModel, pairs: Pairs, which: Sequence[int], settings: Se
 
 
 class Sweep:
-    """Changes of all senders carried up the residual stream of the base run."""
+    """Changes of all senders carried up the residual stream of the base run.
 
-    def __init__(self, base: Recording, source: Recording, tokens: Tokens, settings: Settings):
-        self.base, self.source, self.tokens, self.settings = base, source, tokens, settings
+    along: of a control, the difference of two other pairs' runs at a site, `[token, width]`. Each sender then writes as much as it does
+    anew, token by token, in the direction of what it makes of this difference.
+    """
+
+    def __init__(
+        self,
+        base: Recording,
+        source: Recording,
+        tokens: Tokens,
+        settings: Settings,
+        along: Callable[[Site], Tensor] | None = None,
+    ):
+        self.base, self.source, self.tokens, self.settings, self.along = base, source, tokens, settings, along
         self.model = base.model
         top = max(site.layer for site in settings.receivers)
         self.senders = [site for site in settings.senders if site.layer <= top]
@@ -111,7 +126,12 @@ class Sweep:
             if any(site.point == "resid_post" for site in here):
                 sender, token = self._changed(self.tokens.last)
                 stream = self.tokens.at(self.base, Site(layer))
-                yield Received(Site(layer), sender, token, self._moved(stream, sender, token))
+                yield Received(
+                    Site(layer), sender, token, self._moved(stream, sender, token), self._dose(stream)[sender, token]
+                )
+
+    def _dose(self, x: Float[Tensor, "token d_model"]) -> Float[ndarray, "sender token"]:
+        return (self.delta.norm(dim=-1) / x.to(self.delta.dtype).norm(dim=-1).clamp(min=1e-30)).cpu().numpy()
 
     def _changed(self, among: ndarray | None = None) -> tuple[ndarray, ndarray]:
         """Senders and tokens with any change."""
@@ -132,7 +152,8 @@ class Sweep:
         sender, token = self._changed(None if everywhere else self.tokens.last)
         if not len(sender):
             return
-        new = self._block(layer, points, self._between(layer, points[0]), sender, token)
+        stream = self._between(layer, points[0])
+        new, dose = self._block(layer, points, stream, sender, token), self._dose(stream)[sender, token]
         for site in sites:
             allowed = np.array([reaches(self.model, s, site) for s in self.senders])[sender]
             if self.settings.positions[site.point] == "last":
@@ -142,7 +163,8 @@ class Sweep:
             if site.head is not None:
                 here = check_inside(self.model, site)
                 vectors = vectors.unflatten(-1, (here.heads(site.point), -1))[:, site.head]
-            yield Received(site, sender[kept], token[kept], vectors[torch.from_numpy(kept).to(vectors.device)])
+            own = vectors[torch.from_numpy(kept).to(vectors.device)]
+            yield Received(site, sender[kept], token[kept], own, dose[kept])
 
     def _between(self, layer: int, point: str) -> Float[Tensor, "token d_model"]:
         """What queries, keys and values are made of, or the MLP's output."""
@@ -172,9 +194,9 @@ class Sweep:
         value = value[:, None]
         with ExitStack() as stack:
             stack.enter_context(entering_at(self.base, layer, value))
+            given = model.handed_on(value)
             for block in model.blocks[layer + 1 :]:
-                given = (value,) if self.base.blocks_return_tuple else value
-                stack.enter_context(forward_replaced(block, lambda *_, given=given, **__: given))
+                stack.enter_context(forward_replaced(block, lambda *_, **__: given))
             if "mlp_out" in points:
                 stack.enter_context(at_site(model, Site(layer, "attn_out"), torch.zeros_like))
             for point in points:
@@ -198,20 +220,29 @@ class Sweep:
         self.delta[at[0], at[1]] += new.to(self.delta.dtype) - before.to(self.delta.dtype)
 
     def _write(self, place: Site) -> None:
-        """Let the senders at a place write as in the source run."""
+        """Let the senders at a place write as in the source run, or as much along the control's difference."""
         which = [i for i, site in enumerate(self.senders) if site.whole == place]
         if not which:
             return
-        if place.point == "z":
-            heads = [self.senders[i].head or 0 for i in which]
-            self.delta[which] = self._heads(place, heads).to(self.delta.dtype)
-        else:
-            there, here = (self.tokens.at(run, place).to(self.delta.dtype) for run in (self.source, self.base))
-            self.delta[which] = (there - here)[None]
+        wide = self.delta.dtype
+        there, here = (self.tokens.at(run, place).to(wide) for run in (self.source, self.base))
+        own = self._written(place, which, there - here)
+        if self.along is not None:
+            far, other = own.norm(dim=-1, keepdim=True), self._written(place, which, self.along(place))
+            own = torch.where(far > 0, far * unit(other), 0.0)
+        self.delta[which] = own
 
-    def _heads(self, site: Site, heads: list[int]) -> Float[Tensor, "head token d_model"]:
+    def _written(
+        self, place: Site, which: list[int], change: Float[Tensor, "token width"]
+    ) -> Float[Tensor, "sender token d_model"]:
+        """What each sender at a place writes anew where what stands there changes."""
+        if place.point != "z":
+            return change.to(self.delta.dtype)[None]
+        return self._heads(place, [self.senders[i].head or 0 for i in which], change).to(self.delta.dtype)
+
+    def _heads(self, site: Site, heads: list[int], change: Tensor) -> Float[Tensor, "head token d_model"]:
         """What heads of a block write anew: Δz·W_O; under a post-norm the change of its output where that head's z alone changes."""
-        here, there = (self.tokens.at(run, site) for run in (self.base, self.source))
+        here = self.tokens.at(self.base, site)
         inside = check_inside(self.model, site)
         place, added = inside.places["z"].module, adder(self.model, Site(site.layer, "attn_out"))
         linear = any(module is place for module in added.modules())
@@ -226,7 +257,7 @@ class Sweep:
         start = torch.zeros_like(here) if linear else here
         own = torch.zeros(len(heads), inside.heads("z"), dtype=here.dtype, device=here.device)
         own[range(len(heads)), heads] = 1
-        step = own[:, None, :, None] * (there - here).unflatten(-1, (inside.heads("z"), -1))
+        step = own[:, None, :, None] * change.to(here.dtype).unflatten(-1, (inside.heads("z"), -1))
         moved = start + step.flatten(-2)
         return (written(moved) - written(start)) * (step != 0).flatten(-2).any(-1, keepdim=True)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy import ndarray
 
 from diagnostics.edges.design import Settings, batches, name_of, reaches
 from diagnostics.edges.sweep import Received, Sweep, Tokens, runs_of
+from diagnostics.pairs.controls import NO_CONTROL, Partners
 from diagnostics.pairs.measured import metric_of, metric_of_run
 from diagnostics.pairs.pair import Pairs, labels
 from diagnostics.running.notes import how_measured, noted, summed
@@ -25,12 +27,12 @@ _HELD = 2**25
 """numbers in the vectors of rows that wait to be measured"""
 COLUMNS = (
     "pair", "pool", "direction", "sender", "sender_layer", "sender_head", "receiver", "receiver_layer", "receiver_head", "through",
-    "position", "label", "run", "m", "m_clean", "m_corrupt", "effect", "total",
+    "position", "label", "control", "run", "m", "m_clean", "m_corrupt", "effect", "total", "dose",
 )  # fmt: skip
 """Of the table. sender, receiver: as text (`embedding`, `3.z.1`, `12.q.3`, `5.mlp_out`, `logits`), and their layers and heads (−1: none);
 through: the receiver's point. pool: number of the pair's pool in provenance. position, label: of a receiver's single position; −1
-and `all` or `last` otherwise. run: False where the sender writes the same in both runs: 0 exactly, not run. m: the metric, as
-`activation_patching` has it, effect its distance from the base run, total = m_clean − m_corrupt."""
+and `all` or `last` otherwise. control: 0, the edge itself; 1, …: its controls, of edges that were run. run: False where the sender writes the same in both runs: 0 exactly, not run. m: the metric, as
+`activation_patching` has it, effect its distance from the base run, total = m_clean − m_corrupt. dose: ‖Δ‖/‖x‖ of the stream that the receiver reads, root mean square over its changed tokens."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class _Waiting:
 
     puts: list[Put] = field(default_factory=list)
     pair: list[ndarray] = field(default_factory=list)
+    above: list[ndarray] = field(default_factory=list)
+    """of each row, the number of its receiver's write among those of all blocks: attn_out 0, mlp_out 0, attn_out 1, …"""
     n_rows: int = 0
     held: int = 0
 
@@ -56,19 +60,25 @@ class EdgeRunner:
         for n, which in enumerate(batches(len(self.pairs))):
             each = {True: int(tokens[which].sum()), False: len(which)}
             rows = sum(each[self._mode(r) == "each"] * int(reach.sum()) for r, reach in self.reach.items())
-            found.append(Unit.of(rows=rows * len(self.settings.directions), pairs=n))
+            times = len(self.settings.directions) * (1 + self.settings.controls)
+            found.append(Unit.of(rows=rows * times, pairs=n))
         return found
 
     def __call__(self, unit: Unit, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
         which = batches(len(self.pairs))[unit["pairs"]]
         runs = runs_of(self.model, self.pairs, which, self.settings)
         m = {run: metric_of_run(runs[run], self.pairs, which, self.settings.metric) for run in runs}
-        notes: dict[str, Any] = {"rows_dropped": {}}
-        frames = [self._direction(which, runs, m, direction, notes, tick) for direction in self.settings.directions]
+        senders = list(dict.fromkeys(site.whole for site in self.settings.senders))
+        others = Partners.of(self.model, self.pairs, which, senders, self.settings.controls, self.settings.seed)
+        notes: dict[str, Any] = {}
+        frames = [
+            self._direction(which, runs, others, m, direction, notes, tick) for direction in self.settings.directions
+        ]
         frame: Any = pd.concat(frames, ignore_index=True)
-        finite = np.isfinite(frame["m"].to_numpy())
-        if not finite.all():
-            notes["rows_dropped"] = {"metric not finite": int((~finite).sum())}
+        finite, own = np.isfinite(frame["m"].to_numpy()), frame["control"].to_numpy() == 0
+        without = self.settings.controls * int(frame["run"][own].sum()) - int((~own).sum())
+        lost = {NO_CONTROL: without, "metric not finite": int((~finite).sum())}
+        notes["rows_dropped"] = {why: n for why, n in lost.items() if n}
         kept = frame[finite].sort_values(["pair", "direction"], kind="stable", ignore_index=True)
         return narrowed(kept), notes
 
@@ -76,6 +86,7 @@ class EdgeRunner:
         self,
         which: list[int],
         runs: dict[str, Recording],
+        others: Partners,
         m: dict[str, ndarray],
         direction: str,
         notes: dict,
@@ -85,22 +96,30 @@ class EdgeRunner:
         base, source = (runs[name] for name in names)
         tokens = Tokens.of(self.pairs, which)
         n_pos = base.tokens.shape[1]
-        ran: dict[Site, ndarray] = {}
+        ran: dict[tuple[Site, int], tuple[ndarray, ndarray]] = {}
         found: list[ndarray] = []
         waiting = _Waiting()
         with base.held():
-            for received in Sweep(base, source, tokens, self.settings).received():
-                ran[received.site] = self._put(received, tokens, n_pos, len(which), waiting)
-                if waiting.held > _HELD:
-                    found.append(self._measured(base, which, waiting, notes, tick))
-                    waiting = _Waiting()
+            for control in range(1 + (self.settings.controls if others.run is not None else 0)):
+                along = partial(others.difference, k=control - 1, pair=tokens.pair, position=tokens.position)
+                for received in Sweep(base, source, tokens, self.settings, along if control else None).received():
+                    ran[received.site, control] = self._put(received, tokens, n_pos, len(which), waiting)
+                    if waiting.held > _HELD:
+                        found.append(self._measured(base, which, waiting, notes, tick))
+                        waiting = _Waiting()
             found.append(self._measured(base, which, waiting, notes, tick))
         measured = np.concatenate(found)
         parts, at = [], 0
-        for receiver in [*ran, *(r for r in self.settings.receivers if r not in ran)]:
-            cells = ran.get(receiver, np.zeros(0, dtype=int))
-            parts.append(self._cells(receiver, which, n_pos, cells, measured[at : at + len(cells)], m[names[0]]))
+        for receiver, control in [*ran, *((r, 0) for r in self.settings.receivers if (r, 0) not in ran)]:
+            cells, dose = ran.get((receiver, control), (np.zeros(0, dtype=int), np.zeros(0)))
+            own = measured[at : at + len(cells)]
             at += len(cells)
+            if control == 0:
+                cells, own, dose, run = self._filled(receiver, which, n_pos, m[names[0]], cells, own, dose)
+            else:
+                run = np.ones(len(cells), dtype=bool)
+            lines = self._named(receiver, which, n_pos, cells)
+            parts.append(lines.assign(control=control, run=run, m=own, dose=dose))
         frame: Any = pd.concat(parts, ignore_index=True)
         local = frame["pair"].to_numpy()
         frame["m_clean"], frame["m_corrupt"] = m["clean"][local], m["corrupt"][local]
@@ -111,55 +130,91 @@ class EdgeRunner:
         frame["pair"], frame["direction"] = np.array(which)[local], direction
         return frame[list(COLUMNS)]
 
+    def _write_number(self, receiver: Site) -> int:
+        if receiver.point == "resid_post":
+            return 2 * self.model.n_layers
+        return 2 * receiver.layer + (receiver.point == "mlp_out")
+
     def _mode(self, receiver: Site) -> str:
         return "last" if receiver.point == "resid_post" else self.settings.positions[receiver.point]
 
-    def _put(self, received: Received, tokens: Tokens, n_pos: int, n_pairs: int, waiting: _Waiting) -> ndarray:
-        """Rows of one receiver; the cells that they measure, ascending."""
+    def _put(
+        self, received: Received, tokens: Tokens, n_pos: int, n_pairs: int, waiting: _Waiting
+    ) -> tuple[ndarray, ndarray]:
+        """Rows of one receiver; the cells that they measure, ascending, and their doses. Rows without a dose are left out."""
         each = self._mode(received.site) == "each"
         pair, position = tokens.pair[received.token], tokens.position[received.token]
         where, width = (pair * n_pos + position, n_pairs * n_pos) if each else (pair, n_pairs)
         cells, row = np.unique(received.sender * width + where, return_inverse=True)
+        dose = np.sqrt(np.bincount(row, received.dose**2) / np.bincount(row))
+        vectors, known = received.vectors, np.isfinite(dose)
+        if not known.all():
+            kept = np.flatnonzero(known[row])
+            vectors, position = vectors[torch.from_numpy(kept).to(vectors.device)], position[kept]
+            cells, dose, row = cells[known], dose[known], (known.cumsum() - 1)[row[kept]]
         if len(cells):
-            waiting.puts.append(
-                Put(received.site, torch.from_numpy(row + waiting.n_rows), torch.from_numpy(position), received.vectors)
-            )
+            rows, at = torch.from_numpy(row + waiting.n_rows), torch.from_numpy(position)
+            waiting.puts.append(Put(received.site, rows, at, vectors))
             waiting.pair.append(cells % width // n_pos if each else cells % width)
+            waiting.above.append(np.full(len(cells), self._write_number(received.site)))
             waiting.n_rows += len(cells)
-            waiting.held += received.vectors.numel()
-        return cells
+            waiting.held += vectors.numel()
+        return cells, dose
 
     def _measured(self, base: Recording, which: list[int], waiting: _Waiting, notes: dict, tick: Tick) -> ndarray:
         if not waiting.n_rows:
             return np.zeros(0)
-        pair = np.concatenate(waiting.pair)
-        metric = metric_of(self.pairs, np.array(which)[pair], self.settings.metric)
-        effects = measure_joint(
-            *(base, torch.from_numpy(pair), waiting.puts),
-            metrics=(metric,), path=self.settings.path, batch_rows=self.settings.batch_rows, progress=tick,
-        )  # fmt: skip
-        noted(notes, effects)
-        return effects[metric.name].double().numpy()
+        pair, above = np.concatenate(waiting.pair), np.concatenate(waiting.above)
+        writes = 2 * self.model.n_layers * self.model.d_model
+        size = waiting.n_rows if self.settings.later == "run" else max(1, _HELD // writes)
+        found = []
+        for start in range(0, waiting.n_rows, size):
+            own, puts = pair[start : start + size], _of_rows(waiting.puts, start, size)
+            if self.settings.later == "frozen":
+                puts += self._later(base, which, own, above[start : start + size])
+            metric = metric_of(self.pairs, np.array(which)[own], self.settings.metric)
+            effects = measure_joint(
+                *(base, torch.from_numpy(own), puts),
+                metrics=(metric,), path=self.settings.path, batch_rows=self.settings.batch_rows, progress=tick,
+            )  # fmt: skip
+            noted(notes, effects)
+            found.append(effects[metric.name].double().numpy())
+        return np.concatenate(found)
 
-    def _cells(
-        self, receiver: Site, which: list[int], n_pos: int, ran: ndarray, measured: ndarray, base: ndarray
-    ) -> pd.DataFrame:
-        """Every edge into a receiver, those that carry no change with the base run's metric."""
+    def _later(self, base: Recording, which: list[int], pair: ndarray, above: ndarray) -> list[Put]:
+        """What blocks write above each row's receiver at the last position, as in the base run."""
+        last, found = self.pairs.length[which][pair] - 1, []
+        for n in range(int(above.min()) + 1, 2 * self.model.n_layers):
+            row = torch.from_numpy(np.flatnonzero(above < n))
+            site = Site(n // 2, "mlp_out" if n % 2 else "attn_out")
+            found.append(Put(site, row, last[row], base.at(site, torch.from_numpy(pair)[row], last[row])))
+        return found
+
+    def _filled(
+        self, receiver: Site, which: list[int], n_pos: int, base: ndarray, cells: ndarray, m: ndarray, dose: ndarray
+    ) -> tuple[ndarray, ndarray, ndarray, ndarray]:
+        """Every edge into a receiver, those that carry no change with the base run's metric: cells, m, dose, whether it was run."""
         each, n_pairs = self._mode(receiver) == "each", len(which)
-        where = np.arange(n_pairs)
-        if each:
-            inside = np.arange(n_pos) < self.pairs.length[which].numpy()[:, None]
-            where = np.flatnonzero(inside)
+        inside = np.arange(n_pos) < self.pairs.length[which].numpy()[:, None]
+        where = np.flatnonzero(inside) if each else np.arange(n_pairs)
         width = n_pairs * n_pos if each else n_pairs
-        sender = np.flatnonzero(self.reach[receiver])
-        cells = (sender[:, None] * width + where).reshape(-1)
+        every = (np.flatnonzero(self.reach[receiver])[:, None] * width + where).reshape(-1)
+        found, doses, run = (
+            base[every % width // (n_pos if each else 1)].copy(),
+            np.zeros(len(every)),
+            np.isin(every, cells),
+        )
+        found[run], doses[run] = m, dose
+        return every, found, doses, run
+
+    def _named(self, receiver: Site, which: list[int], n_pos: int, cells: ndarray) -> pd.DataFrame:
+        """Who sends, who receives, where: of cells of one receiver."""
+        each, n_pairs = self._mode(receiver) == "each", len(which)
+        width = n_pairs * n_pos if each else n_pairs
         pair = cells % width // n_pos if each else cells % width
         position = cells % width % n_pos if each else np.full(len(cells), -1)
-        m, run = base[pair].copy(), np.isin(cells, ran)
-        m[run] = measured
         shown = np.array([[*labels(self.pairs[i]), *[""] * n_pos][:n_pos] for i in which])
-        senders = self.settings.senders
-        of = cells // width
+        senders, of = self.settings.senders, cells // width
         text = np.array([name_of(site) for site in senders])
         numbers = [
             np.array(values)[of]
@@ -173,8 +228,19 @@ class EdgeRunner:
             "receiver": name_of(receiver, receives=True), "receiver_layer": receiver.layer,
             "receiver_head": -1 if receiver.head is None else receiver.head,
             "through": "logits" if receiver.point == "resid_post" else receiver.point,
-            "position": position, "label": shown[pair, position] if each else self._mode(receiver), "run": run, "m": m,
+            "position": position, "label": shown[pair, position] if each else self._mode(receiver),
         })  # fmt: skip
+
+
+def _of_rows(puts: Sequence[Put], start: int, size: int) -> list[Put]:
+    """The edits of some rows, which count from 0."""
+    found = []
+    for put in puts:
+        here = torch.nonzero((put.row >= start) & (put.row < start + size))[:, 0]
+        if len(here):
+            vectors = put.vectors[here.to(put.vectors.device)]
+            found.append(Put(put.site, put.row[here] - start, put.position[here], vectors))
+    return found
 
 
 def merged(done: Sequence[UnitResult]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from diagnostics.pairs.pair import Pairs, labels
+from diagnostics.pairs.controls import Partners, unit
+from diagnostics.pairs.pair import Pairs
 from interventions.errors import EditError, ResultError
 from interventions.models.anatomy import check_site, n_heads
 from interventions.models.causal_model import CausalModel
@@ -95,41 +96,16 @@ def settings_of(
     return Settings(sites=tuple(dict.fromkeys(found)), directions=tuple(dict.fromkeys(directions)), **asked)
 
 
-def partners(pairs: Pairs, controls: int, seed: int) -> Int[ndarray, "pair control 2"]:
-    """Two other pairs for each control of each pair, drawn among those with the same labels in the same order, or in the same pool.
-
-    −1 where there are not two others.
-    """
-    names = [tuple(labels(pair)) for pair in pairs]
-    found = np.full((len(pairs), controls, 2), -1)
-    rng = np.random.default_rng(seed)
-    for i, pool in enumerate(pairs.pools):
-        others = [j for j in range(len(pairs)) if j != i and pairs.pools[j] == pool and set(names[j]) == set(names[i])]
-        alike = [j for j in others if names[j] == names[i] and len(pairs[j]) == len(pairs[i])]
-        some = alike if len(alike) >= 2 else others
-        for k in range(controls):
-            if len(some) >= 2:
-                found[i, k] = rng.choice(some, size=2, replace=False)
-    return found
-
-
 class PairBatch:
     """Some pairs recorded, clean and corrupt, with the clean runs of those that give their controls."""
 
     def __init__(self, model: CausalModel, pairs: Pairs, which: Sequence[int], settings: Settings):
         self.pairs, self.which, self.settings = pairs, list(which), settings
-        drawn = partners(pairs, settings.controls, settings.seed)[self.which]
-        used = sorted({int(j) for j in drawn.reshape(-1)} - {-1})
         self.runs = {
             "clean": record(model, [list(pairs[i].clean) for i in self.which], settings.sites),
             "corrupt": record(model, [list(pairs[i].corrupt) for i in self.which], settings.sites),
         }
-        self.others = (
-            record(model, [list(pairs[j].clean) for j in used], settings.sites, keep_cache=False) if used else None
-        )
-        place = {j: n for n, j in enumerate(used)} | {-1: -1}
-        self.partner = np.vectorize(place.get, otypes=[int])(drawn) if drawn.size else drawn
-        self.drawn = drawn
+        self.partners = Partners.of(model, pairs, self.which, settings.sites, settings.controls, settings.seed)
         self.n_pos = max(len(pairs[i]) for i in self.which)
         self.heads = {site: n_heads(model, site) if site.point in HEADS else 1 for site in settings.sites}
 
@@ -157,19 +133,6 @@ class PairBatch:
             return self.differs
         return self.inside & (np.cumsum(self.differs, axis=1) > 0)
 
-    @cached_property
-    def partner_position(self) -> Int[ndarray, "pair control 2 pos"]:
-        """Where the label of each position stands in the pairs that give the controls."""
-        found = np.zeros((*self.drawn.shape, self.n_pos), dtype=int)
-        for n, i in enumerate(self.which):
-            own = labels(self.pairs[i])
-            for k, two in enumerate(self.drawn[n]):
-                for side, j in enumerate(two):
-                    if j >= 0:
-                        there = {label: p for p, label in enumerate(labels(self.pairs[int(j)]))}
-                        found[n, k, side, : len(own)] = [there[label] for label in own]
-        return found
-
     def by_head(self, run: Recording, site: Site) -> Float[Tensor, "pair pos head width"]:
         """Activations at a site."""
         return run.of(site).unflatten(-1, (self.heads[site], -1))
@@ -184,27 +147,22 @@ class PairBatch:
 
         x + ‖x′ − x‖·(a − b)/‖a − b‖;   nan where there are no two others or they do not differ
         """
-        if self.others is None:
+        if self.partners.run is None:
             return torch.full_like(base, torch.nan)
-        every = self.by_head(self.others, site)
-        device = every.device
-        pair, at = (torch.from_numpy(x[:, k]).to(device) for x in (self.partner, self.partner_position))
-        one, other = (every[pair[:, side].clamp(min=0)[:, None], at[:, side]] for side in (0, 1))
-        along = (one - other).float()
+        pair, position = np.indices(base.shape[:2]).reshape(2, -1)
+        along = self.partners.difference(site, k, pair, position).float()
+        along = along.unflatten(-1, (self.heads[site], -1)).unflatten(0, base.shape[:2])
         if site.point == "pattern":  # weights on tokens of another prompt: only where these stand at the same places
             size = min(along.shape[-1], base.shape[-1])
             padded = along.new_zeros(base.shape)
             padded[..., :size] = along[..., :size]
-            along = padded.masked_fill(~self._alike(k).to(device)[:, None, None, None], torch.nan)
-        size = along.norm(dim=-1, keepdim=True)
+            along = padded.masked_fill(~self._alike(k).to(along.device)[:, None, None, None], torch.nan)
         far = (source.float() - base.float()).norm(dim=-1, keepdim=True)
-        unit = torch.where(size > 0, along / size, torch.nan)
-        unit = unit.masked_fill((pair < 0).any(dim=1)[:, None, None, None], torch.nan)
-        return (base.float() + far * unit).to(base.dtype)
+        return (base.float() + far * unit(along)).to(base.dtype)
 
     def _alike(self, k: int) -> Bool[Tensor, "pair"]:
         own = np.arange(self.n_pos)
-        return torch.from_numpy(((self.partner_position[:, k] == own) | ~self.inside[:, None]).all(axis=(1, 2)))
+        return torch.from_numpy(((self.partners.position[:, k] == own) | ~self.inside[:, None]).all(axis=(1, 2)))
 
 
 @dataclass

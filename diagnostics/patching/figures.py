@@ -12,8 +12,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from diagnostics.figures.axes import caption, write_caption
+from diagnostics.figures.axes import write_pairs_caption
 from diagnostics.figures.looks import BAND, INK, KEY, NOTE, OPEN, REFERENCE, SIGNED, styled
+from diagnostics.figures.maps import draw_cells, mark_largest_control
 from diagnostics.patching.summary import cell_name
 
 Table = Any
@@ -23,7 +24,6 @@ _SCORES = {
     "gradient": "gradient × difference", "ig5": "integrated, 5 steps", "ig20": "integrated, 20 steps", "dla": "direct attribution",
 }  # fmt: skip
 _MOST_LABELS, _NAMED = 6, 8
-_DIMMED = 0.25
 _FAR = 0.15
 """of the largest share: cells whose score is further off are named, `_FARTHEST` at most, no two closer than that"""
 _FARTHEST = 3
@@ -79,9 +79,7 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
         bar = figure.colorbar(plt.cm.ScalarMappable(norm, SIGNED), ax=axes, shrink=0.8, pad=0.02)
         bar.set_label(f"share of the {provenance['metric'].replace('_', ' ')}\nΣ effect / Σ (clean − corrupt)")
         if tested:
-            null = float(cells["null"].max())
-            for sign in (-1, 1):
-                bar.ax.axhline(sign * null, color=INK, lw=1.2)
+            mark_largest_control(bar, float(cells["null"].max()))
         pools = provenance.get("pools", [])
         words = f"{n} of them {pools[pool]}. " if len(pools) > 1 else ""
         if tested:
@@ -92,16 +90,8 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
             words += "Grey: 0 exactly. "
         if by_head and len(shown) < len(order):
             words += f"{len(shown)} of {len(order)} positions shown. "
-        write_caption(figure, _caption(provenance, words))
+        write_pairs_caption(figure, provenance, words.strip())
     return figure
-
-
-def _caption(provenance: Mapping[str, Any], words: str) -> str:
-    """Model, pairs, how many of them were left out, then the figure's own sentences."""
-    pairs, dropped = provenance["texts"]["pairs"], sum(provenance.get("pairs_dropped", {}).values())
-    named = pairs["source"] if "source" in pairs else f"of {pairs['task']}" if pairs.get("task") != "given" else "given"
-    texts = f"{pairs['pairs']} pair{'s' * (pairs['pairs'] != 1)} {named}, seed {provenance['seed']}"
-    return caption(provenance, words.strip(), texts=texts, sinks=f"{dropped or 'none'} left out")
 
 
 def _draw(ax: Axes, cells: Table, across: str, columns: list[Any], norm: Normalize, tested: bool) -> bool:
@@ -114,19 +104,14 @@ def _draw(ax: Axes, cells: Table, across: str, columns: list[Any], norm: Normali
         .to_numpy(float)
         for name in ("share", "beats")
     )
-    zero, clear = np.isnan(share), beats > 0
-    ax.set_facecolor(BAND)
-    colours = plt.get_cmap(SIGNED)(norm(np.where(zero, 0.0, share)))
-    colours[..., 3] = np.where(zero, 0.0, np.where(clear, 1.0, _DIMMED) if tested else 1.0)
-    white = np.ones_like(colours)
-    white[..., 3] = np.where(zero, 0.0, 1.0)
-    for image in (white, colours):
-        ax.imshow(image, origin="lower", aspect="auto", interpolation="nearest")
+    clear = beats > 0
+    draw_cells(ax, share, clear | (not tested), norm, origin="lower")
+    ax.set_facecolor(BAND)  # told apart from shares near 0
     ax.add_collection(LineCollection(_outline(clear), colors=NOTE, linewidths=0.5), autolim=False)
     ax.set_xticks(range(len(columns)), [str(column) for column in columns])
     some = slice(None, None, max(1, round(len(layers) / 6)))
     ax.set_yticks(range(len(layers))[some], [str(layer) for layer in layers[some]])
-    return bool(zero.any())
+    return bool(np.isnan(share).any())
 
 
 def _outline(inside: Bool[ndarray, "row column"]) -> list[Any]:
@@ -184,7 +169,7 @@ def plot_audit(cells: Table, audit: Table, provenance: Mapping[str, Any]) -> Fig
             ax.set_xlabel("exact share")
         words = "Black: beats its control. " if tested else ""
         words += "Line: score = exact. ρ: rank correlation over cells that were run."
-        write_caption(figure, _caption(provenance, words))
+        write_pairs_caption(figure, provenance, words)
     return figure
 
 

@@ -8,17 +8,16 @@ import pandas as pd
 import torch
 from numpy import ndarray
 
+from diagnostics.pairs.controls import NO_CONTROL
+from diagnostics.pairs.measured import metric_of, metric_of_run
 from diagnostics.pairs.pair import Pairs, labels
 from diagnostics.patching.design import PairBatch, Settings, batches, rows_of
 from diagnostics.patching.scores import estimates
 from diagnostics.running.notes import how_measured, noted, summed
 from diagnostics.running.units import Tick, Unit, UnitResult, narrowed
 from interventions.effects import measure_joint
-from interventions.metrics import LogitDifference, Probability, TokenMetric
 from interventions.models.anatomy import n_heads
 from interventions.models.causal_model import CausalModel
-from interventions.recording import Recording
-from interventions.replaying.replay import unembed
 from interventions.sites import HEADS, Site
 
 
@@ -50,18 +49,11 @@ class PatchingRunner:
         frames = [self._direction(batch, direction, notes, tick) for direction in self.settings.directions]
         return narrowed(pd.concat(frames, ignore_index=True)), notes
 
-    def metric(self, which: Sequence[int] | ndarray) -> TokenMetric:
-        """The metric of rows of these pairs."""
-        right, wrong = (x[list(which)][:, None] for x in (self.pairs.right, self.pairs.wrong))
-        if self.settings.metric == "logit_difference":
-            return LogitDifference(right, wrong)
-        return Probability(right)
-
     def _direction(self, batch: PairBatch, direction: str, notes: dict[str, Any], tick: Tick) -> pd.DataFrame:
         rows = rows_of(batch, direction)
         base = batch.runs["corrupt" if direction == "denoise" else "clean"]
         whole = np.array(batch.which)
-        metric = self.metric(whole[rows.pair])
+        metric = metric_of(self.pairs, whole[rows.pair], self.settings.metric)
         found = measure_joint(
             *(base, torch.from_numpy(rows.pair), rows.puts),
             metrics=(metric,), path=self.settings.path, batch_rows=self.settings.batch_rows, progress=tick,
@@ -69,9 +61,12 @@ class PatchingRunner:
         noted(notes, found)
         m = found[metric.name].double().numpy()
         without = int((~np.isfinite(m) & (rows.columns["control"] > 0)).sum())
-        dropped = {"control without two other pairs that differ": without} if without else {}
+        dropped = {NO_CONTROL: without} if without else {}
         notes["rows_dropped"] = summed([notes.get("rows_dropped", {}), dropped])
-        clean, corrupt = (self._of_runs(batch.runs[run], batch.which) for run in ("clean", "corrupt"))
+        clean, corrupt = (
+            metric_of_run(batch.runs[run], self.pairs, batch.which, self.settings.metric)
+            for run in ("clean", "corrupt")
+        )
         frame: Any = pd.DataFrame({**rows.columns, "m": m, "run": True})
         for name, values in self._scores(batch, direction, rows.columns).items():
             frame[name] = values
@@ -107,17 +102,11 @@ class PatchingRunner:
         kept = frame[np.isfinite(frame["m"])]
         return kept.sort_values([*order[1:7], "control"], kind="stable", ignore_index=True)
 
-    def _of_runs(self, run: Recording, which: Sequence[int]) -> ndarray:
-        """The metric of whole prompts."""
-        rows = torch.arange(len(run.length))
-        last = run.final_hidden[rows.to(run.final_hidden.device), (run.length - 1).to(run.final_hidden.device)]
-        return self.metric(which)(unembed(run, last), rows).double().cpu().numpy()
-
     def _scores(self, batch: PairBatch, direction: str, columns: dict[str, ndarray]) -> dict[str, ndarray]:
         """Each score of each row; nan for controls."""
         if not self.settings.scores:
             return {}
-        sites, metric = self.settings.sites, self.metric(batch.which)
+        sites, metric = self.settings.sites, metric_of(self.pairs, batch.which, self.settings.metric)
         found = {}
         for name, by_site in estimates(batch, direction, metric).items():
             values = np.full(len(columns["pair"]), np.nan)

@@ -9,6 +9,7 @@ _COUNTS = {
     "rows_dropped": "rows dropped",
     "pairs_dropped": "pairs dropped",
     "dropped": "dropped",
+    "circuit_left_out": "components of edges outside the scope, left out of the circuit",
     "tokens_left_out": "tokens left out",
     "left_out": "tokens left out",
     "rows_not_finite": "rows not finite",

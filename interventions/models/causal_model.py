@@ -58,6 +58,8 @@ class Shapes(NamedTuple):
     dtype: torch.dtype
     """of the residual stream; Mamba keeps it in float32 whatever its weights are in"""
     n_logits: int
+    as_tuple: bool
+    """whether blocks hand on a tuple"""
 
 
 @dataclass(eq=False)
@@ -124,6 +126,10 @@ class CausalModel:
     def vocab_size(self) -> int:
         """Number of logits."""
         return self.hf.get_output_embeddings().weight.shape[0] if self.shapes is None else self.shapes.n_logits
+
+    def handed_on(self, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
+        """A residual stream as a block hands it on: by itself, or as a tuple (transformers 4, some models of 5)."""
+        return (hidden,) if self.shapes is not None and self.shapes.as_tuple else hidden
 
     @property
     def device(self) -> torch.device:

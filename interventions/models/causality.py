@@ -60,12 +60,12 @@ def _head_shape(model: "CausalModel") -> Any:
 @torch.no_grad()
 def _look(model: "CausalModel") -> Shapes:
     first, second = _tokens(model)
-    entered, whole, output = _pass(model, model.hf, first)
+    entered, whole, output, as_tuple = _pass(model, model.hf, first)
     _check_chain(model, entered, whole)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:2] != first.shape:
         raise _refused(model, f"its output has {_shape(logits)}; expected logits of each of {_TOKENS} tokens")
-    entered, inner, output = _pass(model, model.base, second)
+    entered, inner, output, _ = _pass(model, model.base, second)
     _check_chain(model, entered, inner)
     if not isinstance(getattr(output, "last_hidden_state", None), Tensor):
         raise _refused(
@@ -73,7 +73,7 @@ def _look(model: "CausalModel") -> Shapes:
         )
     allowed = LEAK.get(model.dtype, max(LEAK.values()))
     if (leak := _leak(whole, inner)) > allowed:
-        _, again, _ = _pass(model, model.hf, second)
+        _, again, _, _ = _pass(model, model.hf, second)
         if (alone := _leak(again, inner, _TOKENS)) > allowed:
             raise _refused(
                 model,
@@ -86,7 +86,7 @@ def _look(model: "CausalModel") -> Shapes:
             "attention, quantised activations that share a scale, or a hook that mixes positions); expected a decoder in which "
             "a token sees only those before it",
         )
-    return Shapes(whole[0].shape[2], whole[0].dtype, logits.shape[2])
+    return Shapes(whole[0].shape[2], whole[0].dtype, logits.shape[2], as_tuple)
 
 
 def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
@@ -105,12 +105,13 @@ def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
     return both[:1], both[1:]
 
 
-def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[Any], list[Any], Any]:
-    """What entered and left each block, in the order in which they ran, and what the module returned."""
+def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[Any], list[Any], Any, bool]:
+    """What entered and left each block, in the order in which they ran, what the module returned, and whether blocks hand on a tuple."""
     own = get_ident()  # a pass of another thread is none of ours
     ran: list[int] = []
     entered: list[Any] = []
     left: list[Any] = []
+    wrapped: list[bool] = []
 
     def watch(i: int) -> tuple[Any, Any]:
         def before(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -120,7 +121,8 @@ def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[An
 
         def after(_: Any, __: Any, output: Any) -> None:
             if get_ident() == own:
-                left.append(output[0] if type(output) in (tuple, list) and output else output)
+                wrapped.append(isinstance(output, (tuple, list)) and bool(output))
+                left.append(output[0] if wrapped[-1] else output)
 
         return before, after
 
@@ -143,7 +145,7 @@ def _pass(model: "CausalModel", module: nn.Module, ids: Tensor) -> tuple[list[An
         raise _refused(
             model, f"its {n} blocks ran in the order {', '.join(map(str, ran))}; expected each once, from 0 up"
         )
-    return entered, left, output
+    return entered, left, output, any(wrapped)
 
 
 def _check_chain(model: "CausalModel", entered: list[Any], left: list[Any]) -> None:

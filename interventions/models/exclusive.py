@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import RLock, get_ident
 from typing import Any
@@ -142,6 +143,30 @@ def _eval_mode(modules: list[nn.Module]) -> Iterator[None]:
 def configurations(modules: Iterable[nn.Module]) -> list[Any]:
     """The configurations that these modules hold, each once, in the modules' order: the outermost first."""
     return list({id(m.config): m.config for m in modules if "config" in vars(m)}.values())
+
+
+@contextmanager
+def attending_by(hf: Any, name: str, variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Let a model attend by the function registered under `name`, while `variable` holds what this function is to know."""
+    before = variable.get()
+    own = [(config, getattr(config, "_attn_implementation", None)) for config in configurations(hf.modules())]
+
+    def put_back() -> None:
+        for config, its in own:  # the outermost first: a configuration hands its attention on to those within it
+            if getattr(config, "_attn_implementation", None) != its:
+                config._attn_implementation = its
+        variable.set(before)
+
+    try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
+        variable.set(value)
+        hf.config._attn_implementation = name
+        yield
+    finally:
+        try:
+            put_back()
+        except KeyboardInterrupt:  # in the middle of it
+            put_back()
+            raise
 
 
 @contextmanager

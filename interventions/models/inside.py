@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from interventions.errors import SiteError
 from interventions.models.causal_model import WRAPPED, CausalModel
 from interventions.models.compat import without_cache
-from interventions.models.exclusive import configurations, exclusive, hooked
+from interventions.models.exclusive import attending_by, exclusive, forward_replaced, hooked
 from interventions.sites import HEADS, Site
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -116,7 +116,7 @@ def _part(model: CausalModel, layer: int, names: tuple[str, ...]) -> tuple[str, 
 
 
 def _look(model: CausalModel, layer: int) -> Inside:
-    """What is inside a block: two or three passes over four tokens."""
+    """What is inside a block: a few passes of this block over four tokens."""
     config = model.config
     n_heads = int(getattr(config, "num_attention_heads", 0) or 0)
     here = Inside(n_heads, int(getattr(config, "num_key_value_heads", None) or n_heads))
@@ -134,11 +134,25 @@ def _look(model: CausalModel, layer: int) -> Inside:
     else:
         here.attention = found[1]
         _look_at_attention(model, here, found[1])
-    with torch.no_grad():
+    with torch.no_grad(), exclusive(model), _alone(model, layer):
         _widths(model, layer, here)
         if "z" in here.places and n_heads:
             _tell_heads_apart(model, layer, here)
     return here
+
+
+@contextmanager
+def _alone(model: CausalModel, layer: int) -> Iterator[None]:
+    """All other blocks hand on what they read: what numbers mean to one block does not depend on what the others compute."""
+
+    def pass_on(*args: Any, **kwargs: Any) -> Any:
+        return model.handed_on(args[0] if args else kwargs["hidden_states"])
+
+    with ExitStack() as stack:
+        for i, block in enumerate(model.blocks):
+            if i != layer and model.shapes is not None:
+                stack.enter_context(forward_replaced(block, pass_on))
+        yield
 
 
 def _look_at_attention(model: CausalModel, here: Inside, attention: nn.Module) -> None:
@@ -169,7 +183,7 @@ def _tokens(model: CausalModel, n: int = 1) -> Tensor:
 def _widths(model: CausalModel, layer: int, here: Inside) -> None:
     """Numbers a token at each place, and whether it is reached at all."""
     seen: dict[str, Tensor] = {}
-    with exclusive(model), ExitStack() as stack:
+    with ExitStack() as stack:
         for point, place in here.places.items():
             stack.enter_context(
                 _at_place(model, layer, place, lambda value, point=point: seen.__setitem__(point, value))
@@ -180,10 +194,10 @@ def _widths(model: CausalModel, layer: int, here: Inside) -> None:
         here.why_not[point] = "the module taken for it was not called"
     here.width = {point: value.shape[-1] for point, value in seen.items()}
     if here.attention is not None and "pattern" not in here.why_not:
-        _look_at_pattern(model, here, here.attention, seen.get("z"))
+        _look_at_pattern(model, layer, here, here.attention, seen.get("z"))
 
 
-def _look_at_pattern(model: CausalModel, here: Inside, attention: nn.Module, z: Tensor | None) -> None:
+def _look_at_pattern(model: CausalModel, layer: int, here: Inside, attention: nn.Module, z: Tensor | None) -> None:
     """Whether weights are shown, and acted upon, by a function of ours or at a bridge's hook point."""
     here.why_not["pattern"] = "its attention takes no function of ours, and shows no weights that act"
     point = dict(attention.named_children()).get("hook_pattern")
@@ -198,12 +212,12 @@ def _look_at_pattern(model: CausalModel, here: Inside, attention: nn.Module, z: 
             heads = value.unflatten(-1, (-1, 4))
             return torch.zeros_like(heads).index_fill(-1, torch.tensor([0], device=value.device), 1.0).flatten(-2)
 
-        with exclusive(model), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bridge says so where the weights that it shows do not act
             try:
                 with (
                     at_pattern(model, place, first_alone),
-                    _at_place(model, 0, here.places["z"], lambda x, m=mixed: m.append(x)),
+                    _at_place(model, layer, here.places["z"], lambda x, m=mixed: m.append(x)),
                 ):
                     model.base(input_ids=_tokens(model), **without_cache(model.base))
             except _NoPatternError as error:
@@ -293,7 +307,7 @@ def _moves_alone(model: CausalModel, layer: int, here: Inside, places: dict[str,
 
         return see
 
-    with exclusive(model), ExitStack() as stack:
+    with ExitStack() as stack:
         for point, place in places.items():
             stack.enter_context(_at_place(model, layer, place, move(point)))
         stack.enter_context(_at_place(model, layer, here.places["z"], lambda z: seen.append(z)))
@@ -411,7 +425,7 @@ class _NoPatternError(Exception):
     """The model's attention does something that ours does not."""
 
 
-_SEEING: ContextVar[dict[nn.Module, list[See]]] = ContextVar("patterns that are looked at")
+_SEEING: ContextVar[dict[nn.Module, list[See]] | None] = ContextVar("patterns that are looked at", default=None)
 
 
 @contextmanager
@@ -430,18 +444,10 @@ def at_pattern(model: CausalModel, place: Place, see: See) -> Iterator[None]:
         with hooked(attention, after):
             yield
         return
-    seeing = _SEEING.get({})
+    seeing = _SEEING.get() or {}
     modules = [attention, *attention.modules()]
-    hf, token = model.hf, _SEEING.set({**seeing, **{m: [*seeing.get(m, []), see] for m in modules}})
-    own = [(config, getattr(config, "_attn_implementation", None)) for config in configurations(hf.modules())]
-    try:
-        hf.config._attn_implementation = _NAME
+    with attending_by(model.hf, _NAME, _SEEING, {**seeing, **{m: [*seeing.get(m, []), see] for m in modules}}):
         yield
-    finally:
-        for config, name in own:  # the outermost first: a configuration hands its attention on to those within it
-            if getattr(config, "_attn_implementation", None) != name:
-                config._attn_implementation = name
-        _SEEING.reset(token)
 
 
 def _shown(weights: Float[Tensor, "prompt head pos key"], see: See) -> Tensor | None:
@@ -472,7 +478,7 @@ def _attend(
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[2]]
     weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, query.dtype)).to(query.dtype)
-    for see in _SEEING.get({}).get(module, ()):
+    for see in (_SEEING.get() or {}).get(module, ()):
         new = _shown(weights, see)
         weights = weights if new is None else new
     return (weights @ value).transpose(1, 2).contiguous(), weights

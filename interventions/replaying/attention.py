@@ -5,8 +5,7 @@ prompt before its branch, and to its branch up to itself; nothing attends to ano
 function for one forward pass, so that everything else is the model's own code.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interventions.errors import ModelError
-from interventions.models.exclusive import configurations
+from interventions.models.exclusive import attending_by
 from interventions.recording import Recording
 
 _NAME = "mechdiag_rows"
@@ -161,25 +160,6 @@ ALL_ATTENTION_FUNCTIONS.register(_NAME, _forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, _mask)
 
 
-@contextmanager
-def attending(rows: RowAttention) -> Iterator[None]:
+def attending(rows: RowAttention) -> AbstractContextManager[None]:
     """Let the model's blocks attend as `rows` say."""
-    hf, before = rows.recording.model.hf, _ACTIVE.get()
-    own = [(config, getattr(config, "_attn_implementation", None)) for config in configurations(hf.modules())]
-
-    def put_back() -> None:
-        for config, name in own:  # the outermost first: a configuration hands its attention on to those within it
-            if getattr(config, "_attn_implementation", None) != name:
-                config._attn_implementation = name
-        _ACTIVE.set(before)
-
-    try:  # first, so that Ctrl-C leaves nothing behind wherever it comes
-        _ACTIVE.set(rows)
-        hf.config._attn_implementation = _NAME
-        yield
-    finally:
-        try:
-            put_back()
-        except KeyboardInterrupt:  # in the middle of it
-            put_back()
-            raise
+    return attending_by(rows.recording.model.hf, _NAME, _ACTIVE, rows)

@@ -12,12 +12,14 @@ from interventions.errors import MechdiagError
 from interventions.metrics import METRICS, NOT_FLOATS, CleanRows, CleanSide, Comparison, TokenMetric
 from interventions.replaying.hooks import Forwarded, full_forwards
 from interventions.replaying.placed import Placed, placed
-from interventions.replaying.replay import Branches, Replayed, replayed, unembed
+from interventions.replaying.replay import Branches, Replayed, gives_some_logits, replayed, unembed
 from interventions.replaying.rows import Reads, Rows
 from interventions.sites import Site
 
 DIRECT = "kl_direct"
 """A metric beside `METRICS`: the KL of the change carried straight to the final norm and unembedding, later writes frozen."""
+Metric = Callable[[Comparison, Tensor, Tensor | None], Tensor]
+"""Of a comparison, the rows of the call it is of, and the tokens of its columns (None: the whole vocabulary)."""
 _FINITE = "finite"
 """Kept beside values that cannot be nan: whether they are of distributions."""
 
@@ -26,20 +28,24 @@ class Asked:
     """The metrics asked for, and their values so far."""
 
     def __init__(self, metrics: Sequence[str | TokenMetric], n_rows: int):
-        self.by_name: dict[str, Callable[[Comparison, Tensor], Tensor]] = {}
+        self.by_name: dict[str, Metric] = {}
         self.names: list[str] = []
+        self.of_tokens: list[TokenMetric] = []
         self.direct = False
+        self.some_suffice: bool | None = None
+        """whether the model's head gives the logits of some tokens alone; None: not looked at yet"""
         for metric in metrics:
             if isinstance(metric, TokenMetric):
                 metric.check(n_rows)
-                self.by_name[metric.name] = lambda c, rows, m=metric: m(c.intervened, rows)
-                self.by_name[f"clean_{metric.name}"] = lambda c, rows, m=metric: m(c.clean.logits, rows)
+                self.of_tokens.append(metric)
+                self.by_name[metric.name] = lambda c, *which, m=metric: m(c.intervened, *which)
+                self.by_name[f"clean_{metric.name}"] = lambda c, *which, m=metric: m(c.clean.logits, *which)
                 self.names += [metric.name, f"clean_{metric.name}"]
             elif metric == DIRECT:
                 self.direct = True
                 self.names.append(DIRECT)
             elif metric in METRICS:
-                self.by_name[metric] = lambda c, _, m=METRICS[metric]: m(c)
+                self.by_name[metric] = lambda c, *_, m=METRICS[metric]: m(c)
                 self.names.append(metric)
             else:
                 raise MechdiagError(
@@ -48,8 +54,15 @@ class Asked:
         if twice := [name for i, name in enumerate(self.names) if name in self.names[:i]]:
             raise MechdiagError(f"two metrics have the name {twice[0]!r}; give one of them another name")
         if set(self.names) & set(NOT_FLOATS):
-            self.by_name[_FINITE] = lambda c, _: c.finite
+            self.by_name[_FINITE] = lambda c, *_: c.finite
         self.chunks: list[tuple[np.ndarray, Reads, dict[str, Tensor]]] = []
+
+    def columns(self, rows: Int[Tensor, "row"]) -> Int[Tensor, "token"] | None:
+        """The tokens whose logits some rows need, ascending; None: the whole vocabulary."""
+        if len(self.by_name) > 2 * len(self.of_tokens) or self.direct:
+            return None
+        read = [ids for metric in self.of_tokens if (ids := metric.reads(rows)) is not None]
+        return torch.cat(read).unique() if len(read) == len(self.of_tokens) else None
 
     def store(self, chunk: np.ndarray, reads: Reads, values: dict[str, Tensor]) -> None:
         self.chunks.append((chunk[reads.row], reads, values))
@@ -88,9 +101,14 @@ def read_tokens(branches: Branches, reads: Reads, device: torch.device) -> Tenso
 
 
 def _compare(
-    clean: CleanSide, index: np.ndarray, logits: Tensor, rows: Tensor, metrics: dict[str, Callable]
+    clean: CleanSide,
+    index: np.ndarray,
+    logits: Tensor,
+    rows: Tensor,
+    metrics: dict[str, Metric],
+    columns: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Metrics of some reads; `index`: the clean row of each, ascending; `rows`: the row of each.
+    """Metrics of some reads; `index`: the clean row of each, ascending; `rows`: the row of each; `columns`: see `Metric`.
 
     A few reads at a time on the CPU, where what fits its caches is several times faster; edits of one token share its row.
     """
@@ -105,12 +123,12 @@ def _compare(
         else:
             which = torch.from_numpy(index[start:stop]).to(logits.device)
         comparison = Comparison(CleanRows(clean, which), logits[start:stop])
-        parts.append([metric(comparison, rows[start:stop]) for metric in metrics.values()])
+        parts.append([metric(comparison, rows[start:stop], columns) for metric in metrics.values()])
         start = stop
     return {name: torch.cat(column) for name, column in zip(metrics, zip(*parts, strict=True), strict=True)}
 
 
-def _clean_side(logits: Tensor, metrics: dict[str, Callable]) -> CleanSide:
+def _clean_side(logits: Tensor, metrics: dict[str, Metric]) -> CleanSide:
     """With everything formed that `metrics` will read, a few rows at a time on the CPU."""
     clean = CleanSide(logits)
     some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
@@ -124,7 +142,7 @@ def _clean_side(logits: Tensor, metrics: dict[str, Callable]) -> CleanSide:
     return clean
 
 
-_KL = {DIRECT: lambda c, _: c.kl}
+_KL: dict[str, Metric] = {DIRECT: lambda c, *_: c.kl}
 
 
 @dataclass
@@ -144,7 +162,9 @@ def replay_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, di
     model = rows.recording.model
     sides, reads = _sides(rows, chunk, asked.direct)
     row = torch.from_numpy(chunk[reads.row])
-    most = max(3, (2**25 if model.device.type == "cpu" else 2**28) // model.vocab_size)  # logits held at once
+    columns = _columns(rows, row, asked, sides.clean)
+    width = model.vocab_size if columns is None else len(columns)
+    most = max(3, (2**25 if model.device.type == "cpu" else 2**28) // width)  # logits held at once
     carried = np.searchsorted(sides.direct_of, np.arange(len(row) + 1))  # direct changes among the reads before
     every = {**asked.by_name, **(_KL if asked.direct else {})}
     found: list[dict[str, Tensor]] = []
@@ -160,10 +180,10 @@ def replay_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, di
         stop = start + max(1, int(np.searchsorted(cost, most, side="right")))
         n_clean = sides.index[stop - 1] - first + 1
         states = sides.clean[first : first + n_clean]
-        logits = unembed(rows.recording, torch.cat([states, sides.hidden[start:stop]]))
+        logits = unembed(rows.recording, torch.cat([states, sides.hidden[start:stop]]), columns)
         clean = _clean_side(logits[:n_clean], every)
         index = sides.index[start:stop] - first
-        values = _compare(clean, index, logits[n_clean:], row[start:stop], asked.by_name)
+        values = _compare(clean, index, logits[n_clean:], row[start:stop], asked.by_name, columns)
         if sides.direct is not None:
             moved = sides.direct[carried[start] : carried[stop]]
             which = sides.direct_of[carried[start] : carried[stop]] - start
@@ -173,6 +193,18 @@ def replay_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, di
         found.append(values)
         start = stop
     return reads, {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _columns(rows: Rows, which: Tensor, asked: Asked, clean: Tensor) -> Tensor | None:
+    """The tokens whose logits `which` rows need, if the model's head can give these alone; checked once on a clean state."""
+    columns = asked.columns(which)
+    if columns is None or asked.some_suffice is False:
+        return None
+    if columns[0] < 0 or columns[-1] >= rows.recording.model.vocab_size:
+        return None  # the metric says so
+    if asked.some_suffice is None:
+        asked.some_suffice = gives_some_logits(rows.recording, clean[:1], columns)
+    return columns if asked.some_suffice else None
 
 
 def _direct_logits(rows: Rows, which: Tensor, moved: Tensor, clean: Tensor, clean_logits: Tensor, of: Tensor) -> Tensor:

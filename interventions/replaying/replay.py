@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from interventions.models.anatomy import at_site
@@ -204,12 +205,12 @@ def _for_each_kind(model: CausalModel, mask: Any) -> Any:
 @contextmanager
 def entering_at(recording: Recording, first_block: int, value: Tensor):
     """Blocks below `first_block` compute nothing; it reads `value` (above the last block: the final norm does)."""
-    model, as_tuple = recording.model, recording.blocks_return_tuple
+    model = recording.model
     below = value.clone() if recording.own_code else value  # a hook there may change it in place
     with ExitStack() as stack:
         for i, block in enumerate(model.blocks[:first_block]):
-            given = value if i == first_block - 1 else below
-            stack.enter_context(forward_replaced(block, lambda *_, given=given, **__: (given,) if as_tuple else given))
+            given = model.handed_on(value if i == first_block - 1 else below)
+            stack.enter_context(forward_replaced(block, lambda *_, given=given, **__: given))
         if first_block == 0:
             stack.enter_context(at_site(model, Site(0, "resid_pre"), lambda _: value))
         yield
@@ -350,9 +351,39 @@ def replayed(
     return Replayed(*(x.masked_fill(bad, torch.nan) for x in found))
 
 
-def unembed(recording: Recording, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-    """Logits of final hidden states, by the model's own head (soft-capping and scaling included), in the model's dtype."""
+def unembed(
+    recording: Recording, hidden: Float[Tensor, "row d_model"], tokens: Int[Tensor, "token"] | None = None
+) -> Float[Tensor, "row vocab"] | Float[Tensor, "row token"]:
+    """Logits of final hidden states, by the model's own head (soft-capping and scaling included), in the model's dtype.
+
+    tokens: of these alone, where `gives_some_logits`: at the cost of these.
+    """
     model, output = recording.model, recording.output_type(last_hidden_state=hidden[None])
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-    with exclusive(model), forward_replaced(model.base, lambda *_, **__: output):
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(model))
+        stack.enter_context(forward_replaced(model.base, lambda *_, **__: output))
+        if tokens is not None:
+            head = model.hf.get_output_embeddings()
+            which = tokens.to(head.weight.device)
+            weight, bias = head.weight[which], None if head.bias is None else head.bias[which]
+            stack.enter_context(forward_replaced(head, lambda x: F.linear(x, weight, bias)))
         return model.hf(input_ids=ids).logits[0]
+
+
+def gives_some_logits(recording: Recording, hidden: Float[Tensor, "row d_model"], tokens: Int[Tensor, "token"]) -> bool:
+    """Whether the model's head gives the logits of some tokens alone: it is one linear layer that nothing else has a hand in, and
+    whatever follows it (soft-capping, scaling) treats each token by itself. The latter is seen by looking at these states' logits.
+    """
+    head = recording.model.hf.get_output_embeddings()
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    if type(head) is not nn.Linear or "forward" in head.__dict__ or any(getattr(head, name) for name in hooks):
+        return False
+    if type(head.weight) is not nn.Parameter or head.weight.is_meta:
+        return False
+    some = unembed(recording, hidden, tokens)
+    if some.shape[-1] != len(tokens):
+        return False
+    expected = unembed(recording, hidden)[:, tokens.to(some.device)]
+    scale = expected.abs().amax().clamp(min=1e-30)
+    return bool((some - expected).abs().amax() <= 64 * torch.finfo(some.dtype).eps * scale)

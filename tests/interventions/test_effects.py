@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from interventions import (
     EditError,
@@ -26,6 +27,7 @@ from interventions import (
 from interventions.metrics import METRICS, LogitDifference, Probability, Rank, js_divergence
 from interventions.replaying import chunks as module
 from interventions.replaying import replay_check as trust
+from interventions.replaying.replay import unembed
 from interventions.replaying.replay_check import logit_tolerance
 from interventions.sites import POINTS
 from tests.tiny import (
@@ -659,3 +661,54 @@ def test_replay_is_checked_with_finite_rows(device):
     vectors[:70] = torch.nan
     effects = measure(recording, SITE, prompt, position, vectors)
     assert (effects.path, effects.n_nonfinite) == ("replay", 70)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "gemma2", "phi", "granite"]
+)  # plain, tied, soft-capped, bias, scaled
+def test_differences_of_a_few_logits_are_formed_from_these_alone(name, device, monkeypatch):
+    recording, prompt, position, vectors = setting(device, name)
+    widths = []
+
+    def seen(*args):
+        widths.append((found := unembed(*args)).shape)
+        return found
+
+    monkeypatch.setattr(module, "unembed", seen)
+    own = torch.stack([torch.randperm(VOCAB)[:2] for _ in prompt]) % 7 + 6
+    found = measure(recording, SITE, prompt, position, vectors, metrics=(LogitDifference(own[:, :1], [3, 90]),))
+    assert found.path == "replay" and {width for _, width in widths} <= set(range(3, 10))
+    x = all_alone(name, recording.model.hf, prompts(), SITE, prompt, position, vectors).double().cpu()
+    expected = x.gather(-1, own[:, :1])[:, 0] - x[:, [3, 90]].mean(-1)
+    assert torch.allclose(found["logit_difference"].double(), expected, atol=2 * TOLERANCE)
+
+
+class _Mixing(transformers.LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = found.logits * (1 + found.logits.amax(-1, keepdim=True) ** 2)
+        return found
+
+
+class _Louder(torch.nn.Linear):
+    def forward(self, input):
+        return super().forward(input) * 3
+
+
+@pytest.mark.parametrize("how", ["hook", "subclass", "forward", "mixing"])
+def test_heads_that_do_more_than_a_linear_layer_give_all_logits(how):
+    hf = fresh("llama")
+    head = hf.lm_head
+    if how == "hook":
+        head.register_forward_hook(lambda _, __, out: out * out.amax(-1, keepdim=True))
+    elif how == "forward":
+        head.forward = lambda x: 3 * torch.nn.functional.linear(x, head.weight)
+    else:
+        whose = hf if how == "mixing" else head
+        whose.__class__ = _Mixing if how == "mixing" else _Louder
+    recording = record(hf, prompts(), [SITE])
+    prompt, position = rows()
+    vectors = edited(recording, SITE, prompt, position)
+    asked = {"metrics": (LogitDifference(3, [90, 7]),)}
+    found, slow = (measure(recording, SITE, prompt, position, vectors, path=p, **asked) for p in ("replay", "hooks"))
+    assert torch.allclose(found["logit_difference"], slow["logit_difference"], rtol=1e-4, atol=1e-3)

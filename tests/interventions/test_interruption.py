@@ -18,8 +18,8 @@ SITE = Site(2, "attn_out")
 LINES = {
     ("anatomy.py", "_at"),
     ("anatomy.py", "at_site"),
-    ("attention.py", "attending"),
-    ("models.py", "forward_replaced"),
+    ("exclusive.py", "attending_by"),
+    ("exclusive.py", "forward_replaced"),
     ("recording.py", "_clean_pass"),
     ("replay.py", "entering_at"),
     ("replay.py", "replayed"),

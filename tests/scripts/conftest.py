@@ -51,6 +51,10 @@ SMALL: dict[str, tuple[object, ...]] = {
     "dose_response": (*TEXT, "--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20),
     "edge_patching": (*MODEL, "--pairs", "{given}/pairs.csv", "--receivers", "4.q.1", "logits", "--n", 5),
     "evaluate_saes": (*TEXT, "--n-prompts", 8, "--held-out", 0.5, "--splice-prompts", 4),
+    "faithfulness": (
+        *(*MODEL, "--pairs", "{given}/pairs.csv", "--n", 5, "--circuit", "1.z.0", "3.mlp_out"),
+        *("--scope", "z", "mlp_out", "--n-random", 2),
+    ),
     "interactions": (
         *("--saes", "{given}/saes/1/standard", *ALL, "--n-tokens", 14, "--per-token", 3, "--matrix-latents", 5),
         *("--min-tokens", 2, "--latents", 8, "--tokens-per-latent", 2, "--coefficients", 1, 4, "--ahead", 2),

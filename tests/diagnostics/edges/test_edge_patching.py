@@ -1,20 +1,26 @@
 """Edges against path patching by torch hooks, and on a model whose circuit is known."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Annotation
+from scipy import stats
 
+from diagnostics.edges import work
 from diagnostics.edges.result import EdgePatching
 from diagnostics.edges.run import edge_patching
-from diagnostics.edges.summary import share_of_sums
 from diagnostics.edges.sweep import Sweep
-from diagnostics.pairs.pair import Pair, Pairs
+from diagnostics.pairs.controls import NO_CONTROL, partners
+from diagnostics.pairs.pair import Pair, Pairs, labels
+from diagnostics.pairs.shares import share_of_sums
+from diagnostics.statistics.tables import lines_of
 from interventions import Site
 from interventions.errors import ResultError, SiteError
-from tests import induction
+from tests import induction, inside
 from tests.paths import Paths
 from tests.tiny import N_LAYERS, PARALLEL, TOLERANCE, VOCAB, tiny_model
 
@@ -38,7 +44,7 @@ def difference(pair: Pair, logits: torch.Tensor) -> float:
     return float(logits[-1, pair.right] - logits[-1, pair.wrong])
 
 
-def expected(name: str, pairs: Pairs, frame, mlps: str) -> np.ndarray:
+def expected(name: str, pairs: Pairs, frame, mlps: str, later: str = "run") -> np.ndarray:
     """m of each line, by full forward passes."""
     hf, found, paths = tiny_model(name), [], {}
     for line in frame.itertuples():
@@ -48,7 +54,7 @@ def expected(name: str, pairs: Pairs, frame, mlps: str) -> np.ndarray:
         sender = Site(0, "resid_pre") if line.sender == "embedding" else Site.parse(line.sender)
         receiver = Site(N_LAYERS - 1) if line.receiver == "logits" else Site.parse(line.receiver)
         at = {"all": None, "last": [len(pair) - 1]}.get(line.label, [line.position])
-        found.append(difference(pair, here.logits(sender, receiver, at, mlps)))
+        found.append(difference(pair, here.logits(sender, receiver, at, mlps, later)))
     return np.array(found)
 
 
@@ -98,6 +104,22 @@ def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exac
     assert set(last[last["receiver"] == "2.k.0"]["label"]) == {"all"}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_direct_edges_are_those_of_full_passes_with_later_writes_frozen(name, monkeypatch):
+    monkeypatch.setattr(work, "_HELD", 5000)  # rows in several parts
+    pairs = some_pairs(name)
+    senders = ("embedding", (0, 1), (1, 3), (2, "mlp_out"))
+    frame: Any = edge_patching(
+        tiny_model(name), pairs, receivers=RECEIVERS, senders=senders, later="frozen", controls=0, path="replay"
+    ).frame
+    direct = expected(name, pairs, frame, "frozen", "frozen")
+    assert np.abs(frame["m"].to_numpy() - direct).max() < TOLERANCE and np.ptp(frame["effect"]) > 0.05
+    run: Any = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, senders=senders, controls=0).frame
+    logits = (frame["receiver"] == "logits").to_numpy()
+    away = np.abs(frame["m"] - run["m"]).to_numpy()
+    assert away[logits].max() < TOLERANCE and away[~logits].max() > 100 * TOLERANCE
+
+
 def planted() -> tuple[Pairs, list[induction.Pair]]:
     given = induction.pairs(n=1)
     made = [Pair(tuple(p.clean), tuple(p.corrupt), p.right, p.wrong) for p in given]
@@ -121,38 +143,185 @@ def test_planted_circuit_has_its_edges_and_no_others(mlps):
         assert line.effect / line.total == pytest.approx(float(truth), abs=induction.INERT), line
 
 
-def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
-    pairs = some_pairs("gpt2", (9, 7, 8, 9, 10, 7, 9, 8, 7, 9, 8, 10))
-    result: Any = edge_patching(
-        tiny_model("gpt2"), pairs, senders=("embedding", "z"), receivers=[(1, 2, "v"), "logits"]
-    )
-    line = next(g for g in result.groups if (g["sender"], g["receiver"], g["direction"]) == ("0.z.1", "1.v.2", "noise"))
-    some: Any = result.frame.query("sender == '0.z.1' and receiver == '1.v.2' and direction == 'noise'")
-    a, b = some["effect"].to_numpy(float), some["total"].to_numpy(float)
-    without = (a.sum() - a) / (b.sum() - b)
-    se = np.sqrt(((without - without.mean()) ** 2).sum() * 11 / 12)
-    assert line["pairs"] == 12 and line["share"] == pytest.approx(a.sum() / b.sum())
-    alone = share_of_sums(a, b)
-    half = 2.200985 * se  # t, 11 degrees of freedom
-    for low, high in ((line["share_low"], line["share_high"]), (alone.low, alone.high)):
-        assert (high - low) / 2 == pytest.approx(half, rel=1e-5) and (high + low) / 2 == pytest.approx(
-            line["share"], rel=1e-5
+def named(length: int, turn: int) -> tuple[str, ...]:
+    """Roles of all positions, each pair's in another order: those of its two differing tokens stay."""
+    rest = [f"t{(i + turn) % (length - 2)}" for i in range(length - 2)]
+    return (*rest[:2], "A", *rest[2:4], "B", *rest[4:])
+
+
+class Control(Paths):
+    """Senders write as much as in the source run, along the difference of two other prompts at the same labels."""
+
+    def __init__(self, name: str, hf, base: list[int], source: list[int], others: list[tuple[list[int], list[int]]]):
+        super().__init__(name, hf, base, source)
+        self.others = others
+        """tokens of a prompt, and where each position's label stands there"""
+
+    def write(self, sender: Site) -> torch.Tensor:
+        own = super().write(sender)
+        if sender.point == "z":
+            one, other = (inside.clean(self.name, self.hf, x, sender.whole)[at] for x, at in self.others)
+            z, here = (
+                inside.clean(self.name, self.hf, self.base, sender.whole),
+                slice(*(inside.D_HEAD * ((sender.head or 0) + i) for i in (0, 1))),
+            )
+            z[:, here] += (one - other)[:, here]
+            seen: dict = {}
+            out = Site(sender.layer, "attn_out")
+            self._pass(self.base, {sender.whole: z}, seen, [out])
+            along = seen[out] - self.here[out]
+        else:
+            one, other = (self._streams(x)[sender][at] for x, at in self.others)
+            along = one - other
+        return torch.where(
+            own.norm(dim=-1, keepdim=True) > 0,
+            own.norm(dim=-1, keepdim=True) * along / along.norm(dim=-1, keepdim=True),
+            0,
         )
-    edges = result.edges[result.edges["direction"] == "denoise"]
-    assert edges["share"].abs().is_monotonic_decreasing and (edges["q"].between(0, 1) | (edges["share"] == 0)).all()
-    assert (edges["q"] <= 0.05).sum() <= ((edges["share_low"] > 0) | (edges["share_high"] < 0)).sum()
+
+
+@pytest.mark.parametrize(("name", "mlps"), [("llama", "recomputed"), ("gpt2", "frozen"), ("gemma2", "frozen")])
+def test_every_control_is_that_of_full_forward_passes(name, mlps):
+    plain, hf = some_pairs(name, (8, 8, 8, 8)), tiny_model(name)
+    pairs = Pairs(tuple(replace(p, roles=named(8, i)) for i, p in enumerate(plain)), np.zeros(4), np.zeros(4))
+    senders = ("embedding", (0, 1), (1, 3), (2, 0), (0, "mlp_out"), (2, "mlp_out"))
+    frame: Any = edge_patching(
+        hf, pairs, receivers=RECEIVERS, senders=senders, mlps=mlps, controls=2, path="replay"
+    ).frame
+    drawn = partners(pairs, 2, 0)
+    own, controls = frame[frame["control"] == 0], frame[frame["control"] > 0]
+    assert len(controls) == 2 * own["run"].sum() and controls["run"].all() and np.ptp(controls["effect"]) > 0.05
+    for line in controls.iloc[:: 7 if name == "llama" else 11].itertuples():
+        pair = pairs[line.pair]
+        base, source = (pair.clean, pair.corrupt) if line.direction == "noise" else (pair.corrupt, pair.clean)
+        two = [pairs[j] for j in drawn[line.pair, line.control - 1]]
+        others = [(list(p.clean), [labels(p).index(label) for label in labels(pair)]) for p in two]
+        here = Control(name, hf, list(base), list(source), others)
+        sender = Site(0, "resid_pre") if line.sender == "embedding" else Site.parse(line.sender)
+        receiver = Site(N_LAYERS - 1) if line.receiver == "logits" else Site.parse(line.receiver)
+        logits = here.logits(sender, receiver, {"all": None, "last": [len(pair) - 1]}[line.label], mlps)
+        assert abs(difference(pair, logits) - line.m) < TOLERANCE, line
+        if line.receiver == "logits" and mlps == "frozen":
+            dose = here.write(sender)[-1].norm() / here.here[receiver][-1].norm()
+            assert line.dose == pytest.approx(float(dose), rel=1e-4)
+    if mlps == "frozen":
+        keys = ["pair", "direction", "sender", "receiver"]
+        at = own[own["run"]].set_index(keys)["dose"]
+        assert np.allclose(controls["dose"], at[pd.MultiIndex.from_frame(controls[keys])], rtol=1e-4)
+
+
+def test_edges_without_two_other_pairs_have_no_control():
+    model, pairs = tiny_model("llama"), some_pairs("llama")
+    result: Any = edge_patching(model, pairs, receivers="logits", directions=("noise",), controls=3)
+    assert (result.frame["control"] == 0).all()
+    assert result.provenance["rows_dropped"] == {NO_CONTROL: 3 * int(result.frame["run"].sum())}
+    without: Any = edge_patching(model, pairs, receivers="logits", directions=("noise",), controls=0)
+    assert without.provenance["rows_dropped"] == {} and without.frame.equals(result.frame)
+
+
+def poolable(kind: str, n: int) -> Pairs:
+    """Planted pairs of one kind whose positions all have roles."""
+    made = []
+    for p in induction.pairs(n=n, lengths=(8,), kinds=(kind,)):
+        at, others = {i: role for role, i in p.roles.items()}, iter("XYZUVW")
+        roles = tuple(at.get(i) or next(others) for i in range(len(p.clean)))
+        made.append(Pair(tuple(p.clean), tuple(p.corrupt), p.right, p.wrong, roles))
+    return Pairs(tuple(made), np.zeros(n), np.zeros(n))
+
+
+@pytest.mark.parametrize("kind", induction.KINDS)
+def test_planted_edges_beat_their_controls_and_no_others_do(kind):
+    pairs = poolable(kind, 14)
+    edges = edge_patching(
+        induction.induction_model(), pairs, senders=("embedding", "z"), receivers=("q", "k", "v", "logits")
+    ).edges
+    ends = {"embedding": "embedding", "logits": "logits"} | {f"{a}.z.{h}": (a, h) for a, h in induction.HEADS}
+    for direction in ("denoise", "noise"):
+        some = edges[(edges["direction"] == direction) & edges["beats"] & (edges["share"].abs() > induction.INERT)]
+        found = {
+            (ends[g.sender], "logits", "")
+            if g.through == "logits"
+            else (ends[g.sender], (g.receiver_layer, g.receiver_head), g.through)
+            for g in some.itertuples()
+        }
+        assert found == {edge[:3] for edge in induction.EDGES[kind]}
+        assert (some["share"].to_numpy() > 0.8 + np.abs(some["control"].to_numpy())).all() and (
+            some["null"] < 0.2
+        ).all()
+
+
+def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
+    pairs = some_pairs("gpt2", (8,) * 14)
+    result: Any = edge_patching(
+        tiny_model("gpt2"), pairs, senders=("embedding", "z"), receivers=[(1, 2, "v"), "logits"], controls=2
+    )
+    line = next(
+        g for g in result.groups if (g["sender"], g["receiver"], g["direction"]) == ("embedding", "1.v.2", "noise")
+    )
+    some: Any = result.frame.query("sender == 'embedding' and receiver == '1.v.2' and direction == 'noise'")
+    own = some[some["control"] == 0]
+    a, b = own["effect"].to_numpy(float), own["total"].to_numpy(float)
+    without = (a.sum() - a) / (b.sum() - b)
+    se = np.sqrt(((without - without.mean()) ** 2).sum() * 13 / 14)
+    effective = np.abs(a).sum() ** 2 / (a**2).sum()
+    assert line["pairs"] == 14 and line["share"] == pytest.approx(a.sum() / b.sum())
+    alone = share_of_sums(a, b)
+    assert line["effective"] == pytest.approx(effective) and alone.n_effective == pytest.approx(effective)
+    far = stats.t.ppf(0.975, effective - 1) * se if effective >= 10 else np.nan
+    for low, high in ((line["share_low"], line["share_high"]), (alone.low, alone.high)):
+        assert np.array([low, high]) == pytest.approx(line["share"] + far * np.array([-1, 1]), rel=1e-5, nan_ok=True)
+    control = some[some["control"] > 0].groupby("pair")["effect"].mean().to_numpy(float)
+    assert line["control"] == pytest.approx(control.sum() / b.sum())
+    assert line["difference"] == pytest.approx((a - control).sum() / b.sum())
+    assert line["p"] == pytest.approx(stats.ttest_rel(a, control).pvalue, rel=1e-6)
+    for direction in ("denoise", "noise"):
+        edges = result.edges[result.edges["direction"] == direction]
+        assert edges["share"].abs().is_monotonic_decreasing
+        known = edges["p"].dropna().to_numpy()
+        assert edges["q"].dropna().to_numpy() == pytest.approx(stats.false_discovery_control(known))
+        assert (edges["beats"] == ((edges["q"] <= 0.05) & (edges["share"].abs() > edges["control"].abs()))).all()
+        single = result.frame.query("direction == @direction and control > 0").groupby(
+            ["sender", "receiver", "control"]
+        )
+        sums = single[["effect", "total"]].sum()
+        assert edges["null"].unique() == pytest.approx([(sums["effect"] / sums["total"]).abs().max()])
     result.write(tmp_path)
     pd.testing.assert_frame_equal(EdgePatching.load(tmp_path).edges, result.edges)
-    texts = {text.get_text() for text in result.plot_graph(n=60).axes[0].texts}
-    assert {
-        "embedding",
-        "0.1",
-        "1.kv2",
-        "v",
-        "logits",
-    } <= texts and "1.2" in texts  # head 2 of block 1 sends, its value receives
     assert {"edge_patching_denoise", "edge_patching_graph_noise"} <= set(result.figures())
-    assert "strongest of" in result.table()
+    assert "that beat their controls, of" in result.table()
+
+
+def with_large_effects(result: EdgePatching, edges) -> EdgePatching:
+    """Some edges (sender, receiver) far above their controls."""
+    frame: Any = result.frame.astype({"effect": float})
+    own = pd.MultiIndex.from_frame(frame[["sender", "receiver"]]).isin(list(edges)) & (frame["control"].to_numpy() == 0)
+    frame.loc[own, "effect"] = frame["total"][own] * (0.5 + 0.01 * frame["pair"][own])
+    return EdgePatching(frame, result.tokens, result.provenance)
+
+
+def test_figures_dim_edges_that_do_not_beat_their_control_and_the_graph_leaves_them_out():
+    pairs = some_pairs("gpt2", (8,) * 12)
+    options = {"senders": ("embedding", "z"), "receivers": [(1, 2, "v"), "logits"], "directions": ("noise",)}
+    result: Any = edge_patching(tiny_model("gpt2"), pairs, **options)
+    chosen = result.edges[result.edges["run"] > 0].head(3)[["sender", "receiver"]]
+    planted = with_large_effects(result, chosen.itertuples(index=False, name=None))
+    frame = planted.frame
+    beat = planted.edges[planted.edges["beats"]]
+    assert len(beat) >= 3
+    figure = planted.plot()
+    alpha = figure.axes[0].images[-1].get_array()[..., 3]
+    assert (alpha == 1).sum() == len(beat) and ((alpha > 0) & (alpha < 1)).sum() == (~planted.edges["beats"]).sum()
+    marks = {abs(float(line.get_ydata()[0])) for line in figure.axes[-1].lines if len(set(line.get_ydata())) == 1}
+    assert any(mark == pytest.approx(planted.edges["null"].iloc[0]) for mark in marks)
+    arrows = [text for text in planted.plot_graph(n=60).axes[0].texts if isinstance(text, Annotation)]
+    assert len(arrows) == len(beat) and "that beat their controls" in planted.plot_graph().get_supxlabel().replace(
+        "\n", " "
+    )
+    every = EdgePatching(lines_of(frame, control=0), result.tokens, result.provenance)
+    graph = every.plot_graph(n=60)
+    texts = {text.get_text() for text in graph.axes[0].texts}
+    assert {"embedding", "0.1", "1.kv2", "v", "logits", "1.2"} <= texts  # head 2 of block 1 sends, its value receives
+    assert "not tested" in graph.get_supxlabel() and "not tested" in every.table()
 
 
 @pytest.mark.parametrize(
@@ -169,6 +338,8 @@ def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
         ({"receivers": "q", "mlps": "thawed"}, ResultError, "known: frozen, recomputed"),
         ({"receivers": "q", "directions": ("sideways",)}, ResultError, "known: denoise, noise"),
         ({"receivers": []}, ResultError, "nothing named"),
+        ({"receivers": "q", "later": "thawed"}, ResultError, "known: run, frozen"),
+        ({"receivers": "q", "controls": -1}, ResultError, "-1 controls"),
     ],
 )
 def test_invalid_arguments_raise(settings, error, said):

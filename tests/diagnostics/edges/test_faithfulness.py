@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from diagnostics.edges.circuits import CIRCUIT, NOTHING, faithfulness
+from diagnostics.edges.result import EdgePatching
+from diagnostics.edges.run import edge_patching
 from diagnostics.pairs.pair import Pair, Pairs
 from diagnostics.pairs.read import pairs_from
 from interventions import Site
 from interventions.errors import ResultError
 from tests import induction, inside
+from tests.diagnostics.edges.test_edge_patching import poolable, with_large_effects
 from tests.paths import Paths
 from tests.tiny import N_LAYERS, TOLERANCE, VOCAB, changed_in, tiny_model
 
@@ -107,6 +110,38 @@ def test_planted_circuit_is_faithful_and_no_set_that_lacks_a_part_of_it(kind):
         assert abs((null > 0.5).mean() - chance) < 4 * np.sqrt(chance * (1 - chance) / 60)
         assert g["p"] == pytest.approx((1 + (null > g["share"].value - 0.5).sum()) / 61)
     assert result.figures()
+
+
+def test_edges_that_beat_their_controls_make_a_circuit():
+    pairs, hf = poolable("query", 12), induction.induction_model()
+    edges = edge_patching(hf, pairs, senders=("embedding", "z"), receivers=("q", "k", "v", "logits"))
+    result: Any = faithfulness(hf, pairs, edges, n_random=0)
+    assert result.provenance["circuit"] == ["1.z.2"]
+    assert result.groups[0]["share"].value == pytest.approx(1, abs=2 * induction.INERT)
+    assert result.frame.equals(faithfulness(hf, pairs, [(1, 2)], n_random=0).frame)
+
+
+def test_a_key_stands_for_the_heads_that_share_it_and_what_lies_outside_the_scope_is_counted():
+    hf, pairs = tiny_model("llama"), some_pairs("llama", 12)
+    ends: Any = {"senders": ["0.z.1", "1.mlp_out"], "receivers": ["3.k.1", "2.q.3", "logits"]}
+    measured = edge_patching(hf, pairs, directions=("noise",), floor=0.0, **ends)
+    edges = with_large_effects(measured, [("0.z.1", "3.k.1"), ("1.mlp_out", "logits")])
+    assert set(edges.edges[edges.edges["beats"]]["receiver"]) == {"3.k.1", "logits"}
+    result: Any = faithfulness(hf, pairs, edges, n_random=0)
+    assert result.provenance["circuit"] == ["0.z.1", "3.z.2", "3.z.3"] and result.provenance["circuit_left_out"] == 1
+    assert "components of edges outside the scope" in result.table()
+    both: Any = faithfulness(hf, pairs, edges, scope=("z", "mlp_out"), n_random=0)
+    assert both.provenance["circuit"] == ["0.z.1", "1.mlp_out", "3.z.2", "3.z.3"]
+    frame: Any = edges.frame
+    untested = EdgePatching(frame[frame["control"] == 0], edges.tokens, edges.provenance)
+    nothing = with_large_effects(measured, [("1.mlp_out", "logits")])
+    for model, given, said in (
+        (hf, untested, "controls=1 or more"),
+        (tiny_model("gpt2"), edges, "other weights"),
+        (hf, nothing, "1.mlp_out would be, in another scope"),
+    ):
+        with pytest.raises(ResultError, match=said):
+            faithfulness(model, pairs, given)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from diagnostics.pairs.controls import partners
 from diagnostics.pairs.pair import Pair, labels
 from diagnostics.pairs.read import pairs_from
-from diagnostics.patching.design import PairBatch, partners, settings_of
+from diagnostics.patching.design import PairBatch, settings_of
 from diagnostics.patching.work import PatchingRunner
 from interventions import ResultError, Site, SiteError, wrap
 from tests import induction, inside
