@@ -38,6 +38,8 @@ def plot_shapley(groups: Sequence[Mapping[str, Any]], matrix: pd.DataFrame, prov
         how = "all coalitions" if p["orders"] is None else f"{p['orders']} sampled orders a pair, no interactions"
         left.set_title(f"{p['direction']}: each component's part")
         right.set_title("interactions of two")
-        words = f"Positions: {p['positions']}; {how}. Bars: 95 % intervals over pairs. Interaction below 0: the two overlap."
+        known = any(np.isfinite(e.low) for e in shares)
+        bars = "Bars: 95 % intervals over pairs." if known else "No intervals: fewer than 10 effective pairs."
+        words = f"Positions: {p['positions']}; {how}. {bars} Interaction below 0: the two overlap."
         write_pairs_caption(figure, p, words)
     return figure
