@@ -104,7 +104,7 @@ def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exac
     assert set(last[last["receiver"] == "2.k.0"]["label"]) == {"all"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["gpt_neox", "gemma2"])
 def test_direct_edges_are_those_of_full_passes_with_later_writes_frozen(name, monkeypatch):
     monkeypatch.setattr(work, "_HELD", 5000)  # rows in several parts
     pairs = some_pairs(name)
@@ -112,8 +112,9 @@ def test_direct_edges_are_those_of_full_passes_with_later_writes_frozen(name, mo
     frame: Any = edge_patching(
         tiny_model(name), pairs, receivers=RECEIVERS, senders=senders, later="frozen", controls=0, path="replay"
     ).frame
-    direct = expected(name, pairs, frame, "frozen", "frozen")
-    assert np.abs(frame["m"].to_numpy() - direct).max() < TOLERANCE and np.ptp(frame["effect"]) > 0.05
+    some = frame.iloc[::3]
+    direct = expected(name, pairs, some, "frozen", "frozen")
+    assert np.abs(some["m"].to_numpy() - direct).max() < TOLERANCE and np.ptp(frame["effect"]) > 0.05
     run: Any = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, senders=senders, controls=0).frame
     logits = (frame["receiver"] == "logits").to_numpy()
     away = np.abs(frame["m"] - run["m"]).to_numpy()
@@ -232,7 +233,7 @@ def poolable(kind: str, n: int) -> Pairs:
 @pytest.mark.parametrize("kind", induction.KINDS)
 def test_planted_edges_beat_their_controls_and_no_others_do(kind):
     pairs = poolable(kind, 14)
-    edges = edge_patching(
+    edges: Any = edge_patching(
         induction.induction_model(), pairs, senders=("embedding", "z"), receivers=("q", "k", "v", "logits")
     ).edges
     ends = {"embedding": "embedding", "logits": "logits"} | {f"{a}.z.{h}": (a, h) for a, h in induction.HEADS}
