@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import beartype  # noqa: F401  (before nnsight, which patches types in a way that beartype cannot be imported after)
 import hypothesis
@@ -51,6 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests put tensors and models: cpu (default), cuda, cuda:1")
+
+
+@pytest.fixture(autouse=True)
+def _figures_closed():
+    """pyplot keeps every figure until it is closed, and warns of more than 20."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session", autouse=True)
