@@ -1,11 +1,14 @@
 """Clean passes over prompts, in shards that fit in memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
+from torch import Tensor
 
+from diagnostics.running.place import place
 from interventions.models.causal_model import CausalModel
 from interventions.recording import Recording, record
 from interventions.sites import Site
@@ -35,6 +38,21 @@ class Recordings:
         self.model, self.tokens, self.sites, self.cache_bytes = model, tokens, sites, cache_bytes
         self._kept: dict[int, Recording] = {}
 
+    def activations(self) -> list[dict[Site, Tensor]]:
+        """Of every shard, the activations at the sites, `[prompt, pos, d_model]`; recorded by workers where there are any (see `place`)."""
+        if (pool := place().pool) is not None:
+            return pool.record(self)
+        return [self.of_shard(number) for number in range(len(shards(len(self.tokens))))]
+
+    def of_shard(self, number: int) -> dict[Site, Tensor]:
+        """A shard's activations at the sites."""
+        recording = self[number]
+        return {site: recording.activations[site.whole] for site in self.sites}
+
+    def __reduce__(self) -> Any:
+        """Recordings are not carried to other processes: whoever needs one makes it."""
+        return _made, (self.model, self.tokens, self.sites, self.cache_bytes)
+
     def __getitem__(self, number: int) -> Recording:
         if number not in self._kept:
             new = record(self.model, [self.tokens[i] for i in shards(len(self.tokens))[number]], self.sites)
@@ -43,3 +61,14 @@ class Recordings:
                 self._kept.pop(max(self._kept))
             self._kept[number] = new
         return self._kept[number]
+
+
+KEPT: dict[Any, Recordings] | None = None
+"""In a worker: one object for each model, text and sites, whatever is sent to it, so that a shard is recorded once."""
+
+
+def _made(model: CausalModel, tokens: Sequence[Sequence[int]], sites: Sequence[Site], cache_bytes: int) -> Recordings:
+    found = Recordings(model, tokens, sites, cache_bytes)
+    if KEPT is None:
+        return found
+    return KEPT.setdefault((id(model), hash(tuple(map(tuple, tokens))), tuple(sites)), found)
