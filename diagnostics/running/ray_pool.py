@@ -40,12 +40,11 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: listen on this machine alone
-    "RAY_AUTH_MODE": "token",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ROTATION_MAX_BYTES": str(2**20),
     "RAY_ROTATION_BACKUP_COUNT": "1",
 }
-"""for a Ray of our own"""
+"""for a Ray of our own; it reads some of these as it is imported"""
 
 
 @dataclass
@@ -99,6 +98,7 @@ class Worker:
         self.models: dict[str, CausalModel] = {}
         self.recipes: dict[str, Any] = {}
         self.version, self.fn = -1, None
+        self.work = 0.0
         shared.KEPT = {}
 
     @_saying
@@ -115,17 +115,23 @@ class Worker:
         return {"pid": os.getpid(), "node": platform.node(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
     @_saying
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of this process: `work` (clean passes, checks, units), and `all`."""
+        return {"work": self.work, "all": time.process_time()}
+
+    @_saying
     def record(self, box: list[Any], number: int) -> Any:
         """The activations of a shard of the recordings in the box; the recording stays here."""
         from diagnostics.running.carrying import packed_up
 
-        with torch.no_grad():
-            return packed_up(self._of(box).of_shard(number))
+        recordings = self._of(box)
+        with torch.no_grad(), self._working():
+            return packed_up(recordings.of_shard(number))
 
     @_saying
     def compute(
         self, version: int, box: list[Any], unit: Unit, certificates: list[dict[str, Any]], grad: bool
-    ) -> dict[str, Any]:
+    ) -> bytes:
         """A unit's file, by the runner in the box. grad: whether gradients are on where it was sent from."""
         if self.version != version:
             self.fn, self.version = None, -1  # before another one is formed
@@ -133,17 +139,15 @@ class Worker:
             used = {id(model) for model in self.models.values()}
             for key in [key for key in shared.KEPT or {} if key[0] not in used]:
                 del shared.KEPT[key]  # type: ignore[union-attr]
-        before = time.process_time()
-        with certificates_of_run() as run, torch.set_grad_enabled(grad):
+        with certificates_of_run() as run, torch.set_grad_enabled(grad), self._working():
             run.only(certificates)
-            frame, notes = self.fn(unit, lambda n: None)  # type: ignore[misc]
-            data = packed(unit, frame, notes, run.taken())
-        return {
-            "data": data,
-            "cpu": time.process_time() - before,
-            "cpu_in_all": time.process_time(),
-            "pid": os.getpid(),
-        }
+            return packed(unit, *self.fn(unit, lambda n: None), run.taken())  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        before = time.process_time()
+        yield
+        self.work += time.process_time() - before
 
     def _of(self, box: list[Any]) -> Any:
         import ray
@@ -171,8 +175,6 @@ class RayPool:
     def __init__(self, n: int | None, address: str | None, threads: int, mixed: bool):
         self.n, self.address, self.threads, self.mixed = n, address, threads, mixed
         self.workers: list[Any] = []
-        self.log: list[dict[str, Any]] = []
-        """of each unit: its name, worker, process, CPU seconds"""
         self._names: WeakKeyDictionary[CausalModel, str] = WeakKeyDictionary()
         self._recipes: dict[str, Any] = {}
         self._owner: dict[int, int] = {}
@@ -183,12 +185,18 @@ class RayPool:
         """End the workers, and Ray where it was started here."""
         self._stack.close()
 
+    def cpu(self) -> list[dict[str, float]]:
+        """CPU seconds of each worker: `work` (clean passes, checks, units), and `all`, with its start."""
+        import ray
+
+        return [self._heard(said) for said in ray.get([worker.cpu.remote() for worker in self.workers])]
+
     # --- what is asked of it: see `place.Pool`
 
     def record(self, recordings: Recordings) -> list[dict[Any, Any]]:
+        self._start(recordings.model)
         from diagnostics.running.carrying import unpacked
 
-        self._start(recordings.model)
         parts = shards(len(recordings.tokens))
         cost = {i: sum(len(recordings.tokens[p]) for p in part) for i, part in enumerate(parts)}
         self._owner = _shared_out(cost, len(self.workers))
@@ -199,7 +207,7 @@ class RayPool:
         def start(w: int, number: int) -> Any:
             return self.workers[w].record.remote(box, number)
 
-        for number, _, said in self._each(tasks, start, "shard {}".format):
+        for number, said in self._each(tasks, start, "shard {}".format):
             found[number] = unpacked(said)
         return [found[i] for i in range(len(parts))]
 
@@ -250,9 +258,8 @@ class RayPool:
             return self.workers[w].compute.remote(version, box, todo[key], known, torch.is_grad_enabled())
 
         tasks = _Tasks(queues, leader.__getitem__, ready, lambda key: todo[key].rows)
-        for key, w, said in self._each(tasks, start, lambda key: f"unit {todo[key].name}"):
-            self.log.append({"unit": todo[key].name, "worker": w} | {k: v for k, v in said.items() if k != "data"})
-            store(key, said["data"])
+        for key, said in self._each(tasks, start, lambda key: f"unit {todo[key].name}"):
+            store(key, said)
 
     # --- one task a worker at a time
 
@@ -261,8 +268,8 @@ class RayPool:
         tasks: "_Tasks",
         start: Callable[[int, Any], Any],
         name: Callable[[Any], str],
-    ) -> Iterator[tuple[Any, int, Any]]:
-        """Every task, with the worker that did it and what it gave, as they are done."""
+    ) -> Iterator[tuple[Any, Any]]:
+        """Every task and what it gave, as they are done."""
         import ray
 
         flying: dict[Any, tuple[int, Any]] = {}
@@ -288,7 +295,7 @@ class RayPool:
                 self.workers[w] = self._worker()
                 tasks.queues[w].appendleft(key)
                 continue
-            yield key, w, said
+            yield key, said
 
     def _heard(self, said: _Said) -> Any:
         for one in said.warnings:
@@ -332,7 +339,7 @@ class RayPool:
     def _start(self, model: CausalModel) -> None:
         if self.workers:
             return
-        ray, cuda = _ray(), model.device.type == "cuda"
+        ray, cuda = _ray(self.address), model.device.type == "cuda"
         self._stack.enter_context(_connected(ray, self.address, self.n, cuda))
         there = ray.cluster_resources()
         n_gpus, n_cpus = there.get("GPU", 0) if cuda else 0, int(there.get("CPU", 0))
@@ -398,8 +405,12 @@ def _shared_out(cost: Mapping[Any, float], n: int, fixed: Mapping[Any, int] | No
     return found
 
 
-def _ray() -> Any:
+def _ray(address: str | None) -> Any:
     """The library. Raises `ResultError` where it is not installed."""
+    if (
+        address is None and "ray" not in sys.modules
+    ):  # a secret of this process's own, so that nobody else gives its workers orders
+        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)} | _QUIET)
     try:
         import ray
     except ImportError:
@@ -421,8 +432,7 @@ def _connected(ray: Any, address: str | None, n: int | None, cuda: bool) -> Iter
             how |= {"address": address}
         else:
             folder = stack.enter_context(_private_folder())
-            own = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            stack.enter_context(_environment(_QUIET | own))
+            stack.enter_context(_environment(_QUIET | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}))
             cpus = n or (torch.cuda.device_count() if cuda else os.cpu_count())
             how |= {"num_cpus": cpus, "num_gpus": torch.cuda.device_count() if cuda else 0}
             how |= {"include_dashboard": False, "_temp_dir": str(folder)}

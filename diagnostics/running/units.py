@@ -247,6 +247,8 @@ class Units:
         if self.place.part is not None and len(done) < len(keyed):
             assert self.folder is not None
             raise PartDone(self.place.part, len(done), self._lacking(keyed, done, self.place.part[1]), self.folder)
+        if self.place.part is None and self.folder is not None:  # joined
+            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
         return [done[key] for key in keyed]
 
     def _asked(self, keyed: dict[str, Unit], done: Mapping[str, UnitResult]) -> dict[str, Unit]:
