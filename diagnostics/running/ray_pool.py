@@ -191,6 +191,12 @@ class RayPool:
 
         return [self._heard(said) for said in ray.get([worker.cpu.remote() for worker in self.workers])]
 
+    def pids(self) -> list[int]:
+        """The workers' processes."""
+        import ray
+
+        return [self._heard(said)["pid"] for said in ray.get([worker.check.remote() for worker in self.workers])]
+
     # --- what is asked of it: see `place.Pool`
 
     def record(self, recordings: Recordings) -> list[dict[Any, Any]]:

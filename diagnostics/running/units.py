@@ -244,6 +244,10 @@ class Units:
         except KeyboardInterrupt as error:
             kept = sum(self._path(key).exists() for key in keyed) if self.folder is not None else 0
             raise Interrupted(kept, len(keyed), self.folder) from error
+        if self.place.part is not None:
+            done |= {
+                key: found for key in keyed if key not in done and (found := self._read(key, keyed[key])) is not None
+            }
         if self.place.part is not None and len(done) < len(keyed):
             assert self.folder is not None
             raise PartDone(self.place.part, len(done), self._lacking(keyed, done, self.place.part[1]), self.folder)
