@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -34,6 +35,8 @@ class Place:
     pool: Pool | None = None
     part: tuple[int, int] | None = None
     """(i, n): part i of n, from 1"""
+    shared: Path | None = None
+    """where parts leave for each other the activations that they recorded"""
     mixed: bool = False
     """units of one run may come from other kinds of processors and numbers of threads"""
 

@@ -1,14 +1,20 @@
 """Clean passes over prompts, in shards that fit in memory."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diagnostics.running.place import place
+from interventions.errors import ResultError, one_line
+from interventions.files import UNREADABLE, place_first, writing
 from interventions.models.causal_model import CausalModel
 from interventions.recording import Recording, record
 from interventions.sites import Site
@@ -39,10 +45,33 @@ class Recordings:
         self._kept: dict[int, Recording] = {}
 
     def activations(self) -> list[dict[Site, Tensor]]:
-        """Of every shard, the activations at the sites, `[prompt, pos, d_model]`; recorded by workers where there are any (see `place`)."""
-        if (pool := place().pool) is not None:
-            return pool.record(self)
-        return [self.of_shard(number) for number in range(len(shards(len(self.tokens))))]
+        """Of every shard, the activations at the sites, `[prompt, pos, d_model]`.
+
+        Workers record them where there are any, and each of several parts what no other has (see `place`), its own shards first.
+        """
+        here = place()
+        if here.pool is not None:
+            return here.pool.record(self)
+        n = len(shards(len(self.tokens)))
+        if here.shared is None or here.part is None:
+            return [self.of_shard(number) for number in range(n)]
+        first = (here.part[0] - 1) * n // here.part[1]
+        found = {number: self._once(here.shared, number) for number in (*range(first, n), *range(first))}
+        return [found[number] for number in range(n)]
+
+    def _once(self, folder: Path, number: int) -> dict[Site, Tensor]:
+        """A shard's activations as the first part that recorded them left them."""
+        said = f"{self.model.weights_hash} {list(map(list, self.tokens))} {list(map(str, self.sites))}"
+        path = folder / f"clean-{hashlib.sha256(said.encode()).hexdigest()[:16]}-{number}.safetensors"
+        if not path.exists():
+            own = {str(site): x.contiguous() for site, x in self.of_shard(number).items()}
+            with writing(f"to {folder}"):
+                place_first(path, lambda partial: save_file(own, partial))
+        try:
+            read = load_file(path, device=self.model.device.type)
+        except (*UNREADABLE, SafetensorError) as error:
+            raise ResultError(f"{path} is damaged ({one_line(error)}); remove it, and run this part again") from error
+        return {site: read[str(site)] for site in self.sites}
 
     def of_shard(self, number: int) -> dict[Site, Tensor]:
         """A shard's activations at the sites."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 import interventions
 import sae_models
-from diagnostics.running.place import parts_of, place
+from diagnostics.running.place import parts_of, place, placed_at
 from diagnostics.statistics.tables import one_table
 from interventions.errors import ResultError
 from interventions.files import (
@@ -44,7 +44,7 @@ from interventions.replaying.certificates import certificates_of_run
 Tick = Callable[[int], None]
 _UNIT_FILES = "[0-9a-f]" * 16 + ".parquet"
 _PARTS = ".parts"
-"""a folder with an empty file for each number of parts that a run was cut into"""
+"""A folder that parts share: an empty file `of-N` for each number of parts that the run was cut into, and activations (see `Recordings`)"""
 MACHINE = ("processor", "threads")
 """what `mixed` leaves open in an identity"""
 _ASIDE, _DIGEST = b"mechdiag", b"mechdiag_sha256"  # in the schema's metadata: what a file holds beside its table
@@ -157,7 +157,7 @@ class Units:
 
     def __init__(self, folder: str | Path | None, identity: dict[str, Any], overwrite: bool = False):
         self.folder = None if folder is None else Path(folder)
-        self.place = place()
+        self.place = replace(place(), shared=self.folder / _PARTS if self.folder and place().part else None)
         either = {name: "any" for name in MACHINE if name in identity} if self.place.mixed else {}
         self.identity: dict[str, Any] = jsonable({"code": code_version(), **identity, **either})
         self.overwrite = overwrite
@@ -166,6 +166,8 @@ class Units:
 
     def __enter__(self) -> "Units":
         if self.folder is None:
+            if self.place.part is not None:
+                raise ResultError("a part of a run needs a folder that all parts share; give folder=")
             return self
         claim_folder(self.folder, (), overwrite=True)
         if self.place.part is None:
@@ -176,6 +178,8 @@ class Units:
             with writing(f"to {self.folder}"):
                 self._take(self.folder, claim_folder(self.folder / "units", (), overwrite=True), alone)
                 if self.place.part is not None:
+                    (self.folder / _PARTS).mkdir(exist_ok=True)
+                    (self.folder / _PARTS / f"of-{self.place.part[1]}").touch()
                     _share(lock)
         except BaseException:
             os.close(lock)
@@ -266,10 +270,6 @@ class Units:
                 )
             return todo
         i, n = self.place.part
-        if self.folder is None:
-            raise ResultError("a part of a run needs a folder that all parts share; give folder=")
-        (self.folder / _PARTS).mkdir(exist_ok=True)
-        (self.folder / _PARTS / f"{n}").touch()
         part = dict(zip(keyed, parts_of(_groups(keyed), n), strict=True))
         leader = _leaders(keyed)
         own = {key for key in todo if part[key] == i}
@@ -280,8 +280,8 @@ class Units:
         """Into how many parts the run in the folder was cut, the last one begun at the end."""
         if self.folder is None:
             return []
-        begun = sorted((self.folder / _PARTS).glob("[0-9]*"), key=lambda path: path.stat().st_mtime)
-        return [int(path.name) for path in begun]
+        begun = sorted((self.folder / _PARTS).glob("of-*"), key=lambda path: path.stat().st_mtime)
+        return [int(path.name.removeprefix("of-")) for path in begun]
 
     def _lacking(self, keyed: dict[str, Unit], done: Mapping[str, UnitResult], n: int) -> dict[str, int]:
         """How many units each part lacks, by its name."""
@@ -342,7 +342,7 @@ class Units:
 
         alone: no other part is at work there; else nothing is removed.
         """
-        for there in (units, folder) if alone else ():
+        for there in (units, folder, folder / _PARTS) if alone else ():
             remove_partial(there)
         stated = folder / "run.json"
         if stated.exists():
@@ -377,7 +377,7 @@ def run_units(
 
     counted: the same units with their numbers of rows, where these cost a clean pass; asked for only if a unit is missing.
     """
-    with Units(folder, identity, overwrite) as claimed:
+    with Units(folder, identity, overwrite) as claimed, placed_at(claimed.place):
         if counted is not None and claimed.missing(units):
             units = counted()
         return claimed.run(units, fn, progress)

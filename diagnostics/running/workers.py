@@ -40,13 +40,13 @@ def workers(
     if (n is not None and n < 1) or threads < 1:
         raise ResultError(f"{n} workers with {threads} threads; expected 1 or more")
     if n is None and ray is None:
-        with placed_at(Place(None, part, mixed)):
+        with placed_at(Place(part=part, mixed=mixed)):
             yield None
         return
     pool, before = RayPool(n, ray, threads, mixed), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with placed_at(Place(pool, None, mixed)):
+        with placed_at(Place(pool, mixed=mixed)):
             yield pool
     finally:
         torch.set_num_threads(before)

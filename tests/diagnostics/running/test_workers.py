@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from diagnostics import activation_patching, causal_atlas, direction_norm
-from diagnostics.running import ray_pool
+from diagnostics.running import ray_pool, recordings
 from diagnostics.running.place import Place, parts_of, placed_at
 from diagnostics.running.ray_pool import RayPool, Worker, facts
 from diagnostics.running.units import PartDone, Unit, Units, run_units
 from diagnostics.running.workers import workers
 from interventions import Site, load_model, record
 from interventions.errors import ModelError, ResultError
+from interventions.models.wrapping import wrap
 from interventions.provenance import processor
 from sae_models.architectures import build, named
 from tests.diagnostics.unit_processes import IDENTITY, SHARDS, numbers
@@ -154,6 +155,26 @@ def test_parts_of_other_machines_are_refused_unless_mixed(tmp_path):
             run(1, 2, **here)
         run(2, 2, **there)
         run(0, 0, **there)
+
+
+def test_parts_record_each_shard_once_between_them(tmp_path, monkeypatch):
+    model, recorded, part = wrap(fresh("llama")), [], 0
+    count = recordings.Recordings.of_shard
+    monkeypatch.setattr(
+        recordings.Recordings, "of_shard", lambda self, i: (recorded.append((part, i)), count(self, i))[1]
+    )
+    alone = recordings.Recordings(model, PROMPTS, [Site(1), Site(3)]).activations()
+    recorded.clear()
+    for part in (2, 1, 3):
+        with placed_at(Place(part=(part, 3), shared=tmp_path)):
+            found = recordings.Recordings(model, PROMPTS, [Site(1), Site(3)]).activations()
+        for x, y in zip(found, alone, strict=True):
+            assert all(torch.equal(x[site], y[site]) for site in (Site(1), Site(3)))
+    assert recorded == [(2, 1), (2, 2), (2, 0)]  # its own first
+    [first, *_] = sorted(tmp_path.iterdir())
+    first.write_bytes(b"half")
+    with placed_at(Place(part=(1, 3), shared=tmp_path)), pytest.raises(ResultError, match=r"is damaged .*remove it"):
+        recordings.Recordings(model, PROMPTS, [Site(1), Site(3)]).activations()
 
 
 @pytest.mark.parametrize(
