@@ -111,7 +111,7 @@ class AtlasRunner:
             for start in range(0, len(length), PROMPTS)
         ]
 
-    def prepare(self, _: str) -> None:
+    def prepare(self, stage: str) -> None:
         """Form what all units share."""
         _ = self.filters
 

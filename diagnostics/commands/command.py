@@ -143,6 +143,7 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
     Exit codes: 0 done; 2 invalid input (one line on stderr, no traceback); 130 interrupted (SIGINT, Ctrl-C); 143 terminated
     (SIGTERM), with one line that says how much of a run is kept; 1 with a traceback: a bug.
     """
+    given: Any = None
     with _stoppable() as signals:
         try:
             given = _parsed(options)

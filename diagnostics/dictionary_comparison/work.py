@@ -96,7 +96,7 @@ class Comparison:
         vars(self).update(state)
         self.active, self.activity = cache(self._active), cache(self._activity)
 
-    def prepare(self, _: str) -> None:
+    def prepare(self, stage: str) -> None:
         """Form what all units share."""
         _ = self.sample
 

@@ -120,7 +120,7 @@ class _Runner:
                 )
         return found
 
-    def prepare(self, _: str) -> None:
+    def prepare(self, stage: str) -> None:
         """Form what all units share."""
         for name in self.dictionaries:
             self.items(name)

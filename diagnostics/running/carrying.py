@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.cloudpickle import CloudPickler
+from ray.cloudpickle.cloudpickle import Pickler
 from torch import Tensor
 
 from interventions.errors import ModelError, ResultError
@@ -22,7 +22,7 @@ Parts = list[Any]
 _IN_PLACE = (Tensor, torch.nn.Parameter)
 
 
-class _Pickler(CloudPickler):
+class _Pickler(Pickler):
     """Models are named, tensors copied as they lie, whatever device they are on."""
 
     def __init__(self, file: io.BytesIO, buffers: list[pickle.PickleBuffer], name: Callable[[CausalModel], str] | None):

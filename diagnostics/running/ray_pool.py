@@ -36,6 +36,7 @@ from interventions.replaying.certificates import certificates_of_run
 
 _DEATHS = 3
 """of workers at one unit, after which the run ends"""
+_START_SECONDS = 600
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -77,14 +78,15 @@ def _saying(method: Callable[..., Any]) -> Callable[..., _Said]:
     return said
 
 
-def facts(threads: int) -> dict[str, Any]:
-    """What workers must have in common with this process."""
-    kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def facts(threads: int, device: str) -> dict[str, Any]:
+    """What workers must have in common with this process. device: the kind on which models lie."""
+    there = device != "cuda" or torch.cuda.is_available()
     return {
+        "device": device if there else "cpu",
         "code": code_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "processor": processor(kind),
+        "processor": processor(torch.device(device if there else "cpu")),
         "threads": threads,
     }
 
@@ -106,13 +108,13 @@ class Worker:
         """Who this is. Raises `ResultError` where code, versions or machine differ from those of the process that asks."""
         from diagnostics.running.carrying import differences
 
-        here = facts(torch.get_num_threads())
+        here = facts(torch.get_num_threads(), self.expected["device"])
         if differ := differences(self.expected, here, list(self.expected)):
             raise ResultError(
                 f"a worker on {platform.node()} differs: {differ}; install the same on all machines"
                 + ("" if {"processor", "threads"}.isdisjoint(differ.split()) else ", or pass --mixed")
             )
-        return {"pid": os.getpid(), "node": platform.node(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        return {"pid": os.getpid()}
 
     @_saying
     def cpu(self) -> dict[str, float]:
@@ -277,6 +279,7 @@ class RayPool:
     ) -> Iterator[tuple[Any, Any]]:
         """Every task and what it gave, as they are done."""
         import ray
+        from ray.exceptions import RayError, RayTaskError
 
         flying: dict[Any, tuple[int, Any]] = {}
         deaths: Counter[Any] = Counter()
@@ -289,9 +292,9 @@ class RayPool:
             w, key = flying.pop(ref)
             try:
                 said = self._heard(ray.get(ref))
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 raise error.as_instanceof_cause() from None
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 deaths[key] += 1
                 if deaths[key] == _DEATHS:
                     raise ResultError(
@@ -345,21 +348,33 @@ class RayPool:
     def _start(self, model: CausalModel) -> None:
         if self.workers:
             return
-        ray, cuda = _ray(self.address), model.device.type == "cuda"
+        try:
+            self._connect(model.device.type)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, device: str) -> None:
+        ray, cuda = _ray(self.address), device == "cuda"
         self._stack.enter_context(_connected(ray, self.address, self.n, cuda))
-        there = ray.cluster_resources()
-        n_gpus, n_cpus = there.get("GPU", 0) if cuda else 0, int(there.get("CPU", 0))
-        n = self.n or int(n_gpus) or n_cpus
+        n_cpus, n_gpus = _free(ray, self.n or 1, cuda)
+        n = self.n or n_gpus or n_cpus
         if n_cpus < n or (cuda and not n_gpus):
-            raise ResultError(f"{n} workers asked for, but Ray has {n_cpus} CPUs and {n_gpus:g} GPUs; ask for fewer")
-        expected = facts(self.threads)
+            gpus = f" and {n_gpus} GPUs" if cuda else ""
+            raise ResultError(f"{n} workers asked for, but Ray has {n_cpus} CPUs{gpus} free; ask for fewer, or wait")
+        expected = facts(self.threads, device)
         for name in ("processor", "threads") if self.mixed else ():
             del expected[name]
         kind = ray.remote(num_cpus=1, num_gpus=min(1.0, n_gpus / n), max_restarts=0)(Worker)
         self._worker = lambda: kind.remote(expected, self.threads)
         self.workers = [self._worker() for _ in range(n)]
         self._stack.callback(self._end)
-        for each in ray.get([worker.check.remote() for worker in self.workers]):
+        checks = [worker.check.remote() for worker in self.workers]
+        if late := ray.wait(checks, num_returns=n, timeout=_START_SECONDS)[1]:
+            raise ResultError(
+                f"{len(late)} of {n} workers did not start within {_START_SECONDS} seconds; see Ray's logs"
+            )
+        for each in ray.get(checks):
             self._heard(each)
 
     def _end(self) -> None:
@@ -400,6 +415,16 @@ class _Tasks:
         return None
 
 
+def _free(ray: Any, n: int, cuda: bool) -> tuple[int, int]:
+    """CPUs and GPUs of the cluster that nobody uses; what ended a moment ago may take seconds to be free."""
+    for _ in range(20):
+        free = ray.available_resources()
+        if free.get("CPU", 0) >= n and (not cuda or free.get("GPU", 0) > 0):
+            break
+        time.sleep(0.25)
+    return int(free.get("CPU", 0)), int(free.get("GPU", 0))
+
+
 def _shared_out(cost: Mapping[Any, float], n: int, fixed: Mapping[Any, int] | None = None) -> dict[Any, int]:
     """A worker for each task: those of `fixed`, and the others, from the costliest on, to who has least."""
     found, load = dict(fixed or {}), [0.0] * n
@@ -427,13 +452,14 @@ def _ray(address: str | None) -> Any:
 @contextlib.contextmanager
 def _connected(ray: Any, address: str | None, n: int | None, cuda: bool) -> Iterator[None]:
     """Within it, Ray runs: one that is there, or one of our own, quiet, on this machine alone, gone afterwards with its files."""
+    if address is not None:
+        _reachable(address)
     if ray.is_initialized():
         yield
         return
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     with contextlib.ExitStack() as stack:
         if address is not None:
-            _reachable(address)
             stack.enter_context(_environment({"RAY_USAGE_STATS_ENABLED": "0"}))
             how |= {"address": address}
         else:

@@ -12,7 +12,7 @@ import torch
 from diagnostics import activation_patching, causal_atlas, direction_norm
 from diagnostics.running import ray_pool, recordings
 from diagnostics.running.place import Place, parts_of, placed_at
-from diagnostics.running.ray_pool import RayPool, Worker, facts
+from diagnostics.running.ray_pool import Worker, facts
 from diagnostics.running.units import PartDone, Unit, Units, run_units
 from diagnostics.running.workers import workers
 from interventions import Site, load_model, record
@@ -212,10 +212,12 @@ def test_no_ray_and_no_cluster_are_said_at_once(calls, monkeypatch):
         calls["activation_patching"]()
 
 
-def test_a_worker_with_other_code_versions_or_machine_refuses(monkeypatch):
-    here = facts(torch.get_num_threads())
+def test_a_worker_with_other_code_versions_or_machine_refuses():
+    here = facts(torch.get_num_threads(), "cpu")
     assert Worker(here, here["threads"]).check().error is None
-    for name in here:
+    error = Worker(here | {"device": "cuda"}, here["threads"]).check().error  # without a GPU
+    assert torch.cuda.is_available() or "device cpu where cuda is expected" in error[1]
+    for name in here.keys() - {"device"}:
         error = Worker(here | {name: "another"}, here["threads"]).check().error
         assert error[0] == "ResultError" and f"{name} {str(here[name])[:20]}" in error[1] and "\n" not in error[1]
         assert ("--mixed" in error[1]) == (name in ("processor", "threads"))
@@ -256,19 +258,7 @@ def test_tasks_go_by_group_and_the_idle_take_from_the_end():
     assert tasks.next(0) is None and tasks.next(1) is None
 
 
-# On Ray, started once
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        found = RayPool(2, None, torch.get_num_threads(), False)
-        yield found
-        folder = sorted(ray_pool.Path(ray_pool.tempfile.gettempdir()).glob(f"{ray_pool._PREFIX}{os.getpid()}-*"))
-        assert folder
-        found.close()
-        assert not any(path.exists() for path in folder)
+# On Ray: `pool` is started once a session
 
 
 def test_workers_give_what_one_process_gives(pool, calls, alone, tmp_path):
@@ -278,6 +268,13 @@ def test_workers_give_what_one_process_gives(pool, calls, alone, tmp_path):
             found = call(folder=tmp_path / name, progress=lambda n, total, seen=seen: seen.append((n, total)))
         same(found, tmp_path / name, alone[name])
         assert sum(n for n, _ in seen) == seen[0][1]
+
+
+def test_workers_that_ray_has_no_room_for_are_refused(pool, calls):
+    with placed_at(Place(pool)):
+        calls["activation_patching"]()
+    with workers(2), pytest.raises(ResultError, match="2 workers asked for, but Ray has 0 CPUs free; ask for fewer"):
+        calls["activation_patching"]()
 
 
 def test_a_killed_worker_is_started_again(pool, calls, alone, tmp_path):  # `make kills` kills more, and the driver
