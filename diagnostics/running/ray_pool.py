@@ -136,11 +136,7 @@ class Worker:
     ) -> bytes:
         """A unit's file, by the runner in the box. grad: whether gradients are on where it was sent from."""
         if self.version != version:
-            self.fn, self.version = None, -1  # before another one is formed
             self.fn, self.version = self._of(box), version
-            used = {id(model) for model in self.models.values()}
-            for key in [key for key in shared.KEPT or {} if key[0] not in used]:
-                del shared.KEPT[key]  # type: ignore[union-attr]
         with certificates_of_run() as run, torch.set_grad_enabled(grad), self._working():
             run.only(certificates)
             return packed(unit, *self.fn(unit, lambda n: None), run.taken())  # type: ignore[misc]
@@ -157,8 +153,10 @@ class Worker:
         from diagnostics.running.carrying import unpacked
 
         parts, self.recipes, used = ray.get(box[0])
-        for name in [name for name in self.models if name not in used and self.recipes[name][0] == "untrained"]:
-            del self.models[name]
+        self.fn, self.version = None, -1  # before another one is formed
+        kept = {n: m for n, m in self.models.items() if n in used or self.recipes[n][0] != "untrained"}
+        self.models, ids = kept, {id(model) for model in kept.values()}
+        shared.KEPT = {key: of for key, of in (shared.KEPT or {}).items() if key[0] in ids}
         return unpacked(parts, self._model)
 
     def _model(self, name: str) -> CausalModel:
@@ -417,6 +415,7 @@ class _Tasks:
 
 def _free(ray: Any, n: int, cuda: bool) -> tuple[int, int]:
     """CPUs and GPUs of the cluster that nobody uses; what ended a moment ago may take seconds to be free."""
+    free: dict[str, float] = {}
     for _ in range(20):
         free = ray.available_resources()
         if free.get("CPU", 0) >= n and (not cuda or free.get("GPU", 0) > 0):

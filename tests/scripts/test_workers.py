@@ -7,6 +7,7 @@ import pytest
 from diagnostics.commands import command
 from diagnostics.running.place import Place, placed_at
 
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own
 NAME = "patch_direction_norm"
 
 

@@ -23,7 +23,10 @@ from sae_models.architectures import build, named
 from tests.diagnostics.unit_processes import IDENTITY, SHARDS, numbers
 from tests.tiny import D_MODEL, fresh, prompts, tiny_model, tokenizer, traced
 
-pytestmark = pytest.mark.filterwarnings("ignore:an interval from .* prompts")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:an interval from .* prompts"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),  # Ray's own
+]
 PROMPTS = prompts(tuple(8 + i % 5 for i in range(140)))  # three shards
 SITE = Site(2)
 
@@ -212,7 +215,8 @@ def test_no_ray_and_no_cluster_are_said_at_once(calls, monkeypatch):
         calls["activation_patching"]()
 
 
-def test_a_worker_with_other_code_versions_or_machine_refuses():
+def test_a_worker_with_other_code_versions_or_machine_refuses(monkeypatch):
+    monkeypatch.setattr(recordings, "KEPT", None)  # a worker's own
     here = facts(torch.get_num_threads(), "cpu")
     assert Worker(here, here["threads"]).check().error is None
     error = Worker(here | {"device": "cuda"}, here["threads"]).check().error  # without a GPU
@@ -224,7 +228,8 @@ def test_a_worker_with_other_code_versions_or_machine_refuses():
     assert here["processor"] == processor(torch.device("cpu"))
 
 
-def test_memory_that_runs_out_in_a_worker_is_an_error_on_one_line():
+def test_memory_that_runs_out_in_a_worker_is_an_error_on_one_line(monkeypatch):
+    monkeypatch.setattr(recordings, "KEPT", None)  # a worker's own
     worker = Worker({}, torch.get_num_threads())
     for error in (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate 2 GiB"), MemoryError()):
 
