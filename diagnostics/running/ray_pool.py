@@ -36,7 +36,6 @@ from interventions.replaying.certificates import certificates_of_run
 
 _DEATHS = 3
 """of workers at one unit, after which the run ends"""
-_START_SECONDS = 600
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -103,9 +102,8 @@ class Worker:
         self.work = 0.0
         shared.KEPT = {}
 
-    @_saying
-    def check(self) -> dict[str, Any]:
-        """Who this is. Raises `ResultError` where code, versions or machine differ from those of the process that asks."""
+    def _check(self) -> None:
+        """Raise `ResultError` where code, versions or machine differ from those of the process that asks."""
         from diagnostics.running.carrying import differences
 
         here = facts(torch.get_num_threads(), self.expected["device"])
@@ -114,7 +112,11 @@ class Worker:
                 f"a worker on {platform.node()} differs: {differ}; install the same on all machines"
                 + ("" if {"processor", "threads"}.isdisjoint(differ.split()) else ", or pass --mixed")
             )
-        return {"pid": os.getpid()}
+
+    @_saying
+    def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
 
     @_saying
     def cpu(self) -> dict[str, float]:
@@ -152,6 +154,7 @@ class Worker:
 
         from diagnostics.running.carrying import unpacked
 
+        self._check()
         parts, self.recipes, used = ray.get(box[0])
         self.fn, self.version = None, -1  # before another one is formed
         kept = {n: m for n, m in self.models.items() if n in used or self.recipes[n][0] != "untrained"}
@@ -195,7 +198,7 @@ class RayPool:
         """The workers' processes."""
         import ray
 
-        return [self._heard(said)["pid"] for said in ray.get([worker.check.remote() for worker in self.workers])]
+        return [self._heard(said) for said in ray.get([worker.pid.remote() for worker in self.workers])]
 
     # --- what is asked of it: see `place.Pool`
 
@@ -299,6 +302,9 @@ class RayPool:
                         f"{name(key)} ended its worker {_DEATHS} times ({one_line(error)}); if memory ran out, use fewer workers or a smaller "
                         "batch_rows"
                     ) from None
+                warnings.warn(
+                    f"a worker ended ({one_line(error)}); {name(key)} is computed again by another", stacklevel=2
+                )
                 self.workers[w] = self._worker()
                 tasks.queues[w].appendleft(key)
                 continue
@@ -367,13 +373,6 @@ class RayPool:
         self._worker = lambda: kind.remote(expected, self.threads)
         self.workers = [self._worker() for _ in range(n)]
         self._stack.callback(self._end)
-        checks = [worker.check.remote() for worker in self.workers]
-        if late := ray.wait(checks, num_returns=n, timeout=_START_SECONDS)[1]:
-            raise ResultError(
-                f"{len(late)} of {n} workers did not start within {_START_SECONDS} seconds; see Ray's logs"
-            )
-        for each in ray.get(checks):
-            self._heard(each)
 
     def _end(self) -> None:
         import ray
@@ -468,6 +467,7 @@ def _connected(ray: Any, address: str | None, n: int | None, cuda: bool) -> Iter
             how |= {"num_cpus": cpus, "num_gpus": torch.cuda.device_count() if cuda else 0}
             how |= {"include_dashboard": False, "_temp_dir": str(folder)}
         stack.callback(ray.shutdown)
+        stack.enter_context(_unsaid(ray))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of options that change in later versions
@@ -476,6 +476,18 @@ def _connected(ray: Any, address: str | None, n: int | None, cuda: bool) -> Iter
             where = f"no Ray at {address}" if address else "Ray does not start"
             raise ResultError(f"{where} ({one_line(error)}); see docs/scale.md") from None
         yield
+
+
+@contextlib.contextmanager
+def _unsaid(ray: Any) -> Iterator[None]:
+    """Ray prints what became of a worker on stdout, whatever `log_to_driver` says; here a warning says it."""
+    module = ray._private.worker
+    before = getattr(module, "print_to_stdstream", None)
+    module.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module.print_to_stdstream = before
 
 
 def _reachable(address: str) -> None:

@@ -218,13 +218,15 @@ def test_no_ray_and_no_cluster_are_said_at_once(calls, monkeypatch):
 def test_a_worker_with_other_code_versions_or_machine_refuses(monkeypatch):
     monkeypatch.setattr(recordings, "KEPT", None)  # a worker's own
     here = facts(torch.get_num_threads(), "cpu")
-    assert Worker(here, here["threads"]).check().error is None
-    error = Worker(here | {"device": "cuda"}, here["threads"]).check().error  # without a GPU
-    assert torch.cuda.is_available() or "device cpu where cuda is expected" in error[1]
+    Worker(here, here["threads"])._check()
+    if not torch.cuda.is_available():
+        with pytest.raises(ResultError, match="device cpu where cuda is expected"):
+            Worker(here | {"device": "cuda"}, here["threads"])._check()
     for name in here.keys() - {"device"}:
-        error = Worker(here | {name: "another"}, here["threads"]).check().error
-        assert error[0] == "ResultError" and f"{name} {str(here[name])[:20]}" in error[1] and "\n" not in error[1]
-        assert ("--mixed" in error[1]) == (name in ("processor", "threads"))
+        said = Worker(here | {name: "another"}, here["threads"]).record([], 0)  # before it looks at what to do
+        kind, error = said.error
+        assert kind == "ResultError" and f"{name} {str(here[name])[:20]}" in error and "\n" not in error
+        assert ("--mixed" in error) == (name in ("processor", "threads"))
     assert here["processor"] == processor(torch.device("cpu"))
 
 
@@ -290,7 +292,7 @@ def test_a_killed_worker_is_started_again(pool, calls, alone, tmp_path):  # `mak
             kills.append(pool.pids()[0])
             os.kill(kills[0], signal.SIGKILL)
 
-    with placed_at(Place(pool)):
+    with placed_at(Place(pool)), pytest.warns(UserWarning, match="a worker ended .* is computed again by another"):
         found = calls["direction_norm"](folder=tmp_path, progress=kill)
     assert kills[0] not in pool.pids()
     same(found, tmp_path, alone["direction_norm"])
