@@ -36,12 +36,16 @@ class BenchOptions(command.OutputOptions):
     """smollm2-135m (packaged), a folder, or a Hugging Face hub id"""
     n: PositiveInt = 2
     """workers beside one"""
+    prompts: str = "boolq"
+    """text of direction against norm: boolq (packaged), or a file"""
     n_prompts: PositiveInt = 128
     """prompts of direction against norm"""
     pairs: PositiveInt = 100
     """pairs of tokens of direction against norm"""
+    task: str = "ioi"
+    """pairs of activation patching, at z in two blocks: a task, or a CSV"""
     tasks: PositiveInt = 16
-    """pairs of prompts of activation patching, at z in two blocks"""
+    """how many of them"""
     device: str | None = None
     """cpu, cuda, cuda:1 (default: cuda if available)"""
     out: Path
@@ -51,15 +55,16 @@ class BenchOptions(command.OutputOptions):
 def main(options: BenchOptions) -> command.Document:
     """Run the command: one table, with ratios of numbers from this run."""
     out = claim_folder(options.out, ["bench_workers.json"], options.overwrite)
+    texts = load_texts(options.prompts)
     model = load_model(options.model, device=options.device)
-    prompts = tokenize(load_texts("boolq"), model.tokenizer, max_length=128, n_prompts=options.n_prompts, seed=0)
+    prompts = tokenize(texts, model.tokenizer, max_length=128, n_prompts=options.n_prompts, seed=0)
     last = model.n_layers - 1
     runs: dict[str, Callable[[], Any]] = {
         "direction_norm": lambda: direction_norm(
             model, prompts, layers=[last // 4, last // 2, 3 * last // 4], pairs=options.pairs
         ),
         "activation_patching": lambda: activation_patching(
-            model, "ioi", n=options.tasks, layers=[last // 3, 2 * last // 3]
+            model, options.task, n=options.tasks, layers=[last // 3, 2 * last // 3]
         ),
     }
     found = []

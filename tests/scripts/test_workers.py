@@ -1,5 +1,7 @@
 """Options for workers and parts: the same files as without them, and each failure on one line with code 2."""
 
+import contextlib
+import json
 import sys
 
 import pytest
@@ -55,3 +57,21 @@ def test_every_command_leaves_the_same_files_on_workers(name, pool, script, monk
     run = script(name)
     assert run.status == 0, run.err
     assert given and run.files == alone.files
+
+
+def test_bench_compares_one_worker_with_several(pool, script, monkeypatch):
+    @contextlib.contextmanager
+    def started(n):
+        asked.append(n)
+        with placed_at(Place(pool)):
+            yield pool
+
+    asked = []
+    script.patch(monkeypatch, "bench_workers", workers=started)
+    run = script("bench_workers")
+    assert run.status == 0, run.err
+    rows = json.loads((run.folder / "bench_workers.json").read_text())["rows"]
+    assert asked == [row["workers"] for row in rows] == [1, 2, 1, 2]
+    for one, two in zip(rows[::2], rows[1::2], strict=True):
+        assert one["run"] == two["run"] and 0 < one["work"] < one["all"]
+        assert two["work ratio"] == one["work"] / two["work"] and two["all ratio"] == one["all"] / two["all"]
