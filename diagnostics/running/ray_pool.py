@@ -359,6 +359,8 @@ class RayPool:
             raise
 
     def _connect(self, device: str) -> None:
+        if self.address is not None:
+            _reachable(self.address)
         ray, cuda = _ray(self.address), device == "cuda"
         self._stack.enter_context(_connected(ray, self.address, self.n, cuda))
         n_cpus, n_gpus = _free(ray, self.n or 1, cuda)
@@ -450,8 +452,6 @@ def _ray(address: str | None) -> Any:
 @contextlib.contextmanager
 def _connected(ray: Any, address: str | None, n: int | None, cuda: bool) -> Iterator[None]:
     """Within it, Ray runs: one that is there, or one of our own, quiet, on this machine alone, gone afterwards with its files."""
-    if address is not None:
-        _reachable(address)
     if ray.is_initialized():
         yield
         return
