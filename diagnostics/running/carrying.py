@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from ray.cloudpickle.cloudpickle import Pickler
 from torch import Tensor
 
+from diagnostics.running.place import differences
 from interventions.errors import ModelError, ResultError
 from interventions.models.causal_model import CausalModel
 from interventions.models.fingerprint import fingerprint
@@ -128,17 +129,3 @@ def made(given: dict[str, Any], models: Callable[[str], CausalModel]) -> CausalM
     ):
         raise ModelError(f"a worker has another model: {differ}; give every worker the same files")
     return found
-
-
-def differences(expected: dict[str, Any], here: dict[str, Any], keys: Sequence[str]) -> str:
-    """Entries that differ, in words."""
-    return "; ".join(
-        f"{key} {_short(here[key])} where {_short(expected[key])} is expected"
-        for key in keys
-        if here[key] != expected[key]
-    )
-
-
-def _short(value: Any) -> str:
-    said = str(value)
-    return said if len(said) <= 40 else f"{said[:37]}..."

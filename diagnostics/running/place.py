@@ -73,3 +73,17 @@ def parts_of(groups: Sequence[Any], n: int) -> list[int]:
         found[group] = 1 + min(n - 1, (2 * before + units) * n // (2 * total))
         before += units
     return [found[group] for group in groups]
+
+
+def differences(expected: dict[str, Any], here: dict[str, Any], keys: Sequence[str]) -> str:
+    """Entries that differ, in words."""
+    return "; ".join(
+        f"{key} {_short(here[key])} where {_short(expected[key])} is expected"
+        for key in keys
+        if here[key] != expected[key]
+    )
+
+
+def _short(value: Any) -> str:
+    said = str(value)
+    return said if len(said) <= 40 else f"{said[:37]}..."

@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from diagnostics.running import recordings as shared
+from diagnostics.running.place import differences
 from diagnostics.running.recordings import Recordings, shards
 from diagnostics.running.units import Unit, code_version, packed
 from interventions import errors
@@ -104,8 +105,6 @@ class Worker:
 
     def _check(self) -> None:
         """Raise `ResultError` where code, versions or machine differ from those of the process that asks."""
-        from diagnostics.running.carrying import differences
-
         here = facts(torch.get_num_threads(), self.expected["device"])
         if differ := differences(self.expected, here, list(self.expected)):
             raise ResultError(
