@@ -79,3 +79,19 @@ def device(request: pytest.FixtureRequest) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         pytest.skip(f"--device {name}: this torch sees no GPU")
     return name
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Two workers on Ray."""
+    import tempfile
+    from pathlib import Path
+
+    from diagnostics.running.ray_pool import RayPool
+
+    found = RayPool(2, None, 1, False)
+    yield found
+    left = list(Path(tempfile.gettempdir()).glob(f"mechdiag-ray-{os.getpid()}-*"))
+    assert bool(left) == bool(found.workers)
+    found.close()
+    assert not any(path.exists() for path in left)
