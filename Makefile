@@ -18,10 +18,12 @@ OLDEST := .venv-oldest/.testable
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 # What a new or an old version of a library can break: the engine, the readers, every hook.
 ENGINE_TESTS := tests/interventions tests/sae_models
+# What runs on a GPU.
+DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.py test_effects.py test_inside.py replaying)
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-latest test-oldest lock fuzz kills architectures mutations simulate clean
+.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -38,7 +40,7 @@ notebook: install
 
 # Two at a time: what installs or checks takes one core. Output comes target by target, as each ends.
 test:
-	@$(MAKE) -j2 --output-sync=target lint types docs unit tl3
+	@$(MAKE) -j2 --output-sync=target lint types docs unit tl3 test-pretend-cuda
 
 install: $(INSTALLED)
 
@@ -77,6 +79,13 @@ docs: $(TESTABLE)
 
 unit: $(TESTABLE)
 	@$(TEST_ENV) .venv/bin/python -m pytest -q $(PYTEST_ARGS)
+
+# The engine on a CUDA device that does not exist: operands on two devices, and waits of the host, are found without a GPU.
+test-pretend-cuda: $(TESTABLE)
+	@if { command -v c++ || command -v g++ || command -v clang++; } > /dev/null; then \
+		$(TEST_ENV) .venv/bin/python -m pytest -q $(PYTEST_ARGS) -p tests.pretend_cuda.plugin --device cuda \
+			-m "not model and not bridge" tests/pretend_cuda/waits.py $(DEVICE_TESTS); \
+	else echo "test-pretend-cuda: SKIPPED, no C++ compiler (c++, g++ or clang++)"; fi
 
 $(TL3_TESTABLE): pyproject.toml constraints-tl3.txt requirements-data.txt
 	$(call environment,.venv-tl3,constraints-tl3.txt,-e '.[test]' $(TL3))

@@ -23,9 +23,9 @@ _TOKENS = LogitDifference([3, 5], [7])
 _Call = Callable[..., object]
 
 
-def calls() -> Iterator[tuple[str, _Call]]:
+def calls(device: str = "cuda") -> Iterator[tuple[str, _Call]]:
     """Each measures rows of one recording, `batch_rows` tokens at a time."""
-    hf = fresh("llama", "cuda")
+    hf = fresh("llama", device)
     post, added, z = Site(2), Site(3, "attn_out"), Site(3, "z", head=1)
     sites = [post, added, z, Site(2, "neurons", neurons=(1, 4)), Site(3, "k", head=0), Site(3, "pattern", head=2)]
     recording = record(hf, prompts((_LENGTH,) * 4), sites)
@@ -34,7 +34,7 @@ def calls() -> Iterator[tuple[str, _Call]]:
 
     def row_of(site: Site, path: str = "replay", **how: object) -> _Call:
         width = recording.at(site, prompt[:1], position[:1]).shape[1]
-        size = torch.linspace(0.9, 1.1, width, device="cuda")
+        size = torch.linspace(0.9, 1.1, width, device=device)
         vectors = recording.at(site, prompt, position) * size
         if site.point == "pattern":
             vectors = vectors / vectors.sum(-1, keepdim=True)
@@ -50,13 +50,13 @@ def calls() -> Iterator[tuple[str, _Call]]:
     yield "kl at eight positions", row_of(post, horizon=8)
     yield "kl at the last position", row_of(post, horizon="last")
     yield "logits of three tokens", row_of(post, metrics=(_TOKENS,))
-    yield "kl beside a reference", row_of(post, reference=Reference(noise(4, "cuda"), torch.arange(_ROWS) % 4))
+    yield "kl beside a reference", row_of(post, reference=Reference(noise(4, device), torch.arange(_ROWS) % 4))
     yield "attn_out", row_of(added)
     yield "a head's z", row_of(z)
     yield "a head's keys, eight positions", row_of(sites[4], horizon=8)
     yield "a head's pattern", row_of(sites[5])
     yield "two neurons", row_of(sites[3])
-    joint = [Put(site, torch.arange(_ROWS), position, noise(_ROWS, "cuda")[:, :n]) for site, n in ((z, 8), (post, 32))]
+    joint = [Put(site, torch.arange(_ROWS), position, noise(_ROWS, device)[:, :n]) for site, n in ((z, 8), (post, 32))]
     yield "joint edits", lambda **chunks: measure_joint(recording, prompt, joint, path="replay", **chunks)
 
 
