@@ -108,14 +108,15 @@ $(OLDEST): pyproject.toml constraints-oldest.txt requirements-data.txt
 test-oldest: $(OLDEST)
 	@$(UNLOCKED) .venv-oldest/bin/python -m pytest -q $(PYTEST_ARGS) $(ENGINE_TESTS)
 
-# Each lock is one resolve for all supported Pythons and platforms, without torch's CUDA, so that any torch of the version fits.
+# Each lock is one resolve for all supported Pythons and platforms, without torch's CUDA, so that any torch of the version fits; Triton
+# is that of the version, which every build of torch for CUDA asks for.
 LOCKS := build/locks
 # $(call resolve,FILE,OPTIONS,REQUIREMENTS...)
 define resolve
 	@printf '%s\n' 'pip>=26' 'setuptools>=77' $(3) > $(LOCKS)/more.in
 	@$(LOCKS)/bin/uv pip compile -q --universal --python-version 3.10 --no-header --no-annotate $(2) \
 		pyproject.toml $(LOCKS)/more.in -o $(LOCKS)/$(1)
-	@{ echo "# Made by 'make lock'."; grep -Ev '^(cuda|nvidia|triton)' $(LOCKS)/$(1); } > $(1)
+	@{ echo "# Made by 'make lock'."; grep -Ev '^(cuda|nvidia)' $(LOCKS)/$(1); } > $(1)
 	@echo "$(1): $$(grep -c == $(1)) lines"
 endef
 
@@ -144,6 +145,10 @@ simulate: $(TESTABLE)
 # Every causal model class of the installed transformers: replayed exactly, by full passes exactly, or refused.
 architectures: $(TESTABLE)
 	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.architectures
+
+# On a machine with a GPU, in under 9 minutes: exactness, waits, benches, tests. DEVICE=cpu TINY=1 for a dry run.
+device-check: $(TESTABLE)
+	@$(TEST_ENV) .venv/bin/python -m tests.device_check --device $(or $(DEVICE),cuda) $(if $(TINY),--tiny) --out results/device_check
 
 # Faults planted one at a time in a copy are each caught by a test; ONLY="a tie counts as a win" for one.
 mutations: $(TESTABLE)

@@ -1,5 +1,7 @@
 """The kernel for CUDA, by Triton's interpreter where there is no GPU: the tests of the metrics again, and its own."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,12 @@ from tests.interventions.test_metrics import (  # noqa: F401  (tests, collected 
     test_top1_changed,
 )
 from tests.tiny import edited, exact_kl, fresh, prompts, rows
+
+
+@pytest.fixture(autouse=True)
+def _runs_here(device):
+    if device == "cpu" and not os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("the kernel is compiled for this machine's GPU: --device cuda")
 
 
 @pytest.fixture(scope="module", autouse=True)
