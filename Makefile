@@ -18,8 +18,9 @@ OLDEST := .venv-oldest/.testable
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 # What a new or an old version of a library can break: the engine, the readers, every hook.
 ENGINE_TESTS := tests/interventions tests/sae_models
-# What runs on a GPU.
-DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.py test_effects.py test_inside.py replaying)
+# The engine's core, which runs on a pretended GPU.
+DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.py test_effects.py test_inside.py \
+	replaying/test_replay.py replaying/test_replay_check.py replaying/test_rows.py)
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 

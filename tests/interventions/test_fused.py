@@ -34,6 +34,8 @@ from tests.interventions.test_metrics import (  # noqa: F401  (tests, collected 
 )
 from tests.tiny import edited, exact_kl, fresh, prompts, rows
 
+pytestmark = pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # the interpreter is numpy
+
 
 @pytest.fixture(autouse=True)
 def _runs_here(device):
@@ -43,7 +45,7 @@ def _runs_here(device):
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernel_everywhere():
-    """On the CPU too, for every dtype that it takes. Triton's interpreter is numpy, which warns where a GPU gives inf or nan."""
+    """On the CPU too, for every dtype that it takes."""
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
         patch.setattr(fused, "usable", lambda logits: logits.dtype in fused._DTYPES)
         yield
