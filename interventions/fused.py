@@ -6,6 +6,7 @@ time for JS, in the dtype that they have.
 
 import warnings
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,13 +60,11 @@ def compare(
     As in `metrics.METRICS`: nats; nan, −1 and False where either side is no distribution. js=False leaves JS out, and a pass.
     block: tokens that are read at once.
     """
-    import triton
-
     n_row, n_col = intervened.shape
     intervened, clean = (x if x.stride(1) == 1 else x.contiguous() for x in (intervened, clean))
     real = torch.empty(len(_REAL), n_row, device=intervened.device)
     whole = torch.empty(len(_WHOLE), n_row, dtype=torch.long, device=intervened.device)
-    block = block or min(2048 if intervened.is_cuda else 8192, triton.next_power_of_2(n_col))
+    block = block or min(2048 if intervened.is_cuda else 8192, 1 << (n_col - 1).bit_length())
     strides = intervened.stride(0), clean.stride(0)
     if n_row:
         _kernel()[(n_row,)](
@@ -77,15 +76,15 @@ def compare(
 
 @cache
 def _kernel() -> Any:
-    import triton
-    import triton.language as tl
+    triton, tl = import_module("triton"), import_module("triton.language")
 
     @triton.jit
     def kernel(
-        x_ptr, c_ptr, index_ptr, real_ptr, whole_ptr, n_row, n_col, x_stride, c_stride, JS: tl.constexpr, BLOCK: tl.constexpr
+        x_ptr, c_ptr, index_ptr, real_ptr, whole_ptr, n_row, n_col, x_stride, c_stride,
+        JS: tl.constexpr, BLOCK: tl.constexpr,  # pyright: ignore[reportInvalidTypeForm]
     ):  # fmt: skip
-        FLOOR: tl.constexpr = -1e30  # as _FLOOR and _LARGE of `metrics`
-        LARGE: tl.constexpr = 60.0
+        FLOOR = -1e30  # as _FLOOR and _LARGE of `metrics`
+        LARGE = 60.0
         row = tl.program_id(0).to(tl.int64)
         x_ptr += row * x_stride
         c_ptr += tl.load(index_ptr + row).to(tl.int64) * c_stride

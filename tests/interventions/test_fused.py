@@ -1,6 +1,9 @@
 """The kernel for CUDA, by Triton's interpreter where there is no GPU: the tests of the metrics again, and its own."""
 
+import importlib.metadata
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -135,3 +138,34 @@ def test_pinned_logits_by_the_kernel(where, value, device):
     np.testing.assert_allclose(found["kl"].cpu(), kl, rtol=1e-4, atol=1e-12)
     np.testing.assert_allclose(found["js"].cpu(), js, rtol=1e-4, atol=1e-12)
     assert found["finite"].all() and torch.equal(found["top1"].cpu(), intervened.argmax(-1))
+
+
+_COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from interventions import fused
+
+types = ["*fp32", "*bf16", "*i64", "*fp32", "*i64", "i32", "i32", "i32", "i32", "constexpr", "constexpr"]
+kernel = fused._kernel()
+source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), {"JS": True, "BLOCK": 2048})
+made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+print(len(made.asm["cubin"]), made.asm["ptx"].count("lg2.approx"))
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu_that_is_not_there(tmp_path):
+    """For an H100 or H200, with the logarithms that are exact near 1."""
+    version = tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+    if version < (3, 6):
+        pytest.skip("older versions of Triton compile only for a GPU that is there")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    found = subprocess.run(
+        [sys.executable, "-c", _COMPILED],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    size, rough = map(int, found.stdout.split())
+    assert size > 1000 and rough == 0
