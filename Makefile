@@ -18,10 +18,13 @@ OLDEST := .venv-oldest/.testable
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 # What a new or an old version of a library can break: the engine, the readers, every hook.
 ENGINE_TESTS := tests/interventions tests/sae_models
+# The engine's core, which runs on a pretended GPU.
+DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.py test_effects.py test_inside.py \
+	replaying/test_replay.py replaying/test_replay_check.py replaying/test_rows.py)
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-latest test-oldest lock fuzz kills architectures mutations simulate clean
+.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -38,7 +41,7 @@ notebook: install
 
 # Two at a time: what installs or checks takes one core. Output comes target by target, as each ends.
 test:
-	@$(MAKE) -j2 --output-sync=target lint types docs unit tl3
+	@$(MAKE) -j2 --output-sync=target lint types docs unit tl3 test-pretend-cuda
 
 install: $(INSTALLED)
 
@@ -78,6 +81,13 @@ docs: $(TESTABLE)
 unit: $(TESTABLE)
 	@$(TEST_ENV) .venv/bin/python -m pytest -q $(PYTEST_ARGS)
 
+# The engine on a CUDA device that does not exist: operands on two devices, and waits of the host, are found without a GPU.
+test-pretend-cuda: $(TESTABLE)
+	@if { command -v c++ || command -v g++ || command -v clang++; } > /dev/null; then \
+		$(TEST_ENV) .venv/bin/python -m pytest -q $(PYTEST_ARGS) -p tests.pretend_cuda.plugin --device cuda \
+			-m "not model and not bridge" tests/pretend_cuda/waits.py $(DEVICE_TESTS); \
+	else echo "test-pretend-cuda: SKIPPED, no C++ compiler (c++, g++ or clang++)"; fi
+
 $(TL3_TESTABLE): pyproject.toml constraints-tl3.txt requirements-data.txt
 	$(call environment,.venv-tl3,constraints-tl3.txt,-e '.[test]' $(TL3))
 	@touch $@
@@ -99,14 +109,15 @@ $(OLDEST): pyproject.toml constraints-oldest.txt requirements-data.txt
 test-oldest: $(OLDEST)
 	@$(UNLOCKED) .venv-oldest/bin/python -m pytest -q $(PYTEST_ARGS) $(ENGINE_TESTS)
 
-# Each lock is one resolve for all supported Pythons and platforms, without torch's CUDA, so that any torch of the version fits.
+# Each lock is one resolve for all supported Pythons and platforms, without torch's CUDA, so that any torch of the version fits; Triton
+# is that of the version, which every build of torch for CUDA asks for.
 LOCKS := build/locks
 # $(call resolve,FILE,OPTIONS,REQUIREMENTS...)
 define resolve
 	@printf '%s\n' 'pip>=26' 'setuptools>=77' $(3) > $(LOCKS)/more.in
 	@$(LOCKS)/bin/uv pip compile -q --universal --python-version 3.10 --no-header --no-annotate $(2) \
 		pyproject.toml $(LOCKS)/more.in -o $(LOCKS)/$(1)
-	@{ echo "# Made by 'make lock'."; grep -Ev '^(cuda|nvidia|triton)' $(LOCKS)/$(1); } > $(1)
+	@{ echo "# Made by 'make lock'."; grep -Ev '^(cuda|nvidia)' $(LOCKS)/$(1); } > $(1)
 	@echo "$(1): $$(grep -c == $(1)) lines"
 endef
 
@@ -135,6 +146,10 @@ simulate: $(TESTABLE)
 # Every causal model class of the installed transformers: replayed exactly, by full passes exactly, or refused.
 architectures: $(TESTABLE)
 	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.architectures
+
+# On a machine with a GPU, in under 9 minutes: exactness, waits, benches, tests. DEVICE=cpu TINY=1 for a dry run.
+device-check: $(TESTABLE)
+	@$(TEST_ENV) .venv/bin/python -m tests.device_check --device $(or $(DEVICE),cuda) $(if $(TINY),--tiny) --out results/device_check
 
 # Faults planted one at a time in a copy are each caught by a test; ONLY="a tie counts as a win" for one.
 mutations: $(TESTABLE)

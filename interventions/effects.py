@@ -13,6 +13,7 @@ from torch import Tensor
 from interventions.errors import EditError, MechdiagError, ReplayError, is_out_of_memory
 from interventions.metrics import METRICS, TokenMetric
 from interventions.models.anatomy import check_site
+from interventions.models.uploads import upload, upload_all
 from interventions.recording import Recording
 from interventions.replaying.chunks import DIRECT, Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
 from interventions.replaying.joint import JointRows, Put
@@ -198,13 +199,13 @@ def intervened_logits(
         reads = rows.reads(everything)
         if choose_path(rows, path, len(rows), [everything]).path == "replay":
             branches, found = replay_rows(rows, everything)
-            logits = unembed(recording, found.hidden[read_tokens(branches, reads, found.hidden.device)])
+            logits = unembed(recording, found.hidden[upload(read_tokens(branches, reads), found.hidden.device)])
         else:
             logits = hooked(rows, everything, rows.placed(everything)).logits
     if rows.one_read:
-        return torch.empty_like(logits).index_copy(0, torch.from_numpy(everything).to(logits.device), logits)
+        return torch.empty_like(logits).index_copy(0, upload(everything, logits.device), logits)
     whole = logits.new_full((len(rows), rows.n_columns, logits.shape[-1]), torch.nan)
-    row, column = (torch.from_numpy(x).to(logits.device) for x in (everything[reads.row], reads.column))
+    row, column = upload_all([everything[reads.row], reads.column], logits.device)
     return whole.index_put((row, column), logits)
 
 

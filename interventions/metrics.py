@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interventions import fused
 from interventions.errors import EditError
+from interventions.models.uploads import upload
 
 Logits = Float[Tensor, "row vocab"]
 
@@ -24,7 +26,11 @@ class CleanSide:
     """Clean logits and what metrics compute from them, each once however many edits are compared with them."""
 
     def __init__(self, logits: Logits):
-        self.logits = _wide(logits)
+        self.given = logits
+
+    @cached_property
+    def logits(self) -> Logits:
+        return _wide(self.given)
 
     @cached_property
     def log_p(self) -> Logits:
@@ -63,6 +69,11 @@ class CleanRows:
         return value
 
 
+def _by_kernel(own: Callable[[Any], Tensor]) -> "cached_property[Tensor]":
+    """A property of a comparison: what one kernel gives where it runs, else computed by `own`."""
+    return cached_property(lambda self: found if (found := self._fused.get(own.__name__)) is not None else own(self))
+
+
 class Comparison:
     """Clean and intervened logits side by side.
 
@@ -75,11 +86,36 @@ class Comparison:
     in q alone makes the KL infinite, one that is −inf in p alone does not.
     """
 
-    def __init__(self, clean: CleanSide | CleanRows, intervened: Logits, *, split: bool | None = None):
+    def __init__(
+        self, clean: CleanSide | CleanRows, intervened: Logits, *, split: bool | None = None, js: bool = False
+    ):
         """split: compute rows of extreme logits apart from the others, which are then cheaper. Default: on the CPU; elsewhere it
-        would cost a synchronisation."""
-        self.clean, self.intervened = clean, _wide(intervened)  # one clean row stands for all edits, or one for each
-        self._split = self.intervened.device.type == "cpu" if split is None else split
+        would cost a synchronisation, and one kernel computes all rows where it runs (see `fused`). js: JS will be asked for too."""
+        self.clean, self._given = clean, intervened  # one clean row stands for all edits, or one for each
+        self._split, self._js = intervened.device.type == "cpu" if split is None else split, js
+        self._kernel = split is None and fused.usable(intervened)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self._given)
+
+    @cached_property
+    def intervened(self) -> Logits:
+        return _wide(self._given)
+
+    @cached_property
+    def _fused(self) -> dict[str, Tensor]:
+        """What one kernel gives, where it runs."""
+        if not self._kernel:
+            return {}
+        side, index = self.clean, None
+        if isinstance(side, CleanRows):
+            side, index = side.side, side.index
+        assert isinstance(side, CleanSide)
+        if not isinstance(index, Tensor):
+            rows = torch.arange(len(side.given), device=side.given.device)
+            index = (rows if index is None else rows[index]).expand(len(self._given))
+        return fused.compare(self._given, side.given, index, js=self._js)
 
     @cached_property
     def _parts(self) -> "_Difference | _ExtremeDifference":
@@ -107,11 +143,11 @@ class Comparison:
         """log q − log p up to a constant a row."""
         return self._with_extreme(self._parts.d, "d")
 
-    @cached_property
+    @_by_kernel
     def kl(self) -> Float[Tensor, "row"]:
         return self._with_extreme(self._parts.kl, "kl")
 
-    @cached_property
+    @_by_kernel
     def js(self) -> Float[Tensor, "row"]:
         return self._with_extreme(self._parts.js, "js").clamp(min=0)  # what rounding leaves below 0
 
@@ -119,17 +155,17 @@ class Comparison:
     def _largest(self) -> Float[Tensor, "row"]:
         return self.intervened.amax(-1)
 
-    @cached_property
+    @_by_kernel
     def finite(self) -> Bool[Tensor, "row"]:
         """Whether both sides are distributions: their largest logits are finite."""
         return self._largest.isfinite() & self.clean.finite
 
-    @cached_property
+    @_by_kernel
     def top1_changed(self) -> Bool[Tensor, "row"]:
         top = self.clean.top1.expand(len(self.intervened))[:, None]
         return self.intervened.gather(-1, top).squeeze(-1) < self._largest
 
-    @cached_property
+    @_by_kernel
     def top1(self) -> Int[Tensor, "row"]:
         # Where the clean token ties for the largest logit (half precision) it is still the one.
         top, changed = self.clean.top1.expand(len(self.intervened)), self.top1_changed
@@ -139,11 +175,11 @@ class Comparison:
             top = top.index_copy(0, which, self.intervened[which].argmax(-1))
         return torch.where(self.finite, top, -1)
 
-    @cached_property
+    @_by_kernel
     def clean_top1(self) -> Int[Tensor, "row"]:
         return torch.where(self.clean.finite, self.clean.top1, -1).expand(len(self.intervened))
 
-    @cached_property
+    @_by_kernel
     def top1_drop(self) -> Float[Tensor, "row"]:
         top = self.clean.top1.expand(len(self.intervened))[:, None]
         drop = -self._parts.log_ratio_at(top).squeeze(-1)
@@ -257,7 +293,7 @@ METRICS: dict[str, Callable[[Comparison], Tensor]] = {
     "top1_drop": lambda c: c.top1_drop,
     "top1": lambda c: c.top1,
     "clean_top1": lambda c: c.clean_top1,
-    "clean_entropy": lambda c: c.clean.entropy.expand(len(c.intervened)),
+    "clean_entropy": lambda c: c.clean.entropy.expand(c.n_rows),
 }
 """Metrics by name, each from a `Comparison` to one number a row: `kl` and `js` in nats, `top1_changed` a truth value (the
 clean top-1 token is no longer the largest), `top1_drop` = log p − log q of the clean top-1 token, nats, `top1` and `clean_top1` the
@@ -323,7 +359,7 @@ class TokenMetric:
             ids = torch.searchsorted(columns, ids)
         elif int(ids.min()) < 0 or int(ids.max()) >= logits.shape[-1]:
             raise EditError(f"{self.name}: a token id lies outside the vocabulary of {logits.shape[-1]}")
-        return logits.gather(-1, ids.to(logits.device).expand(len(logits), -1))
+        return logits.gather(-1, upload(ids, logits.device).expand(len(logits), -1))
 
 
 def _as_ids(ids: Any) -> Tensor:
@@ -410,7 +446,7 @@ def kl_divergence(clean: Logits, intervened: Logits) -> Float[Tensor, "row"]:
 
 def js_divergence(clean: Logits, intervened: Logits) -> Float[Tensor, "row"]:
     """Jensen-Shannon divergence ½KL(p‖m) + ½KL(q‖m), m = (p+q)/2, nats, ≤ ln 2 up to rounding, of logits."""
-    return Comparison(CleanSide(clean), intervened).js
+    return Comparison(CleanSide(clean), intervened, js=True).js
 
 
 def entropy(logits: Logits) -> Float[Tensor, "row"]:

@@ -21,6 +21,7 @@ from interventions.models.compat import cache_name, cache_understood
 from interventions.models.exclusive import exclusive, holding
 from interventions.models.fingerprint import Fingerprint, fingerprint, own_code
 from interventions.models.rotary import depends_on_length, forget_longer_passes
+from interventions.models.uploads import upload
 from interventions.models.wrapping import wrap
 from interventions.sites import Site
 from interventions.texts.inputs import check_prompts, read_prompts
@@ -126,7 +127,8 @@ class Recording:
         """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
         whole, prompt, position = self._whole(site), prompt.cpu(), position.cpu()
         self.check_rows(prompt, position)
-        return self._part(site, whole[prompt.to(whole.device), position.to(whole.device)])
+        at = upload(torch.stack([prompt, position]), whole.device)
+        return self._part(site, whole[at[0], at[1]])
 
     def _whole(self, site: Site) -> Float[Tensor, "prompt pos width"]:
         """What was recorded where a site stands: of all heads, all neurons."""
@@ -142,7 +144,7 @@ class Recording:
             return values
         check_site(self.model, site, may_run=False)
         columns = site_columns(self.model, site, self.tokens.shape[1])
-        return values if columns is None else values[..., columns.to(values.device)]
+        return values if columns is None else values[..., upload(columns, values.device)]
 
     def entering(self, first_block: int, prompt: Tensor, position: Tensor) -> Float[Tensor, "row d_model"]:
         """What block `first_block` reads at single tokens. Raises `SiteError` where neither side of it was recorded."""

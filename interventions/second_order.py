@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from interventions.effects import Effects, check_rows, choose_path, in_chunks
 from interventions.errors import MechdiagError, ReplayError, is_out_of_memory, one_line
+from interventions.models.uploads import upload
 from interventions.recording import Recording
 from interventions.replaying.chunks import Asked, hooked, read_tokens, replay_rows
 from interventions.replaying.replay import unembed
@@ -221,7 +222,7 @@ class _Chunk:
         if self.replays:
             assert vectors is not None
             branches, found = replay_rows(self.rows, self.chunk, vectors)
-            return found.hidden[read_tokens(branches, self.reads, self.device)]
+            return found.hidden[upload(read_tokens(branches, self.reads), self.device)]
         edits = [] if vectors is None else self.rows.placed(self.chunk, vectors, self.branches)
         return hooked(self.rows, self.chunk, edits).logits
 

@@ -8,6 +8,7 @@ import beartype  # noqa: F401  (before nnsight, which patches types in a way tha
 import hypothesis
 import jaxtyping
 import pytest
+import torch
 
 # Before anything of the package is imported: from here on every annotated function checks its tensors' shapes.
 # An int stands for a float, as everywhere in Python's typing.
@@ -30,6 +31,10 @@ def _checked(*, typechecker):
 
 
 jaxtyping.jaxtyped = _checked
+
+# Kernels run by Triton's interpreter where there is no GPU. Triton asks when it is first imported, whoever imports it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A job in the background starts with SIGINT ignored, and its children with it; tests of Ctrl-C must not depend on that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -65,16 +70,12 @@ def _figures_closed():
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Tiny models gain nothing from threads, and threads that wait for each other on a busy machine cost minutes."""
-    import torch
-
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     """The device of this run; the test is skipped where it asks for a GPU and there is none."""
-    import torch
-
     name = str(request.config.getoption("--device"))
     if name.startswith("cuda") and not torch.cuda.is_available():
         pytest.skip(f"--device {name}: this torch sees no GPU")

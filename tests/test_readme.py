@@ -17,7 +17,7 @@ def test_scripts_and_targets_named_in_prose_exist():
     for path in re.findall(r"scripts/\w+\.py", README):
         assert (ROOT / path).is_file(), path
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`make (\w+)", README):
+    for target in re.findall(r"`make ([\w-]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 

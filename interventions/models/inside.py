@@ -23,6 +23,7 @@ from interventions.errors import SiteError
 from interventions.models.causal_model import WRAPPED, CausalModel
 from interventions.models.compat import without_cache
 from interventions.models.exclusive import attending_by, exclusive, forward_replaced, hooked
+from interventions.models.uploads import upload
 from interventions.sites import HEADS, Site
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -350,7 +351,7 @@ def at_inside(model: CausalModel, site: Site, see: See) -> Iterator[None]:
     def part(value: Tensor) -> Tensor | None:
         if which is None:
             return see(value)
-        at = which.to(value.device)
+        at = upload(which, value.device)
         new = see(value[..., at])
         return None if new is None else value.index_copy(-1, at, new)
 
@@ -397,7 +398,7 @@ def _at_place(model: CausalModel, layer: int, place: Place, see: See) -> Iterato
         if place.columns is None:
             new = see(whole)
         else:
-            at = place.columns.to(value.device)
+            at = upload(place.columns, value.device)
             new = see(whole[..., at])
             new = None if new is None else whole.index_copy(-1, at, new)
         return None if new is None else new.reshape(value.shape)

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interventions import fused
 from interventions.errors import MechdiagError
 from interventions.metrics import METRICS, NOT_FLOATS, CleanRows, CleanSide, Comparison, TokenMetric
+from interventions.models.uploads import download, upload, upload_all
 from interventions.replaying.hooks import Forwarded, full_forwards
 from interventions.replaying.placed import Placed, placed
 from interventions.replaying.replay import Branches, Replayed, gives_some_logits, replayed, unembed
@@ -76,8 +78,9 @@ class Asked:
         shape = (len(rows),) if rows.one_read else (len(rows), rows.n_columns)
         at = (row,) if rows.one_read else (row, column)
         values, finite = {}, torch.ones(len(row), dtype=torch.bool)
-        for name in [*self.names, *[_FINITE] * (_FINITE in self.by_name)]:
-            found = torch.cat([part[name] for _, _, part in self.chunks]).cpu()
+        names = [*self.names, *[_FINITE] * (_FINITE in self.by_name)]
+        every = download({name: torch.cat([part[name] for _, _, part in self.chunks]) for name in names})
+        for name, found in every.items():
             finite &= found if name == _FINITE else found.isfinite()
             if name == _FINITE:
                 continue
@@ -95,9 +98,9 @@ def replay_rows(rows: Rows, which: np.ndarray, vectors: Tensor | None = None) ->
     return branches, replayed(rows.recording, branches, rows.placed(which, vectors, branches), rows.attention)
 
 
-def read_tokens(branches: Branches, reads: Reads, device: torch.device) -> Tensor:
+def read_tokens(branches: Branches, reads: Reads) -> Int[np.ndarray, "read"]:
     """The token at which each effect is read."""
-    return torch.from_numpy(branches.first[reads.row] + reads.position - branches.start[reads.row]).to(device)
+    return branches.first[reads.row] + reads.position - branches.start[reads.row]
 
 
 def _compare(
@@ -114,24 +117,26 @@ def _compare(
     """
     some = max(1, (2**18 if logits.device.type == "cpu" else 2**27) // logits.shape[1])
     parts: list[list[Tensor]] = []
-    start = 0
+    start, of = 0, upload(index, logits.device)
     while start < len(logits):
         alike = int(np.searchsorted(index, index[start], side="right"))
         stop = alike if some // 2 <= alike - start <= 2 * some else min(start + some, len(logits))
         if index[start] == index[stop - 1]:
             which: Tensor | slice = slice(int(index[start]), int(index[start]) + 1)
         else:
-            which = torch.from_numpy(index[start:stop]).to(logits.device)
-        comparison = Comparison(CleanRows(clean, which), logits[start:stop])
+            which = of[start:stop]
+        comparison = Comparison(CleanRows(clean, which), logits[start:stop], js="js" in metrics)
         parts.append([metric(comparison, rows[start:stop], columns) for metric in metrics.values()])
         start = stop
     return {name: torch.cat(column) for name, column in zip(metrics, zip(*parts, strict=True), strict=True)}
 
 
 def _clean_side(logits: Tensor, metrics: dict[str, Metric]) -> CleanSide:
-    """With everything formed that `metrics` will read, a few rows at a time on the CPU."""
+    """With everything formed that `metrics` will read, a few rows at a time on the CPU; nothing where one kernel forms it."""
     clean = CleanSide(logits)
     some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    if fused.usable(logits):
+        return clean
     parts = [CleanSide(clean.logits[start : start + some]) for start in range(0, len(logits), some)]
     needed = ["log_p", "p"] if {"kl", "js", "top1_drop", "clean_entropy", DIRECT} & set(metrics) else []
     needed += ["top1"] * bool({"top1_changed", "top1_drop", "top1", "clean_top1"} & set(metrics)) + ["entropy"] * (
@@ -187,7 +192,7 @@ def replay_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, di
         if sides.direct is not None:
             moved = sides.direct[carried[start] : carried[stop]]
             which = sides.direct_of[carried[start] : carried[stop]] - start
-            of = torch.from_numpy(index[which]).to(states.device)
+            of = upload(index[which], states.device)
             direct = _direct_logits(rows, row[start:stop][torch.from_numpy(which)], moved, states, logits[:n_clean], of)
             values[DIRECT] = _spread(clean, index, direct, which, stop - start)
         found.append(values)
@@ -217,11 +222,11 @@ def _direct_logits(rows: Rows, which: Tensor, moved: Tensor, clean: Tensor, clea
 
 def _spread(clean: CleanSide, index: np.ndarray, logits: Tensor, which: np.ndarray, n_read: int) -> Tensor:
     """The KL of directly carried changes at the reads `which`, 0 at those that were not edited."""
-    kl = logits.new_zeros(n_read, dtype=clean.logits.dtype)
+    kl = logits.new_zeros(n_read, dtype=torch.promote_types(clean.given.dtype, torch.float32))
     if len(which) == 0:
         return kl
-    at = torch.from_numpy(which)
-    return kl.index_copy(0, at.to(kl.device), _compare(clean, index[which], logits, at, _KL)[DIRECT])
+    found = _compare(clean, index[which], logits, torch.from_numpy(which), _KL)[DIRECT]
+    return kl.index_copy(0, upload(which, kl.device), found)
 
 
 def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
@@ -235,7 +240,7 @@ def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
         order = np.argsort(key, kind="stable")
         reads = Reads(*(x[order] for x in reads))
         place, index = np.unique(key[order], return_inverse=True)
-        at = torch.from_numpy(np.stack(np.divmod(place, recording.tokens.shape[1]))).to(device)
+        at = upload(np.stack(np.divmod(place, recording.tokens.shape[1])), device)
         clean, stream = recording.final_hidden[at[0], at[1]], recording.activations[last][at[0], at[1]]
     else:
         distinct, which = rows.distinct_clean(chunk)
@@ -246,33 +251,32 @@ def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
         place, one, index = np.unique(key[order], return_index=True, return_inverse=True)
         own, made = replay_rows(rows, distinct, rows.reference_vectors(distinct))
         at = own.first[place // width] + reads.position[one] - own.start[place // width]
-        clean, stream = (x[torch.from_numpy(at).to(device)] for x in made)
-    token = read_tokens(branches, reads, device)
+        at = upload(at, device)
+        clean, stream = (x[at] for x in made)
+    token = read_tokens(branches, reads)
     carried, direct_of = None, np.zeros(0, dtype=int)
     if direct:
         assert vectors is not None
         edit, direct_of = _edits_read(branches, token)
-        delta = (vectors - rows.clean_at_site(chunk))[edit]
-        moved = stream[torch.from_numpy(index[direct_of]).to(device)] + delta
+        edit, of = upload_all([edit, index[direct_of]], device)
+        moved = stream[of] + (vectors - rows.clean_at_site(chunk))[edit]
         alone = Branches.single(np.zeros(len(direct_of), dtype=int), np.zeros(len(direct_of), dtype=int))
         moved_there = [placed(recording, last, alone.edited, moved)]
         carried = replayed(recording, alone, moved_there).hidden if len(direct_of) else moved
-    return _Sides(clean, found.hidden[token], index, carried, direct_of), reads
+    return _Sides(clean, found.hidden[upload(token, device)], index, carried, direct_of), reads
 
 
-def _edits_read(branches: Branches, token: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Of the reads at `token` those that were edited themselves: which edit each is, and which read."""
-    read = token.cpu().numpy()
+def _edits_read(branches: Branches, read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the tokens read those that were edited themselves: which edit each is, and which read."""
     edit = np.minimum(np.searchsorted(branches.edited, read), len(branches.edited) - 1)
     own = np.flatnonzero(branches.edited[edit] == read)
-    return torch.from_numpy(edit[own]).to(token.device), own
+    return edit[own], own
 
 
 def hooked(rows: Rows, which: np.ndarray, edits: Sequence[Placed]) -> Forwarded:
     """Full forward passes of rows with edits at their tokens (none: clean)."""
     branches = rows.branches(which)
-    token = read_tokens(branches, rows.reads(which), torch.device("cpu")).numpy()
-    return full_forwards(rows.recording, branches, edits, token)
+    return full_forwards(rows.recording, branches, edits, read_tokens(branches, rows.reads(which)))
 
 
 def hooks_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, dict[str, Tensor]]:
@@ -289,8 +293,10 @@ def hooks_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, dic
         values = _compare(clean, index, hooked(rows, part, edits).logits, row, asked.by_name)
         if asked.direct:
             vectors = edits[0].vectors
-            edit, own = _edits_read(rows.branches(part), read_tokens(rows.branches(part), reads, vectors.device))
-            moved = forwarded.stream[torch.from_numpy(own).to(edit.device)] + (vectors - rows.clean_at_site(part))[edit]
+            branches = rows.branches(part)
+            edit, own = _edits_read(branches, read_tokens(branches, reads))
+            edits_at, reads_at = upload_all([edit, own], vectors.device)
+            moved = forwarded.stream[reads_at] + (vectors - rows.clean_at_site(part))[edits_at]
             alone = Branches.single(rows.prompt[part][reads.row[own]], reads.position[own])
             last = Site(rows.recording.model.n_layers - 1)
             there = [placed(rows.recording, last, alone.edited, moved)]

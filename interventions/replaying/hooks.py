@@ -20,6 +20,7 @@ from interventions.models.causal_model import CausalModel
 from interventions.models.exclusive import exclusive
 from interventions.models.inside import check_inside, columns
 from interventions.models.rotary import forget_longer_passes
+from interventions.models.uploads import upload
 from interventions.models.wrapping import wrap
 from interventions.recording import Recording
 from interventions.replaying.placed import Placed
@@ -262,10 +263,10 @@ def reference_forward(
     """
     model = recording.model
     device, last = model.device, Site(model.n_layers - 1)
-    tokens = recording.tokens[torch.from_numpy(branches.prompt).to(device), : _lengths(recording, branches)[0]]
+    tokens = recording.tokens[upload(branches.prompt, device), : _lengths(recording, branches)[0]]
 
     def at(which: np.ndarray) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(np.stack([branches.row, branches.position])[:, which]).to(device))
+        return tuple(upload(np.stack([branches.row, branches.position])[:, which], device))
 
     def put(several: list[Placed]) -> Edit:
         def change(hidden: Tensor) -> Tensor:
@@ -309,7 +310,7 @@ def _taken(each: Placed, branches: Branches, part: Branches, rows: np.ndarray) -
         return None
     token = each.token[among]
     token = part.first[np.searchsorted(rows, branches.row[token])] + branches.place[token]
-    which = torch.from_numpy(among).to(each.vectors.device)
+    which = upload(among, each.vectors.device)
     columns = None if each.columns is None else each.columns[which]
     return each._replace(token=token, columns=columns, vectors=each.vectors[which])
 
@@ -332,4 +333,4 @@ def full_forwards(recording: Recording, branches: Branches, edits: Sequence[Plac
             found.append(reference_forward(recording, part, own, part.first[of] + branches.place[token]))
             order.append(reads)
     back = torch.from_numpy(np.argsort(np.concatenate(order), kind="stable"))
-    return Forwarded(*(torch.cat(column)[back.to(column[0].device)] for column in zip(*found, strict=True)))
+    return Forwarded(*(torch.cat(column)[upload(back, column[0].device)] for column in zip(*found, strict=True)))

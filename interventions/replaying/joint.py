@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interventions.errors import EditError, SiteError
 from interventions.models.anatomy import check_site, n_heads, site_columns, site_width
+from interventions.models.uploads import upload
 from interventions.recording import Recording
 from interventions.replaying.placed import Placed
 from interventions.replaying.replay import Branches
@@ -122,11 +123,11 @@ class JointRows(Rows):
                 continue
             branch = order[np.searchsorted(rows[order], group.row[which])]
             token = branches.first[branch] + group.position[which] - branches.start[branch]
-            values = group.vectors[torch.from_numpy(which).to(group.vectors.device)]
+            values = upload(group.vectors[upload(which, group.vectors.device)], model.device)
             columns = group.columns
             if columns is not None:
-                columns = columns[torch.from_numpy(group.part[which])].to(model.device)
-            found.append(Placed(group.site, token, columns, values.to(model.device, model.stream_dtype), group.n_heads))
+                columns = upload(columns[torch.from_numpy(group.part[which])], model.device)
+            found.append(Placed(group.site, token, columns, values.to(model.stream_dtype), group.n_heads))
         return found
 
 

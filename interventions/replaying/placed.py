@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.models.anatomy import n_heads, site_columns
+from interventions.models.uploads import upload
 from interventions.recording import Recording
 from interventions.sites import Site
 
@@ -31,7 +32,7 @@ def placed(recording: Recording, site: Site, token: Int[np.ndarray, "edit"], vec
     """Vectors at one site, head or neurons of some tokens."""
     columns = site_columns(recording.model, site, recording.tokens.shape[1])
     if columns is not None:
-        columns = columns.to(vectors.device).expand(len(vectors), -1)
+        columns = upload(columns, vectors.device).expand(len(vectors), -1)
     return Placed(site.whole, token, columns, vectors, n_heads(recording.model, site) if site.point == "pattern" else 1)
 
 

@@ -27,6 +27,7 @@ from interventions.models.anatomy import at_site
 from interventions.models.causal_model import CausalModel
 from interventions.models.compat import cache_name, cache_understood
 from interventions.models.exclusive import exclusive, forward_replaced
+from interventions.models.uploads import upload_all
 from interventions.recording import Recording
 from interventions.replaying.attention import PatternRows, RowAttention, attending
 from interventions.replaying.placed import Placed, merged, overwritten
@@ -131,12 +132,13 @@ def layout(branches: Branches, device: torch.device, cost_of_slot: float | int, 
     within = np.arange(len(prompt)) - np.repeat(np.cumsum(counts) - counts, counts)
     new = within % size == 0
     branch = (np.cumsum(new) - 1) * size + within % size
-    slot = torch.from_numpy(branch[branches.row] * width + branches.place).to(device)
+    slot = branch[branches.row] * width + branches.place
+    both = np.stack([branches.start[branches.row], branches.position])
+    slot, both, group_prompt = upload_all([slot, both, prompt[new]], device)
     padded = torch.zeros(2, int(new.sum()) * size * width, dtype=torch.long, device=device)
-    both = torch.from_numpy(np.stack([branches.start[branches.row], branches.position])).to(device)
     padded.index_copy_(1, slot, both)
     start, position = padded.view(2, -1, size * width)
-    return Layout(slot, torch.from_numpy(prompt[new]).to(device), start, position, width, n_clean)
+    return Layout(slot, group_prompt, start, position, width, n_clean)
 
 
 class _JoinedKeys(DynamicCache):
@@ -225,7 +227,7 @@ class Replayed(NamedTuple):
     """before it"""
 
 
-def _pattern_rows(each: Placed, branches: Branches, rows: Layout) -> PatternRows:
+def _pattern_rows(each: Placed, token: Int[Tensor, "edit"], rows: Layout) -> PatternRows:
     """Edited rows of weights, over the clean keys and over the tokens of the branch."""
     device, n_pos = each.vectors.device, each.vectors.shape[1]
     if each.columns is None:  # every head
@@ -234,27 +236,24 @@ def _pattern_rows(each: Placed, branches: Branches, rows: Layout) -> PatternRows
         weights = each.vectors.reshape(-1, n_pos)
     else:
         head, weights = each.columns[:, 0] // n_pos, each.vectors
-    token = np.repeat(each.token, len(head) // max(1, len(each.token)))
-    start, position = (
-        torch.from_numpy(x[token]).to(device)[:, None] for x in (branches.start[branches.row], branches.position)
-    )
+    slot = rows.slot[token].repeat_interleave(len(head) // max(1, len(token)))
+    start, position = (x.flatten()[slot][:, None] for x in (rows.start, rows.position))
     key, place = (torch.arange(n, device=device) for n in (rows.n_clean, rows.width))
     on_clean = torch.where(key < start, weights[:, : rows.n_clean], 0.0)
     own = start + place
     on_own = torch.where(own <= position, weights.gather(1, own.clamp(max=n_pos - 1)), 0.0)
-    return PatternRows(rows.slot[torch.from_numpy(token).to(device)], head, on_clean, on_own)
+    return PatternRows(slot, head, on_clean, on_own)
 
 
-def _put_in(model: CausalModel, each: Placed, branches: Branches, rows: Layout, flat: bool) -> AbstractContextManager:
+def _put_in(model: CausalModel, each: Placed, token: Tensor, rows: Layout, flat: bool) -> AbstractContextManager:
     """Let the vectors stand at their site for as long as this lasts."""
-    token = torch.from_numpy(each.token).to(each.vectors.device)
     slot = token if flat else rows.slot[token]
 
     def overwrite(value: Tensor) -> Tensor:
         lines, edit = value.flatten(0, 1), each
         if each.site.point != "pattern":
             return overwritten(lines, slot, edit).view(value.shape)
-        made = _pattern_rows(each, branches, rows)
+        made = _pattern_rows(each, token, rows)
         weights = lines.unflatten(-1, (each.n_heads, -1))
         own = rows.n_clean + made.slot % rows.shape[1] // rows.width * rows.width
         line = weights.new_zeros(len(made.head), weights.shape[-1])
@@ -278,28 +277,31 @@ def replayed(
     the model's own forward; gradients flow where they are enabled. Tokens of a branch with a non-finite vector are nan.
     """
     model, device = recording.model, recording.model.device
+    edits = merged(edits)
     finite = [each.vectors.isfinite().all(dim=-1) for each in edits]
     # else one row could spoil those beside it
     kept = [
         each._replace(vectors=torch.where(f[:, None], each.vectors, 0.0)) for each, f in zip(edits, finite, strict=True)
     ]
+    tokens = upload_all([each.token for each in edits], device)
     first = min(each.site.first_block for each in edits)
     flat = attention == "grouped" or first == model.n_layers  # above the last block nothing attends
     rows = layout(branches, device, 0 if flat else 12 * model.d_model, group_size)
-    entering = [each for each in merged(kept) if each.site.first_block == first and each.site.entry == each.site]
-    later = [each for each in merged(kept) if not any(each.site == other.site for other in entering)]
-    if len(entering) == 1 and np.array_equal(entering[0].token, np.arange(branches.n_tokens)):
-        value = entering[0].vectors
+    put = list(zip(kept, tokens, strict=True))
+    entering = [x for x in put if x[0].site.first_block == first and x[0].site.entry == x[0].site]
+    later = [x for x in put if not any(x[0].site == other.site for other, _ in entering)]
+    if len(entering) == 1 and np.array_equal(entering[0][0].token, np.arange(branches.n_tokens)):
+        value = entering[0][0].vectors
     else:
         token = torch.from_numpy(np.stack([branches.prompt[branches.row], branches.position]))
         value = recording.entering(first, *token)
-        for each in entering:
-            value = overwritten(value, torch.from_numpy(each.token).to(device), each)
+        for each, token in entering:
+            value = overwritten(value, token, each)
     stream: list[Tensor] = []
     with ExitStack() as stack:
         if flat:
             value = value[None]
-            slot_position = torch.from_numpy(branches.position).to(device)[None]
+            slot_position = rows.position.flatten()[rows.slot][None]
             unused = value.new_zeros(1, 1, 1, 1)  # 4-D: the model makes no mask of its own
             mask = _for_each_kind(model, lambda _: unused)
             own = RowAttention(
@@ -312,12 +314,12 @@ def replayed(
                 rows.n_clean,
                 windows(model),
                 patterns={
-                    each.site.layer: _pattern_rows(each, branches, rows)
-                    for each in later
+                    each.site.layer: _pattern_rows(each, token, rows)
+                    for each, token in later
                     if each.site.point == "pattern"
                 },
             )
-            later = [each for each in later if each.site.point != "pattern"]
+            later = [x for x in later if x[0].site.point != "pattern"]
             cache: DynamicCache = _OwnKeys(own)
             stack.enter_context(attending(own))
         else:
@@ -328,8 +330,8 @@ def replayed(
             mask = _for_each_kind(model, lambda window: row_mask(rows, model.dtype, window))
             cache = _JoinedKeys(recording, rows)
         stack.enter_context(entering_at(recording, first, value))
-        for each in later:
-            stack.enter_context(_put_in(model, each, branches, rows, flat))
+        for each, token in later:
+            stack.enter_context(_put_in(model, each, token, rows, flat))
         if first < model.n_layers:
             stack.enter_context(at_site(model, Site(model.n_layers - 1), lambda x: stream.append(x)))
         stack.enter_context(cache_understood(model.base))
@@ -343,11 +345,11 @@ def replayed(
     found = [
         (x[0] if flat else x.flatten(0, 1).index_select(0, rows.slot)) for x in (hidden, stream[0] if stream else value)
     ]
-    bad_rows = torch.zeros(len(branches.prompt), dtype=torch.int32, device=device)
-    row = torch.from_numpy(branches.row).to(device)
-    for each, good in zip(edits, finite, strict=True):
-        bad_rows.index_add_(0, row[torch.from_numpy(each.token).to(device)], (~good).int())
-    bad = (bad_rows > 0)[row, None]
+    branch = rows.slot // rows.width
+    bad_rows = torch.zeros(rows.position.numel() // rows.width, dtype=torch.int32, device=device)
+    for token, good in zip(tokens, finite, strict=True):
+        bad_rows.index_add_(0, branch[token], (~good).int())
+    bad = (bad_rows > 0)[branch, None]
     return Replayed(*(x.masked_fill(bad, torch.nan) for x in found))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interventions.errors import EditError, SiteError
 from interventions.models.anatomy import site_width
+from interventions.models.uploads import upload
 from interventions.recording import Recording
 from interventions.replaying.placed import Placed, placed
 from interventions.replaying.replay import Branches
@@ -215,16 +216,16 @@ class Rows:
         """The vectors of these rows, in the order of their branches' edited tokens."""
         model = self.recording.model
         index = torch.from_numpy(rows)
-        value = self.vectors(index) if callable(self.vectors) else self.vectors[index.to(self.vectors.device)]
+        value = self.vectors(index) if callable(self.vectors) else self.vectors[upload(index, self.vectors.device)]
         width = site_width(model, self.site, self.recording.tokens.shape[1])
         expected = (len(rows), *((self.positions.shape[1],) if self.several else ()), width)
         if value.shape != expected:
             raise EditError(f"edited vectors of shape {list(value.shape)}; expected {list(expected)}")
-        value = value.to(model.device, model.stream_dtype)
+        value = upload(value, model.device).to(model.stream_dtype)
         if not self.several:
             return value
         row, column = np.nonzero(self._used(rows))
-        at = torch.from_numpy(np.stack([row, self.columns[rows][row, column]])).to(model.device)
+        at = upload(np.stack([row, self.columns[rows][row, column]]), model.device)
         return value[at[0], at[1]]
 
     def clean_at_site(self, rows: np.ndarray) -> Float[Tensor, "edit d_model"]:
@@ -238,7 +239,8 @@ class Rows:
     def reference_vectors(self, rows: np.ndarray) -> Float[Tensor, "some_row d_model"]:
         assert self.reference is not None
         model, given = self.recording.model, self.reference.vectors
-        return given[self.reference.index[torch.from_numpy(rows)].to(given.device)].to(model.device, model.stream_dtype)
+        chosen = given[upload(self.reference.index[torch.from_numpy(rows)], given.device)]
+        return upload(chosen, model.device).to(model.stream_dtype)
 
     def reads(self, rows: np.ndarray) -> Reads:
         """Where the effects of these rows are read, row by row."""

@@ -51,38 +51,39 @@ def changed(recording, site, prompt, position, generator):
     """Vectors that differ from what stands there; a pattern's are weights that sum to 1."""
     x = recording.at(site, prompt, position)
     if site.point != "pattern":
-        return x + torch.randn(x.shape, generator=generator) * x.abs().mean() * 2
+        return x + torch.randn(x.shape, generator=generator).to(x) * x.abs().mean() * 2
     weights = torch.rand(x.shape, generator=generator) * (torch.arange(x.shape[1]) <= position[:, None])
-    return weights / weights.sum(-1, keepdim=True)
+    return (weights / weights.sum(-1, keepdim=True)).to(x)
 
 
 @pytest.mark.parametrize(("name", "wrapper"), CASES)
-def test_every_site_inside_a_block_is_what_torch_hooks_see_and_change(name, wrapper):
+def test_every_site_inside_a_block_is_what_torch_hooks_see_and_change(name, wrapper, device):
     hf, generator = tiny_model(name), torch.Generator().manual_seed(0)
-    recording = record(wrapped(name, wrapper), TEXTS, [Site(LAYER, point) for point in INSIDE])
+    recording = record(wrapped(name, wrapper, device), TEXTS, [Site(LAYER, point) for point in INSIDE])
     prompt, position = torch.tensor([0, 0, 1, 2]), torch.tensor([5, 13, 4, 2])
     for point in INSIDE:
         site = one_of(name, point)
         if point != "pattern":
             for i, tokens in enumerate(TEXTS):
                 seen = inside.clean(name, hf, tokens, site)
-                assert torch.allclose(recording.of(site.whole)[i, : len(tokens)], seen, atol=TOLERANCE), site
+                found = recording.of(site.whole)[i, : len(tokens)].cpu()
+                assert torch.allclose(found, seen, atol=TOLERANCE), site
         vectors = changed(recording, site, prompt, position, generator)
-        rows = list(zip(prompt.tolist(), position.tolist(), vectors, strict=True))
+        rows = list(zip(prompt.tolist(), position.tolist(), vectors.cpu(), strict=True))
         expected = torch.stack([inside.forward(name, hf, TEXTS[p], [(site, q, v)])[-1] for p, q, v in rows])
         clean = torch.stack([inside.forward(name, hf, TEXTS[p], [])[-1] for p in prompt.tolist()])
         assert float((expected - clean).abs().max()) > 100 * TOLERANCE, "an edit without effect shows nothing"
         for path in ("replay", "hooks"):
             found = intervened_logits(recording, site, prompt, position, vectors, horizon="last", path=path)
-            assert torch.allclose(found, expected, atol=TOLERANCE), (site, path)
+            assert torch.allclose(found.cpu(), expected, atol=TOLERANCE), (site, path)
 
 
 @pytest.mark.parametrize(("name", "wrapper"), CASES)
-def test_rows_of_several_edits_in_several_blocks(name, wrapper):
+def test_rows_of_several_edits_in_several_blocks(name, wrapper, device):
     """Three blocks and two positions or more a row, every site, heads and neurons apart and together."""
     hf, generator = tiny_model(name), torch.Generator().manual_seed(1)
     everywhere = [Site(layer, point) for layer in range(N_LAYERS) for point in (*INSIDE, "resid_pre", "resid_post")]
-    recording = record(wrapped(name, wrapper), TEXTS, everywhere)
+    recording = record(wrapped(name, wrapper, device), TEXTS, everywhere)
     rows = (
         (0, [(Site(1, "z", head=2), 4), (one_of(name, "k", 3), 6), (one_of(name, "neurons", 4), 6), (one_of(name, "q", 1), 6)]),
         (1, [(Site(2, "v", head=0), 2), (Site(3, "pattern", head=3), 5), (Site(5, "z", head=0), 8), (Site(5, "z", head=3), 8)]),
@@ -95,7 +96,7 @@ def test_rows_of_several_edits_in_several_blocks(name, wrapper):
         whole = []
         for site, q in edits:
             vector = changed(recording, site, torch.tensor([p]), torch.tensor([q]), generator)
-            whole.append((site, q, vector[0]))
+            whole.append((site, q, vector[0].cpu()))
             by_site.setdefault(site, []).append((row, q, vector))
         expected.append(inside.forward(name, hf, TEXTS[p], whole)[-1])
     puts = [
