@@ -137,6 +137,7 @@ fuzz: $(TESTABLE)
 # Runs killed at random moments and resumed, and runs whose workers are killed, end in the same bytes.
 kills: $(TESTABLE)
 	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.kills --kills 40
+	@$(TEST_ENV) MECHDIAG_ALL_COMMANDS=1 .venv/bin/python -m pytest -q tests/scripts/test_workers.py
 
 # Coverage and size of intervals and tests, with 20 times the replications of the daily tests, and the page of coverage.
 simulate: $(TESTABLE)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 
 import pytest
@@ -11,6 +12,12 @@ from diagnostics.running.place import Place, placed_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own
 NAME = "patch_direction_norm"
+COMMANDS = (
+    *("activation_patching", "atlas", "compare_saes", "patch_direction_norm", "ablate_features", "ablate_projections"),
+    *("dose_response", "edge_patching", "interactions", "probe_saes", "shapley", "specification_curve"),
+    *("unit_norm", "win_rate"),
+)
+"""all that run units; `make kills` tries every one, the daily tests the first four"""
 
 
 def test_parts_are_joined_by_the_same_command(script):
@@ -42,14 +49,7 @@ def test_ray_is_not_installed(script, monkeypatch):
     assert script(NAME, "--workers", 2).error == "workers need Ray, which is not installed: pip install 'mechdiag[ray]'"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("ablate_features", "ablate_projections", "activation_patching", "atlas", "compare_saes", "dose_response"),
-        *("edge_patching", "interactions", "patch_direction_norm", "probe_saes", "shapley", "specification_curve"),
-        *("unit_norm", "win_rate"),
-    ],
-)
+@pytest.mark.parametrize("name", COMMANDS if os.environ.get("MECHDIAG_ALL_COMMANDS") else COMMANDS[:4])
 def test_every_command_leaves_the_same_files_on_workers(name, pool, script, monkeypatch):
     alone, given = script.finished(name), []
     monkeypatch.setattr(command.ResumableOptions, "elsewhere", lambda self: placed_at(Place(pool=pool)))
