@@ -134,7 +134,7 @@ fuzz: $(TESTABLE)
 	@$(TEST_ENV) .venv/bin/python -m tests.fuzz_saes --n 2000 --seed 0
 	@$(TEST_ENV) .venv/bin/python -m tests.fuzz_results --n 2000 --seed 0
 
-# Runs killed at random moments and resumed end in the same bytes.
+# Runs killed at random moments and resumed, and runs whose workers are killed, end in the same bytes.
 kills: $(TESTABLE)
 	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.kills --kills 40
 

@@ -98,6 +98,18 @@ def place_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def place_first(path: Path, write: Callable[[Path], object]) -> None:
+    """`place_whole`, unless a file is there by then: of several processes the first one's stays."""
+
+    partial = path.parent / f"{PARTIAL}{secrets.token_hex(8)}{path.suffix}"
+    try:
+        write(partial)
+        with contextlib.suppress(FileExistsError):
+            os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what a killed process left unfinished."""
     for left in folder.glob(f"{PARTIAL}*"):

@@ -320,9 +320,15 @@ class TokenMetric:
 
         columns: ids of the tokens that the columns of `logits` belong to, ascending, where these are not the whole vocabulary.
         """
-        return self._of(_wide(logits).expand(len(rows), -1), rows, columns)
+        wide = _wide(logits).expand(len(rows), -1)
+        return self._of(wide, rows) if columns is None else self._of_columns(wide, rows, columns)
 
-    def _of(self, logits: Logits, rows: Int[Tensor, "row"], columns: Tensor | None) -> Float[Tensor, "row"]:
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        raise NotImplementedError
+
+    def _of_columns(
+        self, logits: Float[Tensor, "row token"], rows: Int[Tensor, "row"], columns: Tensor | None
+    ) -> Float[Tensor, "row"]:
         raise NotImplementedError
 
     def reads(self, rows: Int[Tensor, "row"]) -> Int[Tensor, "token"] | None:
@@ -344,7 +350,7 @@ class TokenMetric:
             raise EditError(f"{self.name}: token {int(twice[0])} is given twice; expected each token {self.each_once}")
 
     def _at(
-        self, logits: Logits, ids: Any, rows: Int[Tensor, "row"], columns: Tensor | None
+        self, logits: Logits, ids: Any, rows: Int[Tensor, "row"], columns: Tensor | None = None
     ) -> Float[Tensor, "row token"]:
         ids = _as_ids(ids)
         ids = ids[None] if ids.ndim == 1 else ids[rows]
@@ -378,7 +384,12 @@ class LogitDifference(TokenMetric):
     def _ids(self) -> tuple[Any, ...]:
         return (self.tokens, self.against)
 
-    def _of(self, logits: Logits, rows: Int[Tensor, "row"], columns: Tensor | None) -> Float[Tensor, "row"]:
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        return self._of_columns(logits, rows, None)
+
+    def _of_columns(
+        self, logits: Float[Tensor, "row token"], rows: Int[Tensor, "row"], columns: Tensor | None
+    ) -> Float[Tensor, "row"]:
         right, wrong = (self._at(logits, ids, rows, columns).mean(-1) for ids in self._ids())
         return right - wrong
 
@@ -394,9 +405,9 @@ class Probability(TokenMetric):
     name: str = field(default="probability", kw_only=True)
     each_once: ClassVar[str] = "once"
 
-    def _of(self, logits: Logits, rows: Int[Tensor, "row"], columns: Tensor | None) -> Float[Tensor, "row"]:
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         total = logits.logsumexp(-1)
-        share = (self._at(logits, self.tokens, rows, columns).logsumexp(-1) - total).exp()
+        share = (self._at(logits, self.tokens, rows).logsumexp(-1) - total).exp()
         return torch.where(total.isfinite(), share, torch.nan)
 
 
@@ -406,8 +417,8 @@ class Rank(TokenMetric):
 
     name: str = field(default="rank", kw_only=True)
 
-    def _of(self, logits: Logits, rows: Int[Tensor, "row"], columns: Tensor | None) -> Float[Tensor, "row"]:
-        best = self._at(logits, self.tokens, rows, columns).amax(-1, keepdim=True)
+    def _of(self, logits: Logits, rows: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        best = self._at(logits, self.tokens, rows).amax(-1, keepdim=True)
         above = (logits > best).sum(-1).to(logits.dtype)
         return torch.where(logits.amax(-1).isfinite(), above, torch.nan).expand(len(rows))
 

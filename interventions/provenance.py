@@ -1,6 +1,7 @@
 """What a reader must know about the model and the machine to reproduce a result."""
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -38,8 +39,23 @@ def model_provenance(model: CausalModel) -> dict[str, Any]:
         "d_model": model.d_model,
         "vocab": model.vocab_size,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        "device": model.device.type,
+        "processor": processor(model.device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+@cache
+def processor(device: torch.device) -> str:
+    """What computes: the GPU's name, or the CPU's with the instructions that torch uses. Kinds differ in the last bits of results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from diagnostics.pairs.shares import standing_out
 from diagnostics.sae_evaluation.matched import of_differences
 from diagnostics.saved import saved_results
 from diagnostics.statistics.estimate import CensoredMedian, Estimate, FiellerInterval
@@ -47,6 +48,11 @@ def part_of(result: Any, part: str) -> pd.DataFrame:
         lines = [_paired(sae, corpus, whole, result.deletions) for sae, corpus in whole if sae.endswith("/cosine")]
     elif part in ("strongest", "audit"):  # of activation patching
         return getattr(result, part)()
+    elif part == "edges":  # those that beat their controls
+        return standing_out(result.edges)
+    elif part == "edge_counts":
+        own = result.edges.groupby("direction")
+        return own.agg(edges=("beats", "size"), beat_control=("beats", "sum"), null=("null", "first")).reset_index()
     elif part in ("groups", "matched", "shift"):
         lines = getattr(result, part)
     else:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import beartype  # noqa: F401  (before nnsight, which patches types in a way that beartype cannot be imported after)
 import hypothesis
@@ -58,6 +59,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests put tensors and models: cpu (default), cuda, cuda:1")
 
 
+@pytest.fixture(autouse=True)
+def _figures_closed():
+    """pyplot keeps every figure until it is closed, and warns of more than 20."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Tiny models gain nothing from threads, and threads that wait for each other on a busy machine cost minutes."""
@@ -71,3 +80,19 @@ def device(request: pytest.FixtureRequest) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         pytest.skip(f"--device {name}: this torch sees no GPU")
     return name
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Two workers on Ray."""
+    import tempfile
+    from pathlib import Path
+
+    from diagnostics.running.ray_pool import RayPool
+
+    found = RayPool(2, None, 1, False)
+    yield found
+    left = list(Path(tempfile.gettempdir()).glob(f"mechdiag-ray-{os.getpid()}-*"))
+    assert bool(left) == bool(found.workers)
+    found.close()
+    assert not any(path.exists() for path in left)

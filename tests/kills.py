@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from diagnostics.atlas.result import CausalAtlas
 from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.patching.result import ActivationPatching
 from diagnostics.results.result import BaseResult
 from interventions.errors import ResultError
 from tests.tiny import prompts, tiny_model, tokenizer
@@ -37,10 +38,15 @@ class Case:
     """words of a run that is finished in the folder first"""
     kind: type[BaseResult] | None = None
     """what it writes"""
+    beside: tuple[object, ...] = ()
+    """words of the runs that are killed, which must leave what a run without them does"""
+    workers: bool = False
+    """kill its workers, which it must outlive"""
 
 
 def cases(folder: Path) -> dict[str, Case]:
-    """Patching, an atlas, SAE training, and patching with --overwrite, on a tiny model and text written to `folder`."""
+    """Patching, an atlas, SAE training, patching with --overwrite, and three diagnostics on workers, of which workers or the process
+    that started them are killed; on a tiny model and texts written to `folder`."""
     tiny_model("llama").save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     texts = [" ".join(f"w{i}" for i in ids) for ids in prompts(tuple(14 + (7 * i) % 11 for i in range(140)))]
@@ -53,6 +59,18 @@ def cases(folder: Path) -> dict[str, Case]:
     )  # fmt: skip
     saes = (folder / "saes" / "1" / "standard", folder / "saes" / "4" / "standard")
     atlas = (*given, "--saes", *saes, "--n-prompts", 40, "--held-out", 0)
+    activations = ("--model", folder / "model", "--device", "cpu", "--quiet", "--pairs", folder / "pairs.csv")
+    (folder / "pairs.csv").write_text(_pairs())
+    shared = {
+        "patch": Case("patch_direction_norm", patch, kind=DirectionNorm),
+        "atlas": Case("atlas", atlas, kind=CausalAtlas),
+        "activations": Case("activation_patching", (*activations, "--layers", 1, 4), kind=ActivationPatching),
+    }
+    on_workers = {
+        f"{name}, {whom} killed": replace(case, beside=("--workers", 2), workers=whom == "workers")
+        for name, case in shared.items()
+        for whom in ("workers", "driver")
+    }
     return {
         "patch": Case("patch_direction_norm", patch, kind=DirectionNorm),
         "train": Case("train_sae", train),
@@ -60,7 +78,21 @@ def cases(folder: Path) -> dict[str, Case]:
         "overwrite": Case(
             "patch_direction_norm", (*patch, "--seed", 1, "--overwrite"), before=patch, kind=DirectionNorm
         ),
+        **on_workers,
     }
+
+
+def _pairs() -> str:
+    """A CSV of pairs of prompts of equal length, whose clean prompt favours the right answer more."""
+    lines, model = ["clean,corrupt,right,wrong"], tiny_model("llama")
+    for i, ids in enumerate(prompts((9,) * 48)):
+        ids = [30 + j % 60 for j in ids]
+        both = [ids, [*ids[:3], 30 + (ids[3] - 23) % 60, *ids[4:]]]
+        answers = [30 + i % 20, 60 + i % 20]
+        m = model(torch.tensor(both)).logits[:, -1, answers] @ torch.tensor([1.0, -1.0])
+        said = (" ".join(f"w{j}" for j in x) for x in both)
+        lines.append(",".join([*said, *(f" w{j}" for j in (answers if m[0] > m[1] else answers[::-1]))]))
+    return "\n".join(lines) + "\n"
 
 
 def start(case: Case, out: Path) -> int:
@@ -117,6 +149,38 @@ def sound(case: Case, out: Path, known: list[BaseResult]) -> bool:
     return any(found.to_frame().equals(whole.to_frame()) and found.provenance == whole.provenance for whole in known)
 
 
+def workers_of(pid: int) -> list[int]:
+    """The Ray workers that descend from a process."""
+    parents, names = {}, {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            names[int(status.parent.name)] = (status.parent / "cmdline").read_text()
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended meanwhile
+            continue
+    found = []
+    for one, name in names.items():
+        above = one
+        while above in parents and above != pid:
+            above = parents[above]
+        if above == pid and name.startswith("ray::Worker"):
+            found.append(one)
+    return found
+
+
+def kill_workers(pid: int, out: Path, moments: list[int]) -> int:
+    """Kill a worker of a command when so many units are there; how many were killed before it ended."""
+    killed = 0
+    for moment in sorted(moments):
+        while len(list((out / "units").glob("*.parquet"))) < moment or not (some := workers_of(pid)):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return killed
+            time.sleep(0.002)
+        os.kill(some[-1], signal.SIGKILL)
+        killed += 1
+    return killed
+
+
 def disturbed(case: Case, folder: Path, kills: int, rng: random.Random, say: Callable[[str], object]) -> list[str]:
     """Kill a command so many times, in one folder after another, resuming each until it is finished; what went wrong."""
     folder.mkdir()
@@ -128,6 +192,13 @@ def disturbed(case: Case, folder: Path, kills: int, rng: random.Random, say: Cal
     seconds = run(case, whole)
     known += [case.kind.load(whole)] if case.kind else []
     expected, wrong, killed, round = files(whole), [], 0, 0
+    n_units = len(list((whole / "units").glob("*.parquet")))
+    case = replace(case, words=(*case.words, *case.beside))
+    if case.beside:
+        seconds = run(case, folder / "undisturbed")
+        wrong += [
+            f"{n} depends on workers" for n, data in files(folder / "undisturbed").items() if expected.get(n) != data
+        ]
     while killed < kills:
         out = folder / f"out-{round}"
         if case.before is not None:
@@ -135,7 +206,9 @@ def disturbed(case: Case, folder: Path, kills: int, rng: random.Random, say: Cal
         status = -1
         while status:
             pid = start(case, out)
-            if killed < kills:
+            if case.workers and killed < kills:
+                killed += kill_workers(pid, out, [rng.randrange(n_units) for _ in range(kills - killed)])
+            elif killed < kills:
                 time.sleep(rng.uniform(0, seconds))
                 os.kill(pid, signal.SIGKILL)
             status = ended(pid)
@@ -164,7 +237,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         every = cases(Path(place))
         chosen = given.cases or list(every)
-        if "atlas" in chosen:
+        if any(name.startswith("atlas") for name in chosen):
             run(every["train"], Path(place) / "saes")
         for name in chosen:
             each = -(-given.kills // len(chosen))

@@ -237,6 +237,27 @@ MUTATIONS = (
         "& able[1], np.abs(r * cos), 0.0)",
         ("tests/diagnostics/dictionary_comparison/test_matching.py",),
     ),
+    Mutation(
+        "every head is the first",
+        "interventions/models/inside.py",
+        "return torch.arange(site.head * d_head, (site.head + 1) * d_head)",
+        "return torch.arange(d_head)",
+        ("tests/interventions/test_inside.py",),
+    ),
+    Mutation(
+        "logits of a few tokens: those of one side alone",
+        "interventions/metrics.py",
+        "lists = [_as_ids(given) for given in self._ids()]",
+        "lists = [_as_ids(given) for given in self._ids()[:1]]",
+        ("tests/interventions/test_effects.py",),
+    ),
+    Mutation(
+        "controls of edges write with norm 1, whatever the sender writes",
+        "diagnostics/edges/sweep.py",
+        "torch.where(far > 0, far * unit(other), 0.0)",
+        "torch.where(far > 0, unit(other), 0.0)",
+        ("tests/diagnostics/edges/test_edge_patching.py",),
+    ),
 )
 
 

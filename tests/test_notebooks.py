@@ -9,12 +9,19 @@ from jupyter_client.manager import start_new_kernel
 
 from tests.notebooks import FOLDER, ROOT, environment, executed, hash_of
 
-NAMES = ("01_first_intervention", "02_direction_norm", "03_probe_a_latent", "04_your_model_your_sae")
+NAMES = (
+    "01_first_intervention",
+    "02_direction_norm",
+    "03_probe_a_latent",
+    "04_your_model_your_sae",
+    "05_activation_patching",
+)
 SHOWN = {
     "01_first_intervention": ("' Rome' 0.", "path: replay", "image/png"),
     "02_direction_norm": ("KL direction", "÷ placebo", "data:image/"),
     "03_probe_a_latent": ("KL of the placebo", "silent: ", "Latent", "data:image/", "image/png"),
     "04_your_model_your_sae": ("TransformerBridge", "BelongingError", "SAELens folder"),
+    "05_activation_patching": ("z 20.0 at END", "17.z.4", "nothing_kept", "data:image/", "image/png"),
 }
 """What a reader must find among the outputs."""
 LOCAL = re.compile(r"/(?:tmp|root|home|Users|work|venv|usr|opt|var)/|[A-Z]:\\\\")

@@ -101,10 +101,19 @@ class AtlasRunner:
         """SAE by SAE, whose directions' logits are kept meanwhile; rows: tokens, the cost before anything is encoded."""
         length = np.array([len(tokens) for tokens in self.prompts.tokens])
         return [
-            Unit.of(rows=int(length[start : start + PROMPTS].sum()), sae=name, first_prompt=start)
+            Unit.of(
+                rows=int(length[start : start + PROMPTS].sum()),
+                group=("", name, start // SHARD),
+                sae=name,
+                first_prompt=start,
+            )
             for name in self.dictionaries
             for start in range(0, len(length), PROMPTS)
         ]
+
+    def prepare(self, stage: str) -> None:
+        """Form what all units share."""
+        _ = self.filters
 
     def __call__(self, unit: Unit, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
         work = _Work(self, self.dictionaries[unit["sae"]], unit["first_prompt"])

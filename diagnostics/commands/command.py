@@ -19,15 +19,18 @@ from typing import Any, Protocol
 from transformers.utils import logging as loading
 
 from diagnostics.commands.options import Options, parsed
+from diagnostics.commands.ranges import PositiveInt
 from diagnostics.results.result import BaseResult
 from diagnostics.results.words import provenances
-from diagnostics.running.units import Interrupted, unlocked
-from interventions.errors import MechdiagError
+from diagnostics.running.units import Interrupted, PartDone, unlocked
+from diagnostics.running.workers import workers
+from interventions.errors import MechdiagError, ResultError
 from interventions.files import jsonable
 from interventions.progress import followed
 
 Document = dict[str, Any]
-_NOT_THE_RESULT = ("--overwrite", "--no-lock", "--json", "--quiet")
+_NOT_THE_RESULT = ("--overwrite", "--no-lock", "--mixed", "--json", "--quiet")
+_NOR_WITH_VALUE = ("--out", "--workers", "--ray", "--part")
 
 
 class Finding(Protocol):
@@ -111,6 +114,22 @@ class ResumableOptions(OutputOptions):
     """folder for the results and the finished units of work: after an interruption the same command goes on from there"""
     no_lock: bool = False
     """do not lock --out, for file systems without locks; make sure that no other process works in it"""
+    workers: PositiveInt | None = None
+    """processes that share the work, one thread each, on a GPU each where there are as many (pip install 'mechdiag[ray]')"""
+    ray: str | None = None
+    """HOST:PORT of a Ray cluster, or auto: run --workers there (default: one on every GPU, or CPU)"""
+    part: str | None = None
+    """i/n: compute part i of n and keep it in --out, which all parts share; the same command without --part joins them"""
+    mixed: bool = False
+    """accept parts and workers with other kinds of processors or numbers of threads, which differ in the last bits"""
+
+    def elsewhere(self) -> AbstractContextManager[object]:
+        """`workers` as these options say. Raises `ResultError`."""
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part or "1/1")
+        if found is None:
+            raise ResultError(f"--part {self.part}; expected i/n, such as 1/4")
+        part = (int(found[1]), int(found[2])) if self.part else None
+        return workers(self.workers, ray=self.ray, part=part, mixed=self.mixed)
 
 
 _REPEAT_SECONDS = 1.0  # another signal so soon after the first repeats it
@@ -124,6 +143,7 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
     Exit codes: 0 done; 2 invalid input (one line on stderr, no traceback); 130 interrupted (SIGINT, Ctrl-C); 143 terminated
     (SIGTERM), with one line that says how much of a run is kept; 1 with a traceback: a bug.
     """
+    given: Any = None
     with _stoppable() as signals:
         try:
             given = _parsed(options)
@@ -132,6 +152,9 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
                 document = main(given)
             if getattr(given, "json", False):
                 print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
+        except PartDone as kept:
+            if not (given.json or given.quiet):
+                print(terminal_line(kept))
         except MechdiagError as error:
             print(f"error: {terminal_line(error)}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -142,10 +165,12 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
 
 @contextlib.contextmanager
 def _output_of(given: object) -> Iterator[None]:
-    """Apply --json (redirect stdout to stderr), --quiet (load models without a bar) and --no-lock."""
+    """Apply --json (redirect stdout to stderr), --quiet (load models without a bar), --no-lock, and where the work is done."""
     with contextlib.ExitStack() as stack:
         if getattr(given, "no_lock", False):
             stack.enter_context(unlocked())
+        if isinstance(given, ResumableOptions):
+            stack.enter_context(given.elsewhere())
         if getattr(given, "json", False):
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if getattr(given, "quiet", False) and loading.is_progress_bar_enabled():
@@ -204,13 +229,13 @@ def _warning_line(message: Warning | str, category: type[Warning], *_: object) -
 
 
 def typed(words: Sequence[str]) -> list[str]:
-    """A command line as provenance keeps it: without the options that change no result (--out, --json, --quiet, ...)."""
+    """A command line as provenance keeps it: without the options that change no result (--out, --workers, --json, --quiet, ...)."""
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
-        if word == "--out":
+        if word in _NOR_WITH_VALUE:
             next(rest, None)
-        elif not word.startswith("--out=") and word not in _NOT_THE_RESULT:
+        elif word.partition("=")[0] not in _NOR_WITH_VALUE and word not in _NOT_THE_RESULT:
             kept.append(word)
     return kept
 

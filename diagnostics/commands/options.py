@@ -26,6 +26,7 @@ HEADINGS = {
     "model": ("model", "dtype", "device", "trust_remote_code"),
     "control": ("null_model", "null_seeds"),
     "run": ("seed", "path", "batch_rows", "batch_tokens"),
+    "workers": ("workers", "ray", "part", "mixed"),
     "output": ("out", "overwrite", "no_lock", "json", "quiet"),
 }
 """Under which heading an option stands, in every command that has it, and in which order; all others come first, without a heading."""

@@ -50,7 +50,14 @@ class AblationRunner:
     def units(self) -> list[Unit]:
         """Data set by data set, SAE by SAE, so that all concepts share recordings and latents."""
         return [
-            Unit.of(rows=self._cost(some, concept), data=data, sae=sae, concept=concept.name, ranking=ranking)
+            Unit.of(
+                rows=self._cost(some, concept),
+                group=(data, sae),
+                data=data,
+                sae=sae,
+                concept=concept.name,
+                ranking=ranking,
+            )
             for data, some in self.texts.items()
             for sae in self.dictionaries
             for concept in some.concepts

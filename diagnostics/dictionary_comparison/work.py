@@ -89,6 +89,17 @@ class Comparison:
         self.matches: dict[tuple[str, str], ndarray] = {}
         """(latent, latent) of each pair of SAEs, for `discovery`"""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("active", "activity")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.active, self.activity = cache(self._active), cache(self._activity)
+
+    def prepare(self, stage: str) -> None:
+        """Form what all units share."""
+        _ = self.sample
+
     def units(self) -> list[Unit]:
         """All but those of labelled texts, which need the others' matches."""
         names = list(self.dictionaries)

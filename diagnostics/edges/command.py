@@ -21,7 +21,7 @@ class EdgePatchingOptions(PairOptions):
     a graph of the strongest edges into --out.
 
     Examples:
-      scripts/edge_patching.py --task ioi --n 20 --receivers 23.q.3 20.q.0 --positions last --out results/edges
+      scripts/edge_patching.py --task ioi --n 20 --receivers 20.v.0 24.q.4 --out results/edges
       scripts/edge_patching.py --pairs my_pairs.csv --receivers logits --out results/direct
     """
 

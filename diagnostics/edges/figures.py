@@ -105,12 +105,18 @@ def plot_graph(edges: Table, provenance: Mapping[str, Any], n: int) -> Figure:
         figure, ax = plt.subplots(figsize=(max(6.5, 1.1 * wide + 2.5), 1.6 + 0.62 * len(levels)), layout="constrained")
         for i, g in enumerate(reversed(lines)):
             part, (x0, y0), (x1, y1) = abs(g["share"]) / limit, at[_node(g, "sender")], at[_node(g, "receiver")]
-            look = {"arrowstyle": "-|>", "lw": 0.5 + 3 * part, "alpha": 0.35 + 0.65 * part}
+            look = {
+                "arrowstyle": "-|>,head_length=.3,head_width=.12",
+                "lw": 0.7 + 2.5 * part,
+                "alpha": 0.35 + 0.65 * part,
+            }
             look["color"] = colours(0.92 if g["share"] > 0 else 0.08)
             bend = 0.12 * (1 if i % 2 else -1) if y1 - y0 > 1 else 0.0
             ax.annotate("", (x1, y1 - 0.18), (x0, y0 + 0.18), arrowprops=look | {"connectionstyle": f"arc3,rad={bend}"})
             if g["through"] in ("q", "k", "v"):
-                ax.text(x1 + 0.2 * (x0 - x1), y1 + 0.2 * (y0 - y1) - 0.1, g["through"], fontsize=6, color=NOTE)
+                middle = (x0 + x1) / 2 + bend / 2 * (y1 - y0), (y0 + y1) / 2 - bend / 2 * (x1 - x0)
+                letter = {"fontsize": 6, "color": NOTE, "ha": "center", "va": "center"}
+                ax.text(*middle, g["through"], bbox={"boxstyle": "round,pad=.1", "fc": OPEN, "ec": "none"}, **letter)
         box = {"boxstyle": "round,pad=.25", "fc": OPEN, "ec": INK, "lw": 0.6}
         for name, (x, y) in at.items():
             ax.text(x, y, name, ha="center", va="center", fontsize=7, bbox=box)

@@ -152,11 +152,12 @@ def caption(
 
 
 def write_pairs_caption(figure: Figure, provenance: Mapping[str, Any], words: str) -> None:
-    """The caption of a figure of pairs of prompts: model, how many pairs of what, seed, then the figure's own sentences."""
-    pairs = provenance["texts"]["pairs"]
-    of = pairs.get("task") or pairs.get("source") or "a list"
-    texts = f"{pairs['pairs']} pairs of {of}, seed {provenance['seed']}"
-    write_caption(figure, caption(provenance, words, texts=texts, sinks="no position left out"))
+    """The caption of a figure of pairs of prompts: model, how many pairs of what, seed, how many pairs were left out, then the figure's own sentences."""
+    pairs, dropped = provenance["texts"]["pairs"], sum(provenance.get("pairs_dropped", {}).values())
+    given = "given" if pairs.get("task") in (None, "given") else f"of {pairs['task']}"
+    n = f"{pairs['pairs']} pair{'' if pairs['pairs'] == 1 else 's'}"
+    texts = f"{n} {'of ' + pairs['source'] if 'source' in pairs else given}, seed {provenance['seed']}"
+    write_caption(figure, caption(provenance, words, texts=texts, sinks=f"{dropped or 'none'} left out"))
 
 
 def text_names(provenance: Mapping[str, Any]) -> str:

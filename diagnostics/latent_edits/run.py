@@ -115,8 +115,15 @@ class _Runner:
         for name, dictionary in self.dictionaries.items():
             for shard in range(len(shards(len(self.prompts.tokens)))):
                 rows = max(1, len(self._of(self.items(name)[1], shard))) if counted else 1
-                found.append(Unit.of(rows=rows, sae=name, site=str(dictionary.site), shard=shard))
+                found.append(
+                    Unit.of(rows=rows, group=("", name, shard), sae=name, site=str(dictionary.site), shard=shard)
+                )
         return found
+
+    def prepare(self, stage: str) -> None:
+        """Form what all units share."""
+        for name in self.dictionaries:
+            self.items(name)
 
     def items(self, name: str) -> tuple[Firings, Items]:
         """Where the SAE's latents fire, and the tokens that are edited."""

@@ -5,32 +5,44 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Bool
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from numpy import ndarray
 
 from diagnostics.figures.axes import write_pairs_caption
-from diagnostics.figures.looks import INK, KEY, OPEN, REFERENCE, SIGNED, styled
+from diagnostics.figures.looks import BAND, INK, KEY, NOTE, OPEN, REFERENCE, SIGNED, styled
 from diagnostics.figures.maps import draw_cells, mark_largest_control
+from diagnostics.patching.summary import cell_name
 
 Table = Any
 """a DataFrame of cells, or of an audit"""
 _TITLES = {"denoise": "denoise: clean into corrupt", "noise": "noise: corrupt into clean"}
+_SCORES = {
+    "gradient": "gradient × difference", "ig5": "integrated, 5 steps", "ig20": "integrated, 20 steps", "dla": "direct attribution",
+}  # fmt: skip
 _MOST_LABELS, _NAMED = 6, 8
+_FAR = 0.15
+"""of the largest share: cells whose score is further off are named, `_FARTHEST` at most, no two closer than that"""
+_FARTHEST = 3
 
 
 def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
     """Shares of one site's cells; by head: a panel for each position that holds the largest cells.
 
-    Cells that do not beat their control are dimmed, cells in which nothing differs are grey. One colour scale for all, with a
-    mark at the largest share of a control. The strongest heads are named.
+    Cells that beat their control are outlined, the others dimmed; cells in which nothing differs are grey. One colour scale for
+    all, with a mark at the largest share of a control. The strongest heads are named.
     """
     directions = list(dict.fromkeys(cells["direction"]))
     by_head = bool((cells["head"] >= 0).any())
     order = cells.groupby("label")["position"].mean().sort_values(kind="stable").index.tolist()
+    site, n, pool = str(cells["site"].iloc[0]), int(cells["n"].max()), int(cells["pool"].iloc[0])
+    written = provenance.get("words", [{}] * (pool + 1))[pool]
     tested = bool(cells["q"].notna().any())
     largest = float(cells["share"].abs().max()) or 1.0
-    norm = Normalize(-largest, largest)
+    norm, zeros = Normalize(-largest, largest), False
     if by_head:
         size = cells.groupby("label")["share"].agg(lambda s: s.abs().max())
         shown = [label for label in order if label in set(size.nlargest(_MOST_LABELS).index)]
@@ -45,100 +57,133 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
             for row, direction in zip(axes, directions, strict=True):
                 for ax, label in zip(row, shown, strict=True):
                     some = cells[(cells["direction"] == direction) & (cells["label"] == label)]
-                    _draw(ax, some, "head", sorted(cells["head"].unique()), norm, tested)
+                    zeros |= _draw(ax, some, "head", sorted(cells["head"].unique()), norm, tested)
                     if direction == directions[0]:
-                        ax.set_title(str(label))
+                        ax.set_title(written.get(label, label))
                     _name_strongest(ax, some, tested, largest)
-                row[0].set_ylabel(f"{_TITLES[direction]}\nblock")
+                row[0].set_ylabel(f"{_TITLES[direction]}\nblock, patched at {site}")
             for ax in axes[-1]:
                 ax.set_xlabel("head")
         else:
-            wide = max(6.4, 1.2 + 0.34 * len(shown) * len(directions))
+            wide = max(7.0, 1.2 + 0.34 * len(shown) * len(directions))
             figure, axes = plt.subplots(
                 1, len(directions), figsize=(wide, 4.6), layout="constrained", sharey=True, squeeze=False
             )
             for ax, direction in zip(axes[0], directions, strict=True):
-                _draw(ax, cells[cells["direction"] == direction], "label", shown, norm, tested)
+                zeros |= _draw(ax, cells[cells["direction"] == direction], "label", shown, norm, tested)
                 ax.set_title(_TITLES[direction])
+                ax.set_xticks(range(len(shown)), [written.get(label, label) for label in shown])
                 ax.set_xlabel("token")
                 ax.tick_params(axis="x", labelrotation=90)
-            axes[0][0].set_ylabel("block")
+            axes[0][0].set_ylabel(f"block, patched at {site}")
         bar = figure.colorbar(plt.cm.ScalarMappable(norm, SIGNED), ax=axes, shrink=0.8, pad=0.02)
-        bar.set_label(f"share of {provenance['metric'].replace('_', ' ')}, Σ effect / Σ (clean − corrupt)")
+        bar.set_label(f"share of the {provenance['metric'].replace('_', ' ')}\nΣ effect / Σ (clean − corrupt)")
         if tested:
             mark_largest_control(bar, float(cells["null"].max()))
-        site, n = str(cells["site"].iloc[0]), int(cells["n"].max())
         pools = provenance.get("pools", [])
-        kind = f", {pools[int(cells['pool'].iloc[0])]}" if len(pools) > 1 else ""
-        words = f"{site}, {n} pairs{kind}. "
+        words = f"{n} of them {pools[pool]}. " if len(pools) > 1 else ""
         if tested:
-            words += "Dimmed: does not differ from its control (FDR 5 %). Bar's lines: largest control. "
-        words += "Grey: 0 exactly."
+            words += "Outlined: beats its control (FDR 5 %). Bar's lines: largest control. "
+        else:
+            words += "Not tested: fewer than 10 pairs, or no controls. "
+        if zeros:
+            words += "Grey: 0 exactly. "
         if by_head and len(shown) < len(order):
-            words += f" {len(shown)} of {len(order)} positions shown."
-        write_pairs_caption(figure, provenance, words)
+            words += f"{len(shown)} of {len(order)} positions shown. "
+        write_pairs_caption(figure, provenance, words.strip())
     return figure
 
 
-def _draw(ax: Axes, cells: Table, across: str, columns: list[Any], norm: Normalize, tested: bool) -> None:
-    layers = np.arange(int(cells["layer"].min()), int(cells["layer"].max()) + 1)
-    grid = cells.pivot_table(index="layer", columns=across, values="share", observed=True).reindex(
-        index=layers, columns=columns
+def _draw(ax: Axes, cells: Table, across: str, columns: list[Any], norm: Normalize, tested: bool) -> bool:
+    """A panel, measured blocks upward; returns whether any cell is 0 exactly."""
+    layers = sorted(cells["layer"].unique())
+    share, beats = (
+        cells.assign(beats=cells["beats"].astype(float))
+        .pivot_table(index="layer", columns=across, values=name, observed=True)
+        .reindex(index=layers, columns=columns)
+        .to_numpy(float)
+        for name in ("share", "beats")
     )
-    seen = cells.assign(beats=cells["beats"].astype(float)).pivot_table(
-        index="layer", columns=across, values="beats", observed=True
-    )
-    clear = (seen.reindex(index=layers, columns=columns).fillna(0.0) > 0).to_numpy() | (not tested)
-    extent = (-0.5, len(columns) - 0.5, layers[0] - 0.5, layers[-1] + 0.5)
-    draw_cells(ax, grid.to_numpy(float), clear, norm, origin="lower", extent=extent)
+    clear = beats > 0
+    draw_cells(ax, share, clear | (not tested), norm, origin="lower")
+    ax.set_facecolor(BAND)  # told apart from shares near 0
+    ax.add_collection(LineCollection(_outline(clear), colors=NOTE, linewidths=0.5), autolim=False)
     ax.set_xticks(range(len(columns)), [str(column) for column in columns])
+    some = slice(None, None, max(1, round(len(layers) / 6)))
+    ax.set_yticks(range(len(layers))[some], [str(layer) for layer in layers[some]])
+    return bool(np.isnan(share).any())
+
+
+def _outline(inside: Bool[ndarray, "row column"]) -> list[Any]:
+    """Borders between cells inside and outside, as segments."""
+    padded = np.pad(inside, 1)
+    upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]) - 0.5
+    level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]) - 0.5
+    return [[(x, y), (x, y + 1)] for y, x in upright] + [[(x, y), (x + 1, y)] for y, x in level]
 
 
 def _name_strongest(ax: Axes, cells: Table, tested: bool, largest: float) -> None:
-    """Write the numbers of the strongest heads beside them."""
+    """Write the numbers of the strongest heads into their cells."""
+    layers = sorted(cells["layer"].unique())
     some = cells[cells["beats"]] if tested else cells
     some = some[some["share"].abs() > 0.3 * largest]
     some = some.loc[some["share"].abs().sort_values(ascending=False).index[:_NAMED]]
     for _, cell in some.iterrows():
-        dark = abs(cell["share"]) > 0.7 * largest
-        ax.text(
-            cell["head"],
-            cell["layer"],
-            f"{cell['layer']}.{cell['head']}",
-            ha="center",
-            va="center",
-            fontsize=5,
-            color=OPEN if dark else INK,
-        )
+        colour = OPEN if abs(cell["share"]) > 0.7 * largest else INK
+        place = cell["head"], layers.index(cell["layer"])
+        ax.text(*place, f"{cell['layer']}.{cell['head']}", ha="center", va="center", fontsize=5, color=colour)
 
 
 def plot_audit(cells: Table, audit: Table, provenance: Mapping[str, Any]) -> Figure:
-    """Each score against the exact share, a point for each cell; black: cells that beat their controls."""
+    """Each score against the exact share, a point for each cell; black: cells that beat their controls, or all where none is tested.
+
+    The cells whose score is furthest from the exact share are named.
+    """
     scores = list(dict.fromkeys(audit["score"]))
     families = audit.drop_duplicates(["direction", "site"])[["direction", "site"]].to_numpy().tolist()
+    tested = bool(cells["q"].notna().any())
+    turned = len(scores) == 1  # one row
+    shape = (1, len(families)) if turned else (len(families), len(scores))
     with styled():
-        figure, axes = plt.subplots(
-            len(families), len(scores), figsize=(max(4.0, 2.3 * len(scores)), 0.7 + 2.1 * len(families)), layout="constrained", squeeze=False
-        )  # fmt: skip
-        for row, (direction, site) in zip(axes, families, strict=True):
+        size = max(7.0, 2.3 * shape[1]), 0.8 + (2.6 if shape[1] < 3 else 2.1) * shape[0]
+        figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+        for (direction, site), row in zip(families, axes.T if turned else axes, strict=True):
             some = cells[(cells["direction"] == direction) & (cells["site"] == site)]
-            beats = some["beats"].to_numpy()
+            clear = some["beats"].to_numpy() if tested else np.ones(len(some), dtype=bool)
             for ax, score in zip(row, scores, strict=True):
                 line = audit[(audit["direction"] == direction) & (audit["site"] == site) & (audit["score"] == score)]
                 if line.empty:
                     ax.set_axis_off()
                     continue
                 x, y = some["share"].to_numpy(), some[score].to_numpy()
-                ax.plot(x[~beats], y[~beats], ".", color=REFERENCE, ms=2.5, rasterized=True)
-                ax.plot(x[beats], y[beats], ".", color=INK, ms=3.5, rasterized=True)
+                ax.plot(x[~clear], y[~clear], ".", color=REFERENCE, ms=2.5, rasterized=True)
+                ax.plot(x[clear], y[clear], ".", color=INK, ms=3.5, rasterized=True)
                 ends = np.array([np.nanmin(x), np.nanmax(x)])
                 ax.plot(ends, ends, color=KEY, lw=0.8)
                 ax.axhline(0, color=REFERENCE, lw=0.5)
                 ax.axvline(0, color=REFERENCE, lw=0.5)
-                ax.set_title(f"{score}: ρ = {line['spearman'].iloc[0]:.2f}", fontsize=8)
+                ax.set_title(f"{_SCORES[score]}: ρ = {line['spearman'].iloc[0]:.2f}", fontsize=8)
+                _name_farthest(ax, some[clear], score)
             row[0].set_ylabel(f"{site}, {direction}\nscore, as a share")
         for ax in axes[-1]:
             ax.set_xlabel("exact share")
-        words = "Black: beats its control. Line: score = exact. ρ: rank."
+        words = "Black: beats its control. " if tested else ""
+        words += "Line: score = exact. ρ: rank correlation over cells that were run."
         write_pairs_caption(figure, provenance, words)
     return figure
+
+
+def _name_farthest(ax: Axes, cells: Table, score: str) -> None:
+    """Write beside the cells that a score misjudges most what they are, but for those that lie where another one is named."""
+    largest = cells["share"].abs().max()
+    off = (cells[score] - cells["share"]).abs().sort_values(ascending=False)
+    named: list[ndarray] = []
+    for at in off[off > _FAR * largest].index:
+        cell = cells.loc[at]
+        point = np.array([cell["share"], cell[score]])
+        if len(named) == _FARTHEST or any(np.abs(point - other).max() < _FAR * largest for other in named):
+            continue
+        named.append(point)
+        name = cell_name(cell).split(" ", 1)[1]
+        look = {"ha": "right", "va": "bottom", "rotation": -25, "rotation_mode": "anchor"}
+        ax.annotate(name, tuple(point), (-3, 1), textcoords="offset points", fontsize=5.5, color=NOTE, **look)

@@ -11,6 +11,7 @@ from diagnostics.patching import summary
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.statistics.tables import each
+from interventions.errors import ResultError
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,36 @@ class ActivationPatching(Result):
             yield Headline(what, f"{group['largest']:.3g} {ends}", null)
 
     def plot(self) -> Any:
-        """Maps of both directions. Returns a matplotlib Figure."""
+        """The map of the first site, both directions. Returns a matplotlib Figure."""
+        from diagnostics.patching.figures import plot_maps
 
-        return next(iter(self.figures().values()))
+        (_, some), *_ = each(self.cells, ["pool", "site"])
+        return plot_maps(some, self.provenance)
+
+    def plot_scores(self, site: str | None = None) -> Any:
+        """The scores of a site's cells (default: the first site) beside the exact effects. Returns a matplotlib Figure.
+
+        Raises `ResultError` where the site has no scores.
+        """
+        from diagnostics.patching.figures import plot_audit
+
+        audit = self.audit()
+        known = [] if audit.empty else list(dict.fromkeys(audit["site"]))
+        site = site or next(iter(known), None)
+        if site not in known:
+            raise ResultError(
+                f"no scores at {site or 'any site'}; known: {', '.join(known) or 'none'}; measure with scores=('gradient',)"
+            )
+        return plot_audit(self.cells[self.cells["site"] == site], audit[audit["site"] == site], self.provenance)
 
     def figures(self) -> dict[str, Any]:
-        """A map of each site and pool, and the scores beside the exact effects where there are any."""
-        from diagnostics.patching.figures import plot_audit, plot_maps
+        """A map of each site and pool; of each site the scores beside the exact effects, where there are any."""
+        from diagnostics.patching.figures import plot_maps
 
         found = {}
         for (pool, point), some in each(self.cells, ["pool", "site"]):
             found[f"{self.NAME}_{point}{f'_{pool}' if pool else ''}"] = plot_maps(some, self.provenance)
-        if not self.audit().empty:
-            found[f"{self.NAME}_scores"] = plot_audit(self.cells, self.audit(), self.provenance)
+        audit = self.audit()
+        for point in [] if audit.empty else dict.fromkeys(audit["site"]):
+            found[f"{self.NAME}_{point}_scores"] = self.plot_scores(point)
         return found

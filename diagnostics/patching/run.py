@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diagnostics.pairs.differences import FLOOR
-from diagnostics.pairs.pair import Pairs
+from diagnostics.pairs.pair import Pairs, labels
 from diagnostics.pairs.read import pairs_from
 from diagnostics.patching.design import settings_of
 from diagnostics.patching.result import ActivationPatching
@@ -15,6 +15,7 @@ from diagnostics.patching.work import PatchingRunner, merged
 from diagnostics.results.calls import recorded
 from diagnostics.running.provenance import run_identity, run_provenance
 from diagnostics.running.units import run_table
+from interventions.direct_logits import token_text
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
 from interventions.sites import Site
@@ -81,6 +82,18 @@ def activation_patching(
     answers = [[pair.right, pair.wrong] for pair in chosen]
     provenance = run_provenance(
         ActivationPatching.NAME, model, {"pairs": chosen.description}, settings.sites,
-        own | {"answers": answers, "pools": list(dict.fromkeys(chosen.pools)), "rows": len(frame), "rows_run": int(frame["run"].sum()), "pairs_dropped": dict(chosen.left_out), **notes},
+        own | {"answers": answers, "pools": list(dict.fromkeys(chosen.pools)), "words": _words(chosen, model.tokenizer), "rows": len(frame), "rows_run": int(frame["run"].sum()), "pairs_dropped": dict(chosen.left_out), **notes},
     )  # fmt: skip
     return ActivationPatching(frame, chosen.clean + chosen.corrupt, provenance)
+
+
+def _words(pairs: Pairs, tokenizer: Any) -> list[dict[str, str]]:
+    """Of each pool, what stands at a position without a role where all its pairs agree: `store`, or clean/corrupt, `John/Mary`."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for pair in pairs:
+        own = found.setdefault(pair.pool, {})
+        for label, *tokens in zip(labels(pair), pair.clean, pair.corrupt, strict=True):
+            if label.isdigit():
+                texts = dict.fromkeys(token_text(token, tokenizer).strip() for token in tokens)
+                own.setdefault(label, set()).add("/".join(texts))
+    return [{label: min(some) for label, some in own.items() if len(some) == 1} for own in found.values()]

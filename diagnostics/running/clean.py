@@ -88,13 +88,10 @@ class CleanActivations:
     def __init__(self, model: CausalModel, prompts: Prompts, settings: RunSettings):
         self.model, self.prompts, self.settings = model, prompts, settings
         self.length = np.array([len(tokens) for tokens in prompts.tokens])
-        parts: dict[Site, list[Tensor]] = {site: [] for site in settings.sites}
         self.shards = shards(len(self.length))
         self._recordings = Recordings(model, prompts.tokens, settings.sites, settings.cache_bytes)
-        for number in range(len(self.shards)):
-            for site in settings.sites:
-                parts[site].append(self.recording(number).activations[site])
-        self.activations = {site: _joined(some) for site, some in parts.items()}
+        parts = self._recordings.activations()
+        self.activations = {site: _joined([part[site] for part in parts]) for site in settings.sites}
         self.special = np.zeros((len(self.length), self.length.max()), dtype=bool)
         for row, flags in zip(self.special, prompts.special, strict=True):
             row[: len(flags)] = flags

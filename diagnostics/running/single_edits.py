@@ -165,8 +165,13 @@ class _Runner:
                 for shard, among in in_place if context == "in_place" else [(-1, None)]:
                     for site in self.settings.sites:
                         n = design.count(site, among, label != TRAINED) if design else 1
-                        found.append(Unit.of(rows=n, model=label, context=context, shard=shard, site=str(site)))
+                        labels = {"model": label, "context": context, "shard": shard, "site": str(site)}
+                        found.append(Unit.of(rows=n, group=(label, shard), **labels))
         return found
+
+    def prepare(self, label: str) -> None:
+        """Form what units of a model share."""
+        self.of(label)
 
     def of(self, label: str) -> tuple[CleanActivations, Design]:
         """The clean activations and the design of a model of the run; a randomly initialised one is made when it is asked for."""

@@ -4,11 +4,14 @@ import errno
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,9 +24,11 @@ import pyarrow.parquet as pq
 
 import interventions
 import sae_models
+from diagnostics.running.place import parts_of, place, placed_at
 from diagnostics.statistics.tables import one_table
 from interventions.errors import ResultError
 from interventions.files import (
+    PARTIAL,
     UNREADABLE,
     claim_folder,
     jsonable,
@@ -34,10 +39,14 @@ from interventions.files import (
     writing,
 )
 from interventions.progress import Progressing, followed
-from interventions.replaying.certificates import RunCertificates, certificates_of_run
+from interventions.replaying.certificates import certificates_of_run
 
 Tick = Callable[[int], None]
 _UNIT_FILES = "[0-9a-f]" * 16 + ".parquet"
+_PARTS = ".parts"
+"""A folder that parts share: an empty file `of-N` for each number of parts that the run was cut into, and activations (see `Recordings`)"""
+MACHINE = ("processor", "threads")
+"""what `mixed` leaves open in an identity"""
 _ASIDE, _DIGEST = b"mechdiag", b"mechdiag_sha256"  # in the schema's metadata: what a file holds beside its table
 
 
@@ -49,11 +58,15 @@ class Unit:
     """what tells it from the others, as JSON can say it: (("context", "in_place"), ("shard", 0))"""
     rows: int = 1
     """its cost, for progress and time left; no part of what tells units apart"""
+    group: tuple[Any, ...] = ()
+    """Units of one group share a recording, and the replay checks of the first of them; (): a group of its own. First in it stands
+    what the runner's `prepare`, if it has one, is called with before the unit: it forms what units share. Last stands the number of
+    the shard of `Recordings`, where there is one"""
 
     @classmethod
-    def of(cls, *, rows: int = 1, **labels: Any) -> "Unit":
+    def of(cls, *, rows: int = 1, group: tuple[Any, ...] = (), **labels: Any) -> "Unit":
         """`Unit.of(rows=512, context="in_place", shard=0)`."""
-        return cls(tuple(labels.items()), rows)
+        return cls(tuple(labels.items()), rows, group)
 
     @property
     def name(self) -> str:
@@ -77,7 +90,7 @@ class UnitResult:
     notes: dict[str, Any]
     """what JSON keeps of its notes: counts of dropped rows, the path that ran"""
     certificates: list[dict[str, Any]]
-    """where replay was found exact while it was computed: what the units after it rely on"""
+    """where replay was found exact while it was computed: what the units of its group after it rely on, where it is the first"""
 
 
 Compute = Callable[[Unit, Tick], tuple[pd.DataFrame, dict[str, Any]]]
@@ -96,6 +109,21 @@ class Interrupted(KeyboardInterrupt):
         return (
             f"interrupted: {self.kept} of {self.total} units are kept in {self.folder}; "
             "the same command goes on from there"
+        )
+
+
+class PartDone(SystemExit):
+    """A part of the units is kept (see `workers`), and others are missing: no result yet. A script ends here, with status 0."""
+
+    def __init__(self, part: tuple[int, int], kept: int, missing: dict[str, int], folder: Path):
+        super().__init__(0)
+        self.part, self.kept, self.missing, self.folder = part, kept, missing, folder
+
+    def __str__(self) -> str:
+        i, n = self.part
+        return (
+            f"part {i}/{n}: {self.kept} units are kept in {self.folder}; {_lacking(self.missing)}. "
+            "When all are done, the same command without --part joins them"
         )
 
 
@@ -129,19 +157,30 @@ class Units:
 
     def __init__(self, folder: str | Path | None, identity: dict[str, Any], overwrite: bool = False):
         self.folder = None if folder is None else Path(folder)
-        self.identity: dict[str, Any] = jsonable({"code": code_version(), **identity})
+        self.place = replace(place(), shared=self.folder / _PARTS if self.folder and place().part else None)
+        either = {name: "any" for name in MACHINE if name in identity} if self.place.mixed else {}
+        self.identity: dict[str, Any] = jsonable({"code": code_version(), **identity, **either})
         self.overwrite = overwrite
         self._memory: dict[str, bytes] = {}
         self._lock: int | None = None
 
     def __enter__(self) -> "Units":
         if self.folder is None:
+            if self.place.part is not None:
+                raise ResultError("a part of a run needs a folder that all parts share; give folder=")
             return self
         claim_folder(self.folder, (), overwrite=True)
-        lock = _locked(self.folder)
+        if self.place.part is None:
+            lock, alone = _locked(self.folder), True
+        else:
+            lock, alone = _locked_with_others(self.folder)
         try:
             with writing(f"to {self.folder}"):
-                self._take(self.folder, claim_folder(self.folder / "units", (), overwrite=True))
+                self._take(self.folder, claim_folder(self.folder / "units", (), overwrite=True), alone)
+                if self.place.part is not None:
+                    (self.folder / _PARTS).mkdir(exist_ok=True)
+                    (self.folder / _PARTS / f"of-{self.place.part[1]}").touch()
+                    _share(lock)
         except BaseException:
             os.close(lock)
             raise
@@ -177,34 +216,80 @@ class Units:
         try:
             done = {key: found for key, unit in keyed.items() if (found := self._read(key, unit)) is not None}
             already = sum(found.unit.rows for found in done.values())
+            todo, leader = self._asked(keyed, done), _leaders(keyed)
             with followed(progress, str(self.identity.get("diagnostic", "units"))) as told:
                 if told is not None and already:
                     getattr(told, "initial", told)(already, total)
-                with certificates_of_run() as run:
-                    for key, unit in keyed.items():
-                        if key in done:  # in order: a unit relies on what was checked before it, whenever that was
-                            run.restore(done[key].certificates)
-                        else:
-                            done[key] = self._compute(key, unit, fn, run, lambda n: told and told(n, total))
+
+                def report(n: int) -> None:
+                    if told is not None:
+                        told(n, total)
+
+                def relied_on(key: str) -> list[dict[str, Any]] | None:
+                    return done[key].certificates if key in done else None
+
+                def store(key: str, data: bytes) -> None:
+                    done[key] = self._store(key, keyed[key], data)
+
+                if todo and self.place.pool is not None:
+
+                    def arrived(key: str, data: bytes) -> None:
+                        store(key, data)
+                        report(keyed[key].rows)
+
+                    self.place.pool.compute(fn, todo, leader, relied_on, arrived)
+                else:
+                    with certificates_of_run() as run:
+                        for key, unit in todo.items():
+                            left = _Left(unit.rows, report)
+                            run.only(relied_on(leader[key]) or [])
+                            store(key, packed(unit, *fn(unit, left.tick), run.taken()))
+                            left.tick(unit.rows)
         except KeyboardInterrupt as error:
             kept = sum(self._path(key).exists() for key in keyed) if self.folder is not None else 0
             raise Interrupted(kept, len(keyed), self.folder) from error
+        if self.place.part is not None:
+            done |= {
+                key: found for key in keyed if key not in done and (found := self._read(key, keyed[key])) is not None
+            }
+        if self.place.part is not None and len(done) < len(keyed):
+            assert self.folder is not None
+            raise PartDone(self.place.part, len(done), self._lacking(keyed, done, self.place.part[1]), self.folder)
+        if self.place.part is None and self.folder is not None:  # joined
+            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
         return [done[key] for key in keyed]
 
-    def _compute(
-        self, key: str, unit: Unit, fn: Compute, run: RunCertificates, report: Callable[[int], object]
-    ) -> UnitResult:
-        left = unit.rows
+    def _asked(self, keyed: dict[str, Unit], done: Mapping[str, UnitResult]) -> dict[str, Unit]:
+        """The units that this call computes. Raises `ResultError` where parts were begun and some are missing."""
+        todo = {key: unit for key, unit in keyed.items() if key not in done}
+        if self.place.part is None:
+            if todo and (begun := self._parts_begun()):
+                lacking = self._lacking(keyed, done, begun[-1])
+                raise ResultError(
+                    f"{self.folder} was begun in parts, and {_lacking(lacking)}; run --part {next(iter(lacking))}, then join"
+                )
+            return todo
+        i, n = self.place.part
+        part = dict(zip(keyed, parts_of(_groups(keyed), n), strict=True))
+        leader = _leaders(keyed)
+        own = {key for key in todo if part[key] == i}
+        own |= {leader[key] for key in own}  # whose replay checks they rely on
+        return {key: unit for key, unit in todo.items() if key in own}
 
-        def tick(n: int) -> None:
-            nonlocal left
-            n = min(int(n), left)
-            left -= n
-            if n > 0:
-                report(n)
+    def _parts_begun(self) -> list[int]:
+        """Into how many parts the run in the folder was cut, the last one begun at the end."""
+        if self.folder is None:
+            return []
+        begun = sorted((self.folder / _PARTS).glob("of-*"), key=lambda path: path.stat().st_mtime)
+        return [int(path.name.removeprefix("of-")) for path in begun]
 
-        frame, notes = fn(unit, tick)
-        data = _packed(unit, frame, notes, run.taken())
+    def _lacking(self, keyed: dict[str, Unit], done: Mapping[str, UnitResult], n: int) -> dict[str, int]:
+        """How many units each part lacks, by its name."""
+        parts = zip(keyed, parts_of(_groups(keyed), n), strict=True)
+        lacking = Counter(part for key, part in parts if key not in done)
+        return {f"{part}/{n}": count for part, count in sorted(lacking.items())}
+
+    def _store(self, key: str, unit: Unit, data: bytes) -> UnitResult:
         if self.folder is None:
             self._memory[key] = data
         else:
@@ -215,7 +300,6 @@ class Units:
                     f"cannot write unit {unit.name} to {self.folder}: {reason(error)}; "
                     "the units done are kept: make room, and the same command goes on from there"
                 ) from error
-        tick(left)
         return _unpacked(unit, data)
 
     def _read(self, key: str, unit: Unit) -> UnitResult | None:
@@ -253,25 +337,30 @@ class Units:
         assert self.folder is not None
         return self.folder / "units" / f"{key}.parquet"
 
-    def _take(self, folder: Path, units: Path) -> None:
-        """Remove what a killed process left, and see to it that `run.json` and the units there are of this identity."""
-        for place in (units, folder):
-            remove_partial(place)
+    def _take(self, folder: Path, units: Path, alone: bool) -> None:
+        """Remove what a killed process left, and see to it that `run.json` and the units there are of this identity.
+
+        alone: no other part is at work there; else nothing is removed.
+        """
+        for there in (units, folder, folder / _PARTS) if alone else ():
+            remove_partial(there)
         stated = folder / "run.json"
         if stated.exists():
             differences = _differences(stated, self.identity)
             if not differences:
                 return
-            if not self.overwrite and (held := _held(folder, units)):
+            if not (self.overwrite and alone) and (held := _held(folder, units)):
                 raise ResultError(
                     f"{folder} holds {held}: {'; '.join(differences)}; "
                     "name another folder, or pass --overwrite to remove them"
                 )
             for old in units.glob(_UNIT_FILES):
                 old.unlink()
+            shutil.rmtree(folder / _PARTS, ignore_errors=True)
         text = json.dumps(self.identity, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        _write_synced(units / "run.json", text.encode())
-        os.replace(units / "run.json", stated)  # by way of units/, where what a killed process leaves is removed
+        passing = units / f"{PARTIAL}{secrets.token_hex(8)}.run.json"
+        _write_synced(passing, text.encode())
+        os.replace(passing, stated)  # by way of units/, where what a killed process leaves is removed
 
 
 def run_units(
@@ -288,7 +377,7 @@ def run_units(
 
     counted: the same units with their numbers of rows, where these cost a clean pass; asked for only if a unit is missing.
     """
-    with Units(folder, identity, overwrite) as claimed:
+    with Units(folder, identity, overwrite) as claimed, placed_at(claimed.place):
         if counted is not None and claimed.missing(units):
             units = counted()
         return claimed.run(units, fn, progress)
@@ -331,7 +420,7 @@ def narrowed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(kinds)
 
 
-def _packed(unit: Unit, frame: pd.DataFrame, notes: dict[str, Any], certificates: list[dict[str, Any]]) -> bytes:
+def packed(unit: Unit, frame: pd.DataFrame, notes: dict[str, Any], certificates: list[dict[str, Any]]) -> bytes:
     """The unit's file. Whoever asks for a unit gets what this file gives back, so that runs cannot differ by history."""
     names = list(frame.columns)
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
@@ -365,6 +454,34 @@ def _unpacked(unit: Unit, data: bytes) -> UnitResult:
     if aside["labels"] != jsonable(dict(unit.labels)):
         raise ValueError(f"it holds unit {aside['labels']}")
     return UnitResult(unit, table.to_pandas(use_threads=False), aside["notes"], aside["certificates"])
+
+
+class _Left:
+    """Rows of a unit that are not reported yet."""
+
+    def __init__(self, rows: int, report: Callable[[int], object]):
+        self.left, self.report = rows, report
+
+    def tick(self, n: int) -> None:
+        n = min(int(n), self.left)
+        self.left -= n
+        if n > 0:
+            self.report(n)
+
+
+def _groups(keyed: Mapping[str, Unit]) -> list[Any]:
+    """Each unit's group, or its key for one of its own."""
+    return [unit.group or key for key, unit in keyed.items()]
+
+
+def _leaders(keyed: Mapping[str, Unit]) -> dict[str, str]:
+    """The first unit of each unit's group, by key."""
+    first: dict[Any, str] = {}
+    return {key: first.setdefault(group, key) for key, group in zip(keyed, _groups(keyed), strict=True)}
+
+
+def _lacking(missing: Mapping[str, int]) -> str:
+    return ", ".join(f"part {part} lacks {n} unit{'s' * (n > 1)}" for part, n in missing.items())
 
 
 def _digest(table: pa.Table) -> bytes:
@@ -411,7 +528,23 @@ def unlocked() -> Iterator[None]:
         _LOCKING.reset(token)
 
 
-def _locked(folder: Path) -> int:
+def _locked_with_others(folder: Path) -> tuple[int, bool]:
+    """The lock of a process that computes a part, and whether it is alone in the folder by now; to be followed by `_share`."""
+    try:
+        return _locked(folder), True
+    except ResultError:
+        return _locked(folder, shared=True), False
+
+
+def _share(handle: int) -> None:
+    """Let other parts into the folder, and nobody else."""
+    if _LOCKING.get():
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_SH)
+
+
+def _locked(folder: Path, shared: bool = False) -> int:
     """A handle that holds the folder's lock until it is closed, or its process ends. Raises `ResultError`."""
     with writing(f"to {folder}"):
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -420,7 +553,7 @@ def _locked(folder: Path) -> int:
     try:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (OSError, ImportError) as error:
         os.close(handle)
         if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.EACCES):

@@ -62,10 +62,14 @@ class ProbingRunner:
     def units(self) -> list[Unit]:
         """Data set by data set, so that each passes through the model once."""
         return [
-            Unit.of(rows=self.settings["seeds"] * _n_tasks(some), dataset=name, sae=sae)
+            Unit.of(rows=self.settings["seeds"] * _n_tasks(some), group=(name, sae), dataset=name, sae=sae)
             for name, some in self.sets.items()
             for sae in self.probes
         ]
+
+    def prepare(self, name: str) -> None:
+        """Form what units of a data set share."""
+        self._pooled(name)
 
     def _pooled(self, name: str) -> PooledTexts:
         if self._current is None or self._current[0] != name:

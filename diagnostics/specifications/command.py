@@ -11,6 +11,7 @@ from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
 from diagnostics.results.result import load_result
 from diagnostics.running.clean import default_layers
+from diagnostics.running.units import PartDone
 from diagnostics.specifications.run import specification_curve
 from interventions.files import claim_folder
 
@@ -62,14 +63,20 @@ def _patched(options: SpecificationOptions) -> dict[str, DirectionNorm]:
     runs = {name: replace(options, out=options.out / name) for name in names}
     for run in runs.values():
         run.check(())
-    found = {}
+    found, part = {}, None
     for (name, run), text in zip(runs.items(), given, strict=True):
         model, prompts = run.load(text)
         sites = run.places(default_layers(model.n_layers))
         with run.progress(f"patching, {name}") as progress:
             how = run.common() | {"pairs": run.pairs, "pair_sets": ("random",)}
-            found[name] = direction_norm(model, prompts, sites=sites, progress=progress, **how)
+            try:
+                found[name] = direction_norm(model, prompts, sites=sites, progress=progress, **how)
+            except PartDone as kept:  # of this text; the same part of the others is next
+                part = kept
+                continue
         run.write(found[name], run.out)
+    if part is not None:
+        raise part
     return found
 
 

@@ -62,6 +62,15 @@ class Shapes(NamedTuple):
     """whether blocks hand on a tuple"""
 
 
+class Made(NamedTuple):
+    """How a model came about, for another process that is to make the same one."""
+
+    how: tuple[Any, ...]
+    """`("loaded", name, dtype, trust_remote_code)` or `("untrained", model, seed)`"""
+    as_made: Any
+    """its fingerprint then: a model that was changed since is not made again by this"""
+
+
 @dataclass(eq=False)
 class CausalModel:
     """A causal language model and what the engine must know of it.
@@ -92,6 +101,8 @@ class CausalModel:
     """fingerprint -> `certificates.Certificates`: where replay was found exact while the model was so"""
     warned: set[str] = field(default_factory=set, repr=False)
     """reasons for full forward passes that a warning has named"""
+    made: "Made | None" = field(default=None, repr=False)
+    """how to make it again elsewhere; None for a live object"""
     _hashed: tuple[int, str, str | None] | None = field(default=None, repr=False)
 
     @cached_property

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from interventions.errors import ModelError
-from interventions.models.causal_model import CausalModel, canonical_tensors
+from interventions.models.causal_model import CausalModel, Made, canonical_tensors
 from interventions.models.checkpoints import read_model, read_tokenizer
+from interventions.models.fingerprint import fingerprint
 from interventions.models.packaged import packaged_model_folder
 from interventions.models.wrapping import wrap
 
@@ -62,9 +63,11 @@ def load_model(
     if not isinstance(name, (str, Path)):
         return wrap(name)
     if str(name) == LAYERNORM_MODEL:
-        return layernorm_counterpart(load_model(DEFAULT_MODEL, dtype=dtype, device=device))
+        counterpart = layernorm_counterpart(load_model(DEFAULT_MODEL, dtype=dtype, device=device))
+        return _made(counterpart, "loaded", LAYERNORM_MODEL, dtype, False)
     dtype, device = resolve_dtype(dtype), resolve_device(device)
     where, note = os.path.expanduser(name), None
+    origin = os.path.abspath(where) if os.path.exists(where) else str(name)
     if where == DEFAULT_MODEL:
         where, note = str(packaged_model_folder()), "SmolLM2-135M-Instruct, dequantised from Q4_1"
     elif not str(name).strip() or (not os.path.exists(where) and str(name).startswith((".", "/", "~"))):
@@ -81,7 +84,13 @@ def load_model(
             "refused; if that is unexpected, look whether the tokenizer is the model's",
             stacklevel=2,
         )
-    return wrap(hf.to(device).requires_grad_(False), tokenizer, name=str(name), note=note)
+    model = wrap(hf.to(device).requires_grad_(False), tokenizer, name=str(name), note=note)
+    return _made(model, "loaded", origin, dtype, trust_remote_code)
+
+
+def _made(model: CausalModel, *how: Any) -> CausalModel:
+    model.made = Made(how, fingerprint(model.hf))
+    return model
 
 
 @contextmanager
@@ -113,7 +122,8 @@ def untrained(model: CausalModel, seed: int) -> CausalModel:
     for weight in fresh.parameters():  # not the buffers: rotary frequencies stay float32, as in a model that is loaded
         weight.data = weight.data.to(model.dtype)
     fresh = fresh.to(model.device).requires_grad_(False).eval()
-    return wrap(fresh, model.tokenizer, name=f"{model.name}, untrained", note=f"random weights, seed {seed}")
+    found = wrap(fresh, model.tokenizer, name=f"{model.name}, untrained", note=f"random weights, seed {seed}")
+    return _made(found, "untrained", model, seed)
 
 
 def layernorm_counterpart(model: CausalModel) -> CausalModel:

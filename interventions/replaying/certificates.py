@@ -71,7 +71,7 @@ class RunCertificates:
     """The certificates of one run, of every model that it measures on.
 
     A run starts with none, whatever was checked before it, so that its numbers and what it says of them do not depend on what
-    the process did earlier. A resumed run gets back those of the units that are done.
+    the process did earlier. Each unit of work begins with those that `only` gives it, whoever computed the units before it.
     """
 
     def __init__(self) -> None:
@@ -101,8 +101,10 @@ class RunCertificates:
         new, self._new = self._new, []
         return new
 
-    def restore(self, certificates: list[dict[str, Any]]) -> None:
-        """Put back what `taken` gave."""
+    def only(self, certificates: list[dict[str, Any]]) -> None:
+        """Rely on these alone from now on, as `taken` gave them."""
+        self._models = WeakKeyDictionary({hf: (before, Certificates()) for hf, (before, _) in self._models.items()})
+        self._restored, self._new = {}, []
         for given in certificates:
             fields: dict[str, Any] = {**given}
             fields["delta"] = float("nan") if fields["delta"] is None else fields["delta"]

@@ -47,6 +47,10 @@ SMALL: dict[str, tuple[object, ...]] = {
         *("--layer", 1, "--d-sae", 64, "--k", 4, "--batch-tokens", 128, "--steps", 2, "--repeats", 1),
         *("--text-tokens", 1024),
     ),
+    "bench_workers": (
+        *(*MODEL, "--prompts", "{given}/text.txt", "--n-prompts", 24, "--pairs", 20, "--task", "{given}/pairs.csv"),
+        *("--tasks", 5),
+    ),
     "compare_saes": ("--saes", "{given}/saes/1/standard", "{given}/saes/1/cosine", *ALL, "--min-active", 3),
     "dose_response": (*TEXT, "--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20),
     "edge_patching": (*MODEL, "--pairs", "{given}/pairs.csv", "--receivers", "4.q.1", "logits", "--n", 5),

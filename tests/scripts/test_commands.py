@@ -13,7 +13,9 @@ from tests.scripts.conftest import SCRIPTS, SMALL, Script
 FORMER = {"eval_sae": "evaluate_saes", "probe": "probe_saes", "show_latent": "latent_card"}
 """former names of commands, kept for one release"""
 COMMANDS = sorted({path.stem for path in SCRIPTS.glob("*.py")} - FORMER.keys())
-IN_A_FOLDER = sorted(SMALL.keys() - {"bench_patching", "bench_replay", "bench_sae_training", "report", "train_zoo"})
+IN_A_FOLDER = sorted(
+    SMALL.keys() - {"bench_patching", "bench_replay", "bench_sae_training", "bench_workers", "report", "train_zoo"}
+)
 """commands whose small run needs no other model or text and writes into a folder; the others have separate tests"""
 
 

@@ -58,11 +58,13 @@ def expected(name: str, pairs: Pairs, frame, mlps: str, later: str = "run") -> n
     return np.array(found)
 
 
-@pytest.mark.parametrize("mlps", ["frozen", "recomputed"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "mlps"),
+    [*[(name, "frozen") for name in NAMES if name != "gpt2"], ("gpt2", "recomputed"), ("gemma2", "recomputed")],
+)
 def test_every_edge_is_that_of_full_forward_passes(name, mlps):
     pairs = some_pairs(name)
-    result: Any = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, mlps=mlps, path="replay")
+    result: Any = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, mlps=mlps, controls=0, path="replay")
     frame: Any = result.frame
     heads = 4 * 3, 3
     before = 1 + sum(heads)
@@ -70,7 +72,7 @@ def test_every_edge_is_that_of_full_forward_passes(name, mlps):
     own_heads = 0 if name in PARALLEL else 4
     assert (counts["3.q.1"] == before).all() and (counts["3.mlp_out"] == before + own_heads).all()
     assert (counts["logits"] == 1 + 5 * N_LAYERS).all()
-    turn = np.arange(len(frame)) % (1 if name == "llama" else 3) == 0
+    turn = np.arange(len(frame)) % (3 if name == "llama" else 7) == 0
     some: Any = frame[turn & ((frame["pair"] == 0) == (frame["direction"] == "noise"))]
     assert np.abs(some["m"].to_numpy() - expected(name, pairs, some, mlps)).max() < TOLERANCE
     assert np.ptp(some["effect"]) > 0.05 and some["run"].mean() > 0.9
@@ -81,7 +83,8 @@ def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exac
     pairs = some_pairs("llama")
     options = {"senders": ("embedding", (0, 1), (1, "mlp_out")), "receivers": ("2.q.3", "2.k.0", "2.mlp_out", "logits")}
     frame: Any = edge_patching(tiny_model("llama"), pairs, positions="each", directions=("noise",), **options).frame
-    assert np.abs(frame["m"].to_numpy() - expected("llama", pairs, frame, "frozen")).max() < TOLERANCE
+    some = frame.iloc[::4]
+    assert np.abs(some["m"].to_numpy() - expected("llama", pairs, some, "frozen")).max() < TOLERANCE
     differs = [pairs[p].differing for p in frame["pair"]]
     early = np.array([at < d[0] if at >= 0 else False for at, d in zip(frame["position"], differs, strict=True)])
     inner = np.array(
@@ -104,7 +107,7 @@ def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exac
     assert set(last[last["receiver"] == "2.k.0"]["label"]) == {"all"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["gpt_neox", "gemma2"])
 def test_direct_edges_are_those_of_full_passes_with_later_writes_frozen(name, monkeypatch):
     monkeypatch.setattr(work, "_HELD", 5000)  # rows in several parts
     pairs = some_pairs(name)
@@ -112,8 +115,9 @@ def test_direct_edges_are_those_of_full_passes_with_later_writes_frozen(name, mo
     frame: Any = edge_patching(
         tiny_model(name), pairs, receivers=RECEIVERS, senders=senders, later="frozen", controls=0, path="replay"
     ).frame
-    direct = expected(name, pairs, frame, "frozen", "frozen")
-    assert np.abs(frame["m"].to_numpy() - direct).max() < TOLERANCE and np.ptp(frame["effect"]) > 0.05
+    some = frame.iloc[::3]
+    direct = expected(name, pairs, some, "frozen", "frozen")
+    assert np.abs(some["m"].to_numpy() - direct).max() < TOLERANCE and np.ptp(frame["effect"]) > 0.05
     run: Any = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, senders=senders, controls=0).frame
     logits = (frame["receiver"] == "logits").to_numpy()
     away = np.abs(frame["m"] - run["m"]).to_numpy()
@@ -191,7 +195,7 @@ def test_every_control_is_that_of_full_forward_passes(name, mlps):
     drawn = partners(pairs, 2, 0)
     own, controls = frame[frame["control"] == 0], frame[frame["control"] > 0]
     assert len(controls) == 2 * own["run"].sum() and controls["run"].all() and np.ptp(controls["effect"]) > 0.05
-    for line in controls.iloc[:: 7 if name == "llama" else 11].itertuples():
+    for line in controls.iloc[:: 13 if name == "llama" else 23].itertuples():
         pair = pairs[line.pair]
         base, source = (pair.clean, pair.corrupt) if line.direction == "noise" else (pair.corrupt, pair.clean)
         two = [pairs[j] for j in drawn[line.pair, line.control - 1]]
@@ -232,7 +236,7 @@ def poolable(kind: str, n: int) -> Pairs:
 @pytest.mark.parametrize("kind", induction.KINDS)
 def test_planted_edges_beat_their_controls_and_no_others_do(kind):
     pairs = poolable(kind, 14)
-    edges = edge_patching(
+    edges: Any = edge_patching(
         induction.induction_model(), pairs, senders=("embedding", "z"), receivers=("q", "k", "v", "logits")
     ).edges
     ends = {"embedding": "embedding", "logits": "logits"} | {f"{a}.z.{h}": (a, h) for a, h in induction.HEADS}
@@ -253,7 +257,7 @@ def test_planted_edges_beat_their_controls_and_no_others_do(kind):
 def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
     pairs = some_pairs("gpt2", (8,) * 14)
     result: Any = edge_patching(
-        tiny_model("gpt2"), pairs, senders=("embedding", "z"), receivers=[(1, 2, "v"), "logits"], controls=2
+        tiny_model("gpt2"), pairs, senders=("embedding", (0, 1), (2, 3)), receivers=[(1, 2, "v"), "logits"], controls=2
     )
     line = next(
         g for g in result.groups if (g["sender"], g["receiver"], g["direction"]) == ("embedding", "1.v.2", "noise")
@@ -288,7 +292,7 @@ def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
     result.write(tmp_path)
     pd.testing.assert_frame_equal(EdgePatching.load(tmp_path).edges, result.edges)
     assert {"edge_patching_denoise", "edge_patching_graph_noise"} <= set(result.figures())
-    assert "that beat their controls, of" in result.table()
+    assert "largest |share| of a control" in result.table()
 
 
 def with_large_effects(result: EdgePatching, edges) -> EdgePatching:

@@ -5,8 +5,12 @@ import pytest
 from matplotlib import pyplot as plt
 
 from diagnostics.figures.looks import SIGNED
+from diagnostics.pairs.pair import Pair, Pairs
 from diagnostics.patching import summary
-from diagnostics.patching.figures import plot_audit, plot_maps
+from diagnostics.patching.figures import _outline, plot_audit, plot_maps
+from diagnostics.patching.result import ActivationPatching
+from diagnostics.patching.run import _words
+from interventions.errors import ResultError
 from tests.diagnostics.patching.made import frame
 
 SMALL = {"pairs": 12, "layers": 4, "labels": ("BOS", "S2", "END"), "first": 1}
@@ -50,3 +54,37 @@ def test_scatter_holds_every_cell():
         expected = some[["share", "gradient"]].to_numpy()
         assert np.allclose(points[points[:, 0].argsort()], expected[expected[:, 0].argsort()])
     plt.close(figure)
+
+
+def test_cells_that_beat_their_controls_are_outlined_together():
+    inside = np.zeros((3, 4), dtype=bool)
+    inside[1, 1:3] = inside[2, 3] = True
+    lines = {tuple(map(tuple, line)) for line in _outline(inside)}
+    two = {((0.5 + i, y), (1.5 + i, y)) for i in (0, 1) for y in (0.5, 1.5)} | {
+        ((x, 0.5), (x, 1.5)) for x in (0.5, 2.5)
+    }
+    one = {((2.5, y), (3.5, y)) for y in (1.5, 2.5)} | {((x, 1.5), (x, 2.5)) for x in (2.5, 3.5)}
+    assert lines == two | one  # (x, y); no line between the first two
+
+
+def test_scores_are_drawn_of_one_site():
+    found = ActivationPatching(frame({(3, 1, "END"): 0.5}, heads=2, scores=("gradient",), **SMALL), [], PROVENANCE)
+    assert len(found.plot_scores("z").axes) == len(found.plot_scores().axes) == 2
+    plt.close("all")
+    with pytest.raises(ResultError, match="no scores at mlp_out; known: z;"):
+        found.plot_scores("mlp_out")
+
+
+def test_layers_that_were_not_measured_are_not_drawn():
+    cells = summary.cells(frame(heads=2, **SMALL))
+    figure = plot_maps(cells[cells["layer"] != 1], PROVENANCE)
+    assert figure.axes[0].images[-1].get_array().shape[0] == 3
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["0", "2", "3"]
+    assert "0 exactly" not in figure.get_supxlabel()
+    plt.close(figure)
+
+
+def test_tokens_without_roles_are_named_where_pairs_agree():
+    made = tuple(Pair((1, 2, c), (1, 3, c), 8, 9) for c in (4, 5))
+    pairs = Pairs(made, np.ones(2), -np.ones(2))
+    assert _words(pairs, None) == [{"0": "⟨1⟩", "1": "⟨2⟩/⟨3⟩"}]
