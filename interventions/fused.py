@@ -22,8 +22,8 @@ _WHOLE = ("top1", "clean_top1", "top1_changed", "finite")
 
 
 def usable(logits: Tensor) -> bool:
-    """Whether `compare` runs on these logits; a warning, once, where they are on a GPU and it cannot."""
-    return logits.is_cuda and logits.dtype in _DTYPES and _works(logits.device)
+    """Whether `compare` runs on these logits, which takes no gradients; a warning, once, where they are on a GPU and it cannot."""
+    return logits.is_cuda and logits.dtype in _DTYPES and not logits.requires_grad and _works(logits.device)
 
 
 @cache
@@ -67,9 +67,9 @@ def compare(
     block = block or min(2048 if intervened.is_cuda else 8192, 1 << (n_col - 1).bit_length())
     strides = intervened.stride(0), clean.stride(0)
     if n_row:
-        _kernel()[(n_row,)](
-            intervened, clean, index.contiguous(), real, whole, n_row, n_col, *strides, JS=js, BLOCK=block, num_warps=8
-        )
+        given = intervened, clean, index.contiguous(), real, whole
+        with torch.cuda.device_of(intervened):
+            _kernel()[(n_row,)](*given, n_row, n_col, *strides, JS=js, BLOCK=block, num_warps=8)
     numbers = {name: x for name, x in zip(_REAL, real, strict=True) if js or name != "js"}
     return {**numbers, **{n: x.bool() if n in _WHOLE[2:] else x for n, x in zip(_WHOLE, whole, strict=True)}}
 
@@ -155,6 +155,7 @@ def _kernel() -> Any:
         level = tl.where(total < 1e13, log1p, apart - shift)  # log Σ p·exp(d)
         small = grown - total * total * (0.5 - total * (1 / 3 - total / 4))
         kl = tl.where(tl.abs(total) < 0.01, small, level - rest)
+        kl = tl.where(kl < 0.0, 0.0, kl)  # what rounding leaves below 0
         beyond = tl.abs(rest) >= LARGE  # there d is log q − log p, and KL = −Σ p·d
         kl = tl.where(beyond, -rest, kl)
         kl = tl.where(tl.min(lowest, 0) < FLOOR / 2, float("inf"), kl)

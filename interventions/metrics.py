@@ -108,14 +108,13 @@ class Comparison:
         """What one kernel gives, where it runs."""
         if not self._kernel:
             return {}
-        side, index = self.clean, None
-        if isinstance(side, CleanRows):
-            side, index = side.side, side.index
-        assert isinstance(side, CleanSide)
-        if not isinstance(index, Tensor):
-            rows = torch.arange(len(side.given), device=side.given.device)
-            index = (rows if index is None else rows[index]).expand(len(self._given))
-        return fused.compare(self._given, side.given, index, js=self._js)
+        side, taken = self.clean, []
+        while isinstance(side, CleanRows):
+            side, taken = side.side, [side.index, *taken]
+        index = torch.arange(len(side.given), device=side.given.device)
+        for which in taken:
+            index = index[which]
+        return fused.compare(self._given, side.given, index.expand(len(self._given)), js=self._js)
 
     @cached_property
     def _parts(self) -> "_Difference | _ExtremeDifference":

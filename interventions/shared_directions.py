@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.errors import EditError
+from interventions.models.uploads import upload
 from interventions.recording import Recording
 from interventions.replaying.placed import placed
 from interventions.replaying.replay import Branches, replayed, unembed
@@ -74,8 +75,8 @@ class Along:
     def change(self, rows: Int[Tensor, "some_row"]) -> Float[Tensor, "some_row d_model"]:
         """c_r·d[i_r]."""
         matrix = self.directions.matrix
-        scale = self.coefficient[rows.to(self.coefficient.device)].to(matrix)
-        return scale[:, None] * matrix[self.index[rows].to(matrix.device)]
+        scale = self.coefficient[upload(rows, self.coefficient.device)].to(matrix)
+        return scale[:, None] * matrix[upload(self.index[rows], matrix.device)]
 
     @torch.no_grad()
     def logits(
@@ -95,7 +96,7 @@ class Along:
         if known is None or not len(rows):
             return None
         hidden, logits = known
-        which = self.index[rows].to(hidden.device)
+        which = upload(self.index[rows], hidden.device)
         base, axis, target = (x.double() - hidden[-1].double() for x in (clean[of], hidden[which], moved))
         aa, ab, bb = (base * base).sum(-1), (base * axis).sum(-1), (axis * axis).sum(-1)
         at, bt = (base * target).sum(-1), (axis * target).sum(-1)

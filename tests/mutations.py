@@ -56,6 +56,13 @@ MUTATIONS = (
         ("tests/interventions/replaying/test_replay.py",),
     ),
     Mutation(
+        "the kernel's KL lacks tokens whose p underflows",
+        "interventions/fused.py",
+        "growth += tl.where(d > LARGE, far, near)",
+        "growth += near",
+        ("tests/interventions/test_fused.py",),
+    ),
+    Mutation(
         "KL without its logarithm",
         "interventions/metrics.py",
         "kl = torch.log1p(_dot(p, torch.expm1(d).sub_(d)))",

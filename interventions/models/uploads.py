@@ -27,6 +27,6 @@ def upload_all(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
 def download(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors on the CPU; from CUDA the host waits once for all."""
     found = {name: tensor.to("cpu", non_blocking=tensor.is_cuda) for name, tensor in tensors.items()}
-    if any(tensor.is_cuda for tensor in tensors.values()):
-        torch.cuda.synchronize()
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
     return found

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: it comes with the test extra on Linux")
 
 from interventions import Site, fused, measure, record
-from interventions.metrics import METRICS, CleanSide, Comparison
+from interventions.metrics import METRICS, CleanRows, CleanSide, Comparison
 from tests.interventions.test_metrics import (  # noqa: F401  (tests, collected here too)
     PINS,
     exact_js,
@@ -110,6 +110,13 @@ def test_measured_effects_are_those_of_torch(metrics, device, monkeypatch):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("constant", [0.0, 0.3, 55.0, 200.0, -300.0])
+def test_changes_of_rounding_size_are_not_negative(constant, device):
+    clean, change = gaussian(0, 8, 97, scale=3.0), torch.logspace(-8, -5, 8)[:, None] * gaussian(1, 8, 97)
+    found = fused.compare((clean + constant + change).to(device), clean.to(device), torch.arange(8, device=device))
+    assert (found["kl"] >= 0).all() and (found["js"] >= 0).all() and (found["kl"] < 1e-8).all()
+
+
 def test_no_rows_give_no_numbers(device):
     clean = gaussian(0, 1, 97).to(device)
     found = fused.compare(clean[:0], clean, torch.zeros(0, dtype=torch.long, device=device))
@@ -169,3 +176,10 @@ def test_the_kernel_compiles_for_a_gpu_that_is_not_there(tmp_path):
     )
     size, rough = map(int, found.stdout.split())
     assert size > 1000 and rough == 0
+
+
+def test_rows_of_rows_are_found(device):
+    clean, intervened = pairs(97, device, 1e-3, 3.0)
+    some, others = torch.tensor([3, 0, 7, 3], device=device), slice(1, 4)
+    found = Comparison(CleanRows(CleanRows(CleanSide(clean), some), others), intervened[:3]).kl
+    assert relative(found, exact_kl(clean[[0, 7, 3]], intervened[:3])) <= 1e-4
