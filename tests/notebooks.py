@@ -17,6 +17,7 @@ def environment() -> dict[str, str]:
     """Of the kernel: no network, figures in the page, and no word of a package that may be missing."""
     return os.environ | {
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # two kernels of two threads on two cores wait for each other for minutes
         "TOKENIZERS_PARALLELISM": "false",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONPATH": str(ROOT),

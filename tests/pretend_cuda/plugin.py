@@ -1,4 +1,4 @@
-"""A pytest plugin: tests that take `device` run on the pretended one, two cases of each. See `make test-pretend-cuda`.
+"""A pytest plugin: tests that take `device` run on the pretended one, the last case of each. See `make test-pretend-cuda`.
 
 python -m pytest -p tests.pretend_cuda.plugin --device cuda tests/interventions
 """
@@ -31,13 +31,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The first and the last case of each test that takes a device; every test of the device itself."""
+    """The last case of each test that takes a device; every test of the device itself."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         name = item.nodeid.split("[")[0]
         if "device" in getattr(item, "fixturenames", ()) and not name.endswith((*_SLOW, _OF_PLAIN_WEIGHTS)):
             cases.setdefault(name, []).append(item)
-    chosen = {id(item) for several in cases.values() for item in (several[0], several[-1])}
+    chosen = {id(item) for several in cases.values() for item in several[-1:]}
     chosen |= {id(item) for item in items if item.path.parent.name == "pretend_cuda"}
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
     items[:] = [item for item in items if id(item) in chosen]
