@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_models.architectures import Architecture, check_size
+from sae_models.architectures import SELECTORS, Architecture, check_size
 from sae_models.errors import SAEError
 from sae_models.loading import saved_sae
 from sae_models.readers.own import is_own
@@ -97,9 +97,10 @@ def train(
         raise SAEError(f"a run of {steps} steps, logged every {log_every}; expected at least 1 of each")
     for job in jobs:
         check_size(job.architecture, job.recipe.d_sae, job.recipe.k)
-        if job.recipe.multi > 0 and job.architecture.selector == "relu":
+        if job.recipe.multi > 0 and SELECTORS[job.architecture.selector] != "k":
             raise SAEError(
-                f"{job.name}: Multi-TopK with selector 'relu', which counts no latents; expected topk or batchtopk"
+                f"{job.name}: Multi-TopK with selector {job.architecture.selector!r}, which counts no latents; expected topk, batchtopk "
+                "or abstopk"
             )
         first = math.ceil(job.recipe.threshold_from * steps)
         if keep_every is not None and job.architecture.selector == "batchtopk" and keep_every < first:
