@@ -88,7 +88,7 @@ def measure(
     Last bits depend on which rows share a chunk: equal to tolerance, not to the bit, where `batch_rows` changed.
     """
     _check_how(path, batch_rows)
-    with recording.held():
+    with recording.held(traces=True):
         rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
         return _effects(rows, metrics, path, batch_rows, progress)
 
@@ -118,7 +118,7 @@ def measure_joint(
     if DIRECT in metrics:
         raise MechdiagError(f"{DIRECT} of joint edits is not defined; known: {', '.join(METRICS)}, metrics of tokens")
     _check_how(path, batch_rows)
-    with recording.held():
+    with recording.held(traces=True):
         rows = JointRows(recording, torch.as_tensor(prompt).cpu(), puts, horizon)
         return _effects(rows, metrics, path, batch_rows, progress)
 

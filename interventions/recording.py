@@ -99,9 +99,12 @@ class Recording:
                 f"position {int(position[i])} lies outside prompt {int(prompt[i])}, which has {int(self.length[prompt[i]])} tokens"
             )
 
-    def held(self) -> AbstractContextManager[object]:
-        """Hold the model for one thread (see `exclusive`). Raises `ModelError` when it is not what was recorded."""
-        return holding(self.model) if self.model.remote else exclusive(self.model, self._check_model)
+    def held(self, *, traces: bool = False) -> AbstractContextManager[object]:
+        """Hold the model for one thread (see `exclusive`). traces: a model that runs remotely will do.
+
+        Raises `ModelError` when it is not what was recorded.
+        """
+        return holding(self.model) if traces and self.model.remote else exclusive(self.model, self._check_model)
 
     def _check_model(self) -> None:
         if changed := self._changed():

@@ -93,7 +93,7 @@ def look(model: Any, ids: Int[Tensor, "2 pos"], n_kept: int) -> Look:
 
 def recorded(
     model: Any, ids: Int[Tensor, "prompt pos"], sites: Sequence[Site]
-) -> tuple[dict[Site, Float[Tensor, "prompt pos d_model"]], BaseModelOutputWithPast, None]:
+) -> tuple[dict[Site, Float[Tensor, "prompt pos d_model"]], Any, None]:
     """Activations at sites and after the final norm, of one trace; keys and values stay where they are."""
     import nnsight
 

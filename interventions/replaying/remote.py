@@ -104,7 +104,7 @@ def _pass(rows: Rows, some: np.ndarray, reads: Reads, n_tokens: int, direct: boo
         if given:  # these rows start from the reference
             put += _put(model, branches, base, 0, reads.row[own], n_clean + n_rows)
         last = envoy(model, model.blocks[-1])
-        carried = Edit(last, False, True, *map(torch.from_numpy, (row, reads.position[own])), delta)
+        carried = Edit(last, False, True, torch.from_numpy(row), torch.from_numpy(reads.position[own]), delta)
         of_row.append(rows.prompt[some][reads.row[own]])
         clean, changed = np.concatenate([clean, clean[own]]), np.concatenate([changed, row])
         put.append(((model.n_layers, 0), carried))
@@ -126,7 +126,8 @@ def _put(
             order = np.searchsorted(row, rows)
             line, position, vectors = to + np.arange(len(rows)), position[order], vectors[torch.from_numpy(order)]
         block, before = placed_at(model, each.site)
-        found.append((each.site.rank, Edit(block, before, False, *map(torch.from_numpy, (line, position)), vectors)))
+        edit = Edit(block, before, False, torch.from_numpy(line), torch.from_numpy(position), vectors)
+        found.append((each.site.rank, edit))
     return found
 
 

@@ -11,8 +11,8 @@ def test_effects_of_a_remote_model_equal_local_ones(tmp_path):
     hf, texts = fresh("llama"), prompts((9, 11, 13, 8, 12, 10, 9, 14, 11, 10, 12, 9))
     there = wrap(far_away(hf, tmp_path), remote="local")
     mine, theirs = (
-        direction_norm(model, texts, layers=(1, 4), pairs=20, context="both", path="hooks") for model in (hf, there)
+        direction_norm(model, texts, layers=(2,), pairs=10, context="both", path="hooks") for model in (hf, there)
     )
     pd.testing.assert_frame_equal(theirs.frame, mine.frame, rtol=0, atol=1e-5)
-    assert len(mine.frame) > 400 and mine.frame.kl.max() > 0.1
+    assert len(mine.frame) > 100 and mine.frame.kl.max() > 0.1
     assert theirs.provenance["weights_sha256"] == f"{tmp_path}@c0ffee" and theirs.provenance["wrapper"] == "nnsight"

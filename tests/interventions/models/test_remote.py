@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from interventions import ModelError, Site, SiteError, check_site, intervened_logits, record, wrap
+from interventions.direct_logits import direct_logits
 from interventions.provenance import model_identity
 from interventions.replaying.replay import unembed
 from sae_models.architectures import build, named
@@ -55,6 +56,7 @@ def test_what_needs_a_pass_here_raises(both):
         lambda: check_site(there, Site(2, "resid_mid")),
         lambda: intervened_logits(recording, Site(2), one, one, vector, path="hooks"),
         lambda: unembed(recording, recording.final_hidden[0]),
+        lambda: direct_logits(recording, vector, 1.0),
         lambda: wrap(there, remote=True),
     ):
         with pytest.raises(ModelError, match=r"remotely, and this needs a pass on this machine|is wrapped already"):
