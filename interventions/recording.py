@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from interventions.models.causality import LEAK, check_causal
 from interventions.models.compat import cache_name, cache_understood
 from interventions.models.exclusive import exclusive, holding
 from interventions.models.fingerprint import Fingerprint, fingerprint, own_code
+from interventions.models.remote import NO_KEYS, recorded
 from interventions.models.rotary import depends_on_length, forget_longer_passes
 from interventions.models.uploads import upload
 from interventions.models.wrapping import wrap
@@ -98,9 +99,12 @@ class Recording:
                 f"position {int(position[i])} lies outside prompt {int(prompt[i])}, which has {int(self.length[prompt[i]])} tokens"
             )
 
-    def held(self) -> AbstractContextManager[None]:
-        """Hold the model for one thread (see `exclusive`). Raises `ModelError` when it is not what was recorded."""
-        return exclusive(self.model, self._check_model)
+    def held(self, *, traces: bool = False) -> AbstractContextManager[object]:
+        """Hold the model for one thread (see `exclusive`). traces: a model that runs remotely will do.
+
+        Raises `ModelError` when it is not what was recorded.
+        """
+        return holding(self.model) if traces and self.model.remote else exclusive(self.model, self._check_model)
 
     def _check_model(self) -> None:
         if changed := self._changed():
@@ -187,11 +191,12 @@ def record(
     length = torch.tensor([len(p) for p in prompts])
     ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(model.device)
     recording = Recording(model, ids, length, {}, torch.empty(*ids.shape, 0, device=ids.device), None, None)
-    recording.own_code = tuple(own_code(model.hf))
+    recording.why_no_keys = NO_KEYS if model.remote else None
+    recording.own_code = () if model.remote else tuple(own_code(model.hf))
     recording.by_length = depends_on_length(model.hf, int(length.max()))
     with holding(model):
-        before = fingerprint(model.hf)
-        with exclusive(model):
+        before = None if model.remote else fingerprint(model.hf)
+        with nullcontext() if model.remote else exclusive(model):
             if recording.own_code or recording.by_length:
                 batch_prompts = 1
             _fill(recording, kept, keep_cache, batch_prompts)
@@ -202,8 +207,9 @@ def record(
                     stacklevel=2,
                 )
                 _fill(recording, kept, keep_cache, 1)
-        recording.fingerprint = fingerprint(model.hf)
-    recording.unsteady = frozenset(before.changed(recording.fingerprint))
+        if before is not None:
+            recording.fingerprint = fingerprint(model.hf)
+            recording.unsteady = frozenset(before.changed(recording.fingerprint))
     return recording
 
 
@@ -256,6 +262,8 @@ def _off_alone(recording: Recording, batch_prompts: int) -> float:
 def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cache: bool):
     from transformers import DynamicCache
 
+    if model.remote:
+        return recorded(model, ids, sites)
     seen: dict[Site, Tensor] = {}
     with ExitStack() as stack:
         for site in sites:

@@ -95,6 +95,8 @@ class CausalModel:
     """`weights_hash` of the model whose weights these are under another norm (see `layernorm_counterpart`), or None"""
     shapes: Shapes | None = None
     """what `check_causal` saw of a forward pass; None for a model wrapped inside an nnsight trace, where no pass can run"""
+    remote: bool | str = False
+    """where passes run: False here; else as nnsight's `remote`: True on NDIF, a server's address, or "local", a rehearsal"""
     replay_attention: str = "grouped"
     """how replayed rows attend (see `replay`): the way that is tried first"""
     certificates: Any = field(default_factory=dict, repr=False)
@@ -144,10 +146,15 @@ class CausalModel:
 
     @property
     def device(self) -> torch.device:
+        """Where tensors of a recording are; of a remote model, on the CPU."""
+        if self.remote:
+            return torch.device("cpu")
         return next(self.hf.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        if self.remote and self.shapes is not None:  # what is loaded here says nothing of the weights there
+            return self.shapes.dtype
         return next(self.hf.parameters()).dtype
 
     @property
@@ -167,14 +174,18 @@ class CausalModel:
 
         Names are those outside a bridge. The unembedding counts whether tied or not, its bias unless it is zero: a
         bridge may untie the one and add the other. Formed anew when the model's fingerprint has changed; `hash_weights`
-        forms it anew in any case.
+        forms it anew in any case. Of a remote model: its name and revision, as nothing is known of its bytes.
         """
+        if self.remote:
+            return self._revision
         if self._hashed is None or self._hashed[0] != fingerprint(self.hf).weights:
             return self.hash_weights()
         return self._hashed[1]
 
     def hash_weights(self) -> str:
         """`weights_hash` of the weights as they are now, every byte of them read."""
+        if self.remote:
+            return self._revision
         head = self.hf.get_output_embeddings()
         values = dict(canonical_tensors(self.base)) | {"unembed.weight": _as_tensor(head.weight)}
         bias = _as_tensor(getattr(head, "bias", None))
@@ -195,6 +206,14 @@ class CausalModel:
     @property
     def weights_covered(self) -> str | None:
         """How many tensors `weights_hash` speaks of where it is not all of them, else None."""
+        if self.remote:
+            return "none of the tensors: the model runs remotely, and this is its revision"
         _ = self.weights_hash
         assert self._hashed is not None
         return self._hashed[2]
+
+    @property
+    def _revision(self) -> str:
+        """Name and revision of a remote model: the commit of its configuration where that is known."""
+        commit = getattr(self.hf.config, "_commit_hash", None) or getattr(self.handle, "revision", None)
+        return f"{self.name}@{commit or 'unknown revision'}"
