@@ -18,6 +18,7 @@ from diagnostics.commands.ranges import (
 )
 from diagnostics.figures.files import save_figures
 from diagnostics.figures.training import plot_training, training_metrics
+from diagnostics.running.workers import workers
 from interventions.errors import MechdiagError
 from interventions.files import made, remove_partial
 from interventions.sites import POINTS, Site
@@ -90,6 +91,11 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
     """steps between lines of metrics"""
     checkpoint_every: PositiveInt | None = None
     """steps between checkpoints to resume from (default: a twentieth of the run)"""
+    workers: PositiveInt | None = None
+    """processes that share the SAEs, one thread each, on a GPU each where there are as many; this one runs the model
+    (pip install 'mechdiag[ray]')"""
+    ray: str | None = None
+    """HOST:PORT of a Ray cluster, or auto: run --workers there (default: one on every GPU, or CPU)"""
     keep_every: PositiveInt | None = None
     """steps between copies of each SAE that stay, in its folder's tokens-<n> (default: keep none)"""
 
@@ -158,9 +164,13 @@ def main(options: TrainingOptions) -> command.Document:
         "checkpoint_every",
         "keep_every",
     )
-    with options.progress(f"training {len(wanted)} SAEs", unit="step") as progress:
+    with (
+        workers(options.workers, ray=options.ray) as pool,
+        options.progress(f"training {len(wanted)} SAEs", unit="step") as progress,
+    ):
         saes = train_saes(
             *(model, prompts, wanted),
+            team=None if pool is None else pool.team(),
             seed=options.order_seed,
             folder=options.out,
             progress=progress,
