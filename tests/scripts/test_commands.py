@@ -166,7 +166,7 @@ REFUSED = [
     ("specification_curve", ("--prompts", "boolq,boolq"), "two texts have the name 'boolq'"),
     ("train_sae", ("--d-sae", 0), "d_sae = 0; expected a positive number"),
     ("train_sae", ("--reweight", 3), "reweight = 3"),
-    ("train_sae", ("--saes", "standard:gate"), "no selector 'gate'; known: relu, topk, batchtopk"),
+    ("train_sae", ("--saes", "standard:gate"), "no selector 'gate'; known: topk, batchtopk, abstopk"),
     ("train_sae", ("--saes", "standard", "standard"), "names one twice"),
     ("train_sae", ("--warm-up", 2), "warm_up = 2.0; expected a share of the run"),
     ("train_zoo", ("--only", "tiger"), "nothing in the zoo is called tiger; known: "),
