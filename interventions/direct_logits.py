@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interventions.edits import norm_read
+from interventions.models.weights import unembedding
 from interventions.recording import Recording
 from interventions.replaying.replay import entering_at
 
@@ -32,7 +33,7 @@ def direct_logits(
     norm gives W_U·d. Soft-capping or scaling of logits is left out. size: ‖x‖ (RMSNorm) or ‖x − mean(x)‖ (LayerNorm). Logits per unit
     of the direction's coefficient, float32, on the model's device. Source: direct logit attribution as commonly used.
     """
-    weight = recording.model.hf.get_output_embeddings().weight.float()
+    weight = unembedding(recording.model.hf).float()
     logits = carried_directly(recording, directions, size) @ weight.T
     return logits - logits.mean(dim=-1, keepdim=True)
 

@@ -11,11 +11,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from interventions.errors import SiteError
-from interventions.models.causal_model import WRAPPED, CausalModel
+from interventions.models.causal_model import CausalModel
 from interventions.models.compat import without_cache
 from interventions.models.exclusive import exclusive, hooked
 from interventions.models.inside import ATTENTION, MLP, at_inside, check_inside
 from interventions.models.inside import columns as columns_inside
+from interventions.models.weights import WRAPPED, n_embedded
 from interventions.models.wrapping import wrap
 from interventions.sites import Site
 
@@ -121,7 +122,7 @@ def _block_kind(model: CausalModel, layer: int) -> str:
         if _adder(model, layer, point) is None:
             return f"{type(model.hf).__name__} keeps no module of the names known for it ({', '.join(_ADDS[point])})"
     seen: dict[str, Tensor] = {}
-    tokens = torch.arange(1, 5, device=model.device)[None] % model.hf.get_input_embeddings().weight.shape[0]
+    tokens = torch.arange(1, 5, device=model.device)[None] % n_embedded(model.hf)
 
     def look(point: str, change: Tensor | None = None) -> Any:
         def keep(value: Tensor) -> Tensor | None:

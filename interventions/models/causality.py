@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
 from interventions.models.causal_model import Shapes
 from interventions.models.exclusive import exclusive, hooked
+from interventions.models.weights import n_embedded
 
 if TYPE_CHECKING:
     from interventions.models.causal_model import CausalModel
@@ -49,7 +50,7 @@ def _key(model: "CausalModel") -> tuple[Any, ...]:
     return (
         *(getattr(model.hf.config, "_attn_implementation", None), getattr(config, "is_decoder", None)),
         *(getattr(config, "is_causal", None), tuple(map(id, model.blocks)), flags),
-        *(model.dtype, model.hf.get_input_embeddings().weight.shape, _head_shape(model)),
+        *(model.dtype, n_embedded(model.hf), _head_shape(model)),
     )
 
 
@@ -91,7 +92,7 @@ def _look(model: "CausalModel") -> Shapes:
 
 def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
     """Two prompts of ordinary tokens: none that stands for an image or padding, which many models treat differently."""
-    n = model.hf.get_input_embeddings().weight.shape[0]
+    n = n_embedded(model.hf)
     special = set()
     for config in (model.hf.config, model.config):
         for name, value in config.to_dict().items():

@@ -9,6 +9,7 @@ from interventions.errors import ModelError
 from interventions.models.causal_model import CausalModel
 from interventions.models.causality import check_causal
 from interventions.models.exclusive import holding
+from interventions.models.weights import not_loaded
 
 
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str | None = None) -> CausalModel:
@@ -72,8 +73,11 @@ def _check(hf: PreTrainedModel) -> None:
         raise ModelError(f"cannot use {kind}: an encoder-decoder; expected a decoder-only causal model")
     if hf.get_output_embeddings() is None:
         raise ModelError(f"{kind} has no unembedding; load it with AutoModelForCausalLM")
-    if next(hf.parameters()).device.type == "meta":
-        raise ModelError("the model's weights are not loaded; load them first (nnsight: dispatch=True)")
+    if (name := not_loaded(hf)) is not None:
+        raise ModelError(
+            f"the model's weights are not loaded ({name} is empty, and accelerate keeps it nowhere); load them first (nnsight: "
+            "dispatch=True)"
+        )
     attention = getattr(hf.config, "_attn_implementation", None)
     if attention not in ("eager", "sdpa", None) and not str(attention).startswith("mechdiag_"):
         raise ModelError(
