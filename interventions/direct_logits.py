@@ -49,7 +49,7 @@ def carried_directly(
     stream = torch.cat([torch.zeros_like(d[:1]), scale * d]).to(model.dtype)[None]
     ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=model.device)
     with recording.held(), entering_at(recording, model.n_layers, stream):
-        hidden = model.base(input_ids=ids, use_cache=False).last_hidden_state[0].float()
+        hidden = model.base(input_ids=ids, use_cache=False).last_hidden_state[0].to(model.device).float()
     return (hidden[1:] - hidden[:1]) / scale
 
 

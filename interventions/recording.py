@@ -35,7 +35,8 @@ class Recording:
     """What is kept of the clean pass over some prompts.
 
     A position counts from the prompt's own first token, whatever padding it came with; beyond a prompt's length every
-    tensor here is padding. Everything is on the model's device and in its dtype, but `length`, which is on the CPU.
+    tensor here is padding. Everything is on the model's device and in its dtype, but `length`, which is on the CPU, and each block's
+    keys and values, which are on the block's.
     """
 
     model: CausalModel
@@ -270,6 +271,7 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
         kept = {} if name is None else {name: cache, "use_cache": keep_cache}
         forget_longer_passes(model.hf)
         output = model.base(input_ids=ids, **kept)
+    output.last_hidden_state = output.last_hidden_state.to(model.device)
     missing = [str(site) for site in sites if site not in seen]
     if missing:
         raise SiteError(f"block did not run, nothing recorded at {', '.join(missing)}")

@@ -10,7 +10,16 @@ from torch import nn
 
 from interventions.models.blocks import find_blocks
 from interventions.models.fingerprint import fingerprint
-from interventions.models.weights import IN_PARALLEL, all_weights, hash_of, input_device, remembered, unembedding, weights_dtype
+from interventions.models.weights import (
+    IN_PARALLEL,
+    all_weights,
+    hash_of,
+    input_device,
+    remembered,
+    unembedding,
+    weights_dtype,
+)
+
 
 class Shapes(NamedTuple):
     """What a forward pass showed."""

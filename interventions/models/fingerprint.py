@@ -50,7 +50,9 @@ def fingerprint(hf: Any) -> Fingerprint:
                 if tensor is None:
                     continue
                 away = kept_away(module, name) if tensor.is_meta else None
-                weights.append(identity(away) if isinstance(away, Path) else _identity(tensor if away is None else away))
+                weights.append(
+                    identity(away) if isinstance(away, Path) else _identity(tensor if away is None else away)
+                )
                 samples.append(away if isinstance(away, Tensor) else tensor)
         modules.append(id(module))
         if not moving:

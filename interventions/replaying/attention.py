@@ -7,8 +7,8 @@ function for one forward pass, so that everything else is the model's own code.
 
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,8 +23,7 @@ from interventions.recording import Recording
 _NAME = "mechdiag_rows"
 
 
-@dataclass
-class PatternRows:
+class PatternRows(NamedTuple):
     """Rows of weights that stand in for those of single heads at single tokens."""
 
     slot: Int[Tensor, "edit"]
@@ -58,6 +57,19 @@ class RowAttention:
     """weights that were edited, by block"""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """`hidden` of each window, formed once"""
+    elsewhere: dict[torch.device, "RowAttention"] = field(default_factory=dict)
+    """the same on other devices that blocks are on"""
+
+    def on(self, device: torch.device) -> "RowAttention":
+        """The same on the device of the block that is running."""
+        if device == self.slot.device:
+            return self
+        if device not in self.elsewhere:
+            there = {name: getattr(self, name).to(device) for name in ("slot", "group_prompt", "start", "position")}
+            patterns = {layer: PatternRows(*(x.to(device) for x in each)) for layer, each in self.patterns.items()}
+            self.elsewhere[device] = replace(self, **there, patterns=patterns, masks={}, elsewhere={})
+        self.elsewhere[device].layer = self.layer
+        return self.elsewhere[device]
 
     def hidden(self, window: int | None) -> Tensor:
         """Which clean keys, then which of its branch, a slot must not see: `[group, 1, slot, key]`."""
@@ -144,7 +156,7 @@ def _forward(
     rows = _ACTIVE.get()
     if rows is None:
         raise ModelError(_MEASURING)
-    return rows.attend(query[0], key[0], value[0], scale, softcap)[None], None
+    return rows.on(query.device).attend(query[0], key[0], value[0], scale, softcap)[None], None
 
 
 _MEASURING = "another thread began to measure on this model during this forward pass; run the pass again"

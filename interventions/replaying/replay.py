@@ -150,9 +150,9 @@ class _JoinedKeys(DynamicCache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         assert self.recording.keys is not None and self.recording.values is not None
-        clean = (self.recording.keys, self.recording.values)
+        clean, prompt = (self.recording.keys, self.recording.values), self.rows.group_prompt.to(key_states.device)
         return tuple(
-            torch.cat([kept[layer_idx][:, :, : self.rows.n_clean].index_select(0, self.rows.group_prompt), new], dim=2)
+            torch.cat([kept[layer_idx][:, :, : self.rows.n_clean].index_select(0, prompt), new], dim=2)
             for kept, new in zip(clean, (key_states, value_states), strict=True)
         )
 
@@ -343,7 +343,8 @@ def replayed(
             **{cache_name(model.base) or "cache": cache},
         ).last_hidden_state
     found = [
-        (x[0] if flat else x.flatten(0, 1).index_select(0, rows.slot)) for x in (hidden, stream[0] if stream else value)
+        (x[0] if flat else x.flatten(0, 1).index_select(0, rows.slot))
+        for x in (hidden.to(device), stream[0] if stream else value)
     ]
     branch = rows.slot // rows.width
     bad_rows = torch.zeros(rows.position.numel() // rows.width, dtype=torch.int32, device=device)
@@ -370,7 +371,7 @@ def unembed(
             which = tokens.to(head.weight.device)
             weight, bias = head.weight[which], None if head.bias is None else head.bias[which]
             stack.enter_context(forward_replaced(head, lambda x: F.linear(x, weight, bias)))
-        return model.hf(input_ids=ids).logits[0]
+        return model.hf(input_ids=ids).logits[0].to(hidden.device)
 
 
 def gives_some_logits(recording: Recording, hidden: Float[Tensor, "row d_model"], tokens: Int[Tensor, "token"]) -> bool:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from interventions import Site, measure, record
 from interventions.effects import measure_joint
@@ -23,9 +24,8 @@ _TOKENS = LogitDifference([3, 5], [7])
 _Call = Callable[..., object]
 
 
-def calls(device: str = "cuda") -> Iterator[tuple[str, _Call]]:
+def calls(hf: nn.Module, device: str = "cuda") -> Iterator[tuple[str, _Call]]:
     """Each measures rows of one recording, `batch_rows` tokens at a time."""
-    hf = fresh("llama", device)
     post, added, z = Site(2), Site(3, "attn_out"), Site(3, "z", head=1)
     sites = [post, added, z, Site(2, "neurons", neurons=(1, 4)), Site(3, "k", head=0), Site(3, "pattern", head=2)]
     recording = record(hf, prompts((_LENGTH,) * 4), sites)
@@ -80,7 +80,7 @@ def a_chunk(call: _Call) -> tuple[Counter, Counter]:
 if __name__ == "__main__":
     print(f"{'':32s} a chunk: waits  uploads  kernels    a call: waits  uploads")
     with pretended_cuda(), torch.no_grad():
-        for name, call in calls():
+        for name, call in calls(fresh("llama", "cuda")):
             chunk, rest = a_chunk(call)
             found = [total(chunk, kind) for kind in ("wait", "upload", "kernel")]
             print(

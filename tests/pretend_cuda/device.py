@@ -1,4 +1,4 @@
-"""A CUDA device that does not exist: its tensors say that they are on cuda:0 and hold CPU tensors.
+"""CUDA devices that do not exist: their tensors say that they are on cuda:0 or cuda:1 and hold CPU tensors.
 
 What a GPU refuses is refused here (operands on two devices), and what costs time there is counted: kernels, copies between host
 and device, and every time the host waits for the device. Numbers are the CPU's own. Kernels of ours do not run here: Triton needs a GPU.
@@ -91,7 +91,7 @@ def _indexed(device: Any) -> torch.device | None:
     """A device with its index, or None."""
     if device is None:
         return None
-    device = torch.device(device)
+    device = torch.device("cuda", device) if type(device) is int else torch.device(device)
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -258,7 +258,7 @@ def _install() -> None:
         return (_attention if query.device.type == "cuda" else sdpa)(query, *args, **kwargs)
 
     def is_device(x: Any) -> bool:
-        return isinstance(x, torch.device) or (isinstance(x, str) and x.startswith("cuda"))
+        return isinstance(x, torch.device) or type(x) is int or (isinstance(x, str) and x.startswith("cuda"))
 
     def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         args, named = (tuple(_indexed(x) if is_device(x) else x for x in each) for each in (args, kwargs.values()))
