@@ -5,7 +5,6 @@ import torch
 
 from interventions import Site, record, wrap
 from interventions.effects import intervened_logits
-
 from tests.pretend_cuda.calls import a_chunk, calls
 from tests.pretend_cuda.device import counting, total
 from tests.pretend_cuda.spread import spread
