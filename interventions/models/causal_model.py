@@ -11,10 +11,10 @@ from torch import nn
 from interventions.models.blocks import find_blocks
 from interventions.models.fingerprint import fingerprint
 from interventions.models.weights import (
-    IN_PARALLEL,
     all_weights,
     hash_of,
     input_device,
+    is_large,
     remembered,
     unembedding,
     weights_dtype,
@@ -146,7 +146,7 @@ class CausalModel:
         now = fingerprint(self.hf).weights
         if self._hashed is None or self._hashed[0] != now:
             made = self.made
-            if made is None or not made.files or made.as_made.weights != now or self._n_bytes < IN_PARALLEL:
+            if made is None or not made.files or made.as_made.weights != now or not is_large(self.hf):
                 return self.hash_weights()
             found = remembered(made.files, self._hash_and_cover, repr(made.how))
             self._hashed = now, found["sha256"], found["covers"] or None
@@ -159,10 +159,6 @@ class CausalModel:
 
     def _hash_and_cover(self) -> dict[str, str]:
         return {"sha256": self.hash_weights(), "covers": self.weights_covered or ""}
-
-    @property
-    def _n_bytes(self) -> int:
-        return sum(p.nbytes for p in self.hf.parameters())
 
     @property
     def weights_covered(self) -> str | None:

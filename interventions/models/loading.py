@@ -15,7 +15,7 @@ from interventions.models.causal_model import CausalModel, Made
 from interventions.models.checkpoints import read_model, read_tokenizer
 from interventions.models.fingerprint import fingerprint
 from interventions.models.packaged import packaged_model_folder
-from interventions.models.weights import canonical_tensors, n_embedded
+from interventions.models.weights import canonical_tensors, n_embedded, unembedding
 from interventions.models.wrapping import wrap
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -184,7 +184,7 @@ def layernorm_counterpart(model: CausalModel) -> CausalModel:
         rotary = {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling, "partial_rotary_factor": 1.0}
     settings = {name: getattr(config, name) for name in kept} | rotary
     settings["layer_norm_eps"] = config.rms_norm_eps
-    settings["tie_word_embeddings"] = torch.equal(head.weight, values["embed_tokens.weight"])
+    settings["tie_word_embeddings"] = torch.equal(unembedding(model.hf), values["embed_tokens.weight"])
     with torch.random.fork_rng(devices=[]):  # random weights are drawn first, then replaced
         hf = AutoModelForCausalLM.from_config(
             StableLmConfig(**settings), dtype=model.dtype, attn_implementation=model.hf.config._attn_implementation
@@ -192,7 +192,7 @@ def layernorm_counterpart(model: CausalModel) -> CausalModel:
     norms = [name for name in values if name.endswith("norm.weight")]
     zeros = {name.removesuffix("weight") + "bias": torch.zeros_like(values[name]) for name in norms}
     hf.model.load_state_dict(values | zeros)
-    hf.lm_head.load_state_dict({"weight": head.weight.detach()})
+    hf.lm_head.load_state_dict({"weight": unembedding(model.hf).detach()})
     note = LAYERNORM_NOTE if model.note is None else f"{model.note}; {LAYERNORM_NOTE}"
     hf = hf.to(model.device).requires_grad_(False).eval()
     found = wrap(hf, model.tokenizer, name=model.name + COUNTERPART, note=note)

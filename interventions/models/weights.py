@@ -80,6 +80,11 @@ def not_loaded(hf: nn.Module) -> str | None:
     return None
 
 
+def is_large(hf: nn.Module) -> bool:
+    """Whether a model's weights are hashed side by side, and once for the files that they come from."""
+    return sum(p.nbytes for p in hf.parameters()) >= IN_PARALLEL
+
+
 def n_embedded(hf: Any) -> int:
     """Tokens that a model's embedding knows."""
     given = hf.get_input_embeddings()
