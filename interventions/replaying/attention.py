@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class RowAttention:
     slot: Int[Tensor, "token"]
     """place of each token in the padded groups: (group · size + branch) · width + place in the branch"""
     group_prompt: Int[Tensor, "group"]
+    prompts: Int[np.ndarray, "group"]
+    """the same on the CPU"""
     start: Int[Tensor, "group slot"]
     """position of the first token of each slot's branch: clean keys end there"""
     position: Int[Tensor, "group slot"]
@@ -106,11 +109,7 @@ class RowAttention:
         def ungrouped(x: Tensor) -> Tensor:
             return x.reshape(n_group, n_kv * repeats, n_slot, -1).permute(0, 2, 1, 3).flatten(0, 1)[self.slot]
 
-        assert self.recording.keys is not None and self.recording.values is not None
-        clean_keys, clean_values = (
-            kept[self.layer][:, :, : self.n_clean].index_select(0, self.group_prompt)
-            for kept in (self.recording.keys, self.recording.values)
-        )
+        clean_keys, clean_values = self.recording.clean_keys(self.layer, self.prompts, self.group_prompt, self.n_clean)
         query = query * scaling  # here and not on the scores, of which there are more
         q = grouped(query).reshape(n_group, n_kv, repeats * n_slot, -1)
         scores = (q @ clean_keys.transpose(-1, -2)).view(n_group, n_kv * repeats, n_slot, self.n_clean)

@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -248,6 +249,11 @@ def _install() -> None:
         **{"_lazy_init": None, "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None},
         **{"is_available": True, "device_count": 2, "current_device": 0, "get_device_capability": (9, 0)},
         **{"is_bf16_supported": True, "memory_allocated": 0, "max_memory_allocated": 0, "get_device_name": "pretended"},
+        **{
+            "mem_get_info": (2**37, 2**37),
+            "memory_reserved": 0,
+            "get_device_properties": SimpleNamespace(total_memory=2**37),
+        },
     }
     for name, answer in known.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
