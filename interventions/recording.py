@@ -247,6 +247,8 @@ def record(
                 _fill(recording, kept, keep_cache, 1, budget)
         recording.fingerprint = fingerprint(model.hf)
     recording.unsteady = frozenset(before.changed(recording.fingerprint))
+    if recording.spilled is not None:
+        recording.spilled.need(np.zeros(0, dtype=int))
     if (spilled := recording.spilled) is not None and spilled.kept < spilled.n:
         warnings.warn(
             f"{model.name}: {spilled.n - spilled.kept} of {spilled.n} prompts do not fit the budget for what is recorded "
@@ -331,7 +333,9 @@ def _spilled(
         room, total * in_host / n
     ):  # code of the user's own may count passes: none is made again
         in_host = min(in_host, fit(room, total))
-    return Spilled(n, longest, batch, on_device, in_host, again)
+    spilled = Spilled(n, longest, batch, on_device, in_host, again)
+    spilled.expect(parts)
+    return spilled
 
 
 def _off_alone(recording: Recording, batch_prompts: int) -> float:

@@ -55,16 +55,21 @@ class Spilled:
     def put(self, name: Name, first: int, part: Part) -> None:
         """Keep what a batch gave, prompts from `first` on."""
         value, axis = part
-        sizes = list(value.shape)
-        sizes[axis] = self.longest
-        self._held.setdefault(name, (axis, value.device, tuple(sizes[1:]), value.dtype))
+        sizes = self._held[name][2]
         store, start, n = (
             (self._device, 0, self.on_device) if first < self.on_device else (self._host, self.on_device, self.in_host)
         )
         if name not in store:
             where = value.device if store is self._device else torch.device("cpu")
-            store[name] = torch.zeros(n, *sizes[1:], dtype=value.dtype, device=where)
+            store[name] = torch.zeros(n, *sizes, dtype=value.dtype, device=where)
         store[name][first - start : first - start + len(value)].narrow(axis, 0, value.shape[axis]).copy_(value)
+
+    def expect(self, parts: Mapping[Name, Part]) -> None:
+        """Know what there will be, by what one batch gave."""
+        for name, (value, axis) in parts.items():
+            sizes = list(value.shape[1:])
+            sizes[axis - 1] = self.longest
+            self._held[name] = axis, value.device, tuple(sizes), value.dtype
 
     def forget(self, names: Sequence[Name]) -> None:
         for some in (self._held, self._device, self._host):

@@ -13,6 +13,7 @@ from torch import nn
 from interventions import Site, measure, record
 from interventions.effects import measure_joint
 from interventions.metrics import LogitDifference
+from interventions.models.memory import Budget
 from interventions.replaying.joint import Put
 from interventions.replaying.rows import Reference
 from tests.pretend_cuda.device import counting, pretended_cuda, total
@@ -24,11 +25,11 @@ _TOKENS = LogitDifference([3, 5], [7])
 _Call = Callable[..., object]
 
 
-def calls(hf: nn.Module, device: str = "cuda") -> Iterator[tuple[str, _Call]]:
+def calls(hf: nn.Module, budget: Budget | None = None, device: str = "cuda") -> Iterator[tuple[str, _Call]]:
     """Each measures rows of one recording, `batch_rows` tokens at a time."""
     post, added, z = Site(2), Site(3, "attn_out"), Site(3, "z", head=1)
     sites = [post, added, z, Site(2, "neurons", neurons=(1, 4)), Site(3, "k", head=0), Site(3, "pattern", head=2)]
-    recording = record(hf, prompts((_LENGTH,) * 4), sites)
+    recording = record(hf, prompts((_LENGTH,) * 4), sites, budget=budget)
     prompt = torch.arange(4).repeat_interleave(_ROWS // 4)
     position = torch.arange(_ROWS) % 3 + 3
 
