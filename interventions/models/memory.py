@@ -116,7 +116,6 @@ def _power_of_2(number: float, most: int) -> int:
 
 
 def _left_by_weights(model: Any) -> int:
-    """Bytes of the model's device that its weights leave."""
-    device = model.device
-    held = {p.data_ptr(): p.nbytes for p in model.hf.parameters() if p.device == device}
-    return max(2**28, torch.cuda.get_device_properties(device).total_memory - sum(held.values()))
+    """Bytes of a GPU that all weights leave, an eighth of it at least: wherever they are, so that their places change no chunk."""
+    total = torch.cuda.get_device_properties(model.device).total_memory
+    return max(total // 8, total - sum(p.nbytes for p in model.hf.parameters()))

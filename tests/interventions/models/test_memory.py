@@ -1,19 +1,21 @@
 """Recordings beyond a budget of bytes give the same bits as those within it; chunk sizes by memory."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from diagnostics.running.notes import how_measured, noted
-from interventions import Site, measure, record
+from interventions import Site, measure, record, wrap
 from interventions.attribution import gradients
 from interventions.edits import rescale
 from interventions.effects import measure_joint
 from interventions.errors import MechdiagError, ModelError
 from interventions.metrics import LogitDifference
 from interventions.models.memory import Budget, free_bytes, logits_at_once, rows_at_once
+from interventions.models.sizes import examples, sizes, table
 from interventions.replaying.joint import Put
 from interventions.spliced import spliced
 from tests.tiny import fresh, noise, prompts, tiny_model
@@ -117,11 +119,11 @@ def test_free_memory_is_seen():
     assert 2**24 < free_bytes(torch.device("cpu")) < 2**50
 
 
-@pytest.mark.parametrize(("total", "rows", "logits"), [(80e9, 4096, 2**28), (24e9, 1024, 2**25), (17e9, 128, 2**22)])
+@pytest.mark.parametrize(("total", "rows", "logits"), [(80e9, 4096, 2**28), (24e9, 1024, 2**25), (17e9, 512, 2**23)])
 def test_chunks_depend_on_a_gpus_whole_memory_alone(total, rows, logits, monkeypatch):
-    """Of the 80, 24 or 17 GB that a model of 16 GB leaves; powers of 2, so that no driver's few megabytes move them."""
+    """Of what a model of 16 GB leaves of 80, 24 or 17 GB (an eighth at least); powers of 2, so that no driver's few megabytes move them."""
     cuda = torch.device("cuda", 0)
-    weight = SimpleNamespace(device=cuda, nbytes=int(16e9), data_ptr=lambda: 0)
+    weight = SimpleNamespace(nbytes=int(8e9))
     config = SimpleNamespace(num_attention_heads=32, intermediate_size=14336)
     model = SimpleNamespace(
         device=cuda,
@@ -134,3 +136,19 @@ def test_chunks_depend_on_a_gpus_whole_memory_alone(total, rows, logits, monkeyp
     assert (rows_at_once(model, 1024), logits_at_once(model)) == (rows, logits)
     model.device = torch.device("cpu")
     assert (rows_at_once(model, 1024), logits_at_once(model)) == (512, 2**25)
+
+
+def test_sizes_are_what_a_model_and_its_recording_take():
+    model = wrap(fresh("llama", dtype=torch.bfloat16))
+    recording, found = record(model, [[1, 2, 3, 4]], [Site(2)]), sizes(model.hf.config)
+    assert found.parameters == sum(p.numel() for p in model.hf.parameters())
+    assert found.weights["bf16"] == sum(p.nbytes for p in model.hf.parameters())
+    assert found.token == bytes_of_a_prompt(recording) // 4
+    assert found.logits == 4096 * model.vocab_size * 2
+
+
+def test_the_documented_table_is_computed():
+    """Parameters as the makers count them: 8.03, 8.19 and 27.2 billion."""
+    known = {name: sizes(config).parameters for name, config in examples().items()}
+    assert known == {"Llama-3-8B": 8_030_261_248, "Qwen3-8B": 8_190_735_360, "Gemma-2-27B": 27_227_128_320}
+    assert table(examples()) in (Path(__file__).parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")
