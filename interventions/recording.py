@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -265,35 +266,12 @@ def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_pr
     recording.activations, recording.keys, recording.values, recording.spilled = {}, None, None, None
     recording.final_hidden = torch.empty(*ids.shape, 0, device=ids.device)
 
-    def run(batch: slice) -> dict[Name, Part]:
-        width = int(length[batch].max())
-        if keep_cache and recording.why_no_keys is None:
-            try:
-                parts = _parts(recording, *_clean_pass(model, ids[batch, :width], kept, True))
-                if recording.why_no_keys is None:
-                    return parts  # else blocks may have shared a cache, and what they gave is not theirs
-            except (
-                TypeError,
-                ValueError,
-                IndexError,
-                RuntimeError,
-                AttributeError,
-                KeyError,
-                NotImplementedError,
-            ) as error:
-                if isinstance(error, MechdiagError) or is_out_of_memory(error):
-                    raise
-                recording.why_no_keys = f"its forward pass does not take an ordinary cache ({one_line(error)})"
-        return _parts(recording, *_clean_pass(model, ids[batch, :width], kept, False))
-
-    def again(number: int) -> dict[Name, Part]:
-        with recording.held():
-            return run(slice(number * batch_prompts, (number + 1) * batch_prompts))
-
     for start in range(0, len(length), batch_prompts):
-        parts = run(slice(start, start + batch_prompts))
+        parts = _run(recording, kept, keep_cache, slice(start, start + batch_prompts))
         if start == 0:
-            recording.spilled = _spilled(recording, parts, batch_prompts, budget, again)
+            recording.spilled = _spilled(
+                recording, parts, batch_prompts, budget, partial(_again, recording, kept, keep_cache, batch_prompts)
+            )
         if (spilled := recording.spilled) is None:
             _store(recording, start, parts)
             continue
@@ -311,6 +289,36 @@ def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_pr
             recording.keys, recording.values = (OfBlocks(spilled, what, model.n_layers) for what in ("keys", "values"))
         recording.activations = Sites(spilled)
         del recording.final_hidden
+
+
+def _run(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch: slice) -> dict[Name, Part]:
+    """The clean pass over a batch of prompts; without keys and values where the model does not give them."""
+    width = int(recording.length[batch].max())
+    one_pass = partial(_clean_pass, recording.model, recording.tokens[batch, :width], kept)
+    if keep_cache and recording.why_no_keys is None:
+        try:
+            parts = _parts(recording, *one_pass(True))
+            if recording.why_no_keys is None:
+                return parts  # else blocks may have shared a cache, and what they gave is not theirs
+        except (
+            TypeError,
+            ValueError,
+            IndexError,
+            RuntimeError,
+            AttributeError,
+            KeyError,
+            NotImplementedError,
+        ) as error:
+            if isinstance(error, MechdiagError) or is_out_of_memory(error):
+                raise
+            recording.why_no_keys = f"its forward pass does not take an ordinary cache ({one_line(error)})"
+    return _parts(recording, *one_pass(False))
+
+
+def _again(recording: Recording, kept: Sequence[Site], keep_cache: bool, size: int, number: int) -> dict[Name, Part]:
+    """A batch of `size` prompts recorded again. Raises `ModelError` where the model is not what it was."""
+    with recording.held():
+        return _run(recording, kept, keep_cache, slice(number * size, (number + 1) * size))
 
 
 def _spilled(

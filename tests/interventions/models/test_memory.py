@@ -1,5 +1,6 @@
 """Recordings beyond a budget of bytes give the same bits as those within it; chunk sizes by memory."""
 
+import pickle
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +90,15 @@ def test_prompts_recorded_again_are_counted_in_the_notes():
     effects, notes = measure(within, SITES[0], PROMPT, POSITION, 1.3 * x, path="replay"), {}
     noted(notes, effects)
     assert effects.recorded_again == 0 and "recorded_again" not in {**notes, **how_measured([("here", notes)])}
+
+
+def test_a_copy_records_its_own_model_again():
+    with pytest.warns(UserWarning, match="do not fit"):
+        recording = record(fresh("llama"), prompts(LENGTHS), SITES[:1], batch_prompts=BATCH, budget=Budget(0, 0))
+    copied = pickle.loads(pickle.dumps(recording))
+    expected = recording.of(SITES[0])
+    recording.model.hf.model.norm.weight.mul_(2)
+    assert torch.equal(copied.of(SITES[0]), expected)
 
 
 def test_what_cannot_be_recorded_the_same_again_is_kept():
