@@ -160,9 +160,10 @@ class Recording:
     def rows(self, names: Sequence[Site | str], at: Int[np.ndarray, "2 row"]) -> list[Float[Tensor, "row width"]]:
         """What is kept of single tokens at sites, and `FINAL` (after the final norm); prompts and positions on the CPU."""
         if self.spilled is not None:
-            return [self.spilled.rows(name, *at, self.tokens.device) for name in names]
+            return [self.spilled.rows(name, at[0], at[1], self.tokens.device) for name in names]
         prompt, position = upload(at, self.tokens.device)
-        return [(self.final_hidden if name == FINAL else self.activations[name])[prompt, position] for name in names]
+        found = [self.activations[name] if isinstance(name, Site) else self.final_hidden for name in names]
+        return [whole[prompt, position] for whole in found]
 
     def clean_keys(
         self, layer: int, prompts: Int[np.ndarray, "group"], on_device: Int[Tensor, "group"], n: int

@@ -59,7 +59,7 @@ def test_a_folder_is_spread_over_what_there_is(tmp_path):
     fresh("llama").save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="no tokenizer"):
         model = load_model(tmp_path, device="auto")
-    assert model.hf.hf_device_map and model.weights_hash == wrap(tiny_model("llama")).weights_hash
+    assert model.device == CPU and model.weights_hash == wrap(tiny_model("llama")).weights_hash
 
 
 def test_a_weight_changed_where_it_is_kept_is_noticed():
