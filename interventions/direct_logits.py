@@ -33,8 +33,8 @@ def direct_logits(
     norm gives W_U·d. Soft-capping or scaling of logits is left out. size: ‖x‖ (RMSNorm) or ‖x − mean(x)‖ (LayerNorm). Logits per unit
     of the direction's coefficient, float32, on the model's device. Source: direct logit attribution as commonly used.
     """
-    weight = unembedding(recording.model.hf).float()
-    logits = carried_directly(recording, directions, size) @ weight.T
+    hidden = carried_directly(recording, directions, size)
+    logits = hidden @ unembedding(recording.model.hf).float().T
     return logits - logits.mean(dim=-1, keepdim=True)
 
 

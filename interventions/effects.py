@@ -18,6 +18,7 @@ from interventions.models.uploads import upload, upload_all
 from interventions.recording import Recording
 from interventions.replaying.chunks import DIRECT, Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
 from interventions.replaying.joint import JointRows, Put
+from interventions.replaying.remote import remote_chunk
 from interventions.replaying.replay import unembed
 from interventions.replaying.replay_check import warn_of_full_passes, why_not_replay
 from interventions.replaying.rows import Horizon, Reference, Rows, Vectors
@@ -83,14 +84,15 @@ def measure(
     `name` and `clean_name`. reference: compare with another vector in the same place instead of with the prompt as it
     stands. path: `auto` (replay, checked against full forward passes on the longest positions; these, with a warning,
     where it is not exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: tokens that a chunk replays (default 512 on
-    the CPU; on a GPU up to 4096, by its memory: see `rows_at_once`): as many rows where each is read at its own position; halved when memory runs out.
+    the CPU; on a GPU up to 4096, by its memory: see `rows_at_once`; remotely what 1024 rows have): as many rows where each is read at
+    its own position; halved when memory runs out.
 
     Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape, `ReplayError` where
     replay was asked for and is not exact, `ModelError` where the model changed after it was recorded.
     Last bits depend on which rows share a chunk: equal to tolerance, not to the bit, where `batch_rows` changed.
     """
     _check_how(path, batch_rows)
-    with recording.held():
+    with recording.held(traces=True):
         rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
         return _effects(rows, metrics, path, batch_rows, progress)
 
@@ -120,7 +122,7 @@ def measure_joint(
     if DIRECT in metrics:
         raise MechdiagError(f"{DIRECT} of joint edits is not defined; known: {', '.join(METRICS)}, metrics of tokens")
     _check_how(path, batch_rows)
-    with recording.held():
+    with recording.held(traces=True):
         rows = JointRows(recording, torch.as_tensor(prompt).cpu(), puts, horizon)
         return _effects(rows, metrics, path, batch_rows, progress)
 
@@ -140,7 +142,7 @@ def _effects(
     progress: Callable[[int], object] | None,
 ) -> Effects:
     asked, before = Asked(metrics, len(rows)), rows.recording.recorded_again
-    size = batch_rows or rows_at_once(rows.recording.model, rows.recording.tokens.shape[1])
+    size = batch_rows or _usual_size(rows)
     chosen = choose_path(rows, path, size)
     size, halvings = in_chunks(rows, asked, chosen.one_chunk, size, progress)
     if halvings:
@@ -151,6 +153,14 @@ def _effects(
         values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, bad, finite,
         recorded_again=rows.recording.recorded_again - before,
     )  # fmt: skip
+
+
+def _usual_size(rows: Rows) -> int:
+    """Tokens of a chunk: of remote models 1024 rows, as a chunk is a job that waits its turn."""
+    model = rows.recording.model
+    if model.remote:
+        return 1024 * rows.width
+    return rows_at_once(model, rows.recording.tokens.shape[1])
 
 
 def in_chunks(
@@ -253,9 +263,13 @@ class Path(NamedTuple):
     delta: float
     """largest logit difference from full forward passes (nan: not replayed)"""
     why_hooks: str | None
+    remote: bool = False
+    """full forward passes elsewhere"""
 
     @property
     def one_chunk(self) -> Callable:
+        if self.remote:
+            return remote_chunk
         return replay_chunk if self.path == "replay" else hooks_chunk
 
 
@@ -264,8 +278,9 @@ def choose_path(rows: Rows, path: str, size: int, chunks: Sequence[np.ndarray] |
 
     chunks: the rows of each chunk, where they are not cut by `size`. Raises `ReplayError` where replay was asked for by name and is not exact.
     """
+    remote = bool(rows.recording.model.remote)
     if path == "hooks":
-        return Path("hooks", float("nan"), None)
+        return Path("hooks", float("nan"), None, remote)
     why, certificate = why_not_replay(rows, size, chunks)
     if why is None:
         assert certificate is not None
@@ -273,4 +288,4 @@ def choose_path(rows: Rows, path: str, size: int, chunks: Sequence[np.ndarray] |
     if path == "replay":
         raise ReplayError(f"replay is not exact here: {why}; use path='auto' or 'hooks'")
     warn_of_full_passes(rows, why)
-    return Path("hooks", float("nan"), why)
+    return Path("hooks", float("nan"), why, remote)

@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from interventions.models.compat import cache_name, cache_understood
 from interventions.models.exclusive import exclusive, holding
 from interventions.models.fingerprint import Fingerprint, fingerprint, own_code
 from interventions.models.memory import Budget
+from interventions.models.remote import NO_KEYS, recorded
 from interventions.models.rotary import depends_on_length, forget_longer_passes
 from interventions.models.spilled import FINAL, Name, OfBlocks, Part, Sites, Spilled
 from interventions.models.uploads import upload
@@ -124,9 +125,12 @@ class Recording:
                 f"position {int(position[i])} lies outside prompt {int(prompt[i])}, which has {int(self.length[prompt[i]])} tokens"
             )
 
-    def held(self) -> AbstractContextManager[None]:
-        """Hold the model for one thread (see `exclusive`). Raises `ModelError` when it is not what was recorded."""
-        return exclusive(self.model, self._check_model)
+    def held(self, *, traces: bool = False) -> AbstractContextManager[object]:
+        """Hold the model for one thread (see `exclusive`). traces: a model that runs remotely will do.
+
+        Raises `ModelError` when it is not what was recorded.
+        """
+        return holding(self.model) if traces and self.model.remote else exclusive(self.model, self._check_model)
 
     def _check_model(self) -> None:
         if changed := self._changed():
@@ -231,11 +235,12 @@ def record(
     length = torch.tensor([len(p) for p in prompts])
     ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(model.device)
     recording = Recording(model, ids, length, {}, torch.empty(*ids.shape, 0, device=ids.device), None, None)
-    recording.own_code = tuple(own_code(model.hf))
+    recording.why_no_keys = NO_KEYS if model.remote else None
+    recording.own_code = () if model.remote else tuple(own_code(model.hf))
     recording.by_length = depends_on_length(model.hf, int(length.max()))
     with holding(model):
-        before = fingerprint(model.hf)
-        with exclusive(model):
+        before = None if model.remote else fingerprint(model.hf)
+        with nullcontext() if model.remote else exclusive(model):
             if recording.own_code or recording.by_length:
                 batch_prompts = 1
             budget = budget or Budget()
@@ -247,8 +252,9 @@ def record(
                     stacklevel=2,
                 )
                 _fill(recording, kept, keep_cache, 1, budget)
-        recording.fingerprint = fingerprint(model.hf)
-    recording.unsteady = frozenset(before.changed(recording.fingerprint))
+        if before is not None:
+            recording.fingerprint = fingerprint(model.hf)
+            recording.unsteady = frozenset(before.changed(recording.fingerprint))
     if recording.spilled is not None:
         recording.spilled.need(np.zeros(0, dtype=int))
     if (spilled := recording.spilled) is not None and spilled.kept < spilled.n:
@@ -338,9 +344,10 @@ def _spilled(
     room = budget.in_host_memory(recording.model.device)
     total = sum(each.values())
     in_host = n - on_device
-    if not recording.own_code and not full(
-        room, total * in_host / n
-    ):  # code of the user's own may count passes: none is made again
+    once = (
+        recording.own_code or recording.model.remote
+    )  # code of the user's own may count passes; remote ones wait their turn
+    if not once and not full(room, total * in_host / n):
         in_host = min(in_host, fit(room, total))
     spilled = Spilled(n, longest, batch, on_device, in_host, again)
     spilled.expect(parts)
@@ -370,6 +377,8 @@ def _off_alone(recording: Recording, batch_prompts: int) -> float:
 def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cache: bool):
     from transformers import DynamicCache
 
+    if model.remote:
+        return recorded(model, ids, sites)
     seen: dict[Site, Tensor] = {}
     with ExitStack() as stack:
         for site in sites:

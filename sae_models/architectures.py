@@ -9,13 +9,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_models.errors import SAEError
+from sae_models.gates import BiJumpReLU, Gate, JumpReLU, SignedGate
 from sae_models.normalise import normalisation
 from sae_models.sae import SAE
 from sae_models.scores import Aligned, Cosine, Direction, Inner, Score, Tied, norm_of, starting_scale, unit_rows
-from sae_models.selectors import BatchTopK, ReLU, Selector, TopK
+from sae_models.selectors import AbsTopK, BatchTopK, ReLU, Selector, TopK
 
 SCORES = ("inner", "cosine", "direction", "aligned", "tied")
-SELECTORS = ("relu", "topk", "batchtopk")
+SELECTORS = {
+    **dict.fromkeys(("topk", "batchtopk", "abstopk"), "k"),
+    **dict.fromkeys(("relu", "gated", "signed_gated", "signed_gated_tied"), "l1"),
+    **dict.fromkeys(("jumprelu", "bijumprelu"), "l0"),
+}
+"""What in a recipe says how sparse each is: a number of active latents, or the weight of a penalty."""
+COUNTING = ("topk", "abstopk")
+"""Selectors with as many active latents for every token."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,8 @@ class Architecture:
     score: str = "inner"
     """inner (standard), cosine, direction (magnitude bypass), aligned, or tied (the baseline of aligned)"""
     selector: str = "batchtopk"
-    """relu (with an L1 penalty), topk, batchtopk"""
+    """topk, batchtopk, abstopk (either sign); or, made sparse by a penalty, relu, jumprelu, bijumprelu (either sign), gated, signed_gated
+    (a gate for each sign), signed_gated_tied (with one radius for both)"""
     scale: str = "delta"
     """of cosine: global (one exponent), group (one for each of `groups` slices), feature (one a latent, unconstrained),
     delta (a base and a delta a latent), pure (exponent 0)"""
@@ -49,6 +58,10 @@ class Architecture:
         ):
             if given not in known:
                 raise SAEError(f"no {what} {given!r}; known: {', '.join(known)}")
+        if "gated" in self.selector and self.score != "inner":
+            raise SAEError(
+                f"selector {self.selector!r} with score {self.score!r}; a gate reads the inner product, without a bias"
+            )
         if self.groups < 1:
             raise SAEError(f"{self.groups} groups of latents; expected at least 1")
 
@@ -70,9 +83,14 @@ _NAMED = {
     "bypass-free-both-no-restore": Architecture("direction", unit_encoder=False, unit_decoder=False),
     "aligned": Architecture("aligned", unit_decoder=False),
     "tied": Architecture("tied"),
+    "abstopk": Architecture(selector="abstopk"),
+    "jumprelu": Architecture(selector="jumprelu"),
+    "gated": Architecture(selector="gated"),
+    "signed-gated": Architecture(selector="signed_gated"),
+    "signed-gated-tied": Architecture(selector="signed_gated_tied"),
 }
 NAMES = (*_NAMED, "cosine-group<G>")
-"""Names that `named` knows; `:relu`, `:topk` or `:batchtopk` (the default) behind one picks its selector."""
+"""Names that `named` knows; `:relu`, `:topk` or another of `SELECTORS` behind one picks its selector (default: batchtopk)."""
 
 
 def named(name: str) -> Architecture:
@@ -84,7 +102,9 @@ def named(name: str) -> Architecture:
     elif stem in _NAMED:
         found = _NAMED[stem]
     else:
-        raise SAEError(f"no SAE {name!r}; known: {', '.join(NAMES)}, each with :relu, :topk or :batchtopk behind it")
+        raise SAEError(
+            f"no SAE {name!r}; known: {', '.join(NAMES)}, each with a selector behind it: {', '.join(':' + s for s in SELECTORS)}"
+        )
     return replace(found, selector=selector) if selector else found
 
 
@@ -95,13 +115,14 @@ def build(
     sample: Float[Tensor, "row d_model"],
     generator: torch.Generator,
     *,
+    threshold: float = 0.0,
     model_name: str | None = None,
     hook_name: str | None = None,
 ) -> SAE:
     """A fresh SAE, on the device of `sample`, in float32 at least.
 
     Decoder rows are random directions of norm 1, the encoder their copy, b_dec the geometric median of the sample (as the SAE
-    sees it: normalised where it normalises), biases and exponents 0, b of a cosine score by `starting_scale`.
+    sees it: normalised where it normalises), biases, radii and exponents 0, b of a cosine score by `starting_scale`. threshold: that learned thresholds start from.
     generator: on the CPU, so that the draw is the same on every device. Source: arXiv:2606.15054 (recipe).
     Raises `SAEError` for an empty or non-finite sample, and d_sae below the number of active latents or of groups.
     """
@@ -117,9 +138,11 @@ def build(
     W_dec = unit_rows(torch.randn(d_sae, sample.shape[1], generator=generator, dtype=sample.dtype)).to(sample.device)
     mean_norm = float(norm_of(u - b_dec).mean())
     score = _MAKE[architecture.score](architecture, W_dec.clone(), mean_norm)
+    if "gated" in architecture.selector:
+        score.b_enc = None
     return SAE(
         score.to(sample),
-        _selector(architecture.selector, k),
+        _selector(architecture.selector, k, W_dec[:, 0], threshold),
         W_dec,
         b_dec,
         normalise=normalise,
@@ -137,8 +160,10 @@ def check_size(architecture: Architecture, d_sae: int, k: float) -> None:
         )
     if architecture.scale == "group" and architecture.groups > d_sae:
         raise SAEError(f"{d_sae} latents in {architecture.groups} groups; expected at least as many latents as groups")
-    if architecture.selector == "topk" and k != round(k):
-        raise SAEError(f"k = {k} for TopK; expected a whole number of latents a token (BatchTopK takes a mean)")
+    if architecture.selector in COUNTING and k != round(k):
+        raise SAEError(
+            f"k = {k} for {'AbsTopK' if architecture.selector == 'abstopk' else 'TopK'}; expected a whole number of latents a token (BatchTopK takes a mean)"
+        )
 
 
 def _cosine(architecture: Architecture, W: Tensor, mean_norm: float) -> Score:
@@ -158,10 +183,21 @@ _MAKE: dict[str, Callable[[Architecture, Tensor, float], Score]] = {
 }
 
 
-def _selector(kind: str, k: float) -> Selector:
-    if kind == "topk":
-        return TopK(round(k))
-    return BatchTopK(k) if kind == "batchtopk" else ReLU()
+def _selector(kind: str, k: float, latent: Tensor, threshold: float) -> Selector:
+    """A fresh one, for as many latents as there are in `latent`."""
+    if kind in COUNTING:
+        return (AbsTopK if kind == "abstopk" else TopK)(round(k))
+    if kind == "batchtopk":
+        return BatchTopK(k)
+    zero, start = torch.zeros_like(latent), torch.full_like(latent, threshold)
+    return {
+        "relu": lambda: ReLU(),
+        "jumprelu": lambda: JumpReLU(start),
+        "bijumprelu": lambda: BiJumpReLU(start, start.clone()),
+        "gated": lambda: Gate(zero, zero.clone(), zero.clone()),
+        "signed_gated": lambda: SignedGate(zero, zero.clone(), zero.clone(), zero.clone(), zero.clone()),
+        "signed_gated_tied": lambda: SignedGate(zero, zero.clone(), zero.clone(), zero.clone()),
+    }[kind]()
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
     site: where it is about to be put, if that has been chosen. Raises `BelongingError` for an SAE of another width, model or
     site, `SAEError` for weights that are not finite, `SiteError` for a hook name that is no site here (`hook_z`, `ln2.hook_normalized`, …) or that the model has not.
     Models are the same where their weights' hashes are (the SAE's in `metadata["weights_sha256"]`), however they are wrapped;
-    where the SAE's is not known names are compared, without owner and case. A `layernorm_counterpart` takes the SAEs of the
+    where either is not known (a remote model's never is) names are compared, without owner and case. A `layernorm_counterpart` takes the SAEs of the
     model that it is made of. An SAE of centred activations belongs to a model with LayerNorm, which does not see their mean.
     """
     causal, sae = wrap(model), as_sae(sae)
@@ -71,12 +71,13 @@ def _check_model(sae: Any, model: CausalModel) -> None:
             raise BelongingError(
                 f"the SAE's weights_sha256 is a {type(known).__name__}; expected a text: remove it from sae.metadata"
             )
-        if known not in (model.weights_hash, model.counterpart_of):
+        if not model.remote and known not in (model.weights_hash, model.counterpart_of):
             raise BelongingError(
                 f"an SAE of weights {known[:12]}… ({sae.model_name}) put to weights {model.weights_hash[:12]}… ({model.name}); "
                 "take one trained there, or remove sae.metadata['weights_sha256']"
             )
-        return
+        if not model.remote:
+            return
     own = (sae.model_name or "").rsplit("/", 1)[-1].lower()
     sae.check_belongs(model_name=own if own in _other_names(model) else model.name)
 

@@ -1,6 +1,6 @@
 """Our folders: `cfg.json` and `sae_weights.safetensors`.
 
-An SAE of standard shape (inner product; ReLU, TopK, BatchTopK, JumpReLU or gated; input plain, centred, layer-normalised or rescaled to
+An SAE of standard shape (inner product; ReLU, TopK, AbsTopK, BatchTopK, JumpReLU or gated; input plain, centred, layer-normalised or rescaled to
 a constant norm) is written so that SAELens loads it unchanged; what it says beyond that stands in the metadata, under `mechdiag`.
 Others have an architecture `mechdiag:…`, which SAELens refuses by name, and the keys of arXiv:2606.15054's checkpoints.
 """
@@ -18,15 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_models.errors import SAEError
+from sae_models.gates import Gate, JumpReLU, SignedGate
 from sae_models.normalise import CENTRED
 from sae_models.sae import SAE
 from sae_models.scores import Cosine, Direction, Score
-from sae_models.selectors import BatchTopK, Gate, JumpReLU, Selector, TopK
+from sae_models.selectors import BatchTopK, Selector, TopK
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _LENS_ARCHITECTURES = {
     "relu": "standard",
     "topk": "topk",
+    "abstopk": "abstopk",
     "batchtopk": "jumprelu",
     "jumprelu": "jumprelu",
     "gated": "gated",
@@ -73,7 +75,12 @@ def described(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "a BatchTopK SAE without a threshold cannot be used at inference; train it past threshold_from first"
         )
     plain = sae.score.kind in ("inner", "aligned", "tied")
-    lens = plain and not sae.restore_norm and sae.normalise.kind in _LENS_NORMALISATION
+    lens = (
+        plain
+        and not sae.restore_norm
+        and sae.normalise.kind in _LENS_NORMALISATION
+        and selector.kind in _LENS_ARCHITECTURES
+    )
     own = {
         "score": {"kind": "inner"} if plain else _score_settings(sae.score),
         "selector": selector.settings(),
@@ -104,7 +111,7 @@ def described(sae: SAE) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "W_dec": sae.W_dec,
         "b_dec": sae.b_dec,
     }
-    if sae.score.b_enc is not None and not isinstance(selector, Gate):
+    if sae.score.b_enc is not None and not isinstance(selector, (Gate, SignedGate)):
         tensors["b_enc"] = sae.score.b_enc
     tensors |= _scales(sae.score) | _selector_tensors(selector)
     if lens:
@@ -141,6 +148,6 @@ def _scales(score: Score) -> dict[str, Tensor]:
 
 
 def _selector_tensors(selector: Selector) -> dict[str, Tensor]:
-    if isinstance(selector, Gate):
-        return {"b_gate": selector.b_gate, "r_mag": selector.r_mag, "b_mag": selector.b_mag}
-    return {"threshold": selector.threshold} if isinstance(selector, (BatchTopK, JumpReLU)) else {}
+    if isinstance(selector, (Gate, SignedGate, JumpReLU)):
+        return dict(selector.named_parameters())
+    return {"threshold": selector.threshold} if isinstance(selector, BatchTopK) else {}

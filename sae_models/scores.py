@@ -7,7 +7,6 @@ without gradients, and the gradients for the selected entries alone:
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,13 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_models.errors import SAEError
-
-Take = Callable[[Tensor], Tensor]
-"""Brings a parameter of one number a latent to the entries at hand (all latents of a row, or the selected ones)."""
-
-
-def _everything(parameter: Tensor) -> Tensor:
-    return parameter
+from sae_models.selectors import Take, everything
 
 
 class Argument(NamedTuple):
@@ -54,7 +47,7 @@ class Score(nn.Module):
         """The directions that u is multiplied with."""
         return self.W_enc
 
-    def finish(self, product: Tensor, norm: Tensor, take: Take = _everything) -> Tensor:
+    def finish(self, product: Tensor, norm: Tensor, take: Take = everything) -> Tensor:
         """From <u, r_i> to s_i. product `[*row, d_sae]` with norm `[*row, 1]`, or both of the same shape at single entries."""
         return product if self.b_enc is None else product + take(self.b_enc)
 
@@ -167,7 +160,7 @@ class Cosine(Direction):
         a = spread(self.scale_a, len(self.W_enc)).expand(len(self.W_enc))
         return a if self.scale_delta is None else a + self.scale_delta
 
-    def finish(self, product: Tensor, norm: Tensor, take: Take = _everything) -> Tensor:
+    def finish(self, product: Tensor, norm: Tensor, take: Take = everything) -> Tensor:
         d_sae = len(self.W_enc)
         a = spread(self.scale_a, d_sae) if self.scale_delta is None else self.scale_a + self.scale_delta
         b = spread(self.scale_b, d_sae)

@@ -1,4 +1,4 @@
-"""Which latents are active: from scores to activations.
+"""Which latents are active: from scores to activations. Those with learned thresholds and gates stand in `gates`.
 
 `forward` is what is done at inference: each token by itself. `support` is what a training step selects from a batch.
 Everything acts on `strength(s)`, so that latents of either sign need another strength, not another selector.
@@ -13,6 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae_models.errors import SAEError
+
+Take = Callable[[Tensor], Tensor]
+"""Brings a parameter of one number a latent to the entries at hand (all latents of a row, or the selected ones)."""
+
+
+def everything(parameter: Tensor) -> Tensor:
+    """All latents of a row: the parameter as it is."""
+    return parameter
 
 
 class Support(NamedTuple):
@@ -44,7 +52,11 @@ class Selector(nn.Module):
 
     kind = "relu"
     sparse = False
-    """whether a training step selects few entries"""
+    """whether a training step selects few entries; else it keeps all, and a penalty makes them few"""
+    signed = False
+    """whether latents may be negative"""
+    counts = False
+    """whether the penalty is on the number of active latents (`count`), and not on their size"""
 
     def strength(self, s: Tensor) -> Tensor:
         """What is compared, never negative; 0 is inactive. (Of signed latents: |s|.)"""
@@ -56,6 +68,21 @@ class Selector(nn.Module):
 
     def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
         return self.value(s)
+
+    def soft(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"] | None:
+        """Of a gate: its soft copy, which training penalises and lets reconstruct. None where there is none."""
+        return None
+
+    def count(self, s: Float[Tensor, "row d_sae"]) -> Float[Tensor, "row"]:
+        """How many latents are active, with a gradient to what decides it. Of selectors that `counts`."""
+        raise NotImplementedError
+
+    def magnitude(self, s: Tensor, take: Take = everything) -> Tensor:
+        """The activation of entries that are known to be active, with its gradient."""
+        return s
+
+    def constrain(self) -> None:
+        """Put parameters back where they must be, after a training step."""
 
     def support(self, chunks: Chunks, times: int = 1) -> Support:
         """The entries active in a training batch; `times` as many as usual where the selector counts (Multi-TopK)."""
@@ -116,6 +143,19 @@ class TopK(Selector):
         return {"kind": self.kind, "k": self.k}
 
 
+class AbsTopK(TopK):
+    """The k entries of each token with the largest |s|, their sign kept. Source: arXiv:2510.00404."""
+
+    kind = "abstopk"
+    signed = True
+
+    def strength(self, s: Tensor) -> Tensor:
+        return s.abs()
+
+    def value(self, s: Tensor) -> Tensor:
+        return s
+
+
 class BatchTopK(Selector):
     """Training: the k·rows strongest of a batch. Inference: z = s·1[s > threshold], each token by itself.
 
@@ -162,29 +202,3 @@ class BatchTopK(Selector):
 
     def settings(self) -> dict[str, object]:
         return {"kind": self.kind, "k": self.k}
-
-
-class JumpReLU(Selector):
-    """z_i = ReLU(s_i)·1[s_i > θ_i]. Read only: it is what trained BatchTopK SAEs, Gemma Scope and others are at inference."""
-
-    kind = "jumprelu"
-
-    def __init__(self, threshold: Float[Tensor, "d_sae"]):
-        super().__init__()
-        self.threshold = nn.Parameter(threshold)
-
-    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
-        return self.value(s) * (s > self.threshold)
-
-
-class Gate(Selector):
-    """z_i = 1[p_i + b_gate_i > 0]·ReLU(exp(r_i)·p_i + b_mag_i), p the projection without a bias. Read only, for now."""
-
-    kind = "gated"
-
-    def __init__(self, b_gate: Float[Tensor, "d_sae"], r_mag: Float[Tensor, "d_sae"], b_mag: Float[Tensor, "d_sae"]):
-        super().__init__()
-        self.b_gate, self.r_mag, self.b_mag = nn.Parameter(b_gate), nn.Parameter(r_mag), nn.Parameter(b_mag)
-
-    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
-        return (self.r_mag.exp() * s + self.b_mag).relu() * (s + self.b_gate > 0)

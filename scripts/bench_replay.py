@@ -31,6 +31,8 @@ from interventions.texts.prompts import load_texts, tokenize
 
 HORIZON = 8
 BY_HAND = "by hand: cached keys, all blocks, a batch a prompt"
+FROM_THE_LAYER = "by hand: from the recorded stream up, whole prompts, batch 32"
+LAST = "replay with KL at the last position"
 BATCH = 16  # prompts in one forward pass of the other tools
 
 
@@ -39,9 +41,9 @@ class BenchOptions(command.OutputOptions):
     """Interventions a second: replay against what users do today and against what the hardware allows.
 
     Ways: replay with KL (one edit a position, five edits a position; with the direct effect; read at 8 positions; at
-    attn_out), a script written by hand around a cache of keys (one token through all blocks, a prompt's edits as one batch),
-    TransformerBridge run_with_hooks and an nnsight trace in batches of 16, one-token contexts one at a time (as published;
-    these four form logits only: KL is left out of their time),
+    the prompt's last position; at attn_out), two scripts written by hand (whole prompts through the blocks above alone, 32 at a time, from
+    the recorded stream; one token through all blocks with a cache of keys, a prompt's edits as one batch), TransformerBridge run_with_hooks and an nnsight trace in batches of 16, one-token contexts one at a time (as published;
+    these five form logits only: KL is left out of their time),
     and the dense limit: as many tokens through the same blocks and the unembedding, attending to nothing. A hooked forward
     pass gives the logits of all later positions at once, so its rate is the one to compare every replay with.
 
@@ -182,6 +184,7 @@ def _compare(
     more: tuple[tuple[str, Site, int, dict[str, Any]], ...] = (
         ("replay with KL and direct effect, 1 edit a position", site, n_rows, {"metrics": ("kl", "kl_direct")}),
         (f"replay with KL at {HORIZON} positions", site, n_rows // HORIZON, {"horizon": HORIZON}),
+        (LAST, site, n_rows // HORIZON, {"horizon": "last"}),
         ("replay with KL, attn_out", inside, n_rows, {}),
     )
     for way, where, n, how in more:
@@ -196,8 +199,16 @@ def _compare(
     prompt, position = token // length, token % length
     vectors = recording.at(site, prompt, position)
     vectors = vectors + torch.randn(vectors.shape, generator=generator).to(vectors)
-    by_hand.check(recording, prompt[:8], position[:8], vectors[:8])
+    order = torch.argsort(prompt[:8], stable=True)
+    eight = prompt[:8][order], position[:8][order], vectors[:8][order]
+    expected = intervened_logits(recording, site, *eight).to(model.device)
+    _same("cached keys", torch.cat(by_hand.logits(*eight)), expected)
+    _same("from the layer", _from_the_layer(recording, site, *eight), expected)
     add(BY_HAND, len(token), lambda p=prompt, q=position, v=vectors: by_hand.logits(p, q, v))
+    few = torch.arange(min(64, len(token)))
+    add(FROM_THE_LAYER, len(few), lambda p=prompt, q=position, v=vectors: [
+        _from_the_layer(recording, site, p[some], q[some], v[some]) for some in few.split(32)
+    ])  # fmt: skip
     limit = {n: _dense(recording, site, n, options.repeats) for n in (512, 1024)}
     best = min(limit, key=lambda n: limit[n] / n)
     found.append(
@@ -281,14 +292,30 @@ class _CachedKeys:
             found.append(self.model.hf.get_output_embeddings()(out.last_hidden_state[:, 0]))
         return found
 
-    def check(self, recording: Recording, prompt: torch.Tensor, position: torch.Tensor, vectors: torch.Tensor) -> None:
-        """Raise `MechdiagError` unless its logits are those of replay, to rounding."""
-        order = torch.argsort(prompt, stable=True)
-        replayed = intervened_logits(recording, self.site, prompt[order], position[order], vectors[order])
-        off = (torch.cat(self.logits(prompt, position, vectors)) - replayed.to(self.tokens.device)).abs().max()
-        most = 1e-3 if self.model.dtype == torch.float32 else 0.06
-        if off > most * replayed.abs().max():
-            raise MechdiagError(f"the script by hand is off by {off:.2g}; expected replay's logits")
+
+@torch.no_grad()
+def _from_the_layer(
+    recording: Recording, site: Site, prompt: torch.Tensor, position: torch.Tensor, vectors: torch.Tensor
+) -> torch.Tensor:
+    """What one would write by hand without a cache: the blocks above, from the recorded stream of whole prompts with one vector edited.
+
+    Logits where each row was edited; those of any later token would cost the same.
+    """
+    model = recording.model
+    stream = recording.activations[site][prompt.to(model.device)].clone()
+    each, at = torch.arange(len(prompt), device=model.device), position.to(model.device)
+    stream[each, at] = vectors.to(stream)
+    with entering_at(recording, site.first_block, stream):
+        hidden = model.base(input_ids=recording.tokens[prompt.to(model.device)], use_cache=False).last_hidden_state
+    return model.hf.get_output_embeddings()(hidden[each, at])
+
+
+def _same(script: str, logits: torch.Tensor, replayed: torch.Tensor) -> None:
+    """Raise `MechdiagError` unless a script's logits are those of replay, to rounding."""
+    off = (logits - replayed).abs().max()
+    most = 1e-3 if logits.dtype == torch.float32 else 0.06
+    if off > most * replayed.abs().max():
+        raise MechdiagError(f"the script by hand ({script}) is off by {off:.2g}; expected replay's logits")
 
 
 @torch.no_grad()

@@ -28,9 +28,10 @@ from torch import Tensor
 
 from sae_models import SAEError, load_sae, save_sae
 from sae_models.architectures import build, named
+from sae_models.gates import Gate, JumpReLU
 from sae_models.sae import SAE
 from sae_models.scores import Inner
-from sae_models.selectors import BatchTopK, Gate, JumpReLU
+from sae_models.selectors import BatchTopK
 
 D_MODEL, D_SAE, K = 6, 10, 3
 X = np.random.default_rng(0).normal(size=(12, D_MODEL)) * np.linspace(0.3, 4, 12)[:, None] + 0.3

@@ -183,6 +183,16 @@ def traced(hf: nn.Module):
     return nnsight.TransformersModel(hf, task="text-generation", tokenizer=tokenizer())
 
 
+def far_away(hf: nn.Module, folder, revision: str | None = "c0ffee"):
+    """An nnsight model of which this machine has the shape alone; what it runs reads the weights from `folder`."""
+    import nnsight
+
+    hf.save_pretrained(folder)
+    model = nnsight.TransformersModel(str(folder), task="text-generation", tokenizer=tokenizer())
+    model._module.config._commit_hash = revision
+    return model
+
+
 @functools.cache
 def wrapped(name: str, wrapper: str, device: str = "cpu"):
     """A plain model, a bridge or an nnsight model that tests share: they leave nothing on it."""

@@ -18,12 +18,13 @@ from diagnostics.commands.ranges import (
 )
 from diagnostics.figures.files import save_figures
 from diagnostics.figures.training import plot_training, training_metrics
+from diagnostics.running.workers import workers
 from interventions.errors import MechdiagError
 from interventions.files import made, remove_partial
 from interventions.sites import POINTS, Site
 from interventions.texts.held_out import split
 from interventions.texts.prompts import load_texts, tokenize
-from sae_models.architectures import named
+from sae_models.architectures import SELECTORS, named
 from sae_models.training.from_model import SAESpec, train_saes
 from sae_models.training.runs import RUN
 from sae_models.training.trainer import Recipe
@@ -33,7 +34,7 @@ from sae_models.training.trainer import Recipe
 class TrainingOptions(command.CommonOptions, ModelOptions):
     """Trains sparse autoencoders on a model's activations: any number of them, at any sites, from one pass over the text.
 
-    Several values of --k or --l1 train a sweep: one SAE for each, on identical batches, in folders such as 15/standard-k16. The
+    Several values of --k, --l1 or --l0 train a sweep: one SAE for each, on identical batches, in folders such as 15/standard-k16. The
     model's pass stops after the deepest site. After an interruption the same command goes on from the last checkpoint
     (bit for bit on a CPU). Writes each SAE into OUT/<layer>/<name> (SAELens loads those of standard architecture), and
     metrics.jsonl, its figure (training) and a manifest beside them.
@@ -49,7 +50,7 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
     """folder for the SAEs, their metrics and the checkpoint"""
     saes: tuple[str, ...] = ("standard",)
     """standard, cosine (base + delta), cosine-global, cosine-group4, cosine-feature, cosine-pure, bypass, aligned, tied, …, each
-    followed by :relu, :topk or :batchtopk (the default)"""
+    followed by a selector: :batchtopk (the default), :topk, :relu, …; jumprelu, abstopk, gated, signed-gated, signed-gated-tied"""
     layers: tuple[NonNegativeInt, ...] = (15,)
     """blocks, 0-based"""
     sites: tuple[str, ...] = ("resid_post",)
@@ -57,9 +58,11 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
     seeds: tuple[NonNegativeInt, ...] = ()
     """of the initial weights, one SAE for each (default: --seed alone)"""
     k: tuple[PositiveFloat, ...] = (32.0,)
-    """active latents a token (BatchTopK: on average), one SAE for each value; of topk and batchtopk"""
+    """active latents a token (BatchTopK: on average), one SAE for each value; of topk, batchtopk and abstopk"""
     l1: tuple[NonNegativeFloat, ...] = (0.1,)
-    """weight of the L1 penalty, one SAE for each value; of relu"""
+    """weight of the L1 penalty, one SAE for each value; of relu and gates"""
+    l0: tuple[NonNegativeFloat, ...] = (0.001,)
+    """weight of the penalty on each active latent, one SAE for each value; of jumprelu"""
     recipe: Recipe = field(default_factory=lambda: Recipe(d_sae=2304))
     """how each SAE is trained"""
     layer_norm: bool = False
@@ -88,6 +91,11 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
     """steps between lines of metrics"""
     checkpoint_every: PositiveInt | None = None
     """steps between checkpoints to resume from (default: a twentieth of the run)"""
+    workers: PositiveInt | None = None
+    """processes that share the SAEs, one thread each, on a GPU each where there are as many; this one runs the model
+    (pip install 'mechdiag[ray]')"""
+    ray: str | None = None
+    """HOST:PORT of a Ray cluster, or auto: run --workers there (default: one on every GPU, or CPU)"""
     keep_every: PositiveInt | None = None
     """steps between copies of each SAE that stay, in its folder's tokens-<n> (default: keep none)"""
 
@@ -96,28 +104,28 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
         points = [name for name in self.sites if name in POINTS]
         places = [Site(layer, point) for point in points for layer in self.layers]
         places += [Site.parse(name) for name in self.sites if name not in POINTS]
-        swept = {"--k": self.k, "--l1": self.l1}
+        swept = {"--k": self.k, "--l1": self.l1, "--l0": self.l0}
         for what, given in {"--saes": self.saes, "--layers": self.layers, "--seeds": self.seeds, **swept}.items():
             if len(set(given)) < len(given):
                 raise MechdiagError(f"{what} {' '.join(map(str, given))} names one twice; name each once")
         normalise = "layer_norm" if self.layer_norm else "none"
         kinds = {name: replace(named(name), normalise=normalise) for name in self.saes}
-        sweeps = {name: "l1" if kind.selector == "relu" else "k" for name, kind in kinds.items()}
+        sweeps = {name: SELECTORS[kind.selector] for name, kind in kinds.items()}
         for what, given in swept.items():
             if not given or (len(given) > 1 and what[2:] not in sweeps.values()):
                 values = f"{what} {' '.join(f'{value:g}' for value in given)}".strip()
                 raise MechdiagError(
                     f"{values} for --saes {' '.join(self.saes)}; expected one value, or several and an SAE that they train "
-                    "(--k: topk, batchtopk; --l1: relu)"
+                    "(--k: topk, batchtopk, abstopk; --l1: relu and gates; --l0: jumprelu)"
                 )
-        base = replace(self.recipe, k=self.k[0], l1=self.l1[0])
+        base = replace(self.recipe, k=self.k[0], l1=self.l1[0], l0=self.l0[0])
         return {
             folder_of(site, name, seed, **({sweep: value} if len(values) > 1 else {})): SAESpec(
                 site, kinds[name], replace(base, seed=seed, **{sweep: value})
             )
             for site in places
             for name, sweep in sweeps.items()
-            for values in (self.k if sweep == "k" else self.l1,)
+            for values in (swept[f"--{sweep}"],)
             for value in values
             for seed in self.seeds or (self.recipe.seed,)
         }
@@ -126,7 +134,7 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
 def folder_of(site: Site, name: str, seed: int = 0, **sparsity: float) -> str:
     """`15/standard`, `15.mlp_out/aligned-topk`, `15/standard-seed1`; in a sweep `15/standard-k16`, `15/standard-relu-l1_0.05`."""
     where = str(site.layer) if site.point == "resid_post" else str(site)
-    swept = [f"-{what}{'_' * (what == 'l1')}{np.format_float_positional(x, trim='-')}" for what, x in sparsity.items()]
+    swept = [f"-{what}{'_' * (what != 'k')}{np.format_float_positional(x, trim='-')}" for what, x in sparsity.items()]
     return f"{where}/{name.replace(':', '-')}{''.join(swept)}" + (f"-seed{seed}" if seed else "")
 
 
@@ -156,9 +164,13 @@ def main(options: TrainingOptions) -> command.Document:
         "checkpoint_every",
         "keep_every",
     )
-    with options.progress(f"training {len(wanted)} SAEs", unit="step") as progress:
+    with (
+        workers(options.workers, ray=options.ray) as pool,
+        options.progress(f"training {len(wanted)} SAEs", unit="step") as progress,
+    ):
         saes = train_saes(
             *(model, prompts, wanted),
+            team=None if pool is None else pool.team(),
             seed=options.order_seed,
             folder=options.out,
             progress=progress,

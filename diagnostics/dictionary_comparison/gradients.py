@@ -17,7 +17,6 @@ from sae_models.active_latents import ActiveLatents
 from sae_models.live import Wrapped
 from sae_models.sae import SAE
 from sae_models.scores import Direction
-from sae_models.selectors import Gate
 
 ENTRIES, ENTRIES_GPU = 2**22, 2**26
 """Numbers in memory at once in the copies of the inputs, one copy an entry."""
@@ -95,9 +94,7 @@ def _chunk(sae: SAE, rows: Tensor, x: Tensor, row: Tensor, latent: Tensor) -> tu
 def _activation(sae: SAE, product: Tensor, norm: Tensor, latent: Tensor) -> Tensor:
     """f of selected entries: their score, through a gate's magnitude where there is one."""
     s = sae.score.finish(product, norm, lambda parameter: parameter[latent])
-    if isinstance(sae.selector, Gate):
-        return sae.selector.r_mag[latent].exp() * s + sae.selector.b_mag[latent]
-    return s
+    return sae.selector.magnitude(s, lambda parameter: parameter[latent])
 
 
 def _factor(sae: SAE, x: Tensor, row: Tensor, latent: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,33 +24,57 @@ class ReportOptions(command.CommonOptions):
     numbers to look at first beside their nulls, each result's question, figures and sortable tables, warnings (full forward passes,
     dropped rows, noise floors, few prompts, different code or weights), options, and how to make each result again.
 
-    Example: scripts/report.py results --out report.html
+    With --latents the page is of one whole-dictionary run: its latents in a table to sort and filter, and a card of each.
+
+    Examples:
+      scripts/report.py results --out report.html
+      scripts/report.py --latents results/dictionary --out latents.html
     """
 
-    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """folders of results, searched with their subfolders"""
+    latents: Path | None = None
+    """in place of results: folder of scripts/atlas.py --all-latents"""
     out: Path = Path("report.html")
     """the page"""
-    title: str = "Results"
-    """of the page"""
+    title: str | None = None
+    """of the page (default: Results, or Latents)"""
     overwrite: bool = False
     """replace an existing page"""
 
 
 def main(options: ReportOptions) -> command.Document:
     """Run the command."""
-    from diagnostics.reports.page import report
-
+    if options.latents is not None and options.results:
+        raise ResultError("--latents makes a page of its own; name no other folder of results")
     if os.path.lexists(options.out) and not options.overwrite:
         raise ResultError(f"{options.out} already exists; name another file or pass --overwrite")
     if not os.path.isdir(options.out.absolute().parent):
         raise ResultError(f"no folder {options.out.parent} to write {options.out.name} into; make it, or name another")
+    return _latents(options, options.latents) if options.latents is not None else _results(options)
+
+
+def _latents(options: ReportOptions, folder: Path) -> command.Document:
+    from diagnostics.reports.latents import latents_page
+
+    page, n = latents_page(folder, title=options.title or "Latents")
+    _write(options, page, f"{n:,} latents")
+    return {"out": str(options.out), "latents": n}
+
+
+def _write(options: ReportOptions, page: str, what: str) -> None:
+    write_whole(options.out, lambda path: path.write_text(page, encoding="utf-8"))
+    options.say(f"wrote {what} into {options.out} ({len(page.encode()) / 1e6:.1f} MB)")
+
+
+def _results(options: ReportOptions) -> command.Document:
+    from diagnostics.reports.page import report
+
     results, code, begun, damaged = _found(options.results)
     for name, why in damaged.items():
         warnings.warn(f"{name} is left out: {why}", stacklevel=1)
-    page = report(results, title=options.title, unfinished=begun, damaged=damaged, code=code)
-    write_whole(options.out, lambda path: path.write_text(page, encoding="utf-8"))
-    options.say(f"wrote {len(results)} result{'s' * (len(results) > 1)} into {options.out} ({len(page) / 1e6:.1f} MB)")
+    page = report(results, title=options.title or "Results", unfinished=begun, damaged=damaged, code=code)
+    _write(options, page, f"{len(results)} result{'s' * (len(results) > 1)}")
     return {
         "out": str(options.out),
         "results": {name: result.NAME for name, result in results.items()},

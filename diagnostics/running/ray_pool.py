@@ -28,12 +28,14 @@ import torch
 from diagnostics.running import recordings as shared
 from diagnostics.running.place import differences
 from diagnostics.running.recordings import Recordings, shards
+from diagnostics.running.training_team import RayTeam
 from diagnostics.running.units import Unit, code_version, packed
 from interventions import errors
 from interventions.errors import MechdiagError, ResultError, is_out_of_memory, one_line
 from interventions.models.causal_model import CausalModel
 from interventions.provenance import processor
 from interventions.replaying.certificates import certificates_of_run
+from sae_models import errors as sae_errors
 
 _DEATHS = 3
 """of workers at one unit, after which the run ends"""
@@ -100,6 +102,7 @@ class Worker:
         self.models: dict[str, CausalModel] = {}
         self.recipes: dict[str, Any] = {}
         self.version, self.fn = -1, None
+        self.team: Any = None
         self.work = 0.0
         shared.KEPT = {}
 
@@ -142,6 +145,20 @@ class Worker:
             run.only(certificates)
             return packed(unit, *self.fn(unit, lambda n: None), run.taken())  # type: ignore[misc]
 
+    @_saying
+    def train(self, what: str, *arguments: Any) -> Any:
+        """A part of a run of `train`: a method of its `Team`, of this worker's SAEs alone."""
+        from sae_models.training.runs import Alone
+
+        device = self.expected["device"]
+        if what == "begin":
+            self._check()
+            self.team = Alone()
+        if what in ("begin", "step"):
+            arguments = tuple(_on(device, x) if isinstance(x, dict) else x for x in arguments)
+        with self._working():
+            return getattr(self.team, what)(*arguments)
+
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
         before = time.process_time()
@@ -171,6 +188,11 @@ class Worker:
         return self.models[name]
 
 
+def _on(device: str, found: dict[Any, Any]) -> dict[Any, Any]:
+    """The tensors of a batch on this worker's device; states are put there by what loads them."""
+    return {key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in found.items()}
+
+
 class RayPool:
     """Workers, started when they are first needed."""
 
@@ -191,18 +213,22 @@ class RayPool:
         """CPU seconds of each worker: `work` (clean passes, checks, units), and `all`, with its start."""
         import ray
 
-        return [self._heard(said) for said in ray.get([worker.cpu.remote() for worker in self.workers])]
+        return [self.heard(said) for said in ray.get([worker.cpu.remote() for worker in self.workers])]
 
     def pids(self) -> list[int]:
         """The workers' processes."""
         import ray
 
-        return [self._heard(said) for said in ray.get([worker.pid.remote() for worker in self.workers])]
+        return [self.heard(said) for said in ray.get([worker.pid.remote() for worker in self.workers])]
+
+    def team(self) -> RayTeam:
+        """These workers as `train` and `train_saes` take them."""
+        return RayTeam(self)
 
     # --- what is asked of it: see `place.Pool`
 
     def record(self, recordings: Recordings) -> list[dict[Any, Any]]:
-        self._start(recordings.model)
+        self.start(recordings.model.device.type)
         from diagnostics.running.carrying import unpacked
 
         parts = shards(len(recordings.tokens))
@@ -227,7 +253,7 @@ class RayPool:
         certificates: Callable[[str], list[dict[str, Any]] | None],
         store: Callable[[str, bytes], object],
     ) -> None:
-        self._start(fn.model)
+        self.start(fn.model.device.type)
         stages = hasattr(fn, "prepare")
         for stage, keys in groupby(todo, key=lambda key: (todo[key].group or ("",))[0] if stages else None):
             if stages:
@@ -291,7 +317,7 @@ class RayPool:
             (ref,), _ = ray.wait(list(flying), num_returns=1)
             w, key = flying.pop(ref)
             try:
-                said = self._heard(ray.get(ref))
+                said = self.heard(ray.get(ref))
             except RayTaskError as error:
                 raise error.as_instanceof_cause() from None
             except RayError as error:
@@ -309,14 +335,15 @@ class RayPool:
                 continue
             yield key, said
 
-    def _heard(self, said: _Said) -> Any:
+    def heard(self, said: _Said) -> Any:
+        """What a worker's method gave; its warnings once, its error as ours."""
         for one in said.warnings:
             if one not in self._told:
                 self._told.add(one)
                 warnings.warn(one, stacklevel=2)
         if said.error is not None:
             kind, message = said.error
-            raise getattr(errors, kind, MechdiagError)(message)
+            raise (getattr(errors, kind, None) or getattr(sae_errors, kind, MechdiagError))(message)
         return said.value
 
     # --- sending
@@ -348,11 +375,12 @@ class RayPool:
 
     # --- starting
 
-    def _start(self, model: CausalModel) -> None:
+    def start(self, device: str) -> None:
+        """Start the workers, on devices of that kind, if they are not there yet."""
         if self.workers:
             return
         try:
-            self._connect(model.device.type)
+            self._connect(device)
         except BaseException:
             self.close()
             raise

@@ -68,6 +68,8 @@ class CausalModel:
     """`weights_hash` of the model whose weights these are under another norm (see `layernorm_counterpart`), or None"""
     shapes: Shapes | None = None
     """what `check_causal` saw of a forward pass; None for a model wrapped inside an nnsight trace, where no pass can run"""
+    remote: bool | str = False
+    """where passes run: False here; else as nnsight's `remote`: True on NDIF, a server's address, or "local", a rehearsal"""
     replay_attention: str = "grouped"
     """how replayed rows attend (see `replay`): the way that is tried first"""
     certificates: Any = field(default_factory=dict, repr=False)
@@ -117,11 +119,13 @@ class CausalModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids and vectors go, and where everything that the engine gives is; blocks may be on others."""
-        return input_device(self.hf)
+        """Where token ids and vectors go, and where everything that the engine gives is; blocks may be on others. Of a remote model the CPU."""
+        return torch.device("cpu") if self.remote else input_device(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
+        if self.remote and self.shapes is not None:  # what is loaded here says nothing of the weights there
+            return self.shapes.dtype
         return weights_dtype(self.hf)
 
     @property
@@ -142,7 +146,10 @@ class CausalModel:
         Names are those outside a bridge. The unembedding counts whether tied or not, its bias unless it is zero: a
         bridge may untie the one and add the other. Formed anew when the model's fingerprint has changed; `hash_weights`
         forms it anew in any case. That of a large model (`IN_PARALLEL` bytes) which is as it was loaded from files is kept for these files.
+        Of a remote model: its name and revision, as nothing is known of its bytes.
         """
+        if self.remote:
+            return self._revision
         now = fingerprint(self.hf).weights
         if self._hashed is None or self._hashed[0] != now:
             made = self.made
@@ -154,6 +161,8 @@ class CausalModel:
 
     def hash_weights(self) -> str:
         """`weights_hash` of the weights as they are now, every byte of them read (of a file on a disk: unless it is the same file)."""
+        if self.remote:
+            return self._revision
         self._hashed = fingerprint(self.hf).weights, *hash_of(all_weights(self.hf, self.base))
         return self._hashed[1]
 
@@ -163,7 +172,15 @@ class CausalModel:
     @property
     def weights_covered(self) -> str | None:
         """What `weights_hash` speaks of where it is not the parameters and nothing else, else None."""
+        if self.remote:
+            return "none of the tensors: the model runs remotely, and this is its revision"
         if self._hashed is None:
             _ = self.weights_hash
         assert self._hashed is not None
         return self._hashed[2]
+
+    @property
+    def _revision(self) -> str:
+        """Name and revision of a remote model: the commit of its configuration where that is known."""
+        commit = getattr(self.hf.config, "_commit_hash", None) or getattr(self.handle, "revision", None)
+        return f"{self.name}@{commit or 'unknown revision'}"

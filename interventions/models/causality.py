@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from interventions.errors import MechdiagError, ModelError, is_out_of_memory, one_line
 from interventions.models.causal_model import Shapes
-from interventions.models.exclusive import exclusive, hooked
+from interventions.models.exclusive import exclusive, holding, hooked
+from interventions.models.remote import look
 from interventions.models.weights import n_embedded
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def check_causal(model: "CausalModel") -> Shapes:
     """
     known, key = _seen.setdefault(model.hf, {}), _key(model)
     if key not in known:
-        with exclusive(model):
-            known[key] = _look(model)
+        with holding(model) if model.remote else exclusive(model):
+            known[key] = _look_from_afar(model) if model.remote else _look(model)
     return known[key]
 
 
@@ -51,6 +52,7 @@ def _key(model: "CausalModel") -> tuple[Any, ...]:
     return (
         *(getattr(model.hf.config, "_attn_implementation", None), getattr(config, "is_decoder", None)),
         *(getattr(config, "is_causal", None), tuple(map(id, model.blocks)), flags),
+        model.remote,
         *(model.dtype, n_embedded(model.hf), _head_shape(model)),
     )
 
@@ -89,6 +91,19 @@ def _look(model: "CausalModel") -> Shapes:
             f"a token sees only those before it{_EIGHT_BITS if _has_outliers(model) else ''}",
         )
     return Shapes(whole[0].shape[2], whole[0].dtype, logits.shape[2], as_tuple)
+
+
+def _look_from_afar(model: "CausalModel") -> Shapes:
+    """The same of a remote model, in one pass over both prompts."""
+    seen = look(model, torch.cat(_tokens(model)), _KEPT)
+    for i, (entered, left, chained) in enumerate(zip(seen.entered, seen.left, seen.chained, strict=True)):
+        if entered != left or left[:2] != [2, _TOKENS] or not chained:
+            raise _refused(model, f"its block {i} reads {entered} and hands on {left}; expected one residual stream")
+    if seen.leak > LEAK.get(seen.dtype, max(LEAK.values())):
+        raise _refused(
+            model, f"it is not causal: later tokens change earlier activations by {seen.leak:.1e} of their norm"
+        )
+    return Shapes(seen.left[0][2], seen.dtype, seen.logits[2], seen.as_tuple)
 
 
 def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:

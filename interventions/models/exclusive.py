@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from interventions.models.remote import refused
+
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Any, *, in_all_threads: bool = False):
@@ -91,8 +93,11 @@ def exclusive(model: Any, check: Callable[[], None] | None = None) -> Iterator[N
 
     Dropout is off (eval mode), autocast is off, outputs are objects rather than tuples. Another thread that measures on this
     model, or calls its forward, waits until this one is done; a call of a single block does not wait. A thread may nest these.
-    check: called once the model is held, before anything is changed on it.
+    check: called once the model is held, before anything is changed on it. Raises `ModelError` for a remote model: its passes
+    are not made here.
     """
+    if model.remote:
+        raise refused(model.name)
     with holding(model) as hold:
         depth = hold.depth
         try:

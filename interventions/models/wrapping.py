@@ -1,5 +1,6 @@
 """Any supported object as one causal language model: Hugging Face, TransformerLens, nnsight."""
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -12,16 +13,31 @@ from interventions.models.exclusive import holding
 from interventions.models.weights import not_loaded
 
 
-def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str | None = None) -> CausalModel:
+def wrap(
+    model: Any,
+    tokenizer: Any = None,
+    name: str | None = None,
+    note: str | None = None,
+    *,
+    remote: bool | str = False,
+) -> CausalModel:
     """A `CausalModel` around a Hugging Face model, a `TransformerBridge`, an nnsight model, or a `CausalModel` (returned).
 
     Of a compiled model its original is used, of a PEFT model the model with its active adapters. Nothing is copied or
-    changed. Raises `ModelError` for anything else, for weights that are not loaded, for an attention implementation that
+    changed. remote: let the passes of an nnsight model run elsewhere, as `remote` of its traces does: True on NDIF, a server's
+    address, or "local", a rehearsal here. Then `record` and `measure` work at resid_pre and resid_post by traces, metrics by name are
+    formed there, and nothing is replayed. Raises `ModelError` for anything else, for weights that are not loaded, for an attention implementation that
     takes no 4-D mask, and for a model that is not causal (see `check_causal`; asked once a model).
     """
     if isinstance(model, CausalModel):
+        if remote and remote != model.remote:
+            raise ModelError(f"{model.name} is wrapped already; pass remote={remote!r} with the nnsight model itself")
         return model
     origins = {cls.__module__.split(".")[0] for cls in type(model).__mro__}
+    if remote and "nnsight" not in origins:
+        raise ModelError(
+            f"a {type(model).__name__} cannot run remotely; pass an nnsight model, such as TransformersModel(name)"
+        )
     if "nnsight" in origins:
         wrapper, hf = "nnsight", model._module
     elif "transformer_lens" in origins:
@@ -36,9 +52,14 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None, note: str |
         )
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     name = name or " + ".join([hf.config._name_or_path or type(hf).__name__, *active_adapters(hf)])
-    found = CausalModel(hf, model, wrapper, name, tokenizer, note)
+    found = CausalModel(hf, model, wrapper, name, tokenizer, note, remote=remote)
     with holding(found):  # another thread's measurement changes the attention for as long as it takes
-        _check(hf)
+        _check(hf, remote=bool(remote))
+    if remote and "unknown" in found.weights_hash:
+        warnings.warn(
+            f"which revision of {found.name} runs remotely is not known, so results cannot record it; open the nnsight model by its hub name",
+            stacklevel=2,
+        )
     in_a_trace = wrapper == "nnsight" and model.interleaver.interleaving  # where it cannot be asked anything else
     if not in_a_trace:
         found.shapes = check_causal(found)
@@ -66,17 +87,19 @@ def active_adapters(hf: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
-def _check(hf: PreTrainedModel) -> None:
+def _check(hf: PreTrainedModel, remote: bool) -> None:
     """Raise `ModelError` for what can be seen to be no use without running the model."""
     kind = type(hf).__name__
     if getattr(hf.config, "is_encoder_decoder", False):
         raise ModelError(f"cannot use {kind}: an encoder-decoder; expected a decoder-only causal model")
     if hf.get_output_embeddings() is None:
         raise ModelError(f"{kind} has no unembedding; load it with AutoModelForCausalLM")
+    if remote:  # what is loaded here runs nothing
+        return
     if (name := not_loaded(hf)) is not None:
         raise ModelError(
             f"the model's weights are not loaded ({name} is empty, and accelerate keeps it nowhere); load them first (nnsight: "
-            "dispatch=True)"
+            "dispatch=True, or remote=True)"
         )
     attention = getattr(hf.config, "_attn_implementation", None)
     if attention not in ("eager", "sdpa", None) and not str(attention).startswith("mechdiag_"):

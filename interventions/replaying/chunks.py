@@ -24,7 +24,7 @@ DIRECT = "kl_direct"
 """A metric beside `METRICS`: the KL of the change carried straight to the final norm and unembedding, later writes frozen."""
 Metric = Callable[[Comparison, Tensor, Tensor | None], Tensor]
 """Of a comparison, the rows of the call it is of, and the tokens of its columns (None: the whole vocabulary)."""
-_FINITE = "finite"
+FINITE = "finite"
 """Kept beside values that cannot be nan: whether they are of distributions."""
 
 
@@ -58,7 +58,7 @@ class Asked:
         if twice := [name for i, name in enumerate(self.names) if name in self.names[:i]]:
             raise MechdiagError(f"two metrics have the name {twice[0]!r}; give one of them another name")
         if set(self.names) & set(NOT_FLOATS):
-            self.by_name[_FINITE] = lambda c, *_: c.finite
+            self.by_name[FINITE] = lambda c, *_: c.finite
         self.chunks: list[tuple[np.ndarray, Reads, dict[str, Tensor]]] = []
 
     def columns(self, rows: Int[Tensor, "row"]) -> Int[Tensor, "token"] | None:
@@ -80,11 +80,11 @@ class Asked:
         shape = (len(rows),) if rows.one_read else (len(rows), rows.n_columns)
         at = (row,) if rows.one_read else (row, column)
         values, finite = {}, torch.ones(len(row), dtype=torch.bool)
-        names = [*self.names, *[_FINITE] * (_FINITE in self.by_name)]
+        names = [*self.names, *[FINITE] * (FINITE in self.by_name)]
         every = download({name: torch.cat([part[name] for _, _, part in self.chunks]) for name in names})
         for name, found in every.items():
-            finite &= found if name == _FINITE else found.isfinite()
-            if name == _FINITE:
+            finite &= found if name == FINITE else found.isfinite()
+            if name == FINITE:
                 continue
             beyond = float("nan") if found.is_floating_point() else 0 if found.dtype == torch.bool else -1
             empty = torch.full(shape, beyond, dtype=found.dtype)

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from interventions.errors import EditError, HookError, SiteError
 from interventions.models.anatomy import adder, at_site, check_site
 from interventions.models.causal_model import CausalModel
 from interventions.models.exclusive import exclusive
 from interventions.models.inside import check_inside, columns
+from interventions.models.remote import envoy
 from interventions.models.rotary import forget_longer_passes
 from interventions.models.uploads import upload
 from interventions.models.wrapping import wrap
@@ -142,7 +143,7 @@ def _edit_in_trace(
     causal: CausalModel, model: Any, site: Site, edit: Edit, position: Position, entered: dict[int, Tensor]
 ) -> Tensor:
     """Whether the edit changed anything. entered: what blocks read, which a trace gives only before it goes on."""
-    block = _envoy(causal, model, causal.blocks[site.layer])
+    block = envoy(causal, causal.blocks[site.layer])
     if site.point != "resid_post" and site.layer not in entered:
         entered[site.layer] = block.input
     if site.point == "resid_pre":
@@ -152,7 +153,7 @@ def _edit_in_trace(
     if site.inside:
         return _edit_inside_trace(causal, model, site, edit, position, entered[site.layer])
     stream = entered.get(site.layer)
-    module = block if site.point == "resid_post" else _envoy(causal, model, adder(causal, site))
+    module = block if site.point == "resid_post" else envoy(causal, adder(causal, site))
     output = module.output
     value = output[0] if isinstance(output, tuple) else output
     hidden = value if stream is None else value.view(stream.shape)
@@ -169,7 +170,7 @@ def _edit_inside_trace(
     place, which = here.places[site.point], columns(here, site)
     if site.point == "pattern":
         raise SiteError("an nnsight trace shows no attention weights; edit z, or use the plain model")
-    module = _envoy(causal, model, place.module)
+    module = envoy(causal, place.module)
     value = module.input if place.before else module.output
     every = place.columns if which is None else which if place.columns is None else place.columns[which]
     whole = value.view(*stream.shape[:2], -1)
@@ -181,14 +182,6 @@ def _edit_inside_trace(
     else:
         module.output = whole.reshape(value.shape)
     return (new != old).any()
-
-
-def _envoy(model: CausalModel, handle: Any, module: nn.Module) -> Any:
-    path = next(name for name, found in model.hf.named_modules() if found is module)
-    envoy = handle
-    for part in path.split("."):
-        envoy = envoy[int(part)] if part.isdigit() else getattr(envoy, part)
-    return envoy
 
 
 @contextmanager

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from sae_models.architectures import named
 from sae_models.errors import CheckpointError
+from sae_models.gates import JumpReLU
 from sae_models.readers.stored import Stored
 from sae_models.readers.strict import Options, Tensors, shown
 from sae_models.sae import SAE
 from sae_models.scores import Cosine, Direction, Inner, Score, unit_rows
-from sae_models.selectors import BatchTopK, JumpReLU, Selector, TopK
+from sae_models.selectors import BatchTopK, Selector, TopK
 
 
 def recognises(stored: Stored) -> bool:

@@ -7,11 +7,12 @@ those of an `AutoEncoder` to norm 1 and its encoder the other way, which changes
 import re
 
 from sae_models.errors import CheckpointError
+from sae_models.gates import Gate, JumpReLU
 from sae_models.readers.stored import Stored
 from sae_models.readers.strict import Options, Tensors, setting
 from sae_models.sae import SAE
 from sae_models.scores import Inner
-from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Selector, TopK
+from sae_models.selectors import BatchTopK, ReLU, Selector, TopK
 
 CLASSES = {
     "AutoEncoder": "bias",

@@ -7,11 +7,11 @@ import re
 from typing import NoReturn
 
 from sae_models.errors import BelongingError, CheckpointError
+from sae_models.gates import JumpReLU
 from sae_models.readers.stored import Stored
 from sae_models.readers.strict import Options, Tensors, setting
 from sae_models.sae import SAE
 from sae_models.scores import Inner
-from sae_models.selectors import JumpReLU
 
 _REPOSITORY = re.compile(r"gemma-scope-(?P<size>\d+b)-(?P<tuning>pt|it)-(?P<site>\w+)")
 _HOOKS = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}

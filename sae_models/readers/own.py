@@ -6,13 +6,14 @@ from typing import Any
 from torch import Tensor
 
 from sae_models.errors import CheckpointError
+from sae_models.gates import BiJumpReLU, Gate, JumpReLU, SignedGate
 from sae_models.normalise import Identity, normalisation
 from sae_models.readers.stored import Stored
 from sae_models.readers.strict import Options, Tensors, setting
 from sae_models.sae import SAE
 from sae_models.saving import WEIGHTS, digest
 from sae_models.scores import Cosine, Direction, Inner, Score
-from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Selector, TopK
+from sae_models.selectors import AbsTopK, BatchTopK, ReLU, Selector, TopK
 
 
 def recognises(stored: Stored) -> bool:
@@ -55,7 +56,7 @@ def own_sae(config: Mapping[str, Any], values: Mapping[str, Tensor]) -> SAE:
         raise CheckpointError(f"W_dec has shape {tuple(W_dec.shape)}; expected {(d_sae, d_model)} from cfg.json")
     b_dec = tensors.take("b_dec", d_model)
     kind = setting(setting(own, "score", dict), "kind", str)
-    gated = setting(setting(own, "selector", dict), "kind", str) == "gated"
+    gated = setting(setting(own, "selector", dict), "kind", str) in ("gated", "signed_gated")
     b_enc = None if kind == "direction" or gated else tensors.take("b_enc", d_sae)
     score = _score(own["score"], tensors, W_enc, b_enc)
     selector = _selector(own["selector"], tensors, d_sae, lens)
@@ -97,11 +98,19 @@ def _selector(said: Mapping[str, Any], tensors: Tensors, d_sae: int, lens: bool)
         return JumpReLU(tensors.take("threshold", d_sae))
     if kind == "gated":
         return Gate(*(tensors.take(key, d_sae) for key in ("b_gate", "r_mag", "b_mag")))
-    if kind not in ("topk", "batchtopk"):
-        raise CheckpointError(f"a selector of kind {kind!r}; expected relu, topk, batchtopk, jumprelu or gated")
+    if kind == "bijumprelu":
+        return BiJumpReLU(*(tensors.take(key, d_sae) for key in ("threshold", "threshold_negative")))
+    if kind == "signed_gated":
+        tied = setting(said, "tied", bool)
+        keys = ("b_gate", "b_gate_negative", "r_mag", "b_mag", *([] if tied else ["r_mag_negative"]))
+        return SignedGate(*(tensors.take(key, d_sae) for key in keys))
+    if kind not in ("topk", "abstopk", "batchtopk"):
+        raise CheckpointError(
+            f"a selector of kind {kind!r}; expected relu, topk, abstopk, batchtopk, jumprelu, bijumprelu, gated or signed_gated"
+        )
     k = Options({}).active(setting(said, "k", float), d_sae, "no k", mean=kind == "batchtopk")
-    if kind == "topk":
-        return TopK(int(k))
+    if kind != "batchtopk":
+        return (AbsTopK if kind == "abstopk" else TopK)(int(k))
     threshold = tensors.take("threshold", *((d_sae,) if lens else ()))
     if len(threshold.unique()) > 1:
         raise CheckpointError(

@@ -10,15 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from sae_models.errors import BelongingError, CheckpointError
+from sae_models.gates import Gate, JumpReLU
 from sae_models.normalise import CENTRED, normalisation
 from sae_models.readers.stored import Stored
 from sae_models.readers.strict import Options, Tensors, setting, shown, weights
 from sae_models.sae import SAE
 from sae_models.saving import CONFIG, WEIGHTS
 from sae_models.scores import Inner
-from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Selector, TopK
+from sae_models.selectors import AbsTopK, BatchTopK, ReLU, Selector, TopK
 
-ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")
+ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")
 """Those that can be read; the last two as training saves them (for inference SAELens saves them as jumprelu)."""
 _NORMALISATIONS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
@@ -178,10 +179,11 @@ def _refuse(config: Mapping[str, Any], metadata: Mapping[str, Any], architecture
 
 
 def _selector(architecture: str, tensors: Tensors, config: Mapping[str, Any], d_sae: int) -> Selector:
-    if architecture == "topk":
+    if architecture in ("topk", "abstopk"):
         k = config.get("k")
         k = (config.get("activation_fn_kwargs") or {}).get("k") if k is None else k
-        return TopK(int(Options({}).active(k, d_sae, f"a topk SAE, and {CONFIG} does not say its k")))
+        kind = AbsTopK if architecture == "abstopk" else TopK
+        return kind(int(Options({}).active(k, d_sae, f"a topk SAE, and {CONFIG} does not say its k")))
     if architecture == "gated":
         return Gate(*(tensors.take(key, d_sae) for key in ("b_gate", "r_mag", "b_mag")))
     if architecture == "jumprelu":

@@ -16,7 +16,7 @@ from interventions.sites import Site
 from interventions.texts.prompts import Prompts
 from sae_models.architectures import Architecture
 from sae_models.sae import SAE
-from sae_models.training.runs import Job, train
+from sae_models.training.runs import Job, Team, train
 from sae_models.training.trainer import Recipe
 
 
@@ -50,6 +50,7 @@ def train_saes(
     checkpoint_every: int | None = None,
     keep_every: int | None = None,
     progress: Progressing = None,
+    team: Team | None = None,
 ) -> dict[str, SAE]:
     """Train SAEs of several sites on one pass over the prompts, which is repeated until `tokens` have been seen.
 
@@ -58,7 +59,8 @@ def train_saes(
     see at every depth. also_sites: sites that no SAE reads, but whose sinks are left out too, so that a part of a run sees the
     same batches as the whole. keep_every: steps between copies of each SAE that stay
     in its folder (`tokens-<n>`). With a folder the same call goes on where it was interrupted, and `manifest.json` says at the end
-    what became of the text. progress: as of `followed`, called with a step's metrics too. Each SAE says where it belongs, with a hash of
+    what became of the text. progress: as of `followed`, called with a step's metrics too. team: who trains the SAEs, such as
+    `RayPool.team()` of workers; this process alone runs the model. Each SAE says where it belongs, with a hash of
     the weights. Raises what `ActivationStream` and `train` raise, and `MechdiagError` for less than a batch of tokens.
     """
     model = wrap(model)
@@ -111,5 +113,6 @@ def train_saes(
             keep_every=keep_every,
             progress=bar,
             about=about,
+            team=team,
             manifest=lambda: jsonable({"stream": stream.provenance(), "model": model_provenance(model)}),
         )

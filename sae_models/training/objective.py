@@ -1,5 +1,6 @@
 """What a training step minimises: one forward pass of an SAE over a batch, dense or at the selected entries alone."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ class Pass(NamedTuple):
     support: Support | None
     activation: Float[Tensor, "entry"] | Float[Tensor, "row d_sae"]
     """at the support's entries; dense where there is none"""
+    score: Float[Tensor, "row d_sae"] | None = None
+    """where there is no support"""
 
     @property
     def error(self) -> Float[Tensor, "row d_model"]:
@@ -37,14 +40,60 @@ class Pass(NamedTuple):
 
 
 def forward_pass(sae: SAE, x: Float[Tensor, "row d_model"]) -> Pass:
-    """A training pass with gradients, at the entries that the selector picks (all of them for ReLU)."""
+    """A training pass with gradients, at the entries that the selector picks (all of them where it is not sparse)."""
     target = sae.normalise(x.to(sae.W_dec)).u
     x_c = target - sae.b_dec if sae.subtract_b_dec else target
     argument, rows = sae.score.argument(x_c), sae.score.rows(sae.W_dec)
     if not sae.selector.sparse:
-        activation = sae.selector.value(sae.score.finish(argument.u @ rows.T, argument.norm))
-        return _finished(sae, target, argument, rows, x_c, None, activation, activation @ sae.W_dec)
+        score = sae.score.finish(argument.u @ rows.T, argument.norm)
+        activation = sae.selector(score)
+        done = _finished(sae, target, argument, rows, x_c, None, activation, activation @ sae.W_dec)
+        return done._replace(score=score)
     return _sparse(sae, target, argument, rows, x_c, sae.selector.support(score_chunks(sae, argument, rows)))
+
+
+def penalty(sae: SAE, done: Pass, power: float) -> Float[Tensor, ""]:
+    """What makes a dense SAE sparse, in the unit of its input: mean over tokens of Σ_i |z_i|·‖d_i‖; of a gate its soft copy in place of z.
+
+    power: p below 1 gives Σ (|z_i|·‖d_i‖)^p, scaled so that its value is that of p = 1: only the balance between large and small latents
+    changes. Source: arXiv:2408.00113 (p-annealing); there the coefficient follows the running means of both sums, here the batch's own.
+    """
+    assert done.score is not None
+    soft = sae.selector.soft(done.score)
+    size = (done.activation if soft is None else soft).abs() * sae.W_dec.norm(dim=-1)
+    total = size.sum(dim=-1).mean()
+    if power == 1:
+        return total
+    active = size > 0
+    bent = (torch.where(active, size, 1) ** power * active).sum(dim=-1).mean()
+    return bent * (total / bent.clamp(min=torch.finfo(bent.dtype).tiny)).detach()
+
+
+def gate_error(sae: SAE, done: Pass) -> Float[Tensor, "row"] | None:
+    """‖x − x̂‖² of a gate's soft copy, its decoder held fixed: what teaches the gate. None of SAEs without one.
+
+    Source: arXiv:2404.16014.
+    """
+    soft = None if done.score is None else sae.selector.soft(done.score)
+    if soft is None:
+        return None
+    return (done.target - soft @ sae.W_dec.detach() - sae.b_dec.detach()).square().sum(dim=-1)
+
+
+def prefix_errors(sae: SAE, done: Pass, sizes: Sequence[int]) -> list[Float[Tensor, "row"]]:
+    """‖x − x̂‖² with the first latents alone, for each of some sizes of the dictionary. Source: arXiv:2503.17547 (Matryoshka)."""
+    found = []
+    for size in sizes:
+        if done.support is None:
+            total = done.activation[:, :size] @ sae.W_dec[:size]
+        else:
+            among = (done.support.latent < size).nonzero()[:, 0]
+            row, latent, score, product = (column[among] for column in done.support[:4])
+            some = Support(row, latent, score, product, done.support.n_rows)
+            total = decoded(done.activation[among], sae.W_dec, some)
+        total = total if done.factor is None else total * restoring(done.x_c, total)
+        found.append((done.target - total - sae.b_dec).square().sum(dim=-1))
+    return found
 
 
 def wider(sae: SAE, done: Pass, times: int) -> Float[Tensor, "row d_model"]:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_models.architectures import Architecture, check_size
+from sae_models.architectures import SELECTORS, Architecture, check_size
 from sae_models.errors import SAEError
 from sae_models.loading import saved_sae
 from sae_models.readers.own import is_own
@@ -65,6 +65,59 @@ class Resumable(Protocol):
         ...
 
 
+@runtime_checkable
+class Team(Protocol):
+    """Who trains the SAEs of a run; every member of it gets every batch, in order."""
+
+    def begin(self, jobs: Sequence[Job], steps: int, first: Batch, states: Mapping[str, Any]) -> None:
+        """Make the SAEs from the first batch, and put back what is in `states`, by name."""
+        ...
+
+    def step(self, batch: Batch) -> None:
+        """One step of each SAE; it may return before they are done."""
+        ...
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """See `SAETraining.metrics`; by name."""
+        ...
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """See `SAETraining.state_dict`; by name."""
+        ...
+
+    def saes(self) -> dict[str, SAE]:
+        """As they stand, in this process."""
+        ...
+
+
+class Alone:
+    """A team of one: this process, one SAE after another."""
+
+    def __init__(self) -> None:
+        self.training: dict[str, tuple[Hashable, SAETraining]] = {}
+
+    def begin(self, jobs: Sequence[Job], steps: int, first: Batch, states: Mapping[str, Any]) -> None:
+        for job in jobs:
+            belongs = {"model_name": job.model_name, "hook_name": job.hook_name}
+            training = SAETraining(job.architecture, job.recipe, first[job.source], steps=steps, **belongs)
+            if job.name in states:
+                training.load_state_dict(states[job.name])
+            self.training[job.name] = job.source, training
+
+    def step(self, batch: Batch) -> None:
+        for source, training in self.training.values():
+            training.step(batch[source])
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        return {name: training.metrics() for name, (_, training) in self.training.items()}
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        return {name: training.state_dict() for name, (_, training) in self.training.items()}
+
+    def saes(self) -> dict[str, SAE]:
+        return {name: training.sae for name, (_, training) in self.training.items()}
+
+
 def train(
     batches: Iterable[Batch],
     jobs: Sequence[Job],
@@ -77,6 +130,7 @@ def train(
     progress: Progress | None = None,
     about: Mapping[str, Any] | None = None,
     manifest: Callable[[], Mapping[str, Any]] = dict,
+    team: Team | None = None,
 ) -> dict[str, SAE]:
     """Feed every job the same `steps` batches and return the SAEs by name.
 
@@ -85,6 +139,7 @@ def train(
     with as many threads; on a GPU sums of many numbers have no fixed order). checkpoint_every: steps between checkpoints (default: a twentieth of the run). keep_every: steps
     between copies of each SAE that stay, as `load_sae` reads them, and are logged (needs a folder). about: plain values that
     belong to the run (text, model), kept in run.json and in each SAE's metadata, and compared when it goes on. manifest: asked at the end for plain values that go into manifest.json.
+    team: who trains (default: this process; workers give the same SAEs, bit for bit on like processors with as many threads).
     Raises `SAEError` for a folder that holds another run, or anything in the place of this one's files that this one did not
     write, two jobs of one name, a stream that ends before `steps`, a copy before BatchTopK has its threshold, and a loss that is
     not finite.
@@ -97,9 +152,10 @@ def train(
         raise SAEError(f"a run of {steps} steps, logged every {log_every}; expected at least 1 of each")
     for job in jobs:
         check_size(job.architecture, job.recipe.d_sae, job.recipe.k)
-        if job.recipe.multi > 0 and job.architecture.selector == "relu":
+        if job.recipe.multi > 0 and SELECTORS[job.architecture.selector] != "k":
             raise SAEError(
-                f"{job.name}: Multi-TopK with selector 'relu', which counts no latents; expected topk or batchtopk"
+                f"{job.name}: Multi-TopK with selector {job.architecture.selector!r}, which counts no latents; expected topk, batchtopk "
+                "or abstopk"
             )
         first = math.ceil(job.recipe.threshold_from * steps)
         if keep_every is not None and job.architecture.selector == "batchtopk" and keep_every < first:
@@ -109,7 +165,7 @@ def train(
             )
     if keep_every is not None and (keep_every < 1 or folder is None):
         raise SAEError(f"keep_every {keep_every} with folder {folder}; expected at least 1 step, and a folder")
-    run = _Run(jobs, steps, log_every, keep_every, dict(about or {}))
+    run = _Run(jobs, steps, log_every, keep_every, dict(about or {}), Alone() if team is None else team)
     if folder is None:
         return run.go(batches, None, steps, progress, manifest)
     if not str(folder).strip():
@@ -130,11 +186,21 @@ def train(
 
 
 class _Run:
-    def __init__(self, jobs: Sequence[Job], steps: int, log_every: int, keep_every: int | None, about: dict[str, Any]):
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        steps: int,
+        log_every: int,
+        keep_every: int | None,
+        about: dict[str, Any],
+        team: Team,
+    ):
         self.jobs, self.steps, self.log_every, self.keep_every, self.about = jobs, steps, log_every, keep_every, about
-        self.training: dict[str, SAETraining] = {}
+        self.team, self.begun = team, False
         self.saved: dict[str, Any] = {}
         """states of a checkpoint, until the first batch says on which device they are to live"""
+        self.said: dict[str, dict[str, float]] = {}
+        """the last metrics of each SAE"""
         self.done = 0
 
     @property
@@ -226,44 +292,37 @@ class _Run:
                 raise SAEError(
                     f"the stream ended after {self.done} batches of {self.steps}; give more text, or fewer steps"
                 )
-            for job in self.jobs:
-                self._of(job, batch).step(batch[job.source])
+            if not self.begun:
+                self._begin(batch)
+            self.team.step(batch)
             self.done += 1
             said = {}
             kept = self.keep_every is not None and self.done % self.keep_every == 0 and self.done < self.steps
             if self.done % self.log_every == 0 or self.done == self.steps or kept:
                 said = self._log(folder)
             if kept and folder is not None:
+                saes = self.team.saes()
                 for job in self.jobs:
-                    self._save(folder, job, f"{job.name}/tokens-{self.training[job.name].tokens}")
+                    self._save(folder, job, f"{job.name}/tokens-{self.said[job.name]['tokens']}", saes[job.name])
             if folder is not None and self.done % every == 0 and self.done < self.steps:
                 self._checkpoint(folder, batches)
             if progress:
                 progress(1, self.steps, said)
         return self._finish(folder, manifest)
 
-    def _of(self, job: Job, batch: Batch) -> SAETraining:
-        if job.name not in self.training:
+    def _begin(self, batch: Batch) -> None:
+        for job in self.jobs:
             if job.source not in batch:
                 raise SAEError(
                     f"no activations of {job.source} in the batches, which hold {', '.join(map(str, batch))}"
                 )
-            self.training[job.name] = training = SAETraining(
-                job.architecture,
-                job.recipe,
-                batch[job.source],
-                steps=self.steps,
-                model_name=job.model_name,
-                hook_name=job.hook_name,
-            )
-            if job.name in self.saved:
-                training.load_state_dict(self.saved.pop(job.name))
-        return self.training[job.name]
+        self.team.begin(self.jobs, self.steps, batch, self.saved)
+        self.begun, self.saved = True, {}
 
     def _log(self, folder: Path | None) -> dict[str, float]:
-        lines = [{"sae": job.name, **self.training[job.name].metrics()} for job in self.jobs]
-        for line, job in zip(lines, self.jobs, strict=True):
-            self.training[job.name].sae.metadata["training"] = line
+        found = self.team.metrics()
+        self.said = {job.name: {"sae": job.name, **found[job.name]} for job in self.jobs}
+        lines = list(self.said.values())
         if folder is not None:
             with (folder / METRICS).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
@@ -274,7 +333,7 @@ class _Run:
         state = {
             "run": self._digest,
             "done": self.done,
-            "training": {name: training.state_dict() for name, training in self.training.items()},
+            "training": self.team.states(),
             "metrics": len(metrics),
             "metrics_sha256": hashlib.sha256(metrics).hexdigest(),
             "stream": batches.state_dict() if isinstance(batches, Resumable) else None,
@@ -305,19 +364,19 @@ class _Run:
         return stream
 
     def _finish(self, folder: Path | None, manifest: Callable[[], Mapping[str, Any]]) -> dict[str, SAE]:
-        saes = {}
-        for job in self.jobs:
-            saes[job.name] = self._save(folder, job, job.name).requires_grad_(False)
+        found = self.team.saes()
+        saes = {job.name: self._save(folder, job, job.name, found[job.name]) for job in self.jobs}
+        for sae in saes.values():
+            sae.requires_grad_(False)
         if folder is not None:
             metrics = {name: sae.metadata["training"] for name, sae in saes.items()}
             _write(folder / MANIFEST, json.dumps({**manifest(), "saes": metrics}, indent=1))
             (folder / CHECKPOINT).unlink(missing_ok=True)
         return saes
 
-    def _save(self, folder: Path | None, job: Job, place: str) -> SAE:
-        """An SAE as it stands, with what it says of its training; written into `place` of the folder."""
-        sae = self.training[job.name].sae
-        sae.metadata |= self._said(job)
+    def _save(self, folder: Path | None, job: Job, place: str, sae: SAE) -> SAE:
+        """An SAE, with what it says of its training; written into `place` of the folder."""
+        sae.metadata |= {"training": self.said[job.name]} | self._said(job)
         if folder is not None:
             self._check_place(folder / place, job)  # at the end again: a run takes its time
             save_sae(sae, folder / place)

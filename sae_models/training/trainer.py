@@ -11,10 +11,21 @@ from torch import Tensor
 
 from sae_models.architectures import Architecture, build
 from sae_models.errors import SAEError
+from sae_models.gates import JumpReLU
+from sae_models.normalise import normalisation
 from sae_models.sae import SAE
 from sae_models.scores import Cosine
 from sae_models.selectors import BatchTopK
-from sae_models.training.objective import Pass, auxiliary_loss, forward_pass, token_weights, wider
+from sae_models.training.objective import (
+    Pass,
+    auxiliary_loss,
+    forward_pass,
+    gate_error,
+    penalty,
+    prefix_errors,
+    token_weights,
+    wider,
+)
 
 A_QUANTILES = (5, 25, 50, 75, 95)
 """Per cent: quantiles of the exponents a_i in the metrics."""
@@ -24,7 +35,8 @@ A_QUANTILES = (5, 25, 50, 75, 95)
 class Recipe:
     """How an SAE is trained. Shares are of the whole run, so that short runs are short copies of long ones.
 
-        loss = mean_t w_t·‖x − x̂‖²/σ² + l1·mean_t Σ|z_i|‖d_i‖/σ + aux·(AuxK loss) + multi·mean_t w_t·‖x − x̂_4k‖²/σ²
+        loss = mean_t w_t·‖x − x̂‖²/σ² + aux·(AuxK loss) + multi·mean_t w_t·‖x − x̂_4k‖²/σ²       (with a selector that counts)
+             + l1·mean_t Σ|z_i|‖d_i‖/σ  or  l0·mean_t Σ 1[z_i ≠ 0]  + gate·mean_t w_t·‖x − x̂_soft‖²/σ²     (with a penalty)
 
     σ² is the variance of the sample that the SAE starts from (summed over d_model): loss, l1 and learning rates have no unit.
     (Gradients of biases have one, and share the clipped norm; Adam divides most of that out.) An SAE that normalises its input
@@ -48,7 +60,22 @@ class Recipe:
     clip: float = 1.0
     """largest L2 norm of the gradient"""
     l1: float = 0.1
-    """of SAEs with ReLU"""
+    """of SAEs with ReLU or a gate"""
+    l0: float = 1e-3
+    """of SAEs with JumpReLU: for each active latent"""
+    penalty_warm_up: float = 0.0
+    """share of the steps in which l1 and l0 rise from 0: latents that a penalty silences early stay dead (arXiv:2407.14435)"""
+    gate: float = 1.0
+    """of what a gate's soft copy leaves unexplained; 0 is the ablation of arXiv:2605.28149"""
+    bandwidth: float = 0.05
+    """of the gradient of learned thresholds, in units of σ; they start from it too. Source: arXiv:2407.14435, with .001 for long runs"""
+    p_end: float = 1.0
+    """what the power p of the L1 penalty falls to, from 1 (p-annealing, arXiv:2408.00113; there .2)"""
+    anneal_from: float = 0.2
+    """share of the steps after which p falls, to the end"""
+    prefixes: tuple[float, ...] = ()
+    """shares of the dictionary whose latents must reconstruct alone (Matryoshka, arXiv:2503.17547): the error is the mean over these and
+    the whole dictionary; there (1/16, 1/8, 1/4, 1/2) and the sum"""
     aux: float = 1 / 32
     """of the AuxK loss"""
     aux_k: int | None = None
@@ -67,19 +94,26 @@ class Recipe:
     """of the first weights"""
 
     def __post_init__(self) -> None:
-        for name in ("warm_up", "decay_from", "dead_window", "threshold_from", "threshold_memory"):
+        shares = ("warm_up", "decay_from", "dead_window", "threshold_from", "threshold_memory")
+        for name in (*shares, "anneal_from", "penalty_warm_up"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SAEError(f"{name} = {getattr(self, name)}; expected a share of the run, from 0 to 1")
-        for name in ("d_sae", "k", "lr", "lr_scale", "clip"):
+        for name in ("d_sae", "k", "lr", "lr_scale", "clip", "bandwidth"):
             if not getattr(self, name) > 0:
                 raise SAEError(f"{name} = {getattr(self, name)}; expected a positive number")
-        for name in ("l1", "aux", "multi", "seed"):
+        for name in ("l1", "l0", "gate", "aux", "multi", "seed"):
             if not getattr(self, name) >= 0:
                 raise SAEError(f"{name} = {getattr(self, name)}; expected 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SAEError(f"betas = {self.betas}; expected two numbers from 0 to below 1")
         if self.aux_k is not None and self.aux_k < 1:
             raise SAEError(f"aux_k = {self.aux_k}; expected at least 1 latent, or None")
+        if not 0 < self.p_end <= 1:
+            raise SAEError(f"p_end = {self.p_end}; expected a power from above 0 to 1")
+        if not all(1 <= share * self.d_sae < self.d_sae for share in self.prefixes):
+            raise SAEError(
+                f"prefixes = {self.prefixes}; expected shares of the {self.d_sae} latents below 1, of at least one latent each"
+            )
         if self.reweight not in (0, 1, 2):
             raise SAEError(f"reweight = {self.reweight}; expected 0, 1 or 2, the power of 1/‖x_c‖")
 
@@ -102,11 +136,17 @@ class SAETraining:
             raise SAEError(f"a run of {steps} steps; expected at least 1")
         generator = torch.Generator().manual_seed(recipe.seed)
         self.architecture, self.recipe, self.steps = architecture, recipe, steps
-        self.sae = build(
-            architecture, recipe.d_sae, recipe.k, sample, generator, model_name=model_name, hook_name=hook_name
-        )
-        u = self.sae.normalise(sample.to(self.sae.W_dec)).u
+        u = normalisation(architecture.normalise)(sample if sample.dtype == torch.float64 else sample.float()).u
         self.variance = u.var(dim=0, unbiased=False).sum()
+        bandwidth = recipe.bandwidth * float(self.variance.sqrt())
+        self.sae = build(
+            *(architecture, recipe.d_sae, recipe.k, sample, generator),
+            threshold=bandwidth,
+            model_name=model_name,
+            hook_name=hook_name,
+        )
+        if isinstance(self.sae.selector, JumpReLU):
+            self.sae.selector.bandwidth = bandwidth
         self.optimizer = _optimizer(self.sae, recipe, float(self.variance.sqrt()) / self.sae.d_model**0.5)
         self.done = 0
         """steps taken"""
@@ -124,7 +164,7 @@ class SAETraining:
         done = forward_pass(sae, x)
         loss, squared = self._loss(done)
         dead = self.silent_for > recipe.dead_window * self._tokens_in_all(len(x))
-        if recipe.aux > 0 and self.architecture.selector != "relu" and bool(dead.any()):
+        if recipe.aux > 0 and sae.selector.sparse and bool(dead.any()):
             k = max(1, sae.d_model // 2) if recipe.aux_k is None else recipe.aux_k
             loss = loss + recipe.aux * auxiliary_loss(sae, done, dead.nonzero()[:, 0], k)
         self.optimizer.zero_grad(set_to_none=True)
@@ -133,13 +173,19 @@ class SAETraining:
         self._keep_count(done, loss.detach(), squared.detach())
 
     def _loss(self, done: Pass) -> tuple[Tensor, Tensor]:
-        recipe = self.recipe
+        recipe, sae = self.recipe, self.sae
         squared = done.error.square().sum(dim=-1)
         weight = token_weights(done.x_c, recipe.reweight) if recipe.reweight else torch.ones_like(squared)
-        loss = (weight * squared).mean() / self.variance
-        if done.support is None and recipe.l1 > 0:
-            size = (done.activation.abs() * self.sae.W_dec.norm(dim=-1)).sum(dim=-1)
-            loss = loss + recipe.l1 * size.mean() / self.variance.sqrt()
+        sizes = [int(share * recipe.d_sae) for share in recipe.prefixes]
+        errors = [squared, *prefix_errors(sae, done, sizes)]
+        loss = (weight * sum(errors)).mean() / len(errors) / self.variance
+        risen = min(1.0, (self.done + 1) / max(1.0, recipe.penalty_warm_up * self.steps))
+        if done.score is not None and sae.selector.counts:
+            loss = loss + risen * recipe.l0 * sae.selector.count(done.score).mean()
+        elif done.score is not None and recipe.l1 > 0:
+            loss = loss + risen * recipe.l1 * penalty(sae, done, self._power()) / self.variance.sqrt()
+        if recipe.gate > 0 and (soft := gate_error(sae, done)) is not None:
+            loss = loss + recipe.gate * (weight * soft).mean() / self.variance
         if recipe.multi > 0:
             more = (done.target - wider(self.sae, done, 4)).square().sum(dim=-1)
             loss = loss + recipe.multi * (weight * more).mean() / self.variance
@@ -156,9 +202,16 @@ class SAETraining:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * rate
         self.optimizer.step()
+        self.sae.selector.constrain()
         if self.architecture.unit_decoder:
             with torch.no_grad():
                 W_dec /= W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+
+    def _power(self) -> float:
+        """p of the penalty at this step."""
+        recipe = self.recipe
+        share = (self.done / self.steps - recipe.anneal_from) / max(1e-9, 1 - recipe.anneal_from)
+        return 1 + (recipe.p_end - 1) * min(1.0, max(0.0, share))
 
     def _rate(self) -> float:
         """The learning rate of this step as a share of the recipe's."""
@@ -273,7 +326,7 @@ def _optimizer(sae: SAE, recipe: Recipe, unit: float) -> torch.optim.Adam:
     rates = {"matrix": recipe.lr, "bias": recipe.lr * unit, "scale": recipe.lr_scale}
     groups: dict[str, list[Tensor]] = {kind: [] for kind in rates}
     for name, parameter in sae.named_parameters():
-        kind = "scale" if ".scale_" in name else "matrix" if parameter.ndim == 2 else "bias"
+        kind = "scale" if ".scale_" in name or ".r_mag" in name else "matrix" if parameter.ndim == 2 else "bias"
         if parameter.requires_grad:
             groups[kind].append(parameter)
     return torch.optim.Adam(

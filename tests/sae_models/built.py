@@ -11,11 +11,11 @@ from sae_models.architectures import NAMES, build, named
 from sae_models.normalise import normalisation
 from sae_models.sae import SAE
 from sae_models.scores import Aligned, Cosine, Direction, Tied
-from sae_models.selectors import BatchTopK, Selector, TopK
+from sae_models.selectors import AbsTopK, BatchTopK, Selector, TopK
 
 D_MODEL, D_SAE, K = 12, 40, 5
-ALL = (*(name for name in NAMES if "<" not in name), "cosine-group3")
-"""every name; 40 latents in 3 groups leave a remainder"""
+ALL = (*(name for name in NAMES if "<" not in name and named(name).selector == "batchtopk"), "cosine-group3")
+"""every score and decoder; 40 latents in 3 groups leave a remainder"""
 SELECTORS = ("relu", "topk", "batchtopk")
 NORMALISATIONS = {
     "none": {},
@@ -33,18 +33,8 @@ def each_pair(a: Collection, b: Collection, c: Collection) -> list[tuple]:
     return [(x, y, last[(i + j) % len(last)]) for i, x in enumerate(a) for j, y in enumerate(b)]
 
 
-class AbsTopK(TopK):
-    """The k largest |s| of each token, sign kept: latents of either sign need no more than this."""
-
-    def strength(self, s: Tensor) -> Tensor:
-        return s.abs()
-
-    def value(self, s: Tensor) -> Tensor:
-        return s
-
-
 class AbsBatchTopK(BatchTopK):
-    """The same over a batch."""
+    """The k·rows largest |s| of a batch, sign kept: latents of either sign need no more than this."""
 
     strength, value = AbsTopK.strength, AbsTopK.value
 

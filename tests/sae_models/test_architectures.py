@@ -36,28 +36,42 @@ PARTS = {  # score, scale, groups, unit_encoder, unit_decoder, restore_norm
     "tied": ("tied", "delta", 4, True, True, False),
 }
 
+ONLY_SELECTORS = {
+    **{name: name for name in ("abstopk", "jumprelu", "gated")},
+    **{"signed-gated": "signed_gated", "signed-gated-tied": "signed_gated_tied"},
+}
+
 
 @pytest.mark.parametrize("name", PARTS)
 def test_named_architectures(name):
-    assert {n.replace("7", "<G>") for n in PARTS} == set(NAMES)
+    assert {n.replace("7", "<G>") for n in PARTS} | ONLY_SELECTORS.keys() == set(NAMES)
     score, scale, groups, unit_encoder, unit_decoder, restore_norm = PARTS[name]
     expected = Architecture(score, "batchtopk", scale, groups, unit_encoder, unit_decoder, restore_norm, "none")
     assert named(name) == expected
     for selector in SELECTORS:
-        assert named(f"{name}:{selector}") == replace(expected, selector=selector)
+        if score == "inner" or "gated" not in selector:
+            assert named(f"{name}:{selector}") == replace(expected, selector=selector)
+
+
+@pytest.mark.parametrize("name", ONLY_SELECTORS)
+def test_names_of_selectors_are_standard_saes_with_them(name):
+    assert named(name) == replace(named("standard"), selector=ONLY_SELECTORS[name])
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("stadnard", "no SAE 'stadnard'; known: standard, .*cosine-group<G>, each with :relu, :topk or :batchtopk"),
+        (
+            "stadnard",
+            "no SAE 'stadnard'; known: standard, .*cosine-group<G>, .*each with a selector behind it: :topk, ",
+        ),
         ("", "no SAE ''"),
         ("cosine-group", "no SAE 'cosine-group'"),
         ("cosine-groupx", "no SAE"),
         ("cosine-group-4", "no SAE"),
         ("cosine-group4x", "no SAE"),
         ("cosine-group0", "0 groups of latents; expected at least 1"),
-        ("standard:jumprelu", "no selector 'jumprelu'; known: relu, topk, batchtopk"),
+        ("standard:jumpy", "no selector 'jumpy'; known: topk, batchtopk"),
         ("standard:topk:relu", "no selector 'topk:relu'"),
         ("Standard", "no SAE"),
     ],

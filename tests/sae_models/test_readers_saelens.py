@@ -6,10 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from sae_models import BelongingError, CheckpointError, SAEError, as_sae, load_sae, save_sae
+from sae_models.gates import Gate, JumpReLU
 from sae_models.normalise import normalisation
 from sae_models.sae import SAE
 from sae_models.scores import Aligned, Cosine, Inner, Tied, unit_rows
-from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, TopK
+from sae_models.selectors import AbsTopK, BatchTopK, ReLU, TopK
 from tests.fuzz_saes import lens as lens_equation
 from tests.sae_models.written import D_MODEL, D_SAE, K, assert_same, drawn, inputs
 
@@ -107,7 +108,6 @@ def test_log_threshold_of_early_jumprelu_checkpoints(tmp_path):
     [
         ({"architecture": "temporal"}, CheckpointError, "architecture 'temporal'; expected one of standard"),
         ({"architecture": "matching_pursuit"}, CheckpointError, "architecture 'matching_pursuit'"),
-        ({"architecture": "abstopk"}, CheckpointError, "architecture 'abstopk'"),
         ({"architecture": "jumprelu_skip_transcoder"}, CheckpointError, "a transcoder"),
         ({"d_out": D_MODEL}, CheckpointError, "a transcoder"),
         ({"normalize_activations": "covariance_whitening"}, CheckpointError, "'covariance_whitening'; expected none"),
@@ -256,12 +256,13 @@ def original(lens, architecture, **settings):
     cls, cfg = {
         "standard": (lens.StandardSAE, lens.StandardSAEConfig),
         "topk": (lens.TopKSAE, lens.TopKSAEConfig),
+        "abstopk": (lens.AbsTopKSAE, lens.AbsTopKSAEConfig),
         "jumprelu": (lens.JumpReLUSAE, lens.JumpReLUSAEConfig),
         "gated": (lens.GatedSAE, lens.GatedSAEConfig),
     }[architecture]
     metadata = lens.saes.sae.SAEMetadata(model_name="gpt2", hook_name=HOOK, context_size=64)
     sae = cls(
-        cfg(d_in=D_MODEL, d_sae=D_SAE, metadata=metadata, **({"k": K} if architecture == "topk" else {}), **settings)
+        cfg(d_in=D_MODEL, d_sae=D_SAE, metadata=metadata, **({"k": K} if "topk" in architecture else {}), **settings)
     )
     sae.load_state_dict(tensors(architecture))
     return sae
@@ -269,16 +270,18 @@ def original(lens, architecture, **settings):
 
 @pytest.mark.bridge
 @pytest.mark.parametrize("normalise", ALL_NORMALISATIONS)
-@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize("architecture", ["standard", "topk", "abstopk", "jumprelu", "gated"])
 def test_saelens_files_and_live_objects_compute_the_same(lens, tmp_path, architecture, normalise):
-    theirs = original(lens, architecture, normalize_activations=normalise, apply_b_dec_to_input=architecture != "topk")
+    theirs = original(
+        lens, architecture, normalize_activations=normalise, apply_b_dec_to_input="topk" not in architecture
+    )
     theirs.save_model(tmp_path)
     for ours in (load_sae(tmp_path), as_sae(theirs)):
         x = inputs()
         z = theirs.encode(x)
         expected = theirs.decode(z)
         assert_same(ours(x), expected)
-        assert torch.equal(ours.encode(x) > 0, z > 0)
+        assert torch.equal(ours.encode(x).sign(), z.sign())
         if normalise == "none":
             assert_same(ours.encode(x), z)
         assert (ours.model_name, ours.hook_name, ours.metadata["context_size"]) == ("gpt2", HOOK, 64)
@@ -301,6 +304,7 @@ def in_training(lens, architecture, **settings):
     cls, cfg = {
         "standard": (lens.StandardTrainingSAE, lens.StandardTrainingSAEConfig),
         "topk": (lens.TopKTrainingSAE, lens.TopKTrainingSAEConfig),
+        "abstopk": (lens.AbsTopKTrainingSAE, lens.AbsTopKTrainingSAEConfig),
         "jumprelu": (lens.JumpReLUTrainingSAE, lens.JumpReLUTrainingSAEConfig),
         "gated": (lens.GatedTrainingSAE, lens.GatedTrainingSAEConfig),
         "batchtopk": (lens.BatchTopKTrainingSAE, lens.BatchTopKTrainingSAEConfig),
@@ -321,8 +325,11 @@ def in_training(lens, architecture, **settings):
 @pytest.mark.bridge
 @pytest.mark.parametrize(
     ("architecture", "settings"),
-    [(name, {}) for name in ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")]
-    + [(name, {"rescale_acts_by_decoder_norm": False}) for name in ("topk", "batchtopk", "matryoshka_batchtopk")],
+    [(name, {}) for name in ("standard", "topk", "abstopk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")]
+    + [
+        (name, {"rescale_acts_by_decoder_norm": False})
+        for name in ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
+    ],
 )
 def test_training_sae_matches_its_inference_save(lens, tmp_path, architecture, settings):
     theirs = in_training(lens, architecture, **settings)
@@ -345,11 +352,11 @@ def test_saelens_transcoder_is_refused(lens, tmp_path):
 
 
 @pytest.mark.bridge
-@pytest.mark.parametrize("architecture", ["TemporalSAE", "MatchingPursuitSAE", "AbsTopKSAE"])
+@pytest.mark.parametrize("architecture", ["TemporalSAE", "MatchingPursuitSAE"])
 def test_other_architectures_of_saelens_are_refused(lens, architecture):
-    from sae_lens.saes import abstopk_sae, matching_pursuit_sae, temporal_sae
+    from sae_lens.saes import matching_pursuit_sae, temporal_sae
 
-    home = next(module for module in (abstopk_sae, matching_pursuit_sae, temporal_sae) if hasattr(module, architecture))
+    home = next(module for module in (matching_pursuit_sae, temporal_sae) if hasattr(module, architecture))
     cfg = getattr(home, architecture + "Config")(d_in=D_MODEL, d_sae=512)
     with pytest.raises(CheckpointError, match=f"architecture '{cfg.architecture()}'"):
         as_sae(getattr(home, architecture)(cfg))
@@ -358,6 +365,7 @@ def test_other_architectures_of_saelens_are_refused(lens, architecture):
 OURS = {
     "relu": lambda: ReLU(),
     "topk": lambda: TopK(K),
+    "abstopk": lambda: AbsTopK(K),
     "batchtopk": lambda: BatchTopK(K, 1.5),
     "jumprelu": lambda: JumpReLU(drawn(D_SAE, seed=7).abs()),
     "gated": lambda: Gate(*(0.3 * drawn(D_SAE, seed=seed) for seed in (7, 8, 9))),
@@ -388,7 +396,7 @@ def test_saelens_loads_what_we_save(lens, tmp_path, selector, score, normalise, 
     save_sae(ours, tmp_path)
     theirs = lens.SAE.load_from_disk(tmp_path)
     assert_same(theirs(inputs()), ours(inputs()))
-    assert torch.equal(theirs.encode(inputs()) > 0, ours.encode(inputs()) > 0)
+    assert torch.equal(theirs.encode(inputs()).sign(), ours.encode(inputs()).sign())
     assert (theirs.cfg.metadata.model_name, theirs.cfg.metadata.hook_name) == ("owner/gpt2", HOOK)
     assert torch.equal(load_sae(tmp_path)(inputs()), ours(inputs()))
 

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from sae_models import load_sae, save_sae, saving
 from sae_models.errors import CheckpointError, SAEError
+from sae_models.gates import Gate, JumpReLU
 from sae_models.loading import saved_sae
 from sae_models.readers.own import own_sae
 from sae_models.readers.stored import opened
 from sae_models.sae import SAE
 from sae_models.saving import described
 from sae_models.scores import Inner
-from sae_models.selectors import BatchTopK, Gate, JumpReLU
+from sae_models.selectors import BatchTopK
 from tests.sae_models.built import (
     ALL,
     D_MODEL,

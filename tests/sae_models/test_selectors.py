@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_models.errors import SAEError
-from sae_models.selectors import BatchTopK, Gate, JumpReLU, ReLU, Scored, TopK
+from sae_models.gates import Gate, JumpReLU
+from sae_models.selectors import BatchTopK, ReLU, Scored, TopK
 from tests.sae_models.built import D_SAE, AbsBatchTopK, AbsTopK, drawn
 
 

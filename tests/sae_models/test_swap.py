@@ -7,9 +7,9 @@ import torch
 
 from sae_models.architectures import build, named
 from sae_models.errors import SAEError
+from sae_models.gates import Gate
 from sae_models.sae import SAE
 from sae_models.scores import Cosine, Inner
-from sae_models.selectors import Gate
 from sae_models.swap import swap_score
 
 D_MODEL, D_SAE = 12, 30

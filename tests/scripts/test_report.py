@@ -63,3 +63,17 @@ def test_unreadable_result_without_digests_is_left_out(script, tmp_path, gone):
     path.write_text(json.dumps(document))
     run = script("report", tmp_path / "all")
     assert run.status == 0 and "Traceback" not in run.err and run.err.count("\n") <= 1
+
+
+def test_page_of_latents(script, tmp_path):
+    from tests.diagnostics.reports.test_latents import N, data
+    from tests.diagnostics.reports.test_latents import stored as stored_latents
+
+    folder = stored_latents(tmp_path / "run")
+    words = ("--latents", folder, "--title", "Mine", "--json")
+    run = script("report", *words, small=False)
+    assert json.loads(run.said) == {"out": str(run.folder), "latents": N}
+    page = run.folder.read_text(encoding="utf-8")
+    assert data(page)["n"] == N and "Mine" in read(page).words
+    assert "--overwrite" in script("report", *words, small=False).error
+    assert "name no other folder" in script("report", folder, *words, "--overwrite").error

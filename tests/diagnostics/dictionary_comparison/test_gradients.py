@@ -8,10 +8,10 @@ from diagnostics.dictionary_comparison import gradients as module
 from diagnostics.dictionary_comparison.gradients import entry_gradients, quartile_ratio
 from interventions import ResultError
 from sae_models.active_latents import active_latents
+from sae_models.gates import Gate
 from sae_models.live import as_sae
 from sae_models.sae import SAE
 from sae_models.scores import Cosine, Inner
-from sae_models.selectors import Gate
 from tests.sae_models.built import D_MODEL, D_SAE, AbsTopK, drawn, inputs, random_sae
 
 X = inputs(12)
