@@ -14,6 +14,7 @@ from interventions.errors import (
 from interventions.models.anatomy import check_site
 from interventions.models.causal_model import CausalModel
 from interventions.models.loading import load_model
+from interventions.models.memory import Budget
 from interventions.models.wrapping import wrap
 from interventions.recording import Recording, record
 from interventions.replaying.hooks import edit_in_trace, fwd_hooks
@@ -22,6 +23,7 @@ from interventions.replaying.rows import Reference
 from interventions.sites import Site
 
 __all__ = [
+    "Budget",
     "CausalModel",
     "EditError",
     "Effects",

@@ -221,7 +221,7 @@ def _whole_gradients(
     with ExitStack() as stack, torch.enable_grad():
         for site in sites:
             stack.enter_context(at_site(model, site, partial(_with_leaf, seen, site)))
-        logits = model.hf(input_ids=recording.tokens[prompt, :n_tokens]).logits
+        logits = model.hf(input_ids=recording.tokens[prompt, :n_tokens]).logits.to(model.device)
         own = logits[torch.arange(len(rows), device=logits.device), position]
         value = objective(own, rows)
         if missing := [str(site) for site in sites if site not in seen]:

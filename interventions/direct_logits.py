@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interventions.edits import norm_read
+from interventions.models.weights import unembedding
 from interventions.recording import Recording
 from interventions.replaying.replay import entering_at
 
@@ -33,7 +34,7 @@ def direct_logits(
     of the direction's coefficient, float32, on the model's device. Source: direct logit attribution as commonly used.
     """
     hidden = carried_directly(recording, directions, size)
-    logits = hidden @ recording.model.hf.get_output_embeddings().weight.float().T
+    logits = hidden @ unembedding(recording.model.hf).float().T
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
@@ -48,7 +49,7 @@ def carried_directly(
     stream = torch.cat([torch.zeros_like(d[:1]), scale * d]).to(model.dtype)[None]
     ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=model.device)
     with recording.held(), entering_at(recording, model.n_layers, stream):
-        hidden = model.base(input_ids=ids, use_cache=False).last_hidden_state[0].float()
+        hidden = model.base(input_ids=ids, use_cache=False).last_hidden_state[0].to(model.device).float()
     return (hidden[1:] - hidden[:1]) / scale
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from interventions.errors import EditError, MechdiagError, ReplayError, is_out_of_memory
 from interventions.metrics import METRICS, TokenMetric
 from interventions.models.anatomy import check_site
+from interventions.models.memory import rows_at_once
 from interventions.models.uploads import upload, upload_all
 from interventions.recording import Recording
 from interventions.replaying.chunks import DIRECT, Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
@@ -48,6 +49,8 @@ class Effects:
     """reads with a value that is not finite, or of logits that are no distribution"""
     finite: Bool[Tensor, "row"] | Bool[Tensor, "row horizon"]
     """the other reads; False beyond the prompt's end"""
+    recorded_again: int = field(default=0, kw_only=True)
+    """prompts beyond the recording's budget that were recorded again, each time"""
 
     def __getitem__(self, metric: str) -> Tensor:
         return self.values[metric]
@@ -81,7 +84,8 @@ def measure(
     `name` and `clean_name`. reference: compare with another vector in the same place instead of with the prompt as it
     stands. path: `auto` (replay, checked against full forward passes on the longest positions; these, with a warning,
     where it is not exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: tokens that a chunk replays (default 512 on
-    the CPU, 4096 elsewhere; remotely what 1024 rows have): as many rows where each is read at its own position; halved when memory runs out.
+    the CPU; on a GPU up to 4096, by its memory: see `rows_at_once`; remotely what 1024 rows have): as many rows where each is read at
+    its own position; halved when memory runs out.
 
     Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape, `ReplayError` where
     replay was asked for and is not exact, `ModelError` where the model changed after it was recorded.
@@ -137,7 +141,7 @@ def _effects(
     batch_rows: int | None,
     progress: Callable[[int], object] | None,
 ) -> Effects:
-    asked = Asked(metrics, len(rows))
+    asked, before = Asked(metrics, len(rows)), rows.recording.recorded_again
     size = batch_rows or _usual_size(rows)
     chosen = choose_path(rows, path, size)
     size, halvings = in_chunks(rows, asked, chosen.one_chunk, size, progress)
@@ -145,7 +149,10 @@ def _effects(
         warnings.warn(f"out of memory: chunks halved {halvings} times, to {size} tokens", stacklevel=3)
     values, where, finite = asked.values(rows)
     bad = int(((where >= 0) & ~finite).sum())
-    return Effects(values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, bad, finite)
+    return Effects(
+        values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, bad, finite,
+        recorded_again=rows.recording.recorded_again - before,
+    )  # fmt: skip
 
 
 def _usual_size(rows: Rows) -> int:
@@ -153,7 +160,7 @@ def _usual_size(rows: Rows) -> int:
     model = rows.recording.model
     if model.remote:
         return 1024 * rows.width
-    return 512 if model.device.type == "cpu" else 4096
+    return rows_at_once(model, rows.recording.tokens.shape[1])
 
 
 def in_chunks(

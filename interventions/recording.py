@@ -1,11 +1,14 @@
 """One clean pass, kept: activations at the sites asked for, keys and values, final hidden states."""
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,8 +23,10 @@ from interventions.models.causality import LEAK, check_causal
 from interventions.models.compat import cache_name, cache_understood
 from interventions.models.exclusive import exclusive, holding
 from interventions.models.fingerprint import Fingerprint, fingerprint, own_code
+from interventions.models.memory import Budget
 from interventions.models.remote import NO_KEYS, recorded
 from interventions.models.rotary import depends_on_length, forget_longer_passes
+from interventions.models.spilled import FINAL, Name, OfBlocks, Part, Sites, Spilled
 from interventions.models.uploads import upload
 from interventions.models.wrapping import wrap
 from interventions.sites import Site
@@ -36,7 +41,9 @@ class Recording:
     """What is kept of the clean pass over some prompts.
 
     A position counts from the prompt's own first token, whatever padding it came with; beyond a prompt's length every
-    tensor here is padding. Everything is on the model's device and in its dtype, but `length`, which is on the CPU.
+    tensor here is padding. Everything is on the model's device and in its dtype, but `length`, which is on the CPU, and each block's
+    keys and values, which are on the block's. Of more prompts than its budget holds, tensors of all prompts are put together each time
+    they are asked for (see `Budget`).
     """
 
     model: CausalModel
@@ -44,14 +51,14 @@ class Recording:
     """token ids, right-padded with 0"""
     length: Int[Tensor, "prompt"]
     """tokens of each prompt (CPU)"""
-    activations: dict[Site, Float[Tensor, "prompt pos width"]]
+    activations: Mapping[Site, Float[Tensor, "prompt pos width"]]
     """at each site asked for (of a head or some neurons: all of them), at the beginning of its block (where replay of sites inside a block enters), and after
     the last block (where direct effects start)"""
     final_hidden: Float[Tensor, "prompt pos d_model"]
     """after the final norm: the unembedding turns it into the clean next-token distribution"""
-    keys: list[Tensor] | None
+    keys: Sequence[Tensor] | None
     """for each block `[prompt, kv_head, pos, d_head]`; None when the model has none or they were not asked for"""
-    values: list[Tensor] | None
+    values: Sequence[Tensor] | None
     output_type: type = BaseModelOutputWithPast
     """what the model without its unembedding returns"""
     why_no_keys: str | None = None
@@ -65,6 +72,25 @@ class Recording:
     own_code: tuple[str, ...] = ()
     """modules that have hooks or a `forward` of the user's own. Such code may count positions or prompts, so every full pass
     takes one prompt alone"""
+    spilled: Spilled | None = None
+    """what is kept, where it is more than the budget; None: everything is above"""
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "final_hidden" or self.__dict__.get("spilled") is None:
+            raise AttributeError(name)
+        return self.__dict__["spilled"].whole(FINAL)
+
+    @property
+    def recorded_again(self) -> int:
+        """Prompts that were recorded again because they were beyond the budget, each time."""
+        return 0 if self.spilled is None else self.spilled.recorded_again
+
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values take, and, of a recording beyond its budget, everything else that is kept."""
+        if self.spilled is not None:
+            return self.spilled.nbytes
+        return sum(t.nbytes for t in (*(self.keys or ()), *(self.values or ())))
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is of its own copy of the model, which has another fingerprint: kept is whether this one is still what it was."""
@@ -125,22 +151,38 @@ class Recording:
 
     def of(self, site: Site) -> Float[Tensor, "prompt pos width"]:
         """Activations at a site. Raises `SiteError` for one that was not recorded."""
-        return self._part(site, self._whole(site))
+        self._check_recorded(site)
+        return self._part(site, self.activations[site.whole])
 
     def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row width"]:
         """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
-        whole, prompt, position = self._whole(site), prompt.cpu(), position.cpu()
+        self._check_recorded(site)
+        prompt, position = prompt.cpu(), position.cpu()
         self.check_rows(prompt, position)
-        at = upload(torch.stack([prompt, position]), whole.device)
-        return self._part(site, whole[at[0], at[1]])
+        return self._part(site, self.rows((site.whole,), torch.stack([prompt, position]).numpy())[0])
 
-    def _whole(self, site: Site) -> Float[Tensor, "prompt pos width"]:
-        """What was recorded where a site stands: of all heads, all neurons."""
+    def rows(self, names: Sequence[Site | str], at: Int[np.ndarray, "2 row"]) -> list[Float[Tensor, "row width"]]:
+        """What is kept of single tokens at sites, and `FINAL` (after the final norm); prompts and positions on the CPU."""
+        if self.spilled is not None:
+            return [self.spilled.rows(name, at[0], at[1], self.tokens.device) for name in names]
+        prompt, position = upload(at, self.tokens.device)
+        found = [self.activations[name] if isinstance(name, Site) else self.final_hidden for name in names]
+        return [whole[prompt, position] for whole in found]
+
+    def clean_keys(
+        self, layer: int, prompts: Int[np.ndarray, "group"], on_device: Int[Tensor, "group"], n: int
+    ) -> list[Float[Tensor, "group kv_head n d_head"]]:
+        """A block's keys and values of some prompts' first `n` tokens. on_device: the prompts again, where the block is."""
+        if self.spilled is not None:
+            return [self.spilled.of((what, layer), prompts, n) for what in ("keys", "values")]
+        assert self.keys is not None and self.values is not None
+        return [kept[layer][:, :, :n].index_select(0, on_device) for kept in (self.keys, self.values)]
+
+    def _check_recorded(self, site: Site) -> None:
         if not self.has(site):
             raise SiteError(
                 f"site {site} was not recorded; recorded: {', '.join(map(str, self.activations)) or 'none'}"
             )
-        return self.activations[site.whole]
 
     def _part(self, site: Site, values: Float[Tensor, "*any whole"]) -> Float[Tensor, "*any width"]:
         """The numbers of one head, or of some neurons."""
@@ -167,6 +209,7 @@ def record(
     attention_mask: Any = None,
     keep_cache: bool = True,
     batch_prompts: int = 16,
+    budget: Budget | None = None,
 ) -> Recording:
     """One clean pass over the prompts, without computing logits.
 
@@ -174,7 +217,8 @@ def record(
     padding on either side, which is taken off: positions count from a prompt's own first token (see `read_prompts`).
     sites: where to keep activations. `keep_cache=False` leaves out keys and values (no replay then).
     batch_prompts: prompts in one pass; 1 is used where a prompt's activations depend on the others of its batch.
-    Memory: keys and values take 2 · blocks · kv_heads · d_head numbers a token.
+    Memory: keys and values take 2 · blocks · kv_heads · d_head numbers a token. Beyond a budget of bytes, prompts are kept in host
+    memory, then recorded again when they are needed, with a warning (see `Budget`; default: a share of free memory).
     Hooks of your own that should act during the measurement must be on the model now: a model that changes afterwards is refused.
     Raises `ModelError` for a model that is not causal (see `check_causal`); `SiteError` for a site the model does not have;
     `TextError` for what is no list of prompts, an empty prompt, ids outside the vocabulary and more tokens than the model has
@@ -199,45 +243,115 @@ def record(
         with nullcontext() if model.remote else exclusive(model):
             if recording.own_code or recording.by_length:
                 batch_prompts = 1
-            _fill(recording, kept, keep_cache, batch_prompts)
+            budget = budget or Budget()
+            _fill(recording, kept, keep_cache, batch_prompts, budget)
             if off := _off_alone(recording, batch_prompts):
                 warnings.warn(
                     f"{model.name} gives a prompt beside longer ones other activations than alone (off by {off:.1e} of their norm): "
                     "each prompt is recorded alone, which takes longer",
                     stacklevel=2,
                 )
-                _fill(recording, kept, keep_cache, 1)
+                _fill(recording, kept, keep_cache, 1, budget)
         if before is not None:
             recording.fingerprint = fingerprint(model.hf)
             recording.unsteady = frozenset(before.changed(recording.fingerprint))
+    if recording.spilled is not None:
+        recording.spilled.need(np.zeros(0, dtype=int))
+    if (spilled := recording.spilled) is not None and spilled.kept < spilled.n:
+        warnings.warn(
+            f"{model.name}: {spilled.n - spilled.kept} of {spilled.n} prompts do not fit the budget for what is recorded "
+            f"({spilled.on_device} are on the device, {spilled.in_host} in host memory); they are recorded again each time that they are "
+            "needed, which is slow: record fewer prompts at once, or raise MECHDIAG_HOST_BYTES",
+            stacklevel=2,
+        )
     return recording
 
 
-def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_prompts: int) -> None:
-    """The clean pass, some prompts at a time."""
+def _fill(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch_prompts: int, budget: Budget) -> None:
+    """The clean pass, some prompts at a time, as far as they are kept."""
     model, ids, length = recording.model, recording.tokens, recording.length
+    recording.activations, recording.keys, recording.values, recording.spilled = {}, None, None, None
+    recording.final_hidden = torch.empty(*ids.shape, 0, device=ids.device)
+
     for start in range(0, len(length), batch_prompts):
-        batch = slice(start, start + batch_prompts)
-        width = int(length[batch].max())
-        if keep_cache and recording.why_no_keys is None:
-            try:
-                _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, True))
-                if recording.why_no_keys is None:
-                    continue  # else blocks may have shared a cache, and what they gave is not theirs
-            except (
-                TypeError,
-                ValueError,
-                IndexError,
-                RuntimeError,
-                AttributeError,
-                KeyError,
-                NotImplementedError,
-            ) as error:
-                if isinstance(error, MechdiagError) or is_out_of_memory(error):
-                    raise
-                recording.keys = recording.values = None
-                recording.why_no_keys = f"its forward pass does not take an ordinary cache ({one_line(error)})"
-        _store(recording, batch, width, *_clean_pass(model, ids[batch, :width], kept, False))
+        parts = _run(recording, kept, keep_cache, slice(start, start + batch_prompts))
+        if start == 0:
+            recording.spilled = _spilled(
+                recording, parts, batch_prompts, budget, partial(_again, recording, kept, keep_cache, batch_prompts)
+            )
+        if (spilled := recording.spilled) is None:
+            _store(recording, start, parts)
+            continue
+        for name, part in parts.items() if start < spilled.kept else ():
+            spilled.put(name, start, part)
+        if start + batch_prompts >= spilled.kept:
+            break
+    if recording.why_no_keys is not None:
+        recording.keys = recording.values = None
+    if (spilled := recording.spilled) is not None:
+        of_blocks = [name for name in spilled.names if isinstance(name, tuple)]
+        if recording.why_no_keys is not None:
+            spilled.forget(of_blocks)
+        elif of_blocks:
+            recording.keys, recording.values = (OfBlocks(spilled, what, model.n_layers) for what in ("keys", "values"))
+        recording.activations = Sites(spilled)
+        del recording.final_hidden
+
+
+def _run(recording: Recording, kept: Sequence[Site], keep_cache: bool, batch: slice) -> dict[Name, Part]:
+    """The clean pass over a batch of prompts; without keys and values where the model does not give them."""
+    width = int(recording.length[batch].max())
+    one_pass = partial(_clean_pass, recording.model, recording.tokens[batch, :width], kept)
+    if keep_cache and recording.why_no_keys is None:
+        try:
+            parts = _parts(recording, *one_pass(True))
+            if recording.why_no_keys is None:
+                return parts  # else blocks may have shared a cache, and what they gave is not theirs
+        except (
+            TypeError,
+            ValueError,
+            IndexError,
+            RuntimeError,
+            AttributeError,
+            KeyError,
+            NotImplementedError,
+        ) as error:
+            if isinstance(error, MechdiagError) or is_out_of_memory(error):
+                raise
+            recording.why_no_keys = f"its forward pass does not take an ordinary cache ({one_line(error)})"
+    return _parts(recording, *one_pass(False))
+
+
+def _again(recording: Recording, kept: Sequence[Site], keep_cache: bool, size: int, number: int) -> dict[Name, Part]:
+    """A batch of `size` prompts recorded again. Raises `ModelError` where the model is not what it was."""
+    with recording.held():
+        return _run(recording, kept, keep_cache, slice(number * size, (number + 1) * size))
+
+
+def _spilled(
+    recording: Recording, parts: dict[Name, Part], batch: int, budget: Budget, again: Callable[[int], dict[Name, Part]]
+) -> Spilled | None:
+    """Where prompts are to be kept, by the first batch's tensors; None where everything fits on the devices."""
+    n, longest = recording.tokens.shape
+    each: Counter[torch.device] = Counter()
+    for value, axis in parts.values():
+        each[value.device] += value[0].nbytes // value.shape[axis] * longest
+    fit = lambda room, size: min(n, room // max(1, size) // batch * batch)  # noqa: E731
+    full = lambda room, size: room >= n * size  # noqa: E731
+    if all(full(budget.on(device), size) for device, size in each.items()):
+        return None
+    on_device = min(fit(budget.on(device), size) for device, size in each.items())
+    room = budget.in_host_memory(recording.model.device)
+    total = sum(each.values())
+    in_host = n - on_device
+    once = (
+        recording.own_code or recording.model.remote
+    )  # code of the user's own may count passes; remote ones wait their turn
+    if not once and not full(room, total * in_host / n):
+        in_host = min(in_host, fit(room, total))
+    spilled = Spilled(n, longest, batch, on_device, in_host, again)
+    spilled.expect(parts)
+    return spilled
 
 
 def _off_alone(recording: Recording, batch_prompts: int) -> float:
@@ -252,7 +366,8 @@ def _off_alone(recording: Recording, batch_prompts: int) -> float:
             prompt = start + int(some.argmin())
             ids = recording.tokens[prompt : prompt + 1, : int(some.min())]
             alone = _clean_pass(model, ids, (), False)[1].last_hidden_state[0].float()
-            off = (recording.final_hidden[prompt, : len(alone)].float() - alone).norm(dim=-1)
+            at = np.stack([np.full(len(alone), prompt), np.arange(len(alone))])
+            off = (recording.rows((FINAL,), at)[0].float() - alone).norm(dim=-1)
             leak = float((off / alone.norm(dim=-1).clamp(min=1e-30)).max())
             return leak if leak > LEAK.get(model.dtype, max(LEAK.values())) else 0.0
     return 0.0
@@ -278,39 +393,57 @@ def _clean_pass(model: CausalModel, ids: Tensor, sites: Sequence[Site], keep_cac
         kept = {} if name is None else {name: cache, "use_cache": keep_cache}
         forget_longer_passes(model.hf)
         output = model.base(input_ids=ids, **kept)
+    output.last_hidden_state = output.last_hidden_state.to(model.device)
     missing = [str(site) for site in sites if site not in seen]
     if missing:
         raise SiteError(f"block did not run, nothing recorded at {', '.join(missing)}")
     return seen, output, cache
 
 
-def _store(recording: Recording, batch: slice, width: int, seen: dict[Site, Tensor], output: Any, cache: Any) -> None:
+def _parts(recording: Recording, seen: dict[Site, Tensor], output: Any, cache: Any) -> dict[Name, Part]:
+    """What a pass over some prompts gave, by name."""
     recording.output_type = type(output)
-    final = output.last_hidden_state
-    shape = recording.tokens.shape
-
-    def put(whole: Tensor | None, part: Tensor, pos_axis: int) -> Tensor:
-        if whole is None:
-            sizes = [shape[0], *part.shape[1:]]
-            sizes[pos_axis] = shape[1]
-            whole = part.new_zeros(sizes)
-        whole[batch].narrow(pos_axis, 0, width).copy_(part)
-        return whole
-
-    recording.final_hidden = put(recording.final_hidden if recording.final_hidden.shape[2] else None, final, 1)
+    final, longest = output.last_hidden_state, recording.tokens.shape[1]
+    parts: dict[Name, Part] = {FINAL: Part(final, 1)}
     for site, value in seen.items():
         if site.point == "pattern":  # as many weights as the longest of all prompts has tokens
-            value = pad(value.unflatten(-1, (-1, width)), (0, shape[1] - width)).flatten(-2)
-        recording.activations[site] = put(recording.activations.get(site), value, 1)
-    layers = [] if cache is None else [(layer.keys, layer.values) for layer in cache.layers]
+            width = final.shape[1]
+            value = pad(value.unflatten(-1, (-1, width)), (0, longest - width)).flatten(-2)
+        parts[site] = Part(value, 1)
     if cache is None:
-        return
+        return parts
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
     if len(layers) != recording.model.n_layers or any(
-        k is None or k.ndim != 4 or k.shape[2] != width for k, _ in layers
+        k is None or k.ndim != 4 or k.shape[2] != final.shape[1] for k, _ in layers
     ):
         recording.why_no_keys = "not every block keeps keys and values, one of each a token"
-        return
-    old_keys = recording.keys or [None] * len(layers)
-    old_values = recording.values or [None] * len(layers)
-    recording.keys = [put(old, k, 2) for old, (k, _) in zip(old_keys, layers, strict=True)]
-    recording.values = [put(old, v, 2) for old, (_, v) in zip(old_values, layers, strict=True)]
+        return parts
+    for i, (keys, values) in enumerate(layers):
+        parts |= {("keys", i): Part(keys, 2), ("values", i): Part(values, 2)}
+    return parts
+
+
+def _store(recording: Recording, first: int, parts: dict[Name, Part]) -> None:
+    """Keep what a batch gave, prompts from `first` on, in tensors of all prompts."""
+    shape = recording.tokens.shape
+
+    def put(whole: Tensor | None, part: Part) -> Tensor:
+        value, axis = part
+        if whole is None:
+            sizes = [shape[0], *value.shape[1:]]
+            sizes[axis] = shape[1]
+            whole = value.new_zeros(sizes)
+        whole[first : first + len(value)].narrow(axis, 0, value.shape[axis]).copy_(value)
+        return whole
+
+    final = recording.final_hidden
+    recording.final_hidden = put(final if final.shape[2] else None, parts[FINAL])
+    kept: Any = recording.activations
+    for name, part in parts.items():
+        if isinstance(name, Site):
+            kept[name] = put(kept.get(name), part)
+    for what in ("keys", "values"):
+        layers = [parts[what, i] for i in range(recording.model.n_layers) if (what, i) in parts]
+        if layers:
+            old = getattr(recording, what) or [None] * len(layers)
+            setattr(recording, what, [put(*each) for each in zip(old, layers, strict=True)])

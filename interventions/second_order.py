@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from interventions.effects import Effects, check_rows, choose_path, in_chunks
 from interventions.errors import MechdiagError, ReplayError, is_out_of_memory, one_line
+from interventions.models.spilled import FINAL
 from interventions.models.uploads import upload
 from interventions.recording import Recording
 from interventions.replaying.chunks import Asked, hooked, read_tokens, replay_rows
@@ -91,7 +92,7 @@ def second_order(
     also = dict(also or {})
     if "second_order" in also:
         raise MechdiagError("a number of your own is named 'second_order'; give it another name")
-    given = change.change if isinstance(change, Along) else change
+    given, before = change.change if isinstance(change, Along) else change, recording.recorded_again
     with recording.held():
         rows = check_rows(recording, site, prompt, position, given, horizon)
         size = batch_rows or (256 if recording.model.device.type == "cpu" else 2048)
@@ -106,8 +107,9 @@ def second_order(
     values, where, finite = asked.values(rows)
     bad = int(((where >= 0) & ~finite).sum())
     return SecondOrder(
-        values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, bad, finite, method, why, agreement
-    )
+        values, where, chosen.path, chosen.delta, chosen.why_hooks, halvings, bad, finite, method, why, agreement,
+        recorded_again=recording.recorded_again - before,
+    )  # fmt: skip
 
 
 def _choose_method(rows: Rows, method: str, run: Callable[..., "_Chunk"]) -> tuple[str, str | None, float]:
@@ -237,8 +239,7 @@ class _Chunk:
         prompt = self.branches.prompt[self.reads.row[some]]
         length = recording.tokens.shape[1]
         place, index = np.unique(prompt * length + self.reads.position[some], return_inverse=True)
-        at = torch.from_numpy(np.stack(np.divmod(place, length))).to(self.device)
-        logits = unembed(recording, recording.final_hidden[at[0], at[1]])
+        logits = unembed(recording, recording.rows((FINAL,), np.stack(np.divmod(place, length)))[0])
         return _wide(logits).softmax(-1)[torch.from_numpy(index).to(self.device)]
 
     @cached_property

@@ -149,7 +149,9 @@ class Passes:
             if site.entry != site:
                 stack.enter_context(at_site(self.model, site, change))
             forget_longer_passes(self.model.hf)
-            return self.model.base(input_ids=self.tokens[prompts, :width], use_cache=False).last_hidden_state
+            return self.model.base(input_ids=self.tokens[prompts, :width], use_cache=False).last_hidden_state.to(
+                self.device
+            )
 
     def full(
         self, prompts: Tensor, width: int, name: str = "", edit: Edit | None = None

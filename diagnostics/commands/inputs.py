@@ -31,7 +31,7 @@ class ModelOptions:
     dtype: str = "float32"
     """of the model: float32, bfloat16 or float16"""
     device: str | None = None
-    """cpu, cuda, cuda:1 (default: cuda if available)"""
+    """cpu, cuda, cuda:1, or auto: over all GPUs, then host memory and disk (default: cuda if available)"""
     trust_remote_code: bool = False
     """run code that comes with the model's folder or hub id (mechdiag never asks)"""
 
@@ -94,7 +94,7 @@ class RunOptions(ResumableOptions, ModelOptions, TextOptions):
     sink_filter: NonNegativeFloat = 10.0
     """drop tokens with ||x|| above this many times the site's median (0: keep them)"""
     batch_rows: PositiveInt | None = None
-    """tokens in one forward pass (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
+    """tokens in one forward pass (default: 512 on the CPU, on a GPU up to 4096 by its memory); halved when memory runs out"""
     path: ReplayPath = "auto"
     """auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
     seed: NonNegativeInt = 0
@@ -210,7 +210,7 @@ class PairOptions(ResumableOptions, ModelOptions):
     metric: Literal["logit_difference", "probability"] = "logit_difference"
     """of the right answer against the wrong one, or of the right answer"""
     batch_rows: PositiveInt | None = None
-    """tokens in one forward pass (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
+    """tokens in one forward pass (default: 512 on the CPU, on a GPU up to 4096 by its memory); halved when memory runs out"""
     path: ReplayPath = "auto"
     """auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
     seed: NonNegativeInt = 0

@@ -61,7 +61,7 @@ class ComparisonOptions(command.ResumableOptions, SAEOptions, HeldOutTextOptions
     skip_first: NonNegativeInt = 1
     """first tokens of each prompt to drop along with the sinks"""
     batch_rows: PositiveInt | None = None
-    """tokens in one forward pass of ablations (default: 512 on the CPU, 4096 elsewhere); halved when memory runs out"""
+    """tokens in one forward pass of ablations (default: 512 on the CPU, on a GPU up to 4096 by its memory); halved when memory runs out"""
     path: ReplayPath = "auto"
     """of ablations: auto (replay, checked against full forward passes), replay, or hooks (full forward passes)"""
     seed: NonNegativeInt = 0

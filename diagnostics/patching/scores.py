@@ -24,6 +24,7 @@ from interventions.metrics import LogitDifference, TokenMetric
 from interventions.models.anatomy import adder, at_site
 from interventions.models.exclusive import exclusive
 from interventions.models.inside import check_inside
+from interventions.models.weights import unembedding
 from interventions.recording import Recording
 from interventions.sites import Site
 
@@ -121,7 +122,7 @@ def _direct(batch: PairBatch, base: Recording, site: Site, delta: Tensor, metric
     stream = base.at(Site(model.n_layers - 1), pair, last)
     size = norm_read(model.norm_kind, stream).double()[:, None]
     hidden = carried_directly(base, write.flatten(0, 1), size.expand(-1, write.shape[1], 1).flatten(0, 1).float())
-    weight = model.hf.get_output_embeddings().weight
+    weight = unembedding(model.hf)
     ids = [torch.as_tensor(x).to(weight.device).reshape(len(last), -1) for x in (metric.tokens, metric.against)]
     along = weight[ids[0]].float().mean(1) - weight[ids[1]].float().mean(1)
     found[pair, last] = (hidden.unflatten(0, write.shape[:2]).double() * along[:, None].double()).sum(-1)

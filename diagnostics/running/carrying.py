@@ -103,6 +103,10 @@ def recipe(model: CausalModel, name: Callable[[CausalModel], str]) -> dict[str, 
             f"workers need a plain Hugging Face model; {model.name} is wrapped by {model.wrapper}: pass the model itself, or run without "
             "workers"
         )
+    if len(parts := {str(part) for part in (getattr(model.hf, "hf_device_map", None) or {}).values()}) > 1:
+        raise ModelError(
+            f"each worker holds the model on one device; {model.name} is spread over {', '.join(sorted(parts))}: run without workers"
+        )
     said = {"is": model_provenance(model)}
     if model.made is not None and not model.made.as_made.changed(fingerprint(model.hf)):
         kind, what, *rest = model.made.how

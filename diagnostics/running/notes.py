@@ -12,7 +12,8 @@ from interventions.spliced import Spliced
 
 
 def noted(notes: dict[str, Any], found: Effects | Spliced) -> None:
-    """Add to a unit's notes how some of its rows were measured: `path`, `why_hooks`, `replay_delta`, `chunks_halved`.
+    """Add to a unit's notes how some of its rows were measured: `path`, `why_hooks`, `replay_delta`, `chunks_halved`,
+    and `recorded_again`, prompts beyond the memory budget, where there were any.
 
     path: where rows took several, with + between them. replay_delta: the largest difference of logits from full forward passes (nan:
     not compared).
@@ -23,6 +24,8 @@ def noted(notes: dict[str, Any], found: Effects | Spliced) -> None:
     notes["replay_delta"] = found.delta if known is None else float(np.fmax(known, found.delta))
     halvings = found.halvings if isinstance(found, Effects) else 0
     notes["chunks_halved"] = notes.get("chunks_halved", 0) + halvings
+    if again := getattr(found, "recorded_again", 0):
+        notes["recorded_again"] = notes.get("recorded_again", 0) + again
 
 
 def how_measured(notes: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -33,11 +36,13 @@ def how_measured(notes: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, An
     for place, unit in ran:
         paths.setdefault(place, set()).update(unit["path"].split("+"))
     deltas = [unit["replay_delta"] for _, unit in ran if unit["replay_delta"] is not None]
+    again = sum(unit.get("recorded_again", 0) for _, unit in ran)
     return {
         "path": {place: "+".join(sorted(found)) for place, found in paths.items()},
         "why_hooks": sorted({unit["why_hooks"] for _, unit in ran} - {None}) or None,
         "replay_delta": max((delta for delta in deltas if np.isfinite(delta)), default=None),
         "chunks_halved": sum(unit["chunks_halved"] for _, unit in ran),
+        **({"recorded_again": again} if again else {}),
     }
 
 

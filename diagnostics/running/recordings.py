@@ -85,7 +85,7 @@ class Recordings:
     def __getitem__(self, number: int) -> Recording:
         if number not in self._kept:
             new = record(self.model, [self.tokens[i] for i in shards(len(self.tokens))[number]], self.sites)
-            size = sum(t.nbytes for r in (*self._kept.values(), new) for t in (r.keys or []) + (r.values or []))
+            size = sum(r.cache_bytes for r in (*self._kept.values(), new))
             if size > self.cache_bytes and self._kept:
                 self._kept.pop(max(self._kept))
             self._kept[number] = new

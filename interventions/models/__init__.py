@@ -1,7 +1,8 @@
 """One causal language model, however it is wrapped: Hugging Face, TransformerLens, nnsight."""
 
-from interventions.models.causal_model import WRAPPED, CausalModel, Shapes, canonical_tensors
+from interventions.models.causal_model import CausalModel, Shapes
 from interventions.models.loading import load_model
+from interventions.models.weights import WRAPPED, canonical_tensors
 from interventions.models.wrapping import active_adapters, wrap
 
 __all__ = [

@@ -11,11 +11,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from interventions.errors import SiteError
-from interventions.models.causal_model import WRAPPED, CausalModel
+from interventions.models.causal_model import CausalModel
 from interventions.models.compat import without_cache
 from interventions.models.exclusive import exclusive, hooked
 from interventions.models.inside import ATTENTION, MLP, at_inside, check_inside
 from interventions.models.inside import columns as columns_inside
+from interventions.models.weights import WRAPPED, n_embedded
 from interventions.models.wrapping import wrap
 from interventions.sites import Site
 
@@ -121,14 +122,14 @@ def _block_kind(model: CausalModel, layer: int) -> str:
         if _adder(model, layer, point) is None:
             return f"{type(model.hf).__name__} keeps no module of the names known for it ({', '.join(_ADDS[point])})"
     seen: dict[str, Tensor] = {}
-    tokens = torch.arange(1, 5, device=model.device)[None] % model.hf.get_input_embeddings().weight.shape[0]
+    tokens = torch.arange(1, 5, device=model.device)[None] % n_embedded(model.hf)
 
     def look(point: str, change: Tensor | None = None) -> Any:
         def keep(value: Tensor) -> Tensor | None:
             seen[point] = value
             return None if change is None else value + change
 
-        return _at(model, Site(layer, point), keep)
+        return _at(model, Site(layer, point), _on_device(keep, model.device))
 
     with exclusive(model), ExitStack() as stack:
         for point in ("resid_pre", *_ADDS, "resid_post"):
@@ -158,10 +159,22 @@ def _block_kind(model: CausalModel, layer: int) -> str:
 
 @contextmanager
 def at_site(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `see` with what stands at a site, `[prompt, pos, width]`, in every forward pass; what it returns, if anything, takes its place."""
+    """Call `see` with what stands at a site, `[prompt, pos, width]`, in every forward pass; what it returns, if anything, takes its place.
+
+    `see` is given it on the model's device, whatever device the block is on.
+    """
     check_site(model, site)
+    see = _on_device(see, model.device)
     with at_inside(model, site, see) if site.inside else _at(model, site, see):
         yield
+
+
+def _on_device(see: Callable[[Tensor], Tensor | None], device: torch.device) -> Callable[[Tensor], Tensor | None]:
+    def moved(value: Tensor) -> Tensor | None:
+        new = see(value.to(device))
+        return None if new is None else new.to(value.device)
+
+    return moved
 
 
 def _value_of(output: Any) -> Tensor:
@@ -196,7 +209,7 @@ def _at(model: CausalModel, site: Site, see: Callable[[Tensor], Tensor | None]) 
         if site.point == "resid_post":
             new = see(value)
             return None if new is None else _with_value(output, new)
-        stream = entered[0]
+        stream = entered[0].to(value.device)
         # OPT folds prompts and positions into one axis; what is of another size is no part of a sum (see `_block_kind`)
         added = value.view(stream.shape) if value.numel() == stream.numel() else value
         if site.point == "resid_mid":

@@ -1,9 +1,8 @@
 """`CausalModel`: a wrapped causal language model, and what the engine must know of it."""
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,43 +10,15 @@ from torch import nn
 
 from interventions.models.blocks import find_blocks
 from interventions.models.fingerprint import fingerprint
-
-WRAPPED = "_original_component"
-
-
-def canonical_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Parameters under the names they have outside a bridge, whose components hold the module they stand for and copies.
-
-    Weights packed by dynamic quantization and weights that accelerate keeps elsewhere are taken from where they are.
-    """
-    children = dict(module.named_children())
-    if WRAPPED in children:
-        yield from canonical_tensors(children[WRAPPED], prefix)
-        return
-    elsewhere = getattr(getattr(module, "_hf_hook", None), "weights_map", None) or {}
-    for name, value in module.named_parameters(recurse=False):
-        yield prefix + name, elsewhere.get(name, value) if value.device.type == "meta" else value
-    if callable(getattr(module, "weight", None)):  # packed
-        yield from ((prefix + name, _as_tensor(getattr(module, name, None))) for name in ("weight", "bias"))
-        return
-    for name, child in children.items():
-        yield from canonical_tensors(child, f"{prefix}{name}.")
-
-
-def _as_tensor(value: Any) -> torch.Tensor | None:
-    """A weight, or what a quantized layer's method of that name gives."""
-    return value if value is None or isinstance(value, torch.Tensor) else value()
-
-
-def _plain_parts(value: Any) -> list[torch.Tensor]:
-    """The plain tensors that a quantized one is made of; a plain tensor itself."""
-    if hasattr(value, "__tensor_flatten__"):
-        return [part for name in value.__tensor_flatten__()[0] for part in _plain_parts(getattr(value, name))]
-    if not value.is_quantized:
-        return [value]
-    if value.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
-        return [value.int_repr(), value.q_per_channel_scales(), value.q_per_channel_zero_points()]
-    return [value.int_repr(), torch.tensor([value.q_scale(), value.q_zero_point()], dtype=torch.float64)]
+from interventions.models.weights import (
+    all_weights,
+    hash_of,
+    input_device,
+    is_large,
+    remembered,
+    unembedding,
+    weights_dtype,
+)
 
 
 class Shapes(NamedTuple):
@@ -69,6 +40,8 @@ class Made(NamedTuple):
     """`("loaded", name, dtype, trust_remote_code)` or `("untrained", model, seed)`"""
     as_made: Any
     """its fingerprint then: a model that was changed since is not made again by this"""
+    files: tuple[Path, ...] = ()
+    """that its weights were read from"""
 
 
 @dataclass(eq=False)
@@ -138,7 +111,7 @@ class CausalModel:
     @property
     def vocab_size(self) -> int:
         """Number of logits."""
-        return self.hf.get_output_embeddings().weight.shape[0] if self.shapes is None else self.shapes.n_logits
+        return unembedding(self.hf).shape[0] if self.shapes is None else self.shapes.n_logits
 
     def handed_on(self, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
         """A residual stream as a block hands it on: by itself, or as a tuple (transformers 4, some models of 5)."""
@@ -146,16 +119,14 @@ class CausalModel:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors of a recording are; of a remote model, on the CPU."""
-        if self.remote:
-            return torch.device("cpu")
-        return next(self.hf.parameters()).device
+        """Where token ids and vectors go, and where everything that the engine gives is; blocks may be on others. Of a remote model the CPU."""
+        return torch.device("cpu") if self.remote else input_device(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
         if self.remote and self.shapes is not None:  # what is loaded here says nothing of the weights there
             return self.shapes.dtype
-        return next(self.hf.parameters()).dtype
+        return weights_dtype(self.hf)
 
     @property
     def stream_dtype(self) -> torch.dtype:
@@ -170,45 +141,41 @@ class CausalModel:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes, dtypes and bytes of the parameters; the same however the model is wrapped.
+        """SHA-256 over names, shapes, dtypes and bytes of the weights (see `hash_of`); the same however the model is wrapped.
 
         Names are those outside a bridge. The unembedding counts whether tied or not, its bias unless it is zero: a
         bridge may untie the one and add the other. Formed anew when the model's fingerprint has changed; `hash_weights`
-        forms it anew in any case. Of a remote model: its name and revision, as nothing is known of its bytes.
+        forms it anew in any case. That of a large model (`IN_PARALLEL` bytes) which is as it was loaded from files is kept for these files.
+        Of a remote model: its name and revision, as nothing is known of its bytes.
         """
         if self.remote:
             return self._revision
-        if self._hashed is None or self._hashed[0] != fingerprint(self.hf).weights:
-            return self.hash_weights()
+        now = fingerprint(self.hf).weights
+        if self._hashed is None or self._hashed[0] != now:
+            made = self.made
+            if made is None or not made.files or made.as_made.weights != now or not is_large(self.hf):
+                return self.hash_weights()
+            found = remembered(made.files, self._hash_and_cover, repr(made.how))
+            self._hashed = now, found["sha256"], found["covers"] or None
         return self._hashed[1]
 
     def hash_weights(self) -> str:
-        """`weights_hash` of the weights as they are now, every byte of them read."""
+        """`weights_hash` of the weights as they are now, every byte of them read (of a file on a disk: unless it is the same file)."""
         if self.remote:
             return self._revision
-        head = self.hf.get_output_embeddings()
-        values = dict(canonical_tensors(self.base)) | {"unembed.weight": _as_tensor(head.weight)}
-        bias = _as_tensor(getattr(head, "bias", None))
-        if bias is not None and bool(bias.any()):
-            values["unembed.bias"] = bias
-        digest, absent = hashlib.sha256(), 0
-        for name, value in sorted(values.items()):
-            if value is None or value.device.type == "meta":
-                absent += 1
-                continue
-            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            for part in _plain_parts(value):
-                digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        covers = f"{len(values) - absent} of {len(values)} tensors: the others lie on disk" if absent else None
-        self._hashed = fingerprint(self.hf).weights, digest.hexdigest(), covers
+        self._hashed = fingerprint(self.hf).weights, *hash_of(all_weights(self.hf, self.base))
         return self._hashed[1]
+
+    def _hash_and_cover(self) -> dict[str, str]:
+        return {"sha256": self.hash_weights(), "covers": self.weights_covered or ""}
 
     @property
     def weights_covered(self) -> str | None:
-        """How many tensors `weights_hash` speaks of where it is not all of them, else None."""
+        """What `weights_hash` speaks of where it is not the parameters and nothing else, else None."""
         if self.remote:
             return "none of the tensors: the model runs remotely, and this is its revision"
-        _ = self.weights_hash
+        if self._hashed is None:
+            _ = self.weights_hash
         assert self._hashed is not None
         return self._hashed[2]
 

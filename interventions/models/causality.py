@@ -13,6 +13,7 @@ from interventions.errors import MechdiagError, ModelError, is_out_of_memory, on
 from interventions.models.causal_model import Shapes
 from interventions.models.exclusive import exclusive, holding, hooked
 from interventions.models.remote import look
+from interventions.models.weights import n_embedded
 
 if TYPE_CHECKING:
     from interventions.models.causal_model import CausalModel
@@ -22,6 +23,7 @@ _TOKENS, _KEPT = 6, 3  # tokens of a pass, and how many of them the second pass 
 LEAK = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far rounding may move an activation, as a share of its norm, when only later tokens or other prompts change. Dense models give the
 same bits; a mixture of experts computes its tokens in groups whose sizes differ between the passes."""
+_EIGHT_BITS = "; bitsandbytes' 8 bits choose outliers by all tokens of a pass: load with llm_int8_threshold=0.0"
 _seen: WeakKeyDictionary[nn.Module, dict[Any, Shapes]] = WeakKeyDictionary()
 """By Hugging Face module, and by what could change the answer. Refusals are not kept: a hook may have been removed."""
 
@@ -51,7 +53,7 @@ def _key(model: "CausalModel") -> tuple[Any, ...]:
         *(getattr(model.hf.config, "_attn_implementation", None), getattr(config, "is_decoder", None)),
         *(getattr(config, "is_causal", None), tuple(map(id, model.blocks)), flags),
         model.remote,
-        *(model.dtype, model.hf.get_input_embeddings().weight.shape, _head_shape(model)),
+        *(model.dtype, n_embedded(model.hf), _head_shape(model)),
     )
 
 
@@ -86,7 +88,7 @@ def _look(model: "CausalModel") -> Shapes:
             model,
             f"it is not causal: later tokens change earlier activations by {leak:.1e} of their norm (bidirectional "
             "attention, quantised activations that share a scale, or a hook that mixes positions); expected a decoder in which "
-            "a token sees only those before it",
+            f"a token sees only those before it{_EIGHT_BITS if _has_outliers(model) else ''}",
         )
     return Shapes(whole[0].shape[2], whole[0].dtype, logits.shape[2], as_tuple)
 
@@ -106,7 +108,7 @@ def _look_from_afar(model: "CausalModel") -> Shapes:
 
 def _tokens(model: "CausalModel") -> tuple[Tensor, Tensor]:
     """Two prompts of ordinary tokens: none that stands for an image or padding, which many models treat differently."""
-    n = model.hf.get_input_embeddings().weight.shape[0]
+    n = n_embedded(model.hf)
     special = set()
     for config in (model.hf.config, model.config):
         for name, value in config.to_dict().items():
@@ -178,6 +180,10 @@ def _check_chain(model: "CausalModel", entered: list[Any], left: list[Any]) -> N
             raise _refused(
                 model, f"its block {i} does not read what block {i - 1} hands on; expected one residual stream"
             )
+
+
+def _has_outliers(model: "CausalModel") -> bool:
+    return any(getattr(getattr(m, "state", None), "threshold", 0) for m in model.hf.modules())
 
 
 def _leak(one: list[Tensor], other: list[Tensor], n: int = _KEPT) -> float:

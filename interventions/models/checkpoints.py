@@ -22,8 +22,10 @@ _TOKENIZERS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece")
 _REASON = 300
 
 
-def read_model(where: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a folder or a hub id, on the CPU. Every weight that its configuration names comes from its files.
+def read_model(
+    where: str, dtype: torch.dtype, trust_remote_code: bool = False, spread: bool = False
+) -> PreTrainedModel:
+    """The model of a folder or a hub id, on the CPU or spread over what there is (`device_map="auto"`). Every weight that its configuration names comes from its files.
 
     Code that comes with a checkpoint runs only with `trust_remote_code`. Raises `ModelError` for what cannot be read; for
     weights that the files lack (they would be random) or hold in other shapes; and for files that hold more than the
@@ -39,6 +41,7 @@ def read_model(where: str, dtype: torch.dtype, trust_remote_code: bool = False) 
                 where,
                 config=config,
                 dtype=dtype,
+                device_map="auto" if spread else None,
                 attn_implementation="eager" if soft_capped else None,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,

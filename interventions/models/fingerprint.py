@@ -5,6 +5,7 @@ import hashlib
 import os
 import types
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.models.rotary import depends_on_length, is_moving
+from interventions.models.weights import identity, kept_away, read_back
 
 _SAMPLE = 4
 """how many numbers of each tensor a fingerprint reads: a change through `.data` leaves no other trace"""
@@ -44,10 +46,14 @@ def fingerprint(hf: Any) -> Fingerprint:
         own = vars(module)
         moving = "rope_type" in own and is_moving(module)
         for tensors in (own["_parameters"], {} if moving else own["_buffers"]):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    weights.append(_identity(tensor))
-                    samples.append(tensor)
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                away = kept_away(module, name) if tensor.is_meta else None
+                weights.append(
+                    identity(away) if isinstance(away, Path) else _identity(tensor if away is None else away)
+                )
+                samples.append(away if isinstance(away, Tensor) else tensor)
         modules.append(id(module))
         if not moving:
             modules += [value if type(value) in _NUMBERS else repr(value) for _, value in _numbers(module)]
@@ -222,7 +228,8 @@ def described(hf: Any) -> dict[str, Any]:
         if not moving:
             numbers.update(repr((name, sorted(_numbers(module)))).encode())
             for key, value in own["_buffers"].items():
-                if value is not None and value.device.type != "meta":
+                value = None if value is None else read_back(module, key, value)
+                if value is not None and not value.is_meta:
                     buffers.update(f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode() + _bytes(value))
         put_on = [hook for _, hook in _hooks(module)]
         forward = own.get("forward")

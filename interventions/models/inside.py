@@ -20,10 +20,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interventions.errors import SiteError
-from interventions.models.causal_model import WRAPPED, CausalModel
+from interventions.models.causal_model import CausalModel
 from interventions.models.compat import without_cache
 from interventions.models.exclusive import attending_by, exclusive, forward_replaced, hooked
 from interventions.models.uploads import upload
+from interventions.models.weights import WRAPPED, n_embedded
 from interventions.sites import HEADS, Site
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -177,7 +178,7 @@ def _look_at_attention(model: CausalModel, here: Inside, attention: nn.Module) -
 
 
 def _tokens(model: CausalModel, n: int = 1) -> Tensor:
-    vocab = model.hf.get_input_embeddings().weight.shape[0]
+    vocab = n_embedded(model.hf)
     return (torch.arange(1, 5, device=model.device) % vocab).expand(n, -1)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from interventions.errors import ModelError
-from interventions.models.causal_model import CausalModel, Made, canonical_tensors
+from interventions.models.causal_model import CausalModel, Made
 from interventions.models.checkpoints import read_model, read_tokenizer
 from interventions.models.fingerprint import fingerprint
 from interventions.models.packaged import packaged_model_folder
+from interventions.models.weights import canonical_tensors, n_embedded, unembedding
 from interventions.models.wrapping import wrap
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -22,6 +23,8 @@ COUNTERPART = "-layernorm"
 """what the name of a `layernorm_counterpart` ends with"""
 LAYERNORM_MODEL = DEFAULT_MODEL + COUNTERPART
 LAYERNORM_NOTE = "the same weights under LayerNorm: a parity test, not a model trained with LayerNorm"
+SPREAD = "auto"
+"""as a device: a model over all GPUs, and beyond them in host memory and on the disk, by accelerate"""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,8 +37,8 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; None: CUDA where there is one, else the CPU. Raises `ModelError` when it is not there."""
-    if device is None:
+    """The device asked for; None and `auto`: CUDA where there is one, else the CPU. Raises `ModelError` when it is not there."""
+    if device is None or device == SPREAD:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
@@ -56,7 +59,8 @@ def load_model(
     `smollm2-135m` (default): SmolLM2-135M-Instruct, dequantised from Q4_1 once into the cache folder.
     `smollm2-135m-layernorm`: its `layernorm_counterpart`, for parity tests alone.
 
-    dtype: `float32` (default), `bfloat16` or `float16`. device: None takes CUDA where there is one. trust_remote_code: run
+    dtype: `float32` (default), `bfloat16` or `float16`. device: None takes CUDA where there is one; `auto` spreads the model over all
+    GPUs and what they leave over host memory and disk (needs accelerate). trust_remote_code: run
     code that comes with a checkpoint; without it such code never runs. Raises `ModelError` when there is no such model, and as
     `read_model` and `read_tokenizer` do. Warns where the tokenizer has more tokens than the model.
     """
@@ -65,6 +69,7 @@ def load_model(
     if str(name) == LAYERNORM_MODEL:
         counterpart = layernorm_counterpart(load_model(DEFAULT_MODEL, dtype=dtype, device=device))
         return _made(counterpart, "loaded", LAYERNORM_MODEL, dtype, False)
+    spread = device == SPREAD
     dtype, device = resolve_dtype(dtype), resolve_device(device)
     where, note = os.path.expanduser(name), None
     origin = os.path.abspath(where) if os.path.exists(where) else str(name)
@@ -75,22 +80,36 @@ def load_model(
             f"no model folder {str(name)!r}; expected {DEFAULT_MODEL!r}, a folder with config.json or a hub id"
         )
     with _without_bar() if note else nullcontext():  # two seconds from the cache need no bar
-        hf: Any = read_model(where, dtype, trust_remote_code)
+        hf: Any = read_model(where, dtype, trust_remote_code, spread)
     tokenizer = read_tokenizer(where, trust_remote_code)
-    n_embed = hf.get_input_embeddings().weight.shape[0]
+    n_embed = n_embedded(hf)
     if tokenizer is not None and len(tokenizer) > n_embed:
         warnings.warn(
             f"{str(name)!r}: the tokenizer has {len(tokenizer)} tokens, the model {n_embed}; texts with a token from {n_embed} on are "
             "refused; if that is unexpected, look whether the tokenizer is the model's",
             stacklevel=2,
         )
-    model = wrap(hf.to(device).requires_grad_(False), tokenizer, name=str(name), note=note)
-    return _made(model, "loaded", origin, dtype, trust_remote_code)
+    hf = hf if spread or getattr(hf, "hf_device_map", None) else hf.to(device)
+    model = wrap(hf.requires_grad_(False), tokenizer, name=str(name), note=note)
+    return _made(model, "loaded", origin, dtype, trust_remote_code, files=_files(where))
 
 
-def _made(model: CausalModel, *how: Any) -> CausalModel:
-    model.made = Made(how, fingerprint(model.hf))
+def _made(model: CausalModel, *how: Any, files: tuple[Path, ...] = ()) -> CausalModel:
+    model.made = Made(how, fingerprint(model.hf), files)
     return model
+
+
+def _files(where: str) -> tuple[Path, ...]:
+    """The files that a folder's or a hub id's weights come from."""
+    config = Path(where) / "config.json"
+    if not config.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(where, "config.json")
+        if not isinstance(found, str):
+            return ()
+        config = Path(found)
+    return tuple(path for end in ("*.safetensors", "*.bin", "config.json") for path in sorted(config.parent.glob(end)))
 
 
 @contextmanager
@@ -165,7 +184,7 @@ def layernorm_counterpart(model: CausalModel) -> CausalModel:
         rotary = {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling, "partial_rotary_factor": 1.0}
     settings = {name: getattr(config, name) for name in kept} | rotary
     settings["layer_norm_eps"] = config.rms_norm_eps
-    settings["tie_word_embeddings"] = torch.equal(head.weight, values["embed_tokens.weight"])
+    settings["tie_word_embeddings"] = torch.equal(unembedding(model.hf), values["embed_tokens.weight"])
     with torch.random.fork_rng(devices=[]):  # random weights are drawn first, then replaced
         hf = AutoModelForCausalLM.from_config(
             StableLmConfig(**settings), dtype=model.dtype, attn_implementation=model.hf.config._attn_implementation
@@ -173,7 +192,7 @@ def layernorm_counterpart(model: CausalModel) -> CausalModel:
     norms = [name for name in values if name.endswith("norm.weight")]
     zeros = {name.removesuffix("weight") + "bias": torch.zeros_like(values[name]) for name in norms}
     hf.model.load_state_dict(values | zeros)
-    hf.lm_head.load_state_dict({"weight": head.weight.detach()})
+    hf.lm_head.load_state_dict({"weight": unembedding(model.hf).detach()})
     note = LAYERNORM_NOTE if model.note is None else f"{model.note}; {LAYERNORM_NOTE}"
     hf = hf.to(model.device).requires_grad_(False).eval()
     found = wrap(hf, model.tokenizer, name=model.name + COUNTERPART, note=note)

@@ -10,6 +10,7 @@ from interventions.errors import ModelError
 from interventions.models.causal_model import CausalModel
 from interventions.models.causality import check_causal
 from interventions.models.exclusive import holding
+from interventions.models.weights import not_loaded
 
 
 def wrap(
@@ -95,8 +96,11 @@ def _check(hf: PreTrainedModel, remote: bool) -> None:
         raise ModelError(f"{kind} has no unembedding; load it with AutoModelForCausalLM")
     if remote:  # what is loaded here runs nothing
         return
-    if next(hf.parameters()).device.type == "meta":
-        raise ModelError("the model's weights are not loaded; load them first (nnsight: dispatch=True, or remote=True)")
+    if (name := not_loaded(hf)) is not None:
+        raise ModelError(
+            f"the model's weights are not loaded ({name} is empty, and accelerate keeps it nowhere); load them first (nnsight: "
+            "dispatch=True, or remote=True)"
+        )
     attention = getattr(hf.config, "_attn_implementation", None)
     if attention not in ("eager", "sdpa", None) and not str(attention).startswith("mechdiag_"):
         raise ModelError(

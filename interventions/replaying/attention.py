@@ -7,9 +7,10 @@ function for one forward pass, so that everything else is the model's own code.
 
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,8 +24,7 @@ from interventions.recording import Recording
 _NAME = "mechdiag_rows"
 
 
-@dataclass
-class PatternRows:
+class PatternRows(NamedTuple):
     """Rows of weights that stand in for those of single heads at single tokens."""
 
     slot: Int[Tensor, "edit"]
@@ -44,6 +44,8 @@ class RowAttention:
     slot: Int[Tensor, "token"]
     """place of each token in the padded groups: (group · size + branch) · width + place in the branch"""
     group_prompt: Int[Tensor, "group"]
+    prompts: Int[np.ndarray, "group"]
+    """the same on the CPU"""
     start: Int[Tensor, "group slot"]
     """position of the first token of each slot's branch: clean keys end there"""
     position: Int[Tensor, "group slot"]
@@ -58,6 +60,19 @@ class RowAttention:
     """weights that were edited, by block"""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """`hidden` of each window, formed once"""
+    elsewhere: dict[torch.device, "RowAttention"] = field(default_factory=dict)
+    """the same on other devices that blocks are on"""
+
+    def on(self, device: torch.device) -> "RowAttention":
+        """The same on the device of the block that is running."""
+        if device == self.slot.device:
+            return self
+        if device not in self.elsewhere:
+            there = {name: getattr(self, name).to(device) for name in ("slot", "group_prompt", "start", "position")}
+            patterns = {layer: PatternRows(*(x.to(device) for x in each)) for layer, each in self.patterns.items()}
+            self.elsewhere[device] = replace(self, **there, patterns=patterns, masks={}, elsewhere={})
+        self.elsewhere[device].layer = self.layer
+        return self.elsewhere[device]
 
     def hidden(self, window: int | None) -> Tensor:
         """Which clean keys, then which of its branch, a slot must not see: `[group, 1, slot, key]`."""
@@ -94,11 +109,7 @@ class RowAttention:
         def ungrouped(x: Tensor) -> Tensor:
             return x.reshape(n_group, n_kv * repeats, n_slot, -1).permute(0, 2, 1, 3).flatten(0, 1)[self.slot]
 
-        assert self.recording.keys is not None and self.recording.values is not None
-        clean_keys, clean_values = (
-            kept[self.layer][:, :, : self.n_clean].index_select(0, self.group_prompt)
-            for kept in (self.recording.keys, self.recording.values)
-        )
+        clean_keys, clean_values = self.recording.clean_keys(self.layer, self.prompts, self.group_prompt, self.n_clean)
         query = query * scaling  # here and not on the scores, of which there are more
         q = grouped(query).reshape(n_group, n_kv, repeats * n_slot, -1)
         scores = (q @ clean_keys.transpose(-1, -2)).view(n_group, n_kv * repeats, n_slot, self.n_clean)
@@ -144,7 +155,7 @@ def _forward(
     rows = _ACTIVE.get()
     if rows is None:
         raise ModelError(_MEASURING)
-    return rows.attend(query[0], key[0], value[0], scale, softcap)[None], None
+    return rows.on(query.device).attend(query[0], key[0], value[0], scale, softcap)[None], None
 
 
 _MEASURING = "another thread began to measure on this model during this forward pass; run the pass again"

@@ -11,6 +11,8 @@ from torch import Tensor
 from interventions import fused
 from interventions.errors import MechdiagError
 from interventions.metrics import METRICS, NOT_FLOATS, CleanRows, CleanSide, Comparison, TokenMetric
+from interventions.models.memory import logits_at_once
+from interventions.models.spilled import FINAL
 from interventions.models.uploads import download, upload, upload_all
 from interventions.replaying.hooks import Forwarded, full_forwards
 from interventions.replaying.placed import Placed, placed
@@ -169,7 +171,7 @@ def replay_chunk(rows: Rows, chunk: np.ndarray, asked: Asked) -> tuple[Reads, di
     row = torch.from_numpy(chunk[reads.row])
     columns = _columns(rows, row, asked, sides.clean)
     width = model.vocab_size if columns is None else len(columns)
-    most = max(3, (2**25 if model.device.type == "cpu" else 2**28) // width)  # logits held at once
+    most = max(3, logits_at_once(model) // width)  # logits held at once
     carried = np.searchsorted(sides.direct_of, np.arange(len(row) + 1))  # direct changes among the reads before
     every = {**asked.by_name, **(_KL if asked.direct else {})}
     found: list[dict[str, Tensor]] = []
@@ -240,8 +242,8 @@ def _sides(rows: Rows, chunk: np.ndarray, direct: bool) -> tuple[_Sides, Reads]:
         order = np.argsort(key, kind="stable")
         reads = Reads(*(x[order] for x in reads))
         place, index = np.unique(key[order], return_inverse=True)
-        at = upload(np.stack(np.divmod(place, recording.tokens.shape[1])), device)
-        clean, stream = recording.final_hidden[at[0], at[1]], recording.activations[last][at[0], at[1]]
+        at = np.stack(np.divmod(place, recording.tokens.shape[1]))
+        clean, stream = recording.rows((FINAL, last), at)
     else:
         distinct, which = rows.distinct_clean(chunk)
         width = int(reads.column.max()) + 1

@@ -224,15 +224,16 @@ def hooked_logits(
         if model.wrapper == "transformer_lens":
             hooks = [fwd_hooks(site, edit, position, may_change_nothing=True) for site, edit in edits]
             put = [hook for each in hooks for hook in stack.enter_context(each)]
-            return model.handle.run_with_hooks(tokens, fwd_hooks=put) if put else model.handle(tokens)
+            logits = model.handle.run_with_hooks(tokens, fwd_hooks=put) if put else model.handle(tokens)
+            return logits.to(model.device)
         if not edits:
-            return model.hf(input_ids=tokens).logits
+            return model.hf(input_ids=tokens).logits.to(model.device)
         with model.handle.trace(tokens):
             entered: dict[int, Tensor] = {}
             for site, edit in edits:
                 _edit_in_trace(model, model.handle, site, edit, position, entered)
             logits = model.handle.output.logits.save()
-        return logits
+        return logits.to(model.device)
 
 
 class Forwarded(NamedTuple):
@@ -263,6 +264,7 @@ def reference_forward(
 
     def put(several: list[Placed]) -> Edit:
         def change(hidden: Tensor) -> Tensor:
+            hidden = hidden.to(device)  # a wrapper's own hooks give it where the block is
             for each in several:
                 row, position = at(each.token)
                 if each.site.point == "pattern":  # of this pass, which may be shorter than the longest prompt

@@ -104,6 +104,8 @@ class Layout:
     slot: Int[Tensor, "token"]
     """place of each token, (group · size + branch) · width + place in the branch"""
     group_prompt: Int[Tensor, "group"]
+    prompts: Int[np.ndarray, "group"]
+    """the same on the CPU"""
     start: Int[Tensor, "group slot"]
     """position of the first token of each slot's branch; 0 in padding slots"""
     position: Int[Tensor, "group slot"]
@@ -134,11 +136,12 @@ def layout(branches: Branches, device: torch.device, cost_of_slot: float | int, 
     branch = (np.cumsum(new) - 1) * size + within % size
     slot = branch[branches.row] * width + branches.place
     both = np.stack([branches.start[branches.row], branches.position])
-    slot, both, group_prompt = upload_all([slot, both, prompt[new]], device)
+    prompts = prompt[new]
+    slot, both, group_prompt = upload_all([slot, both, prompts], device)
     padded = torch.zeros(2, int(new.sum()) * size * width, dtype=torch.long, device=device)
     padded.index_copy_(1, slot, both)
     start, position = padded.view(2, -1, size * width)
-    return Layout(slot, group_prompt, start, position, width, n_clean)
+    return Layout(slot, group_prompt, prompts, start, position, width, n_clean)
 
 
 class _JoinedKeys(DynamicCache):
@@ -149,12 +152,9 @@ class _JoinedKeys(DynamicCache):
         self.recording, self.rows = recording, rows
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        assert self.recording.keys is not None and self.recording.values is not None
-        clean = (self.recording.keys, self.recording.values)
-        return tuple(
-            torch.cat([kept[layer_idx][:, :, : self.rows.n_clean].index_select(0, self.rows.group_prompt), new], dim=2)
-            for kept, new in zip(clean, (key_states, value_states), strict=True)
-        )
+        prompt = self.rows.group_prompt.to(key_states.device)
+        clean = self.recording.clean_keys(layer_idx, self.rows.prompts, prompt, self.rows.n_clean)
+        return tuple(torch.cat(pair, dim=2) for pair in zip(clean, (key_states, value_states), strict=True))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.rows.n_clean
@@ -287,6 +287,8 @@ def replayed(
     first = min(each.site.first_block for each in edits)
     flat = attention == "grouped" or first == model.n_layers  # above the last block nothing attends
     rows = layout(branches, device, 0 if flat else 12 * model.d_model, group_size)
+    if recording.spilled is not None and first < model.n_layers:
+        recording.spilled.need(rows.prompts)
     put = list(zip(kept, tokens, strict=True))
     entering = [x for x in put if x[0].site.first_block == first and x[0].site.entry == x[0].site]
     later = [x for x in put if not any(x[0].site == other.site for other, _ in entering)]
@@ -308,6 +310,7 @@ def replayed(
                 recording,
                 rows.slot,
                 rows.group_prompt,
+                rows.prompts,
                 rows.start,
                 rows.position,
                 rows.width,
@@ -343,7 +346,8 @@ def replayed(
             **{cache_name(model.base) or "cache": cache},
         ).last_hidden_state
     found = [
-        (x[0] if flat else x.flatten(0, 1).index_select(0, rows.slot)) for x in (hidden, stream[0] if stream else value)
+        (x[0] if flat else x.flatten(0, 1).index_select(0, rows.slot))
+        for x in (hidden.to(device), stream[0] if stream else value)
     ]
     branch = rows.slot // rows.width
     bad_rows = torch.zeros(rows.position.numel() // rows.width, dtype=torch.int32, device=device)
@@ -370,7 +374,7 @@ def unembed(
             which = tokens.to(head.weight.device)
             weight, bias = head.weight[which], None if head.bias is None else head.bias[which]
             stack.enter_context(forward_replaced(head, lambda x: F.linear(x, weight, bias)))
-        return model.hf(input_ids=ids).logits[0]
+        return model.hf(input_ids=ids).logits[0].to(hidden.device)
 
 
 def gives_some_logits(recording: Recording, hidden: Float[Tensor, "row d_model"], tokens: Int[Tensor, "token"]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interventions.errors import MechdiagError, is_out_of_memory, one_line
 from interventions.models.causality import LEAK
+from interventions.models.spilled import FINAL
 from interventions.recording import Recording
 from interventions.replaying.certificates import Certificate, certificates, keep
 from interventions.replaying.hooks import full_forwards
@@ -117,8 +118,8 @@ def _acts_otherwise(rows: Rows, chunks: Iterable[np.ndarray]) -> str | None:
             alone = Branches.single(np.zeros(len(edited[0]), dtype=int), np.zeros(len(edited[0]), dtype=int))
             there = placed(recording, last, alone.edited, recording.at(last, *edited))
             direct = replayed(recording, alone, [there]).hidden.float()
-            found, where = torch.cat([found, direct]), (torch.cat(x) for x in zip(at, edited, strict=True))
-            expected = recording.final_hidden[tuple(x.to(found.device) for x in where)].float()
+            found, where = torch.cat([found, direct]), [torch.cat(x).numpy() for x in zip(at, edited, strict=True)]
+            expected = recording.rows((FINAL,), np.stack(where))[0].float()
             off = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)).max())
             if not off <= allowed:
                 return f"{whose} does something else to single tokens than to whole prompts (off by {off:.1e} of their norm)"
@@ -144,12 +145,12 @@ def _unembeds_otherwise(rows: Rows, chunk: Int[np.ndarray, "some_row"]) -> str |
     reads = rows.reads(chunk)
     prompt, n_pos = rows.prompt[chunk][reads.row], recording.tokens.shape[1]
     place, of = np.unique(prompt * n_pos + reads.position, return_inverse=True)
-    at = [torch.from_numpy(x).to(model.device) for x in np.divmod(place, n_pos)]
-    clean = recording.final_hidden[tuple(at)]
-    whole = [
-        unembed(recording, recording.final_hidden[p, : int(recording.length[p])])[at[1][at[0] == p]]
-        for p in np.unique(prompt)
-    ]
+    at = np.stack(np.divmod(place, n_pos))
+    clean, whole = recording.rows((FINAL,), at)[0], []
+    for p in np.unique(prompt):
+        everything = np.arange(int(recording.length[p]))
+        states = recording.rows((FINAL,), np.stack([np.full_like(everything, p), everything]))[0]
+        whole.append(unembed(recording, states)[torch.from_numpy(at[1][at[0] == p]).to(model.device)])
     edited = clean[torch.from_numpy(of).to(model.device)]
     for states, expected in ((torch.cat([clean, edited]), slice(len(clean), None)), (edited, slice(None))):
         logits = unembed(recording, states)[expected]
@@ -253,8 +254,8 @@ def why_not_recorded(rows: Rows) -> str | None:
     branches = Branches(some, start, last - start + 1, np.zeros(0, dtype=int))
     everything = np.arange(branches.n_tokens)
     slow = full_forwards(recording, branches, [], everything).logits
-    at = (torch.from_numpy(x).to(slow.device) for x in (branches.prompt[branches.row], branches.position))
-    delta, allowed = logits_differ(unembed(recording, recording.final_hidden[tuple(at)]), slow, recording.model.dtype)
+    at = np.stack([branches.prompt[branches.row], branches.position])
+    delta, allowed = logits_differ(unembed(recording, recording.rows((FINAL,), at)[0]), slow, recording.model.dtype)
     if delta <= allowed:
         return None
     return f"logits of recorded prompts differ by {delta:.1e} from those of each prompt alone, allowed {allowed:.1e}"

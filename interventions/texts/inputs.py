@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interventions.errors import TextError, one_line
 from interventions.models.causal_model import CausalModel
+from interventions.models.weights import n_embedded
 
 _EXPECTED = "expected a list of texts or of token ids, or a tokenizer's output for a list of texts"
 _BESIDE_IDS = {"attention_mask", "token_type_ids", "special_tokens_mask", "offset_mapping", "length", "labels"} | {
@@ -151,7 +152,7 @@ def check_prompts(model: CausalModel, prompts: Sequence[Sequence[int]]) -> None:
     (rotary, ALiBi) it warns, once for each model, of prompts longer than the configuration states: the model runs on them, but
     was not made for them.
     """
-    n_embed = model.hf.get_input_embeddings().weight.shape[0]
+    n_embed = n_embedded(model.hf)
     for i, ids in enumerate(prompts):
         outside = min(ids) if min(ids, default=0) < 0 else max(ids, default=0)
         if not 0 <= outside < n_embed:

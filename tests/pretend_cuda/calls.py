@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from interventions import Site, measure, record
 from interventions.effects import measure_joint
 from interventions.metrics import LogitDifference
+from interventions.models.memory import Budget
 from interventions.replaying.joint import Put
 from interventions.replaying.rows import Reference
 from tests.pretend_cuda.device import counting, pretended_cuda, total
@@ -23,12 +25,11 @@ _TOKENS = LogitDifference([3, 5], [7])
 _Call = Callable[..., object]
 
 
-def calls(device: str = "cuda") -> Iterator[tuple[str, _Call]]:
+def calls(hf: nn.Module, budget: Budget | None = None, device: str = "cuda") -> Iterator[tuple[str, _Call]]:
     """Each measures rows of one recording, `batch_rows` tokens at a time."""
-    hf = fresh("llama", device)
     post, added, z = Site(2), Site(3, "attn_out"), Site(3, "z", head=1)
     sites = [post, added, z, Site(2, "neurons", neurons=(1, 4)), Site(3, "k", head=0), Site(3, "pattern", head=2)]
-    recording = record(hf, prompts((_LENGTH,) * 4), sites)
+    recording = record(hf, prompts((_LENGTH,) * 4), sites, budget=budget)
     prompt = torch.arange(4).repeat_interleave(_ROWS // 4)
     position = torch.arange(_ROWS) % 3 + 3
 
@@ -80,7 +81,7 @@ def a_chunk(call: _Call) -> tuple[Counter, Counter]:
 if __name__ == "__main__":
     print(f"{'':32s} a chunk: waits  uploads  kernels    a call: waits  uploads")
     with pretended_cuda(), torch.no_grad():
-        for name, call in calls():
+        for name, call in calls(fresh("llama", "cuda")):
             chunk, rest = a_chunk(call)
             found = [total(chunk, kind) for kind in ("wait", "upload", "kernel")]
             print(

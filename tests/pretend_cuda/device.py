@@ -1,4 +1,4 @@
-"""A CUDA device that does not exist: its tensors say that they are on cuda:0 and hold CPU tensors.
+"""CUDA devices that do not exist: their tensors say that they are on cuda:0 or cuda:1 and hold CPU tensors.
 
 What a GPU refuses is refused here (operands on two devices), and what costs time there is counted: kernels, copies between host
 and device, and every time the host waits for the device. Numbers are the CPU's own. Kernels of ours do not run here: Triton needs a GPU.
@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def _indexed(device: Any) -> torch.device | None:
     """A device with its index, or None."""
     if device is None:
         return None
-    device = torch.device(device)
+    device = torch.device("cuda", device) if type(device) is int else torch.device(device)
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -248,6 +249,11 @@ def _install() -> None:
         **{"_lazy_init": None, "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None},
         **{"is_available": True, "device_count": 2, "current_device": 0, "get_device_capability": (9, 0)},
         **{"is_bf16_supported": True, "memory_allocated": 0, "max_memory_allocated": 0, "get_device_name": "pretended"},
+        **{
+            "mem_get_info": (2**37, 2**37),
+            "memory_reserved": 0,
+            "get_device_properties": SimpleNamespace(total_memory=2**37),
+        },
     }
     for name, answer in known.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
@@ -258,7 +264,7 @@ def _install() -> None:
         return (_attention if query.device.type == "cuda" else sdpa)(query, *args, **kwargs)
 
     def is_device(x: Any) -> bool:
-        return isinstance(x, torch.device) or (isinstance(x, str) and x.startswith("cuda"))
+        return isinstance(x, torch.device) or type(x) is int or (isinstance(x, str) and x.startswith("cuda"))
 
     def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         args, named = (tuple(_indexed(x) if is_device(x) else x for x in each) for each in (args, kwargs.values()))

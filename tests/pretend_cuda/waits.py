@@ -3,8 +3,13 @@
 import pytest
 import torch
 
+from interventions import Site, record, wrap
+from interventions.effects import intervened_logits
+from interventions.models.memory import Budget
 from tests.pretend_cuda.calls import a_chunk, calls
 from tests.pretend_cuda.device import counting, total
+from tests.pretend_cuda.spread import spread
+from tests.tiny import TOLERANCE, all_alone, fresh, prompts, rows, tiny_model
 
 
 def test_the_device_refuses_what_cuda_refuses():
@@ -42,9 +47,13 @@ def test_waits_of_the_host_are_counted(does, expected):
     assert total(count, "wait") == expected
 
 
-def test_no_chunk_makes_the_host_wait():
+@pytest.mark.parametrize("where", ["one device", "two devices", "keys in host memory"])
+def test_no_chunk_makes_the_host_wait(where):
+    hf = spread("llama") if where == "two devices" else fresh("llama", "cuda")
     with torch.no_grad():
-        for name, call in calls():
+        for name, call in calls(hf, Budget(device=0, host=10**9) if where == "keys in host memory" else None):
+            if where != "one device" and name not in ("the study's five metrics", "a head's pattern", "joint edits"):
+                continue
             chunk, call_itself = a_chunk(call)
             waits = {key: n for key, n in chunk.items() if key[0] == "wait" and n}
             assert not waits, name
@@ -52,4 +61,24 @@ def test_no_chunk_makes_the_host_wait():
                 name,
                 call_itself,
             )  # for its values, at the end; checks of joint edits
-            assert total(chunk, "upload") <= 18, name
+            assert where != "one device" or total(chunk, "upload") <= 18, name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "attention"), [("llama", "grouped"), ("gemma3", "masked")])
+def test_a_model_over_two_devices_gives_what_it_gives_on_one(name, attention):
+    """Full forward passes on the CPU, by torch hooks of the tests' own, are what replay and hooks over two devices must give."""
+    model, plain = wrap(spread(name)), tiny_model(name)
+    model.replay_attention = attention
+    sites = [Site(1), Site(3, "resid_pre"), Site(4, "attn_out"), *[Site(3, "resid_mid")] * (name == "llama"), Site(5)]
+    recording = record(model, prompts(), sites)
+    assert [k.device.index for k in recording.keys] == [0, 0, 0, 1, 1, 1]
+    prompt, position = rows()
+    for site in sites:
+        x = recording.at(site, prompt, position)
+        assert x.device == model.device == recording.final_hidden.device == torch.device("cuda:0")
+        vectors = x + x.flip(-1)
+        expected = all_alone(name, plain, prompts(), site, prompt, position, vectors.cpu())
+        for path in ("replay", "hooks"):
+            found = intervened_logits(recording, site, prompt, position, vectors, path=path)
+            assert found.device == model.device and (found.cpu() - expected).abs().max() <= TOLERANCE

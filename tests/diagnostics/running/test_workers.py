@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -320,4 +321,8 @@ def test_workers_load_models_by_name_and_refuse_other_weights(pool, tmp_path):
         again = direction_norm(model, PROMPTS[:20], layers=[1], pairs=10)
         with pytest.raises(ModelError, match=r"workers need a plain Hugging Face model; .* wrapped by nnsight"):
             direction_norm(traced(fresh("llama")), PROMPTS[:20], layers=[1], pairs=10)
+        spread: Any = fresh("llama")
+        spread.hf_device_map = {"model": "cuda:0", "lm_head": "cuda:1"}  # as accelerate leaves it
+        with pytest.raises(ModelError, match="is spread over cuda:0, cuda:1: run without workers"):
+            direction_norm(spread, PROMPTS[:20], layers=[1], pairs=10)
     assert np.allclose(again.frame["kl"], expected.frame["kl"], rtol=1e-3, atol=1e-9)
