@@ -6,9 +6,27 @@ from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from interventions.models.exclusive import hooked
+
+_WIDE_PRODUCTS: dict[tuple[str, torch.dtype], bool] = {}
+
+
+def multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether matrices of half precision there give a float32 product (`torch.mm(…, out_dtype=…)`: CUDA, in recent versions)."""
+    key = device.type, dtype
+    if dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if key not in _WIDE_PRODUCTS:
+        x = torch.zeros(16, 16, device=device, dtype=dtype)
+        try:
+            _WIDE_PRODUCTS[key] = torch.mm(x, x, out_dtype=torch.float32).dtype == torch.float32
+        except (TypeError, RuntimeError):  # NotImplementedError is one
+            _WIDE_PRODUCTS[key] = False
+    return _WIDE_PRODUCTS[key]
+
 
 _CACHE_NAMES = ("cache", "past_key_values")
 """What a forward pass calls its keys and values, the newest name first (transformers 5.24 renamed `past_key_values`)."""

@@ -13,7 +13,7 @@ masked    the model's own attention under a 4-D mask, the branches of a prompt s
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from interventions.models.anatomy import at_site
 from interventions.models.causal_model import CausalModel
-from interventions.models.compat import cache_name, cache_understood
+from interventions.models.compat import cache_name, cache_understood, multiplies_into_float32
 from interventions.models.exclusive import exclusive, forward_replaced
 from interventions.models.uploads import upload_all
 from interventions.recording import Recording
@@ -112,19 +112,23 @@ class Layout:
     """0 in padding slots"""
     width: int
     n_clean: int
-    """clean keys a group may attend to: the largest start"""
+    """clean keys a group may attend to: the largest start, on a GPU rounded up to a multiple of 8 where so many were recorded"""
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.position.shape[0], self.position.shape[1]
 
 
-def layout(branches: Branches, device: torch.device, cost_of_slot: float | int, size: int | None = None) -> Layout:
+def layout(
+    branches: Branches, device: torch.device, n_pos: int, cost_of_slot: float | int, size: int | None = None
+) -> Layout:
     """Branches laid out in groups of `size` of them, or of the size that costs least.
 
-    cost_of_slot: multiply-adds of a padding slot, beside attention, in units of d_model.
+    n_pos: keys that were recorded of a prompt. cost_of_slot: multiply-adds of a padding slot, beside attention, in units of d_model.
     """
     n_clean, width, prompt = int(branches.start.max()), int(branches.length.max()), branches.prompt
+    if device.type != "cpu":  # matrix products on GPUs want rows of a multiple of 16 bytes
+        n_clean = min(-(-n_clean // 8) * 8, n_pos)
     counts = np.diff(np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1], True]))
     sizes = np.unique(np.minimum(2 ** np.arange(8), counts.max())) if size is None else np.array([size])
     groups = np.array([np.ceil(counts / s).sum() for s in sizes])
@@ -286,7 +290,7 @@ def replayed(
     tokens = upload_all([each.token for each in edits], device)
     first = min(each.site.first_block for each in edits)
     flat = attention == "grouped" or first == model.n_layers  # above the last block nothing attends
-    rows = layout(branches, device, 0 if flat else 12 * model.d_model, group_size)
+    rows = layout(branches, device, recording.tokens.shape[1], 0 if flat else 12 * model.d_model, group_size)
     if recording.spilled is not None and first < model.n_layers:
         recording.spilled.need(rows.prompts)
     put = list(zip(kept, tokens, strict=True))
@@ -362,7 +366,8 @@ def unembed(
 ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row token"]:
     """Logits of final hidden states, by the model's own head (soft-capping and scaling included), in the model's dtype.
 
-    tokens: of these alone, where `gives_some_logits`: at the cost of these.
+    tokens: of these alone, where `gives_some_logits`: at the cost of these. Where the device multiplies matrices of half precision into
+    float32 and the head is one plain linear layer, logits are float32: rounding them would raise the noise floor of KL several times.
     """
     model, output = recording.model, recording.output_type(last_hidden_state=hidden[None])
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
@@ -374,18 +379,33 @@ def unembed(
             which = tokens.to(head.weight.device)
             weight, bias = head.weight[which], None if head.bias is None else head.bias[which]
             stack.enter_context(forward_replaced(head, lambda x: F.linear(x, weight, bias)))
+        elif not hidden.requires_grad and multiplies_into_float32(hidden.device, hidden.dtype):
+            head = _plain_head(model)
+            if head is not None and head.weight.dtype == hidden.dtype:
+                stack.enter_context(forward_replaced(head, partial(_wide_linear, head=head)))
         return model.hf(input_ids=ids).logits[0].to(hidden.device)
+
+
+def _wide_linear(x: Float[Tensor, "*row d_model"], head: nn.Linear) -> Float[Tensor, "*row vocab"]:
+    """The head's product in float32, its factors in half precision."""
+    product = torch.mm(x.flatten(0, -2), head.weight.T, out_dtype=torch.float32)
+    return (product if head.bias is None else product + head.bias).unflatten(0, x.shape[:-1])
+
+
+def _plain_head(model: CausalModel) -> nn.Linear | None:
+    """The model's head, if it is one linear layer that nothing else has a hand in."""
+    head = model.hf.get_output_embeddings()
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    if type(head) is not nn.Linear or "forward" in head.__dict__ or any(getattr(head, name) for name in hooks):
+        return None
+    return None if type(head.weight) is not nn.Parameter or head.weight.is_meta else head
 
 
 def gives_some_logits(recording: Recording, hidden: Float[Tensor, "row d_model"], tokens: Int[Tensor, "token"]) -> bool:
     """Whether the model's head gives the logits of some tokens alone: it is one linear layer that nothing else has a hand in, and
     whatever follows it (soft-capping, scaling) treats each token by itself. The latter is seen by looking at these states' logits.
     """
-    head = recording.model.hf.get_output_embeddings()
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    if type(head) is not nn.Linear or "forward" in head.__dict__ or any(getattr(head, name) for name in hooks):
-        return False
-    if type(head.weight) is not nn.Parameter or head.weight.is_meta:
+    if _plain_head(recording.model) is None:
         return False
     some = unembed(recording, hidden, tokens)
     if some.shape[-1] != len(tokens):

@@ -249,6 +249,32 @@ def test_other_dtypes_run_on_the_replay_path(name, dtype, device):
         assert effects["kl"][read_there].isfinite().all() and (effects["kl"][read_there] >= 0).all()
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_logits_of_half_precision_are_formed_in_float32_where_the_device_can(name, monkeypatch):
+    """As CUDA multiplies, here by widening both factors: the head's rounding is gone, and what follows the head (soft-capping) stays."""
+    product = torch.mm
+
+    def mm(a, b, *, out_dtype=None):
+        return product(a, b) if out_dtype is None else product(a.to(out_dtype), b.to(out_dtype))
+
+    hf = tiny_model(name, "cpu", torch.bfloat16)
+    recording = record(hf, prompts(), [Site(2)])
+    states = recording.final_hidden[0, :6]
+    rounded = unembed(recording, states)
+    monkeypatch.setattr(replay, "multiplies_into_float32", lambda device, dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(torch, "mm", mm)
+    found = unembed(recording, states)
+    exact = states.double() @ hf.get_output_embeddings().weight.double().T
+    if cap := getattr(hf.config, "final_logit_softcapping", None):
+        exact = cap * torch.tanh(exact / cap)
+    assert (rounded.dtype, found.dtype) == (torch.bfloat16, torch.float32)
+    assert (found - exact).abs().max() < 1e-5 < 1e-3 < (rounded - exact).abs().max()
+    prompt, position = rows()
+    vectors = edited(recording, Site(2), prompt, position)
+    effects = measure(recording, Site(2), prompt, position, vectors, metrics=("kl", "kl_direct"))
+    assert effects.path == "replay" and effects["kl"].isfinite().all() and effects["kl_direct"].isfinite().all()
+
+
 # Identities
 
 
@@ -487,7 +513,7 @@ def test_row_mask_within_a_window(window, given_branches, size):
     """A token at p sees the `window` last tokens up to itself, p − window < key ≤ p: those before its branch clean, the
     others of its branch, and every position once."""
     branches = branches_of(sorted(given_branches))
-    laid = layout(branches, CPU, 0.0, size)
+    laid = layout(branches, CPU, 24, 0.0, size)
     mask = row_mask(laid, torch.float16, window)[:, 0]
     assert set(mask.flatten().tolist()) <= {0.0, torch.finfo(torch.float16).min}
     n_slot = laid.shape[1]
@@ -537,7 +563,7 @@ def test_some_branches_are_these_branches(given_branches, data):
 @given(triples, st.sampled_from([0.0, 384.0]), st.one_of(st.none(), st.integers(1, 9)))
 def test_layout_gives_each_token_a_slot_of_its_prompt(given_branches, cost, size):
     branches = branches_of(sorted(given_branches))
-    found = layout(branches, CPU, cost, size)
+    found = layout(branches, CPU, 24, cost, size)
     n_group, n_slot = found.shape
     slot = found.slot.numpy()
     assert len(set(slot.tolist())) == branches.n_tokens
