@@ -199,7 +199,7 @@ class _Run:
         self.team, self.begun = team, False
         self.saved: dict[str, Any] = {}
         """states of a checkpoint, until the first batch says on which device they are to live"""
-        self.said: dict[str, dict[str, float]] = {}
+        self.said: dict[str, dict[str, Any]] = {}
         """the last metrics of each SAE"""
         self.done = 0
 
