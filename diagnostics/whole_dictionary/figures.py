@@ -22,7 +22,9 @@ def plot_latents(latents: pd.DataFrame, groups: Sequence[Mapping[str, Any]], pro
     if not groups:
         raise ResultError("no SAE in this result, so there is nothing to draw")
     with styled():
-        figure, axes = panels(len(groups), 4.2, 3.6, 0.5, least=8.4 if len(groups) > 1 else 5.2, sharex=True, sharey=True)
+        figure, axes = panels(
+            len(groups), 4.2, 3.6, 0.5, least=8.4 if len(groups) > 1 else 5.2, sharex=True, sharey=True
+        )
         for ax, g in zip(axes.flat, groups, strict=False):
             own, any_shown = lines_of(latents, sae=g["sae"]), False
             for verdict, (colour, marker) in VERDICT_LOOKS.items():

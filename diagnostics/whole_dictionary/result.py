@@ -74,7 +74,8 @@ class DictionaryEffects(Result):
     def summary(self) -> pd.DataFrame:
         """A line for each SAE: counts of verdicts, medians with intervals."""
         plain = [
-            {k: v for k, v in g.items() if k != "verdicts" and not isinstance(v, list)} | g["verdicts"] for g in self.groups
+            {k: v for k, v in g.items() if k != "verdicts" and not isinstance(v, list)} | g["verdicts"]
+            for g in self.groups
         ]
         return pd.DataFrame([with_ends(line) for line in plain])
 

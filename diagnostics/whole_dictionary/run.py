@@ -76,14 +76,18 @@ def dictionary_effects(
         "batch_rows": batch_rows,
         "asked_path": path,
     }
-    identity = run_identity(DictionaryEffects.NAME, model, prompts, own | {"sites": [str(site) for site in settings.sites]})
+    identity = run_identity(
+        DictionaryEffects.NAME, model, prompts, own | {"sites": [str(site) for site in settings.sites]}
+    )
     how = {"sink_filter": sink_filter, "tokens_per_latent": tokens_per_latent, "seed": seed}
     with Units(folder, identity, overwrite) as claimed, placed_at(claimed.place):
         work = None if claimed.folder is None else claimed.folder / "units"
         scans = kept(work, hashed(claimed.identity)[:16], lambda: scanned(model, prompts, dictionaries, **how))
         if not any(len(scan.prompt) for scan in scans.values()):
             left = {name: scan.left_out for name, scan in scans.items()}
-            raise ResultError(f"no latent is active at a usable token; left out: {left}; give more text, or another SAE")
+            raise ResultError(
+                f"no latent is active at a usable token; left out: {left}; give more text, or another SAE"
+            )
         runner = EffectsRunner(model, prompts, dictionaries, scans, settings)
         done = claimed.run(runner.units(), runner, progress)
     frame = whole_table([unit.frame for unit in done], [d.name for d in dictionaries])

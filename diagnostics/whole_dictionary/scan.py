@@ -120,7 +120,7 @@ def scanned(
         row[: len(flags)] = flags
     norms = {d.site: np.full(shape, np.nan, dtype=np.float32) for d in dictionaries}
     parts: dict[str, list[Entries]] = {d.name: [] for d in dictionaries}
-    batch: Int[ndarray, "prompt"] = np.zeros(0, dtype=int)
+    batch: Int[ndarray, prompt] = np.zeros(0, dtype=int)
 
     def see(site: Site, hidden: Float[Tensor, "prompt pos d_model"]) -> None:
         row, position = np.nonzero(np.arange(hidden.shape[1]) < length[batch][:, None])
@@ -133,7 +133,7 @@ def scanned(
                 at = prompt[active.token], position[active.token], active.latent
                 parts[d.name].append(Entries(*(part.astype(np.int32) for part in at), active.z))
 
-    for batch in _batches(model, length):  # noqa: B007 -- read by `see`
+    for batch in _batches(model, length):
         ids = pad_sequence([torch.tensor(prompts.tokens[i]) for i in batch], batch_first=True).to(model.device)
         with torch.no_grad():
             run_to_sites(model, ids, norms, see)
@@ -196,7 +196,9 @@ def kept(folder: Path | None, name: str, scan: Callable[[], Mapping[str, Scan]])
     try:
         return _load(path)
     except (*UNREADABLE, ValueError, KeyError) as error:
-        raise ResultError(f"{path} is damaged ({one_line(error)}); remove it, and run the same command again") from error
+        raise ResultError(
+            f"{path} is damaged ({one_line(error)}); remove it, and run the same command again"
+        ) from error
 
 
 def _save(path: Path, found: Mapping[str, Scan]) -> None:

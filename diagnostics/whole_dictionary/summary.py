@@ -19,7 +19,9 @@ NOTE = (
 @few_prompts()
 def summaries(rows: pd.DataFrame, latents: pd.DataFrame, provenance: dict[str, Any]) -> list[dict[str, Any]]:
     """Numbers of each SAE."""
-    return [_group(name, lines_of(rows, sae=name), lines_of(latents, sae=name), provenance) for name in provenance["saes"]]
+    return [
+        _group(name, lines_of(rows, sae=name), lines_of(latents, sae=name), provenance) for name in provenance["saes"]
+    ]
 
 
 def _group(name: str, rows: pd.DataFrame, latents: pd.DataFrame, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def _group(name: str, rows: pd.DataFrame, latents: pd.DataFrame, provenance: dic
     return {
         "sae": name, "layer": int(latents.layer.iloc[0]), "point": str(latents.point.iloc[0]), "latents": len(latents),
         "rows": len(rows), "tokens": notes["tokens"], "prompts": int(rows.prompt.nunique()),
-        "tokens_edited": int(len(rows[["prompt", "position"]].drop_duplicates())),
+        "tokens_edited": len(rows[["prompt", "position"]].drop_duplicates()),
         "short": int(((latents.firings > 0) & latents.short).sum()), "tested": len(tested),
         "verdicts": {verdict: int(verdicts.get(verdict, 0)) for verdict in VERDICTS},
         "q_at_most_.05": int((tested.q <= FALSE_DISCOVERY).sum()),

@@ -62,7 +62,7 @@ class EffectsRunner:
             for name, scan in self.scans.items():
                 n = _within(scan.prompt, among)
                 if rows := n.stop - n.start:
-                    found.append(Unit.of(rows=2 * rows, group=("", name, number), sae=name, shard=number))
+                    found.append(Unit.of(rows=2 * rows, group=("", number), sae=name, shard=number))
         return found
 
     def __call__(self, unit: Unit, tick: Tick) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -96,7 +96,8 @@ class _Work:
         prompt, position = np.nonzero(self.scan.usable[self.among])
         n = len(prompt)
         key = [
-            hash_keys(self.settings.seed, f"placebo {which}", self.prompt, self.position, self.latent_id) for which in (0, 1)
+            hash_keys(self.settings.seed, f"placebo {which}", self.prompt, self.position, self.latent_id)
+            for which in (0, 1)
         ]
         one = (key[0] % np.uint64(n)).astype(np.int64)
         other = (one + 1 + (key[1] % np.uint64(max(1, n - 1))).astype(np.int64)) % n
