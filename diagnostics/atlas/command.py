@@ -7,11 +7,10 @@ from pathlib import Path
 from diagnostics.atlas.result import CausalAtlas
 from diagnostics.atlas.run import causal_atlas
 from diagnostics.commands import command
-from diagnostics.commands.ranges import NonNegativeInt, PositiveInt, Share
-from diagnostics.commands.sae_inputs import SAERunOptions
+from diagnostics.commands.ranges import PositiveInt, Share
 from diagnostics.results.result import load_result
-from diagnostics.whole_dictionary.result import DictionaryEffects
-from diagnostics.whole_dictionary.run import dictionary_effects
+from diagnostics.whole_dictionary import command as whole_dictionary
+from diagnostics.whole_dictionary.command import AllLatentsOptions
 from interventions.errors import MechdiagError
 from interventions.files import claim_folder
 
@@ -19,7 +18,7 @@ N_PROMPTS = 160
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtlasOptions(SAERunOptions):
+class AtlasOptions(AllLatentsOptions):
     """What does ablating each active latent of an SAE at each token do, and which cheap attribution can be trusted?
 
     Subtracts z_i d_i, the SAE's error kept, for every latent active at every token, and measures KL(clean || ablated) in nats, its
@@ -42,14 +41,6 @@ class AtlasOptions(SAERunOptions):
 
     saes: tuple[str, ...] = ("standard",)
     """folders, files, names in the zoo, hf:owner/name/folder; or kinds of SAE in the packaged zoo, such as cosine, one for each of --layers"""
-    n_prompts: NonNegativeInt = 0
-    """prompts sampled from the text (default 0: 160, or with --all-latents as many as hold --scan-tokens)"""
-    all_latents: bool = False
-    """measure every latent of the SAEs at some of its tokens, in place of every token; without scores"""
-    tokens_per_latent: PositiveInt = 100
-    """with --all-latents: active tokens of each latent, as many from each quarter of its |z|; those that fire less often are counted"""
-    scan_tokens: PositiveInt = 300_000
-    """with --all-latents: tokens of the text that are read at most"""
     path_share: Share = 0.1
     """share of the tokens that also get integrated gradients, the sampled Fisher form and exact second order; scores are compared on these.
     Exact second order costs 2.4 times the ablations of these tokens: with .1 a quarter more in all"""
@@ -72,11 +63,9 @@ class AtlasOptions(SAERunOptions):
 
 def main(options: AtlasOptions) -> command.Document:
     """Run the command."""
-    options.check((DictionaryEffects if options.all_latents else CausalAtlas).files())
     if options.all_latents:
-        saes = options.load_saes()
-        how = options.common() | options.named("tokens_per_latent", "scan_tokens")
-        return options.measure("removing", "edit", dictionary_effects, *options.load(), saes, **how)
+        return whole_dictionary.main(options)
+    options.check(CausalAtlas.files())
     options = replace(options, n_prompts=options.n_prompts or N_PROMPTS)
     if options.results:
         joined = CausalAtlas.joined([load_result(CausalAtlas, folder) for folder in options.results])
