@@ -54,7 +54,7 @@ def calls():
         ),
         "causal_atlas": lambda **how: causal_atlas(fresh("llama"), PROMPTS[:80], sae, path_share=0.2, **how),
         "dictionary_effects": lambda **how: dictionary_effects(
-            fresh("llama"), PROMPTS, sae, tokens_per_latent=4, **how
+            fresh("llama"), PROMPTS, sae, tokens_per_latent=300, **how
         ),
         "activation_patching": lambda **how: activation_patching(
             fresh("llama"), pairs, layers=[1, 4], sites=["z", "mlp_out"], **how
