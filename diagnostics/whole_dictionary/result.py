@@ -73,11 +73,9 @@ class DictionaryEffects(Result):
 
     def summary(self) -> pd.DataFrame:
         """A line for each SAE: counts of verdicts, medians with intervals."""
-        plain = [
-            {k: v for k, v in g.items() if k != "verdicts" and not isinstance(v, list)} | g["verdicts"]
-            for g in self.groups
-        ]
-        return pd.DataFrame([with_ends(line) for line in plain])
+        return pd.DataFrame(
+            [with_ends({k: v for k, v in g.items() if k != "verdicts"} | g["verdicts"]) for g in self.groups]
+        )
 
     def headlines(self) -> Iterable[Headline]:
         """For each SAE how many latents do more than their dose, and the typical ratio to a placebo."""

@@ -14,6 +14,8 @@ NOTE = (
     f"noise floors; small: below {SMALL:g} nats; more than dose: KL above its placebos' (sign test by prompt, false discovery rate {FALSE_DISCOVERY:g}); else no more than\n"
     "dose, which is no proof of equality. Medians over rows, of each latent about as many; brackets: 95 % intervals over prompts. Latents are counted, not estimated."
 )
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""of the latents tested"""
 
 
 @few_prompts()
@@ -35,11 +37,10 @@ def _group(name: str, rows: pd.DataFrame, latents: pd.DataFrame, provenance: dic
         "tokens_edited": len(rows[["prompt", "position"]].drop_duplicates()),
         "short": int(((latents.firings > 0) & latents.short).sum()), "tested": len(tested),
         "verdicts": {verdict: int(verdicts.get(verdict, 0)) for verdict in VERDICTS},
-        "q_at_most_.05": int((tested.q <= FALSE_DISCOVERY).sum()),
+        "above_dose": int((tested.q <= FALSE_DISCOVERY).sum()), "below_dose": int((tested.over_placebo_high < 1).sum()),
         **over_all(rows, floor),
         "relative_dose": float(tested.dose.median()), "noise_floor": floor,
-        "latent_kl_quartiles": [float(tested.kl.quantile(at)) for at in (0.25, 0.5, 0.75)],
-        "latent_over_placebo_quartiles": [float(tested.over_placebo.quantile(at)) for at in (0.25, 0.5, 0.75)],
+        **{f"latents_{name}_{at:.0%}": float(tested[name].quantile(at)) for name in ("kl", "over_placebo") for at in QUANTILES},
         "share_below_floor": float((rows.kl <= floor).mean()),
     }  # fmt: skip
 
@@ -47,7 +48,14 @@ def _group(name: str, rows: pd.DataFrame, latents: pd.DataFrame, provenance: dic
 def verdicts_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     """A line for each SAE: its latents by verdict."""
     lines = [
-        {"SAE": g["sae"], "block": g["layer"], "latents": g["latents"], **g["verdicts"], "short quota": g["short"]}
+        {
+            "SAE": g["sae"],
+            "block": g["layer"],
+            "latents": g["latents"],
+            **g["verdicts"],
+            "interval below 1": g["below_dose"],
+            "short quota": g["short"],
+        }
         for g in groups
     ]
     return pd.DataFrame(lines)
@@ -59,7 +67,7 @@ def effects_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
         {
             "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "tokens read": f"{g['tokens']:,}", "median KL": g["kl"],
             "median direct": g["kl_direct"], "median ÷ placebo": g["kl_over_placebo"], "top-1 changed": g["top1_changed"],
-            "dose": f"{g['relative_dose']:.2g}", "latents' ÷ placebo, quartiles": " ".join(f"{x:.2f}" for x in g["latent_over_placebo_quartiles"]),
+            "dose": f"{g['relative_dose']:.2g}", "latents' ÷ placebo, 5 25 50 75 95 %": " ".join(f"{g[f'latents_over_placebo_{at:.0%}']:.2f}" for at in QUANTILES),
             "floor": f"{g['noise_floor']:.0e}",
         }
         for g in groups
