@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from urllib.parse import quote, unquote
 
 import pandas as pd
@@ -98,4 +98,4 @@ def whole_table(parts: list[pd.DataFrame], saes: Iterable[str]) -> pd.DataFrame:
     frame["sae"] = pd.Categorical(frame.sae, categories=list(saes))
     frame["point"] = pd.Categorical(frame.point)
     frame = frame.sort_values(["sae", "latent", "prompt", "position"], kind="stable", ignore_index=True)
-    return frame[list(ROWS)]
+    return cast(pd.DataFrame, frame[list(ROWS)])

@@ -91,15 +91,16 @@ def dictionary_effects(
         runner = EffectsRunner(model, prompts, dictionaries, scans, settings)
         done = claimed.run(runner.units(), runner, progress)
     frame = whole_table([unit.frame for unit in done], [d.name for d in dictionaries])
-    said = own | {"rows": len(frame)} | merged(done, dictionaries, scans)
+    notes = merged(done, dictionaries, scans)
     clean, tables = record(model, prompts.tokens[:1]), []
     for d in dictionaries:
         rows = frame.loc[(frame.sae == d.name).to_numpy()]
-        floor = said["dictionary"][d.name]["noise_floor"] or 0.0
+        floor = notes["dictionary"][d.name]["noise_floor"] or 0.0
         table = latent_statistics(rows, scans[d.name], floor, tokens_per_latent)
         table = table.assign(sae=d.name, layer=d.site.layer, point=d.site.point)
         tokens = named_tokens(clean, d.directions, mean_coefficients(rows, len(d)))
         tables.append(pd.concat([table, tokens], axis=1)[list(LATENTS)])
+    said = own | {"rows": len(frame)} | notes
     provenance = run_provenance(DictionaryEffects.NAME, model, prompts, settings.sites, said)
     return DictionaryEffects(frame, prompts.tokens, provenance, pd.concat(tables, ignore_index=True))
 

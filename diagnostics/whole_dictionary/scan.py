@@ -120,7 +120,7 @@ def scanned(
         row[: len(flags)] = flags
     norms = {d.site: np.full(shape, np.nan, dtype=np.float32) for d in dictionaries}
     parts: dict[str, list[Entries]] = {d.name: [] for d in dictionaries}
-    batch: Int[ndarray, prompt] = np.zeros(0, dtype=int)
+    batch = np.zeros(0, dtype=int)
 
     def see(site: Site, hidden: Float[Tensor, "prompt pos d_model"]) -> None:
         row, position = np.nonzero(np.arange(hidden.shape[1]) < length[batch][:, None])
@@ -131,7 +131,8 @@ def scanned(
             if d.site == site and d.sae is not None:
                 active = active_latents(d.sae, torch.where(finite[:, None], x, 0))
                 at = prompt[active.token], position[active.token], active.latent
-                parts[d.name].append(Entries(*(part.astype(np.int32) for part in at), active.z))
+                p, q, latent = (part.astype(np.int32) for part in at)
+                parts[d.name].append(Entries(p, q, latent, active.z))
 
     for batch in _batches(model, length):
         ids = pad_sequence([torch.tensor(prompts.tokens[i]) for i in batch], batch_first=True).to(model.device)
@@ -213,6 +214,8 @@ def _load(path: Path) -> dict[str, Scan]:
     with np.load(path, allow_pickle=False) as file:
         about: dict[str, Any] = json.loads(file["about"].tobytes())
         return {
-            name: Scan(*(file[f"{number}/{f.name}"] for f in fields(Scan) if f.name != "left_out"), left_out)
+            name: Scan(
+                **{f.name: file[f"{number}/{f.name}"] for f in fields(Scan) if f.name != "left_out"}, left_out=left_out
+            )
             for number, (name, left_out) in enumerate(about.items())
         }

@@ -15,7 +15,8 @@ NONE = np.zeros(0, dtype=int)
 
 def scan_of(firings) -> Scan:
     nothing = np.full(len(firings), np.nan)
-    return Scan(*[NONE] * 6, np.array(firings), nothing, nothing, np.ones((10, 10), dtype=bool), {})
+    usable = np.ones((10, 10), dtype=bool)
+    return Scan(NONE, NONE, NONE, NONE, NONE, NONE, np.array(firings), nothing, nothing, usable, {})
 
 
 def rows_of(rng, latents, per, prompts, ratio=1.0, level=0.01, agree=0.7):
@@ -73,9 +74,8 @@ def test_each_verdict_where_it_is_planted_and_numbers_are_those_of_the_statistic
     own = statistics.median(one.kl.to_numpy(), one.prompt.to_numpy())
     assert (table.kl[0], table.kl_low[0], table.kl_high[0]) == (own.value, own.low, own.high)
     known = one.dropna()
-    ratio = statistics.median_ratio(
-        *(known[c].to_numpy() for c in ("kl", "kl_placebo")), 1e-12, known.prompt.to_numpy()
-    )
+    values = known.kl.to_numpy(), known.kl_placebo.to_numpy()
+    ratio = statistics.median_ratio(*values, 1e-12, known.prompt.to_numpy())
     assert table.over_placebo_low[0] == ratio.low and table.frequency[1] == 0.7
     assert table.loc[3, ["kl_low", "p", "q"]].isna().all() and table.loc[4, ["kl", "p", "dose"]].isna().all()
     tested = table.p.dropna()
