@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.specifications.run import specification_curve
     from diagnostics.unit_norm.result import UnitNorm
     from diagnostics.unit_norm.run import unit_norm_sweep
+    from diagnostics.whole_dictionary.result import DictionaryEffects
+    from diagnostics.whole_dictionary.run import dictionary_effects
     from diagnostics.win_rate.result import WinRateReport
     from diagnostics.win_rate.run import win_rate_report
 
@@ -49,6 +51,7 @@ __all__ = [
     "CausalAtlas",
     "Concentration",
     "DictionaryComparison",
+    "DictionaryEffects",
     "DirectionNorm",
     "DoseResponse",
     "EdgePatching",
@@ -71,6 +74,7 @@ __all__ = [
     "causal_atlas",
     "causal_concentration",
     "compare_dictionaries",
+    "dictionary_effects",
     "direction_norm",
     "dose_response",
     "edge_patching",
@@ -97,6 +101,7 @@ _HOMES = {
     "CausalAtlas": "atlas.result",
     "Concentration": "latent_edits.concentration",
     "DictionaryComparison": "dictionary_comparison.result",
+    "DictionaryEffects": "whole_dictionary.result",
     "DirectionNorm": "direction_vs_norm.result",
     "DoseResponse": "dose.result",
     "EdgePatching": "edges.result",
@@ -119,6 +124,7 @@ _HOMES = {
     "causal_atlas": "atlas.run",
     "causal_concentration": "latent_edits.concentration",
     "compare_dictionaries": "dictionary_comparison.run",
+    "dictionary_effects": "whole_dictionary.run",
     "direction_norm": "direction_vs_norm.run",
     "dose_response": "dose.run",
     "edge_patching": "edges.run",

@@ -26,6 +26,7 @@ from diagnostics.sae_evaluation.result import SAEEvaluation
 from diagnostics.sparse_probing.result import SparseProbing
 from diagnostics.specifications.result import Specifications
 from diagnostics.unit_norm.result import UnitNorm
+from diagnostics.whole_dictionary.result import DictionaryEffects
 from diagnostics.win_rate.result import WinRateReport
 from interventions.errors import MechdiagError, ResultError
 
@@ -33,7 +34,7 @@ KINDS: dict[str, type[BaseResult]] = {
     kind.NAME: kind
     for kind in (
         DirectionNorm, DoseResponse, UnitNorm, Specifications, SAEEvaluation, ProjectionEffects, WinRateReport, CausalAtlas,
-        FeatureAblation, SparseProbing, DictionaryComparison, ActivationPatching, EdgePatching, Faithfulness, Shapley,
+        DictionaryEffects, FeatureAblation, SparseProbing, DictionaryComparison, ActivationPatching, EdgePatching, Faithfulness, Shapley,
         Interactions, Concentration, Steering, Substitutions,
         AblationSparsity,
     )

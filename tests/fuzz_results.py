@@ -27,6 +27,8 @@ from diagnostics.projections.result import ProjectionEffects
 from diagnostics.results.result import BaseResult
 from diagnostics.results.stored import DIGESTS
 from diagnostics.saved import KINDS, sound_and_damaged
+from diagnostics.whole_dictionary.columns import ROWS
+from diagnostics.whole_dictionary.result import whole_table
 from diagnostics.win_rate.result import WinRateReport
 from diagnostics.win_rate.run import win_rate_report
 from interventions.errors import MechdiagError
@@ -52,6 +54,10 @@ def results(run: str) -> dict[str, BaseResult]:
             sae = pd.Categorical(["a", "b"] * 4, categories=["a", "b"])
             point = pd.Categorical(["resid_post"] * 8)
             found[name] = of(table.assign(sae=sae, point=point, prompt=np.arange(8) * 3), tokens, p)
+        elif name == "dictionary_effects":
+            known = table.assign(sae=["a"] * 4 + ["b"] * 4, point="resid_post", latent=np.arange(8), prompt=0)
+            rows = whole_table([known.reindex(columns=list(ROWS), fill_value=0)], "ab")
+            found[name] = of(rows, tokens, p, table.iloc[:5])
         elif name == "dictionary_comparison":
             found[name] = of(
                 table, tokens, p, table.iloc[:3], table.iloc[:2], table, {"pairs": [{"sae": "a", "mcs": 0.5 + seed}]}

@@ -1,4 +1,4 @@
-"""Rows of a causal atlas, joined to the tokens of a corpus."""
+"""Rows of a causal atlas, or of the effects of a whole dictionary, joined to the tokens of a corpus."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +18,8 @@ COLUMNS = (
     "clean_top1",
 )  # fmt: skip
 """Columns that an atlas must have; a row subtracts z_i·d_i at one token and keeps the SAE's error."""
+_WEIGHT = "weight"
+"""a column of rows that are a sample: of how many of the latent's active tokens each stands for; in sums it counts so often"""
 _DISAGREEING = 0.01
 
 
@@ -41,7 +43,7 @@ class AtlasRows:
     frame: pd.DataFrame
     """`token` (of the corpus), latent, z, delta_norm, kl, kl_direct, top1_changed, top1, clean_top1"""
     totals: pd.Series
-    """Σ kl of each latent over all of the SAE's rows in the atlas, nats, the largest first"""
+    """Σ kl of each latent over all of the SAE's rows in the atlas (a sample's by weight), nats, the largest first"""
     ranking: pd.Series
     """the same over its even prompts (0, 2, …); `top:N` chooses by it"""
     confirming: pd.Series
@@ -98,7 +100,7 @@ def atlas_rows(atlas: Atlas, corpus: LatentCorpus) -> AtlasRows:
         raise ResultError(
             f"the atlas has no rows of this SAE ({dictionary.name} at {site}, {digest}); it has {', '.join(known) or 'none'}"
         )
-    own = frame.loc[here & (frame.sae == named[0]), list(COLUMNS[3:])]
+    own = frame.loc[here & (frame.sae == named[0]), [name for name in (*COLUMNS[3:], _WEIGHT) if name in frame]]
     place = {copy: i for i, copy in enumerate(_copies(corpus.prompts.tokens))}
     ours = np.array([place.get(copy, -1) for copy in _copies(atlas.tokens)], dtype=int)
     prompt = ours[own.prompt.to_numpy(int)]
@@ -107,7 +109,7 @@ def atlas_rows(atlas: Atlas, corpus: LatentCorpus) -> AtlasRows:
             f"none of the atlas' {len(ours)} prompts ({_text(p)}) is among the {len(place)} of this text "
             f"({corpus.prompts.provenance.get('name', 'given')}) at this length; give both the same text, length and seed"
         )
-    joined = own.loc[prompt >= 0].drop(columns=["prompt", "position"]).reset_index(drop=True)
+    joined = own.loc[prompt >= 0, list(COLUMNS[5:])].reset_index(drop=True)
     token = corpus.token_at(prompt[prompt >= 0], own.position.to_numpy(int)[prompt >= 0])
     joined.insert(0, "token", token)
     z = np.asarray(corpus.z[token, joined.latent.to_numpy(int)]).reshape(-1)
@@ -152,7 +154,8 @@ def _copies(tokens: Sequence[Sequence[int]]) -> list[tuple[tuple[int, ...], int]
 
 
 def _totals(rows: pd.DataFrame) -> pd.Series:
-    return rows.groupby("latent").kl.sum().sort_values(ascending=False, kind="stable")
+    weighted = rows.kl * rows[_WEIGHT] if _WEIGHT in rows else rows.kl
+    return weighted.groupby(rows.latent).sum().sort_values(ascending=False, kind="stable")
 
 
 def _text(provenance: dict[str, Any]) -> str:

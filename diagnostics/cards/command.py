@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from diagnostics.cards.atlas_rows import Atlas
 from diagnostics.cards.choice import check_exist, parsed
 from diagnostics.cards.page import index_page
 from diagnostics.cards.run import latent_cards
@@ -14,10 +14,6 @@ from diagnostics.commands.sae_inputs import HeldOutTextOptions, saes_at
 from interventions.errors import MechdiagError
 from interventions.files import claim_folder, made, write_whole
 from interventions.models.loading import resolve_device
-
-if TYPE_CHECKING:
-    from diagnostics.atlas.result import CausalAtlas
-
 
 INDEX = "index.html"
 
@@ -42,7 +38,7 @@ class CardOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
     """numbers; or top:5, those of the largest summed effect at the even prompts of the --atlas (effects are then shown at the other
     prompts, to avoid selection bias); or frequent:5, those that fire most often"""
     atlas: Path | None = None
-    """folder of a causal atlas of this model, SAE and text"""
+    """folder of a causal atlas, or of the effects of a whole dictionary, of this model, SAE and text"""
     compare: tuple[str, ...] = ()
     """other SAEs of the model, whose latents are compared"""
     top: PositiveInt = 12
@@ -123,11 +119,13 @@ def main(options: CardOptions) -> command.Document:
     return {"cards": said, "out": str(folder), "files": written}
 
 
-def _atlas(folder: Path) -> "CausalAtlas":
+def _atlas(folder: Path) -> Atlas:
     from diagnostics.atlas.result import CausalAtlas
     from diagnostics.results.result import load_result
+    from diagnostics.whole_dictionary.result import DictionaryEffects
 
-    return load_result(CausalAtlas, folder)
+    whole = (folder / f"{DictionaryEffects.NAME}.json").exists()
+    return load_result(DictionaryEffects, folder) if whole else load_result(CausalAtlas, folder)
 
 
 def run() -> None:

@@ -61,7 +61,7 @@ def latent_cards(
 
     sae: anything that `as_sae` accepts, at its own site. latents: numbers, `top:5` (those with the largest summed effect at the even
     prompts of the atlas; their effects, placebos and ranks are of the other prompts, which did not choose them) or `frequent:5`.
-    others: further SAEs by name in which similar latents are looked up, each at its own site. atlas: a causal atlas of the same
+    others: further SAEs by name in which similar latents are looked up, each at its own site. atlas: a causal atlas, or effects of a whole dictionary, of the same
     model, SAE and text (anything with its frame, tokens and provenance): effects are then those of its rows at usable tokens of the
     common prompts, the card gives the latent's rank, and the effects of the examples are measured again and compared. top: examples
     with the largest |z|, one a prompt; few: examples from each of `BANDS` (per sign); context_tokens: tokens shown of each.

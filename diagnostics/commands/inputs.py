@@ -72,7 +72,7 @@ class TextOptions:
             texts,
             model.tokenizer,
             max_length=self.max_length,
-            n_prompts=self.n_prompts,
+            n_prompts=self.n_prompts or None,
             chat_template=self.chat_template,
             seed=seed,
         )

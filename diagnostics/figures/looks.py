@@ -106,6 +106,10 @@ SCORE_LOOKS = {
 PLACEBO_LOOKS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
 """Colour, marker and dashes of placebos, in every figure of latents' edits."""
 PLACEBO_LABELS = {"placebo_token": "placebo, between tokens", "placebo_isotropic": "placebo, isotropic"}
+VERDICT_LOOKS = {
+    "more than dose": ("#D55E00", "o"), "no more than dose": ("#0072B2", "s"), "small": ("0.55", "v"), "silent": ("0.8", "x"),
+}  # fmt: skip
+"""Colour and marker of what is said of single latents."""
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""
 CONDITION_LOOKS = {"single": ("#332288", "o", "-"), "partner": ("#999933", "s", "-"), "joint": ("#882255", "D", "-")}

@@ -88,7 +88,7 @@ class BaseResult:
         with _placed(made(folder), f"{self.NAME}.json", overwrite) as aside:
             digests = {}
             for name, part in self.parts().items():
-                (aside / name).parent.mkdir(exist_ok=True)
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 (write_frame if isinstance(part, pd.DataFrame) else save_tokens)(aside / name, part)  # type: ignore[arg-type]
                 digests[name] = digest((aside / name).read_bytes())
             figures = save_figures(aside, self.figures())
@@ -271,7 +271,7 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return len(data) == 2 and data[0] == data[1] and one.get("summary") == other.get("summary")
 
 
-_OWN = re.compile(r"([\w-][^/\\\0]*/)?[\w-][^/\\\0]*\.(parquet|npy|png|svg|pdf)")
+_OWN = re.compile(r"([\w-][^/\\\0]*/){0,2}[\w-][^/\\\0]*\.(parquet|npy|png|svg|pdf)")
 """Names that a result's own files may have: none outside of its folder, whatever a JSON says."""
 
 
@@ -293,11 +293,12 @@ def _take_places(aside: Path, folder: Path, document: str, figures: list[str], g
         if not path.is_dir():
             os.replace(path, folder / path.name)
             continue
-        (folder / path.name).mkdir(exist_ok=True)
-        for old in {old.name for old in (folder / path.name).glob("*.parquet")} - {new.name for new in path.iterdir()}:
-            (folder / path.name / old).unlink()
-        for part in path.iterdir():
-            os.replace(part, folder / path.name / part.name)
+        parts = {part.relative_to(aside) for part in path.rglob("*.parquet")}
+        for old in {old.relative_to(folder) for old in (folder / path.name).rglob("*.parquet")} - parts:
+            (folder / old).unlink()
+        for part in parts:
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside / part, folder / part)
 
 
 R = TypeVar("R", bound=BaseResult)

@@ -74,8 +74,9 @@ class Stored:
         return ResultError(f"{self.folder / file} is damaged: {why}; run the command of this result again")
 
     def within(self, subfolder: str) -> list[str]:
-        """The tables in a subfolder, by their digests (without any: all that lie there), in the order of their names."""
-        there = sorted(f"{subfolder}/{path.name}" for path in (self.folder / subfolder).glob("*.parquet"))
+        """The tables in a subfolder and below it, by their digests (without any: all that lie there), in the order of their names."""
+        paths = (self.folder / subfolder).rglob("*.parquet")
+        there = sorted(path.relative_to(self.folder).as_posix() for path in paths)
         if self.digests is None:
             return there
         known = sorted(file for file in self.digests if file.startswith(f"{subfolder}/"))

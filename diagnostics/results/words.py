@@ -150,7 +150,9 @@ def _lost(p: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str, str
         if name in _COUNTS:
             yield from ((f"{place}{where_}".strip(", "), name, said) for where_, said in _said(value))
         elif isinstance(value, Mapping):
-            yield from _lost(value, place if name in ("drawn", "atlas", "ablations", "saes") else f"{place}, {name}")
+            yield from _lost(
+                value, place if name in ("drawn", "atlas", "dictionary", "ablations", "saes") else f"{place}, {name}"
+            )
 
 
 def _said(value: Any, place: str = "") -> Iterator[tuple[str, str]]:

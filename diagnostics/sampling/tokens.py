@@ -133,10 +133,19 @@ def token_filter(
 
     A sink is a token with ‖x‖ > sink_filter · median ‖x‖ of its layer (finite norms of all tokens); None: no sink filter.
     """
+    return filter_by_norms([norm(x).squeeze(-1).cpu().numpy() for x in activations], length, special, sink_filter)
+
+
+def filter_by_norms(
+    norms: Sequence[Float[ndarray, "prompt pos"]],
+    length: Int[ndarray, "prompt"],
+    special: Bool[ndarray, "prompt pos"],
+    sink_filter: float | None,
+) -> TokenFilter:
+    """`token_filter` of activations of which the norms are known."""
     inside = np.arange(special.shape[1]) < np.asarray(length)[:, None]
     non_finite, no_norm, sink = (np.zeros(special.shape, dtype=bool) for _ in range(3))
-    for x in activations:
-        size = norm(x).squeeze(-1).cpu().numpy()
+    for size in norms:
         known = inside & np.isfinite(size)
         non_finite |= inside & ~np.isfinite(size)
         no_norm |= inside & (size == 0)

@@ -1,9 +1,10 @@
-"""`atlas.py` writes shards and joins finished atlases."""
+"""`atlas.py` writes shards and joins finished atlases; with --all-latents it writes a table of latents."""
 
 import pandas as pd
 
 from diagnostics.atlas.columns import COLUMNS
 from diagnostics.atlas.result import CausalAtlas
+from diagnostics.whole_dictionary.result import DictionaryEffects
 
 
 def test_shards_form_one_data_set_and_partial_shards_are_removed(script):
@@ -26,3 +27,34 @@ def test_finished_atlases_are_joined_and_never_overwritten(script):
     assert "--overwrite" in script("atlas", *joining, small=False).error
     assert "is one of --results" in script("atlas", *joining, "--out", one, small=False).error
     assert "holds no atlas" in script("atlas", "--results", script.given, "--out", script.folder / "x").error
+
+
+def test_all_latents_of_several_saes_and_a_card_of_one(script):
+    both = [script.given / "saes" / "2" / "standard", script.given / "saes" / "4" / "standard"]
+    words = ("--all-latents", "--saes", *both, "--tokens-per-latent", 4, "--n-prompts", 0, "--scan-tokens", 150)
+    run = script("atlas", *words)
+    assert run.status == 0, run.err
+    found = DictionaryEffects.load(run.folder)
+    assert found.saes == ["2/standard", "4/standard"] and sum(map(len, found.tokens)) <= 150
+    assert found.latents.rows.max() == 4 and len(pd.read_parquet(run.folder / "rows")) == len(found.frame)
+    assert "no more than dose" in run.said and "Example" not in run.said
+    assert script("atlas", *words).files == run.files  # a finished run, again
+    latent = int(found.frame.latent[0])
+    card = (
+        "--sae",
+        both[0],
+        "--latents",
+        latent,
+        "--atlas",
+        run.folder,
+        "--n-prompts",
+        24,
+        "--out",
+        script.folder / "card",
+    )
+    assert script("latent_card", *card).status == 0
+    for wrong, said in (
+        (("--tokens-per-latent", 0), "--tokens-per-latent 0; expected 1 or more"),
+        (("--results", run.folder), "--results joins atlases; it does not go with --all-latents"),
+    ):
+        assert said in script("atlas", *words, *wrong, "--out", script.folder / "x").error

@@ -45,6 +45,7 @@ from tests.diagnostics.sae_evaluation import test_figures as test_sae_plots
 from tests.diagnostics.sparse_probing import test_run as test_sparse_probing
 from tests.diagnostics.specifications import test_run as test_specification
 from tests.diagnostics.unit_norm import test_run as test_unit_norm
+from tests.diagnostics.whole_dictionary import test_run as test_dictionary
 from tests.planted import planted_model
 from tests.tiny import D_MODEL, prompts, tiny_model
 
@@ -129,6 +130,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "projections": test_projections.found,
     "win_rate": lambda: win_rate_report({"one": poisoned(test_projections.found())[0]}),
     "atlas": test_atlas.found,
+    "dictionary_effects": test_dictionary.whole,
     "feature_ablation": test_ablation_plots.result,
     "sparse_probing": test_sparse_probing.result,
     "dictionary_comparison": compared,
@@ -311,7 +313,14 @@ def test_every_point_with_an_interval_is_a_number_of_the_result(kind):
                 np.testing.assert_allclose(found, near, rtol=1e-7, atol=1e-12, err_msg=name)
                 seen += len(found)
     maps = ("activation_patching", "edge_patching")
-    assert seen or kind in ("specification", "causal_concentration", "projections", "interactions", *maps)
+    assert seen or kind in (
+        "specification",
+        "causal_concentration",
+        "projections",
+        "interactions",
+        "dictionary_effects",
+        *maps,
+    )
 
 
 def test_figures_by_depth_show_names_literally():

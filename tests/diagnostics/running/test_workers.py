@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics import activation_patching, causal_atlas, direction_norm
+from diagnostics import activation_patching, causal_atlas, dictionary_effects, direction_norm
 from diagnostics.running import ray_pool, recordings
 from diagnostics.running.place import Place, parts_of, placed_at
 from diagnostics.running.ray_pool import Worker, facts
@@ -44,7 +44,7 @@ def _pairs():
 
 @pytest.fixture(scope="module")
 def calls():
-    """Three diagnostics on their small runs."""
+    """Four diagnostics on their small runs."""
     x = record(fresh("llama"), PROMPTS[:20], [SITE]).activations[SITE].reshape(-1, D_MODEL)
     sae = build(named("standard:topk"), 48, 5, x, torch.Generator().manual_seed(1), hook_name=SITE.hook_name)
     sae = sae.requires_grad_(False)
@@ -54,6 +54,9 @@ def calls():
             fresh("llama"), PROMPTS, layers=[1, 4], pairs=40, context="both", null_seeds=1, **how
         ),
         "causal_atlas": lambda **how: causal_atlas(fresh("llama"), PROMPTS[:80], sae, path_share=0.2, **how),
+        "dictionary_effects": lambda **how: dictionary_effects(
+            fresh("llama"), PROMPTS, sae, tokens_per_latent=300, **how
+        ),
         "activation_patching": lambda **how: activation_patching(
             fresh("llama"), pairs, layers=[1, 4], sites=["z", "mlp_out"], **how
         ),
@@ -94,13 +97,13 @@ def test_parts_keep_groups_whole_and_deal_units_of_few_groups():
             assert len(set(some)) >= n or max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("name", ["direction_norm", "causal_atlas", "activation_patching"])
+@pytest.mark.parametrize("name", ["direction_norm", "causal_atlas", "dictionary_effects", "activation_patching"])
 def test_joined_parts_are_one_run(name, calls, alone, tmp_path):
     for i in (2, 1, 2):
         with workers(part=(i, 3)), pytest.raises(PartDone) as kept:
             calls[name](folder=tmp_path)
         assert kept.value.code == 0 and list(kept.value.missing)[-1] == "3/3"
-    with pytest.raises(ResultError, match=r"begun in parts, and part 3/3 lacks \d+ units; run --part 3/3, then join"):
+    with pytest.raises(ResultError, match=r"begun in parts, and part 3/3 lacks \d+ units?; run --part 3/3, then join"):
         calls[name](folder=tmp_path)
     with workers(part=(3, 3)):
         last = calls[name](folder=tmp_path)  # nothing is missing any more
