@@ -46,6 +46,7 @@ nitpick_ignore = [
     ("py:class", "diagnostics.figures.by_depth.DepthPlan"),  # how a figure is drawn, no part of the interface
     ("py:class", "diagnostics.commands.ranges.Range"),  # the range of an option, which its help states
     ("py:class", "interventions.replaying.chunks.Asked"),  # what a chunk is asked for, no part of the interface
+    ("py:class", "sae_models.training.runs.Team"),  # who trains, which workers' `team()` gives
     ("py:class", "diagnostics.running.ray_pool.RayPool"),  # what `workers` yields, for the bench
     ("py:class", "diagnostics.results.result.R"),  # type variables
     ("py:class", "diagnostics.running.single_edits.R"),
