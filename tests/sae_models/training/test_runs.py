@@ -23,6 +23,7 @@ JOBS = [
     Job("15/standard", "late", named("standard"), SHORT, "m", "blocks.15.hook_resid_post"),
     Job("15/cosine", "late", named("cosine"), SHORT),
     Job("7/topk", "early", named("aligned:topk"), replace(SHORT, seed=1)),
+    Job("7/jumprelu", "early", named("jumprelu"), replace(SHORT, bandwidth=0.5, l0=0.05)),
 ]
 SETTINGS = {"steps": STEPS, "log_every": LOG, "checkpoint_every": EVERY, "about": {"text": "ours", "tokens": 7}}
 
@@ -129,7 +130,7 @@ def test_files_of_a_finished_run(undisturbed):
     assert found.keys() == {"run.json", "metrics.jsonl", "manifest.json", *weights}
     lines = [json.loads(line) for line in found["metrics.jsonl"].decode().splitlines()]
     assert [(line["sae"], line["step"]) for line in lines] == [(job.name, n) for n in (3, 6, 7) for job in JOBS]
-    assert [line["tokens"] for line in lines[::3]] == [48, 96, 112]
+    assert [line["tokens"] for line in lines[:: len(JOBS)]] == [48, 96, 112]
     assert {"fve", "l0", "dead", "loss", "lr"} <= lines[0].keys()
     assert len({line["fve"] for line in lines}) == len(lines)
     about = json.loads(found["run.json"])
