@@ -6,6 +6,7 @@ that dies is started again, and its unit with it.
 """
 
 import contextlib
+import copy
 import os
 import platform
 import secrets
@@ -24,6 +25,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils._pytree import tree_map
 
 from diagnostics.running import recordings as shared
 from diagnostics.running.place import differences
@@ -157,7 +159,10 @@ class Worker:
         if what in ("begin", "step"):
             arguments = tuple(_on(device, x) if isinstance(x, dict) else x for x in arguments)
         with self._working():
-            return getattr(self.team, what)(*arguments)
+            found = getattr(self.team, what)(*arguments)
+        if what == "saes":
+            return {name: sae.cpu() if device == "cpu" else copy.deepcopy(sae).cpu() for name, sae in found.items()}
+        return tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, found)
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:

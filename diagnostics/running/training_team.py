@@ -23,7 +23,8 @@ class RayTeam:
         self.pool, self.waiting = pool, deque[list[Any]]()
 
     def begin(self, jobs: Sequence[Job], steps: int, first: Batch, states: Mapping[str, Any]) -> None:
-        self.pool.start(next(iter(first.values())).device.type)
+        self.device = next(iter(first.values())).device
+        self.pool.start(self.device.type)
         share: list[list[Job]] = [[] for _ in self.pool.workers]
         for job in sorted(jobs, key=lambda job: -job.recipe.d_sae):
             min(share, key=lambda own: sum(one.recipe.d_sae for one in own)).append(job)
@@ -51,7 +52,7 @@ class RayTeam:
         return self._merged("states")
 
     def saes(self) -> dict[str, SAE]:
-        return self._merged("saes")
+        return {name: sae.to(self.device) for name, sae in self._merged("saes").items()}
 
     def _merged(self, what: str) -> dict[str, Any]:
         return {name: value for found in self._ask(what, *(() for _ in self.members)) for name, value in found.items()}
