@@ -138,15 +138,13 @@ class SAETraining:
         self.architecture, self.recipe, self.steps = architecture, recipe, steps
         u = normalisation(architecture.normalise)(sample if sample.dtype == torch.float64 else sample.float()).u
         self.variance = u.var(dim=0, unbiased=False).sum()
-        bandwidth = recipe.bandwidth * float(self.variance.sqrt())
         self.sae = build(
             *(architecture, recipe.d_sae, recipe.k, sample, generator),
-            threshold=bandwidth,
+            threshold=recipe.bandwidth * float(self.variance.sqrt()),
             model_name=model_name,
             hook_name=hook_name,
         )
-        if isinstance(self.sae.selector, JumpReLU):
-            self.sae.selector.bandwidth = bandwidth
+        self._spread_steps()
         self.optimizer = _optimizer(self.sae, recipe, float(self.variance.sqrt()) / self.sae.d_model**0.5)
         self.done = 0
         """steps taken"""
@@ -315,6 +313,12 @@ class SAETraining:
         self._sums = {name: value.to(self.sae.device) for name, value in state["sums"].items()}
         if isinstance(self.sae.selector, BatchTopK):
             self.sae.selector._hint = state["hint"]
+        self._spread_steps()
+
+    def _spread_steps(self) -> None:
+        """The bandwidth of learned thresholds, in the unit of the scores."""
+        if isinstance(self.sae.selector, JumpReLU):
+            self.sae.selector.bandwidth = self.recipe.bandwidth * float(self.variance.sqrt())
 
     def _no_sums(self) -> dict[str, Tensor]:
         zero = torch.zeros((), dtype=torch.float64, device=self.sae.device)
