@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from interventions.errors import MechdiagError, ModelError, SiteError, is_out_of_memory, one_line
+from interventions.errors import MechdiagError, ModelError, SiteError, TextError, is_out_of_memory, one_line
 from interventions.models.anatomy import at_site, check_site, site_columns
 from interventions.models.causal_model import CausalModel
 from interventions.models.causality import LEAK, check_causal
@@ -222,7 +222,7 @@ def record(
     Hooks of your own that should act during the measurement must be on the model now: a model that changes afterwards is refused.
     Raises `ModelError` for a model that is not causal (see `check_causal`); `SiteError` for a site the model does not have;
     `TextError` for what is no list of prompts, an empty prompt, ids outside the vocabulary and more tokens than the model has
-    positions. Warns as `check_prompts` does, and where it had to record each prompt alone.
+    positions, and `batch_prompts` below 1. Warns as `check_prompts` does, and where it had to record each prompt alone.
     """
     model = wrap(model)
     model.shapes = check_causal(model)  # again: it may have been changed since it was wrapped
@@ -230,6 +230,8 @@ def record(
         check_site(model, site)
     every = [site.whole for site in sites] + [site.entry for site in sites]
     kept = tuple(dict.fromkeys([*every, Site(model.n_layers - 1)]))
+    if batch_prompts < 1:
+        raise TextError(f"batch_prompts = {batch_prompts}; expected 1 or more prompts in a pass")
     prompts, _ = read_prompts(tokens.tokens if isinstance(tokens, Prompts) else tokens, model.tokenizer, attention_mask)
     check_prompts(model, prompts)
     length = torch.tensor([len(p) for p in prompts])

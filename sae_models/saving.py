@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interventions.models.weights import bytes_of
 from sae_models.errors import SAEError
 from sae_models.gates import Gate, JumpReLU, SignedGate
 from sae_models.normalise import CENTRED
@@ -128,7 +129,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        found.update(bytes_of(value))
     return found.hexdigest()
 
 

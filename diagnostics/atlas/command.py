@@ -1,7 +1,7 @@
 """The causal atlas: every active latent of every token ablated once, exactly, beside the cheap scores that estimate its effect; or, of
 whole dictionaries, every latent at some of its tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from diagnostics.atlas.result import CausalAtlas
@@ -15,6 +15,11 @@ from interventions.errors import MechdiagError
 from interventions.files import claim_folder
 
 N_PROMPTS = 160
+_OF_EVERY_TOKEN, _OF_ALL_LATENTS = (
+    ("path_share", "steps", "samples", "placebo_share"),
+    ("tokens_per_latent", "scan_tokens"),
+)
+"""options without, and with --all-latents"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,13 @@ class AtlasOptions(AllLatentsOptions):
     def check(self, files: tuple[str, ...]) -> None:
         if self.results and self.all_latents:
             raise MechdiagError("--results joins atlases; it does not go with --all-latents")
+        of_other = _OF_EVERY_TOKEN if self.all_latents else _OF_ALL_LATENTS
+        given = [f.name for f in fields(self) if f.name in of_other and getattr(self, f.name) != f.default]
+        if given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise MechdiagError(
+                f"{option} does nothing {'with' if self.all_latents else 'without'} --all-latents; leave it out"
+            )
         if self.results:
             if self.out.resolve() in {folder.resolve() for folder in self.results}:
                 raise MechdiagError(f"--out {self.out} is one of --results; name another folder")

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jinja2.utils import htmlsafe_json_dumps
+from pyarrow.dataset import partitioning
 
 from diagnostics.commands.command import printable
 from diagnostics.commands.sae_inputs import sae_paths
@@ -72,10 +74,10 @@ COLUMNS = (
 )
 VERDICTS = {
     "more than dose": "Removing it changes the output more than a placebo of the same norm and angle.",
-    "no more than dose": "Removing it changes the output no more than a placebo of the same norm and angle.",
-    "small": "Removing it changes the output, but little.",
-    "silent": "The effect of removing it is not above the noise floor.",
-    "too few prompts": "It is active in too few prompts for a verdict.",
+    "no more than dose": "Removing it is not shown to change the output more than a placebo of the same norm and angle.",
+    "small": "Removing it changes the output by less than .001 nats.",
+    "silent": "The effect of removing it lies within ten noise floors.",
+    "too few prompts": "It was measured in too few prompts for a verdict.",
     "never active": "It is active at no usable token of this text.",
 }
 """Verdicts and their meanings, in the order of the page."""
@@ -129,7 +131,10 @@ def card_command(sae: str, layer: int, provenance: Mapping[str, Any]) -> str:
     given = _values(words, "--saes")
     paths = sae_paths(given, [int(n) for n in _values(words, "--layers") if n.isdigit()] or [layer], model)
     path = next((path for path in paths if f"/{path}".endswith(f"/{sae}")), sae)
-    more = [word for option in _CARRIED for value in _values(words, option)[:1] for word in (option, value)]
+    carried = {option: value for option in _CARRIED for value in _values(words, option)[:1]}
+    if carried.get("--n-prompts") == "0":  # as many as hold --scan-tokens, which cards do not know
+        del carried["--n-prompts"]
+    more = [word for pair in carried.items() for word in pair]
     if model and "--model" not in more:
         more = ["--model", model, *more]
     return (
@@ -162,9 +167,9 @@ def _table(folder: Path) -> pd.DataFrame:
     return frame
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+def _read(path: Path, **how: Any) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path, columns=columns)
+        return pd.read_parquet(path, **how)
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are of these
         raise ResultError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
@@ -194,7 +199,7 @@ def _examples(folder: Path, frame: pd.DataFrame) -> tuple[dict[str, list[Any]], 
     if not os.path.isdir(folder / ROWS) or not each:
         return {}, 0
     keys = ["sae", "latent"]
-    rows = _read(folder / ROWS)
+    rows = _read(folder / ROWS, partitioning=partitioning(pa.schema([("sae", pa.string())]), flavor="hive"))
     if missing := [name for name in (*keys, "kl") if name not in rows.columns]:
         raise ResultError(f"{folder / ROWS} has no column {listed(missing)}; expected the rows of {TABLE}")
     columns = [name for name in _EXAMPLE if name in rows.columns]

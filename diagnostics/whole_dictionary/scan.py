@@ -69,7 +69,8 @@ class Entries:
 def drawn(entries: Entries, quota: int, seed: int) -> tuple[Int[ndarray, "row"], Int[ndarray, "row"]]:
     """Which entries are measured, up to `quota` of each latent, and the quarter of |z| that each is in; ordered by token, then latent.
 
-    Quarters of a latent's own |z| take turns. Within one, the first tokens of prompts come before second ones, and so on, each in the
+    Quarters of a latent's own |z| take turns; which begins changes from latent to latent, so that a quota that 4 does not divide favours
+    none. Within one, the first tokens of prompts come before second ones, and so on, each in the
     order of a seeded hash of the token: latents share tokens where they can, so that one clean distribution serves several.
     Independent of the order of the entries. Source: ours.
     """
@@ -86,7 +87,7 @@ def drawn(entries: Entries, quota: int, seed: int) -> tuple[Int[ndarray, "row"],
     order = np.lexsort((key, turn, quartile, entries.latent))
     place = np.empty(n, dtype=np.int32)
     place[order] = _places(order, entries.latent, quartile)
-    order = np.lexsort((quartile, place, entries.latent))
+    order = np.lexsort(((quartile + entries.latent) % STRATA, place, entries.latent))
     chosen = order[_places(order, entries.latent) < quota]
     chosen = chosen[np.lexsort((entries.latent[chosen], entries.position[chosen], entries.prompt[chosen]))]
     return chosen, quartile[chosen]

@@ -7,7 +7,7 @@ from numpy import ndarray
 from scipy import stats
 
 from diagnostics import statistics
-from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate
+from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, effective_number
 from diagnostics.statistics.tables import few_prompts
 from diagnostics.whole_dictionary.scan import Scan
 
@@ -16,7 +16,7 @@ VERDICTS = {
     "no more than dose": "not shown to do more than its placebos",
     "small": "the interval of its median KL lies below .001 nats",
     "silent": "the interval of its median KL lies within ten noise floors",
-    "too few prompts": "fewer than 10 effective prompts: neither interval nor test",
+    "too few prompts": "fewer than 10 effective prompts, of all rows or of those with a placebo: not tested",
     "never active": "at no usable token of the text",
 }
 """Each latent has the first that holds, from the last on: `small` and `silent` are said of effects whatever their placebos do."""
@@ -73,7 +73,8 @@ def latent_statistics(rows: pd.DataFrame, scan: Scan, floor: float, quota: int) 
         both = known[own]
         typical = statistics.median(kl[own], prompt[own])
         ratio = statistics.median_ratio(kl[own][both], placebo[own][both], floor, prompt[own][both])
-        found["prompts"][i], found["effective"][i] = typical.n_prompts, typical.n_effective
+        beside = effective_number(np.unique(prompt[own][both], return_counts=True)[1])
+        found["prompts"][i], found["effective"][i] = typical.n_prompts, min(typical.n_effective, beside)
         for name, e in (("kl", typical), ("over_placebo", ratio)):
             found[name][i], found[f"{name}_low"][i], found[f"{name}_high"][i] = e.value, e.low, e.high
     tested = found.pop("effective") >= MIN_PROMPTS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.models.rotary import depends_on_length, is_moving
-from interventions.models.weights import identity, kept_away, read_back
+from interventions.models.weights import bytes_of, identity, kept_away, read_back
 
 _SAMPLE = 4
 """how many numbers of each tensor a fingerprint reads: a change through `.data` leaves no other trace"""
@@ -95,14 +95,10 @@ def _sampled(tensors: Iterable[Tensor]) -> int:
         if tensor.numel() and tensor.is_contiguous():
             step = max(1, tensor.numel() // _SAMPLE)
             found.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach().view(-1)[::step][:_SAMPLE])
-    return hash(tuple(_bytes(torch.cat(parts)) for parts in found.values()))
+    return hash(tuple(bytes_of(torch.cat(parts)).tobytes() for parts in found.values()))
 
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer) if hasattr(nn, "Buffer") else (Tensor, nn.Parameter)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 _LIBRARIES = ("accelerate.", "nnsight.", "torch.", "transformer_lens.model_bridge.", "transformers.")
@@ -230,7 +226,9 @@ def described(hf: Any) -> dict[str, Any]:
             for key, value in own["_buffers"].items():
                 value = None if value is None else read_back(module, key, value)
                 if value is not None and not value.is_meta:
-                    buffers.update(f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode() + _bytes(value))
+                    buffers.update(
+                        f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode() + bytes_of(value).tobytes()
+                    )
         put_on = [hook for _, hook in _hooks(module)]
         forward = own.get("forward")
         if forward is not None and not _alike(forward, type(module).forward):
@@ -253,7 +251,7 @@ _PROCESS = os.urandom(16)
 def _told(value: Any, depth: int = 0) -> Iterator[bytes]:
     """Bytes that are equal, in every process, for code and values that do the same; different in each process where that cannot be known."""
     if isinstance(value, Tensor):
-        yield f"{tuple(value.shape)}{value.dtype}".encode() + _bytes(value)
+        yield f"{tuple(value.shape)}{value.dtype}".encode() + bytes_of(value).tobytes()
     elif value is None or isinstance(value, (str, bytes, *_NUMBERS)):
         yield repr(value).encode()
     elif isinstance(value, (types.ModuleType, type, types.BuiltinFunctionType)):

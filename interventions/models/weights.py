@@ -228,7 +228,14 @@ def _digest(name: str, value: Tensor | OnDisk) -> str:
 def _update(digest: Any, name: str, value: Tensor | OnDisk) -> None:
     digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
     for part in _plain_parts(value.read() if isinstance(value, OnDisk) else value):
-        digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(part))
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, in the order of its indices."""
+    whole = tensor.detach().cpu().contiguous()
+    # Of a single number any stride is contiguous, and `view` takes 1 alone.
+    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _covered(values: Mapping[str, Tensor | OnDisk | None], there: Mapping[str, Tensor | OnDisk]) -> str | None:

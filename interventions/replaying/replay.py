@@ -13,7 +13,7 @@ masked    the model's own attention under a 4-D mask, the branches of a prompt s
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -374,22 +374,26 @@ def unembed(
     with ExitStack() as stack:
         stack.enter_context(exclusive(model))
         stack.enter_context(forward_replaced(model.base, lambda *_, **__: output))
-        if tokens is not None:
-            head = model.hf.get_output_embeddings()
-            which = tokens.to(head.weight.device)
-            weight, bias = head.weight[which], None if head.bias is None else head.bias[which]
-            stack.enter_context(forward_replaced(head, lambda x: F.linear(x, weight, bias)))
-        elif not hidden.requires_grad and multiplies_into_float32(hidden.device, hidden.dtype):
-            head = _plain_head(model)
-            if head is not None and head.weight.dtype == hidden.dtype:
-                stack.enter_context(forward_replaced(head, partial(_wide_linear, head=head)))
+        head = _plain_head(model) if tokens is None else model.hf.get_output_embeddings()
+        if head is not None:
+            wide = head.weight.dtype == hidden.dtype and multiplies_into_float32(hidden.device, hidden.dtype)
+            wide = wide and not hidden.requires_grad
+            if wide or tokens is not None:
+                weight, bias = head.weight, head.bias
+                if tokens is not None:
+                    which = tokens.to(weight.device)
+                    weight, bias = weight[which], None if bias is None else bias[which]
+                multiply = _wide_linear if wide else F.linear
+                stack.enter_context(forward_replaced(head, lambda x: multiply(x, weight, bias)))
         return model.hf(input_ids=ids).logits[0].to(hidden.device)
 
 
-def _wide_linear(x: Float[Tensor, "*row d_model"], head: nn.Linear) -> Float[Tensor, "*row vocab"]:
+def _wide_linear(
+    x: Float[Tensor, "*row d_model"], weight: Float[Tensor, "vocab d_model"], bias: Float[Tensor, "vocab"] | None
+) -> Float[Tensor, "*row vocab"]:
     """The head's product in float32, its factors in half precision."""
-    product = torch.mm(x.flatten(0, -2), head.weight.T, out_dtype=torch.float32)
-    return (product if head.bias is None else product + head.bias).unflatten(0, x.shape[:-1])
+    product = torch.mm(x.flatten(0, -2), weight.T, out_dtype=torch.float32)
+    return (product if bias is None else product + bias).unflatten(0, x.shape[:-1])
 
 
 def _plain_head(model: CausalModel) -> nn.Linear | None:

@@ -68,7 +68,7 @@ class Recipe:
     gate: float = 1.0
     """of what a gate's soft copy leaves unexplained; 0 is the ablation of arXiv:2605.28149"""
     bandwidth: float = 0.05
-    """of the gradient of learned thresholds, in units of σ; they start from it too. Source: arXiv:2407.14435, with .001 for long runs"""
+    """of the gradient of learned thresholds, in units of σ (bypass: of 1, as its scores are cosines); they start from it too. Source: arXiv:2407.14435, with .001 for long runs"""
     p_end: float = 1.0
     """what the power p of the L1 penalty falls to, from 1 (p-annealing, arXiv:2408.00113; there .2)"""
     anneal_from: float = 0.2
@@ -140,12 +140,13 @@ class SAETraining:
         self.variance = u.var(dim=0, unbiased=False).sum()
         self.sae = build(
             *(architecture, recipe.d_sae, recipe.k, sample, generator),
-            threshold=recipe.bandwidth * float(self.variance.sqrt()),
+            threshold=recipe.bandwidth * self._score_unit(architecture.score),
             model_name=model_name,
             hook_name=hook_name,
         )
-        self._set_bandwidth()
-        self.optimizer = _optimizer(self.sae, recipe, float(self.variance.sqrt()) / self.sae.d_model**0.5)
+        self._spread_steps()
+        units = float(self.variance.sqrt()), self._score_unit(architecture.score)
+        self.optimizer = _optimizer(self.sae, recipe, *(unit / self.sae.d_model**0.5 for unit in units))
         self.done = 0
         """steps taken"""
         self.tokens = 0
@@ -311,26 +312,37 @@ class SAETraining:
         self.variance, self.silent_for = state["variance"].to(self.sae.device), state["silent_for"].to(self.sae.device)
         self.done, self.tokens = state["done"], state["tokens"]
         self._sums = {name: value.to(self.sae.device) for name, value in state["sums"].items()}
-        self._set_bandwidth()
         if isinstance(self.sae.selector, BatchTopK):
             self.sae.selector._hint = state["hint"]
+        self._spread_steps()
 
-    def _set_bandwidth(self) -> None:
-        """By the variance of the run's own sample, also where another batch came first after an interruption."""
+    def _spread_steps(self) -> None:
         if isinstance(self.sae.selector, JumpReLU):
-            self.sae.selector.bandwidth = self.recipe.bandwidth * float(self.variance.sqrt())
+            self.sae.selector.bandwidth = self.recipe.bandwidth * self._score_unit(self.architecture.score)
+
+    def _score_unit(self, score: str) -> float:
+        """σ; 1 for scores that are cosines."""
+        return 1.0 if score == "direction" else float(self.variance.sqrt())
 
     def _no_sums(self) -> dict[str, Tensor]:
         zero = torch.zeros((), dtype=torch.float64, device=self.sae.device)
         return dict.fromkeys(("loss", "squared", "variance", "active", "rows"), zero)
 
 
-def _optimizer(sae: SAE, recipe: Recipe, unit: float) -> torch.optim.Adam:
-    """Adam moves every number by about its learning rate; biases have the unit of the activations, and so has theirs."""
-    rates = {"matrix": recipe.lr, "bias": recipe.lr * unit, "scale": recipe.lr_scale}
+def _optimizer(sae: SAE, recipe: Recipe, unit: float, score_unit: float) -> torch.optim.Adam:
+    """Adam moves every number by about its learning rate; biases have the unit of the activations, and so has theirs; thresholds the
+    scores'.
+    """
+    rates = {
+        "matrix": recipe.lr,
+        "bias": recipe.lr * unit,
+        "scale": recipe.lr_scale,
+        "threshold": recipe.lr * score_unit,
+    }
     groups: dict[str, list[Tensor]] = {kind: [] for kind in rates}
     for name, parameter in sae.named_parameters():
         kind = "scale" if ".scale_" in name or ".r_mag" in name else "matrix" if parameter.ndim == 2 else "bias"
+        kind = "threshold" if ".threshold" in name else kind
         if parameter.requires_grad:
             groups[kind].append(parameter)
     return torch.optim.Adam(

@@ -65,6 +65,12 @@ def test_empty_prompts_raise(tokens, device):
         record(tiny_model("llama", device), tokens)
 
 
+@pytest.mark.parametrize("many", [0, -1])
+def test_passes_without_a_prompt_raise(many):
+    with pytest.raises(TextError, match=f"batch_prompts = {many}; expected 1 or more"):
+        record(tiny_model("llama"), [[1, 2]], batch_prompts=many)
+
+
 @pytest.mark.parametrize("bad", [VOCAB, -1])
 def test_ids_outside_the_vocabulary_raise(bad, device):
     with pytest.raises(TextError, match=f"token id {bad} is outside the vocabulary of {VOCAB}"):

@@ -193,6 +193,20 @@ def test_training_finds_planted_directions(name):
     assert 1 - float((x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()) > least
 
 
+@pytest.mark.parametrize("name", ["jumprelu", "bypass:jumprelu", "bypass:bijumprelu"])
+def test_learned_thresholds_have_the_unit_of_the_scores(name):
+    """Scores of a bypass are cosines, whatever the size of the activations."""
+    found = []
+    for size in (1.0, 1024.0):
+        training = SAETraining(named(name), Recipe(D_SAE, lr=1e-2), size * inputs(), steps=8)
+        for n in range(8):
+            training.step(size * inputs(seed=n))
+        threshold = training.sae.selector.threshold.detach() / (size if name == "jumprelu" else 1)
+        found.append((training.metrics()["l0"], threshold))
+    assert found[0][0] == pytest.approx(found[1][0], rel=0.05) and found[0][0] > 1
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0.1, atol=0)  # gradients of biases share the clipped norm
+
+
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(SAEError, match="a gate reads the inner product"):
         named("cosine:gated")

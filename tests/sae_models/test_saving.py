@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_models import load_sae, save_sae, saving
+from sae_models.architectures import named
 from sae_models.errors import CheckpointError, SAEError
 from sae_models.gates import Gate, JumpReLU
 from sae_models.loading import saved_sae
@@ -18,6 +19,7 @@ from sae_models.sae import SAE
 from sae_models.saving import described
 from sae_models.scores import Inner
 from sae_models.selectors import BatchTopK
+from sae_models.training.trainer import Recipe, SAETraining
 from tests.sae_models.built import (
     ALL,
     D_MODEL,
@@ -72,6 +74,15 @@ def assert_same_bits(one, other):
 
 
 # Round trips
+
+
+@pytest.mark.parametrize("selector", ["batchtopk", "jumprelu", "gated"])
+def test_an_sae_of_one_latent_comes_back(selector, tmp_path):
+    """Tensors of one number, whose strides may be anything."""
+    training = SAETraining(named(f"standard:{selector}"), Recipe(d_sae=1, k=1, threshold_from=0), X, steps=1)
+    training.step(X)
+    back = load_sae(save_sae(training.sae.requires_grad_(False), tmp_path))
+    assert torch.equal(back(X), training.sae(X)) and back.encode(X).any()
 
 
 @pytest.mark.parametrize(("name", "kind", "selector"), each_pair(ALL, NORMALISATIONS, SELECTORS))

@@ -17,6 +17,8 @@ def test_shards_form_one_data_set_and_partial_shards_are_removed(script):
     (left / "00-00000.parquet").write_bytes(b"half")
     assert script("atlas").status == 0 and not left.exists()
     assert "steps was 6, is 3" in script("atlas", "--steps", 3).error
+    unused = script("atlas", "--scan-tokens", 9, "--out", script.folder / "x").error
+    assert "--scan-tokens does nothing without --all-latents; leave it out" in unused
 
 
 def test_finished_atlases_are_joined_and_never_overwritten(script):
@@ -31,7 +33,19 @@ def test_finished_atlases_are_joined_and_never_overwritten(script):
 
 def test_all_latents_of_several_saes_and_a_card_of_one(script):
     both = [script.given / "saes" / "2" / "standard", script.given / "saes" / "4" / "standard"]
-    words = ("--all-latents", "--saes", *both, "--tokens-per-latent", 4, "--n-prompts", 0, "--scan-tokens", 150)
+    words = (
+        "--all-latents",
+        "--saes",
+        *both,
+        "--tokens-per-latent",
+        4,
+        "--n-prompts",
+        0,
+        "--scan-tokens",
+        150,
+        "--path-share",
+        0.1,
+    )
     run = script("atlas", *words)
     assert run.status == 0, run.err
     found = DictionaryEffects.load(run.folder)
@@ -55,6 +69,7 @@ def test_all_latents_of_several_saes_and_a_card_of_one(script):
     assert script("latent_card", *card).status == 0
     for wrong, said in (
         (("--tokens-per-latent", 0), "--tokens-per-latent 0; expected 1 or more"),
+        (("--path-share", 0.5), "--path-share does nothing with --all-latents; leave it out"),
         (("--results", run.folder), "--results joins atlases; it does not go with --all-latents"),
     ):
         assert said in script("atlas", *words, *wrong, "--out", script.folder / "x").error

@@ -88,6 +88,11 @@ def test_examples_are_the_strongest_rows_of_each_latent(page):
     assert found["prompt"] == found["of"] and "kl_placebo" not in found
 
 
+def test_names_that_look_like_numbers_keep_their_examples(tmp_path):
+    frame = table(20).assign(sae=np.repeat(["007", "8"], 10))
+    assert len(set(data(latents_page(stored(tmp_path, frame))[0])["examples"]["of"])) == (frame["rows"] > 0).sum()
+
+
 def test_examples_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "MOST_EXAMPLES", N - 1)
     page = latents_page(stored(tmp_path))[0]
@@ -119,6 +124,8 @@ def test_command_of_a_card_takes_the_run_s_sae_and_text():
     )
     assert said.endswith(" --latents {latent} --out cards") and "--sae my/cosine " in card_command("cosine", 15, run)
     assert "--sae 'a b' --latents" in card_command("a b", 3, {})
+    assert "--n-prompts" not in card_command("a", 3, {"command": ["atlas.py", "--n-prompts", "0"]})
+    assert "--n-prompts 9 " in card_command("a", 3, {"command": ["atlas.py", "--n-prompts", "9"]})
 
 
 @pytest.mark.parametrize(

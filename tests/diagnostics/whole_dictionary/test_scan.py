@@ -36,6 +36,12 @@ def test_quotas_quarters_and_prompts(entries):
             assert len(set(entries.prompt[chosen[got]])) == QUOTA  # no prompt twice while others are left
 
 
+def test_a_quota_of_one_favours_no_quarter():
+    token, latent = (part.ravel() for part in np.mgrid[:40, :200])
+    chosen, quartile = drawn(Entries(token, 0 * token, latent, token + 1.0), 1, seed=0)
+    assert len(chosen) == 200 and np.bincount(quartile).tolist() == [50] * STRATA
+
+
 def test_selection_depends_on_the_seed_and_not_on_the_order_of_entries(entries):
     def tokens(of, seed):
         some = of.take(drawn(of, QUOTA, seed)[0])

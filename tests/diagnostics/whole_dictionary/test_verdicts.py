@@ -80,3 +80,10 @@ def test_each_verdict_where_it_is_planted_and_numbers_are_those_of_the_statistic
     assert table.loc[3, ["kl_low", "p", "q"]].isna().all() and table.loc[4, ["kl", "p", "dose"]].isna().all()
     tested = table.p.dropna()
     np.testing.assert_allclose(table.q.dropna(), stats.false_discovery_control(tested))
+
+
+def test_latents_with_few_placebos_are_not_tested():
+    rows = rows_of(np.random.default_rng(3), [0], 60, 60, ratio=50.0)
+    rows.loc[rows.prompt.isin(rows.prompt.unique()[9:]), "kl_placebo"] = np.nan
+    (line,) = latent_statistics(rows, scan_of([60]), 1e-12, 60).itertuples()
+    assert line.verdict == "too few prompts" and np.isnan(line.q) and np.isfinite(line.kl_low)

@@ -269,6 +269,9 @@ def test_logits_of_half_precision_are_formed_in_float32_where_the_device_can(nam
         exact = cap * torch.tanh(exact / cap)
     assert (rounded.dtype, found.dtype) == (torch.bfloat16, torch.float32)
     assert (found - exact).abs().max() < 1e-5 < 1e-3 < (rounded - exact).abs().max()
+    some = torch.tensor([7, 2])
+    alone = unembed(recording, states, some)  # as precise when it is asked for few tokens
+    assert alone.dtype == torch.float32 and (alone - exact[:, some]).abs().max() < 1e-5
     prompt, position = rows()
     vectors = edited(recording, Site(2), prompt, position)
     effects = measure(recording, Site(2), prompt, position, vectors, metrics=("kl", "kl_direct"))

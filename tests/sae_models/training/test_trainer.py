@@ -271,6 +271,7 @@ def through_a_file(state):
     ("name", "at"),
     [
         *((name, 9) for name in ("standard:topk", "standard:relu", "cosine-pure", "bypass", "aligned", "tied")),
+        *((name, 9) for name in ("jumprelu", "signed-gated")),
         *((name, at) for name in ("standard", "cosine") for at in (1, 9)),  # before and after latents are dead
     ],
 )
