@@ -17,7 +17,7 @@ from diagnostics.figures.by_depth import DepthPlan
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.results.stored import Stored
-from diagnostics.statistics.tables import one_table
+from diagnostics.statistics.tables import of_saes
 from interventions.errors import ResultError
 from interventions.sites import Site
 
@@ -46,7 +46,7 @@ class CausalAtlas(Result):
     def read(cls, stored: Stored) -> Self:
         """Build an atlas from its shards. Raises `ResultError` where some are missing."""
         p = stored.provenance
-        frame = whole_table([stored.table(shard) for shard in stored.within(cls.NAME)], p["saes"])
+        frame = of_saes([stored.table(shard) for shard in stored.within(cls.NAME)], p["saes"])
         if len(frame) != p["rows"]:
             raise stored.damaged(cls.NAME, f"it holds {len(frame)} rows, {cls.NAME}.json says {p['rows']}")
         return cls(frame, stored.tokens(), p)
@@ -97,7 +97,7 @@ class CausalAtlas(Result):
             "chunks_halved": sum(p.get("chunks_halved", 0) for p in every),
             "joined": [{key: value for key, value in p.items() if value != first.get(key)} for p in every],
         }
-        return cls(whole_table([atlas.frame for atlas in atlases], both["saes"]), tokens, first | both)
+        return cls(of_saes([atlas.frame for atlas in atlases], both["saes"]), tokens, first | both)
 
     def _with_blocks(self) -> "CausalAtlas":
         """A copy with each SAE's block before its name, where it is missing."""
@@ -147,11 +147,3 @@ class CausalAtlas(Result):
         """Effects of each SAE's latents, how well each score finds them, and the sampled Fisher form by number of draws."""
         found = {"effects": effects_frame(self.groups), "scores": scores_frame(self.groups)}
         return found | ({"draws": draws} if len(draws := draws_frame(self.groups)) else {})
-
-
-def whole_table(parts: list[pd.DataFrame], saes: Any) -> pd.DataFrame:
-    """One table, names as categories."""
-    frame = one_table(parts)
-    frame["sae"] = pd.Categorical(frame.sae, categories=list(saes))
-    frame["point"] = pd.Categorical(frame.point)
-    return frame

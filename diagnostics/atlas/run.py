@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from diagnostics.atlas.result import CausalAtlas, whole_table
+from diagnostics.atlas.result import CausalAtlas
 from diagnostics.atlas.work import METRICS, AtlasRunner, merged
 from diagnostics.results.calls import recorded
 from diagnostics.running.clean import RunSettings
 from diagnostics.running.provenance import run_identity, run_provenance
 from diagnostics.running.units import run_units
+from diagnostics.statistics.tables import of_saes
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
@@ -82,6 +83,6 @@ def causal_atlas(
     runner = AtlasRunner(model, prompts, dictionaries, settings, own)
     identity = run_identity(CausalAtlas.NAME, model, prompts, own | {"sites": [str(site) for site in settings.sites]})
     done = run_units(runner.units(), folder, runner, identity=identity, overwrite=overwrite, progress=progress)
-    frame = whole_table([unit.frame for unit in done], [d.name for d in dictionaries])
+    frame = of_saes([unit.frame for unit in done], [d.name for d in dictionaries])
     said = own | {"rows": len(frame)} | merged(done, dictionaries)
     return CausalAtlas(frame, prompts.tokens, run_provenance(CausalAtlas.NAME, model, prompts, settings.sites, said))

@@ -11,11 +11,10 @@ import torch
 from diagnostics.atlas.columns import COLUMNS
 from diagnostics.atlas.scores import DRAWS, attributions, exact_second_order, token_gradients
 from diagnostics.running.clean import CleanActivations, RunSettings
-from diagnostics.running.notes import how_measured, noted, summed
+from diagnostics.running.notes import how_measured, noted, summed, what_dropped
 from diagnostics.running.recordings import SHARD
 from diagnostics.running.units import Tick, Unit, UnitResult, narrowed
 from diagnostics.sampling.tokens import TokenFilter, generator, hash_keys
-from diagnostics.statistics.measures import noise_floor
 from interventions.edits import matched_placebo
 from interventions.effects import Effects, measure
 from interventions.models.causal_model import CausalModel
@@ -36,17 +35,13 @@ def merged(done: Sequence[UnitResult], dictionaries: Sequence[Dictionary]) -> di
     by_sae: dict[str, Any] = {}
     for dictionary in dictionaries:
         own = [one.notes for one in done if one.unit["sae"] == dictionary.name]
-        selves = np.array([value for note in own for value in note["self_kl"]], dtype=float)  # None where not finite
         gaps = np.array([value for note in own for value in note["gap"]], dtype=float)
-        known, gaps = selves[np.isfinite(selves)], gaps[np.isfinite(gaps)]
+        gaps = gaps[np.isfinite(gaps)]
         by_sae[dictionary.name] = {
             "site": str(dictionary.site),
             "tokens": sum(note["tokens"] for note in own),
             "tokens_left_out": summed(note["left_out"] for note in own),
-            "noise_floor": noise_floor(known) if len(known) else None,
-            "selves_not_finite": len(selves) - len(known),
-            "rows_not_finite": sum(note["not_finite"] for note in own),
-            "placebos_not_finite": sum(note["placebos_not_finite"] for note in own),
+            **what_dropped(own),
             "path_gap": {"median": float(np.median(np.abs(gaps))), "n": len(gaps)} if len(gaps) else None,
             "second_order": _second_orders([note["second_order"] for note in own if note["second_order"]]),
             "path": how["path"].get(dictionary.name, ""),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from diagnostics.running.units import UnitResult
+from diagnostics.statistics.measures import noise_floor
 from interventions.effects import Effects
 from interventions.spliced import Spliced
 
@@ -43,6 +44,18 @@ def how_measured(notes: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, An
         "replay_delta": max((delta for delta in deltas if np.isfinite(delta)), default=None),
         "chunks_halved": sum(unit["chunks_halved"] for _, unit in ran),
         **({"recorded_again": again} if again else {}),
+    }
+
+
+def what_dropped(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Noise floor (None without a finite identity edit) and numbers of rows and placebos that are not finite, of the notes of units."""
+    selves = np.array([value for note in notes for value in note["self_kl"]], dtype=float)  # None where not finite
+    known = selves[np.isfinite(selves)]
+    return {
+        "noise_floor": noise_floor(known) if len(known) else None,
+        "selves_not_finite": len(selves) - len(known),
+        "rows_not_finite": sum(note["not_finite"] for note in notes),
+        "placebos_not_finite": sum(note["placebos_not_finite"] for note in notes),
     }
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -34,6 +34,14 @@ the difference of two other tokens' activations, and isotropic."""
 def one_table(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Tables below one another, rows numbered from 0; without rows where none has any."""
     return pd.concat([f for f in parts if len(f)] or parts[:1] or [pd.DataFrame()], ignore_index=True)
+
+
+def of_saes(parts: Sequence[pd.DataFrame], saes: Iterable[str]) -> pd.DataFrame:
+    """`one_table`, names of SAEs (in this order) and points as categories."""
+    frame = one_table(parts)
+    frame["sae"] = pd.Categorical(frame.sae, categories=list(saes))
+    frame["point"] = pd.Categorical(frame.point)
+    return frame
 
 
 def where(frame: pd.DataFrame, mask: Any) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.results.stored import Stored
-from diagnostics.statistics.tables import lines_of, one_table, with_ends
+from diagnostics.statistics.tables import lines_of, of_saes, with_ends
 from diagnostics.whole_dictionary.columns import LATENTS, ROWS
 from diagnostics.whole_dictionary.summary import NOTE, effects_frame, first_numbers, summaries, verdicts_frame
 
@@ -94,8 +94,6 @@ class DictionaryEffects(Result):
 
 def whole_table(parts: list[pd.DataFrame], saes: Iterable[str]) -> pd.DataFrame:
     """One table, ordered by SAE, latent, prompt, position; names as categories."""
-    frame = one_table(parts)
-    frame["sae"] = pd.Categorical(frame.sae, categories=list(saes))
-    frame["point"] = pd.Categorical(frame.point)
+    frame = of_saes(parts, saes)
     frame = frame.sort_values(["sae", "latent", "prompt", "position"], kind="stable", ignore_index=True)
     return cast(pd.DataFrame, frame[list(ROWS)])

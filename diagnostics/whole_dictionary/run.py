@@ -53,8 +53,8 @@ def dictionary_effects(
     quarter of its |z|, and a prompt's second token only where first ones do not suffice. Rows and verdicts: `columns`, `verdicts`.
     In `folder` the scan is kept, made once whatever the number of workers or parts, and the rows of 64 prompts × SAE as they are done.
 
-    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings and where no latent is
-    active at a usable token.
+    Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings, where no latent is
+    active at a usable token, and where no effect is finite.
     """
     model = wrap(model)
     prompts = first_tokens(prompts_for(model, prompts), scan_tokens)
@@ -92,6 +92,11 @@ def dictionary_effects(
         done = claimed.run(runner.units(), runner, progress)
     frame = whole_table([unit.frame for unit in done], [d.name for d in dictionaries])
     notes = merged(done, dictionaries, scans)
+    if frame.empty:
+        dropped = sum(of["rows_not_finite"] for of in notes["dictionary"].values())
+        raise ResultError(
+            f"none of {dropped:,} rows has a finite effect; look at the model's logits, or load it in another dtype"
+        )
     clean, tables = record(model, prompts.tokens[:1]), []
     for d in dictionaries:
         rows = frame.loc[(frame.sae == d.name).to_numpy()]

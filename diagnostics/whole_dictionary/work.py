@@ -12,11 +12,10 @@ from numpy import ndarray
 from torch import Tensor
 
 from diagnostics.running.clean import RunSettings
-from diagnostics.running.notes import how_measured, noted
+from diagnostics.running.notes import how_measured, noted, what_dropped
 from diagnostics.running.recordings import Recordings, shards
 from diagnostics.running.units import Tick, Unit, UnitResult, narrowed
 from diagnostics.sampling.tokens import hash_keys
-from diagnostics.statistics.measures import noise_floor
 from diagnostics.whole_dictionary.columns import ROWS
 from diagnostics.whole_dictionary.scan import Scan
 from interventions.edits import matched_placebo, norm_read
@@ -150,15 +149,10 @@ def merged(done: Sequence[UnitResult], dictionaries: Sequence[Dictionary], scans
     by_sae: dict[str, Any] = {}
     for d in dictionaries:
         own, scan = [one.notes for one in done if one.unit["sae"] == d.name], scans[d.name]
-        selves = np.array([value for note in own for value in note["self_kl"]], dtype=float)  # None where not finite
-        known = selves[np.isfinite(selves)]
         by_sae[d.name] = {
             "site": str(d.site),
             "tokens": int(scan.usable.sum()),
             "tokens_left_out": scan.left_out,
-            "noise_floor": noise_floor(known) if len(known) else None,
-            "selves_not_finite": len(selves) - len(known),
-            "rows_not_finite": sum(note["not_finite"] for note in own),
-            "placebos_not_finite": sum(note["placebos_not_finite"] for note in own),
+            **what_dropped(own),
         }
     return {"dictionary": by_sae, **how}

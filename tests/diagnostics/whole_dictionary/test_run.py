@@ -21,7 +21,7 @@ from interventions.texts.prompts import as_prompts
 from sae_models.architectures import build, named
 from sae_models.errors import BelongingError
 from tests.sae_models.built import AbsTopK
-from tests.tiny import D_MODEL, TOLERANCE, assert_same_effect, exact_kl, forward_alone, prompts, tiny_model
+from tests.tiny import D_MODEL, TOLERANCE, assert_same_effect, exact_kl, forward_alone, fresh, prompts, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from .* prompts")
 SITE, LAST = Site(2), Site(5)
@@ -221,3 +221,10 @@ def test_bad_input_is_one_line():
         ResultError, match=r"no latent is active at a usable token; left out: .*position 0.*give more text"
     ):
         dictionary_effects(model, [[5], [6]], {"s": silent})
+    broken = fresh("llama")
+    broken.lm_head.weight[3] = torch.inf
+    with (
+        pytest.warns(UserWarning, match="logits are not finite"),
+        pytest.raises(ResultError, match=r"none of \d+ rows has a finite effect"),
+    ):
+        dictionary_effects(broken, PROMPTS[:9], {"s": silent}, tokens_per_latent=4)
