@@ -22,7 +22,7 @@ def deviation(usual: Float[Tensor, "row number"], z: Float[Tensor, "row number"]
 
     Negative within all ranges. Numbers that are constant in training are divided by the smallest positive float: any change stands out.
     """
-    low, high = torch.quantile(usual, torch.tensor([TAIL, 1 - TAIL]).to(usual), dim=0)
+    low, high = torch.quantile(usual, usual.new_tensor([TAIL, 1 - TAIL]), dim=0)
     s = usual.std(dim=0).clamp(min=torch.finfo(usual.dtype).tiny)
     return (torch.maximum(z - high, low - z) / s).clamp(max=1e30).amax(dim=1)
 

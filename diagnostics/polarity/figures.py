@@ -30,7 +30,7 @@ def plot_polarity(
     Points are seeds, lines join medians over seeds. Solid: the lowest ρ, dotted: the highest.
     """
     rhos = sorted(frame["rho"].unique())
-    dashes = {rhos[-1]: ":", rhos[0]: "-"}
+    dashes = {rhos[0]: "-"} | ({rhos[-1]: ":"} if rhos[1:] else {})
     with styled():
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4.2), layout="constrained")
         for rho, dash in dashes.items():
@@ -39,17 +39,19 @@ def plot_polarity(
             for (selector,), own in each(some, ["selector"]):
                 look = _look(selector, dash)
                 medians = own.groupby("sparsity")[["l0", "error"]].median().sort_values("l0")
-                left.plot(medians["l0"], medians["error"], label=LABELS[selector], ls=dash, **look, ms=0)
-                left.plot(own["l0"], own["error"], **look, lw=0, ms=4 if dash == "-" else 3, alpha=0.8)
+                left.plot(medians["l0"], medians["error"], ls=dash, **look, ms=0)
+                label = LABELS[selector] if dash == "-" else None
+                left.plot(own["l0"], own["error"], **look, lw=0, ms=4 if dash == "-" else 3, alpha=0.8, label=label)
         left.set(xscale="log", yscale="log", xlabel="active latents a row (L0)", ylabel="share of variance not explained")
-        left.set_title(f"A: polarity dial, ρ = {rhos[0]:g}" + (f" (dotted: {rhos[-1]:g})" if rhos[1:] else ""))
+        dotted = f" (dotted: {rhos[-1]:g})" if rhos[1:] else ""
+        left.set_title(f"A: polarity dial, ρ = {rhos[0]:g}{dotted}".replace("-", "−"))
         plain_ticks(left.xaxis)
         shown = where(anomalies, (anomalies["score"] == "deviation").to_numpy())
         for (read,), own in each(shown, ["read"]):
             look = _look(read, "-")
             found = [g for g in groups if g["what"] == AUROC and g["sae"] == read]
-            middle.plot([g["m"] for g in found], [g["median"] for g in found], label=LABELS[read], ls="-", **look, ms=0)
-            middle.plot(own["m"], own["auroc"], **look, lw=0, ms=4, alpha=0.8)
+            middle.plot([g["m"] for g in found], [g["median"] for g in found], ls="-", **look, ms=0)
+            middle.plot(own["m"], own["auroc"], **look, lw=0, ms=4, alpha=0.8, label=LABELS[read])
         middle.axhline(0.5, color=REFERENCE, lw=0.8)
         middle.set(xlabel="numbers read (m)", ylabel="AUROC of an unseen polarity", ylim=(0.4, 1.03))
         middle.set_title("B: directional anomalies")
