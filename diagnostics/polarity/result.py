@@ -66,7 +66,7 @@ class Polarity(BaseResult):
                 yield Headline(what, _said(g), f"0.5: chance; {controls}")
         least = min(self.provenance["settings"]["superpositions"])
         for g in self.select(what=ONE, rho=rho, superposition=least):
-            what = f"{ONE}, {g['sae']}, {least:g} pairs a dimension, ρ = {rho:g}{_range(g)}"
+            what = f"{ONE}, {g['sae']}, pairs ÷ d_model {least:g}, ρ = {rho:g}{_range(g)}"
             yield Headline(what, _said(g), "0: unsigned latents, by construction")
 
     def plot(self) -> Any:
