@@ -60,7 +60,19 @@ def main(options: PolarityOptions) -> command.Document:
     """Run the command."""
     resolve_device(options.device)
     claim_run(options.out, result_files(Polarity), options.overwrite)
-    names = ("d_model", "active", "noise", "rhos", "superpositions", "budgets", "ks", "l1s", "steps", "batch", "test_rows")
+    names = (
+        "d_model",
+        "active",
+        "noise",
+        "rhos",
+        "superpositions",
+        "budgets",
+        "ks",
+        "l1s",
+        "steps",
+        "batch",
+        "test_rows",
+    )
     how = options.named(*names, "seeds", "seed", "device")
     return options.measure("training SAEs", "step", polarity_protocols, **how)
 

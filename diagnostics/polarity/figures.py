@@ -42,7 +42,9 @@ def plot_polarity(
                 left.plot(medians["l0"], medians["error"], ls=dash, **look, ms=0)
                 label = LABELS[selector] if dash == "-" else None
                 left.plot(own["l0"], own["error"], **look, lw=0, ms=4 if dash == "-" else 3, alpha=0.8, label=label)
-        left.set(xscale="log", yscale="log", xlabel="active latents a row (L0)", ylabel="share of variance not explained")
+        left.set(
+            xscale="log", yscale="log", xlabel="active latents a row (L0)", ylabel="share of variance not explained"
+        )
         dotted = f" (dotted: {rhos[-1]:g})" if rhos[1:] else ""
         left.set_title(f"A: polarity dial, ρ = {rhos[0]:g}{dotted}".replace("-", "−"))
         plain_ticks(left.xaxis)
@@ -64,7 +66,9 @@ def plot_polarity(
                 right.plot(at, [g["median"] for g in found], ls=dash, **look, ms=0)
                 own = frame[(frame["selector"] == selector) & (frame["rho"] == rho)]
                 own = own[own["sparsity"] == provenance["middle"][selector]]
-                right.plot(own["superposition"], own["consolidated"], **look, lw=0, ms=4 if dash == "-" else 3, alpha=0.8)
+                right.plot(
+                    own["superposition"], own["consolidated"], **look, lw=0, ms=4 if dash == "-" else 3, alpha=0.8
+                )
         right.axhline(0, color=REFERENCE, lw=0.8)
         right.set(xlabel="pairs ÷ dimensions", ylabel="share of pairs in one latent", ylim=(-0.03, 1.03))
         right.set_title("C: toy geometry")

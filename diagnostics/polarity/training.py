@@ -76,7 +76,12 @@ def trained(
     for selector, sparsity in asked:
         how = {"k": sparsity} if SELECTORS[selector] == "k" else {"l1": sparsity, "k": 1}
         recipe = Recipe(
-            width(selector, len(planted.directions)), lr=_LR, penalty_warm_up=_WARM_UP, dead_window=0.5, seed=seed, **how
+            width(selector, len(planted.directions)),
+            lr=_LR,
+            penalty_warm_up=_WARM_UP,
+            dead_window=0.5,
+            seed=seed,
+            **how,
         )
         runs[selector, sparsity] = SAETraining(Architecture(selector=selector), recipe, start, steps=settings.steps)
     with torch.enable_grad():

@@ -36,7 +36,9 @@ def rows(data, n=3000, seed=0):
 
 
 def test_one_signed_latent_for_each_pair():
-    flipped = torch.where(torch.arange(PAIRS)[:, None] % 2 == 0, 1.0, -1.0) * U  # the sign of a decoder row is arbitrary
+    flipped = (
+        torch.where(torch.arange(PAIRS)[:, None] % 2 == 0, 1.0, -1.0) * U
+    )  # the sign of a decoder row is arbitrary
     found = match(sae(flipped, AbsTopK(PAIRS)), planted(), rows(planted()))
     assert (found.consolidated, found.recovered) == (1, 1)
     assert found.latent.tolist() == [[i, i] for i in range(PAIRS)]
@@ -64,7 +66,9 @@ def test_reconstruction_of_the_planted_dictionary():
     some = rows(planted())
     l0, error = reconstruction(sae(U, AbsTopK(2)), some)
     kept = some.amplitude.abs().topk(2, dim=1).values.square().sum()
-    assert float((some.amplitude != 0).sum(1).clamp(max=2).float().mean()) <= l0 <= 2  # rounding may fill up rows of fewer
+    assert (
+        float((some.amplitude != 0).sum(1).clamp(max=2).float().mean()) <= l0 <= 2
+    )  # rounding may fill up rows of fewer
     x = some.x.double().numpy()
     expected = float(some.amplitude.square().sum() - kept) / ((x - x.mean(0)) ** 2).sum()
     assert error == pytest.approx(expected, rel=1e-4)

@@ -26,7 +26,15 @@ def small():
 def test_a_tied_signed_gate_represents_planted_pairs_in_one_latent_each():
     """The bar: 90 % of the pairs without superposition."""
     found = polarity_protocols(
-        **{"rhos": (-1.0,), "superpositions": (1.0,), "d_model": 12, "active": 2.0, "ks": (2,), "l1s": (0.9,), "seeds": 1},
+        **{
+            "rhos": (-1.0,),
+            "superpositions": (1.0,),
+            "d_model": 12,
+            "active": 2.0,
+            "ks": (2,),
+            "l1s": (0.9,),
+            "seeds": 1,
+        },
         **{"budgets": (12,), "steps": 250, "batch": 128, "test_rows": 2000},
     )
     ((one,), (abstopk,)) = (found.select(what=ONE, sae=sae) for sae in ("signed_gated_tied", "abstopk"))
