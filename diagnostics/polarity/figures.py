@@ -1,7 +1,7 @@
 """The figure of protocols A, B and C."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -38,7 +38,7 @@ def plot_polarity(
             some = where(some, (some["rho"] == rho).to_numpy())
             for (selector,), own in each(some, ["selector"]):
                 look = _look(selector, dash)
-                medians = own.groupby("sparsity")[["l0", "error"]].median().sort_values("l0")
+                medians = cast(pd.DataFrame, own.groupby("sparsity")[["l0", "error"]].median()).sort_values(by="l0")
                 left.plot(medians["l0"], medians["error"], ls=dash, **look, ms=0)
                 label = LABELS[selector] if dash == "-" else None
                 left.plot(own["l0"], own["error"], **look, lw=0, ms=4 if dash == "-" else 3, alpha=0.8, label=label)

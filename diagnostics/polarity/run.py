@@ -61,7 +61,8 @@ def polarity_protocols(
     them. Raises `ResultError` for settings outside these ranges.
     """
     settings = Settings(d_model, active, noise, tuple(ks), tuple(l1s), steps, batch, test_rows, seed)
-    rhos, superpositions, budgets = (tuple(dict.fromkeys(some)) for some in (rhos, superpositions, budgets))
+    rhos, superpositions = tuple(dict.fromkeys(rhos)), tuple(dict.fromkeys(superpositions))
+    budgets = tuple(dict.fromkeys(budgets))
     _check(settings, rhos, superpositions, budgets, seeds)
     where = resolve_device(device)
     work = _Work(settings, where)

@@ -74,14 +74,15 @@ def trained(
     start = planted.draw(_SAMPLE, stream).x
     runs = {}
     for selector, sparsity in asked:
-        how = {"k": sparsity} if SELECTORS[selector] == "k" else {"l1": sparsity, "k": 1}
+        counts = SELECTORS[selector] == "k"
         recipe = Recipe(
             width(selector, len(planted.directions)),
+            k=sparsity if counts else 1,
+            l1=0.0 if counts else sparsity,
             lr=_LR,
             penalty_warm_up=_WARM_UP,
             dead_window=0.5,
             seed=seed,
-            **how,
         )
         runs[selector, sparsity] = SAETraining(Architecture(selector=selector), recipe, start, steps=settings.steps)
     with torch.enable_grad():
