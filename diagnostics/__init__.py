@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.latent_edits.substitution import Substitutions, atom_substitution
     from diagnostics.patching.result import ActivationPatching
     from diagnostics.patching.run import activation_patching
+    from diagnostics.polarity.result import Polarity
+    from diagnostics.polarity.run import polarity_protocols
     from diagnostics.projections.result import ProjectionEffects
     from diagnostics.projections.run import projection_effects
     from diagnostics.reports.page import report
@@ -59,6 +61,7 @@ __all__ = [
     "FeatureAblation",
     "Interactions",
     "LatentCard",
+    "Polarity",
     "ProjectionEffects",
     "SAEEvaluation",
     "Shapley",
@@ -85,6 +88,7 @@ __all__ = [
     "latent_card",
     "latent_cards",
     "latent_steering",
+    "polarity_protocols",
     "probe_saes",
     "projection_effects",
     "report",
@@ -109,6 +113,7 @@ _HOMES = {
     "FeatureAblation": "concept_ablation.result",
     "Interactions": "latent_edits.interactions",
     "LatentCard": "cards.result",
+    "Polarity": "polarity.result",
     "ProjectionEffects": "projections.result",
     "SAEEvaluation": "sae_evaluation.result",
     "Shapley": "coalitions.result",
@@ -135,6 +140,7 @@ _HOMES = {
     "latent_card": "cards.run",
     "latent_cards": "cards.run",
     "latent_steering": "latent_edits.steering",
+    "polarity_protocols": "polarity.run",
     "probe_saes": "sparse_probing.run",
     "projection_effects": "projections.run",
     "report": "reports.page",

@@ -20,6 +20,7 @@ from diagnostics.latent_edits.sparsity import AblationSparsity
 from diagnostics.latent_edits.steering import Steering
 from diagnostics.latent_edits.substitution import Substitutions
 from diagnostics.patching.result import ActivationPatching
+from diagnostics.polarity.result import Polarity
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.results.result import BaseResult, load_result, tables_of
 from diagnostics.sae_evaluation.result import SAEEvaluation
@@ -37,6 +38,7 @@ KINDS: dict[str, type[BaseResult]] = {
         DictionaryEffects, FeatureAblation, SparseProbing, DictionaryComparison, ActivationPatching, EdgePatching, Faithfulness, Shapley,
         Interactions, Concentration, Steering, Substitutions,
         AblationSparsity,
+        Polarity,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

@@ -21,12 +21,6 @@ def model_identity(model: CausalModel) -> dict[str, Any]:
 
 def model_provenance(model: CausalModel) -> dict[str, Any]:
     """What a reader must know of the model and the machine to make the numbers again."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     return {
         "model": model.name,
         "model_note": model.note,
@@ -43,8 +37,19 @@ def model_provenance(model: CausalModel) -> dict[str, Any]:
         "processor": "remote" if model.remote else processor(model.device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that results depend on; None where one is not installed."""
+    found: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 @cache

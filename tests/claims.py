@@ -109,6 +109,7 @@ def keep(folder: Path, name: str, part: str = "") -> None:
     kept = (
         "command",
         "call",
+        "planted",
         "model",
         "weights_sha256",
         "text",
@@ -192,7 +193,7 @@ def page() -> str:
         "control. *Holds under conditions*: it depends on a choice that the claim names. *Not resolved*: the interval holds both the "
         "control and values that would matter; the absence of a significant difference is not called equivalence "
         "(equivalent: within 0.8 to 1.25 times). *Does not hold*: the control shows it too, or the interval excludes it. "
-        "All are of SmolLM2-135M, with SAEs trained on a million tokens.",
+        "All but those on planted data are of SmolLM2-135M, with SAEs trained on a million tokens.",
         "",
         f"{len(every)} claims: {counts}.",
         "",

@@ -114,6 +114,11 @@ FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""
 CONDITION_LOOKS = {"single": ("#332288", "o", "-"), "partner": ("#999933", "s", "-"), "joint": ("#882255", "D", "-")}
 """Colour, marker and dashes of steering one latent, its partner, both: no colour of an SAE of the zoo."""
+POLARITY_LOOKS = {
+    "signed_gated_tied": ("#0072B2", "o"), "abstopk": ("#009E73", "^"), "gated": ("#D55E00", "s"), "topk": ("#E69F00", "D"),
+    "pca": ("0.4", "v"), "random": ("0.65", "P"),
+}  # fmt: skip
+"""Colour and marker of SAEs with signed and unsigned latents on planted pairs, and of what they are compared with."""
 SAE_LOOKS = {
     "standard": ("#0072B2", "o"),
     "cosine": ("#D55E00", "s"),

@@ -65,9 +65,12 @@ def reproduction(result: BaseResult, folder: str) -> str:
         named = ", ".join(f"{name!r}: {kind}.load({name!r})" for name in runs)
         call = f"result = {result.CALL}({{{named}}})  # the folders of these runs"
         return f"from diagnostics import {kind}, {result.CALL}\n\n{call}"
-    if "call" not in result.provenance or not isinstance(result, Result):
-        return ""
     p = result.provenance
+    if "call" in p and "planted" in p:  # neither model nor prompts
+        given = "".join(f"    {name}={value!r},\n" for name, value in p["call"]["arguments"].items())
+        return f"from diagnostics import {p['call']['function']}\n\nresult = {p['call']['function']}(\n{given})"
+    if "call" not in p or not isinstance(result, Result):
+        return ""
     call, given, saes = p["call"]["function"], p["call"]["arguments"], list(p.get("saes", {}))
     lines = [
         f"from diagnostics import {call}",

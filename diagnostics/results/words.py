@@ -38,8 +38,8 @@ def provenances(result: HasProvenance) -> dict[str, dict[str, Any]]:
 
 
 def measured_on(p: Mapping[str, Any]) -> list[str]:
-    """Model, text, sites, seed and path, each in a few words, where known."""
-    parts = [_model(p), _text(p), _sites(p), _saes(p), _context(p), _sinks(p)]
+    """Model (or what was planted in place of one), text, sites, seed and path, each in a few words, where known."""
+    parts = [str(p.get("planted", "")), _model(p), _text(p), _sites(p), _saes(p), _context(p), _sinks(p)]
     parts += [f"seed {p['seed']}"] if "seed" in p else []
     return [part for part in [*parts, _path(p)] if part]
 

@@ -65,6 +65,10 @@ SMALL: dict[str, tuple[object, ...]] = {
     ),
     "patch_direction_norm": (*TEXT, "--layers", 1, 4, "--pairs", 20),
     "plot_depth": ("--figures", "sae_latents"),
+    "polarity": (
+        *("--d-model", 6, "--active", 1.5, "--budgets", 2, 6, "--steps", 5, "--batch", 32, "--test-rows", 500),
+        *("--seeds", 2, "--superpositions", 1, "--rhos", -1),
+    ),
     "probe_saes": (
         *("--saes", "{given}/saes/1/standard", *MODEL, "--data", "{given}/labelled.csv", "--ks", 1, 3, "--seeds", 2),
         *("--per-class", 10, "--shuffles", 9, "--refits", 3),

@@ -223,7 +223,7 @@ def warned(run) -> list[str]:
 def provenances_in(document: dict) -> list[dict]:
     """Of each run in a result's JSON; of a result of several runs they stand by name."""
     p = document.get("provenance", {})
-    return [p] if "model" in p else [some for some in p.values() if isinstance(some, dict)]
+    return [p] if "model" in p or "planted" in p else [some for some in p.values() if isinstance(some, dict)]
 
 
 @pytest.mark.parametrize("name", IN_A_FOLDER)
@@ -236,7 +236,8 @@ def test_finished_results_are_replaced_only_with_overwrite(script, name, help_of
     shutil.copytree(run.folder, script.folder / "out")
     before = run.files
     for p in (p for path, text in before.items() if path.endswith(".json") for p in provenances_in(json.loads(text))):
-        assert Path(p["command"][0]).name == f"{name}.py" and "--model" in p["command"] and "--out" not in p["command"]
+        assert Path(p["command"][0]).name == f"{name}.py" and "--out" not in p["command"]
+        assert ("--model" in p["command"]) != ("planted" in p)
     again = script(name)
     if "the same command goes on" in " ".join(help_of(name).split()):
         assert again.status == 0, again.err

@@ -28,6 +28,7 @@ from diagnostics.latent_edits.sparsity import ablation_sparsity
 from diagnostics.latent_edits.steering import latent_steering
 from diagnostics.latent_edits.substitution import atom_substitution
 from diagnostics.patching.run import activation_patching
+from diagnostics.polarity.run import polarity_protocols
 from diagnostics.saved import KINDS
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import from_sums, mean_of
@@ -147,7 +148,12 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "edge_patching": lambda: edge_patching(patched_model(), given(), floor=0.0, receivers=["4.q.1", "logits"]),
     "faithfulness": lambda: faithfulness(patched_model(), list(given()), [(1, 2)], n_random=3),
     "shapley": lambda: shapley(patched_model(), list(given()), [(1, 2), (3, 0)]),
+    "polarity": lambda: polarity_protocols(d_model=6, active=1.5, budgets=(2, 6), steps=5, batch=32, test_rows=500, seeds=2),
 }  # fmt: skip
+
+
+PLANTED = ("polarity",)
+"""Kinds without a model and a text."""
 
 
 def words(figure: Any) -> str:
@@ -163,7 +169,7 @@ def drawn(kind: str) -> Any:
     """A result with unusual names, the names that figures must show, its figures, and the text in each."""
     result: Any = RESULTS[kind]()
     given: list[str] = list(NAMES[:3]) if kind == "dose_response" else []
-    if kind not in ("specification", "win_rate"):
+    if kind not in ("specification", "win_rate", *PLANTED):
         result, given = (found := poisoned(result))[0], given + found[1]
     figures = result.figures()
     said = {name: words(figure) for name, figure in figures.items()}
@@ -177,7 +183,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 @every_kind
 def test_names_are_shown_literally(kind):
     result, given, _, said = drawn(kind)
-    if kind not in ("specification", "win_rate"):
+    if kind not in ("specification", "win_rate", *PLANTED):
         assert all("".join(MODEL.split()) in text for text in said.values())
     for name in given:
         assert any(name in text for text in said.values()), name
@@ -212,6 +218,9 @@ def test_captions_state_provenance_in_two_lines(kind):
         lines = figure.get_supxlabel().splitlines()
         said = caption(figure)
         assert len(lines) <= (2 if figure.get_size_inches()[0] >= 8 else 3), (name, lines)
+        if kind in PLANTED:
+            assert said.startswith(f"Planted {p['planted']}, ")
+            continue
         assert said.startswith(f"{p['model']} ({p['model_note'] or p['norm']}; {p['dtype']}), ")
         assert "left out" in said or "sink filter" in said
         if "seed" in p and kind != "sae_evaluation":
@@ -319,6 +328,7 @@ def test_every_point_with_an_interval_is_a_number_of_the_result(kind):
         "projections",
         "interactions",
         "dictionary_effects",
+        *PLANTED,
         *maps,
     )
 

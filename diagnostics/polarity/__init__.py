@@ -1,0 +1,1 @@
+"""Does one signed latent represent both polarities of a direction? Planted antipodal pairs, SAEs trained on them."""
