@@ -50,10 +50,12 @@ def polarity_protocols(
     pair, are compared with unsigned ones (topk, gated), a latent a polarity, trained on the same rows.
 
     A: as many pairs as dimensions, every ρ and sparsity: share of variance not explained against L0, and `Matched.slope`.
+
     B: half the pairs take + alone in training. Detect rows in which one of them takes −, against the same rows with +, by
-       `deviation` of m latents (largest mean |z|), beside m principal components, m random directions, and ‖x − x̂‖.
+    `deviation` of m latents (largest mean |z|), beside m principal components, m random directions, and ‖x − x̂‖.
+
     C: share of pairs that one latent represents (`Matched`), against pairs/d_model and ρ, at the middle sparsity; signed SAEs alone
-       (an unsigned latent cannot represent two polarities).
+    (an unsigned latent cannot represent two polarities).
 
     active: mean number of active pairs a row. noise: standard deviation a coordinate. rhos: within-pair correlations, −1 to 0.
     superpositions: pairs ÷ d_model. budgets: numbers m. ks, l1s: sparsities of topk and abstopk, and of the gates.

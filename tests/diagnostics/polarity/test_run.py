@@ -1,6 +1,7 @@
 """The protocols on small planted data: the bar of consolidation, what the table holds, files, and refusals."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,9 @@ from diagnostics.polarity.result import Polarity
 from diagnostics.polarity.run import polarity_protocols
 from diagnostics.polarity.summary import AUROC, ERROR, ONE, at_equal_l0
 from diagnostics.results.calls import reproduction
+from diagnostics.results.caveats import differences
 from interventions.errors import ResultError
+from tests.reports import measured
 
 SMALL = {
     "d_model": 10, "active": 1.5, "rhos": (-1.0, 0.0), "superpositions": (1.0, 1.5), "budgets": (2, 10), "ks": (1, 2), "l1s": (1.5, 0.8),
@@ -88,6 +91,11 @@ def test_files_come_back_and_tables_state_every_number(tmp_path):
     assert len(result.summary()) == len(result.groups)
     assert "planted antipodal" not in said and "antipodal pairs in 10 dimensions" in result._repr_html_()
     assert "polarity_protocols(" in reproduction(result, "here") and "d_model=10" in reproduction(result, "here")
+
+
+def test_a_report_compares_no_model_with_planted_data():
+    other = measured().provenance | {"versions": small().provenance["versions"]}
+    assert differences({"planted": small(), "model": replace(measured(), provenance=other)}) == []
 
 
 @pytest.mark.parametrize(
