@@ -97,8 +97,8 @@ def second_order(
         size = batch_rows or (256 if recording.model.device.type == "cpu" else 2048)
         chosen = choose_path(rows, path, size)
         size = size if chosen.path == "replay" else min(size, 16)  # whose logits are held
-        run = partial(_Chunk, replays=chosen.path == "replay")
-        method, why, agreement = _choose_method(rows, method, run)
+        run = partial(Tangents, replays=chosen.path == "replay")
+        method, why, agreement = choose_method(rows, method, run)
         asked = Asked((), len(rows))
         asked.names += ["second_order", *also]
         one_chunk = lambda rows, chunk, _: run(rows, chunk).numbers(method, also)  # noqa: E731
@@ -110,8 +110,11 @@ def second_order(
     )
 
 
-def _choose_method(rows: Rows, method: str, run: Callable[..., "_Chunk"]) -> tuple[str, str | None, float]:
-    """The method, why it is not forward mode where that was allowed, and how well the two agree."""
+def choose_method(rows: Rows, method: str, run: Callable[..., "Tangents"]) -> tuple[str, str | None, float]:
+    """The method (`METHODS`) for some rows, why it is not forward mode where that was allowed, and how well the two agree.
+
+    Raises `ReplayError` as `second_order` does.
+    """
     if method == "central":
         return method, None, float("nan")
     some = np.unique(np.linspace(0, len(rows) - 1, _TRIAL_ROWS).round().astype(int))
@@ -138,8 +141,8 @@ def _choose_method(rows: Rows, method: str, run: Callable[..., "_Chunk"]) -> tup
 
 
 @dataclass
-class _Chunk:
-    """Rows in ascending order of prompt, whose vectors are changes."""
+class Tangents:
+    """J times the changes that are the vectors of some rows, which are in ascending order of prompt."""
 
     rows: Rows
     chunk: Int[np.ndarray, "some_row"]

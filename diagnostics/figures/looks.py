@@ -106,6 +106,13 @@ SCORE_LOOKS = {
 PLACEBO_LOOKS = {"placebo_token": ("0.25", "v", "--"), "placebo_isotropic": ("0.6", "^", ":")}
 """Colour, marker and dashes of placebos, in every figure of latents' edits."""
 PLACEBO_LABELS = {"placebo_token": "placebo, between tokens", "placebo_isotropic": "placebo, isotropic"}
+METRIC_LOOKS = {"fisher": ("#0072B2", "o"), "logits": ("#D55E00", "s")}
+"""Colour and marker of the metrics of causal dimensionality."""
+SPAN_LOOKS = {
+    "eigenvectors": ("0.6", "^", ":"), "most_active": ("#0072B2", "o", "-"), "principal": ("#009E73", "s", "--"),
+    "random": ("0.4", "x", "--"),
+}  # fmt: skip
+"""Colour, marker and dashes of spans of directions."""
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""
 CONDITION_LOOKS = {"single": ("#332288", "o", "-"), "partner": ("#999933", "s", "-"), "joint": ("#882255", "D", "-")}
