@@ -21,7 +21,7 @@ from diagnostics.figures.axes import (
     write_caption,
 )
 from diagnostics.figures.by_depth import Groups
-from diagnostics.figures.looks import INK, METRIC_LOOKS, NOTE, REFERENCE, SPAN_LOOKS, UNTRAINED, legend_label, styled
+from diagnostics.figures.looks import INK, METRIC_LOOKS, REFERENCE, SPAN_LOOKS, UNTRAINED, legend_label, styled
 
 METRIC_LABELS = {"fisher": "Fisher metric of p", "logits": "centred logits"}
 SPAN_LABELS = {
@@ -55,20 +55,6 @@ def plot_dimension(groups: Groups, nulls: Sequence[Groups], point: str, provenan
                     label=known,
                     zorder=0,
                 )
-            for name, shade in (("n50", 0.4), ("n80", 0.7), ("n90", 1.0)):
-                points(
-                    axes[1],
-                    depth.at(own),
-                    [g[name] for g in own],
-                    colour,
-                    f"{metric} {name}",
-                    marker,
-                    shift,
-                    thin=shade < 1,
-                )
-                if i == 0:
-                    axes[1].annotate(f"{name[1:]} %", (depth.at(own)[-1], own[-1][name].value), (6, 0), textcoords="offset points",
-                                     color=NOTE, fontsize=7, va="center")  # fmt: skip
             for part, shade in zip(PARTS, (0.25, 0.45, 0.7), strict=True):
                 _line(axes[2], depth, own, f"at {part}", color=colour, marker=marker, ms=3, lw=0.9, alpha=shade)
             points(axes[2], depth.at(own), [g["effective_rank"] for g in own], colour, label, marker, shift)
@@ -85,7 +71,7 @@ def plot_dimension(groups: Groups, nulls: Sequence[Groups], point: str, provenan
         tokens = max(g["tokens"] for g in groups)
         titles = (
             "effective rank κ",
-            "directions for 50, 80, 90 % of the trace",
+            "directions for 50, 80, 90 % of the trace (Fisher)",
             "κ of 1/8, 1/4, 1/2 (pale) and all tokens",
         )
         for ax, title in zip(axes, titles, strict=True):

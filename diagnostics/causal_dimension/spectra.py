@@ -59,11 +59,11 @@ def needed(values: Spectrum, share: float) -> float:
 
 def dimension(matrix: Float[Tensor, "k k"], width: int | None = None) -> dict[str, float]:
     """Trace and `STATISTICS` of a matrix; with fewer rows than width, those of the `[width, width]` matrix that it is a sketch of."""
-    values, sketched = spectrum(matrix), width is not None and width > len(matrix)
-    values = values * (width or len(matrix)) / len(matrix)
+    width = width or len(matrix)
+    values = spectrum(matrix) * width / len(matrix)
     return {
         "trace": float(values.sum()),
         "effective_rank": effective_rank(values),
-        "participation": sketched_participation(matrix, width) if sketched else participation(values),
+        "participation": sketched_participation(matrix, width) if width > len(matrix) else participation(values),
         **{f"n{share * 100:.0f}": needed(values, share) for share in SHARES},
     }

@@ -29,7 +29,7 @@ def _dimensions(lines: pd.DataFrame, beside: pd.DataFrame) -> dict[str, Any]:
     sizes = int(whole["tokens"]) - without["tokens"].to_numpy(int)
     found: dict[str, Any] = {"tokens": int(whole["tokens"]), "effective_tokens": float(whole["effective_tokens"])}
     for name in STATISTICS:
-        found[name] = from_deletions(float(whole[name]), without[name].to_numpy(float), sizes)
+        found[name] = from_deletions(float(whole[name]), without[name].to_numpy(float), sizes, transform="log")
     for part in PARTS:
         found[f"at {part}"] = float(lines_of(lines, part=part)["effective_rank"].mean())
     rotated = lines_of(beside, matrix=f"{whole['matrix']}_rotated", part=WHOLE)

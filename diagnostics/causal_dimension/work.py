@@ -173,7 +173,7 @@ class _Site:
             self.good[here] = found.finite.numpy()
             noted(notes, found)
             methods.add(found.method)
-            why |= {found.why_central} - {None}
+            why |= {found.why_central} if found.why_central else set()
             agreement.append(found.agreement)
         if not self.good.any():
             raise ResultError(

@@ -11,7 +11,7 @@ from diagnostics.causal_dimension.result import CausalDimension
 from diagnostics.causal_dimension.run import causal_dimensionality
 from diagnostics.causal_dimension.work import DIMENSIONS
 from diagnostics.results.caveats import caveats
-from diagnostics.statistics.tables import lines_of
+from diagnostics.statistics.tables import lines_of, totals
 from interventions import ResultError, Site, SiteError, record
 from tests.planted import SITE, planted_model
 from tests.tiny import D_MODEL, N_LAYERS, VOCAB, prompts, tiny_model
@@ -115,8 +115,8 @@ def test_activations_have_the_effective_rank_of_their_covariance():
     hf = planted()[0]
     x = record(hf, PROMPTS, [SITE]).activations[SITE]
     x = torch.cat([x[i, 1 : len(p)] for i, p in enumerate(PROMPTS)]).double().numpy()
-    [line] = found().frame.query("matrix == 'activations'").itertuples()
-    assert line.tokens == len(x) and line.effective_rank == pytest.approx(rank(np.cov(x.T)), rel=1e-5)
+    [line] = lines_of(found().frame, matrix="activations").to_dict("records")
+    assert line["tokens"] == len(x) and line["effective_rank"] == pytest.approx(rank(np.cov(x.T)), rel=1e-5)
 
 
 def test_shares_of_the_trace_in_spans():
@@ -167,9 +167,11 @@ def test_one_draw_of_tokens_for_all_sites_and_models(tmp_path):
     drawn = p["drawn"]["trained"]
     assert drawn["tokens_used"] == 20 - sum(drawn["pairs_dropped"].values()) == int(whole["tokens"].iloc[0])
     assert p["second_order"]["method"] == "forward" and p["second_order"]["agreement"] < 0.05
-    sums = result.spectrum.groupby(["model", "layer", "point", "matrix"])["eigenvalue"].sum()
-    traces = lines_of(frame, part="all").set_index(["model", "layer", "point", "matrix"])["trace"]
-    pd.testing.assert_series_equal(sums.sort_index(), traces.sort_index(), check_names=False, rtol=1e-4)
+    keys = ["model", "layer", "point", "matrix"]
+    sums = totals(result.spectrum, keys, ["eigenvalue"])["eigenvalue"]
+    traces = totals(lines_of(frame, part="all"), keys, ["trace"])["trace"]
+    np.testing.assert_allclose(sums.to_numpy(), traces.to_numpy(), rtol=1e-4)
+    assert sums.index.equals(traces.index)
     result.write(tmp_path)
     loaded = CausalDimension.load(tmp_path)
     assert loaded.table() == result.table() and loaded.spans.empty
