@@ -182,7 +182,7 @@ class Tangents:
 
     def slopes(self, method: str) -> Iterator[tuple[slice, Slopes, Slopes]]:
         """JΔ of some reads at a time, and p; tokens without probability have slope 0."""
-        states = list(self._forward() if method == "forward" else self._central())
+        states = list(self.forward() if method == "forward" else self._central())
         most = max(3, (2**24 if self.device.type == "cpu" else 2**27) // self.rows.recording.model.vocab_size)
         for start in range(0, len(self.reads.row), most):
             some = slice(start, start + most)
@@ -200,7 +200,7 @@ class Tangents:
                 slope = (up - down) / (2 * step[:, None].to(p))
             yield some, torch.where(p > 0, slope, 0.0), p
 
-    def _forward(self) -> tuple[Tensor, Tensor]:
+    def forward(self) -> tuple[Tensor, Tensor]:
         """Final states where effects are read, and their tangents."""
         with _dual():
             final, tangent = fwad.unpack_dual(self._final(fwad.make_dual(self.x, self.delta)))

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 
+from diagnostics.causal_dimension import products as module
 from diagnostics.causal_dimension.products import METRICS, jacobian_products
 from interventions import Site, record, wrap
 from tests.tiny import D_MODEL, N_LAYERS, VOCAB, changed_in, prompts, tiny_model
@@ -80,6 +81,28 @@ def test_products_are_those_of_autograd(name, point, allowed):
 def test_chunks_and_paths_give_the_same(how):
     """Chunks that end within a token, and some that hold several."""
     one, other = products("gpt2", Site(3))[0], products("gpt2", Site(3), **how)[0]
+    for i in one:
+        for metric in METRICS:
+            torch.testing.assert_close(one[i][metric], other[i][metric], rtol=1e-9, atol=1e-12)
+
+
+def test_a_linear_unembedding_is_multiplied_once(monkeypatch):
+    """With its weight as with derivatives of every logit; a soft-capped one is not linear."""
+    used, real = {}, module.linear_head
+
+    def spy(work):
+        used[work.rows.recording.model.name] = real(work)
+        return used[work.rows.recording.model.name]
+
+    monkeypatch.setattr(module, "linear_head", spy)
+    one = products("gpt2", Site(3))[0]
+    products("gemma2", Site(3))
+    assert {name: weight is not None for name, weight in used.items()} == {
+        "GPT2LMHeadModel": True,
+        "Gemma2ForCausalLM": False,
+    }
+    monkeypatch.setattr(module, "linear_head", lambda _: None)
+    other = products("gpt2", Site(3))[0]
     for i in one:
         for metric in METRICS:
             torch.testing.assert_close(one[i][metric], other[i][metric], rtol=1e-9, atol=1e-12)
