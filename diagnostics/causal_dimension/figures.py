@@ -21,7 +21,7 @@ from diagnostics.figures.axes import (
     write_caption,
 )
 from diagnostics.figures.by_depth import Groups
-from diagnostics.figures.looks import INK, METRIC_LOOKS, REFERENCE, SPAN_LOOKS, UNTRAINED, legend_label, styled
+from diagnostics.figures.looks import INK, METRIC_LOOKS, NOTE, REFERENCE, SPAN_LOOKS, UNTRAINED, legend_label, styled
 
 METRIC_LABELS = {"fisher": "Fisher metric of p", "logits": "centred logits"}
 SPAN_LABELS = {
@@ -58,16 +58,13 @@ def plot_dimension(groups: Groups, nulls: Sequence[Groups], point: str, provenan
             for part, shade in zip(PARTS, (0.25, 0.45, 0.7), strict=True):
                 _line(axes[2], depth, own, f"at {part}", color=colour, marker=marker, ms=3, lw=0.9, alpha=shade)
             points(axes[2], depth.at(own), [g["effective_rank"] for g in own], colour, label, marker, shift)
-        _line(
-            axes[0],
-            depth,
-            _of(groups, "fisher"),
-            "activations",
-            color=INK,
-            ls="--",
-            lw=0.9,
-            label="covariance of the activations",
-        )
+        own, (colour, marker) = _of(groups, "fisher"), METRIC_LOOKS["fisher"]
+        for name in ("n50", "n80", "n90"):
+            points(axes[1], depth.at(own), [g[name] for g in own], colour, name, marker)
+            last, how = (depth.at(own)[-1], own[-1][name].value), {"fontsize": 7, "va": "bottom", "ha": "right"}
+            axes[1].annotate(f"{name[1:]} %", last, (-4, 4), textcoords="offset points", color=NOTE, **how)
+        known = "covariance of the activations"
+        _line(axes[0], depth, own, "activations", color=INK, ls="--", lw=0.9, label=known)
         tokens = max(g["tokens"] for g in groups)
         titles = (
             "effective rank κ",

@@ -2,6 +2,7 @@
 
 import functools
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from diagnostics.causal_dimension.work import DIMENSIONS
 from diagnostics.results.caveats import caveats
 from diagnostics.statistics.tables import lines_of, totals
 from interventions import ResultError, Site, SiteError, record
+from tests.diagnostics.drawn import panels, series
 from tests.planted import SITE, planted_model
 from tests.tiny import D_MODEL, N_LAYERS, VOCAB, prompts, tiny_model
 
@@ -176,6 +178,9 @@ def test_one_draw_of_tokens_for_all_sites_and_models(tmp_path):
     loaded = CausalDimension.load(tmp_path)
     assert loaded.table() == result.table() and loaded.spans.empty
     assert set(result.figures()) == {"causal_dimension_resid_post", "causal_dimension_mlp_out"}
+    for figure in result.figures().values():
+        assert [len(series(ax)) for ax in panels(figure)] == [2, 3, 2]  # two metrics; 50, 80, 90 %; two metrics
+    plt.close("all")
     said = [str(h) for h in result.headlines()]
     assert said and all("randomly initialised models" in line and "turned at random" in line for line in said)
 
