@@ -8,6 +8,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.atlas.run import causal_atlas
     from diagnostics.cards.result import LatentCard
     from diagnostics.cards.run import latent_card, latent_cards
+    from diagnostics.causal_dimension.result import CausalDimension
+    from diagnostics.causal_dimension.run import causal_dimensionality
     from diagnostics.coalitions.result import Shapley
     from diagnostics.coalitions.run import shapley
     from diagnostics.concept_ablation.result import FeatureAblation
@@ -51,6 +53,7 @@ __all__ = [
     "AblationSparsity",
     "ActivationPatching",
     "CausalAtlas",
+    "CausalDimension",
     "Concentration",
     "DictionaryComparison",
     "DictionaryEffects",
@@ -76,6 +79,7 @@ __all__ = [
     "atom_substitution",
     "causal_atlas",
     "causal_concentration",
+    "causal_dimensionality",
     "compare_dictionaries",
     "dictionary_effects",
     "direction_norm",
@@ -103,6 +107,7 @@ _HOMES = {
     "AblationSparsity": "latent_edits.sparsity",
     "ActivationPatching": "patching.result",
     "CausalAtlas": "atlas.result",
+    "CausalDimension": "causal_dimension.result",
     "Concentration": "latent_edits.concentration",
     "DictionaryComparison": "dictionary_comparison.result",
     "DictionaryEffects": "whole_dictionary.result",
@@ -128,6 +133,7 @@ _HOMES = {
     "atom_substitution": "latent_edits.substitution",
     "causal_atlas": "atlas.run",
     "causal_concentration": "latent_edits.concentration",
+    "causal_dimensionality": "causal_dimension.run",
     "compare_dictionaries": "dictionary_comparison.run",
     "dictionary_effects": "whole_dictionary.run",
     "direction_norm": "direction_vs_norm.run",

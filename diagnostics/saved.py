@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from diagnostics.atlas.result import CausalAtlas
+from diagnostics.causal_dimension.result import CausalDimension
 from diagnostics.coalitions.result import Shapley
 from diagnostics.concept_ablation.result import FeatureAblation
 from diagnostics.dictionary_comparison.result import DictionaryComparison
@@ -39,6 +40,7 @@ KINDS: dict[str, type[BaseResult]] = {
         Interactions, Concentration, Steering, Substitutions,
         AblationSparsity,
         Polarity,
+        CausalDimension,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

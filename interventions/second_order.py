@@ -98,8 +98,8 @@ def second_order(
         size = batch_rows or (256 if recording.model.device.type == "cpu" else 2048)
         chosen = choose_path(rows, path, size)
         size = size if chosen.path == "replay" else min(size, 16)  # whose logits are held
-        run = partial(_Chunk, replays=chosen.path == "replay")
-        method, why, agreement = _choose_method(rows, method, run)
+        run = partial(Tangents, replays=chosen.path == "replay")
+        method, why, agreement = choose_method(rows, method, run)
         asked = Asked((), len(rows))
         asked.names += ["second_order", *also]
         one_chunk = lambda rows, chunk, _: run(rows, chunk).numbers(method, also)  # noqa: E731
@@ -112,8 +112,11 @@ def second_order(
     )  # fmt: skip
 
 
-def _choose_method(rows: Rows, method: str, run: Callable[..., "_Chunk"]) -> tuple[str, str | None, float]:
-    """The method, why it is not forward mode where that was allowed, and how well the two agree."""
+def choose_method(rows: Rows, method: str, run: Callable[..., "Tangents"]) -> tuple[str, str | None, float]:
+    """The method (`METHODS`) for some rows, why it is not forward mode where that was allowed, and how well the two agree.
+
+    Raises `ReplayError` as `second_order` does.
+    """
     if method == "central":
         return method, None, float("nan")
     some = np.unique(np.linspace(0, len(rows) - 1, _TRIAL_ROWS).round().astype(int))
@@ -140,8 +143,8 @@ def _choose_method(rows: Rows, method: str, run: Callable[..., "_Chunk"]) -> tup
 
 
 @dataclass
-class _Chunk:
-    """Rows in ascending order of prompt, whose vectors are changes."""
+class Tangents:
+    """J times the changes that are the vectors of some rows, which are in ascending order of prompt."""
 
     rows: Rows
     chunk: Int[np.ndarray, "some_row"]
@@ -181,7 +184,7 @@ class _Chunk:
 
     def slopes(self, method: str) -> Iterator[tuple[slice, Slopes, Slopes]]:
         """JΔ of some reads at a time, and p; tokens without probability have slope 0."""
-        states = list(self._forward() if method == "forward" else self._central())
+        states = list(self.forward() if method == "forward" else self._central())
         most = max(3, (2**24 if self.device.type == "cpu" else 2**27) // self.rows.recording.model.vocab_size)
         for start in range(0, len(self.reads.row), most):
             some = slice(start, start + most)
@@ -199,7 +202,7 @@ class _Chunk:
                 slope = (up - down) / (2 * step[:, None].to(p))
             yield some, torch.where(p > 0, slope, 0.0), p
 
-    def _forward(self) -> tuple[Tensor, Tensor]:
+    def forward(self) -> tuple[Tensor, Tensor]:
         """Final states where effects are read, and their tangents."""
         with _dual():
             final, tangent = fwad.unpack_dual(self._final(fwad.make_dual(self.x, self.delta)))

@@ -110,6 +110,13 @@ VERDICT_LOOKS = {
     "more than dose": ("#D55E00", "o"), "no more than dose": ("#0072B2", "s"), "small": ("0.55", "v"), "silent": ("0.8", "x"),
 }  # fmt: skip
 """Colour and marker of what is said of single latents."""
+METRIC_LOOKS = {"fisher": ("#0072B2", "o"), "logits": ("#D55E00", "s")}
+"""Colour and marker of the metrics of causal dimensionality."""
+SPAN_LOOKS = {
+    "eigenvectors": ("0.6", "^", ":"), "most_active": ("#0072B2", "o", "-"), "principal": ("#009E73", "s", "--"),
+    "random": ("0.4", "x", "--"),
+}  # fmt: skip
+"""Colour, marker and dashes of spans of directions."""
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""
 CONDITION_LOOKS = {"single": ("#332288", "o", "-"), "partner": ("#999933", "s", "-"), "joint": ("#882255", "D", "-")}

@@ -51,6 +51,9 @@ SMALL: dict[str, tuple[object, ...]] = {
         *(*MODEL, "--prompts", "{given}/text.txt", "--n-prompts", 24, "--pairs", 20, "--task", "{given}/pairs.csv"),
         *("--tasks", 5),
     ),
+    "causal_dimension": (
+        *(*TEXT, "--layers", 2, 4, "--tokens", 20, "--saes", "{given}/saes/2/standard", "--spans", 2, 8),
+    ),
     "compare_saes": ("--saes", "{given}/saes/1/standard", "{given}/saes/1/cosine", *ALL, "--min-active", 3),
     "dose_response": (*TEXT, "--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20),
     "edge_patching": (*MODEL, "--pairs", "{given}/pairs.csv", "--receivers", "4.q.1", "logits", "--n", 5),

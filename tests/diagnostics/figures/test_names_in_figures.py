@@ -15,6 +15,7 @@ from matplotlib.colors import is_color_like, to_hex
 from matplotlib.text import Text
 
 from diagnostics.by_depth.run import depth_figures
+from diagnostics.causal_dimension.run import causal_dimensionality
 from diagnostics.coalitions.run import shapley
 from diagnostics.dictionary_comparison.run import compare_dictionaries
 from diagnostics.dose.run import dose_response
@@ -143,6 +144,9 @@ RESULTS: dict[str, Callable[[], Any]] = {
     ),
     "ablation_sparsity": lambda: ablation_sparsity(
         planted()[0], PROMPTS, {"3/standard": planted()[1]}, latents=2, tokens_per_latent=10, horizon=2
+    ),
+    "causal_dimension": lambda: causal_dimensionality(
+        planted()[0], PROMPTS, layers=(1, 3), tokens=30, saes={"3/standard": planted()[1]}, spans=(2, 6), null_seeds=1
     ),
     "activation_patching": lambda: activation_patching(patched_model(), given(), floor=0.0, layers=(1, 4), scores=("gradient",)),
     "edge_patching": lambda: edge_patching(patched_model(), given(), floor=0.0, receivers=["4.q.1", "logits"]),
@@ -287,6 +291,7 @@ GROUPS: dict[str, Callable[[Any], Any]] = {
     "win_rate": lambda result: result.frame,
     "feature_ablation": lambda result: [result.groups, *map(result.equal_effects, result.forms), recovered(result)],
     "latent_steering": lambda result: [result.groups, on_log_axes(result.frame)],
+    "causal_dimension": lambda result: [result.groups, result.span_groups],
     "interactions": lambda result: [
         from_sums(some, ["rms_interaction", "bottom"], lambda a, b: a / b, "log") for some in binned(result.frame)
     ],

@@ -1,0 +1,1 @@
+"""How many directions of an activation does the model above it read?"""
