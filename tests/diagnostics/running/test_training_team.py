@@ -47,14 +47,13 @@ def test_workers_train_what_one_process_trains_and_a_killed_run_goes_on(tmp_path
     with workers(2) as pool:
         together = trained(tmp_path / "together", stream(), pool.team())
         assert len(pool.pids()) == 2
-        with pytest.raises(ResultError, match=r"a worker that trained SAEs ended .* run the same command again"):
-            trained(tmp_path / "killed", stream(9, lambda: os.kill(pool.pids()[0], signal.SIGKILL)), pool.team())
-    assert (tmp_path / "killed" / "checkpoint.pt").exists()
-    with workers(2) as pool:
-        trained(tmp_path / "killed", stream(), pool.team())
         with pytest.raises(SAEError, match="the loss is nan at step 3"):
             broken = ({name: x * torch.nan if n == 1 else x for name, x in b.items()} for n, b in enumerate(stream()))
             trained(tmp_path / "broken", broken, pool.team())
+        with pytest.raises(ResultError, match=r"a worker that trained SAEs ended .* run the same command again"):
+            trained(tmp_path / "killed", stream(9, lambda: os.kill(pool.pids()[0], signal.SIGKILL)), pool.team())
+    assert (tmp_path / "killed" / "checkpoint.pt").exists()
+    trained(tmp_path / "killed", stream())  # one process goes on where workers stopped
     expected = contents(tmp_path / "alone")
     assert contents(tmp_path / "together") == contents(tmp_path / "killed") == expected
     assert "15/signed/tokens-96/sae_weights.safetensors" in expected
