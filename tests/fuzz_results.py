@@ -62,7 +62,9 @@ def results(run: str) -> dict[str, BaseResult]:
             found[name] = of(
                 table, tokens, p, table.iloc[:3], table.iloc[:2], table, {"pairs": [{"sae": "a", "mcs": 0.5 + seed}]}
             )
-        elif name == "sparse_probing":
+        elif name == "polarity":
+            found[name] = of(table, p, table.iloc[:5])
+        elif name in ("sparse_probing", "causal_dimension"):
             found[name] = of(table, tokens, p, table.iloc[:5], table.iloc[:3])
         elif name == "sae_evaluation":
             found[name] = of(table, tokens, p, table.iloc[:5])
