@@ -1,5 +1,5 @@
 PYTHON ?= python3
-DEMO_ARGS ?= --pairs 150 --n-prompts 60
+DEMO_ARGS ?= --pairs 80 --n-prompts 50
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
 # The tests' tolerances are checked with this torch, on the CPU. With a GPU, install the torch for your CUDA.
