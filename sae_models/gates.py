@@ -100,12 +100,6 @@ class BiJumpReLU(JumpReLU):
         super().__init__(threshold)
         self.threshold_negative = nn.Parameter(threshold_negative)
 
-    def strength(self, s: Tensor) -> Tensor:
-        return s.abs()
-
-    def value(self, s: Tensor) -> Tensor:
-        return s
-
     def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
         return self._jump(s, self.threshold) - self._jump(-s, self.threshold_negative)
 
@@ -167,12 +161,6 @@ class SignedGate(Selector):
     def tied(self) -> bool:
         """Whether both signs share their radius."""
         return self.r_mag_negative is None
-
-    def strength(self, s: Tensor) -> Tensor:
-        return s.abs()
-
-    def value(self, s: Tensor) -> Tensor:
-        return s
 
     def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
         return self.magnitude(s)

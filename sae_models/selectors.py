@@ -1,7 +1,7 @@
 """Which latents are active: from scores to activations. Those with learned thresholds and gates stand in `gates`.
 
 `forward` is what is done at inference: each token by itself. `support` is what a training step selects from a batch.
-Everything acts on `strength(s)`, so that latents of either sign need another strength, not another selector.
+Everything acts on `strength(s)`, so that latents of either sign (`signed`) need another strength, not another selector.
 """
 
 import math
@@ -60,11 +60,11 @@ class Selector(nn.Module):
 
     def strength(self, s: Tensor) -> Tensor:
         """What is compared, never negative; 0 is inactive. (Of signed latents: |s|.)"""
-        return s.relu()
+        return s.abs() if self.signed else s.relu()
 
     def value(self, s: Tensor) -> Tensor:
         """The activation of a selected entry. (Of signed latents: s.)"""
-        return s.relu()
+        return s if self.signed else s.relu()
 
     def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
         return self.value(s)
@@ -148,12 +148,6 @@ class AbsTopK(TopK):
 
     kind = "abstopk"
     signed = True
-
-    def strength(self, s: Tensor) -> Tensor:
-        return s.abs()
-
-    def value(self, s: Tensor) -> Tensor:
-        return s
 
 
 class BatchTopK(Selector):

@@ -13,7 +13,7 @@ from interventions.models.causal_model import CausalModel
 from sae_models.architectures import build, named
 from sae_models.dictionaries import dictionaries_of
 from sae_models.sae import SAE
-from tests.sae_models.built import AbsTopK
+from sae_models.selectors import AbsTopK
 from tests.tiny import D_MODEL, fresh, prompts, tokenizer
 
 SITE = Site(2)

@@ -33,10 +33,7 @@ class RayTeam:
         sent = self._sent(first)
         self._ask(
             "begin",
-            *(
-                ([job for job in some], steps, sent, {job.name: states[job.name] for job in some if job.name in states})
-                for some in own
-            ),
+            *((some, steps, sent, {job.name: states[job.name] for job in some if job.name in states}) for some in own),
         )
 
     def step(self, batch: Batch) -> None:

@@ -11,21 +11,17 @@ from torch import nn
 
 from interventions.models.exclusive import hooked
 
-_WIDE_PRODUCTS: dict[tuple[str, torch.dtype], bool] = {}
 
-
+@cache
 def multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether matrices of half precision there give a float32 product (`torch.mm(…, out_dtype=…)`: CUDA, in recent versions)."""
-    key = device.type, dtype
     if dtype not in (torch.float16, torch.bfloat16):
         return False
-    if key not in _WIDE_PRODUCTS:
-        x = torch.zeros(16, 16, device=device, dtype=dtype)
-        try:
-            _WIDE_PRODUCTS[key] = torch.mm(x, x, out_dtype=torch.float32).dtype == torch.float32
-        except (TypeError, RuntimeError):  # NotImplementedError is one
-            _WIDE_PRODUCTS[key] = False
-    return _WIDE_PRODUCTS[key]
+    x = torch.zeros(16, 16, device=device, dtype=dtype)
+    try:
+        return torch.mm(x, x, out_dtype=torch.float32).dtype == torch.float32
+    except (TypeError, RuntimeError):  # NotImplementedError is one
+        return False
 
 
 _CACHE_NAMES = ("cache", "past_key_values")

@@ -11,7 +11,7 @@ from interventions import wrap
 from interventions.models.causal_model import CausalModel
 from sae_models.architectures import build, named
 from sae_models.sae import SAE
-from tests.sae_models.built import AbsTopK
+from sae_models.selectors import AbsTopK
 from tests.tiny import D_MODEL, VOCAB, blocks, fresh
 
 CONCEPT, OTHER, TARGET, SIZE, LOGIT = 7, 8, 30, 5.0, 2.0

@@ -11,7 +11,7 @@ from sae_models.architectures import NAMES, build, named
 from sae_models.normalise import normalisation
 from sae_models.sae import SAE
 from sae_models.scores import Aligned, Cosine, Direction, Tied
-from sae_models.selectors import AbsTopK, BatchTopK, Selector, TopK
+from sae_models.selectors import BatchTopK, Selector, TopK
 
 D_MODEL, D_SAE, K = 12, 40, 5
 ALL = (*(name for name in NAMES if "<" not in name and named(name).selector == "batchtopk"), "cosine-group3")
@@ -36,7 +36,7 @@ def each_pair(a: Collection, b: Collection, c: Collection) -> list[tuple]:
 class AbsBatchTopK(BatchTopK):
     """The k·rows largest |s| of a batch, sign kept: latents of either sign need no more than this."""
 
-    strength, value = AbsTopK.strength, AbsTopK.value
+    signed = True
 
 
 def generator(seed: int = 0) -> torch.Generator:

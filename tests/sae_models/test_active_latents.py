@@ -7,7 +7,8 @@ import torch
 from sae_models import active_latents as module
 from sae_models.active_latents import active_latents
 from sae_models.errors import BelongingError
-from tests.sae_models.built import AbsTopK, K, inputs, random_sae
+from sae_models.selectors import AbsTopK
+from tests.sae_models.built import K, inputs, random_sae
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])

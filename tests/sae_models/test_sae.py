@@ -8,14 +8,13 @@ import torch
 from sae_models.errors import BelongingError, SAEError
 from sae_models.sae import SAE, restoring
 from sae_models.scores import Inner
-from sae_models.selectors import ReLU
+from sae_models.selectors import AbsTopK, ReLU
 from tests.sae_models.built import (
     ALL,
     D_MODEL,
     D_SAE,
     NORMALISATIONS,
     SELECTORS,
-    AbsTopK,
     close,
     decoded,
     drawn,

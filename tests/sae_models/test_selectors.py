@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sae_models.errors import SAEError
 from sae_models.gates import Gate, JumpReLU
-from sae_models.selectors import BatchTopK, ReLU, Scored, TopK
-from tests.sae_models.built import D_SAE, AbsBatchTopK, AbsTopK, drawn
+from sae_models.selectors import AbsTopK, BatchTopK, ReLU, Scored, TopK
+from tests.sae_models.built import D_SAE, AbsBatchTopK, drawn
 
 
 def chunks(s, size=None):

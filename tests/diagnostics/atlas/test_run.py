@@ -20,7 +20,7 @@ from diagnostics.running.units import Interrupted
 from interventions import ResultError, Site, SiteError, measure, record
 from interventions.texts.prompts import as_prompts
 from sae_models.architectures import build, named
-from tests.sae_models.built import AbsTopK
+from sae_models.selectors import AbsTopK
 from tests.tiny import D_MODEL, TOLERANCE, assert_same_effect, exact_kl, forward_alone, prompts, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from .* prompts")

@@ -6,7 +6,8 @@ import torch
 
 from diagnostics.concept_ablation.conditions import WITHIN, Condition, directions, dose_matched
 from diagnostics.concept_ablation.ranking import Encoded
-from tests.sae_models.built import AbsTopK, inputs, random_sae, with_selector
+from sae_models.selectors import AbsTopK
+from tests.sae_models.built import inputs, random_sae, with_selector
 
 
 def encoded() -> Encoded:

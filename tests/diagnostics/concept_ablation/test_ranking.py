@@ -14,7 +14,8 @@ from diagnostics.concept_ablation.ranking import (
 from interventions import Site, record, wrap
 from interventions.spliced import Passes
 from sae_models.edits import keep_latents, zero_latents
-from tests.sae_models.built import AbsTopK, drawn, inputs, random_sae, with_selector
+from sae_models.selectors import AbsTopK
+from tests.sae_models.built import drawn, inputs, random_sae, with_selector
 from tests.tiny import D_MODEL, changed_in, prompts, tiny_model
 
 

@@ -12,7 +12,8 @@ from sae_models.gates import Gate
 from sae_models.live import as_sae
 from sae_models.sae import SAE
 from sae_models.scores import Cosine, Inner
-from tests.sae_models.built import D_MODEL, D_SAE, AbsTopK, drawn, inputs, random_sae
+from sae_models.selectors import AbsTopK
+from tests.sae_models.built import D_MODEL, D_SAE, drawn, inputs, random_sae
 
 X = inputs(12)
 KINDS = [

@@ -7,7 +7,8 @@ from diagnostics.latent_edits.firings import Firings, chosen_latents, partner_of
 from interventions import ResultError, Site
 from sae_models.active_latents import active_latents
 from sae_models.dictionaries import Dictionary
-from tests.sae_models.built import AbsTopK, inputs, random_sae
+from sae_models.selectors import AbsTopK
+from tests.sae_models.built import inputs, random_sae
 
 
 @pytest.fixture(scope="module")

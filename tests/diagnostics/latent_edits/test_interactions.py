@@ -13,8 +13,8 @@ from diagnostics.statistics.measures import log_ratio_of_means
 from diagnostics.statistics.tables import from_sums
 from interventions import ResultError, SiteError
 from sae_models.errors import BelongingError
+from sae_models.selectors import AbsTopK
 from tests.planted import GAIN, SITE, TOKEN, planted_model, standing
-from tests.sae_models.built import AbsTopK
 from tests.tiny import D_MODEL, VOCAB, alone, exact_kl, prompts, tiny_model
 
 PROMPTS = prompts(tuple(8 + (3 * i) % 7 for i in range(28)))

@@ -10,8 +10,8 @@ from diagnostics.running.clean import CleanActivations, RunSettings
 from interventions.models.wrapping import wrap
 from interventions.texts.prompts import as_prompts
 from sae_models.dictionaries import dictionaries_of
+from sae_models.selectors import AbsTopK
 from tests.planted import SITE, planted_model
-from tests.sae_models.built import AbsTopK
 from tests.tiny import prompts, tiny_model
 
 ITEMS = pd.DataFrame({"target_prompt": [0, 1, 1], "target_position": [3, 2, 7]})

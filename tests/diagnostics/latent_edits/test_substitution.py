@@ -6,8 +6,8 @@ import torch
 
 from diagnostics.latent_edits.substitution import ATOMS, COLUMNS, EDITS, Substitutions, atom_substitution
 from interventions import ResultError
+from sae_models.selectors import AbsTopK
 from tests.planted import SITE, planted_model
-from tests.sae_models.built import AbsTopK
 from tests.tiny import alone, exact_kl, prompts, tiny_model
 
 PROMPTS = prompts(tuple(8 + (3 * i) % 7 for i in range(26)))

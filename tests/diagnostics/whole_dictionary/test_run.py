@@ -20,7 +20,7 @@ from interventions import ResultError, Site, SiteError, measure, record
 from interventions.texts.prompts import as_prompts
 from sae_models.architectures import build, named
 from sae_models.errors import BelongingError
-from tests.sae_models.built import AbsTopK
+from sae_models.selectors import AbsTopK
 from tests.tiny import D_MODEL, TOLERANCE, assert_same_effect, exact_kl, forward_alone, fresh, prompts, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from .* prompts")

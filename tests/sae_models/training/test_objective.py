@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from sae_models.errors import SAEError
+from sae_models.selectors import AbsTopK
 from sae_models.training.objective import auxiliary_loss, forward_pass, token_weights, wider
 from tests.sae_models.built import (
     ALL,
     D_SAE,
     SELECTORS,
     AbsBatchTopK,
-    AbsTopK,
     auxiliary,
     close,
     decoded,
