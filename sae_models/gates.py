@@ -7,7 +7,7 @@ over a `bandwidth` around the threshold. A gate learns by a soft copy of itself 
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_models.selectors import Selector, Take, everything
@@ -26,7 +26,7 @@ class _Jump(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor):
         u, threshold = ctx.saved_tensors
         near = _near(u, threshold, ctx.bandwidth)
-        return grad_outputs[0] * (u > threshold), _summed(-threshold * near * grad_outputs[0]), None
+        return grad_outputs[0] * (u > threshold), _summed(-threshold * near * grad_outputs[0], threshold.shape), None
 
 
 class _Step(torch.autograd.Function):
@@ -41,15 +41,15 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor):
         u, threshold = ctx.saved_tensors
-        return None, _summed(-_near(u, threshold, ctx.bandwidth) * grad_outputs[0]), None
+        return None, _summed(-_near(u, threshold, ctx.bandwidth) * grad_outputs[0], threshold.shape), None
 
 
 def _near(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     return ((u - threshold).abs() < bandwidth / 2).to(u) / bandwidth
 
 
-def _summed(gradient: Tensor) -> Tensor:
-    return gradient.flatten(0, -2).sum(dim=0)
+def _summed(gradient: Tensor, shape: torch.Size) -> Tensor:
+    return gradient.sum_to_size(shape)
 
 
 class JumpReLU(Selector):
@@ -67,11 +67,14 @@ class JumpReLU(Selector):
         super().__init__()
         self.threshold = nn.Parameter(threshold)
 
-    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
-        return self._jump(s, self.threshold)
+    def at(self, s: Tensor, take: Take = everything) -> Tensor:
+        return self._jump(s, take(self.threshold))
 
-    def count(self, s: Float[Tensor, "row d_sae"]) -> Float[Tensor, "row"]:
-        return self._step(s, self.threshold)
+    def open(self, s: Float[Tensor, "row d_sae"]) -> Bool[Tensor, "row d_sae"]:
+        return self._open(s, self.threshold)
+
+    def indicator(self, s: Tensor, take: Take = everything) -> Tensor:
+        return self._step(s, take(self.threshold))
 
     def _jump(self, s: Tensor, threshold: Tensor) -> Tensor:
         if self.bandwidth:
@@ -79,7 +82,10 @@ class JumpReLU(Selector):
         return s.relu() * (s > threshold)
 
     def _step(self, s: Tensor, threshold: Tensor) -> Tensor:
-        return _Step.apply(s, threshold, self.bandwidth).sum(dim=-1)
+        return _Step.apply(s, threshold, self.bandwidth)
+
+    def _open(self, s: Tensor, threshold: Tensor) -> Tensor:
+        return (s > threshold) | (_near(s.relu(), threshold, self.bandwidth) > 0 if self.bandwidth else False)
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -100,11 +106,14 @@ class BiJumpReLU(JumpReLU):
         super().__init__(threshold)
         self.threshold_negative = nn.Parameter(threshold_negative)
 
-    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
-        return self._jump(s, self.threshold) - self._jump(-s, self.threshold_negative)
+    def at(self, s: Tensor, take: Take = everything) -> Tensor:
+        return self._jump(s, take(self.threshold)) - self._jump(-s, take(self.threshold_negative))
 
-    def count(self, s: Float[Tensor, "row d_sae"]) -> Float[Tensor, "row"]:
-        return self._step(s, self.threshold) + self._step(-s, self.threshold_negative)
+    def open(self, s: Float[Tensor, "row d_sae"]) -> Bool[Tensor, "row d_sae"]:
+        return self._open(s, self.threshold) | self._open(-s, self.threshold_negative)
+
+    def indicator(self, s: Tensor, take: Take = everything) -> Tensor:
+        return self._step(s, take(self.threshold)) + self._step(-s, take(self.threshold_negative))
 
 
 class Gate(Selector):
@@ -120,11 +129,14 @@ class Gate(Selector):
         super().__init__()
         self.b_gate, self.r_mag, self.b_mag = nn.Parameter(b_gate), nn.Parameter(r_mag), nn.Parameter(b_mag)
 
-    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
-        return (self.r_mag.exp() * s + self.b_mag).relu() * (s + self.b_gate > 0)
+    def at(self, s: Tensor, take: Take = everything) -> Tensor:
+        return self.magnitude(s, take).relu() * (s + take(self.b_gate) > 0)
 
-    def soft(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
-        return (s + self.b_gate).relu()
+    def open(self, s: Float[Tensor, "row d_sae"]) -> Bool[Tensor, "row d_sae"]:
+        return s + self.b_gate > 0
+
+    def soft(self, s: Tensor, take: Take = everything) -> Tensor:
+        return (s + take(self.b_gate)).relu()
 
     def magnitude(self, s: Tensor, take: Take = everything) -> Tensor:
         return take(self.r_mag).exp() * s + take(self.b_mag)
@@ -162,11 +174,14 @@ class SignedGate(Selector):
         """Whether both signs share their radius."""
         return self.r_mag_negative is None
 
-    def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
-        return self.magnitude(s)
+    def at(self, s: Tensor, take: Take = everything) -> Tensor:
+        return self.magnitude(s, take)
 
-    def soft(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
-        return (s + self.b_gate).relu() - (self.b_gate_negative - s).relu()
+    def open(self, s: Float[Tensor, "row d_sae"]) -> Bool[Tensor, "row d_sae"]:
+        return (s + self.b_gate > 0) | (self.b_gate_negative - s > 0)
+
+    def soft(self, s: Tensor, take: Take = everything) -> Tensor:
+        return (s + take(self.b_gate)).relu() - (take(self.b_gate_negative) - s).relu()
 
     def magnitude(self, s: Tensor, take: Take = everything) -> Tensor:
         bias, radius = take(self.b_mag), self.r_mag if self.r_mag_negative is None else self.r_mag_negative

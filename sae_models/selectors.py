@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae_models.errors import SAEError
@@ -56,7 +56,7 @@ class Selector(nn.Module):
     signed = False
     """whether latents may be negative"""
     counts = False
-    """whether the penalty is on the number of active latents (`count`), and not on their size"""
+    """whether the penalty is on the number of active latents (`indicator`), and not on their size"""
 
     def strength(self, s: Tensor) -> Tensor:
         """What is compared, never negative; 0 is inactive. (Of signed latents: |s|.)"""
@@ -67,14 +67,22 @@ class Selector(nn.Module):
         return s if self.signed else s.relu()
 
     def forward(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
+        return self.at(s)
+
+    def at(self, s: Tensor, take: Take = everything) -> Tensor:
+        """The activation of entries whose latents `take` picks, whether they are active or not."""
         return self.value(s)
 
-    def soft(self, s: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"] | None:
+    def open(self, s: Float[Tensor, "row d_sae"]) -> Bool[Tensor, "row d_sae"]:
+        """Where an activation is not 0, or has a gradient: all that a training step of a dense selector needs."""
+        return self.strength(s) > 0
+
+    def soft(self, s: Tensor, take: Take = everything) -> Tensor | None:
         """Of a gate: its soft copy, which training penalises and lets reconstruct. None where there is none."""
         return None
 
-    def count(self, s: Float[Tensor, "row d_sae"]) -> Float[Tensor, "row"]:
-        """How many latents are active, with a gradient to what decides it. Of selectors that `counts`."""
+    def indicator(self, s: Tensor, take: Take = everything) -> Tensor:
+        """1 where a latent is active, else 0, with a gradient to what decides it. Of selectors that `counts`."""
         raise NotImplementedError
 
     def magnitude(self, s: Tensor, take: Take = everything) -> Tensor:

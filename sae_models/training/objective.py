@@ -10,11 +10,13 @@ from torch import Tensor
 from sae_models.errors import SAEError
 from sae_models.sae import SAE, restoring
 from sae_models.scores import Argument
-from sae_models.selectors import BatchTopK, Chunks, Scored, Support, TopK
+from sae_models.selectors import BatchTopK, Chunks, Scored, Support, Take, TopK, everything
 from sae_models.sparse import decoded, products
 
 _SCORES_AT_ONCE, _ON_A_GPU = 2**21, 2**27
 """scores formed together: on a CPU a chunk stays in cache until the selector has read it; on a GPU each chunk costs a wait"""
+FEW = 1 / 8
+"""Largest share of entries at which a dense selector is trained at those entries alone: about where it stops being faster."""
 
 
 class Pass(NamedTuple):
@@ -30,8 +32,8 @@ class Pass(NamedTuple):
     support: Support | None
     activation: Float[Tensor, "entry"] | Float[Tensor, "row d_sae"]
     """at the support's entries; dense where there is none"""
-    score: Float[Tensor, "row d_sae"] | None = None
-    """where there is no support"""
+    score: Float[Tensor, "entry"] | Float[Tensor, "row d_sae"] | None = None
+    """of an SAE that a penalty makes sparse: at the same entries"""
 
     @property
     def error(self) -> Float[Tensor, "row d_model"]:
@@ -40,16 +42,23 @@ class Pass(NamedTuple):
 
 
 def forward_pass(sae: SAE, x: Float[Tensor, "row d_model"]) -> Pass:
-    """A training pass with gradients, at the entries that the selector picks (all of them where it is not sparse)."""
+    """A training pass with gradients, at the entries that the selector picks; where it picks none, at those that have an activation or a
+    gradient, or at all while those are many.
+    """
     target = sae.normalise(x.to(sae.W_dec)).u
     x_c = target - sae.b_dec if sae.subtract_b_dec else target
     argument, rows = sae.score.argument(x_c), sae.score.rows(sae.W_dec)
-    if not sae.selector.sparse:
+    if sae.selector.sparse:
+        return _sparse(sae, target, argument, rows, x_c, sae.selector.support(score_chunks(sae, argument, rows)))
+    if (few := _few_entries(sae, argument, rows)) is None:
         score = sae.score.finish(argument.u @ rows.T, argument.norm)
         activation = sae.selector(score)
         done = _finished(sae, target, argument, rows, x_c, None, activation, activation @ sae.W_dec)
         return done._replace(score=score)
-    return _sparse(sae, target, argument, rows, x_c, sae.selector.support(score_chunks(sae, argument, rows)))
+    score, take = _scores_at(sae, argument, rows, few), _take(few)
+    activation = sae.selector.at(score, take)
+    done = _finished(sae, target, argument, rows, x_c, few, activation, decoded(activation, sae.W_dec, few))
+    return done._replace(score=score)
 
 
 def penalty(sae: SAE, done: Pass, power: float) -> Float[Tensor, ""]:
@@ -59,14 +68,21 @@ def penalty(sae: SAE, done: Pass, power: float) -> Float[Tensor, ""]:
     changes. Source: arXiv:2408.00113 (p-annealing); there the coefficient follows the running means of both sums, here the batch's own.
     """
     assert done.score is not None
-    soft = sae.selector.soft(done.score)
-    size = (done.activation if soft is None else soft).abs() * sae.W_dec.norm(dim=-1)
-    total = size.sum(dim=-1).mean()
+    take, n_rows = _take(done.support), len(done.target)
+    soft = sae.selector.soft(done.score, take)
+    size = (done.activation if soft is None else soft).abs() * take(sae.W_dec.norm(dim=-1))
+    total = size.sum() / n_rows
     if power == 1:
         return total
     active = size > 0
-    bent = (torch.where(active, size, 1) ** power * active).sum(dim=-1).mean()
+    bent = (torch.where(active, size, 1) ** power * active).sum() / n_rows
     return bent * (total / bent.clamp(min=torch.finfo(bent.dtype).tiny)).detach()
+
+
+def active_latents(sae: SAE, done: Pass) -> Float[Tensor, ""]:
+    """Mean number of active latents a token, with a gradient to the thresholds: what makes a JumpReLU sparse. Source: arXiv:2407.14435."""
+    assert done.score is not None
+    return sae.selector.indicator(done.score, _take(done.support)).sum() / len(done.target)
 
 
 def gate_error(sae: SAE, done: Pass) -> Float[Tensor, "row"] | None:
@@ -74,10 +90,12 @@ def gate_error(sae: SAE, done: Pass) -> Float[Tensor, "row"] | None:
 
     Source: arXiv:2404.16014.
     """
-    soft = None if done.score is None else sae.selector.soft(done.score)
+    soft = None if done.score is None else sae.selector.soft(done.score, _take(done.support))
     if soft is None:
         return None
-    return (done.target - soft @ sae.W_dec.detach() - sae.b_dec.detach()).square().sum(dim=-1)
+    W_dec = sae.W_dec.detach()
+    total = soft @ W_dec if done.support is None else decoded(soft, W_dec, done.support)
+    return (done.target - total - sae.b_dec.detach()).square().sum(dim=-1)
 
 
 def prefix_errors(sae: SAE, done: Pass, sizes: Sequence[int]) -> list[Float[Tensor, "row"]]:
@@ -118,10 +136,29 @@ def score_chunks(sae: SAE, argument: Argument, rows: Float[Tensor, "d_sae d_mode
     return lambda: (formed(start) for start in range(0, len(u), step))
 
 
-def _sparse(sae: SAE, target: Tensor, argument: Argument, rows: Tensor, x_c: Tensor, support: Support) -> Pass:
-    product = products(argument.u, rows, support)
+def _few_entries(sae: SAE, argument: Argument, rows: Tensor) -> Support | None:
+    """The entries of a dense selector that have an activation or a gradient; None where they are more than `FEW`."""
+    found = []
+    for scored in score_chunks(sae, argument, rows)():
+        at = sae.selector.open(scored.score).nonzero()
+        if len(at) > FEW * scored.score.numel():
+            return None
+        row, latent = at.T
+        found.append((row + scored.start, latent, scored.score[row, latent], scored.product[row, latent]))
+    return Support(*(torch.cat(column) for column in zip(*found, strict=True)), len(argument.u))
+
+
+def _take(support: Support | None) -> Take:
+    return everything if support is None else lambda parameter: parameter.index_select(0, support.latent)
+
+
+def _scores_at(sae: SAE, argument: Argument, rows: Tensor, support: Support) -> Float[Tensor, "entry"]:
     norm = argument.norm[:, 0].index_select(0, support.row)
-    score = sae.score.finish(product, norm, lambda parameter: parameter.index_select(0, support.latent))
+    return sae.score.finish(products(argument.u, rows, support), norm, _take(support))
+
+
+def _sparse(sae: SAE, target: Tensor, argument: Argument, rows: Tensor, x_c: Tensor, support: Support) -> Pass:
+    score = _scores_at(sae, argument, rows, support)
     activation = sae.selector.value(score)
     return _finished(sae, target, argument, rows, x_c, support, activation, decoded(activation, sae.W_dec, support))
 

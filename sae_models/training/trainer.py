@@ -18,6 +18,7 @@ from sae_models.scores import Cosine
 from sae_models.selectors import BatchTopK
 from sae_models.training.objective import (
     Pass,
+    active_latents,
     auxiliary_loss,
     forward_pass,
     gate_error,
@@ -180,7 +181,7 @@ class SAETraining:
         loss = (weight * sum(errors)).mean() / len(errors) / self.variance
         risen = min(1.0, (self.done + 1) / max(1.0, recipe.penalty_warm_up * self.steps))
         if done.score is not None and sae.selector.counts:
-            loss = loss + risen * recipe.l0 * sae.selector.count(done.score).mean()
+            loss = loss + risen * recipe.l0 * active_latents(sae, done)
         elif done.score is not None and recipe.l1 > 0:
             loss = loss + risen * recipe.l1 * penalty(sae, done, self._power()) / self.variance.sqrt()
         if recipe.gate > 0 and (soft := gate_error(sae, done)) is not None:
@@ -226,12 +227,11 @@ class SAETraining:
     def _keep_count(self, done: Pass, loss: Tensor, squared: Tensor) -> None:
         rows, support = len(done.target), done.support
         fired = torch.zeros_like(self.silent_for, dtype=torch.bool)
+        active = done.activation != 0
         if support is None:
-            active = done.activation != 0
-            fired, n_active = active.any(dim=0), active.sum()
+            fired = active.any(dim=0)
         else:
-            fired[support.latent] = True
-            n_active = torch.tensor(len(support.latent), device=fired.device)
+            fired[support.latent[active]] = True
         self.silent_for = torch.where(fired, 0, self.silent_for + rows)
         self.done += 1
         self.tokens += rows
@@ -247,7 +247,7 @@ class SAETraining:
             ("loss", loss * rows),
             ("squared", squared.sum()),
             ("variance", variance),
-            ("active", n_active),
+            ("active", active.sum()),
         ):
             self._sums[name] = self._sums[name] + value.double()
         self._sums["rows"] = self._sums["rows"] + rows

@@ -9,7 +9,7 @@ from sae_models.architectures import SELECTORS, Architecture, named
 from sae_models.errors import SAEError
 from sae_models.gates import BiJumpReLU, Gate, JumpReLU, SignedGate
 from sae_models.saving import save_sae
-from sae_models.training.objective import forward_pass, gate_error, penalty, prefix_errors
+from sae_models.training.objective import active_latents, forward_pass, gate_error, penalty, prefix_errors
 from sae_models.training.trainer import Recipe, SAETraining
 from tests.sae_models.built import D_SAE, close, drawn, inputs, random_sae
 
@@ -37,9 +37,9 @@ def test_bijumprelu_whose_lower_threshold_is_infinite_is_jumprelu():
     found = []
     for selector in (both, one):
         selector.bandwidth = 0.3
-        value = (selector(s) * drawn(30, D_SAE, seed=3)).sum() + selector.count(s).sum()
+        value = (selector(s) * drawn(30, D_SAE, seed=3)).sum() + selector.indicator(s).sum()
         gradients = torch.autograd.grad(value, (s, selector.threshold))
-        found.append((selector(s), selector.count(s), *gradients))
+        found.append((selector(s), selector.indicator(s), *gradients))
         assert gradients[1].any()
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -75,13 +75,13 @@ def test_straight_through_gradients_are_those_of_the_mean_over_even_scores(thres
         selector.bandwidth = bandwidth
         jumped, counted = (
             torch.autograd.grad(value, selector.threshold)[0].item()
-            for value in (selector(s).mean(), selector.count(s).mean())
+            for value in (selector(s).mean(), selector.indicator(s).mean())
         )
         assert jumped == pytest.approx(-threshold, rel=1e-3) and counted == pytest.approx(-1, rel=1e-3)
 
 
-def made(selector):
-    sae = random_sae("standard", selector)
+def made(selector, name="standard"):
+    sae = random_sae(name, selector)
     if isinstance(sae.selector, JumpReLU):
         sae.selector.bandwidth = 0.5
         with torch.no_grad():
@@ -114,6 +114,30 @@ def test_a_gate_is_taught_by_its_soft_copy_alone(selector):
         for name, gradient in zip(learned, reconstruction, strict=True)
         if name in gates
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "selector"),
+    [*(("standard", kind) for kind in (*LEARNED, "relu")), ("aligned", "relu"), ("bypass", "jumprelu")],
+)
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_steps_at_few_entries_are_steps_at_all(name, selector, power, monkeypatch):
+    """Values and gradients of everything a step minimises, at the open entries alone and dense."""
+    found = []
+    for few in (0, 1):
+        monkeypatch.setattr("sae_models.training.objective.FEW", few)
+        sae, x = made(selector, name), inputs()
+        done = forward_pass(sae, x)
+        assert (done.support is None) == (few == 0)
+        parts = [done.error.square().sum(1), *prefix_errors(sae, done, (7,))]
+        parts += [active_latents(sae, done) if sae.selector.counts else penalty(sae, done, power)]
+        parts += [] if (error := gate_error(sae, done)) is None else [error]
+        value = sum((part * drawn(*(part.shape or (1,)), seed=i).abs()).sum() for i, part in enumerate(parts))
+        learned = [p for p in sae.parameters() if p.requires_grad]
+        found.append([*parts, *torch.autograd.grad(value, learned)])
+    assert all(gradient.any() for gradient in found[0])
+    for dense, sparse in zip(*found, strict=True):
+        close(sparse, dense)
 
 
 @pytest.mark.parametrize("name", ["standard", "aligned"])
