@@ -25,11 +25,13 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.edges.run import edge_patching
     from diagnostics.latent_edits.concentration import Concentration, causal_concentration
     from diagnostics.latent_edits.interactions import Interactions, interactions
+    from diagnostics.latent_edits.polarities import PolarityEffects, polarity_effects
     from diagnostics.latent_edits.sparsity import AblationSparsity, ablation_sparsity
     from diagnostics.latent_edits.steering import Steering, latent_steering
     from diagnostics.latent_edits.substitution import Substitutions, atom_substitution
     from diagnostics.patching.result import ActivationPatching
     from diagnostics.patching.run import activation_patching
+    from diagnostics.polarity.census import BipolarCensus, bipolar_census
     from diagnostics.polarity.result import Polarity
     from diagnostics.polarity.run import polarity_protocols
     from diagnostics.projections.result import ProjectionEffects
@@ -52,6 +54,7 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
 __all__ = [
     "AblationSparsity",
     "ActivationPatching",
+    "BipolarCensus",
     "CausalAtlas",
     "CausalDimension",
     "Concentration",
@@ -65,6 +68,7 @@ __all__ = [
     "Interactions",
     "LatentCard",
     "Polarity",
+    "PolarityEffects",
     "ProjectionEffects",
     "SAEEvaluation",
     "Shapley",
@@ -77,6 +81,7 @@ __all__ = [
     "ablation_sparsity",
     "activation_patching",
     "atom_substitution",
+    "bipolar_census",
     "causal_atlas",
     "causal_concentration",
     "causal_dimensionality",
@@ -92,6 +97,7 @@ __all__ = [
     "latent_card",
     "latent_cards",
     "latent_steering",
+    "polarity_effects",
     "polarity_protocols",
     "probe_saes",
     "projection_effects",
@@ -106,6 +112,7 @@ __all__ = [
 _HOMES = {
     "AblationSparsity": "latent_edits.sparsity",
     "ActivationPatching": "patching.result",
+    "BipolarCensus": "polarity.census",
     "CausalAtlas": "atlas.result",
     "CausalDimension": "causal_dimension.result",
     "Concentration": "latent_edits.concentration",
@@ -119,6 +126,7 @@ _HOMES = {
     "Interactions": "latent_edits.interactions",
     "LatentCard": "cards.result",
     "Polarity": "polarity.result",
+    "PolarityEffects": "latent_edits.polarities",
     "ProjectionEffects": "projections.result",
     "SAEEvaluation": "sae_evaluation.result",
     "Shapley": "coalitions.result",
@@ -131,6 +139,7 @@ _HOMES = {
     "ablation_sparsity": "latent_edits.sparsity",
     "activation_patching": "patching.run",
     "atom_substitution": "latent_edits.substitution",
+    "bipolar_census": "polarity.census",
     "causal_atlas": "atlas.run",
     "causal_concentration": "latent_edits.concentration",
     "causal_dimensionality": "causal_dimension.run",
@@ -146,6 +155,7 @@ _HOMES = {
     "latent_card": "cards.run",
     "latent_cards": "cards.run",
     "latent_steering": "latent_edits.steering",
+    "polarity_effects": "latent_edits.polarities",
     "polarity_protocols": "polarity.run",
     "probe_saes": "sparse_probing.run",
     "projection_effects": "projections.run",

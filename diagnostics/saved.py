@@ -17,6 +17,7 @@ from diagnostics.edges.result import EdgePatching
 from diagnostics.figures.by_depth import DepthPlan
 from diagnostics.latent_edits.concentration import Concentration
 from diagnostics.latent_edits.interactions import Interactions
+from diagnostics.latent_edits.polarities import PolarityEffects
 from diagnostics.latent_edits.sparsity import AblationSparsity
 from diagnostics.latent_edits.steering import Steering
 from diagnostics.latent_edits.substitution import Substitutions
@@ -39,6 +40,7 @@ KINDS: dict[str, type[BaseResult]] = {
         DictionaryEffects, FeatureAblation, SparseProbing, DictionaryComparison, ActivationPatching, EdgePatching, Faithfulness, Shapley,
         Interactions, Concentration, Steering, Substitutions,
         AblationSparsity,
+        PolarityEffects,
         Polarity,
         CausalDimension,
     )

@@ -122,7 +122,7 @@ def build(
     """A fresh SAE, on the device of `sample`, in float32 at least.
 
     Decoder rows are random directions of norm 1, the encoder their copy, b_dec the geometric median of the sample (as the SAE
-    sees it: normalised where it normalises), biases, radii and exponents 0, b of a cosine score by `starting_scale`. threshold: that learned thresholds start from.
+    sees it: normalised where it normalises), biases, radii and exponents 0, b of a cosine score by `starting_scale`. threshold: that learned thresholds and gates start from.
     generator: on the CPU, so that the draw is the same on every device. Source: arXiv:2606.15054 (recipe).
     Raises `SAEError` for an empty or non-finite sample, and d_sae below the number of active latents or of groups.
     """
@@ -190,13 +190,14 @@ def _selector(kind: str, k: float, latent: Tensor, threshold: float) -> Selector
     if kind == "batchtopk":
         return BatchTopK(k)
     zero, start = torch.zeros_like(latent), torch.full_like(latent, threshold)
+    shut = -start
     return {
         "relu": lambda: ReLU(),
         "jumprelu": lambda: JumpReLU(start),
         "bijumprelu": lambda: BiJumpReLU(start, start.clone()),
-        "gated": lambda: Gate(zero, zero.clone(), zero.clone()),
-        "signed_gated": lambda: SignedGate(zero, zero.clone(), zero.clone(), zero.clone(), zero.clone()),
-        "signed_gated_tied": lambda: SignedGate(zero, zero.clone(), zero.clone(), zero.clone()),
+        "gated": lambda: Gate(shut, zero, zero.clone()),
+        "signed_gated": lambda: SignedGate(shut, shut.clone(), zero, zero.clone(), zero.clone()),
+        "signed_gated_tied": lambda: SignedGate(shut, shut.clone(), zero, zero.clone()),
     }[kind]()
 
 

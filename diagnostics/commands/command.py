@@ -146,7 +146,7 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
     given: Any = None
     with _stoppable() as signals:
         try:
-            given = _parsed(options)
+            given = parsed_line(options)
             warnings.showwarning = _warning_line
             with _output_of(given):
                 document = main(given)
@@ -207,12 +207,12 @@ def _stoppable() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
 
-def _parsed(options: type[Options]) -> Options:
-    """The command line as options; tyro's errors, a box of several lines, become one line."""
+def parsed_line(options: type[Options], words: Sequence[str] | None = None) -> Options:
+    """The words of a command line (default: this process's) as options; tyro's errors, a box of several lines, become one line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return parsed(options)
+            return parsed(options, words)
     except SystemExit as ended:
         if ended.code != 2:
             raise

@@ -1,6 +1,7 @@
 """Training of sparse autoencoders at several sites, from one pass over a text."""
 
-from dataclasses import dataclass, field, replace
+import shlex
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +45,7 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
       scripts/train_sae.py --layers 15 --saes standard cosine --k 16 32 64 --out results/sweep
       scripts/train_sae.py --layers 7 15 22 --saes aligned:topk --tokens 5000000 \\
           --out results/more
+      scripts/train_sae.py --plan scripts/plans/polarity.txt --sites 15.mlp_out --out results/more
     """
 
     out: Path
@@ -51,6 +53,11 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
     saes: tuple[str, ...] = ("standard",)
     """standard, cosine (base + delta), cosine-global, cosine-group4, cosine-feature, cosine-pure, bypass, aligned, tied, …, each
     followed by a selector: :batchtopk (the default), :topk, :relu, …; jumprelu, abstopk, gated, signed-gated, signed-gated-tied"""
+    plan: Path | None = None
+    """a text file of SAEs to train together, in place of --saes: each line has options that concern SAEs, such as --saes gated
+    --d-sae 2304 --l1 0.1 0.2; lines that begin with # are remarks"""
+    name: str = ""
+    """of one kind of SAE in its folder, in place of what --saes calls it"""
     layers: tuple[NonNegativeInt, ...] = (15,)
     """blocks, 0-based"""
     sites: tuple[str, ...] = ("resid_post",)
@@ -101,6 +108,38 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
 
     def wanted(self) -> dict[str, SAESpec]:
         """The SAEs to train, by folder."""
+        if self.plan is None:
+            return self._swept()
+        own = [name for name in _OF_SAES if getattr(self, name) != getattr(type(self)(out=self.out), name)]
+        if own:
+            raise MechdiagError(f"--{own[0].replace('_', '-')} beside --plan; expected it in the lines of {self.plan}")
+        found: dict[str, SAESpec] = {}
+        for number, line in _lines(self.plan):
+            try:
+                some = self._planned(shlex.split(line))
+            except (MechdiagError, ValueError) as error:
+                raise MechdiagError(f"{self.plan}, line {number}: {error}") from error
+            if twice := found.keys() & some.keys():
+                raise MechdiagError(
+                    f"{self.plan}, line {number}: {min(twice)} is there already; give one another --name"
+                )
+            found |= some
+        if not found:
+            raise MechdiagError(f"{self.plan} names no SAE; expected lines such as --saes gated --l1 0.1 0.2")
+        return found
+
+    def _planned(self, words: list[str]) -> dict[str, SAESpec]:
+        """The SAEs of a plan's line."""
+        line = command.parsed_line(type(self), [*words, "--out", str(self.out)])
+        fixed = type(self)(out=self.out)
+        others = [f.name for f in fields(self) if f.name not in _OF_SAES]
+        if others := [name for name in others if getattr(line, name) != getattr(fixed, name)]:
+            raise MechdiagError(f"--{others[0].replace('_', '-')} concerns the whole run; give it to the command")
+        return replace(line, sites=self.sites, layers=self.layers)._swept()
+
+    def _swept(self) -> dict[str, SAESpec]:
+        if self.name and len(self.saes) != 1:
+            raise MechdiagError(f"--name {self.name} for --saes {' '.join(self.saes)}; expected one kind of SAE")
         points = [name for name in self.sites if name in POINTS]
         places = [Site(layer, point) for point in points for layer in self.layers]
         places += [Site.parse(name) for name in self.sites if name not in POINTS]
@@ -120,7 +159,7 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
                 )
         base = replace(self.recipe, k=self.k[0], l1=self.l1[0], l0=self.l0[0])
         return {
-            folder_of(site, name, seed, **({sweep: value} if len(values) > 1 else {})): SAESpec(
+            folder_of(site, self.name or name, seed, **({sweep: value} if len(values) > 1 else {})): SAESpec(
                 site, kinds[name], replace(base, seed=seed, **{sweep: value})
             )
             for site in places
@@ -129,6 +168,21 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
             for value in values
             for seed in self.seeds or (self.recipe.seed,)
         }
+
+
+_OF_SAES = ("saes", "name", "seeds", "k", "l1", "l0", "recipe", "layer_norm")
+"""Options that may differ between the SAEs of a run."""
+
+
+def _lines(plan: Path) -> list[tuple[int, str]]:
+    """The lines of a plan that are no remarks, with their numbers."""
+    try:
+        lines = plan.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise MechdiagError(
+            f"{plan} cannot be read ({error}); expected a text file, a line for each group of SAEs"
+        ) from error
+    return [(n, line) for n, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
 
 
 def folder_of(site: Site, name: str, seed: int = 0, **sparsity: float) -> str:

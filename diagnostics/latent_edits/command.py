@@ -11,6 +11,7 @@ from diagnostics.commands.ranges import FiniteFloat, NonNegativeInt, PositiveInt
 from diagnostics.commands.sae_inputs import SAERunOptions
 from diagnostics.latent_edits.concentration import Concentration, causal_concentration
 from diagnostics.latent_edits.interactions import Interactions, interactions
+from diagnostics.latent_edits.polarities import PolarityEffects, polarity_effects
 from diagnostics.latent_edits.sparsity import AblationSparsity, ablation_sparsity
 from diagnostics.latent_edits.steering import COEFFICIENTS, Steering, check_coefficients, latent_steering
 from diagnostics.latent_edits.substitution import Substitutions, atom_substitution
@@ -25,7 +26,9 @@ PARTS: dict[str, tuple[type[Result], Callable[..., Any]]] = {
     "steering": (Steering, latent_steering),
     "substitution": (Substitutions, atom_substitution),
     "sparsity": (AblationSparsity, ablation_sparsity),
+    "polarity": (PolarityEffects, polarity_effects),
 }
+_OF_ANY = tuple(part for part in PARTS if part != "polarity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ class LatentEditsOptions(SAERunOptions):
       steering: latents added at increasing strength, alone and jointly.
       substitution: another decoder direction in a latent's place, against deletion of equal dose.
       sparsity: how many logits, and how many later tokens, an ablation changes.
+      polarity: do the two polarities of a signed latent do opposite things? (of SAEs with signed latents; not by default)
 
     Each part writes a table (Parquet), its tokens, a summary with provenance (JSON) and figures into a folder of its name in --out.
 
@@ -50,8 +54,8 @@ class LatentEditsOptions(SAERunOptions):
 
     layers: tuple[NonNegativeInt, ...] = (15,)
     """blocks, 0-based, for kinds in --saes; an SAE given by name has its own block"""
-    parts: tuple[str, ...] = tuple(PARTS)
-    """any of pairs, matrix, concentration, steering, substitution, sparsity"""
+    parts: tuple[str, ...] = _OF_ANY
+    """any of pairs, matrix, concentration, steering, substitution, sparsity, polarity"""
     n_prompts: PositiveInt = 60
     """prompts sampled from the text"""
     n_tokens: PositiveInt = 100
@@ -63,11 +67,11 @@ class LatentEditsOptions(SAERunOptions):
     min_tokens: PositiveInt = 5
     """matrix: tokens at which both latents of a pair must be active"""
     latents: PositiveInt = 24
-    """steering, substitution, sparsity: latents of each SAE, sampled uniformly from those that fire"""
+    """steering, substitution, sparsity, polarity: latents of each SAE, sampled uniformly from those that fire"""
     latent: tuple[NonNegativeInt, ...] = ()
     """these latents, in place of a number"""
     tokens_per_latent: PositiveInt = 4
-    """substitution, sparsity: tokens for each latent where it is active"""
+    """substitution, sparsity: tokens for each latent where it is active; polarity: of each polarity, and where it is silent"""
     coefficients: tuple[FiniteFloat, ...] = COEFFICIENTS
     """steering: times the latent's typical activation, or ||x||"""
     unit: Literal["activation", "norm"] = "activation"
@@ -91,14 +95,14 @@ class LatentEditsOptions(SAERunOptions):
             names += ["per_token", "min_tokens"]
         if part in ("pairs", "matrix", "concentration", "steering"):
             names += ["n_tokens"]
-        if part in ("substitution", "sparsity"):
+        if part in ("substitution", "sparsity", "polarity"):
             names += ["tokens_per_latent"]
         if part == "steering":
             names += ["coefficients", "unit"]
         own = self.named(*names) | {"folder": self.out / part}
         if part == "matrix":
             own["latents"] = self.matrix_latents
-        if part in ("steering", "substitution", "sparsity"):
+        if part in ("steering", "substitution", "sparsity", "polarity"):
             own["latents"] = list(self.latent) or self.latents
         return own | ({"horizon": self.ahead} if part == "sparsity" else {})
 

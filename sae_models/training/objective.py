@@ -145,7 +145,8 @@ def _few_entries(sae: SAE, argument: Argument, rows: Tensor) -> Support | None:
             return None
         row, latent = at.T
         found.append((row + scored.start, latent, scored.score[row, latent], scored.product[row, latent]))
-    return Support(*(torch.cat(column) for column in zip(*found, strict=True)), len(argument.u))
+    row, latent, score, product = (torch.cat(column) for column in zip(*found, strict=True))
+    return Support(row, latent, score, product, len(argument.u))
 
 
 def _take(support: Support | None) -> Take:

@@ -69,7 +69,7 @@ class Recipe:
     gate: float = 1.0
     """of what a gate's soft copy leaves unexplained; 0 is the ablation of arXiv:2605.28149"""
     bandwidth: float = 0.05
-    """of the gradient of learned thresholds, in units of σ (bypass: of 1, as its scores are cosines); they start from it too. Source: arXiv:2407.14435, with .001 for long runs"""
+    """of the gradient of learned thresholds, in units of σ (bypass: of 1, as its scores are cosines); they and gates start from it too. Source: arXiv:2407.14435, with .001 for long runs"""
     p_end: float = 1.0
     """what the power p of the L1 penalty falls to, from 1 (p-annealing, arXiv:2408.00113; there .2)"""
     anneal_from: float = 0.2
@@ -342,7 +342,7 @@ def _optimizer(sae: SAE, recipe: Recipe, unit: float, score_unit: float) -> torc
     groups: dict[str, list[Tensor]] = {kind: [] for kind in rates}
     for name, parameter in sae.named_parameters():
         kind = "scale" if ".scale_" in name or ".r_mag" in name else "matrix" if parameter.ndim == 2 else "bias"
-        kind = "threshold" if ".threshold" in name else kind
+        kind = "threshold" if ".threshold" in name or ".b_gate" in name else kind
         if parameter.requires_grad:
             groups[kind].append(parameter)
     return torch.optim.Adam(

@@ -73,6 +73,53 @@ def test_a_sweep_is_what_a_run_for_each_value_gives(script):
     assert not torch.equal(*kept)
 
 
+def run_of(script, *words):
+    """Of the small text, in batches as small; nothing said of SAEs."""
+    short = ("--max-length", 20, "--layers", 1, "--tokens", 330, "--batch-tokens", 32, "--buffer-tokens", 96)
+    where = ("--model", script.given / "model", "--device", "cpu", "--prompts", script.given / "text.txt")
+    return script("train_sae", *where, *short, *words, small=False)
+
+
+def test_a_plan_is_what_a_run_for_each_line_gives(script):
+    plan = script.folder / "plan.txt"
+    lines = (
+        "--saes gated --l1 0.1 0.2 --seeds 0 1 --d-sae 48",
+        "--saes abstopk --k 4 --d-sae 40",
+        "--saes gated --name half --d-sae 40",
+    )
+    plan.write_text("# widths differ\n\n" + "\n".join(lines))
+    whole = run_of(script, "--plan", plan, "--sites", "1.mlp_out", "--out", script.folder / "whole")
+    assert whole.status == 0, whole.err
+    swept = [f"1.mlp_out/gated-l1_{l1}{seed}" for l1 in (0.1, 0.2) for seed in ("", "-seed1")]
+    names = [swept, ["1.mlp_out/abstopk"], ["1.mlp_out/half"]]
+    assert {str(path.parent.relative_to(whole.folder)) for path in whole.folder.rglob("cfg.json")} == {
+        one for own in names for one in own
+    }
+    for i, (line, own) in enumerate(zip(lines, names, strict=True)):
+        alone = run_of(script, *line.split(), "--sites", "1.mlp_out", "--out", script.folder / f"alone{i}").folder
+        for name in own:
+            one, two = load_sae(alone / name), load_sae(whole.folder / name)
+            assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+            assert one.metadata["recipe"] == two.metadata["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "message"),
+    [
+        ("--saes gated", ("--saes", "abstopk"), "--saes beside --plan; expected it in the lines of "),
+        ("\n--saes gated --tokens 5", (), "plan.txt, line 2: --tokens concerns the whole run; give it to the command"),
+        ("--saes gated\n--saes gated --l1 0.3", (), "line 2: 1/gated is there already; give one another --name"),
+        ("--saes gated --name a --l1 x", (), "line 1: "),
+        ("--saes gated abstopk --name a", (), "line 1: --name a for --saes gated abstopk; expected one kind of SAE"),
+        ("# nothing", (), "names no SAE; expected lines such as --saes gated"),
+    ],
+)
+def test_invalid_plans_exit_2_with_one_line(script, lines, words, message):
+    plan = script.folder / "plan.txt"
+    plan.write_text(lines)
+    assert message in run_of(script, "--plan", plan, *words).error
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
