@@ -24,7 +24,7 @@ DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo notebook notebooks docs test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
+.PHONY: demo zoo polarity-zoo notebook notebooks docs test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -33,6 +33,10 @@ demo: install
 # Resumable; ONLY="standard 15/aligned" for a part.
 zoo: install
 	@HF_HUB_OFFLINE=1 .venv/bin/python scripts/train_zoo.py $(if $(ONLY),--only $(ONLY))
+
+# Gated and sign-aware SAEs of 48 settings a site, trained and compared; about an hour a site. ONLY=mlp_out for one site.
+polarity-zoo: install
+	@HF_HUB_OFFLINE=1 PYTHON=.venv/bin/python scripts/polarity_zoo.sh results/polarity_zoo $(or $(ONLY),mlp_out attn_out resid_mid)
 
 # Jupyter opens in the folder of notebooks; .venv is their kernel.
 notebook: install

@@ -14,9 +14,9 @@ from diagnostics.latent_edits.interaction_figures import finish
 from diagnostics.statistics.tables import lines_of
 
 ROWS = {
-    ("ablation", "alike"): "removed, z of one sign",
-    ("ablation", "opposite"): "removed, z > 0 and z < 0",
-    ("steering", "opposite"): "added, +d and −d",
+    ("ablation", "alike"): "removed,\none sign",
+    ("ablation", "opposite"): "removed,\nboth signs",
+    ("steering", "opposite"): "added,\n+d and −d",
 }
 
 
@@ -35,7 +35,7 @@ def plot_polarity_effects(
         )
         for (left, right), sae in zip(axes, saes, strict=True):
             for place, (edit, relation) in enumerate(ROWS):
-                for shift, kind in zip((0.22, 0, -0.22), ("latents", *PLACEBO_LOOKS), strict=True):
+                for shift, kind in zip((-0.22, 0, 0.22), ("latents", *PLACEBO_LOOKS), strict=True):
                     own = [
                         g
                         for g in groups
@@ -44,12 +44,12 @@ def plot_polarity_effects(
                     if own:
                         colour, marker, _ = PLACEBO_LOOKS.get(kind, (*style[sae], "-"))
                         left.errorbar(
-                            own[0]["cosine"].value, -place + shift, xerr=bar_lengths([own[0]["cosine"]]), color=colour, marker=marker,
+                            place + shift, own[0]["cosine"].value, bar_lengths([own[0]["cosine"]]), color=colour, marker=marker,
                             ms=5, lw=0, elinewidth=1.2, capsize=2, label=PLACEBO_LABELS.get(kind, "latents") if not place else None,
                         )  # fmt: skip
-            left.axvline(0, color=REFERENCE, lw=0.8)
-            left.set_yticks([-place for place in range(len(ROWS))], list(ROWS.values()))
-            left.set(xlim=(-1.05, 1.05), ylim=(-len(ROWS) + 0.5, 0.5), xlabel="cosine of the logit changes")
+            left.axhline(0, color=REFERENCE, lw=0.8)
+            left.set_xticks(range(len(ROWS)), list(ROWS.values()))
+            left.set(xlim=(-0.5, len(ROWS) - 0.5), ylim=(-1.05, 1.05), ylabel="cosine of the logit changes")
             left.set_title(sae)
             opposite = lines_of(frame, sae=sae, edit="ablation", relation="opposite")
             means = opposite.pivot_table(index="latent", columns="kind", values="cosine", observed=True)

@@ -51,6 +51,7 @@ SMALL: dict[str, tuple[object, ...]] = {
         *(*MODEL, "--prompts", "{given}/text.txt", "--n-prompts", 24, "--pairs", 20, "--task", "{given}/pairs.csv"),
         *("--tasks", 5),
     ),
+    "bipolar_census": ("--saes", "{given}/saes/2/abstopk", *ALL, "--min-active", 3),
     "causal_dimension": (
         *(*TEXT, "--layers", 2, 4, "--tokens", 20, "--saes", "{given}/saes/2/standard", "--spans", 2, 8),
     ),
@@ -249,6 +250,7 @@ def given(tmp_path_factory) -> Path:
         "2/standard": "standard:relu",
         "4/standard": "standard:relu",
         "5/cosine": "cosine:relu",
+        "2/abstopk": "abstopk",
     }
     sites = {name: Site(int(name[0])) for name in kinds}
     recording = record(tiny_model("llama"), prompts((20, 20, 20)), list(set(sites.values())), keep_cache=False)
@@ -256,7 +258,7 @@ def given(tmp_path_factory) -> Path:
         x = recording.activations[sites[name]].flatten(0, 1)
         belongs = {"model_name": "model", "hook_name": sites[name].hook_name}
         sae = build(named(kind), 40, 6, x, torch.Generator().manual_seed(i), **belongs)
-        if ":" not in kind:
+        if named(kind).selector == "batchtopk":
             sae.selector.threshold.fill_(0.2)
         save_sae(sae, folder / "saes" / name)
     generator = torch.Generator().manual_seed(9)

@@ -25,16 +25,19 @@ from diagnostics.figures import looks as style
 from diagnostics.figures.looks import legend_label, styled
 from diagnostics.latent_edits.concentration import causal_concentration
 from diagnostics.latent_edits.interactions import interactions
+from diagnostics.latent_edits.polarities import polarity_effects
 from diagnostics.latent_edits.sparsity import ablation_sparsity
 from diagnostics.latent_edits.steering import latent_steering
 from diagnostics.latent_edits.substitution import atom_substitution
 from diagnostics.patching.run import activation_patching
+from diagnostics.polarity.census import bipolar_census
 from diagnostics.polarity.run import polarity_protocols
 from diagnostics.saved import KINDS
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import from_sums, mean_of
 from diagnostics.win_rate.run import win_rate_report
 from interventions.models.wrapping import wrap
+from sae_models.selectors import AbsTopK
 from tests.diagnostics import made_results
 from tests.diagnostics.atlas import test_run as test_atlas
 from tests.diagnostics.concept_ablation import test_figures as test_ablation_plots
@@ -102,6 +105,11 @@ def planted() -> tuple[Any, Any]:
     return planted_model()
 
 
+def signed(sae: Any) -> Any:
+    sae.selector = AbsTopK(4)
+    return sae
+
+
 def steered() -> Any:
     hf, sae = planted()
     how: dict[str, Any] = {"latents": [0, 4], "n_tokens": 30, "coefficients": (0.5, 3.0), "min_active": 1}
@@ -145,6 +153,8 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "ablation_sparsity": lambda: ablation_sparsity(
         planted()[0], PROMPTS, {"3/standard": planted()[1]}, latents=2, tokens_per_latent=10, horizon=2
     ),
+    "polarity_effects": lambda: polarity_effects(planted()[0], PROMPTS, {"3/standard": signed(planted()[1])}, latents=2, tokens_per_latent=2),
+    "bipolar_census": lambda: bipolar_census(planted()[0], PROMPTS, {"3/standard": signed(planted()[1])}, min_active=5),
     "causal_dimension": lambda: causal_dimensionality(
         planted()[0], PROMPTS, layers=(1, 3), tokens=30, saes={"3/standard": planted()[1]}, spans=(2, 6), null_seeds=1
     ),
