@@ -34,7 +34,7 @@ demo: install
 zoo: install
 	@HF_HUB_OFFLINE=1 .venv/bin/python scripts/train_zoo.py $(if $(ONLY),--only $(ONLY))
 
-# Gated and sign-aware SAEs of 48 settings a site, trained and compared; about an hour a site. ONLY=mlp_out for one site.
+# Gated and sign-aware SAEs, 48 at each of three sites, trained and compared: about three hours on two cores. ONLY=mlp_out for one site.
 polarity-zoo: install
 	@HF_HUB_OFFLINE=1 PYTHON=.venv/bin/python scripts/polarity_zoo.sh results/polarity_zoo $(or $(ONLY),mlp_out attn_out resid_mid)
 

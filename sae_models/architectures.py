@@ -122,7 +122,8 @@ def build(
     """A fresh SAE, on the device of `sample`, in float32 at least.
 
     Decoder rows are random directions of norm 1, the encoder their copy, b_dec the geometric median of the sample (as the SAE
-    sees it: normalised where it normalises), biases, radii and exponents 0, b of a cosine score by `starting_scale`. threshold: that learned thresholds and gates start from.
+    sees it: normalised where it normalises), biases, radii and exponents 0, b of a cosine score by `starting_scale`. threshold: that learned thresholds, gates and the
+    biases of ReLU start from.
     generator: on the CPU, so that the draw is the same on every device. Source: arXiv:2606.15054 (recipe).
     Raises `SAEError` for an empty or non-finite sample, and d_sae below the number of active latents or of groups.
     """
@@ -140,6 +141,8 @@ def build(
     score = _MAKE[architecture.score](architecture, W_dec.clone(), mean_norm)
     if "gated" in architecture.selector:
         score.b_enc = None
+    elif architecture.selector == "relu" and score.b_enc is not None:
+        score.b_enc.data.fill_(-threshold)  # many latents that are all open at first reconstruct x several times over
     return SAE(
         score.to(sample),
         _selector(architecture.selector, k, W_dec[:, 0], threshold),

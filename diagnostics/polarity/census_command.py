@@ -19,7 +19,7 @@ class CensusOptions(command.OutputOptions, SAEOptions, HeldOutTextOptions):
     prompt (Parquet), a summary with provenance (JSON) and the figure into --out. Our reconstruction of the census of arXiv:2605.28149.
 
     Examples:
-      scripts/bipolar_census.py --saes results/polarity/15.mlp_out/abstopk-k32 --out results/census
+      scripts/bipolar_census.py --saes results/saes/15.mlp_out/abstopk-k32 --out results/census
     """
 
     n_prompts: PositiveInt = 200

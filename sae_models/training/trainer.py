@@ -342,7 +342,7 @@ def _optimizer(sae: SAE, recipe: Recipe, unit: float, score_unit: float) -> torc
     groups: dict[str, list[Tensor]] = {kind: [] for kind in rates}
     for name, parameter in sae.named_parameters():
         kind = "scale" if ".scale_" in name or ".r_mag" in name else "matrix" if parameter.ndim == 2 else "bias"
-        kind = "threshold" if ".threshold" in name or ".b_gate" in name else kind
+        kind = "threshold" if ".threshold" in name else kind
         if parameter.requires_grad:
             groups[kind].append(parameter)
     return torch.optim.Adam(

@@ -53,6 +53,8 @@ class ByHand:
         self.sae = build(self.architecture, recipe.d_sae, recipe.k, first, generator(recipe.seed))
         u = normalised(self.sae, first)[0]
         self.variance = (u - u.mean(0)).square().sum(1).mean()
+        if name.endswith("relu") and self.sae.score.b_enc is not None:
+            self.sae.score.b_enc.data.fill_(-recipe.bandwidth * float(self.variance) ** 0.5)
         weights = {key: parameter for key, parameter in self.sae.named_parameters() if parameter.requires_grad}
         rates = {"W": recipe.lr, "b": recipe.lr * float(self.variance / D_MODEL) ** 0.5, "s": recipe.lr_scale}
         self.weights = list(weights.values())
