@@ -90,11 +90,10 @@ class Snippets:
 
     def _near(self) -> Bool[ndarray, "token"]:
         """Tokens whose window holds an active one."""
-        near = np.zeros(len(self.z), dtype=bool)
-        for t in np.flatnonzero(self.test):
-            p = int(self.text.prompt[t])
-            near[t] = self.at[p, window(int(self.text.position[t]), int(self.length[p]), self.width)].any()
-        return near
+        before, after = self.width // 2, (self.width + 1) // 2
+        active = np.pad(self.at > 0, ((0, 0), (before, after)))
+        near = np.logical_or.reduce([active[:, i : i + self.at.shape[1]] for i in range(self.width)])
+        return near[self.text.prompt, self.text.position]
 
     def _spread(self, token: Int[ndarray, "token"], n: int, what: str) -> tuple[ndarray, ndarray]:
         """Tokens, each once, and their keys; one of a prompt where n prompts or more have one. What occurs often is likelier."""
