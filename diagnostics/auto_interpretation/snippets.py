@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from diagnostics.running.text_latents import Asked, TextLatents
@@ -38,7 +38,7 @@ class Snippets:
         seed: int, label: str,
     ):  # fmt: skip
         self.text, self.test, self.asked, self.length, self.width = text, test, asked, length, width
-        self.z: Float[ndarray, token] = np.maximum(asked.polarity * text.of(asked.latent), 0)
+        self.z = np.maximum(asked.polarity * text.of(asked.latent), 0)
         self.seed, self.label = seed, f"{label}/{asked.name}"
         self.at = np.zeros((len(length), int(length.max())))
         self.at[text.prompt, text.position] = self.z

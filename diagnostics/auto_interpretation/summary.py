@@ -69,7 +69,7 @@ def latents_frame(snippets: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
         "alignment_cosine",
         "shuffled_with",
     ]
-    return found[[*first, "judge", "of", *MEASURES, "active", "inactive"]]
+    return found.reindex(columns=[*first, "judge", "of", *MEASURES, "active", "inactive"])
 
 
 def groups_of(frame: pd.DataFrame, snippets: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -111,10 +111,12 @@ def read_latents(
         place = np.concatenate([some for some, *_ in parts[d.name]])
         order = np.argsort(place)
         order = order[tokens.usable.ravel()[place[order]]]
-        z = sparse.csc_matrix(sparse.vstack([z for _, z, _ in parts[d.name]], format="csr")[order])
+        rows = sparse.csr_matrix(sparse.vstack([z for _, z, _ in parts[d.name]]))
         read = np.concatenate([read for *_, read in parts.pop(d.name)])[order]
         prompt, position = np.divmod(place[order], shape[1])
-        found[d.name] = TextLatents(prompt, position, z, read, tokens.usable, tokens.left_out())
+        found[d.name] = TextLatents(
+            prompt, position, sparse.csc_matrix(rows[order]), read, tokens.usable, tokens.left_out()
+        )
     return found
 
 

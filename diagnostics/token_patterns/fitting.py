@@ -17,6 +17,8 @@ from interventions.sites import Site
 
 KEPT = 0.5
 """Share of its activation that an example keeps in a suffix, and beside a replaced token."""
+Read = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row"]]
+"""The activation as a function of x."""
 Probe = Callable[[Sequence[tuple[int, ...]]], Float[ndarray, "sequence"]]
 """The activation at the last token of each sequence."""
 
@@ -27,7 +29,7 @@ class ModelProbe:
 
     model: CausalModel
     site: Site
-    read: Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row"]]
+    read: Read
     passes: int = 0
     tokens: int = 0
     """without padding"""

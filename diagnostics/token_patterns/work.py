@@ -18,7 +18,7 @@ from diagnostics.running.units import Tick, Unit, UnitResult, narrowed
 from diagnostics.sampling.latents import from_strata
 from diagnostics.sampling.tokens import generator, hash_keys
 from diagnostics.statistics.tables import lines_of
-from diagnostics.token_patterns.fitting import Example, ModelProbe, fit_patterns
+from diagnostics.token_patterns.fitting import Example, ModelProbe, Read, fit_patterns
 from diagnostics.token_patterns.tries import ANY, Pattern, best_tokens, matches, padded, trie_of
 from interventions.direct_logits import token_text
 from interventions.models.causal_model import CausalModel
@@ -126,20 +126,7 @@ class PatternRunner:
         tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
         passes = tokens = 0
         for of in OF:
-            if of == "latent":
-                z = asked.polarity * text.latents.of(asked.latent)
-
-                def read(x: Tensor) -> Tensor:
-                    which = torch.full((len(x),), asked.latent, device=x.device)
-                    return asked.polarity * d.activation(x, which)[0]
-            else:
-                r, z = text.rows[place], text.latents.readings[:, place].astype(float)
-                limit = -np.sort(-z[~text.test])[round(asked.frequency * int((~text.test).sum()))]
-                z = z - limit
-
-                def read(x: Tensor, r: Tensor = r, limit: float = float(limit)) -> Tensor:
-                    return x.to(r.dtype) @ r.to(x.device) - limit
-
+            z, read = self._activation(d, text, place) if of == "latent" else self._random(text, place)
             probe = ModelProbe(self.model, d.site, read)
             keys = {"sae": d.name, "latent": asked.latent, "polarity": asked.polarity, "of": of}
             own = _Measured(self, text, np.maximum(z, 0), probe, f"{d.label}/{asked.name}/{of}")
@@ -156,6 +143,21 @@ class PatternRunner:
         frame = pd.concat([pd.DataFrame(lines).assign(table=name) for name, lines in tables.items() if lines])
         notes = {"drawn": text.said, "probing": {"forward_passes": passes, "tokens": tokens}}
         return narrowed(_filled(frame.reset_index(drop=True))), notes
+
+    def _activation(self, d: Dictionary, text: _Text, place: int) -> tuple[ndarray, Read]:
+        """A latent's activation at every usable token, and as a function of x; positive where it has the polarity asked for."""
+        asked = text.asked[place]
+
+        def read(x: Tensor) -> Tensor:
+            return asked.polarity * d.activation(x, torch.full((len(x),), asked.latent, device=x.device))[0]
+
+        return asked.polarity * text.latents.of(asked.latent), read
+
+    def _random(self, text: _Text, place: int) -> tuple[ndarray, Read]:
+        """The same of its random direction."""
+        r, z, fit = text.rows[place], text.latents.readings[:, place].astype(float), ~text.test
+        limit = float(-np.sort(-z[fit])[round(text.asked[place].frequency * int(fit.sum()))])
+        return z - limit, lambda x: x.to(r.dtype) @ r.to(x.device) - limit
 
 
 def _filled(frame: pd.DataFrame) -> pd.DataFrame:
