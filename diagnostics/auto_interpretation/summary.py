@@ -102,7 +102,7 @@ def groups_of(frame: pd.DataFrame, snippets: pd.DataFrame) -> Iterator[dict[str,
                     values[of][:, j], without[of][:, :, j], *how
                 )
             value, left = (part["own"][..., j] - part["shuffled"][..., j] for part in (values, without))
-            line[f"{name}_above_shuffled"] = mean_over_latents(value, left, *how)
+            line[f"{name}_above_shuffled"] = mean_over_latents(value, left, *how, (-1.0, 1.0))
         yield line | correlations(own)
 
 

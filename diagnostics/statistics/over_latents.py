@@ -1,11 +1,11 @@
 """Means over latents drawn from a dictionary, of values that are measured on prompts."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate
+from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, effective_number
 
 MIN_LATENTS = 10
 """Fewer latents give no interval."""
@@ -16,6 +16,7 @@ def mean_over_latents(
     without: Float[ndarray, "prompt latent"],
     weight: Float[ndarray, "latent"],
     stratum: Int[ndarray, "latent"],
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Estimate:
     """θ = Σ w v / Σ w over latents drawn in strata, with an interval for the latents drawn and the prompts read.
 
@@ -24,7 +25,8 @@ def mean_over_latents(
     First part: delete-one-prompt jackknife with these latents. Second: variance between the n_s latents of a stratum, of weight w_s
     each (a stratum drawn whole adds none); it holds part of the first again, so that the interval is a little wide. t with the
     smaller of n_prompts − 1 and n_latents − n_strata degrees of freedom. value: of each latent; nan where undefined: these latents
-    are left out, as in each deletion. without: the same without each prompt. n_rows counts the latents of the mean.
+    are left out, as in each deletion. without: the same without each prompt. bounds: between which a value lies; the interval is cut
+    there. n_rows counts the latents of the mean.
     No interval below 10 prompts or 10 latents. Source: ours.
     """
     known = np.isfinite(value)
@@ -48,4 +50,23 @@ def mean_over_latents(
         variance += (own_w.sum() / w.sum()) ** 2 * max(0.0, 1 - 1 / own_w.mean()) * spread / len(own)
     df = float(min(n_prompts - 1, len(v) - len(strata)))
     half = float(stats.t.ppf(0.975, df)) * variance**0.5
-    return Estimate(theta, theta - half, theta + half, variance**0.5, **size, df=df)
+    low, high = max(theta - half, bounds[0]), min(theta + half, bounds[1])
+    return Estimate(theta, low, high, variance**0.5, **size, df=df)
+
+
+def share_of_latents(yes: Bool[ndarray, "latent"], weight: Float[ndarray, "latent"], n_prompts: int) -> Estimate:
+    """The weighted share of latents of a kind, prompts held fixed, with the exact binomial interval at n = (Σw)²/Σw² latents.
+
+        low = Beta⁻¹(.025; x, n − x + 1),   high = Beta⁻¹(.975; x + 1, n − x),   x = n · share
+
+    Right also where none or all are of the kind. No interval below 10 latents. Source: Korn & Graubard 1998.
+    """
+    n, share = effective_number(weight), float(np.average(yes, weights=weight))
+    x = n * share
+    low, high = (
+        (stats.beta.ppf(0.025, x, n - x + 1) if x else 0.0),
+        (stats.beta.ppf(0.975, x + 1, n - x) if x < n else 1.0),
+    )
+    few = len(yes) < MIN_LATENTS
+    low, high, se = (np.nan,) * 3 if few else (float(low), float(high), (share * (1 - share) / n) ** 0.5)
+    return Estimate(share, low, high, se, len(yes), n_prompts, n_effective=float(n_prompts))

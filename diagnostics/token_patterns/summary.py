@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from diagnostics.results.headlines import Group, Headline
-from diagnostics.statistics.over_latents import mean_over_latents
+from diagnostics.statistics.over_latents import mean_over_latents, share_of_latents
 from diagnostics.statistics.tables import each, lines_of
 from diagnostics.token_patterns.work import COUNTS, KINDS, PREDICTED_BY
 
@@ -46,8 +46,9 @@ def groups_of(frame: pd.DataFrame, held_out: pd.DataFrame, test: Sequence[int]) 
                 "entries": float(np.average(own["entries"], weights=weight)), "predicts_nothing": int((total[1] == 0).sum()),
                 **{name: int(own[name].sum()) for name in ("examples", "no_suffix", "no_token")},
             }  # fmt: skip
-            for name in MEASURES:
-                line[name] = mean_over_latents(whole[name], without[name], weight, stratum)
+            for name in MEASURES[:-1]:
+                line[name] = mean_over_latents(whole[name], without[name], weight, stratum, (0.0, 1.0))
+            line["explained"] = share_of_latents(whole["explained"] > 0, weight, len(test))
             n, tp = own["strong"].to_numpy(float), own["strong_tp"].to_numpy(float)
             line["strong_recall"] = (
                 float(np.average(tp[n > 0] / n[n > 0], weights=weight[n > 0])) if (n > 0).any() else np.nan

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from diagnostics.statistics.over_latents import mean_over_latents
+from diagnostics.statistics.over_latents import mean_over_latents, share_of_latents
 
 
 def test_value_is_the_weighted_mean_of_what_is_defined():
@@ -30,3 +31,18 @@ def test_intervals_cover_the_mean_of_the_dictionary():
         found = mean_over_latents(total / 40, (total - by_prompt) / 39, weight, stratum[drawn])
         hits += found.low <= truth.mean() <= found.high
     assert 0.92 <= hits / n <= 0.99, hits / n
+
+
+def test_shares_are_those_of_the_exact_binomial_and_cover():
+    none = share_of_latents(np.zeros(20, dtype=bool), np.ones(20), 12)
+    assert none.value == none.low == 0 and none.high == pytest.approx(1 - 0.025 ** (1 / 20))
+    some = share_of_latents(np.arange(20) < 5, np.ones(20), 12)
+    known = stats.binomtest(5, 20).proportion_ci()
+    assert (some.low, some.high) == pytest.approx((known.low, known.high), rel=1e-6)
+    rng, hits = np.random.default_rng(1), 0
+    weight = np.repeat([30.0, 10.0, 4.0], 10)
+    chance = np.repeat([0.1, 0.3, 0.6], 10)
+    for _ in range(400):
+        found = share_of_latents(rng.random(30) < chance, weight, 12)
+        hits += found.low <= np.average(chance, weights=weight) <= found.high
+    assert hits / 400 >= 0.94, hits / 400
