@@ -12,6 +12,7 @@ from scipy import stats
 from diagnostics.auto_interpretation.judges import THRESHOLD
 from diagnostics.auto_interpretation.work import OF
 from diagnostics.results.headlines import Group, Headline
+from diagnostics.statistics.jackknife import jackknife
 from diagnostics.statistics.measures import correlation
 from diagnostics.statistics.over_latents import mean_over_latents
 from diagnostics.statistics.tables import each, lines_of
@@ -107,15 +108,32 @@ def groups_of(frame: pd.DataFrame, snippets: pd.DataFrame) -> Iterator[dict[str,
 
 
 def correlations(own: pd.DataFrame) -> dict[str, Any]:
-    """Spearman's correlation of alignment, and of the cosine of w and d, with AUC over latents; nan where one of the two is constant."""
-    found = {}
+    """Spearman's correlation of alignment, and of the cosine of w and d, with AUC over latents, and the same given the latents' frequency.
+
+        r(x, y | f) = (r_xy − r_xf r_yf) / √((1 − r_xf²)(1 − r_yf²))
+
+    nan where one of the two is constant. Jackknife over latents.
+    """
+    found: dict[str, Any] = {}
     for column in ALIGNMENTS:
-        x, y = own[column].to_numpy(float), own["auc"].to_numpy(float)
+        x = np.round(own[column].to_numpy(float), 6)  # unit rows: a constant with rounding is constant
+        y, frequency = own["auc"].to_numpy(float), own["frequency"].to_numpy(float)
         known = np.isfinite(x) & np.isfinite(y)
-        found[f"{column}_sd"] = float(np.std(x[known])) if known.any() else np.nan
-        x = np.round(x, 6)  # unit rows: a constant with rounding is constant
-        found[f"r_{column}"] = correlation(x[known], y[known], np.arange(int(known.sum())), "spearman")
+        rows = np.stack([x, y, frequency])[:, known]
+        n, latent = int(known.sum()), np.arange(int(known.sum()))
+        found[f"{column}_sd"] = float(np.std(rows[0])) if n else np.nan
+        found[f"r_{column}"] = correlation(rows[0], rows[1], latent, "spearman")
+        found[f"r_{column}_given_frequency"] = jackknife(
+            lambda keep, rows=rows: _partial(rows[:, keep]), n, latent, correct_pairs=False
+        )
     return found
+
+
+def _partial(rows: Float[ndarray, "three latent"]) -> float:
+    """The rank correlation of the first two rows given the third."""
+    with np.errstate(all="ignore"):
+        r = np.corrcoef(stats.rankdata(rows, axis=1))
+        return float((r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)))
 
 
 def headlines(groups: Sequence[Group]) -> Iterator[Headline]:
@@ -140,6 +158,7 @@ def alignment_frame(groups: Sequence[Group]) -> pd.DataFrame:
     return pd.DataFrame(
         {"sae": g["sae"], "judge": g["judge"], "latents": g["latents"]}
         | {f"r({name}, auc)": str(g[f"r_{name}"]) for name in ALIGNMENTS}
+        | {f"r({name}, auc | frequency)": str(g[f"r_{name}_given_frequency"]) for name in ALIGNMENTS}
         | {f"SD of {name}": g[f"{name}_sd"] for name in ALIGNMENTS}
         for g in groups
     )  # fmt: skip

@@ -36,7 +36,7 @@ class TokenPatterns(Result):
     @cached_property
     @few_prompts()
     def groups(self) -> list[dict[str, Any]]:
-        """Of each SAE, latents and random directions, and kind: precision, recall, F1, share explained, with intervals."""
+        """Of each SAE, latents and random directions, and kind: precision, recall, F1, share explained, with intervals; then differences of F1."""
         return list(patterns_summary.groups_of(self.frame, self.held_out, self.provenance["test_prompts"]))
 
     def headlines(self) -> Iterable[Headline]:
@@ -44,9 +44,12 @@ class TokenPatterns(Result):
         return patterns_summary.headlines(self.groups)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Scores by SAE and kind; the patterns that predict best."""
-        title = "Patterns of largest held-out F1, one of a latent"
-        return {"": patterns_summary.short_frame(self.groups), title: patterns_summary.best_patterns(self.patterns, 12)}
+        """Scores by SAE and kind; differences of F1; the patterns that predict best."""
+        return {
+            "": patterns_summary.short_frame(self.groups),
+            "F1, latent by latent": patterns_summary.difference_frame(self.groups),
+            "Patterns of largest held-out F1, one of a latent": patterns_summary.best_patterns(self.patterns, 12),
+        }
 
     def left_out(self) -> list[str]:
         """Latents and examples that are not measured, and what probing cost; a line each."""

@@ -134,17 +134,20 @@ def test_saved_result_and_page(tmp_path):
 
 
 def test_correlation_with_alignment():
-    n = 12
-    own = pd.DataFrame(
-        {
-            "alignment": np.linspace(0, 1, n) ** 3,
-            "alignment_cosine": np.ones(n) + 1e-9 * np.arange(n),
-            "auc": np.linspace(0.5, 1, n),
-        }
-    )
+    """A perfect one, a constant, and one that is all frequency's: by the residuals of ranks on its ranks."""
+    n, rng = 40, np.random.default_rng(0)
+    frequency = rng.permutation(n) / n
+    own = pd.DataFrame({"alignment": frequency + 0.2 * rng.normal(size=n), "alignment_cosine": 1 + 1e-9 * np.arange(n)})
+    own = own.assign(auc=frequency + 0.2 * rng.normal(size=n), frequency=frequency)
     line = correlations(own)
-    assert line["r_alignment"].value == pytest.approx(1) and np.isnan(line["r_alignment_cosine"].value)
-    assert line["r_alignment"].n_prompts == n
+    assert line["r_alignment"].value == pytest.approx(own["alignment"].corr(own["auc"], method="spearman"))
+    ranks = own.rank().to_numpy().T
+    x, y, f = ranks[0], ranks[2], np.stack([ranks[3], np.ones(n)], 1)
+    left = [v - f @ np.linalg.lstsq(f, v, rcond=None)[0] for v in (x, y)]
+    given = line["r_alignment_given_frequency"]
+    assert given.value == pytest.approx(np.corrcoef(*left)[0, 1]) and given.low < 0 < given.high
+    assert line["r_alignment"].low > 0.5 and line["r_alignment"].n_prompts == n
+    assert np.isnan(line["r_alignment_cosine"].value) and np.isnan(line["r_alignment_cosine_given_frequency"].value)
 
 
 @pytest.mark.parametrize(
