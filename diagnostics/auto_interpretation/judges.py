@@ -140,7 +140,7 @@ def scores_of(judge: Judge, name: str, explanation: Any, snippets: Sequence[Sequ
     answer = _answer(
         judge, name, {"task": "score", "explanation": explanation, "snippets": [list(s) for s in snippets]}
     )
-    scores = answer.get("scores")
+    scores: Any = answer.get("scores")
     good = isinstance(scores, Sequence) and not isinstance(scores, str) and len(scores) == len(snippets)
     if not good or not all(isinstance(s, int | float) and math.isfinite(s) for s in scores):
         raise ResultError(
