@@ -62,8 +62,8 @@ def autointerp(
     fails costs none of them.
 
     Raises `BelongingError`, `SiteError` for an SAE of another width, model or site; `ResultError` for invalid settings, latents that are
-    too rare, a judge that fails. Source: detection of arXiv:2410.13928 and arXiv:2503.09532, whose score is the accuracy on 14 snippets, 4 of
-    them active; classes of equal size, like density, AUC, controls and intervals are ours.
+    too rare, a judge that fails. Source: detection of arXiv:2410.13928 and arXiv:2503.09532, whose score is the accuracy on 14 snippets, 10
+    of them drawn at random; classes of equal size, like density, AUC, controls and intervals are ours.
     """
     model = wrap(model)
     prompts = prompts_for(model, prompts)

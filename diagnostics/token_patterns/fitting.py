@@ -42,7 +42,7 @@ class ModelProbe:
         def see(site: Site, which: ndarray, hidden: Tensor) -> None:
             last = torch.from_numpy(length[which] - 1).to(hidden.device)
             x = hidden[torch.arange(len(which), device=hidden.device), last]
-            z[which] = self.read(x).double().cpu().numpy()
+            z[which] = self.read(x).float().cpu().numpy()
 
         self.passes += run_sequences(self.model, list(different), [self.site], see)
         self.tokens += int(length.sum())

@@ -149,7 +149,7 @@ class PatternRunner:
         asked = text.asked[place]
 
         def read(x: Tensor) -> Tensor:
-            return asked.polarity * d.activation(x, torch.full((len(x),), asked.latent, device=x.device))[0]
+            return asked.polarity * d.activation(x, torch.full((len(x),), asked.latent, device=d.directions.device))[0]
 
         return asked.polarity * text.latents.of(asked.latent), read
 
