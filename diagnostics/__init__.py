@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # at run time each comes with its first use: a command starts without what the others need
     from diagnostics.atlas.result import CausalAtlas
     from diagnostics.atlas.run import causal_atlas
+    from diagnostics.auto_interpretation.result import AutoInterp
+    from diagnostics.auto_interpretation.run import autointerp
     from diagnostics.cards.result import LatentCard
     from diagnostics.cards.run import latent_card, latent_cards
     from diagnostics.causal_dimension.result import CausalDimension
@@ -44,6 +46,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.sparse_probing.run import probe_saes
     from diagnostics.specifications.result import Specifications
     from diagnostics.specifications.run import specification_curve
+    from diagnostics.token_patterns.result import TokenPatterns
+    from diagnostics.token_patterns.run import n2g
     from diagnostics.unit_norm.result import UnitNorm
     from diagnostics.unit_norm.run import unit_norm_sweep
     from diagnostics.whole_dictionary.result import DictionaryEffects
@@ -54,6 +58,7 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
 __all__ = [
     "AblationSparsity",
     "ActivationPatching",
+    "AutoInterp",
     "BipolarCensus",
     "CausalAtlas",
     "CausalDimension",
@@ -76,11 +81,13 @@ __all__ = [
     "Specifications",
     "Steering",
     "Substitutions",
+    "TokenPatterns",
     "UnitNorm",
     "WinRateReport",
     "ablation_sparsity",
     "activation_patching",
     "atom_substitution",
+    "autointerp",
     "bipolar_census",
     "causal_atlas",
     "causal_concentration",
@@ -97,6 +104,7 @@ __all__ = [
     "latent_card",
     "latent_cards",
     "latent_steering",
+    "n2g",
     "polarity_effects",
     "polarity_protocols",
     "probe_saes",
@@ -112,6 +120,7 @@ __all__ = [
 _HOMES = {
     "AblationSparsity": "latent_edits.sparsity",
     "ActivationPatching": "patching.result",
+    "AutoInterp": "auto_interpretation.result",
     "BipolarCensus": "polarity.census",
     "CausalAtlas": "atlas.result",
     "CausalDimension": "causal_dimension.result",
@@ -134,11 +143,13 @@ _HOMES = {
     "Specifications": "specifications.result",
     "Steering": "latent_edits.steering",
     "Substitutions": "latent_edits.substitution",
+    "TokenPatterns": "token_patterns.result",
     "UnitNorm": "unit_norm.result",
     "WinRateReport": "win_rate.result",
     "ablation_sparsity": "latent_edits.sparsity",
     "activation_patching": "patching.run",
     "atom_substitution": "latent_edits.substitution",
+    "autointerp": "auto_interpretation.run",
     "bipolar_census": "polarity.census",
     "causal_atlas": "atlas.run",
     "causal_concentration": "latent_edits.concentration",
@@ -155,6 +166,7 @@ _HOMES = {
     "latent_card": "cards.run",
     "latent_cards": "cards.run",
     "latent_steering": "latent_edits.steering",
+    "n2g": "token_patterns.run",
     "polarity_effects": "latent_edits.polarities",
     "polarity_protocols": "polarity.run",
     "probe_saes": "sparse_probing.run",

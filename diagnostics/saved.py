@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from diagnostics.atlas.result import CausalAtlas
+from diagnostics.auto_interpretation.result import AutoInterp
 from diagnostics.causal_dimension.result import CausalDimension
 from diagnostics.coalitions.result import Shapley
 from diagnostics.concept_ablation.result import FeatureAblation
@@ -28,6 +29,7 @@ from diagnostics.results.result import BaseResult, load_result, tables_of
 from diagnostics.sae_evaluation.result import SAEEvaluation
 from diagnostics.sparse_probing.result import SparseProbing
 from diagnostics.specifications.result import Specifications
+from diagnostics.token_patterns.result import TokenPatterns
 from diagnostics.unit_norm.result import UnitNorm
 from diagnostics.whole_dictionary.result import DictionaryEffects
 from diagnostics.win_rate.result import WinRateReport
@@ -43,6 +45,8 @@ KINDS: dict[str, type[BaseResult]] = {
         PolarityEffects,
         Polarity,
         CausalDimension,
+        TokenPatterns,
+        AutoInterp,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

@@ -64,7 +64,7 @@ def results(run: str) -> dict[str, BaseResult]:
             )
         elif name == "polarity":
             found[name] = of(table, p, table.iloc[:5])
-        elif name in ("sparse_probing", "causal_dimension"):
+        elif name in ("sparse_probing", "causal_dimension", "token_patterns", "autointerp"):
             found[name] = of(table, tokens, p, table.iloc[:5], table.iloc[:3])
         elif name in ("sae_evaluation", "bipolar_census"):
             found[name] = of(table, tokens, p, table.iloc[:5])

@@ -117,6 +117,11 @@ SPAN_LOOKS = {
     "random": ("0.4", "x", "--"),
 }  # fmt: skip
 """Colour, marker and dashes of spans of directions."""
+PREDICTION_LOOKS = {
+    "trie": ("#0072B2", "o"), "one": ("#56B4E9", "v"), "tokens_seen": ("#E69F00", "D"), "tokens_best": ("#D55E00", "s"),
+    "one_token": ("#CC79A7", "P"),
+}  # fmt: skip
+"""Colour and marker of what predicts where a latent is active: patterns and sets of tokens."""
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""
 CONDITION_LOOKS = {"single": ("#332288", "o", "-"), "partner": ("#999933", "s", "-"), "joint": ("#882255", "D", "-")}

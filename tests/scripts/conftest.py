@@ -41,6 +41,10 @@ SMALL: dict[str, tuple[object, ...]] = {
         *(*MODEL, "--pairs", "{given}/pairs.csv", "--layers", 1, 4, "--sites", "z", "mlp_out", "--scores", "gradient"),
     ),
     "atlas": ("--saes", "{given}/saes/2/standard", *ALL, "--path-share", 0.5),
+    "autointerp": (
+        *("--saes", "{given}/saes/2/standard", *ALL, "--latents", 5, "--min-active", 3, "--snippets", 3, "--width", 5),
+        *("--top", 3, "--more", 1),
+    ),
     "bench_patching": ("--pairs", "S2", "--seconds", 0.01),
     "bench_replay": ("--lengths", 12, "--layers", 3, 4, "--rows", 40, "--repeats", 1, "--dtypes", "float32"),
     "bench_sae_training": (
@@ -66,6 +70,10 @@ SMALL: dict[str, tuple[object, ...]] = {
     "interactions": (
         *("--saes", "{given}/saes/1/standard", *ALL, "--n-tokens", 14, "--per-token", 3, "--matrix-latents", 5),
         *("--min-tokens", 2, "--latents", 8, "--tokens-per-latent", 2, "--coefficients", 1, 4, "--ahead", 2),
+    ),
+    "n2g": (
+        *("--saes", "{given}/saes/2/standard", *ALL, "--latents", 3, "--examples", 3, "--longest", 4),
+        *("--min-active", 3, "--pad", 1),
     ),
     "patch_direction_norm": (*TEXT, "--layers", 1, 4, "--pairs", 20),
     "plot_depth": ("--figures", "sae_latents"),

@@ -14,6 +14,7 @@ import torch
 from matplotlib.colors import is_color_like, to_hex
 from matplotlib.text import Text
 
+from diagnostics.auto_interpretation.run import autointerp
 from diagnostics.by_depth.run import depth_figures
 from diagnostics.causal_dimension.run import causal_dimensionality
 from diagnostics.coalitions.run import shapley
@@ -35,6 +36,7 @@ from diagnostics.polarity.run import polarity_protocols
 from diagnostics.saved import KINDS
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import from_sums, mean_of
+from diagnostics.token_patterns.run import n2g
 from diagnostics.win_rate.run import win_rate_report
 from interventions.models.wrapping import wrap
 from sae_models.selectors import AbsTopK
@@ -157,6 +159,12 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "bipolar_census": lambda: bipolar_census(planted()[0], PROMPTS, {"3/standard": signed(planted()[1])}, min_active=5),
     "causal_dimension": lambda: causal_dimensionality(
         planted()[0], PROMPTS, layers=(1, 3), tokens=30, saes={"3/standard": planted()[1]}, spans=(2, 6), null_seeds=1
+    ),
+    "token_patterns": lambda: n2g(
+        planted()[0], PROMPTS, {"3/standard": planted()[1]}, latents=10, examples=3, longest=4, min_active=3, pad=1
+    ),
+    "autointerp": lambda: autointerp(
+        planted()[0], PROMPTS, {"3/standard": planted()[1]}, latents=10, top=3, more=1, snippets=3, width=3, min_active=3
     ),
     "activation_patching": lambda: activation_patching(patched_model(), given(), floor=0.0, layers=(1, 4), scores=("gradient",)),
     "edge_patching": lambda: edge_patching(patched_model(), given(), floor=0.0, receivers=["4.q.1", "logits"]),

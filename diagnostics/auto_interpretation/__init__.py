@@ -1,0 +1,1 @@
+"""Can a judge who sees a latent's examples tell where it fires?"""

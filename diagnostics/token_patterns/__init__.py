@@ -1,0 +1,1 @@
+"""Which token patterns make a latent fire?"""
