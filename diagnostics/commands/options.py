@@ -48,7 +48,8 @@ def parsed(options: type[Options], words: Sequence[str] | None = None) -> Option
     for heading in HEADINGS.keys() & given.keys():
         given |= vars(given.pop(heading))
     check_ranges(options, given)
-    return options(**given | {name: kind(**vars(given[name])) for name, kind in _nested(options).items()})
+    nested = {f.name: f.default_factory() for f in dataclasses.fields(options) if f.name in _nested(options)}
+    return options(**given | {name: dataclasses.replace(own, **vars(given[name])) for name, own in nested.items()})
 
 
 @cache
