@@ -38,6 +38,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.sae_evaluation.result import SAEEvaluation
     from diagnostics.sae_evaluation.run import evaluate_saes
     from diagnostics.saved import saved_results
+    from diagnostics.scaling_laws.result import ScalingLaws
+    from diagnostics.scaling_laws.run import scaling_laws
     from diagnostics.sparse_probing.result import SparseProbing
     from diagnostics.sparse_probing.run import probe_saes
     from diagnostics.specifications.result import Specifications
@@ -67,6 +69,7 @@ __all__ = [
     "Polarity",
     "ProjectionEffects",
     "SAEEvaluation",
+    "ScalingLaws",
     "Shapley",
     "SparseProbing",
     "Specifications",
@@ -97,6 +100,7 @@ __all__ = [
     "projection_effects",
     "report",
     "saved_results",
+    "scaling_laws",
     "shapley",
     "specification_curve",
     "unit_norm_sweep",
@@ -121,6 +125,7 @@ _HOMES = {
     "Polarity": "polarity.result",
     "ProjectionEffects": "projections.result",
     "SAEEvaluation": "sae_evaluation.result",
+    "ScalingLaws": "scaling_laws.result",
     "Shapley": "coalitions.result",
     "SparseProbing": "sparse_probing.result",
     "Specifications": "specifications.result",
@@ -151,6 +156,7 @@ _HOMES = {
     "projection_effects": "projections.run",
     "report": "reports.page",
     "saved_results": "saved",
+    "scaling_laws": "scaling_laws.run",
     "shapley": "coalitions.run",
     "specification_curve": "specifications.run",
     "unit_norm_sweep": "unit_norm.run",

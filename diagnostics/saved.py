@@ -25,6 +25,7 @@ from diagnostics.polarity.result import Polarity
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.results.result import BaseResult, load_result, tables_of
 from diagnostics.sae_evaluation.result import SAEEvaluation
+from diagnostics.scaling_laws.result import ScalingLaws
 from diagnostics.sparse_probing.result import SparseProbing
 from diagnostics.specifications.result import Specifications
 from diagnostics.unit_norm.result import UnitNorm
@@ -41,6 +42,7 @@ KINDS: dict[str, type[BaseResult]] = {
         AblationSparsity,
         Polarity,
         CausalDimension,
+        ScalingLaws,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

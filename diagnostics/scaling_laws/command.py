@@ -44,8 +44,10 @@ class ScalingOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
 
     saes: Path | None = None
     """folder of SAEs that train_sae.py or this trained in one run; nothing is trained"""
-    site: str = "15.resid_post"
-    """where they read"""
+    layer: NonNegativeInt = 15
+    """block, 0-based"""
+    point: str = "resid_post"
+    """where in it: resid_pre, attn_out, mlp_out, resid_post"""
     d_sae: tuple[PositiveInt, ...] = (144, 288, 576, 1152, 2304, 4608)
     """widths n"""
     k: tuple[PositiveInt, ...] = (8, 16, 32, 64)
@@ -85,7 +87,9 @@ class ScalingOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
             )
         cells = [_cell(word) for word in self.cells]
         recipe = Recipe(d_sae=self.d_sae[0] if self.d_sae else 1, lr=self.lr)
-        return specifications(Site.parse(self.site), self.d_sae, self.k, recipe=recipe, cells=cells, seeds=self.seeds)
+        return specifications(
+            Site(self.layer, self.point), self.d_sae, self.k, recipe=recipe, cells=cells, seeds=self.seeds
+        )
 
     def trained(self, model: CausalModel, wanted: Mapping[str, SAESpec]) -> dict[str, SAE]:
         """The SAEs of OUT/saes, trained where they are not yet."""
@@ -119,8 +123,10 @@ def main(options: ScalingOptions) -> command.Document:
     wanted = {} if options.saes else options.wanted()
     given = read_saes(options.saes, options.device) if options.saes else {}
     model = options.load_model()
+    prompts = options.tokenized(
+        options.texts(options.prompts), model, options.seed
+    )  # before training: it may be too few
     saes = given or options.trained(model, wanted)
-    prompts = options.tokenized(options.texts(options.prompts), model, options.seed)
     how = options.named("draws", "sink_filter", "skip_first", "path", "seed")
     how |= {"splice_prompts": options.splice_prompts or None, "exits": not options.no_exits}
     return options.measure("splicing", "prompt", scaling_laws, model, prompts, saes, **how)

@@ -148,8 +148,15 @@ def _minimised(theta: ndarray, columns: tuple[ndarray, ndarray], target: ndarray
         share = _log_loss(x, columns)[1][:, None]
         return np.concatenate([columns[0] * (1 - share), columns[1] * share], axis=1)
 
-    how = {"loss": "huber", "f_scale": DELTA, "x_scale": "jac", "max_nfev": _EVALUATIONS}
-    return least_squares(difference, theta, slopes, **how)
+    for delta in (
+        100 * DELTA,
+        10 * DELTA,
+        DELTA,
+    ):  # from DELTA alone it stops on the way: the slope of |r| hardly changes
+        how = {"loss": "huber", "f_scale": delta, "x_scale": "jac", "max_nfev": _EVALUATIONS}
+        found = least_squares(difference, theta, slopes, **how, ftol=1e-10, xtol=1e-10, gtol=1e-10)
+        theta = found.x
+    return found
 
 
 def _starts(form: str, columns: tuple[ndarray, ndarray], k: ndarray, loss: ndarray) -> list[ndarray]:
