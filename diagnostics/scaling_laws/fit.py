@@ -8,7 +8,7 @@ are ours.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -153,8 +153,8 @@ def _minimised(theta: ndarray, columns: tuple[ndarray, ndarray], target: ndarray
         10 * DELTA,
         DELTA,
     ):  # from DELTA alone it stops on the way: the slope of |r| hardly changes
-        how = {"loss": "huber", "f_scale": delta, "x_scale": "jac", "max_nfev": _EVALUATIONS}
-        found = least_squares(difference, theta, slopes, **how, ftol=1e-10, xtol=1e-10, gtol=1e-10)
+        how: dict[str, Any] = {"loss": "huber", "f_scale": delta, "x_scale": "jac", "max_nfev": _EVALUATIONS}
+        found = least_squares(difference, theta, slopes, **how, ftol=1e-10, xtol=1e-10, gtol=1e-10)  # type: ignore[arg-type]
         theta = found.x
     return found
 

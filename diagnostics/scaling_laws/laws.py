@@ -1,6 +1,6 @@
 """What the fits say: parameters with intervals, the largest width predicted from the others, forms compared by that."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ def _fits(
             filter(None, [found.note, f"{failed} of {2 * draws} refits did not converge" if failed else ""])
         )
         for what, at, number in numbers(form, ks):
-            ends = dict(zip(("low", "high"), both.interval(number), strict=True))
+            ends: dict[str, float] = dict(zip(("low", "high"), both.interval(number), strict=True))
             if n_prompts:
                 ends |= dict(zip(("low_prompts", "high_prompts"), prompts.interval(number), strict=True))
             if what == "rms of log residuals":
@@ -107,5 +107,6 @@ def _error(predicted: Runs, observed: Runs) -> float:
     return float(np.abs(np.log(predicted / observed)).mean())
 
 
-def _line(part: str, form: str, what: str, *, note: str = "", **numbers: float) -> Mapping[str, Any]:
-    return dict.fromkeys(COLUMNS, np.nan) | {"part": part, "form": form, "what": what, "note": note} | numbers
+def _line(part: str, form: str, what: str, *, note: str = "", **numbers: Any) -> dict[str, Any]:
+    line: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
+    return line | {"part": part, "form": form, "what": what, "note": note} | numbers

@@ -13,7 +13,7 @@ from numpy import ndarray
 from diagnostics.scaling_laws.grid import ABLATIONS, BASE
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.jackknife import from_deletions
-from diagnostics.statistics.tables import few_prompts
+from diagnostics.statistics.tables import each, few_prompts, where
 from interventions.errors import ResultError
 
 MEASURES = {
@@ -139,7 +139,7 @@ class Measured:
 
     def cells(self) -> list[int]:
         """The runs that the law is fitted to: of each width and k the base with the lowest seed."""
-        base = self.runs[self.runs["condition"] == BASE].sort_values(["d_sae", "k", "seed"])
+        base = where(self.runs, self.runs["condition"] == BASE).sort_values(by=["d_sae", "k", "seed"])
         return base.drop_duplicates(["d_sae", "k"]).index.tolist()
 
 
@@ -180,34 +180,31 @@ def ablation_groups(m: Measured) -> Iterator[dict[str, Any]]:
 
     Of the NMSE the ratio (exp of the mean log), of all else the difference. `base`: the standard deviation of log NMSE over its seeds.
     """
-    for (n, k), some in m.runs.groupby(["d_sae", "k"], sort=True):
-        base = {seed: i for i, seed in some.loc[some["condition"] == BASE, "seed"].items()}
+    for (n, k), some in each(m.runs, ["d_sae", "k"], sort=True):
+        own = {name: dict(zip(rows["seed"], rows.index, strict=True)) for (name,), rows in each(some, ["condition"])}
+        base = own.pop(BASE, {})
         place = {"part": "ablation", "n": n, "k": k}
         if len(base) > 1:
             one = np.ones((1, len(m.text)))
             logs = [float(np.log(m.of("nmse", i, one)[0])) for i in base.values()]
-            yield place | {
-                "condition": BASE,
-                "what": "sd of log NMSE over seeds",
-                "value": plain(float(np.std(logs, ddof=1)), len(logs)),
-            }
-        for condition, own in some[some["condition"] != BASE].groupby("condition", sort=False):
-            pairs = [(i, base[seed]) for i, seed in own["seed"].items() if seed in base]
-            if pairs:
+            sd = plain(float(np.std(logs, ddof=1)), len(logs))
+            yield place | {"condition": BASE, "what": "sd of log NMSE over seeds", "value": sd}
+        for condition, runs in own.items():
+            if pairs := [(i, base[seed]) for seed, i in runs.items() if seed in base]:
                 yield from _paired(m, place | {"condition": condition}, pairs)
 
 
 def _paired(m: Measured, place: dict[str, Any], pairs: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     for what in ("nmse", "kl", "excess_ce"):
 
-        def each(w: ndarray, what: str = what) -> Float[ndarray, "pair draw"]:
+        def changes(w: ndarray, what: str = what) -> Float[ndarray, "pair draw"]:
             sides = [(m.of(what, i, w), m.of(what, j, w)) for i, j in pairs]
             return np.stack([np.log(a / b) if what == "nmse" else a - b for a, b in sides])
 
         back = np.exp if what == "nmse" else (lambda x: x)
-        seeds = back(each(np.ones((1, len(m.text))))[:, 0])
+        seeds = back(changes(np.ones((1, len(m.text))))[:, 0])
         column = "n_tokens" if what == "nmse" else "n_spliced"
-        value = m.estimate(lambda w, each=each, back=back: back(each(w).mean(0)), column)
+        value = m.estimate(lambda w, changes=changes, back=back: back(changes(w).mean(0)), column)
         name = "nmse ratio" if what == "nmse" else f"{what} difference"
         yield place | {
             "what": name,

@@ -24,7 +24,9 @@ def test_losses_without_noise_give_the_planted_parameters():
     found = fit(N, K, law())
     assert found.converged and not found.note
     assert found.values == pytest.approx(TRUE, abs=2e-3)
-    np.testing.assert_allclose(found.predict(np.array([9216.0]), np.array([24.0])), law(9216.0, 24.0), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.predict(np.array([9216.0]), np.array([24.0])), law(np.array([9216.0]), np.array([24.0])), rtol=1e-4
+    )
     np.testing.assert_allclose(found.slope(np.array([32.0])), TRUE["beta_n"] + TRUE["gamma"] * np.log(32), rtol=1e-2)
     plain = law(true=TRUE | {"zeta": -99.0})
     assert fit(N, K, plain, REDUCIBLE).values == pytest.approx({n: TRUE[n] for n in FORMS[REDUCIBLE]}, abs=1e-6)

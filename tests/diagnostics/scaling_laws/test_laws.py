@@ -1,5 +1,7 @@
 """Lines of the fits: the largest width predicted from planted laws, forms compared, failures said."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from diagnostics.scaling_laws.laws import ERROR, LAST, law_rows
 from tests.diagnostics.scaling_laws.test_fit import TRUE, K, N, law, noisy
 
 
-def rows(y, n=N, k=K, draws=30):
+def rows(y, n=N, k=K, draws=30) -> Any:
     return law_rows(n, k, lambda _: y, 0, draws, np.random.default_rng(0))
 
 

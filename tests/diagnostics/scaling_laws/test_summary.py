@@ -1,5 +1,7 @@
 """Losses with intervals, ablations paired by seed, equivalents of compute: against numpy and known answers."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ def said(saes):
     return {name: {"site": "3.resid_post", "metadata": sae.metadata} for name, sae in saes.items()}
 
 
-def measured():
+def measured() -> Any:
     """Sums drawn at random, prompts of unequal size."""
     runs = pd.DataFrame(described(said(grid()))).assign(l0=2.0, silent=0.1)
     size = RNG.integers(5, 40, N_PROMPTS)

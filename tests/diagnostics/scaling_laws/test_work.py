@@ -1,5 +1,7 @@
 """Sums over prompts and early exits, against plain forward passes and numpy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tests.diagnostics.scaling_laws.grids import PROMPTS, SITE, grid
 from tests.tiny import N_LAYERS, tiny_model
 
 
-def measured(name="llama", sink_filter=1.3, n=6):
+def measured(name="llama", sink_filter: float | None = 1.3, n=6) -> Any:
     model = wrap(tiny_model(name))
     text = prompts_for(model, PROMPTS)
     tokens = Tokens(record(model, text.tokens, (SITE,), keep_cache=False), SITE, text.special, sink_filter, 1)
@@ -34,7 +36,11 @@ def test_sums_are_those_of_plain_forward_passes_with_a_hook():
     mean = every.detach().double().mean(0)
     assert 0 < len(every) < sum(map(len, PROMPTS)) - len(PROMPTS)  # sinks are left out, and first tokens
     for name, sae in saes.items():
-        own, active, fired = frame[frame["sae"] == name].set_index("prompt"), 0, torch.zeros(sae.d_sae, dtype=bool)
+        own, active, fired = (
+            frame[frame["sae"] == name].set_index("prompt"),
+            0,
+            torch.zeros(sae.d_sae, dtype=torch.bool),
+        )
         for i, (ids, keep) in enumerate(zip(PROMPTS, keeps, strict=True)):
             clean = model.hf(torch.tensor([ids]), output_hidden_states=True)
             x = clean.hidden_states[4][0].detach()
