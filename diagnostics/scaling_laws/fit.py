@@ -30,6 +30,10 @@ IDENTIFIED = 1e-3
 """The smallest share of L, anywhere in the grid, that a term must have for its parameters to mean anything; ours."""
 _SHARES = (0.1, 0.4, 0.7, 0.95)  # of the smallest loss of each k that the irreducible term starts from
 _EVALUATIONS = 1000
+_DEPTH, _STEEPEST = 12.0, 5.0
+"""Bounds, about the means of log n and log k: logarithms of both terms beyond those of the losses, and all exponents."""
+_WIDTHS = (100 * DELTA, 10 * DELTA, DELTA)
+"""δ of each step: from `DELTA` alone it stops on the way, as the slope of |r| hardly changes."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,14 @@ class Fit:
     """log L − log L̂"""
     irreducible: Float[ndarray, "run"]
     """share of L̂ in the last term; 0 without one"""
+    at_bound: tuple[str, ...] = ()
+    """parameters that ended at a bound"""
 
     @property
     def note(self) -> str:
         """What is wrong with the fit; empty where nothing is."""
         said = [] if self.converged else [f"no convergence within {_EVALUATIONS} evaluations"]
+        said += [f"{name} ended at a bound and is not identified" for name in self.at_bound]
         if self.form == JOINT and self.irreducible.max() < IDENTIFIED:
             said.append(f"the irreducible term is below {IDENTIFIED:g} of L everywhere: ζ and η are not identified")
         if self.form == JOINT and self.irreducible.min() > 1 - IDENTIFIED:
@@ -108,7 +115,9 @@ def fit(
     log_loss, share = _log_loss(best.x, columns)
     values = dict(zip(FORMS[form], _moved(best.x, form, *centre).tolist(), strict=True))
     agreed = sum(bool(end.cost <= 1.01 * best.cost + 1e-12) for end in ends)
-    return Fit(form, values, float(best.cost), bool(best.status > 0), agreed, target - log_loss, share)
+    stuck = np.minimum(*(np.abs(best.x - end) for end in _bounds(len(best.x), target))) < 1e-3
+    at_bound = tuple(name for name, there in zip(FORMS[form], stuck, strict=True) if there)
+    return Fit(form, values, float(best.cost), bool(best.status > 0), agreed, target - log_loss, share, at_bound)
 
 
 def determined(n: Float[ndarray, "run"], k: Float[ndarray, "run"], form: str = JOINT) -> bool:
@@ -140,7 +149,7 @@ def _log_loss(theta: ndarray, columns: tuple[ndarray, ndarray]) -> tuple[ndarray
     return log_loss, np.exp(rest - log_loss)
 
 
-def _minimised(theta: ndarray, columns: tuple[ndarray, ndarray], target: ndarray):
+def _minimised(theta: ndarray, columns: tuple[ndarray, ndarray], target: ndarray) -> Any:
     def difference(x: ndarray) -> ndarray:
         return _log_loss(x, columns)[0] - target
 
@@ -148,15 +157,22 @@ def _minimised(theta: ndarray, columns: tuple[ndarray, ndarray], target: ndarray
         share = _log_loss(x, columns)[1][:, None]
         return np.concatenate([columns[0] * (1 - share), columns[1] * share], axis=1)
 
-    for delta in (
-        100 * DELTA,
-        10 * DELTA,
-        DELTA,
-    ):  # from DELTA alone it stops on the way: the slope of |r| hardly changes
-        how: dict[str, Any] = {"loss": "huber", "f_scale": delta, "x_scale": "jac", "max_nfev": _EVALUATIONS}
-        found = least_squares(difference, theta, slopes, **how, ftol=1e-10, xtol=1e-10, gtol=1e-10)  # type: ignore[arg-type]
+    low, high = _bounds(len(theta), target)
+    theta = np.clip(theta, low + 1e-6, high - 1e-6)
+    how: dict[str, Any] = {"loss": "huber", "x_scale": "jac", "max_nfev": _EVALUATIONS, "bounds": (low, high)}
+    how |= dict.fromkeys(("ftol", "xtol", "gtol"), 1e-10)
+    found: Any = None
+    for delta in _WIDTHS:
+        found = least_squares(difference, theta, slopes, f_scale=delta, **how)  # type: ignore[arg-type]
         theta = found.x
     return found
+
+
+def _bounds(n: int, target: ndarray) -> tuple[ndarray, ndarray]:
+    """Of the parameters: a term that the losses do not identify would run off to 0, or to an infinite exponent."""
+    level = np.arange(n) % 4 == 0  # α and ζ
+    low = np.where(level, target.min() - _DEPTH, -_STEEPEST)
+    return low, np.where(level, target.max() + _DEPTH, _STEEPEST)
 
 
 def _starts(form: str, columns: tuple[ndarray, ndarray], k: ndarray, loss: ndarray) -> list[ndarray]:

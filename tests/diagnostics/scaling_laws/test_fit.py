@@ -94,6 +94,8 @@ def test_what_a_grid_does_not_determine_is_an_error_or_a_note():
         fit(N, K, np.where(N == 144, np.nan, law()))
     none = fit(N, K, law(true=TRUE | {"zeta": -20.0}))
     assert "ζ and η are not identified" in none.note
+    steep = fit(N, K, law(true=TRUE | {"zeta": -99.0}) + np.where(K == 8, 0.1, 0.0))
+    assert "eta ended at a bound" in steep.note
     constant = fit(N, K, np.exp(-0.3 - 0.2 * np.log(K)))
     assert constant.note or abs(constant.slope(np.array([16.0]))[0]) < 1e-3
 
