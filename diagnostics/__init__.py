@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.sae_evaluation.run import evaluate_saes
     from diagnostics.saved import saved_results
     from diagnostics.scaling_laws.result import ScalingLaws
-    from diagnostics.scaling_laws.run import scaling_laws
+    from diagnostics.scaling_laws.run import sae_scaling_laws
     from diagnostics.sparse_probing.result import SparseProbing
     from diagnostics.sparse_probing.run import probe_saes
     from diagnostics.specifications.result import Specifications
@@ -99,8 +99,8 @@ __all__ = [
     "probe_saes",
     "projection_effects",
     "report",
+    "sae_scaling_laws",
     "saved_results",
-    "scaling_laws",
     "shapley",
     "specification_curve",
     "unit_norm_sweep",
@@ -156,7 +156,7 @@ _HOMES = {
     "projection_effects": "projections.run",
     "report": "reports.page",
     "saved_results": "saved",
-    "scaling_laws": "scaling_laws.run",
+    "sae_scaling_laws": "scaling_laws.run",
     "shapley": "coalitions.run",
     "specification_curve": "specifications.run",
     "unit_norm_sweep": "unit_norm.run",

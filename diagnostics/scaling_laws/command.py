@@ -11,7 +11,7 @@ from diagnostics.commands.sae_inputs import HeldOutTextOptions
 from diagnostics.results.result import result_files
 from diagnostics.scaling_laws.grid import specifications
 from diagnostics.scaling_laws.result import ScalingLaws
-from diagnostics.scaling_laws.run import scaling_laws
+from diagnostics.scaling_laws.run import sae_scaling_laws
 from interventions.errors import MechdiagError
 from interventions.files import claim_folder
 from interventions.models.causal_model import CausalModel
@@ -129,7 +129,7 @@ def main(options: ScalingOptions) -> command.Document:
     saes = given or options.trained(model, wanted)
     how = options.named("draws", "sink_filter", "skip_first", "path", "seed")
     how |= {"splice_prompts": options.splice_prompts or None, "exits": not options.no_exits}
-    return options.measure("splicing", "prompt", scaling_laws, model, prompts, saes, **how)
+    return options.measure("splicing", "prompt", sae_scaling_laws, model, prompts, saes, **how)
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""`scaling_laws`: the joint law of a grid of SAEs, the largest width predicted, downstream loss as equivalent compute."""
+"""`sae_scaling_laws`: the joint law of a grid of SAEs, the largest width predicted, downstream loss as equivalent compute."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +29,7 @@ from sae_models.sae import SAE
 
 @recorded
 @torch.no_grad()
-def scaling_laws(
+def sae_scaling_laws(
     model: Any,
     prompts: Prompts | list[list[int]] | list[str],
     saes: Mapping[str, Any],

@@ -7,7 +7,7 @@ import pytest
 
 from diagnostics.scaling_laws.fit import JOINT
 from diagnostics.scaling_laws.result import ScalingLaws
-from diagnostics.scaling_laws.run import scaling_laws
+from diagnostics.scaling_laws.run import sae_scaling_laws
 from interventions.errors import ResultError
 from tests.diagnostics.scaling_laws.grids import PROMPTS, SITE, grid
 from tests.tiny import N_LAYERS, tiny_model
@@ -15,7 +15,7 @@ from tests.tiny import N_LAYERS, tiny_model
 
 @functools.cache
 def result() -> ScalingLaws:
-    return scaling_laws(tiny_model("llama"), PROMPTS, grid(), splice_prompts=12, draws=20, sink_filter=None)
+    return sae_scaling_laws(tiny_model("llama"), PROMPTS, grid(), splice_prompts=12, draws=20, sink_filter=None)
 
 
 def test_every_part_is_there():
@@ -44,7 +44,7 @@ def test_a_saved_result_is_read_back_with_the_same_statistics(tmp_path):
 def test_the_same_call_gives_the_same_result_and_no_exits_are_asked_for():
     some = {name: sae for name, sae in grid().items() if "no-auxk" not in name}
     one, two = (
-        scaling_laws(tiny_model("llama"), PROMPTS, some, splice_prompts=2, draws=3, exits=False) for _ in range(2)
+        sae_scaling_laws(tiny_model("llama"), PROMPTS, some, splice_prompts=2, draws=3, exits=False) for _ in range(2)
     )
     assert one.fits.equals(two.fits) and one.frame.equals(two.frame)
     assert not one.select(part="exit") and "Early exits" not in one.tables()
@@ -66,4 +66,4 @@ def test_invalid_arguments_raise(change, message):
         given["saes"] = {name: sae for name, sae in grid().items() if sae.d_sae == 40}
     saes = given.pop("saes")
     with pytest.raises(ResultError, match=message):
-        scaling_laws(tiny_model("llama"), PROMPTS, saes, **given)
+        sae_scaling_laws(tiny_model("llama"), PROMPTS, saes, **given)
