@@ -41,7 +41,7 @@ def plot_scaling(groups: Groups, provenance: Mapping[str, Any]) -> Figure:
 
 def _law(ax: Axes, groups: Groups, losses: Groups, colours: Mapping[float, str]) -> None:
     fitted = _fitted(groups)
-    for k, colour in colours.items():
+    for i, (k, colour) in enumerate(colours.items()):
         own = sorted((g for g in losses if g["k"] == k and g["what"] == "nmse"), key=lambda g: g["n"])
         n = np.array([g["n"] for g in own], dtype=float)
         values = [g["value"] for g in own]
@@ -62,7 +62,7 @@ def _law(ax: Axes, groups: Groups, losses: Groups, colours: Mapping[float, str])
             ax.plot(fine, fitted.predict(fine, np.full(60, k)), color=colour, lw=1)
         held = [g for g in groups if (g["part"], g["form"], g["what"], g["k"]) == ("held out", JOINT, "loss", k)]
         if held:
-            at, predicted = [g["n"] * 1.12 for g in held], [g["value"] for g in held]
+            at, predicted = [g["n"] * (1.08 + 0.06 * i) for g in held], [g["value"] for g in held]
             ax.errorbar(
                 at, [v.value for v in predicted], bar_lengths(predicted), color=colour, marker="s", mfc="none", ms=5, lw=0, elinewidth=1,
                 capsize=2,

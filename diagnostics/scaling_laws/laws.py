@@ -15,6 +15,7 @@ from interventions.errors import ResultError
 LAST = "value at the next smaller width"
 """The null of a prediction: nothing changes from there."""
 ERROR = "mean |log predicted − log observed|"
+_OF_THE_FIT = ("starts at the best objective", "rms of log residuals")  # without intervals
 COLUMNS = ("part", "form", "what", "n", "k", "value", "low", "high", "low_prompts", "high_prompts", "observed", "note")
 Runs = Float[ndarray, "run"]
 
@@ -44,6 +45,7 @@ def numbers(form: str, ks: list[float]) -> Iterator[tuple[str, float, Callable[[
                 k,
                 lambda one, k=k: float(np.exp(one.values["zeta"] + one.values["eta"] * np.log(k))),
             )
+    yield "starts at the best objective", np.nan, lambda one: float(one.n_starts)
     yield "rms of log residuals", np.nan, lambda one: float(np.sqrt(np.square(one.residuals).mean()))
 
 
@@ -68,7 +70,7 @@ def _fits(
             ends: dict[str, float] = dict(zip(("low", "high"), both.interval(number), strict=True))
             if n_prompts:
                 ends |= dict(zip(("low_prompts", "high_prompts"), prompts.interval(number), strict=True))
-            if what == "rms of log residuals":
+            if what in _OF_THE_FIT:
                 ends = {}
             yield line(what, k=at, value=number(found), note=note, **ends)
 
