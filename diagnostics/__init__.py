@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.sae_evaluation.result import SAEEvaluation
     from diagnostics.sae_evaluation.run import evaluate_saes
     from diagnostics.saved import saved_results
+    from diagnostics.scaling_laws.result import ScalingLaws
+    from diagnostics.scaling_laws.run import sae_scaling_laws
     from diagnostics.sparse_probing.result import SparseProbing
     from diagnostics.sparse_probing.run import probe_saes
     from diagnostics.specifications.result import Specifications
@@ -76,6 +78,7 @@ __all__ = [
     "PolarityEffects",
     "ProjectionEffects",
     "SAEEvaluation",
+    "ScalingLaws",
     "Shapley",
     "SparseProbing",
     "Specifications",
@@ -110,6 +113,7 @@ __all__ = [
     "probe_saes",
     "projection_effects",
     "report",
+    "sae_scaling_laws",
     "saved_results",
     "shapley",
     "specification_curve",
@@ -138,6 +142,7 @@ _HOMES = {
     "PolarityEffects": "latent_edits.polarities",
     "ProjectionEffects": "projections.result",
     "SAEEvaluation": "sae_evaluation.result",
+    "ScalingLaws": "scaling_laws.result",
     "Shapley": "coalitions.result",
     "SparseProbing": "sparse_probing.result",
     "Specifications": "specifications.result",
@@ -172,6 +177,7 @@ _HOMES = {
     "probe_saes": "sparse_probing.run",
     "projection_effects": "projections.run",
     "report": "reports.page",
+    "sae_scaling_laws": "scaling_laws.run",
     "saved_results": "saved",
     "shapley": "coalitions.run",
     "specification_curve": "specifications.run",

@@ -27,6 +27,7 @@ from diagnostics.polarity.result import Polarity
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.results.result import BaseResult, load_result, tables_of
 from diagnostics.sae_evaluation.result import SAEEvaluation
+from diagnostics.scaling_laws.result import ScalingLaws
 from diagnostics.sparse_probing.result import SparseProbing
 from diagnostics.specifications.result import Specifications
 from diagnostics.token_patterns.result import TokenPatterns
@@ -47,6 +48,7 @@ KINDS: dict[str, type[BaseResult]] = {
         CausalDimension,
         TokenPatterns,
         AutoInterp,
+        ScalingLaws,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

@@ -64,6 +64,8 @@ def results(run: str) -> dict[str, BaseResult]:
             )
         elif name == "polarity":
             found[name] = of(table, p, table.iloc[:5])
+        elif name == "scaling_laws":
+            found[name] = of(table, tokens, p, table.iloc[:5], table.iloc[:3], table.iloc[:2], table.iloc[:6])
         elif name in ("sparse_probing", "causal_dimension", "token_patterns", "autointerp"):
             found[name] = of(table, tokens, p, table.iloc[:5], table.iloc[:3])
         elif name in ("sae_evaluation", "bipolar_census"):

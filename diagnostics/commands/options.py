@@ -48,7 +48,8 @@ def parsed(options: type[Options], words: Sequence[str] | None = None) -> Option
     for heading in HEADINGS.keys() & given.keys():
         given |= vars(given.pop(heading))
     check_ranges(options, given)
-    return options(**given | {name: kind(**vars(given[name])) for name, kind in _nested(options).items()})
+    made = {name: options.__dataclass_fields__[name].default_factory() for name in _nested(options)}  # type: ignore[attr-defined]
+    return options(**given | {name: dataclasses.replace(own, **vars(given[name])) for name, own in made.items()})
 
 
 @cache

@@ -35,14 +35,15 @@ from sae_models.training.trainer import Recipe
 class TrainingOptions(command.CommonOptions, ModelOptions):
     """Trains sparse autoencoders on a model's activations: any number of them, at any sites, from one pass over the text.
 
-    Several values of --k, --l1 or --l0 train a sweep: one SAE for each, on identical batches, in folders such as 15/standard-k16. The
-    model's pass stops after the deepest site. After an interruption the same command goes on from the last checkpoint
+    Several values of --d-sae, --k, --l1 or --l0 train a sweep: one SAE for each, on identical batches, in folders such as
+    15/standard-k16 or 15/standard-d1152-k16. The model's pass stops after the deepest site. After an interruption the same command goes on from the last checkpoint
     (bit for bit on a CPU). Writes each SAE into OUT/<layer>/<name> (SAELens loads those of standard architecture), and
     metrics.jsonl, its figure (training) and a manifest beside them.
 
     Examples:
       scripts/train_sae.py --layers 15 --saes standard cosine --out results/saes
       scripts/train_sae.py --layers 15 --saes standard cosine --k 16 32 64 --out results/sweep
+      scripts/train_sae.py --layers 15 --saes standard:topk --d-sae 576 1152 2304 --k 16 32 --out results/grid
       scripts/train_sae.py --layers 7 15 22 --saes aligned:topk --tokens 5000000 \\
           --out results/more
       scripts/train_sae.py --plan scripts/plans/polarity.txt --sites 15.mlp_out --out results/more
@@ -64,6 +65,8 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
     """where in each block: resid_pre, attn_out, mlp_out, resid_post; or single sites such as 15.mlp_out"""
     seeds: tuple[NonNegativeInt, ...] = ()
     """of the initial weights, one SAE for each (default: --seed alone)"""
+    d_sae: tuple[int, ...] = (2304,)
+    """number of latents, one SAE for each value"""
     k: tuple[PositiveFloat, ...] = (32.0,)
     """active latents a token (BatchTopK: on average), one SAE for each value; of topk, batchtopk and abstopk"""
     l1: tuple[NonNegativeFloat, ...] = (0.1,)
@@ -144,7 +147,8 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
         places = [Site(layer, point) for point in points for layer in self.layers]
         places += [Site.parse(name) for name in self.sites if name not in POINTS]
         swept = {"--k": self.k, "--l1": self.l1, "--l0": self.l0}
-        for what, given in {"--saes": self.saes, "--layers": self.layers, "--seeds": self.seeds, **swept}.items():
+        listed = {"--saes": self.saes, "--layers": self.layers, "--seeds": self.seeds, "--d-sae": self.d_sae}
+        for what, given in (listed | swept).items():
             if len(set(given)) < len(given):
                 raise MechdiagError(f"{what} {' '.join(map(str, given))} names one twice; name each once")
         normalise = "layer_norm" if self.layer_norm else "none"
@@ -157,20 +161,24 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
                     f"{values} for --saes {' '.join(self.saes)}; expected one value, or several and an SAE that they train "
                     "(--k: topk, batchtopk, abstopk; --l1: relu and gates; --l0: jumprelu)"
                 )
+        if not self.d_sae:
+            raise MechdiagError("--d-sae has no value; expected at least one number of latents")
         base = replace(self.recipe, k=self.k[0], l1=self.l1[0], l0=self.l0[0])
+        wide = len(self.d_sae) > 1
         return {
-            folder_of(site, self.name or name, seed, **({sweep: value} if len(values) > 1 else {})): SAESpec(
-                site, kinds[name], replace(base, seed=seed, **{sweep: value})
-            )
+            folder_of(
+                site, self.name or name, seed, d_sae if wide else None, **({sweep: value} if len(values) > 1 else {})
+            ): SAESpec(site, kinds[name], replace(base, seed=seed, d_sae=d_sae, **{sweep: value}))
             for site in places
             for name, sweep in sweeps.items()
+            for d_sae in self.d_sae
             for values in (swept[f"--{sweep}"],)
             for value in values
             for seed in self.seeds or (self.recipe.seed,)
         }
 
 
-_OF_SAES = ("saes", "name", "seeds", "k", "l1", "l0", "recipe", "layer_norm")
+_OF_SAES = ("saes", "name", "seeds", "d_sae", "k", "l1", "l0", "recipe", "layer_norm")
 """Options that may differ between the SAEs of a run."""
 
 
@@ -185,9 +193,11 @@ def _lines(plan: Path) -> list[tuple[int, str]]:
     return [(n, line) for n, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#")]
 
 
-def folder_of(site: Site, name: str, seed: int = 0, **sparsity: float) -> str:
-    """`15/standard`, `15.mlp_out/aligned-topk`, `15/standard-seed1`; in a sweep `15/standard-k16`, `15/standard-relu-l1_0.05`."""
+def folder_of(site: Site, name: str, seed: int = 0, d_sae: int | None = None, **sparsity: float) -> str:
+    """`15/standard`, `15.mlp_out/aligned-topk`, `15/standard-seed1`; in a sweep `15/standard-k16`, `15/standard-d1152-k16`,
+    `15/standard-relu-l1_0.05`."""
     where = str(site.layer) if site.point == "resid_post" else str(site)
+    name += "" if d_sae is None else f"-d{d_sae}"
     swept = [f"-{what}{'_' * (what != 'k')}{np.format_float_positional(x, trim='-')}" for what, x in sparsity.items()]
     return f"{where}/{name.replace(':', '-')}{''.join(swept)}" + (f"-seed{seed}" if seed else "")
 

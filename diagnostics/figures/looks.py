@@ -131,6 +131,8 @@ POLARITY_LOOKS = {
     "pca": ("0.4", "v"), "random": ("0.65", "P"),
 }  # fmt: skip
 """Colour and marker of SAEs with signed and unsigned latents on planted pairs, and of what they are compared with."""
+K_COLOURS = ("#332288", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
+"""Of numbers of active latents, ascending."""
 SAE_LOOKS = {
     "standard": ("#0072B2", "o"),
     "cosine": ("#D55E00", "s"),

@@ -120,9 +120,23 @@ def test_invalid_plans_exit_2_with_one_line(script, lines, words, message):
     assert message in run_of(script, "--plan", plan, *words).error
 
 
+def test_a_sweep_of_widths_is_what_a_run_for_each_width_gives(script):
+    """Names keep the width only where there are several; parameters are bit for bit those of a run of its own."""
+    kinds = ("--saes", "standard:topk", "--k", 3, 4)
+    sweep = script("train_sae", *kinds, "--d-sae", 40, 48, "--out", script.folder / "sweep")
+    assert sweep.status == 0, sweep.err
+    found = {str(path.parent.relative_to(sweep.folder)) for path in sweep.folder.rglob("cfg.json")}
+    assert found == {f"1/standard-topk-d{d}-k{k}" for d in (40, 48) for k in (3, 4)}
+    alone = script("train_sae", "--saes", "standard:topk", "--k", 4, "--d-sae", 40, "--out", script.folder / "alone")
+    one, two = load_sae(alone.folder / "1/standard-topk"), load_sae(sweep.folder / "1/standard-topk-d40-k4")
+    assert (two.d_sae, two.metadata["recipe"]["d_sae"]) == (40, 40)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--d-sae", 40, 40), "--d-sae 40 40 names one twice"),
         (("--k", 4, 4), "--k 4.0 4.0 names one twice"),
         (("--saes", "standard:relu", "--k", 4, 6), "--k 4 6 for --saes standard:relu; expected one value"),
         (("--l1", 0.1, 0.2), "--l1 0.1 0.2 for --saes standard; expected one value"),

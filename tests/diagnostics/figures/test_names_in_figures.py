@@ -49,6 +49,7 @@ from tests.diagnostics.drawn import caption, panels, series
 from tests.diagnostics.patching.test_cells import given
 from tests.diagnostics.projections import test_run as test_projections
 from tests.diagnostics.sae_evaluation import test_figures as test_sae_plots
+from tests.diagnostics.scaling_laws import test_run as test_scaling
 from tests.diagnostics.sparse_probing import test_run as test_sparse_probing
 from tests.diagnostics.specifications import test_run as test_specification
 from tests.diagnostics.unit_norm import test_run as test_unit_norm
@@ -170,10 +171,13 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "edge_patching": lambda: edge_patching(patched_model(), given(), floor=0.0, receivers=["4.q.1", "logits"]),
     "faithfulness": lambda: faithfulness(patched_model(), list(given()), [(1, 2)], n_random=3),
     "shapley": lambda: shapley(patched_model(), list(given()), [(1, 2), (3, 0)]),
+    "scaling_laws": test_scaling.result,
     "polarity": lambda: polarity_protocols(d_model=6, active=1.5, budgets=(2, 6), steps=5, batch=32, test_rows=500, seeds=2),
 }  # fmt: skip
 
 
+UNNAMED = ("scaling_laws",)
+"""Kinds whose figures show SAEs by their width and k, not by name."""
 PLANTED = ("polarity",)
 """Kinds without a model and a text."""
 
@@ -192,7 +196,7 @@ def drawn(kind: str) -> Any:
     result: Any = RESULTS[kind]()
     given: list[str] = list(NAMES[:3]) if kind == "dose_response" else []
     if kind not in ("specification", "win_rate", *PLANTED):
-        result, given = (found := poisoned(result))[0], given + found[1]
+        result, given = (found := poisoned(result))[0], given + found[1] * (kind not in UNNAMED)
     figures = result.figures()
     said = {name: words(figure) for name, figure in figures.items()}
     assert figures

@@ -1,0 +1,1 @@
+"""How does an SAE's error fall with its width and its number of active latents?"""
