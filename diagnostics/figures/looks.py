@@ -117,6 +117,11 @@ SPAN_LOOKS = {
     "random": ("0.4", "x", "--"),
 }  # fmt: skip
 """Colour, marker and dashes of spans of directions."""
+EXCHANGE_LOOKS = {"pca": ("#009E73", "^", "--"), "subspace": ("#CC79A7", "v", "--")}
+"""Colour, marker and dashes of exchanged directions that are no SAE's."""
+EXCHANGE_LABELS = {
+    "pca": "principal components", "subspace": "subspace read by gradients", "whole": "the whole activation",
+}  # fmt: skip
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""
 CONDITION_LOOKS = {"single": ("#332288", "o", "-"), "partner": ("#999933", "s", "-"), "joint": ("#882255", "D", "-")}
