@@ -37,7 +37,9 @@ def principal(x: Float[Tensor, "unit d_model"], fitted_on: Int[Tensor, "some"]) 
     return Basis(rows, x @ rows.T)
 
 
-def read_subspace(x: Float[Tensor, "unit d_model"], gradients: Float[Tensor, "attribute pair d_model"], target: int) -> Basis:
+def read_subspace(
+    x: Float[Tensor, "unit d_model"], gradients: Float[Tensor, "attribute pair d_model"], target: int
+) -> Basis:
     """Orthonormal directions that the target's logit difference reads and the others' do not, the best first.
 
         G_t v = λ (mean over others of G_o + ρ I) v,   G_a = Σ g gᵀ / Σ ‖g‖² over pairs,   ρ = RIDGE · its mean eigenvalue
@@ -61,7 +63,7 @@ def attributed(
 ) -> Float[Tensor, "attribute i"]:  # fmt: skip
     """The share of each attribute's change that each direction is given credit for: a sum over directions of 1 if they span x.
 
-        a_i = Σ_pairs <g, d_i>·(c_i(source) − c_i(base)) / Σ_pairs <g, x_source − x_base>
+    a_i = Σ_pairs <g, d_i>·(c_i(source) − c_i(base)) / Σ_pairs <g, x_source − x_base>
     """
     moved = basis.differences(base, source)
     own = torch.stack([((g @ basis.directions.T) * moved).sum(0) for g in gradients])
@@ -90,7 +92,9 @@ def random_of_differing(moved: Float[Tensor, "pair i"], most: int, stream: torch
     return key.argsort(dim=1, descending=True)[:, :most]
 
 
-def at_dose(change: Float[Tensor, "pair d_model"], like: Float[Tensor, "pair d_model"]) -> Float[Tensor, "pair d_model"]:
+def at_dose(
+    change: Float[Tensor, "pair d_model"], like: Float[Tensor, "pair d_model"]
+) -> Float[Tensor, "pair d_model"]:
     """A change scaled to the norm of another; nan where it is 0 and the other is not."""
     wanted, own = (delta.norm(dim=-1, keepdim=True) for delta in (like, change))
     return torch.where(wanted == 0, torch.zeros_like(change), change * (wanted / own))

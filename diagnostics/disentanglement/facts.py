@@ -60,7 +60,9 @@ def load_facts(facts: str | Path | None = None, questions: str | Path | None = N
     table, asked = ([row for _, row in csv_rows(path, read_text(path))] for path in where)
     if not table or "entity" not in table[0] or len(table[0]) < 3:
         seen = ", ".join(map(repr, table[0])) if table else "no rows"
-        raise TextError(f"{where[0]}: {seen}; expected columns entity and two attributes or more, and a row each entity")
+        raise TextError(
+            f"{where[0]}: {seen}; expected columns entity and two attributes or more, and a row each entity"
+        )
     entities = tuple(row["entity"].strip() for row in table)
     if twice := [name for name, n in Counter(entities).items() if n > 1]:
         raise TextError(f"{where[0]}: {twice[0]!r} stands in two rows; give each entity once")
@@ -84,7 +86,9 @@ def _questions(path: Path, rows: list[dict[str, str]], attributes: tuple[str, ..
                 f"{path}: context {context!r} asks for {', '.join(own)}; expected one template for each of {', '.join(attributes)}"
             )
         if len({template.split(SLOT)[0] for template in own.values()}) > 1:
-            raise TextError(f"{path}: templates of context {context!r} differ before the entity; make them the same up to {SLOT}")
+            raise TextError(
+                f"{path}: templates of context {context!r} differ before the entity; make them the same up to {SLOT}"
+            )
     if not found:
         raise TextError(f"{path} holds no template; expected one for each of {', '.join(attributes)}")
     return {context: {name: own[name] for name in attributes} for context, own in found.items()}

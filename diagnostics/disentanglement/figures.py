@@ -31,7 +31,9 @@ def plot_disentanglement(groups: Sequence[Mapping[str, Any]], provenance: Mappin
         handles, labels = legend_entries(axes.flat)
         figure.legend(handles, labels, loc="outside upper left", ncols=4)
         known, count = provenance["known"], sum(provenance["pairs"])
-        texts = f"{count} pairs of {len(known['names'])} known entities of {known['entities']}, seed {provenance['seed']}"
+        texts = (
+            f"{count} pairs of {len(known['names'])} known entities of {known['entities']}, seed {provenance['seed']}"
+        )
         words = "Chosen on one half of the entities, measured on the other. Bars: 95 % over entities."
         write_caption(figure, caption(provenance, words, texts=texts, sinks="at the entity's last token"))
     return figure
@@ -64,7 +66,12 @@ def _scores(ax: Axes, groups: Sequence[Mapping[str, Any]], style: Mapping[str, t
     for g in groups:
         if g["kind"] == "whole":
             ax.axhline(g["score"].value, color=INK, lw=1, ls="-.", label=EXCHANGE_LABELS["whole"])
-    ax.set(xscale="log", xlabel="latents or directions exchanged, k", ylabel="score, (cause + isolation)/2", ylim=(0.2, 1.0))
+    ax.set(
+        xscale="log",
+        xlabel="latents or directions exchanged, k",
+        ylabel="score, (cause + isolation)/2",
+        ylim=(0.2, 1.0),
+    )
     plain_ticks(ax.xaxis)
 
 

@@ -13,7 +13,21 @@ from diagnostics.results.result import Result
 from diagnostics.statistics.tables import few_prompts
 
 COLUMNS = (
-    *("layer", "point", "fold", "target", "kind", "sae", "k", "n", "context", "base", "source", "dose", "relative_dose"),
+    *(
+        "layer",
+        "point",
+        "fold",
+        "target",
+        "kind",
+        "sae",
+        "k",
+        "n",
+        "context",
+        "base",
+        "source",
+        "dose",
+        "relative_dose",
+    ),
     *("cause", "isolation", "moved", "whole", "moved_others", "whole_others"),
 )
 """Columns of the table. fold: the half of the entities that is measured; kind: `latents`, `random`, `all` of an SAE, `pca`, `subspace`,
@@ -28,7 +42,9 @@ class Disentanglement(Result):
 
     NAME: ClassVar[str] = "disentanglement"
     TITLE: ClassVar[str] = "Disentanglement"
-    QUESTION: ClassVar[str] = "Can one attribute of an entity be changed through an SAE's latents while the others stay?"
+    QUESTION: ClassVar[str] = (
+        "Can one attribute of an entity be changed through an SAE's latents while the others stay?"
+    )
     NOTE: ClassVar[str] = (
         "cause: the target's answer becomes the source's; isolation: the others stay the base's; score: their mean, .5 where nothing is "
         "exchanged. moved, moved_others: change of the logit difference ÷ its whole difference. 95 % intervals over entities, base and "
@@ -54,7 +70,9 @@ class Disentanglement(Result):
         """What the model knows, and what was left out."""
         known = self.provenance["known"]
         own = ", ".join(f"{name} {n}" for name, n in known["known"].items())
-        said = f"{known['asked']} entities in contexts asked about; known: {own}; pairs: {sum(self.provenance['pairs'])}."
+        said = (
+            f"{known['asked']} entities in contexts asked about; known: {own}; pairs: {sum(self.provenance['pairs'])}."
+        )
         return [said, *(f"left out: {n} × {why}" for why, n in known["left_out"].items()), *super().left_out()]
 
     def headlines(self) -> Iterable[Headline]:

@@ -78,7 +78,9 @@ def disentangle(
     facts = facts if isinstance(facts, Facts) else load_facts(facts, questions)
     known = known_facts(model, facts)
     if (n := len(set(known.entity.tolist()))) < MIN_KNOWN:
-        raise ResultError(f"the model knows every attribute of {n} entities; expected {MIN_KNOWN} or more: {known.count['known']}")
+        raise ResultError(
+            f"the model knows every attribute of {n} entities; expected {MIN_KNOWN} or more: {known.count['known']}"
+        )
     settings = Settings(ks, pairs, seed, path, batch_rows)
     runner = DisentanglementRunner(model, known, dictionaries, settings)
     own = {"ks": list(ks), "pairs_asked": pairs, "seed": seed}
@@ -92,7 +94,12 @@ def disentangle(
     )  # fmt: skip
     order = {name: i for i, name in enumerate(("", *described["saes"]))}
     frame = frame.sort_values("sae", key=lambda s: s.map(order), kind="stable", ignore_index=True)
-    text = {"name": facts.source, "sha256": facts.sha256, "attributes": list(facts.attributes), "contexts": list(facts.questions)}
+    text = {
+        "name": facts.source,
+        "sha256": facts.sha256,
+        "attributes": list(facts.attributes),
+        "contexts": list(facts.questions),
+    }
     said = {
         **own, **described, "pairs": [len(some) for some in runner.pairs], "known": known.count, "rows": len(frame), **notes,
     }  # fmt: skip

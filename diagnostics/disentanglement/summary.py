@@ -51,7 +51,11 @@ def _numbers(lines: pd.DataFrame) -> dict[str, Any]:
     for name, top, whole in (("moved", "moved", "whole"), ("moved_others", "moved_others", "whole_others")):
         found[name] = fieller(lines[top].to_numpy(float), lines[whole].to_numpy(float), clusters)
     found |= {"dose": float(lines["dose"].mean()), "relative_dose": float(lines["relative_dose"].mean())}
-    return found | {"pairs": len(lines), "entities": len(np.unique(clusters)), "unchanged": int((lines["dose"] == 0).sum())}
+    return found | {
+        "pairs": len(lines),
+        "entities": len(np.unique(clusters)),
+        "unchanged": int((lines["dose"] == 0).sum()),
+    }
 
 
 def table_of(groups: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

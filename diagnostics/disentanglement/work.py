@@ -90,7 +90,9 @@ class DisentanglementRunner:
     def units(self) -> list[Unit]:
         """Site by site, so that each is recorded once."""
         n, kinds = len(self.known.facts.attributes), {s: kinds_of([d.name for d in self._at(s)]) for s in self.sites}
-        edits = {s: sum(1 if kind in ("all", "whole") else len(self.settings.ks) for kind, _ in kinds[s]) for s in self.sites}
+        edits = {
+            s: sum(1 if kind in ("all", "whole") else len(self.settings.ks) for kind, _ in kinds[s]) for s in self.sites
+        }
         return [
             Unit.of(rows=len(self.pairs[fold]) * n * edits[s], group=(str(s), fold), site=str(s), fold=fold, target=target)
             for s in self.sites
@@ -133,7 +135,9 @@ def merged(done: Sequence[UnitResult]) -> dict[str, Any]:
 class _Site:
     """All known prompts recorded at one site."""
 
-    def __init__(self, model: CausalModel, known: Known, site: Site, dictionaries: list[Dictionary], settings: Settings):
+    def __init__(
+        self, model: CausalModel, known: Known, site: Site, dictionaries: list[Dictionary], settings: Settings
+    ):
         self.known, self.site, self.dictionaries, self.settings = known, site, dictionaries, settings
         self.recording: Recording = record(model, known.tokens, [site])
         units = np.arange(len(known.entity))
@@ -160,7 +164,9 @@ class _Site:
                 answer = torch.from_numpy(self.known.answer[:, a])
                 objective = LogitDifference(answer[source][:, None], answer[base][:, None])
                 at = self.known.prompt(base.numpy(), a), self.position[base]
-                g, _ = gradients(self.recording, self.site, *at, objective, vectors=middle, horizon="last", batch_rows=64)
+                g, _ = gradients(
+                    self.recording, self.site, *at, objective, vectors=middle, horizon="last", batch_rows=64
+                )
                 found.append(g.float())
             self._gradients[fold] = torch.stack(found)
         return self._gradients[fold]
@@ -181,11 +187,21 @@ class _Site:
             for k in self.settings.ks:
                 own = exchanged(basis.directions, moved, order[:k])
                 yield "latents", d.name, k, len(order[:k]), own
-                yield "random", d.name, k, len(order[:k]), at_dose(exchanged(basis.directions, moved, drawn[:, :k]), own)
+                yield (
+                    "random",
+                    d.name,
+                    k,
+                    len(order[:k]),
+                    at_dose(exchanged(basis.directions, moved, drawn[:, :k]), own),
+                )
             yield "all", d.name, 0, len(order), moved @ basis.directions
         for kind, basis in (("pca", principal(self.x, fitted_on)), ("subspace", read_subspace(self.x, g, target))):
             moved = basis.differences(base, source)
-            order = torch.arange(moved.shape[1]) if kind == "subspace" else ordered(attributed(basis, self.x, g, *trained), target)
+            order = (
+                torch.arange(moved.shape[1])
+                if kind == "subspace"
+                else ordered(attributed(basis, self.x, g, *trained), target)
+            )
             for k in self.settings.ks:
                 yield kind, "", k, len(order[:k]), exchanged(basis.directions, moved, order[:k])
         yield "whole", "", 0, self.x.shape[1], self.x[source] - self.x[base]
@@ -197,7 +213,7 @@ class _Site:
         n, attributes, settings = len(base), self.known.facts.attributes, self.settings
         if not n:
             return pd.DataFrame()
-        unit, of = base.repeat(len(attributes)), source.repeat(len(attributes))
+        unit = base.repeat(len(attributes))
         prompt = torch.cat([self.known.prompt(base.numpy(), a) for a in range(len(attributes))])
         answer = torch.from_numpy(self.known.answer)
         own, other = (torch.cat([answer[x, a] for a in range(len(attributes))])[:, None] for x in (base, source))
@@ -211,7 +227,9 @@ class _Site:
         )  # fmt: skip
         noted(notes, found)
         of_source, of_base, m = (found[name].reshape(len(attributes), n).double() for name in ("source", "base", "m"))
-        before, after = (torch.stack([self.m(x, a, base, source) for a in range(len(attributes))]).double() for x in (base, source))
+        before, after = (
+            torch.stack([self.m(x, a, base, source) for a in range(len(attributes))]).double() for x in (base, source)
+        )
         rest = [a for a in range(len(attributes)) if a != target]
         entity, dose = self.known.entity, change.norm(dim=-1)
         return pd.DataFrame({
