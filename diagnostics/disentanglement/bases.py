@@ -7,7 +7,6 @@ A basis has directions `d_i` and coefficients `c_i(x)`; an exchange of the set S
 Of an SAE c = z, of either sign, and what it does not explain stays. Of orthonormal directions c = <x, d_i>.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,9 +97,3 @@ def at_dose(
     """A change scaled to the norm of another; nan where it is 0 and the other is not."""
     wanted, own = (delta.norm(dim=-1, keepdim=True) for delta in (like, change))
     return torch.where(wanted == 0, torch.zeros_like(change), change * (wanted / own))
-
-
-def kinds_of(saes: Sequence[str]) -> list[tuple[str, str]]:
-    """What is exchanged at a site, (kind, SAE): of each SAE the chosen latents, random ones, all; components; subspace; x itself."""
-    own = [(kind, sae) for sae in saes for kind in ("latents", "random", "all")]
-    return [*own, ("pca", ""), ("subspace", ""), ("whole", "")]

@@ -36,6 +36,8 @@ class DisentangleOptions(command.ResumableOptions, SAEOptions):
     """numbers of latents or directions exchanged"""
     pairs: PositiveInt = 40
     """pairs of entities measured in each half, at most"""
+    learn: NonNegativeInt = 0
+    """steps of gradient descent for a learned mask of latents and a learned subspace (0: none; 40 double the time)"""
     seed: NonNegativeInt = 0
     """of halves, pairs and random latents"""
     batch_rows: PositiveInt | None = None
@@ -58,7 +60,7 @@ def main(options: DisentangleOptions) -> command.Document:
     options.check()
     facts = load_facts(options.facts, options.questions)
     saes = options.load_saes()
-    how = options.named("ks", "pairs", "seed", "batch_rows", "path", "overwrite") | {"folder": options.out}
+    how = options.named("ks", "pairs", "learn", "seed", "batch_rows", "path", "overwrite") | {"folder": options.out}
     return options.measure("exchanging", "row", disentangle, options.load_model(), saes, facts, **how)
 
 

@@ -64,8 +64,9 @@ def _scores(ax: Axes, groups: Sequence[Mapping[str, Any]], style: Mapping[str, t
         k = np.array([g["k"] for g in lines], dtype=float) * 1.04 ** (n - 2)
         points(ax, k, [g["score"] for g in lines], colour, label, marker, dash=dash, log=False, thin=kind == "random")
     for g in groups:
-        if g["kind"] == "whole":
-            ax.axhline(g["score"].value, color=INK, lw=1, ls="-.", label=EXCHANGE_LABELS["whole"])
+        if g["kind"] in ("whole", "das"):
+            colour, label = INK if g["kind"] == "whole" else EXCHANGE_LOOKS["das"][0], EXCHANGE_LABELS[g["kind"]]
+            ax.axhline(g["score"].value, color=colour, lw=1, ls="-." if g["kind"] == "whole" else ":", label=label)
     ax.set(
         xscale="log",
         xlabel="latents or directions exchanged, k",
@@ -81,8 +82,11 @@ def _plane(ax: Axes, groups: Sequence[Mapping[str, Any]], style: Mapping[str, tu
         colour, marker, dash, _ = _look(kind, sae, style)
         x, y = ([g[name].value for g in lines] for name in ("cause", "isolation"))
         ax.plot(x, y, color=colour, marker=marker, ms=3 if kind == "random" else 5, ls=dash, lw=1)
+    marks = {"whole": "*", "all": "s", "mask": "D", "das": "X"}
     for g in groups:
-        if g["kind"] in ("whole", "all"):
-            colour, marker = (INK, "*") if g["kind"] == "whole" else style[g["sae"]]
-            ax.plot(g["cause"].value, g["isolation"].value, color=colour, marker=marker, ms=9, mfc="none", ls="")
+        if g["kind"] in marks:
+            colour = style[g["sae"]][0] if g["sae"] else {"whole": INK}.get(g["kind"], EXCHANGE_LOOKS["das"][0])
+            own = (legend_label(g["sae"]), EXCHANGE_LABELS[g["kind"]]) if g["sae"] else (EXCHANGE_LABELS[g["kind"]],)
+            at, label = (g["cause"].value, g["isolation"].value), f"{', '.join(own)} (right)"
+            ax.plot(*at, color=colour, marker=marks[g["kind"]], ms=8, mfc="none", ls="", label=label)
     ax.set(xlabel="cause", ylabel="isolation", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))

@@ -30,8 +30,8 @@ COLUMNS = (
     ),
     *("cause", "isolation", "moved", "whole", "moved_others", "whole_others"),
 )
-"""Columns of the table. fold: the half of the entities that is measured; kind: `latents`, `random`, `all` of an SAE, `pca`, `subspace`,
-`whole`; k: asked for (0: all); n: exchanged; base, source: row of the facts; dose ‖Δx‖, relative_dose ‖Δx‖/‖x‖. cause, isolation: see
+"""Columns of the table. fold: the half of the entities that is measured; kind: `latents`, `random`, `mask`, `all` of an SAE, `pca`,
+`subspace`, `das`, `whole`; k: asked for (0: all, or learned); n: exchanged; base, source: row of the facts; dose ‖Δx‖, relative_dose ‖Δx‖/‖x‖. cause, isolation: see
 `disentangle`. moved: change of m = logit(the source's value) − logit(the base's) in the target's question; whole: its difference between
 the source's own prompt and the base's; moved_others, whole_others: the same, summed over the other attributes."""
 

@@ -36,6 +36,7 @@ def disentangle(
     site: Site | None = None,
     ks: Sequence[int] = KS,
     pairs: int = 40,
+    learn: int = 0,
     seed: int = 0,
     batch_rows: int | None = None,
     path: str = "auto",
@@ -56,18 +57,19 @@ def disentangle(
     `pairs` pairs of the other, in turn. Chosen: the k largest by credit for the target's logit difference less that for the others'
     (`attributed`, `ordered`; gradients half way between base and source). Beside them, at the same k: random latents that differ
     between the two, scaled to the same ‖Δx‖; principal components of the activations, chosen in the same way; the subspace that the target's gradients
-    read (`read_subspace`); all latents; and x itself. folder: where finished units are kept.
+    read (`read_subspace`); all latents; and x itself. learn: steps of gradient descent for two learned exchanges, the published ones: a mask of latents
+    (`learned_mask`) and a subspace (`learned_subspace`); 0: none. folder: where finished units are kept.
 
-    Source: RAVEL, arXiv:2402.17700, and its form in SAEBench, arXiv:2503.09532. There a mask of latents is learned by gradient descent,
-    the error is dropped, and entities may share values of other attributes, which then cannot change; facts, questions, choice by
-    credit, controls and intervals are ours.
+    Source: RAVEL, arXiv:2402.17700, and its form in SAEBench, arXiv:2503.09532. There the mask is learned on
+    thousands of pairs, the error is dropped, and entities may share values of other attributes, which then cannot change; facts, questions,
+    choice by credit, controls and intervals are ours.
     Raises `TextError` for facts and questions that cannot be read, `ResultError` for other settings and where too little is known,
     `BelongingError`, `SiteError` for an SAE of another width, model or site.
     """
     model = wrap(model)
     ks = tuple(sorted(set(ks)))
-    if not ks or ks[0] < 1 or pairs < 1:
-        raise ResultError(f"ks {list(ks)}, {pairs} pairs; expected numbers of 1 or more")
+    if not ks or ks[0] < 1 or pairs < 1 or learn < 0:
+        raise ResultError(f"ks {list(ks)}, {pairs} pairs, {learn} steps; expected numbers of 1 or more (0 steps: none)")
     dictionaries = dictionaries_of(saes, model, site)
     if plain := [d.name for d in dictionaries if d.sae is None]:
         raise ResultError(f"{plain[0]!r} is a set of directions; latents of an SAE are exchanged here")
@@ -81,9 +83,9 @@ def disentangle(
         raise ResultError(
             f"the model knows every attribute of {n} entities; expected {MIN_KNOWN} or more: {known.count['known']}"
         )
-    settings = Settings(ks, pairs, seed, path, batch_rows)
+    settings = Settings(ks, pairs, learn, seed, path, batch_rows)
     runner = DisentanglementRunner(model, known, dictionaries, settings)
-    own = {"ks": list(ks), "pairs_asked": pairs, "seed": seed}
+    own = {"ks": list(ks), "pairs_asked": pairs, "learn": learn, "seed": seed}
     described = {"saes": {d.name: d.provenance() for d in dictionaries}}
     frame, notes = run_table(
         runner.units(), folder, runner, merged,

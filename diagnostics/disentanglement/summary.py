@@ -54,15 +54,27 @@ def _numbers(lines: pd.DataFrame) -> dict[str, Any]:
     return found | {
         "pairs": len(lines),
         "entities": len(np.unique(clusters)),
-        "unchanged": int((lines["dose"] == 0).sum()),
+        "n": float(lines["n"].mean()),
     }
 
 
 def table_of(groups: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A line for each kind and k, of every target."""
-    columns = ("layer", "kind", "sae", "k", "cause", "isolation", "score", "moved", "moved_others", "relative_dose")
+    columns = (
+        "layer",
+        "kind",
+        "sae",
+        "k",
+        "n",
+        "cause",
+        "isolation",
+        "score",
+        "moved",
+        "moved_others",
+        "relative_dose",
+    )
     lines = [{name: g[name] for name in columns} for g in groups if g["target"] == EVERY]
-    return pd.DataFrame(lines).assign(k=lambda t: t["k"].map({CHOSEN: "chosen", 0: "all"}).fillna(t["k"].astype(str)))
+    return pd.DataFrame(lines).assign(k=lambda t: t["k"].map({CHOSEN: "chosen", 0: ""}).fillna(t["k"].astype(str)))
 
 
 def headlines(groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> Iterator[Headline]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,13 @@ from diagnostics.disentanglement.bases import (
     at_dose,
     attributed,
     exchanged,
-    kinds_of,
     ordered,
     principal,
     random_of_differing,
     read_subspace,
 )
 from diagnostics.disentanglement.facts import Known
+from diagnostics.disentanglement.learning import BATCH, Slope, learned_mask, learned_subspace
 from diagnostics.running.notes import how_measured, noted, summed
 from diagnostics.running.units import Tick, Unit, UnitResult, narrowed
 from diagnostics.sampling.tokens import generator, hash_keys
@@ -45,6 +45,8 @@ class Settings:
 
     ks: tuple[int, ...]
     pairs: int
+    learn: int
+    """steps of the learned exchanges; 0: none"""
     seed: int
     path: str
     batch_rows: int | None
@@ -89,16 +91,19 @@ class DisentanglementRunner:
 
     def units(self) -> list[Unit]:
         """Site by site, so that each is recorded once."""
-        n, kinds = len(self.known.facts.attributes), {s: kinds_of([d.name for d in self._at(s)]) for s in self.sites}
-        edits = {
-            s: sum(1 if kind in ("all", "whole") else len(self.settings.ks) for kind, _ in kinds[s]) for s in self.sites
-        }
-        return [
-            Unit.of(rows=len(self.pairs[fold]) * n * edits[s], group=(str(s), fold), site=str(s), fold=fold, target=target)
-            for s in self.sites
-            for fold in range(FOLDS)
-            for target in self.known.facts.attributes
-        ]  # fmt: skip
+        n, learn = len(self.known.facts.attributes), self.settings.learn
+        found = []
+        for site in self.sites:
+            saes = len(self._at(site))
+            edits = len(self.settings.ks) * (2 * saes + 2) + saes + 1 + (saes + 1) * bool(learn)
+            steps = 3 * BATCH * learn * (saes + 1)  # forward and back
+            for fold in range(FOLDS):
+                rows = (len(self.pairs[fold]) * edits + steps) * n
+                found += [
+                    Unit.of(rows=rows, group=(str(site), fold), site=str(site), fold=fold, target=target)
+                    for target in self.known.facts.attributes
+                ]
+        return found
 
     def _at(self, site: Site) -> list[Dictionary]:
         return [d for d in self.dictionaries if d.site == site]
@@ -114,14 +119,26 @@ class DisentanglementRunner:
         base, source = (torch.from_numpy(x.copy()) for x in self.pairs[fold].T)
         fitted_on, train = torch.from_numpy(np.flatnonzero(self.half != fold)), self.pairs[1 - fold]
         frames, unmatched = [], 0
-        for kind, sae, k, n, change in work.changes(target, fold, fitted_on, train, base, source):
-            good = change.isfinite().all(-1).cpu().numpy()
+        for e in work.exchanges(target, fold, fitted_on, train, base, source, tick):
+            good = e.change.isfinite().all(-1).cpu()
             unmatched += int((~good).sum())
-            found = work.effects(base[good], source[good], change[torch.from_numpy(good)], target, notes, tick)
-            frames.append(found.assign(kind=kind, sae=sae, k=k, n=n))
+            found = work.effects(base[good], source[good], e.change[good.to(e.change.device)], target, notes, tick)
+            frames.append(found.assign(kind=e.kind, sae=e.sae, k=e.k, n=e.n))
         keys = {"layer": site.layer, "point": site.point, "fold": fold, "target": unit["target"]}
         dropped = {"random latents of a pair in which none differs": unmatched} if unmatched else {}
         return narrowed(pd.concat(frames, ignore_index=True).assign(**keys)), notes | {"rows_dropped": dropped}
+
+
+class Exchange(NamedTuple):
+    """What one kind adds to x of each pair's base."""
+
+    kind: str
+    sae: str
+    k: int
+    """asked for; 0: all, or as many as are learned"""
+    n: int
+    """directions exchanged"""
+    change: Float[Tensor, "pair d_model"]
 
 
 def merged(done: Sequence[UnitResult]) -> dict[str, Any]:
@@ -171,40 +188,67 @@ class _Site:
             self._gradients[fold] = torch.stack(found)
         return self._gradients[fold]
 
-    def changes(
-        self, target: int, fold: int, fitted_on: Tensor, train: Int[ndarray, "pair 2"], base: Tensor, source: Tensor
-    ) -> Iterator[tuple[str, str, int, int, Float[Tensor, "pair d_model"]]]:
-        """What each kind of exchange adds to x of the base: (kind, SAE, k, how many are exchanged, Δx); k 0: all."""
-        trained = [torch.from_numpy(x.copy()) for x in train.T]
-        g = self.gradients(fold, *trained)
+    def exchanges(
+        self, target: int, fold: int, fitted_on: Tensor, train: Int[ndarray, "pair 2"], base: Tensor, source: Tensor, tick: Tick
+    ) -> Iterator["Exchange"]:  # fmt: skip
+        """Everything that is exchanged between base and source for one target, chosen on other pairs."""
+        t_base, t_source = (torch.from_numpy(x.copy()) for x in train.T)
+        g, settings, x = self.gradients(fold, t_base, t_source), self.settings, self.x
+        slope, apart = self._slope(t_base, t_source, target, tick), x[source] - x[base]
         for d in self.dictionaries:
             assert d.sae is not None
-            z = torch.cat([d.sae.encode(some).float() for some in self.x.split(d.few)])
-            basis = Basis(d.directions.float(), z)
-            order, moved = ordered(attributed(basis, self.x, g, *trained), target), basis.differences(base, source)
-            stream = generator(self.settings.seed, "disentangle random", d.label, fold, target)
-            drawn = random_of_differing(moved, max(self.settings.ks), stream)
-            for k in self.settings.ks:
+            basis = Basis(d.directions.float(), torch.cat([d.sae.encode(some).float() for some in x.split(d.few)]))
+            order, moved = ordered(attributed(basis, x, g, t_base, t_source), target), basis.differences(base, source)
+            label = (settings.seed, "disentangle", d.label, fold, target)
+            drawn = random_of_differing(moved, max(settings.ks), generator(*label, "random"))
+            for k in settings.ks:
                 own = exchanged(basis.directions, moved, order[:k])
-                yield "latents", d.name, k, len(order[:k]), own
-                yield (
-                    "random",
-                    d.name,
-                    k,
-                    len(order[:k]),
-                    at_dose(exchanged(basis.directions, moved, drawn[:, :k]), own),
-                )
-            yield "all", d.name, 0, len(order), moved @ basis.directions
-        for kind, basis in (("pca", principal(self.x, fitted_on)), ("subspace", read_subspace(self.x, g, target))):
+                lot = at_dose(exchanged(basis.directions, moved, drawn[:, :k]), own)
+                yield Exchange("latents", d.name, k, len(order[:k]), own)
+                yield Exchange("random", d.name, k, len(order[:k]), lot)
+            if settings.learn:
+                trained = basis.differences(t_base, t_source)
+                mask = learned_mask(trained, basis.directions, slope, settings.learn, generator(*label, "mask"))
+                yield Exchange("mask", d.name, 0, len(mask), exchanged(basis.directions, moved, mask))
+            yield Exchange("all", d.name, 0, len(order), moved @ basis.directions)
+        components, subspace = principal(x, fitted_on), read_subspace(x, g, target)
+        ranked = ordered(attributed(components, x, g, t_base, t_source), target)
+        for kind, basis, order in (
+            ("pca", components, ranked),
+            ("subspace", subspace, torch.arange(len(subspace.directions))),
+        ):
             moved = basis.differences(base, source)
-            order = (
-                torch.arange(moved.shape[1])
-                if kind == "subspace"
-                else ordered(attributed(basis, self.x, g, *trained), target)
-            )
-            for k in self.settings.ks:
-                yield kind, "", k, len(order[:k]), exchanged(basis.directions, moved, order[:k])
-        yield "whole", "", 0, self.x.shape[1], self.x[source] - self.x[base]
+            for k in settings.ks:
+                yield Exchange(kind, "", k, len(order[:k]), exchanged(basis.directions, moved, order[:k]))
+        if settings.learn:
+            stream = generator(settings.seed, "disentangle das", self.site, fold, target)
+            q = learned_subspace(x[t_source] - x[t_base], slope, settings.learn, stream)
+            yield Exchange("das", "", 0, len(q), apart @ q.T @ q)
+        yield Exchange("whole", "", 0, x.shape[1], apart)
+
+    def _slope(self, base: Tensor, source: Tensor, target: int, tick: Tick) -> Slope:
+        """∂loss/∂Δx of some of these pairs (see `learning`), by replay."""
+        others = len(self.known.facts.attributes) - 1
+
+        def slope(some: Tensor, delta: Tensor) -> Tensor:
+            total = torch.zeros_like(delta)
+            for a in range(others + 1):
+                wanted = torch.from_numpy(self.known.answer[(source if a == target else base)[some].numpy(), a])
+                at = self.known.prompt(base[some].numpy(), a), self.position[base[some]]
+                vectors = self.recording.at(self.site, *at)
+
+                def loss(logits: Tensor, rows: Tensor, wanted: Tensor = wanted) -> Tensor:
+                    return torch.nn.functional.cross_entropy(
+                        logits.float(), wanted[rows].to(logits.device), reduction="none"
+                    )
+
+                put = (vectors.float() + delta).to(vectors)
+                found, _ = gradients(self.recording, self.site, *at, loss, vectors=put, horizon="last", batch_rows=64)
+                total += found.float() / (1 if a == target else others)
+            tick(3 * len(some) * (others + 1))
+            return total
+
+        return slope
 
     def effects(
         self, base: Tensor, source: Tensor, change: Float[Tensor, "pair d_model"], target: int, notes: dict[str, Any], tick: Tick

@@ -117,10 +117,11 @@ SPAN_LOOKS = {
     "random": ("0.4", "x", "--"),
 }  # fmt: skip
 """Colour, marker and dashes of spans of directions."""
-EXCHANGE_LOOKS = {"pca": ("#009E73", "^", "--"), "subspace": ("#CC79A7", "v", "--")}
+EXCHANGE_LOOKS = {"pca": ("#009E73", "^", "--"), "subspace": ("#CC79A7", "v", "--"), "das": ("#882255", "X", ":")}
 """Colour, marker and dashes of exchanged directions that are no SAE's."""
 EXCHANGE_LABELS = {
-    "pca": "principal components", "subspace": "subspace read by gradients", "whole": "the whole activation",
+    "pca": "principal components", "subspace": "subspace read by gradients", "das": "learned subspace", "whole": "the whole activation",
+    "mask": "learned mask", "all": "all latents",
 }  # fmt: skip
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""

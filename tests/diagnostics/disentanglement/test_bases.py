@@ -39,12 +39,17 @@ def test_planted_latents_change_the_target_and_nothing_else(target):
     """Latents are the values: the three of the target come first; exchanging them gives cause 1, isolation 1. All of them: isolation 0."""
     x, read, value, base, source, gradients = planted()
     rows = torch.cat([torch.nn.functional.normalize(torch.randn(5, D, generator=rng)), read.reshape(-1, D)])
-    basis = Basis(rows, torch.cat([torch.zeros(len(x), 5), torch.nn.functional.one_hot(value, VALUES).reshape(len(x), -1).float()], 1))
+    basis = Basis(
+        rows,
+        torch.cat([torch.zeros(len(x), 5), torch.nn.functional.one_hot(value, VALUES).reshape(len(x), -1).float()], 1),
+    )
     order = ordered(attributed(basis, x, gradients, base, source), target)
     assert set(order[:VALUES].tolist()) == {5 + target * VALUES + v for v in range(VALUES)}
     moved = basis.differences(base, source)
     found = answers(x[base] + exchanged(rows, moved, order[:VALUES]), read)
-    assert torch.equal(found[:, target], value[source, target]) and torch.equal(found[:, 1 - target], value[base, 1 - target])
+    assert torch.equal(found[:, target], value[source, target]) and torch.equal(
+        found[:, 1 - target], value[base, 1 - target]
+    )
     assert torch.equal(answers(x[base] + moved @ rows, read), value[source])
 
 
@@ -57,7 +62,9 @@ def test_read_subspace_is_orthonormal_and_holds_what_the_target_reads(target):
     torch.testing.assert_close(basis.coefficients, x @ rows.T)
     two = torch.arange(VALUES - 1)  # differences of three values span two directions
     found = answers(x[base] + exchanged(rows, basis.differences(base, source), two), read)
-    assert torch.equal(found[:, target], value[source, target]) and torch.equal(found[:, 1 - target], value[base, 1 - target])
+    assert torch.equal(found[:, target], value[source, target]) and torch.equal(
+        found[:, 1 - target], value[base, 1 - target]
+    )
 
 
 def test_credit_of_a_whole_basis_is_one_and_is_the_formula():

@@ -22,7 +22,7 @@ from tests.diagnostics.disentanglement.made_facts import answered, answers, mode
 from tests.tiny import TOLERANCE, alone, tiny_model
 
 SITE = Site(2)
-HOW = {"ks": (2, 8), "pairs": 12}
+HOW = {"ks": (2, 8), "pairs": 12, "learn": 2}
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from")
 
 
@@ -51,7 +51,7 @@ def test_one_line_for_each_pair_target_kind_and_k():
     keys = ["fold", "target", "kind", "k", "context", "base", "source"]
     assert not frame.duplicated(keys).any() and frame.drop(columns="sae").notna().all().all()
     assert set(zip(frame.kind, frame.k, strict=True)) == {
-        *((kind, k) for kind in ("latents", "random", "pca", "subspace") for k in HOW["ks"]), ("all", 0), ("whole", 0)
+        *((kind, k) for kind in ("latents", "random", "pca", "subspace") for k in HOW["ks"]), *((kind, 0) for kind in ("all", "whole", "mask", "das"))
     }  # fmt: skip
     known = known_facts(model(), facts())
     half = dict(zip(known.entity.tolist(), folds_of(known, 0).tolist(), strict=True))
@@ -78,14 +78,14 @@ def test_effects_match_forward_passes_with_a_hook():
             here, x = int(known.position[b]), {}
             for u in (b, s):
                 ids = known.tokens[2 * u]
-                alone("llama", hf, ids, SITE, here, lambda v, u=u: x.__setitem__(u, v) or v)
+                alone("llama", hf, ids, SITE, here, lambda v, u=u, x=x: x.__setitem__(u, v) or v)
             change = x[s] - x[b] if kind == "whole" else (sae().encode(x[s]) - sae().encode(x[b])) @ sae().W_dec
             assert row.dose == pytest.approx(float(change.norm()), rel=1e-4)
             tops, m = [], []
             for a in range(2):
-                last = lambda ids, edit, a=a: _last(hf, ids, here, edit)  # noqa: E731
-                clean, edited = last(known.tokens[2 * b + a], 0 * change), last(known.tokens[2 * b + a], change)
-                other = last(known.tokens[2 * s + a], 0 * change)
+                clean, edited, other = (
+                    _last(hf, known.tokens[2 * u + a], here, by * change) for u, by in ((b, 0), (b, 1), (s, 0))
+                )
                 right, wrong = known.answer[s, a], known.answer[b, a]
                 tops.append(int(edited.argmax()))
                 m.append([float(v[right] - v[wrong]) for v in (clean, edited, other)])
@@ -125,7 +125,7 @@ def test_all_directions_are_the_whole_exchange():
     """k as large as the dictionary gives what `all` gives."""
     many = disentangle(model(), {"2/standard": sae()}, facts(), ks=(40,), pairs=5).frame
     keys, said = ["fold", "target", "base", "source"], ["dose", "cause", "isolation", "moved", "moved_others"]
-    one, other = (many.query("kind == @kind").sort_values(keys)[said].reset_index(drop=True) for kind in ("latents", "all"))  # noqa: B007  # fmt: skip
+    one, other = (many.query("kind == @kind").sort_values(keys)[said].reset_index(drop=True) for kind in ("latents", "all"))  # fmt: skip
     pd.testing.assert_frame_equal(one, other, atol=2 * TOLERANCE)
 
 
@@ -146,9 +146,8 @@ def test_chosen_k_comes_from_the_other_half():
     [group] = result().select(kind="subspace", k=CHOSEN)
     parts = []
     for fold in (0, 1):
-        other = frame.query("fold != @fold").assign(score=lambda t: t.cause.astype(float) + t.isolation)
-        best = other.groupby("k")["score"].mean().idxmax()
-        parts.append(frame.query("fold == @fold and k == @best"))
+        other = frame[frame.fold != fold].assign(score=lambda t: t.cause.astype(float) + t.isolation)
+        parts.append(frame[(frame.fold == fold) & (frame.k == other.groupby("k")["score"].mean().idxmax())])
     own = pd.concat(parts)
     assert group["cause"].value == pytest.approx(own["cause"].mean()) and group["pairs"] == len(own)
 
@@ -165,7 +164,8 @@ def test_resumed_written_and_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [({"ks": ()}, "ks"), ({"ks": (0,)}, "ks"), ({"pairs": 0}, "0 pairs"), ({"saes": torch.eye(32)}, "directions")]
+    ("how", "said"),
+    [({"ks": ()}, "ks"), ({"ks": (0,)}, "ks"), ({"pairs": 0}, "0 pairs"), ({"saes": torch.eye(32)}, "directions")],
 )
 def test_invalid_arguments_raise(how, said):
     given = {"saes": {"2/standard": sae()}, "site": SITE} | how

@@ -39,7 +39,12 @@ def test_effects_are_the_formulas():
     np.testing.assert_allclose(class_effects(*given).numpy(), np.maximum(gap, 0) * dot)
     np.testing.assert_allclose(attribute_effects(*given).numpy(), np.abs(gap * dot))
     # A latent turned round, with its decoder row, speaks for the class as before.
-    turned = torch.from_numpy(z * [-1, 1, -1, 1, 1, -1]), y, given[2], torch.from_numpy(d * np.array([-1, 1, -1, 1, 1, -1])[:, None])
+    turned = (
+        torch.from_numpy(z * [-1, 1, -1, 1, 1, -1]),
+        y,
+        given[2],
+        torch.from_numpy(d * np.array([-1, 1, -1, 1, 1, -1])[:, None]),
+    )
     for effects in (class_effects, attribute_effects):
         torch.testing.assert_close(effects(*turned), effects(*given))
 

@@ -65,7 +65,11 @@ def test_falls_are_counted_by_hand():
     work, _ = planted(labels, signal, 0.5)
     for number in range(2):
         list(work.perturbation(number))
-    cells = pd.DataFrame(work.cells).query("kind == 'selected' and k == 2").assign(fall=lambda t: (t.before - t.after) * t.n_test)
+    cells = (
+        pd.DataFrame(work.cells)
+        .query("kind == 'selected' and k == 2")
+        .assign(fall=lambda t: (t.before - t.after) * t.n_test)
+    )
     sums = cells.groupby(["ablated", "probe"])[["fall", "n_test"]].sum()
     fall = (sums["fall"] / sums["n_test"]).unstack().to_numpy()
     by_hand = np.mean([fall[i, i] - np.delete(fall[i], i).mean() for i in range(3)])
