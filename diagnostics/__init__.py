@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.dictionary_comparison.run import compare_dictionaries
     from diagnostics.direction_vs_norm.result import DirectionNorm
     from diagnostics.direction_vs_norm.run import direction_norm
+    from diagnostics.disentanglement.result import Disentanglement
+    from diagnostics.disentanglement.run import disentangle
     from diagnostics.dose.result import DoseResponse
     from diagnostics.dose.run import dose_response
     from diagnostics.edges.circuits import Faithfulness, faithfulness
@@ -32,6 +34,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.patching.run import activation_patching
     from diagnostics.polarity.result import Polarity
     from diagnostics.polarity.run import polarity_protocols
+    from diagnostics.probe_perturbation.result import ProbePerturbation
+    from diagnostics.probe_perturbation.run import perturb_probes
     from diagnostics.projections.result import ProjectionEffects
     from diagnostics.projections.run import projection_effects
     from diagnostics.reports.page import report
@@ -58,6 +62,7 @@ __all__ = [
     "DictionaryComparison",
     "DictionaryEffects",
     "DirectionNorm",
+    "Disentanglement",
     "DoseResponse",
     "EdgePatching",
     "Faithfulness",
@@ -65,6 +70,7 @@ __all__ = [
     "Interactions",
     "LatentCard",
     "Polarity",
+    "ProbePerturbation",
     "ProjectionEffects",
     "SAEEvaluation",
     "Shapley",
@@ -83,6 +89,7 @@ __all__ = [
     "compare_dictionaries",
     "dictionary_effects",
     "direction_norm",
+    "disentangle",
     "dose_response",
     "edge_patching",
     "evaluate_saes",
@@ -92,6 +99,7 @@ __all__ = [
     "latent_card",
     "latent_cards",
     "latent_steering",
+    "perturb_probes",
     "polarity_protocols",
     "probe_saes",
     "projection_effects",
@@ -112,6 +120,7 @@ _HOMES = {
     "DictionaryComparison": "dictionary_comparison.result",
     "DictionaryEffects": "whole_dictionary.result",
     "DirectionNorm": "direction_vs_norm.result",
+    "Disentanglement": "disentanglement.result",
     "DoseResponse": "dose.result",
     "EdgePatching": "edges.result",
     "Faithfulness": "edges.circuits",
@@ -119,6 +128,7 @@ _HOMES = {
     "Interactions": "latent_edits.interactions",
     "LatentCard": "cards.result",
     "Polarity": "polarity.result",
+    "ProbePerturbation": "probe_perturbation.result",
     "ProjectionEffects": "projections.result",
     "SAEEvaluation": "sae_evaluation.result",
     "Shapley": "coalitions.result",
@@ -137,6 +147,7 @@ _HOMES = {
     "compare_dictionaries": "dictionary_comparison.run",
     "dictionary_effects": "whole_dictionary.run",
     "direction_norm": "direction_vs_norm.run",
+    "disentangle": "disentanglement.run",
     "dose_response": "dose.run",
     "edge_patching": "edges.run",
     "evaluate_saes": "sae_evaluation.run",
@@ -146,6 +157,7 @@ _HOMES = {
     "latent_card": "cards.run",
     "latent_cards": "cards.run",
     "latent_steering": "latent_edits.steering",
+    "perturb_probes": "probe_perturbation.run",
     "polarity_protocols": "polarity.run",
     "probe_saes": "sparse_probing.run",
     "projection_effects": "projections.run",

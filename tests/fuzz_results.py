@@ -66,7 +66,7 @@ def results(run: str) -> dict[str, BaseResult]:
             found[name] = of(table, p, table.iloc[:5])
         elif name in ("sparse_probing", "causal_dimension"):
             found[name] = of(table, tokens, p, table.iloc[:5], table.iloc[:3])
-        elif name == "sae_evaluation":
+        elif name in ("sae_evaluation", "probe_perturbation"):
             found[name] = of(table, tokens, p, table.iloc[:5])
         else:
             found[name] = of(table, tokens, p)

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ class Facts:
     def attributes(self) -> tuple[str, ...]:
         """Names of the attributes."""
         return tuple(self.values)
+
+    def only(self, names: Sequence[str]) -> "Facts":
+        """The facts of some entities. Raises `TextError` for one that is not there."""
+        if unknown := [name for name in names if name not in self.entities]:
+            raise TextError(f"no entity {unknown[0]!r} in {self.source}; known: {', '.join(self.entities)}")
+        some = [self.entities.index(name) for name in names]
+        return replace(
+            self, entities=tuple(names), values={a: tuple(own[i] for i in some) for a, own in self.values.items()}
+        )
 
     @property
     def sha256(self) -> str:

@@ -35,7 +35,7 @@ def plot_disentanglement(groups: Sequence[Mapping[str, Any]], provenance: Mappin
             f"{count} pairs of {len(known['names'])} known entities of {known['entities']}, seed {provenance['seed']}"
         )
         words = "Chosen on one half of the entities, measured on the other. Bars: 95 % over entities."
-        write_caption(figure, caption(provenance, words, texts=texts, sinks="at the entity's last token"))
+        write_caption(figure, caption(provenance, words, texts=texts, sinks="others left out"))
     return figure
 
 

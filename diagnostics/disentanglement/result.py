@@ -47,8 +47,8 @@ class Disentanglement(Result):
     )
     NOTE: ClassVar[str] = (
         "cause: the target's answer becomes the source's; isolation: the others stay the base's; score: their mean, .5 where nothing is "
-        "exchanged. moved, moved_others: change of the logit difference ÷ its whole difference. 95 % intervals over entities, base and "
-        "source. chosen: k that is best on the other half of the entities. random: as far as the chosen latents."
+        "exchanged; over_random: score less that of random latents, pair by pair. moved, moved_others: change of the logit difference ÷ its whole difference. 95 % intervals over entities, base and "
+        "source. chosen: k that is best on the other half of the entities. random: as far as the chosen latents in each pair."
     )
 
     @cached_property

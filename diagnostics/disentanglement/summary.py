@@ -28,7 +28,12 @@ def groups_of(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
             keys = {"layer": int(layer), "point": point, "kind": kind, "sae": sae, "k": k}
             for target in (EVERY, *dict.fromkeys(lines["target"])):
                 own = lines if target == EVERY else lines_of(lines, target=target)
-                yield keys | {"target": target} | _numbers(own)
+                yield (
+                    keys
+                    | {"target": target}
+                    | _numbers(own)
+                    | {"over_random": _over_random(own, frame) if kind == "latents" else None}
+                )
 
 
 def chosen_elsewhere(some: pd.DataFrame) -> pd.DataFrame:
@@ -56,6 +61,14 @@ def _numbers(lines: pd.DataFrame) -> dict[str, Any]:
         "entities": len(np.unique(clusters)),
         "n": float(lines["n"].mean()),
     }
+
+
+def _over_random(own: pd.DataFrame, frame: pd.DataFrame) -> Any:
+    """Mean score of chosen latents less that of random ones in the same pairs, at the same k and dose."""
+    keys = ["layer", "point", "sae", "k", "fold", "target", "context", "base", "source"]
+    both = own.merge(lines_of(frame, kind="random"), on=keys, suffixes=("", "_random"))
+    gain = sum((both[name].astype(float) - both[f"{name}_random"].astype(float)) / 2 for name in ("cause", "isolation"))
+    return mean(np.asarray(gain), both[["base", "source"]].to_numpy(int))
 
 
 def table_of(groups: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -89,4 +102,5 @@ def headlines(groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]
                 and o["k"] in (most, 0) and o is not g
             ]  # fmt: skip
             what = f"disentanglement score, {g['sae']}, {'k chosen on other entities' if most == CHOSEN else f'k = {most}'}"
-            yield Headline(what, str(g["score"]), f"nothing: {NOTHING:g}; {'; '.join(beside)}")
+            against = [f"nothing: {NOTHING:g}", *beside, f"less random latents at the same k: {g['over_random']}"]
+            yield Headline(what, str(g["score"]), "; ".join(against))

@@ -199,8 +199,8 @@ class _Site:
             assert d.sae is not None
             basis = Basis(d.directions.float(), torch.cat([d.sae.encode(some).float() for some in x.split(d.few)]))
             order, moved = ordered(attributed(basis, x, g, t_base, t_source), target), basis.differences(base, source)
-            label = (settings.seed, "disentangle", d.label, fold, target)
-            drawn = random_of_differing(moved, max(settings.ks), generator(*label, "random"))
+            label = (d.label, fold, target)
+            drawn = random_of_differing(moved, max(settings.ks), generator(settings.seed, "disentangle random", *label))
             for k in settings.ks:
                 own = exchanged(basis.directions, moved, order[:k])
                 lot = at_dose(exchanged(basis.directions, moved, drawn[:, :k]), own)
@@ -208,7 +208,13 @@ class _Site:
                 yield Exchange("random", d.name, k, len(order[:k]), lot)
             if settings.learn:
                 trained = basis.differences(t_base, t_source)
-                mask = learned_mask(trained, basis.directions, slope, settings.learn, generator(*label, "mask"))
+                mask = learned_mask(
+                    trained,
+                    basis.directions,
+                    slope,
+                    settings.learn,
+                    generator(settings.seed, "disentangle mask", *label),
+                )
                 yield Exchange("mask", d.name, 0, len(mask), exchanged(basis.directions, moved, mask))
             yield Exchange("all", d.name, 0, len(order), moved @ basis.directions)
         components, subspace = principal(x, fitted_on), read_subspace(x, g, target)

@@ -15,7 +15,7 @@ from diagnostics.commands.ranges import (
 )
 from diagnostics.commands.sae_inputs import SAEOptions
 from diagnostics.probe_perturbation.result import ProbePerturbation
-from diagnostics.probe_perturbation.run import KS, probe_perturbation
+from diagnostics.probe_perturbation.run import KS, perturb_probes
 from interventions.errors import MechdiagError
 from interventions.files import claim_run
 
@@ -82,7 +82,7 @@ def main(options: ProbePerturbationOptions) -> command.Document:
         "overwrite",
     )
     how = options.named(*names) | {"crossed": crossed, "folder": options.out}
-    return options.measure("ablating", "class", probe_perturbation, options.load_model(), texts, saes, **how)
+    return options.measure("ablating", "class", perturb_probes, options.load_model(), texts, saes, **how)
 
 
 def run() -> None:

@@ -11,6 +11,7 @@ from diagnostics.figures.axes import caption, legend_entries, panels, plain_tick
 from diagnostics.figures.looks import GRID, REFERENCE, legend_label, looks, styled
 from diagnostics.probe_perturbation.summary import EVERY
 from diagnostics.probe_perturbation.work import TPP
+from diagnostics.statistics.estimate import Estimate, FiellerInterval
 
 _HIGHEST = 1.5
 """SCR beyond is cut off: a ratio with a small gap"""
@@ -22,13 +23,14 @@ def plot_perturbation(groups: Sequence[Mapping[str, Any]], provenance: Mapping[s
     Filled: the latents of largest effect; thin, dotted: random latents at the same dose; horizontal: the probe's direction projected out.
     """
     shown = [g for g in groups if g["protocol"] != TPP or g["ablated"] == EVERY]
-    cells = list(dict.fromkeys((g["protocol"], g["dataset"], g["ablated"]) for g in shown))
+    known = [g for g in shown if np.isfinite(g[g["protocol"]].value)]  # without a gap there is no SCR
+    cells = list(dict.fromkeys((g["protocol"], g["dataset"], g["ablated"]) for g in known))
     style = looks(list(provenance["saes"]))
     with styled():
         figure, axes = panels(len(cells), 3.6, 2.9, 1.2, 7.2)
         for ax, cell in zip(axes.flat, cells, strict=False):
             protocol, dataset, ablated = cell
-            own = [g for g in shown if (g["protocol"], g["dataset"], g["ablated"]) == cell]
+            own = [g for g in known if (g["protocol"], g["dataset"], g["ablated"]) == cell]
             _panel(ax, own, protocol, style)
             ax.set_title(f"{dataset}: {'every class' if protocol == TPP else f'{ablated} removed'}")
             ax.set_ylabel("TPP, intended − collateral" if protocol == TPP else "SCR, share of the gap closed")
@@ -54,7 +56,15 @@ def _panel(ax: Axes, groups: Sequence[Mapping[str, Any]], protocol: str, style: 
             k = np.array([g["k"] for g in lines], dtype=float) * 1.05 ** (n - 0.5)
             label = legend_label(sae) + said
             points(
-                ax, k, [g[protocol] for g in lines], colour, label, marker, dash=dash, log=False, thin=kind == "random"
+                ax,
+                k,
+                [_drawn(g[protocol]) for g in lines],
+                colour,
+                label,
+                marker,
+                dash=dash,
+                log=False,
+                thin=kind == "random",
             )
         for g in groups:
             if (g["sae"], g["kind"]) == (sae, "direction") and n == 0:
@@ -63,3 +73,11 @@ def _panel(ax: Axes, groups: Sequence[Mapping[str, Any]], protocol: str, style: 
                 )
     ax.set(xscale="log", xlabel="latents ablated, k")
     plain_ticks(ax.xaxis)
+
+
+def _drawn(found: Estimate | FiellerInterval) -> Estimate:
+    """With its interval; a set of ratios that is not bounded is drawn without ends."""
+    if isinstance(found, Estimate):
+        return found
+    low, high = (found.low, found.high) if found.kind == "bounded" else (np.nan, np.nan)
+    return Estimate(found.value, low, high, np.nan, found.n_rows, found.n_prompts)

@@ -46,6 +46,10 @@ class ProbePerturbation(Result):
         """Both scores at the middle k."""
         return summary.headlines(self.groups, self.provenance)
 
+    def left_out(self) -> list[str]:
+        """Attributes without SCR, and what is missing; a line each."""
+        return [*summary.without_gap(self.groups), *super().left_out()]
+
     def plot(self) -> Any:
         """Both scores against k, a panel a data set. Returns a matplotlib Figure."""
         from diagnostics.probe_perturbation.figures import plot_perturbation

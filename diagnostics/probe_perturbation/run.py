@@ -1,4 +1,4 @@
-"""`probe_perturbation`: targeted probe perturbation and spurious correlation removal, in accuracy."""
+"""`perturb_probes`: targeted probe perturbation and spurious correlation removal, in accuracy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ KS = (2, 5, 10, 20, 50, 100, 500)
 
 @recorded
 @torch.no_grad()
-def probe_perturbation(
+def perturb_probes(
     model: Any,
     labelled: Labelled | str | Sequence[Labelled | str],
     saes: Any,

@@ -103,6 +103,8 @@ def headlines(groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]
     for g in groups:
         if g["kind"] != "selected" or g["k"] != k or (g["protocol"] == TPP and g["ablated"] != EVERY):
             continue
+        if g["protocol"] == SCR and not np.isfinite(g["scr"].value):
+            continue  # no gap to close: see `without_gap`
         same = ("protocol", "sae", "dataset", "ablated")
         beside = {
             o["kind"]: o[g["protocol"]].value
@@ -114,3 +116,13 @@ def headlines(groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]
         )
         what = "targeted probe perturbation" if g["protocol"] == TPP else f"spurious {g['ablated']} removed"
         yield Headline(f"{what}, {k} latents, {g['sae']}, {g['dataset']}", str(g[g["protocol"]]), against)
+
+
+def without_gap(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Spurious attributes that the biased probe does not lean on: SCR is not defined; a line each."""
+    some = [g for g in groups if g["protocol"] == SCR and g["kind"] == "direction" and not np.isfinite(g["scr"].value)]
+    return list(dict.fromkeys(
+        f"{g['dataset']}: the biased probe is right in {g['before']:.3g} of the balanced texts, as a probe of balanced texts is; "
+        f"{g['ablated']} is not leaned on, so it has no scr"
+        for g in some
+    ))  # fmt: skip

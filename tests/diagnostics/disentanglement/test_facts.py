@@ -17,6 +17,14 @@ def test_packaged_facts_are_whole():
     assert len(set(facts.values["capital"])) == len(facts.entities) and len(set(facts.values["continent"])) == 6
     assert {tuple(own) for own in facts.questions.values()} == {facts.attributes}
     where = dict(zip(facts.entities, zip(*facts.values.values(), strict=True), strict=True))
+    few = facts.only(["Peru", "Kenya"])
+    assert (
+        few.entities == ("Peru", "Kenya")
+        and few.values["capital"] == ("Lima", "Nairobi")
+        and few.sha256 != facts.sha256
+    )
+    with pytest.raises(TextError, match="no entity 'Atlantis'"):
+        facts.only(["Atlantis"])
     assert where["Peru"] == ("Lima", "South America", "Spanish") and where["Kenya"] == ("Nairobi", "Africa", "Swahili")
 
 
