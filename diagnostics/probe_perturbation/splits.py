@@ -50,7 +50,7 @@ def crossed_split(
 
     Raises `ResultError` where a side has no text of a kind.
     """
-    left = np.flatnonzero(usable).tolist()
+    left: list[int] = np.flatnonzero(usable).tolist()
     held = held_groups([labels[i] for i in left], [groups[i] for i in left], test_share, seed)
     sides = []
     for out in (False, True):

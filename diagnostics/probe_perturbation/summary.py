@@ -1,6 +1,7 @@
 """Statistics of probe perturbation: TPP and SCR with intervals over groups of texts; probes and latents held fixed."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -83,8 +84,9 @@ def removed(lines: pd.DataFrame) -> dict[str, Estimate | FiellerInterval]:
     covariance, df = covariance_from_deletions(without, n)
     t = float(stats.t.ppf(0.975, df)) if np.isfinite(df) else 1.0
     size = {"n_rows": int(n.sum()), "n_prompts": len(n)}
-    ratio = fieller_from(*whole, covariance[0, 0], covariance[0, 1], covariance[1, 1], t, **size)
-    scr = FiellerInterval(ratio.value, ratio.low, ratio.high, ratio.kind, **size, n_effective=effective_number(n))
+    (var_a, cov), (_, var_b) = covariance.tolist()
+    ratio = fieller_from(float(whole[0]), float(whole[1]), var_a, cov, var_b, t, **size)
+    scr = replace(ratio, n_effective=effective_number(n))
     return {"rise": _estimate(float(whole[0]), without[:, 0], n), "scr": scr}
 
 
