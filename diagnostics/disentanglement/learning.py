@@ -31,7 +31,7 @@ def learned_mask(
 
     Latents that differ in no training pair stay at 0: not chosen. Source: differential binary masking in RAVEL, arXiv:2402.17700, as in SAEBench.
     """
-    mask = torch.zeros(moved.shape[1], device=moved.device, requires_grad=True)
+    mask = torch.zeros(moved.shape[1]).to(moved).requires_grad_(True)
     _descend(
         [mask],
         lambda some, cold: (torch.sigmoid(mask / cold) * moved[some]) @ directions,

@@ -159,19 +159,26 @@ class _Site:
         self.recording: Recording = record(model, known.tokens, [site])
         units = np.arange(len(known.entity))
         self.position = torch.from_numpy(known.position)
-        self.x = self.recording.at(site, known.prompt(units, 0), self.position).float()
-        rows = torch.arange(len(known.tokens))
-        last = self.recording.final_hidden[rows.to(model.device), (self.recording.length - 1).to(model.device)]
-        logits = torch.cat([unembed(self.recording, some).float() for some in last.split(128)])
-        self.logits = logits.unflatten(0, (len(units), -1)).cpu()
-        """at the end of each unit's prompts, `[unit, attribute, vocab]`"""
+        x = self.recording.at(site, known.prompt(units, 0), self.position)
+        self.x = x.to(torch.promote_types(x.dtype, torch.float32))
+        self.z = {
+            d.name: torch.cat([d.sae.encode(some) for some in x.split(d.few)]).to(self.x) for d in dictionaries if d.sae
+        }
+        rows = torch.arange(len(known.tokens), device=model.device)
+        last = self.recording.final_hidden[rows, (self.recording.length - 1).to(model.device)].unflatten(
+            0, (len(units), -1)
+        )
+        answer = torch.from_numpy(known.answer).to(model.device)
+        self.said = torch.stack([
+            torch.cat([unembed(self.recording, some)[:, answer[:, a]] for some in last[:, a].split(128)])
+            for a in range(answer.shape[1])
+        ]).to(self.x).cpu()  # fmt: skip
+        """`[attribute, unit, other]`: the logit of the other unit's answer at the end of a unit's own question"""
         self._gradients: dict[int, Tensor] = {}
 
     def m(self, unit: Tensor, attribute: int, base: Tensor, source: Tensor) -> Float[Tensor, "pair"]:
         """logit(the source's value) − logit(the base's value) after a unit's own prompt, without an edit."""
-        answer = torch.from_numpy(self.known.answer[:, attribute])
-        own = self.logits[unit, attribute]
-        return (own.gather(1, answer[source][:, None]) - own.gather(1, answer[base][:, None]))[:, 0]
+        return self.said[attribute, unit, source] - self.said[attribute, unit, base]
 
     def gradients(self, fold: int, base: Tensor, source: Tensor) -> Float[Tensor, "attribute pair d_model"]:
         """Of m of each attribute in the activation half way between base and source, for the pairs that choose."""
@@ -184,7 +191,7 @@ class _Site:
                 g, _ = gradients(
                     self.recording, self.site, *at, objective, vectors=middle, horizon="last", batch_rows=64
                 )
-                found.append(g.float())
+                found.append(g.to(self.x))
             self._gradients[fold] = torch.stack(found)
         return self._gradients[fold]
 
@@ -196,8 +203,7 @@ class _Site:
         g, settings, x = self.gradients(fold, t_base, t_source), self.settings, self.x
         slope, apart = self._slope(t_base, t_source, target, tick), x[source] - x[base]
         for d in self.dictionaries:
-            assert d.sae is not None
-            basis = Basis(d.directions.float(), torch.cat([d.sae.encode(some).float() for some in x.split(d.few)]))
+            basis = Basis(d.directions.to(x), self.z[d.name])
             order, moved = ordered(attributed(basis, x, g, t_base, t_source), target), basis.differences(base, source)
             label = (d.label, fold, target)
             drawn = random_of_differing(moved, max(settings.ks), generator(settings.seed, "disentangle random", *label))
@@ -248,9 +254,9 @@ class _Site:
                         logits.float(), wanted[rows].to(logits.device), reduction="none"
                     )
 
-                put = (vectors.float() + delta).to(vectors)
+                put = (vectors.to(delta) + delta).to(vectors)
                 found, _ = gradients(self.recording, self.site, *at, loss, vectors=put, horizon="last", batch_rows=64)
-                total += found.float() / (1 if a == target else others)
+                total += found.to(total) / (1 if a == target else others)
             tick(3 * len(some) * (others + 1))
             return total
 
@@ -269,7 +275,7 @@ class _Site:
         own, other = (torch.cat([answer[x, a] for a in range(len(attributes))])[:, None] for x in (base, source))
         position = self.position[unit]
         clean = self.recording.at(self.site, prompt, position)
-        vectors = (clean.float() + change.repeat(len(attributes), 1)).to(clean)
+        vectors = (clean.to(change) + change.repeat(len(attributes), 1)).to(clean)
         metrics = (Rank(other, name="source"), Rank(own, name="base"), LogitDifference(other, own, name="m"))
         found = measure(
             self.recording, self.site, prompt, position, vectors, metrics=metrics, horizon="last", path=settings.path,
