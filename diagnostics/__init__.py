@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.dictionary_comparison.run import compare_dictionaries
     from diagnostics.direction_vs_norm.result import DirectionNorm
     from diagnostics.direction_vs_norm.run import direction_norm
+    from diagnostics.disentanglement.result import Disentanglement
+    from diagnostics.disentanglement.run import disentangle
     from diagnostics.dose.result import DoseResponse
     from diagnostics.dose.run import dose_response
     from diagnostics.edges.circuits import Faithfulness, faithfulness
@@ -36,6 +38,8 @@ if TYPE_CHECKING:  # at run time each comes with its first use: a command starts
     from diagnostics.polarity.census import BipolarCensus, bipolar_census
     from diagnostics.polarity.result import Polarity
     from diagnostics.polarity.run import polarity_protocols
+    from diagnostics.probe_perturbation.result import ProbePerturbation
+    from diagnostics.probe_perturbation.run import perturb_probes
     from diagnostics.projections.result import ProjectionEffects
     from diagnostics.projections.run import projection_effects
     from diagnostics.reports.page import report
@@ -68,6 +72,7 @@ __all__ = [
     "DictionaryComparison",
     "DictionaryEffects",
     "DirectionNorm",
+    "Disentanglement",
     "DoseResponse",
     "EdgePatching",
     "Faithfulness",
@@ -76,6 +81,7 @@ __all__ = [
     "LatentCard",
     "Polarity",
     "PolarityEffects",
+    "ProbePerturbation",
     "ProjectionEffects",
     "SAEEvaluation",
     "ScalingLaws",
@@ -98,6 +104,7 @@ __all__ = [
     "compare_dictionaries",
     "dictionary_effects",
     "direction_norm",
+    "disentangle",
     "dose_response",
     "edge_patching",
     "evaluate_saes",
@@ -108,6 +115,7 @@ __all__ = [
     "latent_cards",
     "latent_steering",
     "n2g",
+    "perturb_probes",
     "polarity_effects",
     "polarity_protocols",
     "probe_saes",
@@ -132,6 +140,7 @@ _HOMES = {
     "DictionaryComparison": "dictionary_comparison.result",
     "DictionaryEffects": "whole_dictionary.result",
     "DirectionNorm": "direction_vs_norm.result",
+    "Disentanglement": "disentanglement.result",
     "DoseResponse": "dose.result",
     "EdgePatching": "edges.result",
     "Faithfulness": "edges.circuits",
@@ -140,6 +149,7 @@ _HOMES = {
     "LatentCard": "cards.result",
     "Polarity": "polarity.result",
     "PolarityEffects": "latent_edits.polarities",
+    "ProbePerturbation": "probe_perturbation.result",
     "ProjectionEffects": "projections.result",
     "SAEEvaluation": "sae_evaluation.result",
     "ScalingLaws": "scaling_laws.result",
@@ -162,6 +172,7 @@ _HOMES = {
     "compare_dictionaries": "dictionary_comparison.run",
     "dictionary_effects": "whole_dictionary.run",
     "direction_norm": "direction_vs_norm.run",
+    "disentangle": "disentanglement.run",
     "dose_response": "dose.run",
     "edge_patching": "edges.run",
     "evaluate_saes": "sae_evaluation.run",
@@ -172,6 +183,7 @@ _HOMES = {
     "latent_cards": "cards.run",
     "latent_steering": "latent_edits.steering",
     "n2g": "token_patterns.run",
+    "perturb_probes": "probe_perturbation.run",
     "polarity_effects": "latent_edits.polarities",
     "polarity_protocols": "polarity.run",
     "probe_saes": "sparse_probing.run",

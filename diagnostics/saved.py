@@ -12,6 +12,7 @@ from diagnostics.coalitions.result import Shapley
 from diagnostics.concept_ablation.result import FeatureAblation
 from diagnostics.dictionary_comparison.result import DictionaryComparison
 from diagnostics.direction_vs_norm.result import DirectionNorm
+from diagnostics.disentanglement.result import Disentanglement
 from diagnostics.dose.result import DoseResponse
 from diagnostics.edges.circuits import Faithfulness
 from diagnostics.edges.result import EdgePatching
@@ -24,6 +25,7 @@ from diagnostics.latent_edits.steering import Steering
 from diagnostics.latent_edits.substitution import Substitutions
 from diagnostics.patching.result import ActivationPatching
 from diagnostics.polarity.result import Polarity
+from diagnostics.probe_perturbation.result import ProbePerturbation
 from diagnostics.projections.result import ProjectionEffects
 from diagnostics.results.result import BaseResult, load_result, tables_of
 from diagnostics.sae_evaluation.result import SAEEvaluation
@@ -49,6 +51,8 @@ KINDS: dict[str, type[BaseResult]] = {
         TokenPatterns,
         AutoInterp,
         ScalingLaws,
+        Disentanglement,
+        ProbePerturbation,
     )
 }  # fmt: skip
 """Every kind of result by the name of its files, in the order in which a report tells them."""

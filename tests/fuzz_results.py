@@ -68,7 +68,7 @@ def results(run: str) -> dict[str, BaseResult]:
             found[name] = of(table, tokens, p, table.iloc[:5], table.iloc[:3], table.iloc[:2], table.iloc[:6])
         elif name in ("sparse_probing", "causal_dimension", "token_patterns", "autointerp"):
             found[name] = of(table, tokens, p, table.iloc[:5], table.iloc[:3])
-        elif name in ("sae_evaluation", "bipolar_census"):
+        elif name in ("sae_evaluation", "bipolar_census", "probe_perturbation"):
             found[name] = of(table, tokens, p, table.iloc[:5])
         else:
             found[name] = of(table, tokens, p)

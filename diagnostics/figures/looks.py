@@ -122,6 +122,12 @@ PREDICTION_LOOKS = {
     "one_token": ("#CC79A7", "P"),
 }  # fmt: skip
 """Colour and marker of what predicts where a latent is active: patterns and sets of tokens."""
+EXCHANGE_LOOKS = {"pca": ("#009E73", "^", "--"), "subspace": ("#CC79A7", "v", "--"), "das": ("#882255", "X", ":")}
+"""Colour, marker and dashes of exchanged directions that are no SAE's."""
+EXCHANGE_LABELS = {
+    "pca": "principal components", "subspace": "subspace read by gradients", "das": "learned subspace", "whole": "the whole activation",
+    "mask": "learned mask", "all": "all latents",
+}  # fmt: skip
 FLOORS = {"random": ("0.55", "--"), "placebo": ("0.7", ":")}
 """Colour and dashes of what selected latents are compared with."""
 CONDITION_LOOKS = {"single": ("#332288", "o", "-"), "partner": ("#999933", "s", "-"), "joint": ("#882255", "D", "-")}

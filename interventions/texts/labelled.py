@@ -75,9 +75,10 @@ def load_labelled(where: str, *, per_class: int | None = None, seed: int = 0) ->
     """As many texts of each class as the smallest has, and at most `per_class`, drawn in an order that `seed` fixes.
 
     `where`: `topics` (StereoSet: profession, race, gender; in groups by target word), `toxicity` (mild, severe), `sentiment` (film reviews:
-    negative, positive), `language` (eight, of chatterbot-corpus) or `code` (python, c++; of the installed torch), all in
-    packages; or a UTF-8 file `.csv` or `.jsonl` with fields `text` and `label`, and `group` where there are groups, or others
-    named in `file.csv:text:label` or `file.csv:text:label:group`. StereoSet and toxicity hold offensive sentences.
+    negative, positive), `language` (eight, of chatterbot-corpus), `questions` (english and dutch, with and without a question mark) or
+    `code` (python, c++; of the installed torch), all in packages; or a UTF-8 file `.csv` or `.jsonl` with fields `text` and `label`, and
+    `group` where there are groups, or others named in `file.csv:text:label` or `file.csv:text:label:group`. StereoSet and toxicity hold
+    offensive sentences.
 
     Of each class one text of each group in turn is taken (`in_turn`), those first by blake2b(seed, label, text): asking for more
     extends the draw. A text that stands in two classes is left out, one that stands twice counts once. Where there are groups,

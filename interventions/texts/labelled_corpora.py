@@ -14,6 +14,8 @@ from interventions.texts.tables import csv_rows
 Rows = Iterator[tuple[str, str, str | None]]
 """(text, label, group): texts of one group resemble each other for another reason than their class; None: the text is alone"""
 LANGUAGE_SENTENCES, LANGUAGE_CHARS = 500, 15
+QUESTION_LANGUAGES = ("english", "dutch")
+"""of which the corpus has enough sentences with and without a question mark"""
 CODE_LINES = 20
 _SEVERITY = ("mild", "severe")
 _SAME_TARGET = {"Ethiopian": "Ethiopia", "Eriteria": "Eritrean", "Norweigan": "Norway"}
@@ -81,18 +83,36 @@ def _sentiment(folder: Path, dropped: Counter[str]) -> Rows:
         yield row["text"].replace("<br />", " "), {"0": "negative", "1": "positive"}[row["label"]], None
 
 
-def _language(folder: Path, dropped: Counter[str]) -> Rows:
-    """Sentences of enough letters, of the languages that have enough of them."""
+def _sentences(language: Path, dropped: Counter[str]) -> list[str]:
+    """Sentences of one language with enough letters, each once."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # several times as fast, where it was built
+    found: dict[str, None] = {}
+    for path in sorted(language.glob("*.yml")):
+        talks = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)["conversations"]
+        found |= dict.fromkeys(" ".join(s.split()) for talk in talks for s in talk if isinstance(s, str))
+    enough = [sentence for sentence in found if len(sentence) >= LANGUAGE_CHARS]
+    dropped[f"shorter than {LANGUAGE_CHARS} characters"] += len(found) - len(enough)
+    return enough
+
+
+def _questions(folder: Path, dropped: Counter[str]) -> Rows:
+    """Sentences of two languages that end with a question mark, or hold none."""
+    for language in QUESTION_LANGUAGES:
+        for sentence in _sentences(folder / "data" / language, dropped):
+            if sentence.endswith("?"):
+                yield sentence, f"{language}/question", None
+            elif "?" not in sentence:
+                yield sentence, f"{language}/statement", None
+            else:
+                dropped["question mark inside"] += 1
+
+
+def _language(folder: Path, dropped: Counter[str]) -> Rows:
+    """Sentences of enough letters, of the languages that have enough of them."""
     for language in sorted(path for path in (folder / "data").iterdir() if path.is_dir()):
-        found: dict[str, None] = {}
-        for path in sorted(language.glob("*.yml")):
-            talks = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)["conversations"]
-            found |= dict.fromkeys(" ".join(s.split()) for talk in talks for s in talk if isinstance(s, str))
-        enough = [sentence for sentence in found if len(sentence) >= LANGUAGE_CHARS]
-        dropped[f"shorter than {LANGUAGE_CHARS} characters"] += len(found) - len(enough)
+        enough = _sentences(language, dropped)
         if len(enough) < LANGUAGE_SENTENCES:
             dropped[f"languages of fewer than {LANGUAGE_SENTENCES} sentences"] += len(enough)
             continue
@@ -144,6 +164,12 @@ LABELLED = {
         f"data/*/*.yml, sentences by language, of those with {LANGUAGE_SENTENCES} or more",
         "BSD-3-Clause (chatterbot-corpus)",
         _language,
+    ),
+    "questions": Corpus(
+        "chatterbot_corpus",
+        f"data/*/*.yml, sentences of {' and '.join(QUESTION_LANGUAGES)} that end with a question mark, or hold none",
+        "BSD-3-Clause (chatterbot-corpus)",
+        _questions,
     ),
     "code": Corpus(
         "torch",

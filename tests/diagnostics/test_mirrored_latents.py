@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,14 +16,18 @@ from diagnostics import (
     causal_atlas,
     causal_concentration,
     compare_dictionaries,
+    disentangle,
     evaluate_saes,
     interactions,
     latent_steering,
+    perturb_probes,
 )
-from interventions import Site, record
+from interventions import Site, record, wrap
 from sae_models.architectures import build, named
 from sae_models.gates import SignedGate
-from tests.tiny import D_MODEL, prompts, tiny_model
+from tests.diagnostics.disentanglement import made_facts
+from tests.diagnostics.sparse_probing import test_run as probing
+from tests.tiny import D_MODEL, prompts, tiny_model, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SITE = Site(2)
@@ -61,7 +67,19 @@ def pair(selector: str):
     return sae, turned
 
 
+@functools.cache
+def facts():
+    with tempfile.TemporaryDirectory() as folder:
+        return made_facts.answered(Path(folder))
+
+
+def texted():
+    return wrap(model(), tokenizer(), "owner/tiny")
+
+
 ASKED = {
+    "disentangle": lambda sae: disentangle(texted(), {"one": sae}, facts(), ks=(3,), pairs=6, learn=2).frame,
+    "perturb_probes": lambda sae: perturb_probes(texted(), [probing.SETS[1]], {"one": sae}, ks=(1, 4), seeds=1).frame,
     "causal_atlas": lambda sae: causal_atlas(model(), PROMPTS, {"one": sae}, path_share=0.3, placebo_share=0.5).frame,
     "interactions": lambda sae: interactions(model(), PROMPTS, {"one": sae}, n_tokens=30, per_token=4).frame,
     "causal_concentration": lambda sae: causal_concentration(model(), PROMPTS, {"one": sae}, n_tokens=30).frame,

@@ -22,6 +22,7 @@ from interventions import Site, record
 from interventions.files import write_frame, write_json
 from sae_models.architectures import build, named
 from sae_models.saving import save_sae
+from tests.diagnostics.disentanglement import made_facts
 from tests.diagnostics.made_results import evaluation
 from tests.tiny import prompts, tiny_model, tokenizer
 
@@ -60,6 +61,18 @@ SMALL: dict[str, tuple[object, ...]] = {
         *(*TEXT, "--layers", 2, 4, "--tokens", 20, "--saes", "{given}/saes/2/standard", "--spans", 2, 8),
     ),
     "compare_saes": ("--saes", "{given}/saes/1/standard", "{given}/saes/1/cosine", *ALL, "--min-active", 3),
+    "disentangle": (
+        *(
+            *MODEL,
+            "--saes",
+            "{given}/saes/2/standard",
+            "--facts",
+            "{given}/facts.csv",
+            "--questions",
+            "{given}/questions.csv",
+        ),
+        *("--ks", 2, 8, "--pairs", 10, "--learn", 1),
+    ),
     "dose_response": (*TEXT, "--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20),
     "edge_patching": (*MODEL, "--pairs", "{given}/pairs.csv", "--receivers", "4.q.1", "logits", "--n", 5),
     "evaluate_saes": (*TEXT, "--n-prompts", 8, "--held-out", 0.5, "--splice-prompts", 4),
@@ -80,6 +93,18 @@ SMALL: dict[str, tuple[object, ...]] = {
     "polarity": (
         *("--d-model", 6, "--active", 1.5, "--budgets", 2, 6, "--steps", 5, "--batch", 32, "--test-rows", 500),
         *("--seeds", 2, "--superpositions", 1, "--rhos", -1),
+    ),
+    "probe_perturbation": (
+        *(
+            "--saes",
+            "{given}/saes/1/standard",
+            *MODEL,
+            "--data",
+            "{given}/labelled.csv",
+            "--crossed",
+            "{given}/crossed.csv",
+        ),
+        *("--ks", 1, 4, "--seeds", 2, "--per-class", 12),
     ),
     "probe_saes": (
         *("--saes", "{given}/saes/1/standard", *MODEL, "--data", "{given}/labelled.csv", "--ks", 1, 3, "--seeds", 2),
@@ -245,6 +270,12 @@ def given(tmp_path_factory) -> Path:
     (folder / "labelled.csv").write_text(
         "\n".join(["text,label", *(f"{t},{'abc'[i % 3]}" for i, t in enumerate(lines))]) + "\n"
     )
+    kinds = ("a/x", "a/y", "b/x", "b/y")  # two attributes, each with a word of its own
+    said = [f"{'w90' if i % 4 < 2 else 'w91'} {lines[i]} {'w92' if i % 2 else 'w93'}" for i in range(len(lines))]
+    (folder / "crossed.csv").write_text(
+        "\n".join(["text,label", *(f"{t},{kinds[i % 4]}" for i, t in enumerate(said))]) + "\n"
+    )
+    made_facts.files(folder)
     pairs = ["clean,corrupt,right,wrong"]
     for i, ids in enumerate(prompts((7,) * 40)):
         ids = [30 + j % 60 for j in ids]  # w2 is a special token, also within w20

@@ -33,6 +33,7 @@ from diagnostics.latent_edits.substitution import atom_substitution
 from diagnostics.patching.run import activation_patching
 from diagnostics.polarity.census import bipolar_census
 from diagnostics.polarity.run import polarity_protocols
+from diagnostics.probe_perturbation.run import perturb_probes
 from diagnostics.saved import KINDS
 from diagnostics.statistics.estimate import Estimate
 from diagnostics.statistics.tables import from_sums, mean_of
@@ -45,6 +46,7 @@ from tests.diagnostics.atlas import test_run as test_atlas
 from tests.diagnostics.concept_ablation import test_figures as test_ablation_plots
 from tests.diagnostics.dictionary_comparison import test_run as test_dictionary_comparison
 from tests.diagnostics.direction_vs_norm import test_figures as test_direction_plots
+from tests.diagnostics.disentanglement import test_run as test_disentanglement
 from tests.diagnostics.drawn import caption, panels, series
 from tests.diagnostics.patching.test_cells import given
 from tests.diagnostics.projections import test_run as test_projections
@@ -134,6 +136,13 @@ def patched_model():
     return wrap(tiny_model("llama"), name=MODEL)
 
 
+def crossed() -> Any:
+    """Texts of two attributes."""
+    some = test_sparse_probing.labelled("crossed", "abcd", 24)
+    kinds = dict(zip("abcd", ("m/p", "m/q", "n/p", "n/q"), strict=True))
+    return dataclasses.replace(some, labels=[kinds[label] for label in some.labels])
+
+
 RESULTS: dict[str, Callable[[], Any]] = {
     "direction_norm": test_direction_plots.result,
     "dose_response": doses,
@@ -172,6 +181,10 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "faithfulness": lambda: faithfulness(patched_model(), list(given()), [(1, 2)], n_random=3),
     "shapley": lambda: shapley(patched_model(), list(given()), [(1, 2), (3, 0)]),
     "scaling_laws": test_scaling.result,
+    "disentanglement": test_disentanglement.result,
+    "probe_perturbation": lambda: perturb_probes(
+        test_sparse_probing.model(), [test_sparse_probing.SETS[1]], test_sparse_probing.saes(), ks=(1, 4), seeds=2, crossed=crossed()
+    ),
     "polarity": lambda: polarity_protocols(d_model=6, active=1.5, budgets=(2, 6), steps=5, batch=32, test_rows=500, seeds=2),
 }  # fmt: skip
 

@@ -118,3 +118,15 @@ def test_a_missing_package_raises_with_the_command(monkeypatch):
     monkeypatch.setitem(LABELLED, "topics", LABELLED["topics"]._replace(package="torch"))
     with pytest.raises(TextError, match="is not in this version"):
         load_labelled("topics")
+
+
+@pytest.mark.model
+def test_questions_cross_language_and_question_mark():
+    found = load_labelled("questions", per_class=40)
+    assert found.counts == {f"{a}/{b}": 40 for a in ("dutch", "english") for b in ("question", "statement")}
+    languages = load_labelled("language")
+    known = dict(zip(languages.texts, languages.labels, strict=True))
+    for text, label in zip(found.texts, found.labels, strict=True):
+        language, kind = label.split("/")
+        assert text.endswith("?") == (kind == "question") and ("?" in text) == text.endswith("?")
+        assert known.get(text, language) == language
