@@ -106,8 +106,8 @@ def test_reference_shows_every_public_name(package):
 
 ERRORS = {
     name: error
-    for package in (interventions, sae_models, units)
-    for name, error in vars(package).items()
+    for package in (interventions, sae_models, ends)
+    for name, error in ((name, getattr(package, name)) for name in dir(package))
     if isinstance(error, type) and issubclass(error, (MechdiagError, SAEError, ends.Interrupted))
 }
 
