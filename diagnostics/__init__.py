@@ -1,7 +1,8 @@
 """Questions to a model: rows drawn, edits made and measured, compared with matched controls, with intervals."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interventions.lazy import handed_on
 
 if TYPE_CHECKING:  # at run time each comes with its first use: a command starts without what the others need
     from diagnostics.atlas.result import CausalAtlas
@@ -197,13 +198,4 @@ _HOMES = {
     "win_rate_report": "win_rate.run",
 }
 """The module of each name."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = handed_on(__name__, _HOMES)

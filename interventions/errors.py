@@ -1,7 +1,5 @@
 """Errors that say what was seen, what was expected and what to do. Commands print them on one line and exit 2."""
 
-import torch
-
 
 class MechdiagError(ValueError):
     """Base of every error that this project raises on purpose."""
@@ -37,6 +35,8 @@ class ResultError(MechdiagError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on any device."""
+    import torch
+
     words = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error).lower() for word in words)
 

@@ -7,7 +7,7 @@ from interventions.cache import cache_folder
 from interventions.errors import SiteError
 from interventions.models.anatomy import check_site
 from interventions.models.causal_model import CausalModel
-from interventions.models.loading import COUNTERPART, DEFAULT_MODEL
+from interventions.models.names import COUNTERPART, DEFAULT_MODEL
 from interventions.models.wrapping import wrap
 from interventions.sites import POINTS, Site
 from sae_models.errors import BelongingError

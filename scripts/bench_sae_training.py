@@ -21,7 +21,8 @@ from interventions.sites import Site
 from interventions.texts.prompts import Prompts, load_texts, tokenize
 from sae_models.architectures import named
 from sae_models.training.from_model import SAESpec, train_saes
-from sae_models.training.trainer import Recipe, SAETraining
+from sae_models.training.recipe import Recipe
+from sae_models.training.trainer import SAETraining
 
 VARIANTS = ("standard", "cosine", "cosine-global", "cosine-feature", "bypass", "aligned")
 

@@ -16,7 +16,8 @@ from diagnostics.patching.run import activation_patching
 from diagnostics.running.workers import workers
 from interventions.errors import ResultError
 from interventions.files import claim_folder, write_json
-from interventions.models.loading import DEFAULT_MODEL, load_model
+from interventions.models.loading import load_model
+from interventions.models.names import DEFAULT_MODEL
 from interventions.provenance import model_provenance
 from interventions.texts.prompts import load_texts, tokenize
 

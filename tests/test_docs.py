@@ -10,7 +10,7 @@ import pytest
 import diagnostics
 import interventions
 import sae_models
-from diagnostics.running import units
+from diagnostics.running import ends
 from interventions.errors import MechdiagError
 from sae_models.errors import SAEError
 
@@ -106,9 +106,9 @@ def test_reference_shows_every_public_name(package):
 
 ERRORS = {
     name: error
-    for package in (interventions, sae_models, units)
-    for name, error in vars(package).items()
-    if isinstance(error, type) and issubclass(error, (MechdiagError, SAEError, units.Interrupted))
+    for package in (interventions, sae_models, ends)
+    for name, error in ((name, getattr(package, name)) for name in dir(package))
+    if isinstance(error, type) and issubclass(error, (MechdiagError, SAEError, ends.Interrupted))
 }
 
 

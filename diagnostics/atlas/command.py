@@ -4,15 +4,10 @@ whole dictionaries, every latent at some of its tokens."""
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from diagnostics.atlas.result import CausalAtlas
-from diagnostics.atlas.run import causal_atlas
 from diagnostics.commands import command
 from diagnostics.commands.ranges import PositiveInt, Share
-from diagnostics.results.result import load_result
-from diagnostics.whole_dictionary import command as whole_dictionary
 from diagnostics.whole_dictionary.command import AllLatentsOptions
 from interventions.errors import MechdiagError
-from interventions.files import claim_folder
 
 N_PROMPTS = 160
 _OF_EVERY_TOKEN, _OF_ALL_LATENTS = (
@@ -57,6 +52,8 @@ class AtlasOptions(AllLatentsOptions):
     """share of the rows that also get a random edit of the same norm and angle"""
 
     def check(self, files: tuple[str, ...]) -> None:
+        from interventions.files import claim_folder
+
         if self.results and self.all_latents:
             raise MechdiagError("--results joins atlases; it does not go with --all-latents")
         of_other = _OF_EVERY_TOKEN if self.all_latents else _OF_ALL_LATENTS
@@ -75,6 +72,11 @@ class AtlasOptions(AllLatentsOptions):
 
 def main(options: AtlasOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.atlas.result import CausalAtlas
+    from diagnostics.atlas.run import causal_atlas
+    from diagnostics.results.result import load_result
+    from diagnostics.whole_dictionary import command as whole_dictionary
+
     if options.all_latents:
         return whole_dictionary.main(options)
     options.check(CausalAtlas.files())

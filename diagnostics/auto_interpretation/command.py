@@ -6,9 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from diagnostics.auto_interpretation.judges import CommandJudge
-from diagnostics.auto_interpretation.result import AutoInterp
-from diagnostics.auto_interpretation.run import autointerp
 from diagnostics.commands import command
 from diagnostics.commands.inputs import ReplayPath
 from diagnostics.commands.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range
@@ -65,6 +62,10 @@ class JudgingOptions(SAERunOptions):
 
 def main(options: JudgingOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.auto_interpretation.judges import CommandJudge
+    from diagnostics.auto_interpretation.result import AutoInterp
+    from diagnostics.auto_interpretation.run import autointerp
+
     options.check(AutoInterp.files())
     saes = options.load_saes()
     judge = CommandJudge(options.judge, options.judge_timeout) if options.judge else None

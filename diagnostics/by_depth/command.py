@@ -6,11 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from diagnostics.by_depth.run import depth_figures, found_results
 from diagnostics.commands import command
-from diagnostics.saved import PLANS
 from interventions.errors import MechdiagError
-from interventions.files import claim_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +33,10 @@ class DepthFiguresOptions(command.OutputOptions):
 
 def main(options: DepthFiguresOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.by_depth.run import depth_figures, found_results
+    from diagnostics.saved import PLANS
+    from interventions.files import claim_folder
+
     if not options.results:
         raise MechdiagError("no folder of results; name at least one")
     claim_folder(options.out, [f"{name}.csv" for name in PLANS], options.overwrite)

@@ -1,19 +1,19 @@
 """Write cards of latents: when each fires, what it adds, what the model does without it, its nearest latents; one page each."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diagnostics.cards.atlas_rows import Atlas
-from diagnostics.cards.choice import check_exist, parsed
-from diagnostics.cards.page import index_page
-from diagnostics.cards.run import latent_cards
 from diagnostics.commands import command
 from diagnostics.commands.inputs import ModelOptions, ReplayPath
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from diagnostics.commands.sae_inputs import HeldOutTextOptions, saes_at
 from interventions.errors import MechdiagError
-from interventions.files import claim_folder, made, write_whole
-from interventions.models.loading import resolve_device
+
+if TYPE_CHECKING:
+    from diagnostics.cards.atlas_rows import Atlas
 
 INDEX = "index.html"
 
@@ -62,6 +62,9 @@ class CardOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
 
     def check(self) -> None:
         """Validate options before loading the model. Raises `MechdiagError`."""
+        from diagnostics.cards.choice import parsed
+        from interventions.files import claim_folder, made
+
         asked = [parsed(word) for word in self.latents]
         if (kinds := {kind for kind, _ in asked}) & {"top"} and self.atlas is None:
             raise MechdiagError("top:N asks for the largest effects of an atlas; give --atlas, or frequent:N")
@@ -75,6 +78,8 @@ class CardOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
     @property
     def index(self) -> list[str]:
         """The index page, unless the command asks for a single latent by number."""
+        from diagnostics.cards.choice import parsed
+
         return [INDEX] if len(self.latents) != 1 or parsed(self.latents[0])[0] else []
 
 
@@ -85,6 +90,12 @@ def page_name(latent: int | str) -> str:
 
 def main(options: CardOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.cards.choice import check_exist
+    from diagnostics.cards.page import index_page
+    from diagnostics.cards.run import latent_cards
+    from interventions.files import claim_folder, write_whole
+    from interventions.models.loading import resolve_device
+
     options.check()
     (name, sae), *others = saes_at((options.sae, *options.compare), resolve_device(options.device)).items()
     check_exist(options.latents, name, sae.d_sae)

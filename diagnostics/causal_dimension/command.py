@@ -2,16 +2,11 @@
 
 from dataclasses import dataclass
 
-from diagnostics.causal_dimension.result import CausalDimension
-from diagnostics.causal_dimension.run import causal_dimensionality
 from diagnostics.commands import command
 from diagnostics.commands.inputs import NullRunOptions
 from diagnostics.commands.ranges import NonNegativeInt, PositiveInt
 from diagnostics.commands.sae_inputs import named_saes
-from diagnostics.results.result import result_files
-from diagnostics.running.clean import default_layers
 from interventions.errors import MechdiagError
-from interventions.models.loading import resolve_device
 from interventions.sites import POINTS, Site
 
 
@@ -52,6 +47,8 @@ class CausalDimensionOptions(NullRunOptions):
 
     def places(self, n_layers: int) -> list[Site]:
         """Sites: points of every layer, and single sites."""
+        from diagnostics.running.clean import default_layers
+
         layers = list(self.layers) or default_layers(n_layers)
         points = [name for name in self.sites if name in POINTS]
         single = [Site.parse(name) for name in self.sites if name not in POINTS]
@@ -60,6 +57,11 @@ class CausalDimensionOptions(NullRunOptions):
 
 def main(options: CausalDimensionOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.causal_dimension.result import CausalDimension
+    from diagnostics.causal_dimension.run import causal_dimensionality
+    from diagnostics.results.result import result_files
+    from interventions.models.loading import resolve_device
+
     options.check(result_files(CausalDimension))
     saes = (
         named_saes(options.saes, options.layers, options.model, resolve_device(options.device))

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from diagnostics.coalitions.result import Shapley
-from diagnostics.coalitions.run import shapley
 from diagnostics.commands import command
 from diagnostics.commands.inputs import PairOptions
 from diagnostics.commands.ranges import PositiveInt
-from diagnostics.results.result import result_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +33,10 @@ class ShapleyOptions(PairOptions):
 
 def main(options: ShapleyOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.coalitions.result import Shapley
+    from diagnostics.coalitions.run import shapley
+    from diagnostics.results.result import result_files
+
     options.check(result_files(Shapley))
     how = options.common() | options.named("positions", "direction", "orders")
     model, pairs = options.load_model(), options.pairs or options.task

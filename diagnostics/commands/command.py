@@ -16,17 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from transformers.utils import logging as loading
-
 from diagnostics.commands.options import Options, parsed
 from diagnostics.commands.ranges import PositiveInt
-from diagnostics.results.result import BaseResult
-from diagnostics.results.words import provenances
-from diagnostics.running.units import Interrupted, PartDone, unlocked
-from diagnostics.running.workers import workers
+from diagnostics.running.ends import Interrupted, PartDone
 from interventions.errors import MechdiagError, ResultError
-from interventions.files import jsonable
-from interventions.progress import followed
 
 Document = dict[str, Any]
 _NOT_THE_RESULT = ("--overwrite", "--no-lock", "--mixed", "--json", "--quiet")
@@ -59,6 +52,8 @@ class CommonOptions:
 
     def progress(self, what: str, unit: str = "row") -> AbstractContextManager[Callable[..., object] | None]:
         """A progress bar on stderr, for `progress=` of a diagnostic; none with --quiet."""
+        from interventions.progress import followed
+
         return followed(not self.quiet, what, unit)
 
     def named(self, *names: str) -> dict[str, Any]:
@@ -101,6 +96,9 @@ class OutputOptions(CommonOptions):
 
     def write(self, result: Finding, folder: Path) -> list[str]:
         """Write a result's files, with this command line in its provenance. Raises `ResultError` as `finish` does."""
+        from diagnostics.results.result import BaseResult
+        from diagnostics.results.words import provenances
+
         for run in provenances(result).values() if isinstance(result, BaseResult) else ():
             run.setdefault("command", typed(sys.argv))
         return result.write(folder, overwrite=self.overwrite)
@@ -129,6 +127,8 @@ class ResumableOptions(OutputOptions):
         if found is None:
             raise ResultError(f"--part {self.part}; expected i/n, such as 1/4")
         part = (int(found[1]), int(found[2])) if self.part else None
+        from diagnostics.running.workers import workers
+
         return workers(self.workers, ray=self.ray, part=part, mixed=self.mixed)
 
 
@@ -151,6 +151,8 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
             with _output_of(given):
                 document = main(given)
             if getattr(given, "json", False):
+                from interventions.files import jsonable
+
                 print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
         except PartDone as kept:
             if not (given.json or given.quiet):
@@ -168,14 +170,19 @@ def _output_of(given: object) -> Iterator[None]:
     """Apply --json (redirect stdout to stderr), --quiet (load models without a bar), --no-lock, and where the work is done."""
     with contextlib.ExitStack() as stack:
         if getattr(given, "no_lock", False):
+            from diagnostics.running.units import unlocked
+
             stack.enter_context(unlocked())
         if isinstance(given, ResumableOptions):
             stack.enter_context(given.elsewhere())
         if getattr(given, "json", False):
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        if getattr(given, "quiet", False) and loading.is_progress_bar_enabled():
-            loading.disable_progress_bar()
-            stack.callback(loading.enable_progress_bar)
+        if getattr(given, "quiet", False):
+            from transformers.utils import logging as loading
+
+            if loading.is_progress_bar_enabled():
+                loading.disable_progress_bar()
+                stack.callback(loading.enable_progress_bar)
         yield
 
 

@@ -1,21 +1,23 @@
 """Options of commands that run a model on texts: model, text, sites, seed."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diagnostics.commands.command import ResumableOptions
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PromptLength
 from interventions.errors import MechdiagError, SiteError
-from interventions.files import claim_run
-from interventions.models.causal_model import CausalModel
-from interventions.models.loading import DEFAULT_MODEL, load_model, resolve_device, resolve_dtype
-from interventions.replaying.rows import Horizon
+from interventions.models.names import DEFAULT_MODEL
 from interventions.sites import POINTS, Site
-from interventions.texts.inputs import check_prompts
-from interventions.texts.labelled import Labelled, load_labelled
-from interventions.texts.prompts import Prompts, Texts, load_texts, tokenize
+
+if TYPE_CHECKING:
+    from interventions.models.causal_model import CausalModel
+    from interventions.replaying.rows import Horizon
+    from interventions.texts.labelled import Labelled
+    from interventions.texts.prompts import Prompts, Texts
 
 ReplayPath = Literal["auto", "replay", "hooks"]
 SplicePath = Literal["auto", "blocks", "hooks"]
@@ -37,11 +39,15 @@ class ModelOptions:
 
     def check_model(self) -> None:
         """Raise `ModelError` for an unknown dtype or device."""
+        from interventions.models.loading import resolve_device, resolve_dtype
+
         resolve_dtype(self.dtype)
         resolve_device(self.device)
 
     def load_model(self) -> CausalModel:
         """The model, with a tokenizer. Raises `MechdiagError`."""
+        from interventions.models.loading import load_model
+
         model = load_model(self.model, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
         if model.tokenizer is None:
             raise MechdiagError(f"model {self.model!r} has no tokenizer, so it cannot read text; name another")
@@ -64,10 +70,15 @@ class TextOptions:
 
     def texts(self, name: str) -> Texts:
         """The text of a name. Raises `MechdiagError`."""
+        from interventions.texts.prompts import load_texts
+
         return load_texts(name)
 
     def tokenized(self, texts: Texts, model: CausalModel, seed: int) -> Prompts:
         """Prompts sampled from a text by seed, as token ids in the model's vocabulary. Raises `TextError`."""
+        from interventions.texts.inputs import check_prompts
+        from interventions.texts.prompts import tokenize
+
         prompts = tokenize(
             texts,
             model.tokenizer,
@@ -102,6 +113,8 @@ class RunOptions(ResumableOptions, ModelOptions, TextOptions):
 
     def check(self, files: tuple[str, ...]) -> None:
         """Validate options before loading the model; `files`: what the run writes into --out. Raises `MechdiagError`."""
+        from interventions.files import claim_run
+
         self.check_model()
         claim_run(self.out, files, self.overwrite)
 
@@ -170,6 +183,8 @@ class PatchingOptions(NullRunOptions):
 
 def labelled_data(data: tuple[str, ...], per_class: int, seed: int) -> dict[str, Labelled]:
     """Labelled texts by the short names of their sources. Raises `TextError`."""
+    from interventions.texts.labelled import load_labelled
+
     return {
         name: load_labelled(where, per_class=per_class, seed=seed)
         for name, where in zip(short_names(data), data, strict=True)
@@ -218,6 +233,8 @@ class PairOptions(ResumableOptions, ModelOptions):
 
     def check(self, files: tuple[str, ...]) -> None:
         """Validate options before loading the model; `files`: what the run writes into --out. Raises `MechdiagError`."""
+        from interventions.files import claim_run
+
         self.check_model()
         claim_run(self.out, files, self.overwrite)
 

@@ -1,18 +1,19 @@
 """Options of commands that run SAEs on a model's text: which SAEs, which paragraphs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagnostics.commands.inputs import ModelOptions, RunOptions, TextOptions, short_names
 from diagnostics.commands.ranges import NonNegativeInt, PositiveInt, ShareBelowOne
 from interventions.errors import MechdiagError
-from interventions.models.loading import DEFAULT_MODEL, LAYERNORM_MODEL, resolve_device
-from interventions.texts.held_out import split
-from interventions.texts.prompts import Texts
-from sae_models.loading import load_sae
-from sae_models.sae import SAE
+
+if TYPE_CHECKING:
+    from interventions.texts.prompts import Texts
+    from sae_models.sae import SAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class SAEOptions(ModelOptions):
 
     def load_saes(self) -> dict[str, SAE]:
         """The SAEs by name. Raises `CheckpointError`, `MechdiagError`."""
+        from interventions.models.loading import resolve_device
+
         return named_saes(self.saes, self.layers, self.model, resolve_device(self.device))
 
 
@@ -38,6 +41,8 @@ class HeldOutTextOptions(TextOptions):
 
     def texts(self, name: str) -> Texts:
         """The held-out paragraphs of a text, or all. Raises `MechdiagError`."""
+        from interventions.texts.held_out import split
+
         texts = super().texts(name)
         return split(texts, self.held_out)[1] if self.held_out else texts
 
@@ -59,6 +64,8 @@ class SAERunOptions(SAEOptions, HeldOutTextOptions, RunOptions):
 
 def sae_paths(names: Sequence[str], layers: Sequence[int], model: str) -> tuple[str, ...]:
     """Paths of SAEs: a kind, such as cosine, is the zoo's SAE of that model at each of the layers; all other names stay."""
+    from interventions.models.names import DEFAULT_MODEL, LAYERNORM_MODEL
+
     zoo = DEFAULT_MODEL if model == LAYERNORM_MODEL else model
     paths = []
     for name in names:
@@ -74,4 +81,6 @@ def named_saes(names: Sequence[str], layers: Sequence[int], model: str, device: 
 
 def saes_at(paths: tuple[str, ...], device: Any) -> dict[str, SAE]:
     """The SAEs at some paths by distinct short names. Raises `CheckpointError`, `MechdiagError`."""
+    from sae_models.loading import load_sae
+
     return dict(zip(short_names(paths), (load_sae(path, device=device) for path in paths), strict=True))

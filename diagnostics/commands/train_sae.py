@@ -1,11 +1,11 @@
 """Training of sparse autoencoders at several sites, from one pass over a text."""
 
+from __future__ import annotations
+
 import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from diagnostics.commands import command
 from diagnostics.commands.inputs import ModelOptions
@@ -17,18 +17,12 @@ from diagnostics.commands.ranges import (
     PromptLength,
     ShareBelowOne,
 )
-from diagnostics.figures.files import save_figures
-from diagnostics.figures.training import plot_training, training_metrics
-from diagnostics.running.workers import workers
 from interventions.errors import MechdiagError
-from interventions.files import made, remove_partial
 from interventions.sites import POINTS, Site
-from interventions.texts.held_out import split
-from interventions.texts.prompts import load_texts, tokenize
-from sae_models.architectures import SELECTORS, named
-from sae_models.training.from_model import SAESpec, train_saes
-from sae_models.training.runs import RUN
-from sae_models.training.trainer import Recipe
+from sae_models.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from sae_models.training.from_model import SAESpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +105,7 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
 
     def wanted(self) -> dict[str, SAESpec]:
         """The SAEs to train, by folder."""
+
         if self.plan is None:
             return self._swept()
         own = [name for name in _OF_SAES if getattr(self, name) != getattr(type(self)(out=self.out), name)]
@@ -141,6 +136,9 @@ class TrainingOptions(command.CommonOptions, ModelOptions):
         return replace(line, sites=self.sites, layers=self.layers)._swept()
 
     def _swept(self) -> dict[str, SAESpec]:
+        from sae_models.architectures import SELECTORS, named
+        from sae_models.training.from_model import SAESpec
+
         if self.name and len(self.saes) != 1:
             raise MechdiagError(f"--name {self.name} for --saes {' '.join(self.saes)}; expected one kind of SAE")
         points = [name for name in self.sites if name in POINTS]
@@ -196,6 +194,8 @@ def _lines(plan: Path) -> list[tuple[int, str]]:
 def folder_of(site: Site, name: str, seed: int = 0, d_sae: int | None = None, **sparsity: float) -> str:
     """`15/standard`, `15.mlp_out/aligned-topk`, `15/standard-seed1`; in a sweep `15/standard-k16`, `15/standard-d1152-k16`,
     `15/standard-relu-l1_0.05`."""
+    import numpy as np
+
     where = str(site.layer) if site.point == "resid_post" else str(site)
     name += "" if d_sae is None else f"-d{d_sae}"
     swept = [f"-{what}{'_' * (what != 'k')}{np.format_float_positional(x, trim='-')}" for what, x in sparsity.items()]
@@ -204,6 +204,15 @@ def folder_of(site: Site, name: str, seed: int = 0, d_sae: int | None = None, **
 
 def main(options: TrainingOptions) -> command.Document:
     """Run the command; options are validated before the model is loaded."""
+    from diagnostics.figures.files import save_figures
+    from diagnostics.figures.training import plot_training, training_metrics
+    from diagnostics.running.workers import workers
+    from interventions.files import made, remove_partial
+    from interventions.texts.held_out import split
+    from interventions.texts.prompts import load_texts, tokenize
+    from sae_models.training.from_model import train_saes
+    from sae_models.training.runs import RUN
+
     options.check_model()
     wanted = options.wanted()
     folder = made(options.out)

@@ -6,8 +6,6 @@ from pathlib import Path
 from diagnostics.commands import command
 from diagnostics.commands.ranges import PositiveInt
 from diagnostics.commands.train_sae import say_training
-from sae_models.loading import saved_sae
-from sae_models.training.zoo import TOKENS, package_zoo, train_zoo, zoo_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +22,8 @@ class ZooOptions(command.CommonOptions):
 
     only: tuple[str, ...] = ()
     """names (15/cosine), layers (15) or architectures (cosine); default: all"""
-    tokens: PositiveInt = TOKENS
-    """training tokens of each"""
+    tokens: PositiveInt | None = None
+    """training tokens of each (default: 1,048,576)"""
     device: str | None = None
     """cpu, cuda, cuda:1 (default: cuda if available)"""
     package: Path | None = None
@@ -34,8 +32,12 @@ class ZooOptions(command.CommonOptions):
 
 def main(options: ZooOptions) -> command.Document:
     """Train the missing SAEs and print all that --only names."""
+    from sae_models.loading import saved_sae
+    from sae_models.training.zoo import package_zoo, train_zoo, zoo_folder
+
     with options.progress("training the zoo", unit="step") as progress:
-        names = train_zoo(options.only, tokens=options.tokens, device=options.device, progress=progress)
+        given = {} if options.tokens is None else {"tokens": options.tokens}
+        names = train_zoo(options.only, device=options.device, progress=progress, **given)
     found = {name: saved_sae(zoo_folder() / name).metadata["training"] for name in names}
     say_training(options, found)
     options.say(f"{len(names)} SAEs in {zoo_folder()}")

@@ -7,13 +7,8 @@ from diagnostics.commands import command
 from diagnostics.commands.inputs import SplicePath, labelled_data
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PromptLength, Range
 from diagnostics.commands.sae_inputs import SAEOptions
-from diagnostics.concept_ablation.concepts import labelled_concepts
-from diagnostics.concept_ablation.conditions import ARMS
-from diagnostics.concept_ablation.ranking import RANKINGS
-from diagnostics.concept_ablation.result import FeatureAblation
-from diagnostics.concept_ablation.run import COUNTS, feature_ablation
+from diagnostics.concept_ablation.choices import ARMS, COUNTS, RANKINGS
 from interventions.errors import MechdiagError
-from interventions.files import claim_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +55,9 @@ class ConceptAblationOptions(command.ResumableOptions, SAEOptions):
 
     def check(self) -> None:
         """Validate options before loading the model. Raises `MechdiagError`."""
+        from diagnostics.concept_ablation.result import FeatureAblation
+        from interventions.files import claim_run
+
         for what, asked, known in (("arms", self.arms, ARMS), ("rankings", self.rankings, RANKINGS)):
             wrong = [name for name in asked if name not in known]
             if wrong or not asked:
@@ -73,6 +71,9 @@ class ConceptAblationOptions(command.ResumableOptions, SAEOptions):
 
 def main(options: ConceptAblationOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.concept_ablation.concepts import labelled_concepts
+    from diagnostics.concept_ablation.run import feature_ablation
+
     options.check()
     saes = options.load_saes()
     data = labelled_data(options.data, 4 * options.per_class, options.seed)

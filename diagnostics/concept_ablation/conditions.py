@@ -11,11 +11,6 @@ from diagnostics.concept_ablation.ranking import Encoded
 from diagnostics.sampling.tokens import generator, hash_keys
 from interventions.edits import matched_placebo
 
-ARMS = ("selected", "random", "placebo", "keep")
-"""`selected`: subtracts z_i·d_i of the top N latents of the ranking wherever they fire; the SAE's error is kept. `random`: the same for as
-many other latents that are active on the concept's texts, each of similar expected dose. `placebo`: at each token an edit of the same
-norm and angle as the selected one, turned towards one direction for the whole text, the difference of two other tokens' activations.
-`keep`: subtracts all active latents but the top N (N = 0: all); the error is kept."""
 NEAREST, WITHIN = 10, 1.25
 """a random latent is drawn from this many nearest in expected dose, within this factor"""
 _TRIES = 8  # tokens to find two of different activations among

@@ -13,11 +13,6 @@ from sae_models.active_latents import active_latents
 from sae_models.sae import SAE
 from sae_models.sparse import weighted_sums
 
-RANKINGS = ("mean_difference", "probe", "attribution")
-"""`mean_difference`: (mean |z_i| on tokens of the concept − on others)·‖d_i‖. `probe`: <w, d_i>·(mean z_i on tokens of the concept −
-on others), w the concept's linear probe. `attribution`: first-order fall of the target logit when z_i·d_i is subtracted wherever the
-latent fires in the concept's texts."""
-
 
 @dataclass(frozen=True, eq=False)
 class Encoded:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from diagnostics.concept_ablation.activations import ConceptSettings
+from diagnostics.concept_ablation.choices import ARMS, COUNTS, RANKINGS
 from diagnostics.concept_ablation.concepts import ConceptTexts, described_texts
-from diagnostics.concept_ablation.conditions import ARMS
 from diagnostics.concept_ablation.curves import EVERY
-from diagnostics.concept_ablation.ranking import RANKINGS
 from diagnostics.concept_ablation.result import COLUMNS, FeatureAblation
 from diagnostics.concept_ablation.work import AblationRunner
 from diagnostics.results.calls import recorded
@@ -22,9 +21,6 @@ from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
 from interventions.spliced import PATHS
 from sae_models.dictionaries import dictionaries_of
-
-COUNTS = (1, 2, 5, 10, 20, 50, 100, 500)
-"""N. Source: arXiv:2606.15054."""
 
 
 @recorded

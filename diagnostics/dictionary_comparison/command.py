@@ -1,21 +1,22 @@
 """Dictionaries of one site compared: matched and unique latents, norm detectors, stability over seeds, alignment and effect."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from diagnostics.commands import command
 from diagnostics.commands.inputs import ReplayPath, labelled_data
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PositiveShare, Range
 from diagnostics.commands.sae_inputs import HeldOutTextOptions, SAEOptions, sae_paths
-from diagnostics.dictionary_comparison.probing_gap import FOLDS
-from diagnostics.dictionary_comparison.result import DictionaryComparison
-from diagnostics.dictionary_comparison.run import compare_dictionaries
-from diagnostics.dictionary_comparison.work import ComparisonPlan
+from diagnostics.dictionary_comparison.choices import FOLDS
 from interventions.errors import MechdiagError
-from interventions.files import claim_run
-from interventions.models.causal_model import CausalModel
-from interventions.texts.labelled import Labelled
-from interventions.texts.prompts import Prompts, tokenize
+
+if TYPE_CHECKING:
+    from diagnostics.dictionary_comparison.work import ComparisonPlan
+    from interventions.models.causal_model import CausalModel
+    from interventions.texts.labelled import Labelled
+    from interventions.texts.prompts import Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +70,24 @@ class ComparisonOptions(command.ResumableOptions, SAEOptions, HeldOutTextOptions
 
     def check(self) -> None:
         """Validate options before loading the model. Raises `MechdiagError`."""
+        from diagnostics.dictionary_comparison.result import DictionaryComparison
+        from interventions.files import claim_run
+
         self.plan().check(len(sae_paths(self.saes, self.layers, self.model)))
         self.check_model()
         claim_run(self.out, DictionaryComparison.files(), self.overwrite)
 
     def plan(self) -> ComparisonPlan:
         """The settings of the comparison."""
+        from diagnostics.dictionary_comparison.work import ComparisonPlan
+
         return ComparisonPlan(**self.named(*ComparisonPlan.__dataclass_fields__))
 
 
 def main(options: ComparisonOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.dictionary_comparison.run import compare_dictionaries
+
     options.check()
     saes = options.load_saes()
     if len(sites := sorted({str(sae.hook_name) for sae in saes.values()})) > 1:
@@ -95,6 +103,8 @@ def main(options: ComparisonOptions) -> command.Document:
 
 def _tokenized(some: Labelled, model: CausalModel, options: ComparisonOptions) -> tuple[Prompts, list[str], list[Any]]:
     """Labelled texts as prompts, with the label and group of each that is kept."""
+    from interventions.texts.prompts import tokenize
+
     found = tokenize(some.texts, model.tokenizer, **options.named("max_length", "chat_template", "seed"))
     found.provenance.update(some.provenance())
     place = {text: i for i, text in enumerate(some.texts)}

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
+from diagnostics.dictionary_comparison.choices import FOLDS
 from diagnostics.dictionary_comparison.discovery import discovery_split
 from diagnostics.dictionary_comparison.quartiles import Sample
 from diagnostics.statistics.tables import few_prompts
@@ -20,9 +21,6 @@ from interventions.errors import ResultError
 from interventions.texts.prompts import Prompts, as_prompts
 from sae_models.active_latents import active_latents
 from sae_models.dictionaries import Dictionary
-
-FOLDS = 5
-"""Cross-validation folds of the probes; each class needs as many texts, or groups of texts."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,7 @@ from dataclasses import dataclass
 from diagnostics.commands import command
 from diagnostics.commands.inputs import Context, PatchingOptions
 from diagnostics.commands.ranges import PositiveInt
-from diagnostics.direction_vs_norm.design import PAIR_SETS
-from diagnostics.direction_vs_norm.result import DirectionNorm
-from diagnostics.direction_vs_norm.run import direction_norm
-from diagnostics.results.result import result_files
-from diagnostics.running.clean import default_layers
+from diagnostics.direction_vs_norm.choices import PAIR_SETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +33,11 @@ class DirectionNormOptions(PatchingOptions):
 
 def main(options: DirectionNormOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.direction_vs_norm.result import DirectionNorm
+    from diagnostics.direction_vs_norm.run import direction_norm
+    from diagnostics.results.result import result_files
+    from diagnostics.running.clean import default_layers
+
     options.check(result_files(DirectionNorm))
     model, prompts = options.load()
     sites = options.places(default_layers(model.n_layers))

@@ -24,7 +24,6 @@ from interventions.edits import (
 from interventions.errors import ResultError
 from interventions.sites import Site
 
-PAIR_SETS = ("random", "same_norm", "high_cosine", "scale_rotate")
 PATCHES = ("direction", "norm", "full", "placebo_direction", "placebo_token", "placebo_norm")
 """`direction`: A's direction, B's norm. `norm`: B's direction, A's norm. `full`: x_A itself. `placebo_direction`: the direction
 patch's norm and angle, along a random tangent; `placebo_token`: along the difference of two other tokens' activations.

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from diagnostics.direction_vs_norm.design import EDITS, PAIR_SETS, PatchDesign, null_pair_sets
+from diagnostics.direction_vs_norm.choices import PAIR_SETS
+from diagnostics.direction_vs_norm.design import EDITS, PatchDesign, null_pair_sets
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.results.calls import recorded
 from diagnostics.running.clean import CleanActivations, RunSettings, chosen_contexts, chosen_sites

@@ -7,11 +7,8 @@ from diagnostics.commands import command
 from diagnostics.commands.inputs import ReplayPath
 from diagnostics.commands.ranges import NonNegativeInt, PositiveInt
 from diagnostics.commands.sae_inputs import SAEOptions
-from diagnostics.disentanglement.facts import load_facts
-from diagnostics.disentanglement.result import Disentanglement
-from diagnostics.disentanglement.run import KS, disentangle
+from diagnostics.disentanglement.choices import KS
 from interventions.errors import MechdiagError
-from interventions.files import claim_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +44,9 @@ class DisentangleOptions(command.ResumableOptions, SAEOptions):
 
     def check(self) -> None:
         """Validate options before loading the model. Raises `MechdiagError`."""
+        from diagnostics.disentanglement.result import Disentanglement
+        from interventions.files import claim_run
+
         if not self.saes or not self.ks:
             raise MechdiagError("no SAE or no number of latents; name at least one of each")
         if (self.facts is None) != (self.questions is None):
@@ -57,6 +57,9 @@ class DisentangleOptions(command.ResumableOptions, SAEOptions):
 
 def main(options: DisentangleOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.disentanglement.facts import load_facts
+    from diagnostics.disentanglement.run import disentangle
+
     options.check()
     facts = load_facts(options.facts, options.questions)
     saes = options.load_saes()

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from diagnostics.disentanglement.choices import KS
 from diagnostics.disentanglement.facts import Facts, known_facts, load_facts
 from diagnostics.disentanglement.result import Disentanglement
 from diagnostics.disentanglement.work import DisentanglementRunner, Settings, merged
@@ -20,7 +21,6 @@ from interventions.progress import Progressing
 from interventions.sites import POINTS, Site
 from sae_models.dictionaries import dictionaries_of
 
-KS = (4, 16, 64, 256)
 MIN_KNOWN = 4
 """entities, so that each half has a pair"""
 

@@ -1,22 +1,20 @@
 """KL against dose: edits of equal length along directions that differ in meaning, by depth, beside randomly initialised models."""
 
+from __future__ import annotations
+
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Annotated
 
 from diagnostics.commands import command
 from diagnostics.commands.inputs import PatchingOptions, check_distinct
 from diagnostics.commands.ranges import PositiveInt, Range
-from diagnostics.dose.design import DOSES
-from diagnostics.dose.result import DoseResponse
-from diagnostics.dose.run import dose_response
-from diagnostics.results.result import result_files
-from diagnostics.running.clean import default_layers
+from diagnostics.dose.choices import DOSES
 from interventions.errors import MechdiagError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,11 @@ class DoseResponseOptions(PatchingOptions):
 
 def main(options: DoseResponseOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.dose.result import DoseResponse
+    from diagnostics.dose.run import dose_response
+    from diagnostics.results.result import result_files
+    from diagnostics.running.clean import default_layers
+
     options.check(result_files(DoseResponse))
     check_distinct([path.stem for path in options.directions], "directions")
     directions = {path.stem: _direction(path) for path in options.directions}
@@ -54,6 +57,9 @@ def main(options: DoseResponseOptions) -> command.Document:
 
 def _direction(path: Path) -> torch.Tensor:
     """A vector of real numbers. Raises `MechdiagError` for a file that holds anything else."""
+    import numpy as np
+    import torch
+
     found = None
     try:
         if path.suffix == ".npy":

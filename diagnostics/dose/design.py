@@ -26,8 +26,6 @@ from interventions.edits import (
 from interventions.errors import ResultError
 from interventions.sites import Site
 
-DOSES = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""‖Δx‖/‖x‖"""
 EDITS = ("toward_token", "between_tokens", "isotropic", "norm_up", "norm_down")
 """`toward_token`: x turned towards another token's activation along the great circle; `between_tokens`: towards the difference
 of two other tokens' activations; `isotropic`: towards a random direction; `norm_up`, `norm_down`: (1 ± dose)·x."""

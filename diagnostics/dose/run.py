@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diagnostics.dose.design import DOSES, SELF, DoseDesign, direction_digest, edit_names
+from diagnostics.dose.choices import DOSES
+from diagnostics.dose.design import SELF, DoseDesign, direction_digest, edit_names
 from diagnostics.dose.result import DoseResponse
 from diagnostics.dose.summary import SHORT_COLUMNS
 from diagnostics.results.calls import recorded

@@ -6,9 +6,6 @@ from typing import Literal
 from diagnostics.commands import command
 from diagnostics.commands.inputs import PairOptions
 from diagnostics.commands.ranges import NonNegativeInt
-from diagnostics.edges.circuits import Faithfulness, faithfulness
-from diagnostics.edges.result import EdgePatching
-from diagnostics.results.result import result_files
 from interventions.errors import ResultError
 from interventions.sites import Site
 
@@ -40,6 +37,10 @@ class FaithfulnessOptions(PairOptions):
 
 def main(options: FaithfulnessOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.edges.circuits import Faithfulness, faithfulness
+    from diagnostics.edges.result import EdgePatching
+    from diagnostics.results.result import result_files
+
     if bool(options.circuit) == bool(options.edges):
         raise ResultError("expected --circuit or --edges, and not both")
     for name in options.circuit:

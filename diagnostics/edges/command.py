@@ -6,9 +6,6 @@ from typing import Literal
 from diagnostics.commands import command
 from diagnostics.commands.inputs import PairOptions
 from diagnostics.commands.ranges import NonNegativeInt
-from diagnostics.edges.result import EdgePatching
-from diagnostics.edges.run import edge_patching
-from diagnostics.results.result import result_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +40,10 @@ class EdgePatchingOptions(PairOptions):
 
 def main(options: EdgePatchingOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.edges.result import EdgePatching
+    from diagnostics.edges.run import edge_patching
+    from diagnostics.results.result import result_files
+
     options.check(result_files(EdgePatching))
     own = options.named("receivers", "positions", "directions", "mlps", "later", "controls")
     how = options.common() | own | {"senders": options.senders or None}

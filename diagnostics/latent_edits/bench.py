@@ -15,11 +15,10 @@ from diagnostics.running.clean import CleanActivations
 from diagnostics.running.notes import noted
 from diagnostics.running.units import Tick
 from diagnostics.sampling.tokens import generator
-from interventions.edits import random_like
+from interventions.edits import random_like, rotated_edits
 from interventions.effects import Effects, intervened_logits, measure
 from interventions.metrics import TokenMetric
 from interventions.replaying.replay import unembed
-from interventions.rotated_edits import rotated_edits
 from sae_models.dictionaries import Dictionary
 from sae_models.sae import SAE
 

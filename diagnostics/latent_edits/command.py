@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -9,26 +10,27 @@ import tyro
 from diagnostics.commands import command
 from diagnostics.commands.ranges import FiniteFloat, NonNegativeInt, PositiveInt, Range
 from diagnostics.commands.sae_inputs import SAERunOptions
-from diagnostics.latent_edits.concentration import Concentration, causal_concentration
-from diagnostics.latent_edits.interactions import Interactions, interactions
-from diagnostics.latent_edits.polarities import PolarityEffects, polarity_effects
-from diagnostics.latent_edits.sparsity import AblationSparsity, ablation_sparsity
-from diagnostics.latent_edits.steering import COEFFICIENTS, Steering, check_coefficients, latent_steering
-from diagnostics.latent_edits.substitution import Substitutions, atom_substitution
-from diagnostics.results.result import Result
+from diagnostics.latent_edits.choices import COEFFICIENTS
 from interventions.errors import MechdiagError
-from interventions.files import claim_run
 
-PARTS: dict[str, tuple[type[Result], Callable[..., Any]]] = {
-    "pairs": (Interactions, interactions),
-    "matrix": (Interactions, interactions),
-    "concentration": (Concentration, causal_concentration),
-    "steering": (Steering, latent_steering),
-    "substitution": (Substitutions, atom_substitution),
-    "sparsity": (AblationSparsity, ablation_sparsity),
-    "polarity": (PolarityEffects, polarity_effects),
+PARTS = {
+    "pairs": ("interactions", "Interactions", "interactions"),
+    "matrix": ("interactions", "Interactions", "interactions"),
+    "concentration": ("concentration", "Concentration", "causal_concentration"),
+    "steering": ("steering", "Steering", "latent_steering"),
+    "substitution": ("substitution", "Substitutions", "atom_substitution"),
+    "sparsity": ("sparsity", "AblationSparsity", "ablation_sparsity"),
+    "polarity": ("polarities", "PolarityEffects", "polarity_effects"),
 }
+"""Module, kind of result and function of each part."""
 _OF_ANY = tuple(part for part in PARTS if part != "polarity")
+
+
+def part_of(name: str) -> tuple[Any, Callable[..., Any]]:
+    """The kind of result and the function of a part."""
+    home, kind, function = PARTS[name]
+    module = import_module(f"diagnostics.latent_edits.{home}")
+    return getattr(module, kind), getattr(module, function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +83,15 @@ class LatentEditsOptions(SAERunOptions):
     batch_rows: Annotated[int | None, tyro.conf.Suppress] = None
 
     def check(self, files: tuple[str, ...]) -> None:
+        from diagnostics.latent_edits.steering import check_coefficients
+        from interventions.files import claim_run
+
         if not self.parts or any(part not in PARTS for part in self.parts):
             raise MechdiagError(f"--parts {' '.join(self.parts)}; known: {', '.join(PARTS)}")
         check_coefficients(self.coefficients)
         super().check(files)
         for part in self.parts:
-            claim_run(self.out / part, PARTS[part][0].files(), self.overwrite)
+            claim_run(self.out / part, part_of(part)[0].files(), self.overwrite)
 
     def asked(self, part: str) -> dict[str, Any]:
         """Keyword arguments of a part's diagnostic."""
@@ -113,7 +118,7 @@ def main(options: LatentEditsOptions) -> command.Document:
     saes = options.load_saes()
     given = (*options.load(), saes)
     return {
-        part: options.measure(part, "item", PARTS[part][1], *given, **options.asked(part))
+        part: options.measure(part, "item", part_of(part)[1], *given, **options.asked(part))
         for part in dict.fromkeys(options.parts)
     }
 

@@ -14,6 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from diagnostics.latent_edits.bench import LatentEdits, parts, repeated
+from diagnostics.latent_edits.choices import COEFFICIENTS
 from diagnostics.latent_edits.firings import Firings, chosen_latents, partner_of
 from diagnostics.latent_edits.items import Items, asked_latents, check_numbers, token_items
 from diagnostics.latent_edits.run import run_latent_edits
@@ -37,7 +38,6 @@ CONDITIONS = (*STEERED, *(f"{edit}_{kind}" for edit in ("single", "joint") for k
 random plane for all coefficients of a token."""
 UNITS = ("activation", "norm")
 """Of coefficients: the latent's typical activation (mean |z| where active), or ‖x‖ of the token."""
-COEFFICIENTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 COLUMNS = (
     "sae", "layer", "point", "target_prompt", "target_position", "latent", "partner", "target_token", "condition", "coefficient",
     "delta_norm", "norm", "kl", "logit", "logit_change", "probability", "clean_probability", "rank", "clean_rank", "entropy",

@@ -6,9 +6,6 @@ from typing import Literal
 from diagnostics.commands import command
 from diagnostics.commands.inputs import PairOptions
 from diagnostics.commands.ranges import NonNegativeInt
-from diagnostics.patching.result import ActivationPatching
-from diagnostics.patching.run import activation_patching
-from diagnostics.results.result import result_files
 from interventions.sites import INSIDE, POINTS, Site
 
 
@@ -42,6 +39,10 @@ class ActivationPatchingOptions(PairOptions):
 
 def main(options: ActivationPatchingOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.patching.result import ActivationPatching
+    from diagnostics.patching.run import activation_patching
+    from diagnostics.results.result import result_files
+
     for name in options.sites:
         if name not in (*POINTS, *INSIDE):
             Site.parse(name)

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from diagnostics.commands import command
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from diagnostics.commands.sae_inputs import HeldOutTextOptions, SAEOptions
-from diagnostics.polarity.census import BipolarCensus, bipolar_census
 from interventions.errors import MechdiagError
-from interventions.files import claim_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,9 @@ class CensusOptions(command.OutputOptions, SAEOptions, HeldOutTextOptions):
 
 def main(options: CensusOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.polarity.census import BipolarCensus, bipolar_census
+    from interventions.files import claim_folder
+
     if not options.saes:
         raise MechdiagError("--saes is empty; name at least one")
     options.check_model()

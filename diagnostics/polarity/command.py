@@ -5,11 +5,6 @@ from typing import Annotated
 
 from diagnostics.commands import command
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
-from diagnostics.polarity.result import Polarity
-from diagnostics.polarity.run import polarity_protocols
-from diagnostics.results.result import result_files
-from interventions.files import claim_run
-from interventions.models.loading import resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +53,12 @@ class PolarityOptions(command.OutputOptions):
 
 def main(options: PolarityOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.polarity.result import Polarity
+    from diagnostics.polarity.run import polarity_protocols
+    from diagnostics.results.result import result_files
+    from interventions.files import claim_run
+    from interventions.models.loading import resolve_device
+
     resolve_device(options.device)
     claim_run(options.out, result_files(Polarity), options.overwrite)
     names = (

@@ -9,7 +9,8 @@ from diagnostics.polarity.planted import Planted
 from interventions.errors import ResultError
 from sae_models.architectures import SELECTORS, Architecture
 from sae_models.sae import SAE
-from sae_models.training.trainer import Recipe, SAETraining
+from sae_models.training.recipe import Recipe
+from sae_models.training.trainer import SAETraining
 
 SIGNED, UNSIGNED = ("abstopk", "signed_gated_tied"), ("topk", "gated")
 """Selectors with signed latents, each beside its unsigned counterpart."""

@@ -14,10 +14,8 @@ from diagnostics.commands.ranges import (
     Range,
 )
 from diagnostics.commands.sae_inputs import SAEOptions
-from diagnostics.probe_perturbation.result import ProbePerturbation
-from diagnostics.probe_perturbation.run import KS, perturb_probes
+from diagnostics.probe_perturbation.choices import KS
 from interventions.errors import MechdiagError
-from interventions.files import claim_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +55,9 @@ class ProbePerturbationOptions(command.ResumableOptions, SAEOptions):
 
     def check(self) -> None:
         """Validate options before loading the model. Raises `MechdiagError`."""
+        from diagnostics.probe_perturbation.result import ProbePerturbation
+        from interventions.files import claim_run
+
         if not self.saes or not self.ks or not (self.data or self.crossed):
             raise MechdiagError("no SAE, no number of latents, or no data; name at least one of each")
         self.check_model()
@@ -65,6 +66,8 @@ class ProbePerturbationOptions(command.ResumableOptions, SAEOptions):
 
 def main(options: ProbePerturbationOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.probe_perturbation.run import perturb_probes
+
     options.check()
     saes = options.load_saes()
     texts, crossed = (

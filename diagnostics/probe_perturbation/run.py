@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from diagnostics.probe_perturbation.choices import KS
 from diagnostics.probe_perturbation.result import ProbePerturbation
 from diagnostics.probe_perturbation.splits import attributes_of
 from diagnostics.probe_perturbation.work import PerturbationRunner, of_table
@@ -20,9 +21,6 @@ from interventions.progress import Progressing
 from interventions.sites import Site
 from interventions.texts.labelled import Labelled, load_labelled
 from sae_models.dictionaries import dictionaries_of
-
-KS = (2, 5, 10, 20, 50, 100, 500)
-"""Numbers of latents: those of SAEBench."""
 
 
 @recorded

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 from diagnostics.commands import command
 from diagnostics.projections.options import AblationOptions
-from diagnostics.projections.result import ProjectionEffects
-from diagnostics.projections.run import projection_effects
-from diagnostics.results.result import result_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +23,10 @@ class ProjectionsOptions(AblationOptions):
 
 def main(options: ProjectionsOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.projections.result import ProjectionEffects
+    from diagnostics.projections.run import projection_effects
+    from diagnostics.results.result import result_files
+
     options.check(result_files(ProjectionEffects))
     saes = options.load_saes()
     return options.measure("ablating", "row", projection_effects, *options.load(), saes, **options.common())

@@ -1,19 +1,21 @@
 """Results of any of the commands as one page: figures, tables, caveats, and how to reproduce them."""
 
+from __future__ import annotations
+
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from diagnostics.commands import command
 from diagnostics.commands.inputs import short_names
-from diagnostics.results.result import BaseResult
-from diagnostics.saved import sound_and_damaged, unfinished
 from interventions.errors import ResultError
-from interventions.files import read_json, write_whole
+
+if TYPE_CHECKING:
+    from diagnostics.results.result import BaseResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ def _latents(options: ReportOptions, folder: Path) -> command.Document:
 
 
 def _write(options: ReportOptions, page: str, what: str) -> None:
+    from interventions.files import write_whole
+
     write_whole(options.out, lambda path: path.write_text(page, encoding="utf-8"))
     options.say(f"wrote {what} into {options.out} ({len(page.encode()) / 1e6:.1f} MB)")
 
@@ -89,6 +93,7 @@ def _found(folders: tuple[Path, ...]) -> tuple[dict[str, BaseResult], dict[str, 
     Raises `ResultError` if no sound result is found.
     """
     from diagnostics.reports.page import report
+    from diagnostics.saved import sound_and_damaged, unfinished
 
     if not folders:
         raise ResultError("no folder; name at least one that holds results")
@@ -115,6 +120,8 @@ def _found(folders: tuple[Path, ...]) -> tuple[dict[str, BaseResult], dict[str, 
 
 def _code(stated: Path) -> str:
     """The version of the code that a run.json states."""
+    from interventions.files import read_json
+
     try:
         there = read_json(stated)
     except ResultError:

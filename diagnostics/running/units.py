@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 import interventions
 import sae_models
+from diagnostics.running.ends import Interrupted, PartDone, said_missing
 from diagnostics.running.place import parts_of, place, placed_at
 from diagnostics.statistics.tables import one_table
 from interventions.errors import ResultError
@@ -94,37 +95,6 @@ class UnitResult:
 
 
 Compute = Callable[[Unit, Tick], tuple[pd.DataFrame, dict[str, Any]]]
-
-
-class Interrupted(KeyboardInterrupt):
-    """An interruption while units ran. Those done are in the folder; without one nothing of them is left."""
-
-    def __init__(self, kept: int, total: int, folder: Path | None):
-        super().__init__(kept, total, folder)
-        self.kept, self.total, self.folder = kept, total, folder
-
-    def __str__(self) -> str:
-        if self.folder is None:
-            return "interrupted"
-        return (
-            f"interrupted: {self.kept} of {self.total} units are kept in {self.folder}; "
-            "the same command goes on from there"
-        )
-
-
-class PartDone(SystemExit):
-    """A part of the units is kept (see `workers`), and others are missing: no result yet. A script ends here, with status 0."""
-
-    def __init__(self, part: tuple[int, int], kept: int, missing: dict[str, int], folder: Path):
-        super().__init__(0)
-        self.part, self.kept, self.missing, self.folder = part, kept, missing, folder
-
-    def __str__(self) -> str:
-        i, n = self.part
-        return (
-            f"part {i}/{n}: {self.kept} units are kept in {self.folder}; {_lacking(self.missing)}. "
-            "When all are done, the same command without --part joins them"
-        )
 
 
 @cache
@@ -266,7 +236,7 @@ class Units:
             if todo and (begun := self._parts_begun()):
                 lacking = self._lacking(keyed, done, begun[-1])
                 raise ResultError(
-                    f"{self.folder} was begun in parts, and {_lacking(lacking)}; run --part {next(iter(lacking))}, then join"
+                    f"{self.folder} was begun in parts, and {said_missing(lacking)}; run --part {next(iter(lacking))}, then join"
                 )
             return todo
         i, n = self.place.part
@@ -478,10 +448,6 @@ def _leaders(keyed: Mapping[str, Unit]) -> dict[str, str]:
     """The first unit of each unit's group, by key."""
     first: dict[Any, str] = {}
     return {key: first.setdefault(group, key) for key, group in zip(keyed, _groups(keyed), strict=True)}
-
-
-def _lacking(missing: Mapping[str, int]) -> str:
-    return ", ".join(f"part {part} lacks {n} unit{'s' * (n > 1)}" for part, n in missing.items())
 
 
 def _digest(table: pa.Table) -> bytes:

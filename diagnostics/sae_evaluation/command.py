@@ -9,13 +9,7 @@ from diagnostics.commands import command
 from diagnostics.commands.inputs import ModelOptions, SplicePath, short_names
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from diagnostics.commands.sae_inputs import HeldOutTextOptions, saes_at
-from diagnostics.sae_evaluation.result import SAEEvaluation
-from diagnostics.sae_evaluation.run import evaluate_saes
 from interventions.errors import MechdiagError
-from interventions.files import claim_folder
-from interventions.models.loading import resolve_device
-from interventions.texts.held_out import split
-from interventions.texts.prompts import Prompts, load_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +48,9 @@ class EvaluationOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions)
 
     def check(self) -> None:
         """Validate options before loading the model. Raises `MechdiagError`."""
+        from diagnostics.sae_evaluation.result import SAEEvaluation
+        from interventions.files import claim_folder
+
         if not self.saes:
             raise MechdiagError("no SAE; name at least one folder, file or name in the zoo")
         if self.on_training_text and not self.held_out:
@@ -68,6 +65,11 @@ class EvaluationOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions)
 
 def main(options: EvaluationOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.sae_evaluation.run import evaluate_saes
+    from interventions.models.loading import resolve_device
+    from interventions.texts.held_out import split
+    from interventions.texts.prompts import Prompts, load_texts
+
     options.check()
     saes = saes_at(options.saes, resolve_device(options.device))
     texts = {name: load_texts(name) for name in options.corpora()}

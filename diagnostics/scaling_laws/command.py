@@ -1,29 +1,23 @@
 """The scaling law of a grid of SAEs in width and active latents, trained on one stream, and the largest width predicted."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diagnostics.commands import command
 from diagnostics.commands.inputs import ModelOptions, SplicePath
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PromptLength
 from diagnostics.commands.sae_inputs import HeldOutTextOptions
-from diagnostics.results.result import result_files
-from diagnostics.scaling_laws.grid import specifications
-from diagnostics.scaling_laws.result import ScalingLaws
-from diagnostics.scaling_laws.run import sae_scaling_laws
 from interventions.errors import MechdiagError
-from interventions.files import claim_folder
-from interventions.models.causal_model import CausalModel
-from interventions.models.loading import resolve_device
 from interventions.sites import Site
-from interventions.texts.held_out import split
-from interventions.texts.prompts import load_texts, tokenize
-from sae_models.loading import saved_sae
-from sae_models.sae import SAE
-from sae_models.saving import CONFIG
-from sae_models.training.from_model import SAESpec, train_saes
-from sae_models.training.trainer import Recipe
+
+if TYPE_CHECKING:
+    from interventions.models.causal_model import CausalModel
+    from sae_models.sae import SAE
+    from sae_models.training.from_model import SAESpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +75,9 @@ class ScalingOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
 
     def wanted(self) -> dict[str, SAESpec]:
         """The SAEs to train, by folder. Raises `MechdiagError`."""
+        from diagnostics.scaling_laws.grid import specifications
+        from sae_models.training.trainer import Recipe
+
         if not self.held_out:
             raise MechdiagError(
                 "--held-out 0 leaves no text to measure on that was not trained on; give a share above 0"
@@ -93,6 +90,10 @@ class ScalingOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
 
     def trained(self, model: CausalModel, wanted: Mapping[str, SAESpec]) -> dict[str, SAE]:
         """The SAEs of OUT/saes, trained where they are not yet."""
+        from interventions.texts.held_out import split
+        from interventions.texts.prompts import load_texts, tokenize
+        from sae_models.training.from_model import train_saes
+
         texts, _ = split(load_texts(self.prompts), self.held_out)
         prompts = tokenize(texts, model.tokenizer, max_length=self.train_length, seed=0)
         how = self.named("tokens", "batch_tokens", "sink_filter", "skip_first")
@@ -109,6 +110,10 @@ def _cell(word: str) -> tuple[int, int]:
 
 def read_saes(folder: Path, device: str | None) -> dict[str, SAE]:
     """Every SAE in a folder and below it, by its place; not those kept during training. Raises `MechdiagError`."""
+    from interventions.models.loading import resolve_device
+    from sae_models.loading import saved_sae
+    from sae_models.saving import CONFIG
+
     places = sorted(path.parent for path in folder.rglob(CONFIG) if not path.parent.name.startswith("tokens-"))
     if not places:
         raise MechdiagError(f"no SAE in {folder}; expected a folder that train_sae.py wrote")
@@ -118,6 +123,11 @@ def read_saes(folder: Path, device: str | None) -> dict[str, SAE]:
 
 def main(options: ScalingOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.results.result import result_files
+    from diagnostics.scaling_laws.result import ScalingLaws
+    from diagnostics.scaling_laws.run import sae_scaling_laws
+    from interventions.files import claim_folder
+
     options.check_model()
     claim_folder(options.out, result_files(ScalingLaws), options.overwrite)
     wanted = {} if options.saes else options.wanted()

@@ -13,11 +13,7 @@ from diagnostics.commands.ranges import (
     Range,
 )
 from diagnostics.commands.sae_inputs import SAEOptions
-from diagnostics.sparse_probing.result import SparseProbing
-from diagnostics.sparse_probing.run import probe_saes
 from interventions.errors import MechdiagError
-from interventions.files import claim_run
-from interventions.texts.labelled import load_labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +56,9 @@ class ProbingOptions(command.ResumableOptions, SAEOptions):
 
     def check(self) -> None:
         """Validate options before loading the model. Raises `MechdiagError`."""
+        from diagnostics.sparse_probing.result import SparseProbing
+        from interventions.files import claim_run
+
         if not self.saes or not self.data:
             raise MechdiagError("no SAE or no data; name at least one of each")
         self.check_model()
@@ -68,6 +67,9 @@ class ProbingOptions(command.ResumableOptions, SAEOptions):
 
 def main(options: ProbingOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.sparse_probing.run import probe_saes
+    from interventions.texts.labelled import load_labelled
+
     options.check()
     saes = options.load_saes()
     per_class = options.per_class or None

@@ -1,19 +1,18 @@
 """The claims about direction and norm under every combination of text, context, sink filter, metric, comparison and depth."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diagnostics.commands import command
 from diagnostics.commands.inputs import Context, PatchingOptions, check_distinct
 from diagnostics.commands.ranges import NonNegativeFloat, PositiveInt
-from diagnostics.direction_vs_norm.result import DirectionNorm
-from diagnostics.direction_vs_norm.run import direction_norm
-from diagnostics.results.result import load_result
-from diagnostics.running.clean import default_layers
-from diagnostics.running.units import PartDone
-from diagnostics.specifications.run import specification_curve
-from interventions.files import claim_folder
+
+if TYPE_CHECKING:
+    from diagnostics.direction_vs_norm.result import DirectionNorm
 
 FILES = ("specification.parquet", "specification.json")
 
@@ -45,6 +44,11 @@ class SpecificationOptions(PatchingOptions):
 
 def main(options: SpecificationOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.direction_vs_norm.result import DirectionNorm
+    from diagnostics.results.result import load_result
+    from diagnostics.specifications.run import specification_curve
+    from interventions.files import claim_folder
+
     if options.results:
         claim_folder(options.out, FILES, options.overwrite)
         check_distinct([folder.name for folder in options.results], "results")
@@ -55,6 +59,11 @@ def main(options: SpecificationOptions) -> command.Document:
 
 
 def _patched(options: SpecificationOptions) -> dict[str, DirectionNorm]:
+    from diagnostics.direction_vs_norm.run import direction_norm
+    from diagnostics.running.clean import default_layers
+    from diagnostics.running.ends import PartDone
+    from interventions.files import claim_folder
+
     given = options.prompts.split(",")
     names = [Path(text).stem if "." in text else text.replace(":", "_").replace("/", "_") for text in given]
     check_distinct(names, "texts")

@@ -9,8 +9,6 @@ from diagnostics.commands import command
 from diagnostics.commands.inputs import ReplayPath
 from diagnostics.commands.ranges import NonNegativeInt, PositiveInt, Range
 from diagnostics.commands.sae_inputs import SAERunOptions
-from diagnostics.token_patterns.result import TokenPatterns
-from diagnostics.token_patterns.run import n2g
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +53,9 @@ class PatternOptions(SAERunOptions):
 
 def main(options: PatternOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.token_patterns.result import TokenPatterns
+    from diagnostics.token_patterns.run import n2g
+
     options.check(TokenPatterns.files())
     saes = options.load_saes()
     return options.measure("probing latents", "latent", n2g, *options.load(), saes, **options.asked())

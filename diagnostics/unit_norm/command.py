@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from diagnostics.commands import command
 from diagnostics.commands.inputs import NullRunOptions
 from diagnostics.commands.ranges import PositiveInt
-from diagnostics.results.result import result_files
-from diagnostics.unit_norm.result import UnitNorm
-from diagnostics.unit_norm.run import unit_norm_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +26,10 @@ class UnitNormOptions(NullRunOptions):
 
 def main(options: UnitNormOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.results.result import result_files
+    from diagnostics.unit_norm.result import UnitNorm
+    from diagnostics.unit_norm.run import unit_norm_sweep
+
     options.check(result_files(UnitNorm))
     how = options.common() | {"layers": options.layers or None, "tokens": options.tokens}
     return options.measure("setting norms", "row", unit_norm_sweep, *options.load(), **how)

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from diagnostics.commands import command
 from diagnostics.commands.ranges import NonNegativeInt, PositiveInt
 from diagnostics.commands.sae_inputs import SAERunOptions
-from diagnostics.results.result import result_files
-from diagnostics.whole_dictionary.result import DictionaryEffects
-from diagnostics.whole_dictionary.run import dictionary_effects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +23,10 @@ class AllLatentsOptions(SAERunOptions):
 
 def main(options: AllLatentsOptions) -> command.Document:
     """Run the command with --all-latents."""
+    from diagnostics.results.result import result_files
+    from diagnostics.whole_dictionary.result import DictionaryEffects
+    from diagnostics.whole_dictionary.run import dictionary_effects
+
     options.check(result_files(DictionaryEffects))
     saes = options.load_saes()
     model, prompts = options.load()

@@ -1,20 +1,19 @@
 """Does KL follow the cosine or the inner product? The published win rate, its null, and its quartiles with their Simpson labels."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from diagnostics.commands import command
 from diagnostics.commands.inputs import Context, short_names
 from diagnostics.commands.ranges import PositiveInt, Range
 from diagnostics.projections.options import AblationOptions
-from diagnostics.projections.result import ProjectionEffects
-from diagnostics.projections.run import projection_effects
-from diagnostics.results.result import load_result, result_files
-from diagnostics.win_rate.result import WinRateReport
-from diagnostics.win_rate.run import win_rate_report
 from interventions.errors import MechdiagError
-from interventions.files import claim_folder
+
+if TYPE_CHECKING:
+    from diagnostics.projections.result import ProjectionEffects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +42,22 @@ class WinRateOptions(AblationOptions):
 
     def loaded(self) -> dict[str, ProjectionEffects]:
         """The runs in --results, by the names of their folders. Raises `ResultError`."""
+        from diagnostics.projections.result import ProjectionEffects
+        from diagnostics.results.result import load_result
+
         names = short_names(tuple(map(str, self.results)))
         return {name: load_result(ProjectionEffects, path) for name, path in zip(names, self.results, strict=True)}
 
 
 def main(options: WinRateOptions) -> command.Document:
     """Run the command."""
+    from diagnostics.projections.result import ProjectionEffects
+    from diagnostics.projections.run import projection_effects
+    from diagnostics.results.result import result_files
+    from diagnostics.win_rate.result import WinRateReport
+    from diagnostics.win_rate.run import win_rate_report
+    from interventions.files import claim_folder
+
     if options.results:
         _check_unused(options)
         claim_folder(options.out, WinRateReport.files(), options.overwrite)

@@ -14,14 +14,11 @@ from interventions.errors import ModelError
 from interventions.models.causal_model import CausalModel, Made
 from interventions.models.checkpoints import read_model, read_tokenizer
 from interventions.models.fingerprint import fingerprint
+from interventions.models.names import COUNTERPART, DEFAULT_MODEL, LAYERNORM_MODEL
 from interventions.models.packaged import packaged_model_folder
 from interventions.models.weights import canonical_tensors, n_embedded, unembedding
 from interventions.models.wrapping import wrap
 
-DEFAULT_MODEL = "smollm2-135m"
-COUNTERPART = "-layernorm"
-"""what the name of a `layernorm_counterpart` ends with"""
-LAYERNORM_MODEL = DEFAULT_MODEL + COUNTERPART
 LAYERNORM_NOTE = "the same weights under LayerNorm: a parity test, not a model trained with LayerNorm"
 SPREAD = "auto"
 """as a device: a model over all GPUs, and beyond them in host memory and on the disk, by accelerate"""

@@ -16,8 +16,8 @@ from interventions.sites import Site
 from interventions.texts.prompts import Prompts
 from sae_models.architectures import Architecture
 from sae_models.sae import SAE
+from sae_models.training.recipe import Recipe
 from sae_models.training.runs import Job, Team, train
-from sae_models.training.trainer import Recipe
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from sae_models.readers.own import is_own
 from sae_models.readers.stored import opened
 from sae_models.sae import SAE
 from sae_models.saving import CONFIG, WEIGHTS, save_sae
-from sae_models.training.trainer import Recipe, SAETraining
+from sae_models.training.recipe import Recipe
+from sae_models.training.trainer import SAETraining
 
 RUN, METRICS, CHECKPOINT, MANIFEST = "run.json", "metrics.jsonl", "checkpoint.pt", "manifest.json"
 Batch = Mapping[Any, Float[Tensor, "row d_model"]]

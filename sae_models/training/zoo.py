@@ -13,7 +13,8 @@ import torch
 
 from interventions.cache import cache_folder
 from interventions.errors import MechdiagError
-from interventions.models.loading import DEFAULT_MODEL, load_model
+from interventions.models.loading import load_model
+from interventions.models.names import DEFAULT_MODEL
 from interventions.progress import Progressing
 from interventions.sites import Site
 from interventions.texts.held_out import split
@@ -22,7 +23,7 @@ from sae_models.architectures import named
 from sae_models.loading import saved_sae
 from sae_models.saving import save_sae
 from sae_models.training.from_model import SAESpec, train_saes
-from sae_models.training.trainer import Recipe
+from sae_models.training.recipe import Recipe
 
 LAYERS = (7, 15, 22)
 PACKAGED = tuple(f"{layer}/{name}" for name in ("standard", "cosine") for layer in LAYERS)

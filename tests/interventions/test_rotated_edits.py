@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interventions import EditError
-from interventions.rotated_edits import rotated_edits
+from interventions.edits import rotated_edits
 
 
 def drawn(*shape: int, seed: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ from sae_models.errors import SAEError
 from sae_models.gates import BiJumpReLU, Gate, JumpReLU, SignedGate
 from sae_models.saving import save_sae
 from sae_models.training.objective import active_latents, forward_pass, gate_error, penalty, prefix_errors
-from sae_models.training.trainer import Recipe, SAETraining
+from sae_models.training.recipe import Recipe
+from sae_models.training.trainer import SAETraining
 from tests.sae_models.built import D_SAE, close, drawn, inputs, random_sae
 
 LEARNED = ("jumprelu", "bijumprelu", "gated", "signed_gated", "signed_gated_tied")

@@ -19,7 +19,8 @@ from sae_models.sae import SAE
 from sae_models.saving import described
 from sae_models.scores import Inner
 from sae_models.selectors import BatchTopK
-from sae_models.training.trainer import Recipe, SAETraining
+from sae_models.training.recipe import Recipe
+from sae_models.training.trainer import SAETraining
 from tests.sae_models.built import (
     ALL,
     D_MODEL,

@@ -15,11 +15,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from diagnostics.commands import inputs
 from diagnostics.results.stored import save_tokens
 from diagnostics.sae_evaluation.result import SAEEvaluation
 from interventions import Site, record
 from interventions.files import write_frame, write_json
+from interventions.models import loading
 from sae_models.architectures import build, named
 from sae_models.saving import save_sae
 from tests.diagnostics.disentanglement import made_facts
@@ -245,7 +245,7 @@ def script(given, _runs, tmp_path) -> Script:
 @pytest.fixture
 def no_model(monkeypatch):
     """Loading a model fails the test."""
-    monkeypatch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.direction_vs_norm.design import COLUMNS, EDITS, PAIR_SETS
+from diagnostics.direction_vs_norm.choices import PAIR_SETS
+from diagnostics.direction_vs_norm.design import COLUMNS, EDITS
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.running.clean import CONTEXTS
 from tests.scripts.conftest import SCRIPTS

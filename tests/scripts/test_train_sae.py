@@ -13,7 +13,7 @@ from interventions.texts.prompts import load_texts, tokenize
 from sae_models import load_sae
 from sae_models.architectures import named
 from sae_models.training.from_model import SAESpec, train_saes
-from sae_models.training.trainer import Recipe
+from sae_models.training.recipe import Recipe
 from tests.tiny import D_MODEL
 
 

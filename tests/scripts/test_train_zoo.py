@@ -2,12 +2,12 @@
 
 import pytest
 
-from interventions.models.loading import DEFAULT_MODEL
+from interventions.models.names import DEFAULT_MODEL
 from interventions.models.wrapping import wrap
 from interventions.texts.prompts import Texts
 from sae_models import load_sae
 from sae_models.training import zoo
-from sae_models.training.trainer import Recipe
+from sae_models.training.recipe import Recipe
 from tests.tiny import tiny_model, tokenizer
 
 

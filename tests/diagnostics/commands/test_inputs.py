@@ -8,10 +8,11 @@ from typing import get_args
 import pytest
 import torch
 
-from diagnostics.commands import inputs
 from diagnostics.commands.inputs import PatchingOptions, ReplayPath, SplicePath, short_names
 from interventions import Site, effects, spliced, wrap
 from interventions.errors import MechdiagError, ModelError, ResultError, SiteError, TextError
+from interventions.models import loading
+from interventions.texts import prompts as reading
 from tests.tiny import VOCAB, fresh, tiny_model, tokenizer
 
 FILES = ("x.parquet", "x.json", "tokens.npy")
@@ -28,8 +29,8 @@ class Options(PatchingOptions):
 @pytest.fixture
 def no_model(monkeypatch):
     """Loading a model or reading a text fails the test."""
-    for name in ("load_model", "load_texts"):
-        monkeypatch.setattr(inputs, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
+    for module, name in ((loading, "load_model"), (reading, "load_texts")):
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -176,7 +177,7 @@ def text(tmp_path, monkeypatch):
         asked.append((name, how))
         return wrap(fresh("llama"), tokenizer(), name)
 
-    monkeypatch.setattr(inputs, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     (tmp_path / "text.txt").write_text(TEXT)
     return str(tmp_path / "text.txt"), asked
 
@@ -208,6 +209,6 @@ def test_too_few_prompts_and_a_model_without_a_tokenizer_are_errors(text, tmp_pa
         Options(out=tmp_path, prompts=text[0]).load()
     with pytest.raises(TextError, match="no chat template"):
         Options(out=tmp_path, prompts=text[0], n_prompts=4, chat_template=True).load()
-    monkeypatch.setattr(inputs, "load_model", lambda name, **_: wrap(tiny_model("llama"), name=name))
+    monkeypatch.setattr(loading, "load_model", lambda name, **_: wrap(tiny_model("llama"), name=name))
     with pytest.raises(MechdiagError, match="model 'mine' has no tokenizer, so it cannot read text; name another"):
         Options(out=tmp_path, prompts=text[0], n_prompts=4, model="mine").load()

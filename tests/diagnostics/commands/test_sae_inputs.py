@@ -4,7 +4,7 @@ import pytest
 
 from diagnostics.commands.sae_inputs import SAERunOptions, named_saes, sae_paths
 from interventions.errors import MechdiagError
-from interventions.models.loading import LAYERNORM_MODEL
+from interventions.models.names import LAYERNORM_MODEL
 from sae_models.errors import CheckpointError
 
 

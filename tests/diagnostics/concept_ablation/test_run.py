@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
+from diagnostics.concept_ablation.choices import ARMS
 from diagnostics.concept_ablation.concepts import Concept, ConceptTexts, given_concepts
-from diagnostics.concept_ablation.conditions import ARMS
 from diagnostics.concept_ablation.result import COLUMNS, FeatureAblation
 from diagnostics.concept_ablation.run import feature_ablation
 from interventions import ResultError, Site, record, wrap

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from diagnostics.dictionary_comparison.choices import FOLDS
 from diagnostics.dictionary_comparison.discovery import discovery_split
-from diagnostics.dictionary_comparison.probing_gap import FOLDS, LabelledTexts, gap_lines
+from diagnostics.dictionary_comparison.probing_gap import LabelledTexts, gap_lines
 from diagnostics.dictionary_comparison.quartiles import Sample
 from interventions import ResultError
 from interventions.models.wrapping import wrap

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from diagnostics.direction_vs_norm.design import COLUMNS, EDITS, PAIR_SETS
+from diagnostics.direction_vs_norm.choices import PAIR_SETS
+from diagnostics.direction_vs_norm.design import COLUMNS, EDITS
 from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.direction_vs_norm.run import direction_norm
 from diagnostics.running.clean import CONTEXTS

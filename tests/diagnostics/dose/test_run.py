@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from diagnostics.direction_vs_norm.run import direction_norm
-from diagnostics.dose.design import COLUMNS, DOSES, EDITS, edit_names
+from diagnostics.dose.choices import DOSES
+from diagnostics.dose.design import COLUMNS, EDITS, edit_names
 from diagnostics.dose.result import DoseResponse
 from diagnostics.dose.run import dose_response
 from diagnostics.running import single_edits as study

@@ -12,8 +12,8 @@ from diagnostics.running.workers import workers
 from interventions.errors import ResultError
 from sae_models.architectures import named
 from sae_models.errors import SAEError
+from sae_models.training.recipe import Recipe
 from sae_models.training.runs import Job, train
-from sae_models.training.trainer import Recipe
 from tests.sae_models.built import inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own

@@ -13,7 +13,8 @@ from interventions.texts.prompts import as_prompts
 from sae_models import SAEError, load_sae
 from sae_models.architectures import named
 from sae_models.training.from_model import SAESpec, train_saes
-from sae_models.training.trainer import Recipe, SAETraining
+from sae_models.training.recipe import Recipe
+from sae_models.training.trainer import SAETraining
 from tests.tiny import D_MODEL, fresh, prompts, tokenizer
 
 STEPS, ROWS = 10, 32

@@ -13,8 +13,9 @@ from filelock import FileLock
 from sae_models import load_sae, save_sae, saving
 from sae_models.architectures import named
 from sae_models.errors import SAEError
+from sae_models.training.recipe import Recipe
 from sae_models.training.runs import Job, train
-from sae_models.training.trainer import Recipe, SAETraining
+from sae_models.training.trainer import SAETraining
 from tests.sae_models.built import inputs, random_sae
 
 STEPS, EVERY, LOG = 7, 2, 3

@@ -12,7 +12,8 @@ from sae_models.architectures import build, named
 from sae_models.errors import SAEError
 from sae_models.scores import Cosine
 from sae_models.selectors import ReLU
-from sae_models.training.trainer import Recipe, SAETraining
+from sae_models.training.recipe import Recipe
+from sae_models.training.trainer import SAETraining
 from tests.sae_models.built import (
     ALL,
     D_MODEL,

@@ -9,7 +9,7 @@ import torch
 
 from interventions import load_model, record
 from interventions.errors import MechdiagError
-from interventions.models.loading import DEFAULT_MODEL
+from interventions.models.names import DEFAULT_MODEL
 from interventions.models.wrapping import wrap
 from interventions.texts.held_out import split
 from interventions.texts.prompts import Texts, load_texts, tokenize
@@ -17,7 +17,7 @@ from sae_models import load_sae
 from sae_models.belonging import sae_site
 from sae_models.loading import PACKAGED_ZOO
 from sae_models.training import zoo
-from sae_models.training.trainer import Recipe
+from sae_models.training.recipe import Recipe
 from tests.tiny import tiny_model, tokenizer
 
 

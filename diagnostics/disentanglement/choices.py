@@ -1,0 +1,3 @@
+"""What is asked by default: numbers of latents."""
+
+KS = (4, 16, 64, 256)
