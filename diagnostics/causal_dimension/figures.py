@@ -73,6 +73,7 @@ def plot_dimension(groups: Groups, nulls: Sequence[Groups], point: str, provenan
         )
         for ax, title in zip(axes, titles, strict=True):
             ax.set_yscale("log")
+            ax.set_ylim(0.8, 1.5 * provenance["d_model"])  # fewer than one direction, or more than all, mean nothing
             ax.axhline(provenance["d_model"], color=REFERENCE, lw=0.8, zorder=0)
             ax.set_title(title)
             depth.label(ax)
