@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("interventions", "sae_models", "diagnostics")
+PACKAGES = ("interventions", "sae_models", "diagnostics", "mechdiag")
 """From the ground up: each imports only those before it."""
 SHARED = ("statistics", "sampling", "pairs", "figures", "results", "running", "commands")
 """Folders of `diagnostics` that the questions share."""

@@ -41,7 +41,7 @@ def test_commands_start_without_what_they_do_not_use(words):
     assert [line.split() for line in done.stdout.splitlines()] == [[str(path)] for path in COMMANDS]
 
 
-@pytest.mark.parametrize("name", ["interventions", "sae_models", "diagnostics"])
+@pytest.mark.parametrize("name", ["interventions", "sae_models", "diagnostics", "mechdiag"])
 def test_packages_are_imported_without_what_they_do_not_use(name):
     code = f"import sys, {name}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
