@@ -7,10 +7,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_first_notebook_block_has_seven_lines():
+def test_first_notebook_block_has_six_lines():
     block = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert block is not None
-    assert len(block[1].strip().splitlines()) == 7
+    assert len(block[1].strip().splitlines()) == 6
 
 
 def test_scripts_and_targets_named_in_prose_exist():
