@@ -128,8 +128,8 @@ def test_commands_parse(monkeypatch):
     """Each script and option exists and takes the values given; each target of make exists."""
     parsed = []
 
-    def parse_alone(settings):
-        parsed.append(command_line.parsed(settings))
+    def parse_alone(settings, words=None):
+        parsed.append(command_line.parsed(settings, words))
         raise SystemExit(0)
 
     monkeypatch.setattr(command, "parsed", parse_alone)
