@@ -24,6 +24,7 @@ from diagnostics.latent_edits.sparsity import AblationSparsity
 from diagnostics.latent_edits.steering import Steering
 from diagnostics.latent_edits.substitution import Substitutions
 from diagnostics.patching.result import ActivationPatching
+from diagnostics.polarity.census import BipolarCensus
 from diagnostics.polarity.result import Polarity
 from diagnostics.probe_perturbation.result import ProbePerturbation
 from diagnostics.projections.result import ProjectionEffects
@@ -46,6 +47,7 @@ KINDS: dict[str, type[BaseResult]] = {
         Interactions, Concentration, Steering, Substitutions,
         AblationSparsity,
         PolarityEffects,
+        BipolarCensus,
         Polarity,
         CausalDimension,
         TokenPatterns,

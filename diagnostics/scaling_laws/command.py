@@ -132,10 +132,9 @@ def main(options: ScalingOptions) -> command.Document:
     claim_folder(options.out, result_files(ScalingLaws), options.overwrite)
     wanted = {} if options.saes else options.wanted()
     given = read_saes(options.saes, options.device) if options.saes else {}
+    texts = options.texts(options.prompts)
     model = options.load_model()
-    prompts = options.tokenized(
-        options.texts(options.prompts), model, options.seed
-    )  # before training: it may be too few
+    prompts = options.tokenized(texts, model, options.seed)  # before training: it may be too few
     saes = given or options.trained(model, wanted)
     how = options.named("draws", "sink_filter", "skip_first", "path", "seed")
     how |= {"splice_prompts": options.splice_prompts or None, "exits": not options.no_exits}

@@ -101,7 +101,7 @@ def test_invalid_files_raise_with_the_line(tmp_path, name, content, message):
 def test_unknown_names_and_empty_draws_raise(tmp_path):
     where = table(tmp_path / "a.csv")
     for name in ("topic", f"{where}:text", f"{where}:a:b:c:d", f"{tmp_path}/none.csv", f"{tmp_path}/none.csv:a:b"):
-        with pytest.raises(TextError, match="known: topics, toxicity, sentiment, language, code"):
+        with pytest.raises(TextError, match="known: topics, toxicity, sentiment, language, questions, code"):
             load_labelled(name)
     with pytest.raises(TextError, match="0 texts of each class"):
         load_labelled(where, per_class=0)
