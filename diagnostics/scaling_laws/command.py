@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +36,8 @@ class ScalingOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
       scripts/scaling_laws.py --saes results/grid --out results/law
     """
 
-    saes: Path | None = None
-    """folder of SAEs that train_sae.py or this trained in one run; nothing is trained"""
+    saes: tuple[Path, ...] = ()
+    """folders of trained SAEs, in place of training: every SAE in them and below them"""
     layer: NonNegativeInt = 15
     """block, 0-based"""
     point: str = "resid_post"
@@ -108,17 +108,20 @@ def _cell(word: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def read_saes(folder: Path, device: str | None) -> dict[str, SAE]:
-    """Every SAE in a folder and below it, by its place; not those kept during training. Raises `MechdiagError`."""
+def read_saes(folders: Sequence[Path], device: str | None) -> dict[str, SAE]:
+    """Every SAE in some folders and below them, by its place; not those kept during training. Raises `MechdiagError`."""
     from interventions.models.loading import resolve_device
     from sae_models.loading import saved_sae
     from sae_models.saving import CONFIG
 
-    places = sorted(path.parent for path in folder.rglob(CONFIG) if not path.parent.name.startswith("tokens-"))
-    if not places:
-        raise MechdiagError(f"no SAE in {folder}; expected a folder that train_sae.py wrote")
-    where = resolve_device(device)
-    return {place.relative_to(folder).as_posix(): saved_sae(place).to(where) for place in places}
+    where, found = resolve_device(device), {}
+    for folder in folders:
+        places = sorted(path.parent for path in folder.rglob(CONFIG) if not path.parent.name.startswith("tokens-"))
+        if not places:
+            raise MechdiagError(f"no SAE {str(folder)!r}, nor one below it; expected a folder that train_sae.py wrote")
+        above = folder if len(folders) == 1 else folder.parent
+        found |= {place.relative_to(above).as_posix(): saved_sae(place).to(where) for place in places}
+    return found
 
 
 def main(options: ScalingOptions) -> command.Document:

@@ -41,7 +41,7 @@ def test_the_document_on_stdout(script):
         (("--d-sae", 8, 8), "expected at least one, each once"),
         (("--held-out", 0), "--held-out 0 leaves no text"),
         (("--point", "resid_psot"), "no site 'resid_psot'"),
-        (("--saes", "{given}"), "no SAE in"),
+        (("--saes", "{given}"), "nor one below it; expected a folder that train_sae.py wrote"),
         (("--draws", -1), "--draws -1"),
     ],
 )
