@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
-from tests.claims import DOCS, VERDICTS, claims, page
+from tests.claims import DOCS, VERDICTS, claims, page, table
 
 ROOT = DOCS.parent
 CLAIMS = claims()
@@ -61,3 +63,44 @@ def test_every_finding_is_quoted_by_a_claim(page):
 def test_committed_results_are_used_and_say_how_they_were_made():
     used = {f"{t}{end}" for c in CLAIMS for t in c["tables"] for end in (".csv", ".json")}
     assert {path.name for path in Path(DOCS / "results" / "data").iterdir()} == used
+
+
+def test_numbers_that_the_page_of_scaling_laws_works_out():
+    """Shares removed by doubling n; laws that fit as well as the best; least squares. By formula from the table of losses."""
+    runs = table("scaling").query("part == 'loss' and condition == 'base' and what == 'nmse' and seed == 0")
+    removed = 100 * (1 - runs.pivot(index="n", columns="k", values="value").pct_change().dropna().add(1))
+    assert [round(f(removed.loc[n])) for n in (288, 2304) for f in (min, max)] == [10, 12, 4, 6]
+    assert (removed.diff().dropna() < 0).all(axis=None)
+
+    n, k, log_loss = runs["n"].to_numpy(), runs["k"].to_numpy(), np.log(runs["value"].to_numpy())
+    narrow, u, v = n < 2304, np.log(k), np.log(n)
+
+    def misfit(law):
+        first = law[0] + law[1] * u + law[2] * v + law[3] * u * v
+        return (np.logaddexp(first, law[4] + law[5] * u) if len(law) > 4 else first) - log_loss
+
+    def objective(law, runs):
+        r = np.abs(misfit(law)[runs])
+        return np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4)).sum()
+
+    def error(law):
+        return round(np.abs(misfit(law)[~narrow]).mean(), 3)
+
+    table_law = [1.77568, -0.246558, -0.582285, -1.03394e-07, -0.639097, -0.246559]
+    low, high = [0.7604, -0.2563, -0.3366, 0, -0.8051, -0.2563], [2.5035, -0.2428, -0.7483, 0, -0.5933, -0.2428]
+    for law, floor in ((low, 0.220), (high, 0.282)):
+        assert objective(law, n > 0) == pytest.approx(objective(table_law, n > 0), rel=1e-4)
+        assert round(np.exp(law[4] + law[5] * np.log(16)), 3) == floor
+    assert (np.sign(misfit(table_law)) == np.where(np.isin(k, (8, 64)), 1, -1)).all()
+    laws = {
+        0.010: [0.978, -0.2458, -0.4296, 0, -0.6954, -0.2458],
+        0.057: [0.5814, -0.2493, -0.1827, 0, -2.0447, -0.2493],
+        0.022: [0.35245, -0.23421, -0.11689, -0.00133],
+        0.066: [0.17848, -0.10677, -0.09249, -0.02022],
+    }
+    fitted = [1.1174, -0.2493, -0.4205, 0, -0.7538, -0.2493]  # the joint law to n <= 1,152
+    for expected, law in laws.items():
+        assert error(law) == expected
+        assert objective(law, narrow) == pytest.approx(objective(fitted, narrow), rel=1e-4)
+    squares = [least_squares(lambda x: misfit(x)[narrow], law).x for law in (fitted, laws[0.022])]
+    assert [error(law) for law in squares] == [0.015, 0.053]
