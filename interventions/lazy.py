@@ -12,8 +12,6 @@ def handed_on(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], A
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = getattr(import_module(f"{package}.{homes[name]}"), name)
-        setattr(sys.modules[package], name, found)
-        return found
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return get, lambda: sorted({*vars(sys.modules[package]), *homes})

@@ -78,7 +78,7 @@ class BipolarCensus(Result):
         """Share of firing with z > 0, and bipolar shares by rank of mass. Returns a matplotlib Figure."""
         from diagnostics.polarity.census_figures import plot_census
 
-        return plot_census(self.frame, self.provenance)
+        return plot_census(self.frame, self.groups, self.provenance)
 
 
 @recorded

@@ -1,6 +1,6 @@
 """The figure of the bipolar census."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diagnostics.figures.axes import caption, legend_entries, sink_rule, write_caption
+from diagnostics.figures.axes import BARS, bar_lengths, caption, legend_entries, sink_rule, write_caption
 from diagnostics.figures.looks import PLACEBO_LOOKS, REFERENCE, legend_label, looks, styled
 from diagnostics.polarity.census_summary import LATENTS, MIN_SHARE, QUARTERS, RANDOM, by_quarter
 from diagnostics.statistics.tables import lines_of, where
 
 
-def plot_census(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Figure:
-    """Distribution over latents of the share of their firing with z > 0 (left), and bipolar shares by quarter of mass (right).
+def plot_census(frame: pd.DataFrame, groups: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> Figure:
+    """Distribution over latents of the share of their firing with z > 0 (left), and bipolar shares of all latents and by quarter of their mass (right).
 
     Dashed: random directions that fire as often. SAEs without negative latents are left out.
     """
@@ -33,10 +33,18 @@ def plot_census(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Figure:
                 left.plot(
                     share, (np.arange(len(share)) + 1) / max(1, len(share)), color=colour, ls=dash, lw=1.4, label=label
                 )
-                right.plot(
-                    range(len(QUARTERS)), by_quarter(some, least), color=colour, ls=dash, marker=marker, ms=4,
-                    mfc=colour if directions == LATENTS else "none", lw=1.2,
-                )  # fmt: skip
+                how = {"color": colour, "marker": marker, "ms": 4, "mfc": colour if directions == LATENTS else "none"}
+                right.plot(np.arange(len(QUARTERS)) + 1, by_quarter(some, least), ls=dash, lw=1.2, **how)
+                whole = [g["bipolar"] for g in groups if (g["sae"], g["directions"]) == (sae, directions)]
+                right.errorbar(
+                    [0] * len(whole),
+                    [e.value for e in whole],
+                    bar_lengths(whole),
+                    lw=0,
+                    elinewidth=1.2,
+                    capsize=2,
+                    **how,
+                )
         for edge in (MIN_SHARE, 1 - MIN_SHARE):
             left.axvline(edge, color=REFERENCE, lw=0.8)
         left.set(
@@ -46,12 +54,12 @@ def plot_census(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Figure:
             ylim=(0, 1.02),
         )
         left.set_title("polarity of latents")
-        right.set_xticks(range(len(QUARTERS)), QUARTERS)
+        right.set_xticks(range(len(QUARTERS) + 1), ("all", *QUARTERS))
         right.set(xlabel="quarter of latents by activation mass", ylabel="share that is bipolar", ylim=(-0.02, 1.02))
         right.set_title("bipolar latents")
         if saes:
             figure.legend(*legend_entries((left,)), loc="outside upper left", ncols=3)
-        words = f"Latents that fire on {least} tokens or more. Dashed: random directions, each firing as often as a latent. Grey: limits of bipolar."
+        words = f"Latents that fire on {least} tokens or more. Dashed: random directions, each firing as often as a latent. Grey: limits of bipolar. {BARS}"
         sinks = sink_rule(provenance, "position 0")
         write_caption(figure, caption(provenance, words, place=", ".join(provenance["sites"]), sinks=sinks))
     return figure

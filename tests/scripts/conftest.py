@@ -117,7 +117,7 @@ SMALL: dict[str, tuple[object, ...]] = {
     "scaling_laws": (
         *(*MODEL, "--prompts", "{given}/text.txt", "--n-prompts", 8, "--held-out", 0.5, "--layer", 2),
         *("--d-sae", 8, 16, 32, 64, "--k", 1, 2, 4, "--cells", "16x2", "--seeds", 0, 1, "--tokens", 320),
-        *("--batch-tokens", 32, "--train-length", 20, "--splice-prompts", 6, "--draws", 20, "--sink-filter", 0),
+        *("--batch-tokens", 32, "--train-length", 20, "--splice-prompts", 6, "--draws", 5, "--sink-filter", 0),
     ),
     "shapley": (*MODEL, "--pairs", "{given}/pairs.csv", "--n", 5, "--components", "1.z.0", "4.z.2", "3.mlp_out"),
     "specification_curve": (*TEXT, "--layers", 0, 2, 4, "--pairs", 20),
