@@ -19,14 +19,16 @@ from diagnostics.latent_edits.items import Items, asked_latents, check_numbers
 from diagnostics.latent_edits.polarity_summary import NOTE, numbers
 from diagnostics.latent_edits.run import run_latent_edits
 from diagnostics.results.calls import recorded
-from diagnostics.results.headlines import Headline
+from diagnostics.results.headlines import Headline, beside_null
 from diagnostics.results.result import Result
 from diagnostics.running.clean import CleanActivations
 from diagnostics.running.recordings import SHARD
+from diagnostics.sampling.latents import BIPOLAR_SHARE, is_bipolar
 from diagnostics.sampling.tokens import hash_keys
 from diagnostics.statistics.tables import PLACEBOS, each, lines_of, where
 from interventions.errors import ResultError
-from interventions.logit_changes import centred, kl_of
+from interventions.logit_changes import cosine as cosine_of
+from interventions.logit_changes import kl_of
 from interventions.progress import Progressing
 from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary
@@ -37,8 +39,6 @@ KINDS = (LATENTS, *PLACEBOS)
 ABLATION, STEERING = "ablation", "steering"
 ALIKE, OPPOSITE = "alike", "opposite"
 """Relations of two edits: of one polarity; of both (the positive one is the target)."""
-MIN_SHARE = 0.1
-"""Least share of a latent's firing that each polarity of a bipolar latent takes."""
 COLUMNS = (
     "sae", "layer", "point", "latent", "edit", "kind", "relation", "target_prompt", "target_position", "source_prompt", "source_position",
     "z_target", "z_source", "delta_norm_target", "delta_norm_source", "kl_target", "kl_source", "cosine",
@@ -74,14 +74,11 @@ class PolarityEffects(Result):
 
 def _headlines(groups: Sequence[dict[str, Any]]) -> Iterator[Headline]:
     said = {ABLATION: "removing the latent where z > 0 and where z < 0", STEERING: "adding +d and −d at one token"}
-    for g in groups:
-        if g["kind"] == LATENTS and g["relation"] == OPPOSITE:
-            control = next(o for o in groups if {**o, "kind": LATENTS}.items() >= {k: g[k] for k in ("sae", "edit", "relation")}.items() and o["kind"] == PLACEBOS[1])  # fmt: skip
-            yield Headline(
-                f"cosine of the logit changes of {said[g['edit']]}, {g['sae']}",
-                str(g["cosine"]),
-                f"one random direction with the same z: {control['cosine']}",
-            )
+    for edit, what in said.items():
+        yield from beside_null(
+            [g for g in groups if (g["edit"], g["relation"]) == (edit, OPPOSITE)], "cosine", f"cosine of the logit changes of {what}",
+            lambda g: g["kind"] == LATENTS, lambda g: g["kind"] == PLACEBOS[1], "one random direction with the same z",
+        )  # fmt: skip
 
 
 @recorded
@@ -139,7 +136,7 @@ def _choose(dictionary: Dictionary, firings: Firings, asked: int | list[int], n:
     counts = np.zeros((2, int(firings.prompt.max(initial=0)) // SHARD + 1, d_sae), dtype=np.int64)
     np.add.at(counts, ((active.z < 0).astype(int), shard, active.latent), 1)
     total = counts.sum(1)
-    bipolar = total.min(0) >= MIN_SHARE * np.maximum(total.sum(0), 1)
+    bipolar = is_bipolar(total.sum(0), total[0])
     enough = bipolar & (counts.min(0).max(0) >= n)
     if not isinstance(asked, int) and (bad := [i for i in asked if not enough[i]]):
         raise ResultError(
@@ -148,7 +145,7 @@ def _choose(dictionary: Dictionary, firings: Firings, asked: int | list[int], n:
         )
     if not enough.any():
         raise ResultError(
-            f"no latent of {dictionary.name} has both polarities in {MIN_SHARE:.0%} of its firing and at {n} tokens of one 64 prompts: give "
+            f"no latent of {dictionary.name} has both polarities in {BIPOLAR_SHARE:.0%} of its firing and at {n} tokens of one 64 prompts: give "
             "an SAE with signed latents (AbsTopK, signed gate), fewer tokens or more text"
         )
     key = hash_keys(seed, f"latents/{dictionary.label}", np.arange(d_sae))
@@ -202,7 +199,7 @@ def _pairs_of_removals(bench: LatentEdits, items: pd.DataFrame, directions: Tens
     relation = np.where(alike[i] == alike[j], ALIKE, OPPOSITE)
     tables = []
     for k, kind in enumerate(KINDS):
-        cosine = _cosine(change[i, k], change[j, k], weight)
+        cosine = cosine_of(change[i, k], change[j, k], weight)
         ends = {"target": i, "source": j}
         values = {f"kl_{end}": kl[at, k] for end, at in ends.items()} | {
             f"delta_norm_{end}": dose[at, k] for end, at in ends.items()
@@ -223,14 +220,14 @@ def _both_signs(bench: LatentEdits, items: pd.DataFrame, directions: Tensor, siz
             "delta_norm_target": dose[:, up],
             "delta_norm_source": dose[:, down],
         }
-        values["cosine"] = _cosine(change[:, up], change[:, down], p)
+        values["cosine"] = cosine_of(change[:, up], change[:, down], p)
         table = _table(items, at, at, STEERING, kind, np.full(len(at), OPPOSITE), values, np.full(len(at), size))
         tables.append(table.assign(z_source=-size))
     return pd.concat(tables, ignore_index=True)
 
 
 def _changes(bench: LatentEdits, items: pd.DataFrame, deltas: Float[Tensor, "item row d_model"]) -> tuple[Tensor, ...]:
-    """Of x + Δ: centred changes of the logits, KLs, doses `[item, row]`; and the clean distributions `[item, vocab]`."""
+    """Of x + Δ: changes of the logits, KLs, doses `[item, row]`; and the clean distributions `[item, vocab]`."""
     found = []
     for some in bench.batches(items.assign(place=np.arange(len(items))), deltas.shape[1]):
         x, clean = bench.x(some), bench.clean_logits(some)
@@ -239,14 +236,8 @@ def _changes(bench: LatentEdits, items: pd.DataFrame, deltas: Float[Tensor, "ite
         ].to(x)
         change = bench.logits(some, vectors) - clean[:, None]
         kl = torch.stack([kl_of(*one) for one in zip(clean, change, strict=True)])
-        found.append((centred(change), kl, bench.dose(x, vectors), clean.softmax(-1)))
+        found.append((change, kl, bench.dose(x, vectors), clean.softmax(-1)))
     return tuple(torch.cat(column) for column in zip(*found, strict=True))
-
-
-def _cosine(one: Tensor, other: Tensor, p: Tensor) -> Float[Tensor, "pair"]:
-    """Under Σ p·a·b; nan where one is 0."""
-    size = (p * one.square()).sum(-1).sqrt() * (p * other.square()).sum(-1).sqrt()
-    return torch.where(size > 0, (p * one * other).sum(-1) / size, torch.nan)
 
 
 def _table(

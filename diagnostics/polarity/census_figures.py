@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from diagnostics.figures.axes import BARS, bar_lengths, caption, legend_entries, sink_rule, write_caption
 from diagnostics.figures.looks import PLACEBO_LOOKS, REFERENCE, legend_label, looks, styled
-from diagnostics.polarity.census_summary import LATENTS, MIN_SHARE, QUARTERS, RANDOM, by_quarter
+from diagnostics.polarity.census_summary import LATENTS, QUARTERS, RANDOM, by_quarter
+from diagnostics.sampling.latents import BIPOLAR_SHARE
 from diagnostics.statistics.tables import lines_of, where
 
 
@@ -45,7 +46,7 @@ def plot_census(frame: pd.DataFrame, groups: Sequence[Mapping[str, Any]], proven
                     capsize=2,
                     **how,
                 )
-        for edge in (MIN_SHARE, 1 - MIN_SHARE):
+        for edge in (BIPOLAR_SHARE, 1 - BIPOLAR_SHARE):
             left.axvline(edge, color=REFERENCE, lw=0.8)
         left.set(
             xlabel="share of a latent's firing with z > 0",

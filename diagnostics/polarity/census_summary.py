@@ -8,12 +8,11 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
+from diagnostics.sampling.latents import is_bipolar
 from diagnostics.statistics.jackknife import from_deletions
 from diagnostics.statistics.tables import few_prompts, where
 
 LATENTS, RANDOM = "latents", "random"
-MIN_SHARE = 0.1
-"""Least share of a latent's firing that each sign of a bipolar latent takes. Source: ours, for the census of arXiv:2605.28149."""
 QUARTERS = ("strongest", "second", "third", "weakest")
 NOTE = (
     "bipolar: share of latents (of those that fire often enough) of whose firing each sign takes at least 10 %; bipolar mass: share of "
@@ -28,11 +27,6 @@ def bipolar(fired: Latents, positive: Latents, mass: Latents, min_active: int) -
     often = fired >= min_active
     both = often & is_bipolar(fired, positive)
     return _share(both.sum(), often.sum()), _share(mass[both].sum(), mass[often].sum())
-
-
-def is_bipolar(fired: Latents, positive: Latents) -> ndarray:
-    """Whether each sign takes at least a tenth of the firing."""
-    return (fired > 0) & (np.minimum(positive, fired - positive) >= MIN_SHARE * fired)
 
 
 def by_quarter(lines: pd.DataFrame, min_active: int) -> list[float]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Bool, Float, Int, Num, UInt64
 from numpy import ndarray
 
 from diagnostics.sampling.tokens import hash_keys
@@ -19,6 +19,13 @@ COSINE_BANDS = (0.0, 0.5, 0.75, 0.9, 0.97, 1.0)
 """Quantiles of |cos(x, d̂)| between which a latent's tokens are drawn: narrow at the top, where it is active."""
 MIN_ACTIVE = 40
 """Active tokens below which `active` leaves a latent out. Source: arXiv:2606.15054."""
+BIPOLAR_SHARE = 0.1
+"""Least share of a latent's firing that each sign of a bipolar latent takes. Source: ours, for the census of arXiv:2605.28149."""
+
+
+def is_bipolar(fired: Num[ndarray, "latent"], positive: Num[ndarray, "latent"]) -> Bool[ndarray, "latent"]:
+    """Whether each sign takes at least `BIPOLAR_SHARE` of a latent's firing. fired, positive: tokens with z ≠ 0, and with z > 0."""
+    return (fired > 0) & (np.minimum(positive, fired - positive) >= BIPOLAR_SHARE * fired)
 
 
 @dataclass(frozen=True)
