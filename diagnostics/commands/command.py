@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -48,7 +49,10 @@ class CommonOptions:
     def say(self, text: str) -> None:
         """Print a table or a line on stdout, unless --json or --quiet is given."""
         if not (self.json or self.quiet):
-            print("\n".join(map(printable, text.split("\n"))), flush=True)
+            try:
+                print("\n".join(map(printable, text.split("\n"))), flush=True)
+            except BrokenPipeError:  # nobody reads on (`| head`): the run goes on
+                _close_stdout()
 
     def progress(self, what: str, unit: str = "row") -> AbstractContextManager[Callable[..., object] | None]:
         """A progress bar on stderr, for `progress=` of a diagnostic; none with --quiet."""
@@ -153,13 +157,16 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
             if getattr(given, "json", False):
                 from interventions.files import jsonable
 
-                print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
+                print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False), flush=True)
         except PartDone as kept:
             if not (given.json or given.quiet):
                 print(terminal_line(kept))
         except MechdiagError as error:
             print(f"error: {terminal_line(error)}", file=sys.stderr)
             raise SystemExit(2) from None
+        except BrokenPipeError:  # --help or --json, with nobody reading on
+            _close_stdout()
+            raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows lacks
         except KeyboardInterrupt as stopped:
             print(terminal_line(stopped) if isinstance(stopped, Interrupted) else "interrupted", file=sys.stderr)
             raise SystemExit(128 + (signals[0] if signals else signal.SIGINT)) from None
@@ -212,6 +219,11 @@ def _stoppable() -> Iterator[list[int]]:
     finally:
         for number in heeded:
             signal.signal(number, before[number])
+
+
+def _close_stdout() -> None:
+    """Send what is still printed nowhere: flushing at exit would raise once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parsed_line(options: type[Options], words: Sequence[str] | None = None) -> Options:

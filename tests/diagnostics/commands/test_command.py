@@ -2,7 +2,9 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -256,3 +258,38 @@ def test_quiet_prints_no_table_and_no_bar(finishes, words):
         assert (json.loads(out)["files"], err) == (["found.json"], "somebody prints\n")
     else:
         assert (out, err) == ("somebody prints\n", "")
+
+
+COMMAND = """
+import sys, time
+from dataclasses import dataclass
+from diagnostics.commands.command import CommonOptions, run
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    "What it does."
+    out: str = ""
+    "a file"
+
+def main(options):
+    sys.stdin.read()  # until the reader of stdout has gone
+    for line in range(3):
+        options.say(f"table {line}")
+    open(options.out, "w").write("finished")
+    return {}
+
+run(Options, main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "made"), [((), 0, True), (("--json",), 141, True), (("--help",), 141, False)]
+)
+def test_a_reader_that_goes_away_costs_no_work_and_shows_no_traceback(tmp_path, words, code, made):
+    file, (reads, writes) = tmp_path / "file", os.pipe()
+    line = [sys.executable, "-c", COMMAND, *words, "--out", str(file)]
+    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(reads)
+    os.close(writes)
+    said = process.communicate("")[1]
+    assert (process.returncode, said, file.exists()) == (code, "", made)
