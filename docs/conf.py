@@ -7,6 +7,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import equations  # noqa: E402
+import first_use  # noqa: E402
 import reference  # noqa: E402
 
 project = "mechdiag"
@@ -56,4 +57,5 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!(interventions|sae_models|diagnostics)\.
 
 def setup(app):
     equations.setup(app)
+    first_use.setup(app)
     reference.setup(app)
