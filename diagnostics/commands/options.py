@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import shutil
 import sys
 import textwrap
@@ -122,7 +123,13 @@ def _docs(options: type) -> dict[str, str]:
 
 
 def description(options: type) -> str:
-    """The docstring and the exit codes, wrapped to the terminal; paragraphs with indented lines, such as examples, keep their lines."""
+    """The docstring and the exit codes, wrapped to the terminal; paragraphs with indented lines, such as examples, keep their lines.
+
+    A subcommand of `mechdiag` is installed where there are no scripts: its examples bear its own name.
+    """
     width = min(shutil.get_terminal_size().columns, 120)
-    paragraphs = [*(inspect.getdoc(options) or "").split("\n\n"), EXIT_CODES]
+    text = inspect.getdoc(options) or ""
+    if sys.argv[0].startswith("mechdiag "):
+        text = re.sub(r"scripts/\w+\.py", sys.argv[0], text)
+    paragraphs = [*text.split("\n\n"), EXIT_CODES]
     return "\n\n".join(text if "\n  " in text else textwrap.fill(text, width) for text in paragraphs)

@@ -10,9 +10,7 @@ import pytest
 
 from tests.scripts.conftest import SCRIPTS, SMALL, Script
 
-FORMER = {"eval_sae": "evaluate_saes", "probe": "probe_saes", "show_latent": "latent_card"}
-"""former names of commands, kept for one release"""
-COMMANDS = sorted({path.stem for path in SCRIPTS.glob("*.py")} - FORMER.keys())
+COMMANDS = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 IN_A_FOLDER = sorted(
     SMALL.keys() - {"bench_patching", "bench_replay", "bench_sae_training", "bench_workers", "report", "train_zoo"}
 )
@@ -48,13 +46,6 @@ def options(help_of):
 
 def test_every_command_has_a_small_run():
     assert sorted(SMALL) == COMMANDS
-
-
-@pytest.mark.parametrize(("former", "name"), FORMER.items())
-def test_former_name_runs_the_command_and_prints_a_note_on_stderr(script, former, name):
-    ended, under_its_name = (script(each, "--help", small=False) for each in (former, name))
-    assert ended.err == f"note: {former}.py is now {name}.py; the old name will be removed in the next release\n"
-    assert ended.said.partition("usage:")[0] == under_its_name.said.partition("usage:")[0]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
