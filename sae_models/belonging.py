@@ -38,7 +38,8 @@ def sae_site(sae: Any, model: Any, site: SiteLike | None = None) -> Site:
         raise SiteError(_unknown(sae.hook_name)) from error
     if own.inside:
         raise SiteError(_unknown(sae.hook_name))
-    sae.check_belongs(d_model=causal.d_model, hook_name=None if site is None else as_site(site).hook_name)
+    elsewhere = None if site is None or as_site(site) == own else as_site(site).hook_name
+    sae.check_belongs(d_model=causal.d_model, hook_name=elsewhere)
     sae.check_finite()
     _check_model(sae, causal)
     if sae.normalise.kind in CENTRED.values() and (why := _why_not_centred(causal)):
