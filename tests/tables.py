@@ -85,11 +85,11 @@ def runs(out: Path) -> dict[str, tuple[object, ...]]:
             "--min-tokens", 2, "--latents", 6, "--tokens-per-latent", 2, "--coefficients", 1, 8, "--ahead", 4,
         ),
         "evaluation": (
-            "evaluate_saes.py", "smollm2-135m/15/standard", "smollm2-135m/15/cosine", *SHORT, "--prompts-second", text,
+            "evaluate_saes.py", "--saes", "smollm2-135m/15/standard", "smollm2-135m/15/cosine", *SHORT, "--prompts-second", text,
             "--splice-prompts", 12,
         ),
         "cards": (
-            "latent_card.py", *SHORT, "--sae", "smollm2-135m/15/cosine", "--latents", "frequent:2", "--effects", 12,
+            "latent_card.py", *SHORT, "--saes", "smollm2-135m/15/cosine", "--latents", "frequent:2", "--effects", 12,
             "--compare", "smollm2-135m/15/standard",
         ),
         "depth": ("plot_depth.py", *(out / name for name in ("direction_norm", "dose_response", "unit_norm", "win_rate", "atlas"))),

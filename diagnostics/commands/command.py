@@ -1,6 +1,7 @@
 """Shared by all commands: what they print, errors on one line with exit code 2, interruption with exit code 130 or 143."""
 
 import contextlib
+import difflib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from diagnostics.commands.options import Options, parsed
+from diagnostics.commands.options import Options, option_names, parsed
 from diagnostics.commands.ranges import PositiveInt
 from diagnostics.running.ends import Interrupted, PartDone
 from interventions.errors import MechdiagError, ResultError
@@ -235,6 +236,12 @@ def parsed_line(options: type[Options], words: Sequence[str] | None = None) -> O
     except SystemExit as ended:
         if ended.code != 2:
             raise
+        names = option_names(options)
+        for word in (w.partition("=")[0] for w in (sys.argv[1:] if words is None else words) if w.startswith("--")):
+            if (typed := word.replace("_", "-")) not in names:
+                near = difflib.get_close_matches(typed, names, 1)
+                hint = f"; did you mean {near[0]}?" if near else ";"
+                raise MechdiagError(f"no option {word}{hint} {sys.argv[0]} --help lists them") from None
         plain = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", " ", said.getvalue())
         parts = [words.rstrip(".") for part in re.split(r"[─-]{5,}", plain) if (words := " ".join(part.split()))]
         told = [
