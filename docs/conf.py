@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import equations  # noqa: E402
+import first_use  # noqa: E402
 import reference  # noqa: E402
 
 project = "mechdiag"
@@ -74,4 +75,5 @@ def _to_the_copies(_app, _page, source):
 def setup(app):
     app.connect("source-read", _to_the_copies)
     equations.setup(app)
+    first_use.setup(app)
     reference.setup(app)

@@ -1,4 +1,4 @@
-"""Claims of README and docs/results, each with its numbers from a committed result: `python -m tests.claims` writes docs/claims.md.
+"""Claims of docs/findings.md and docs/results, each with its numbers from a committed result: `python -m tests.claims` writes docs/claims.md.
 
 `docs/claims.yaml` lists the claims; `docs/results/data/` holds the summaries that their numbers come from, and how each was made.
 `python -m tests.claims keep FOLDER NAME` puts the summary of a result there (`NAME --part matched`: another of its tables). `tests/test_claims.py` checks that the page is that of
@@ -187,7 +187,7 @@ def page() -> str:
     lines = [
         "# Claims",
         "",
-        "*Every finding that README and [results](results/direction_norm.md) state, with its control and its verdict.*",
+        "*Every finding that [What came out](findings.md) and [results](results/direction_norm.md) state, with its control and its verdict.*",
         "",
         "Estimates have 95 % intervals over prompts in brackets ([statistics](statistics.md)). *Holds*: the interval is clear of the "
         "control. *Holds under conditions*: it depends on a choice that the claim names. *Not resolved*: the interval holds both the "

@@ -15,14 +15,18 @@ def test_titles_differ():
     titles: dict[str, list[str]] = {}
     for page, text in PAGES.items():
         if (title := re.search(r"^# (.+)$", text, flags=re.MULTILINE)) and page != "activation_patching.md":
-            titles.setdefault(title[1].casefold(), []).append(page)  # `activation_patching.md` has a title of its own there
+            titles.setdefault(title[1].casefold(), []).append(
+                page
+            )  # `activation_patching.md` has a title of its own there
     assert {title: pages for title, pages in titles.items() if len(pages) > 1} == {}
 
 
 def test_gallery_shows_every_figure_once_and_leads_to_a_page_that_explains_it():
     explained = {page: text for page, text in PAGES.items() if page.startswith(("diagnostics/", "results/"))}
     used = {name for text in explained.values() for name in re.findall(r"\]\((?:\.\./)*(\w+\.png)\)", text)}
-    shown = re.findall(r"^- \[!\[.+\]\((?:diagnostics/)?(\w+\.png)\)\]\((\S+)\)\n\n  \S.+\.", PAGES["gallery.md"], flags=re.MULTILINE)
+    shown = re.findall(
+        r"^- \[!\[.+\]\((?:diagnostics/)?(\w+\.png)\)\]\((\S+)\)\n\n  \S.+\.", PAGES["gallery.md"], flags=re.MULTILINE
+    )
     assert used <= {name for name, _ in shown} and len(dict(shown)) == len(shown)
     assert all(page in PAGES for _, page in shown)
 

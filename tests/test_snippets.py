@@ -19,11 +19,12 @@ from diagnostics.commands import options as command_line
 from interventions.models import loading
 from interventions.texts import labelled
 from interventions.texts import prompts as texts
+from mechdiag import command as mechdiag_command
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if path.name != "extending.md"  # whose files `test_extending` writes and runs
 }
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", flags=re.MULTILINE | re.DOTALL)
@@ -38,7 +39,8 @@ def blocks(page: str, *languages: str) -> list[str]:
 
 
 def with_python() -> list[str]:
-    return [page for page in PAGES if blocks(page, "python")]
+    """`test_readme` runs that of README, whose output it compares."""
+    return [page for page in PAGES if page != "README.md" and blocks(page, "python")]
 
 
 _load = loading.load_model
@@ -143,11 +145,13 @@ def test_commands_parse(monkeypatch):
         if words[0] == "make":
             targets = [word for word in words[1:] if "=" not in word]
             assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets), (page, line)
-        elif words[0] not in ("pip", "git", "cd", "jupyter"):
+        elif words[:2] == ["mechdiag", "--help"]:
+            continue
+        elif words[0] not in ("pip", "git", "cd", "jupyter", "source"):
             script = ROOT / words[0]
-            assert script.parent == ROOT / "scripts" and script.is_file(), (page, line)
+            assert words[0] == "mechdiag" or (script.parent == ROOT / "scripts" and script.is_file()), (page, line)
             monkeypatch.setattr(sys, "argv", words)
             with pytest.raises(SystemExit) as ended:
-                runpy.run_path(str(script), run_name="__main__")
+                mechdiag_command.main() if words[0] == "mechdiag" else runpy.run_path(str(script), run_name="__main__")
             assert ended.value.code == 0, (page, line)
     assert len(parsed) > 5

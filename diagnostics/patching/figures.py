@@ -94,6 +94,36 @@ def plot_maps(cells: Table, provenance: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def plot_beside_control(some: Table, provenance: Mapping[str, Any]) -> Figure:
+    """The heads of one direction at one position: their shares, and those of their controls, in the same colours.
+
+    Nothing is dimmed. The strongest heads that beat their controls are named on both sides.
+    """
+    heads, layers = (sorted(some[name].unique()) for name in ("head", "layer"))
+    largest = float(some["share"].abs().max()) or 1.0
+    norm = Normalize(-largest, largest)
+    with styled():
+        figure, axes = plt.subplots(
+            1, 2, figsize=(6.8, 1 + 0.16 * len(layers)), layout="constrained", sharex=True, sharey=True
+        )
+        for ax, column, title in zip(
+            axes, ("share", "control"), ("the head's output, patched", "control: moved as far"), strict=True
+        ):
+            values = some.pivot(index="layer", columns="head", values=column).to_numpy(float)
+            draw_cells(ax, values, np.isfinite(values), norm, origin="lower")
+            _name_strongest(ax, some, bool(some["q"].notna().any()), largest, column)
+            ax.set_title(title)
+            ax.set_xlabel("head")
+            ax.set_xticks(range(len(heads)), [str(head) for head in heads])
+            every = slice(None, None, max(1, round(len(layers) / 6)))
+            ax.set_yticks(range(len(layers))[every], [str(layer) for layer in layers[every]])
+        axes[0].set_ylabel("block")
+        bar = figure.colorbar(plt.cm.ScalarMappable(norm, SIGNED), ax=axes, pad=0.02)
+        bar.set_label(f"share of the {provenance['metric'].replace('_', ' ')}")
+        write_pairs_caption(figure, provenance, f"At {some['label'].iloc[0]}.")
+    return figure
+
+
 def _draw(ax: Axes, cells: Table, across: str, columns: list[Any], norm: Normalize, tested: bool) -> bool:
     """A panel, measured blocks upward; returns whether any cell is 0 exactly."""
     layers = sorted(cells["layer"].unique())
@@ -122,14 +152,14 @@ def _outline(inside: Bool[ndarray, "row column"]) -> list[Any]:
     return [[(x, y), (x, y + 1)] for y, x in upright] + [[(x, y), (x + 1, y)] for y, x in level]
 
 
-def _name_strongest(ax: Axes, cells: Table, tested: bool, largest: float) -> None:
-    """Write the numbers of the strongest heads into their cells."""
+def _name_strongest(ax: Axes, cells: Table, tested: bool, largest: float, drawn: str = "share") -> None:
+    """Write the numbers of the heads with the largest shares into their cells; drawn: the column that the panel shows."""
     layers = sorted(cells["layer"].unique())
     some = cells[cells["beats"]] if tested else cells
     some = some[some["share"].abs() > 0.3 * largest]
     some = some.loc[some["share"].abs().sort_values(ascending=False).index[:_NAMED]]
     for _, cell in some.iterrows():
-        colour = OPEN if abs(cell["share"]) > 0.7 * largest else INK
+        colour = OPEN if abs(cell[drawn]) > 0.7 * largest else INK
         place = cell["head"], layers.index(cell["layer"])
         ax.text(*place, f"{cell['layer']}.{cell['head']}", ha="center", va="center", fontsize=5, color=colour)
 

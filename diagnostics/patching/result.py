@@ -78,6 +78,23 @@ class ActivationPatching(Result):
         (_, some), *_ = each(self.cells, ["pool", "site"])
         return plot_maps(some, self.provenance)
 
+    def plot_beside_control(self, label: str = "END", direction: str | None = None) -> Any:
+        """The heads at one position beside their controls, in the same colours; direction: default the first. Returns a matplotlib Figure.
+
+        Raises `ResultError` where no head was measured there.
+        """
+        from diagnostics.patching.figures import plot_beside_control
+
+        heads = self.cells[self.cells["head"] >= 0].dropna(subset="control")
+        some = heads[(heads["label"] == label) & (heads["direction"] == (direction or self.cells["direction"].iloc[0]))]
+        if some.empty:
+            known = ", ".join(map(str, dict.fromkeys(heads.sort_values("position")["label"]))) or "none"
+            raise ResultError(
+                f"no heads beside a control at {label}; positions known: {known}; measure with sites=('z',), controls=1"
+            )
+        first = some[(some["pool"] == some["pool"].iloc[0]) & (some["site"] == some["site"].iloc[0])]
+        return plot_beside_control(first, self.provenance)
+
     def plot_scores(self, site: str | None = None) -> Any:
         """The scores of a site's cells (default: the first site) beside the exact effects. Returns a matplotlib Figure.
 

@@ -75,6 +75,21 @@ def test_scores_are_drawn_of_one_site():
         found.plot_scores("mlp_out")
 
 
+def test_heads_are_drawn_beside_their_controls_in_the_same_colours():
+    found = ActivationPatching(frame({(3, 1, "END"): 0.5}, heads=2, **SMALL), [], PROVENANCE)
+    figure = found.plot_beside_control("END")
+    some = found.cells.query("label == 'END' and direction == 'denoise'")
+    largest = some["share"].abs().max()
+    for ax, column in zip(figure.axes, ("share", "control"), strict=False):
+        values = some.pivot(index="layer", columns="head", values=column).to_numpy()
+        colours = plt.get_cmap(SIGNED)(0.5 + values / largest / 2)
+        assert np.allclose(ax.images[-1].get_array()[..., :3], colours[..., :3], atol=0.01)
+        assert [text.get_text() for text in ax.texts] == ["3.1"]
+    plt.close(figure)
+    with pytest.raises(ResultError, match="no heads beside a control at S1; positions known: S2, END;"):
+        found.plot_beside_control("S1")
+
+
 def test_layers_that_were_not_measured_are_not_drawn():
     cells = summary.cells(frame(heads=2, **SMALL))
     figure = plot_maps(cells[cells["layer"] != 1], PROVENANCE)
