@@ -1,6 +1,8 @@
 """How the documentation is built: `make docs`. Nothing that it shows is fetched from a network, equations included."""
 
+import re
 import sys
+from importlib.metadata import version as installed
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -12,12 +14,13 @@ import reference  # noqa: E402
 
 project = "mechdiag"
 author = "the mechdiag authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
+version = release = installed(project)
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 suppress_warnings = ["toc.empty_glob"]
 
 html_theme = "furo"
-html_title = "mechdiag"
+html_title = f"mechdiag {release}"
 html_static_path = ["_static"]
 html_css_files = ["mechdiag.css"]
 html_copy_source = False
@@ -25,6 +28,7 @@ html_show_copyright = html_show_sphinx = False
 html_math_renderer = "mathml"
 html_theme_options = {"navigation_with_keys": True}
 
+nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
@@ -55,7 +59,21 @@ nitpick_ignore = [
 nitpick_ignore_regex = [(r"py:.*", r"(?!(interventions|sae_models|diagnostics)\.).*")]
 
 
+# The notebooks of the site are copies, whose links start one folder lower; their outputs are those committed.
+COPIES = Path(__file__).parent / "notebooks"
+COPIES.mkdir(exist_ok=True)
+for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+    text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
+    if not (copy := COPIES / notebook.name).exists() or copy.read_text(encoding="utf-8") != text:
+        copy.write_text(text, encoding="utf-8")
+
+
+def _to_the_copies(_app, _page, source):
+    source[0] = re.sub(r"\]\(\.\./((?:\.\./)*notebooks/)", r"](\1", source[0])
+
+
 def setup(app):
+    app.connect("source-read", _to_the_copies)
     equations.setup(app)
     first_use.setup(app)
     reference.setup(app)

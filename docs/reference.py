@@ -16,8 +16,10 @@ def shown():
     """Modules that the pages of `api/` show, and which of their functions and classes (none: all)."""
     pages = "".join(page.read_text(encoding="utf-8") for page in sorted(API.glob("*.md")))
     found = {module: [] for module in re.findall(r"^\.\. automodule:: (\S+)$", pages, flags=re.MULTILINE)}
+    whole = set(found)
     for module, name in re.findall(r"^\.\. auto(?:function|class):: (\S+)\.(\w+)$", pages, flags=re.MULTILINE):
-        found.setdefault(module, []).append(name)
+        if module not in whole:  # else it is only shown first
+            found.setdefault(module, []).append(name)
     return found
 
 
