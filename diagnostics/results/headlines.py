@@ -20,10 +20,16 @@ class Headline:
     against: str
     """the null value, or that of a control, with its name"""
 
+    @property
+    def sentence(self) -> str:
+        """`Quantity is value (control).`"""
+        beside = f" ({self.against})" if self.against else ""
+        return f"{self.what[:1].upper()}{self.what[1:]} is {self.value}{beside}."
+
 
 def middle(groups: Sequence[Group]) -> list[Group]:
     """The groups of the middle block measured."""
-    layers = sorted({g["layer"] for g in groups})
+    layers = sorted({g["layer"] for g in groups}) or [None]
     return [g for g in groups if g["layer"] == layers[len(layers) // 2]]
 
 
