@@ -51,7 +51,7 @@ def _px(column: pd.Series, name: str) -> float:
     return max(widest, _PX * max(map(len, name.split()), default=0)) + 2 * _PADDING
 
 
-_PX, _PADDING = 7.8, 8
+_PX, _PADDING = 7.2, 8
 """of a digit of 13.5 px, in a wide font; beside a cell"""
 
 
