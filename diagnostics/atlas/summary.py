@@ -99,8 +99,8 @@ def score_statistics(
     missed = size[large] < np.median(size)
     return {
         "rank": statistics.mean(rho[known], tokens.prompt[known]),
-        "recall": statistics.mean(recall[many], tokens.prompt[many]),
-        "captured": statistics.mean(caught[some] / best[some], tokens.prompt[some]),
+        "recall": statistics.mean(recall[many], tokens.prompt[many], transform="logit"),
+        "captured": statistics.mean(caught[some] / best[some], tokens.prompt[some], transform="logit"),
         "false_negatives": statistics.share(missed, prompt[large]),
     }
 

@@ -27,7 +27,7 @@ class ActivationPatching(Result):
     TITLE: ClassVar[str] = "Activation patching"
     QUESTION: ClassVar[str] = "Which activations carry what differs between two prompts?"
     NOTE: ClassVar[str] = (
-        "share: Σ effect / Σ (m_clean − m_corrupt) over pairs, 95 % intervals over pairs; null: the largest share of a control, which "
+        "share: Σ effect / Σ (m_clean − m_corrupt) over pairs, 95 % intervals over pairs; control: the same of another source, which "
         "moves a cell as far along the difference of two other pairs; beat_control: cells that differ from their control at a false "
         "discovery rate of 5 %. denoise: clean into corrupt; noise: corrupt into clean."
     )

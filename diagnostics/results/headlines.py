@@ -22,9 +22,12 @@ class Headline:
 
     @property
     def sentence(self) -> str:
-        """`Quantity is value (control).`"""
-        beside = f" ({self.against})" if self.against else ""
-        return f"{self.what[:1].upper()}{self.what[1:]} is {self.value}{beside}."
+        """`Quantity is value; control.`"""
+        comma = "," if ", " in self.what else ""
+        return (
+            "; ".join(filter(None, [f"{self.what[:1].upper()}{self.what[1:]}{comma} is {self.value}", self.against]))
+            + "."
+        )
 
 
 def middle(groups: Sequence[Group]) -> list[Group]:

@@ -38,9 +38,13 @@ def folded_html(frame: pd.DataFrame, caption: str = "") -> Markup:
         said, frame = without_constants(frame)
         shown, rest = fitting(frame, _ROOM, _px)
     named = [str(name) for name in rest.columns[len(keys(frame)) :]]
-    head = " ".join(filter(None, [caption, f"({said.removesuffix('.')})" if said else ""]))
+    head = " ".join(filter(None, [caption, f"({said})" if said else ""]))
     return part(
-        "results/folded.html", table=table_html(shown, head), rest=table_html(rest) if named else "", named=named
+        "results/folded.html",
+        table=table_html(shown, head),
+        rest=table_html(rest) if named else "",
+        named=named,
+        none=False,
     )
 
 

@@ -52,7 +52,7 @@ def text_table(frame: pd.DataFrame, columns: int = COLUMNS) -> str:
     if _width(frame) <= columns:
         return _aligned(frame)
     said, frame = without_constants(frame)
-    lines = [wrapped(said, columns)] if said else []
+    lines = [wrapped(f"({said})", columns)] if said else []
     turned = frame.T.reset_index().astype(object)
     if len(frame) <= _MOST_TURNED and _width(turned, headed=False) <= columns:
         return "\n".join([*lines, _aligned(turned, headed=False)])
@@ -75,7 +75,7 @@ def without_constants(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     if not same or len(same) == len(frame.columns):
         return "", frame
     said = listed((f"{name} {cell_text(frame[name].iloc[0])}" for name in same), len(same))
-    return f"In every line: {said}.", frame.drop(columns=same)
+    return f"in every line: {said}", frame.drop(columns=same)
 
 
 def keys(frame: pd.DataFrame) -> list[Any]:

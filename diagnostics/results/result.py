@@ -24,6 +24,7 @@ from diagnostics.statistics.tables import with_ends
 from interventions.errors import ResultError
 from interventions.files import PARTIAL, json_text, jsonable, made, read_json, remove_partial, write_frame, writing
 from interventions.sites import Site
+from interventions.words import count
 
 
 class BaseResult:
@@ -184,7 +185,7 @@ class BaseResult:
 
     def __repr__(self) -> str:
         """One line: `DirectionNorm(smollm2-135m, 3 sites, 4,000 rows, 200 prompts)`."""
-        return f"{type(self).__name__}({', '.join([*counted(self), f'{len(self.frame):,} rows'])})"
+        return f"{type(self).__name__}({', '.join([*counted(self), count(len(self.frame), 'row')])})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The table, where IPython shows text."""

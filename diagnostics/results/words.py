@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from interventions.sites import Site
+from interventions.words import count
 
 COLUMNS = 100
 """columns of a terminal"""
@@ -53,9 +54,9 @@ def counted(result: HasProvenance) -> list[str]:
     found = list(dict.fromkeys(str(p["model"]).rstrip("/").rpartition("/")[2] for p in every if "model" in p))
     for key, one in (("sites", "site"), ("saes", "SAE")):
         if n := len({str(value) for p in every for value in p.get(key, ())}):
-            found.append(f"{n:,} {one}{'s' * (n > 1)}")
+            found.append(count(n, one))
     prompts = [p["prompts"] for p in every if isinstance(p.get("prompts"), int)]
-    return [*found, f"{sum(prompts):,} prompts"] if prompts else found
+    return [*found, count(sum(prompts), "prompt")] if prompts else found
 
 
 def _model(p: Mapping[str, Any]) -> str:

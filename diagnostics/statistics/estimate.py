@@ -9,8 +9,9 @@ from numpy import ndarray
 
 from interventions.files import Json
 
-Transform = Literal["log"] | None
-"""None: the statistic's own scale. "log": the interval is formed for its logarithm and exponentiated back."""
+Transform = Literal["log", "logit"] | None
+"""None: the statistic's own scale. "log": the interval is formed for its logarithm and exponentiated back. "logit": of a share in
+[0, 1], for its log odds, so that its ends lie in [0, 1] (see `share`)."""
 MISSING = "–"
 """shown where there is no number"""
 MIN_PROMPTS, FEW_PROMPTS = 10, 20
@@ -43,7 +44,7 @@ class Estimate(Json):
     high: float
     """upper end; nan as for `low`, inf when nothing bounds the statistic from above"""
     se: float
-    """standard error, on the log scale for ratios and `transform="log"`; nan without an interval"""
+    """standard error, on the log scale for ratios and `transform="log"`, of the log odds for shares; nan without an interval"""
     n_rows: int
     """rows that entered"""
     n_prompts: int

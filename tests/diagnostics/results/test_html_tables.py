@@ -69,7 +69,7 @@ def wide(lines=6, columns=14):
 
 def test_what_does_not_fit_a_terminal_is_turned_or_named():
     text = text_table(wide())
-    assert max(map(len, text.splitlines())) <= 100 and text.startswith("In every line: sae one.\n")
+    assert max(map(len, text.splitlines())) <= 100 and text.startswith("(in every line: sae one)\n")
     shown, named = text.partition("Not shown:")[::2]
     for i in range(14):
         assert (f" {i}.3 [1, 20]" in shown) != bool(re.search(rf"quantity\s+{i}[,.]", named))
@@ -86,6 +86,6 @@ def test_columns_that_do_not_fit_a_page_are_behind_a_fold():
     heads = [words for words in page.text if words.startswith("quantity") and "," not in words]
     assert page.tags.count("table") == 2 and sorted(heads) == sorted(f"quantity {i}" for i in range(14))
     assert (
-        page.text.count("e3") == 2 and "a title (In every line: sae one)" in page.text
+        page.text.count("e3") == 2 and "a title (in every line: sae one)" in page.text
     )  # what a line is about stands in both
     assert read(folded_html(wide(6, 2))).tags.count("table") == 1
