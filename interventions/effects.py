@@ -24,6 +24,7 @@ from interventions.replaying.replay_check import warn_of_full_passes, why_not_re
 from interventions.replaying.rows import Horizon, Reference, Rows, Vectors
 from interventions.shared_directions import Along
 from interventions.sites import SiteLike, as_site, several
+from interventions.words import count
 
 PATHS = ("auto", "replay", "hooks")
 NONFINITE = ("error", "count")
@@ -57,6 +58,9 @@ class Effects:
 
     def __getitem__(self, metric: str) -> Tensor:
         return self.values[metric]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({count(len(self.position), 'row')}, {', '.join(self.values)}, by {self.path})"
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from interventions.models.wrapping import wrap
 from interventions.sites import Site, SiteLike, as_site, as_sites
 from interventions.texts.inputs import check_prompts, read_prompts
 from interventions.texts.prompts import Prompts
+from interventions.words import count
 
 _AS_RECORDED = "as recorded"
 
@@ -74,6 +75,10 @@ class Recording:
     takes one prompt alone"""
     spilled: Spilled | None = None
     """what is kept, where it is more than the budget; None: everything is above"""
+
+    def __repr__(self) -> str:
+        counts = (len(self.length), "prompt"), (int(self.length.sum()), "token"), (len(self.activations), "site")
+        return f"Recording({', '.join(count(*each) for each in counts)})"
 
     def __getattr__(self, name: str) -> Any:
         if name != "final_hidden" or self.__dict__.get("spilled") is None:

@@ -50,7 +50,7 @@ _AGREEMENT_HALF = 0.5
 _FEW, _FEW_GPU = 2**18, 2**27  # numbers compared at once: on the CPU what fits its caches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SecondOrder(Effects):
     """½·Var_p(JΔ) of each read, nats, by the name `second_order`, other numbers formed of JΔ, and how they were made."""
 

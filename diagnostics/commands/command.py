@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from diagnostics.commands.options import Options, option_names, parsed
 from diagnostics.commands.ranges import PositiveInt
+from diagnostics.results.words import wrapped
 from diagnostics.running.ends import Interrupted, PartDone
 from interventions.errors import MechdiagError, ResultError
 
@@ -51,7 +52,7 @@ class CommonOptions:
         """Print a table or a line on stdout, unless --json or --quiet is given."""
         if not (self.json or self.quiet):
             try:
-                print("\n".join(map(printable, text.split("\n"))), flush=True)
+                print("\n".join(map(printable, wrapped(text).split("\n"))), flush=True)
             except BrokenPipeError:  # nobody reads on (`| head`): the run goes on
                 _close_stdout()
 
@@ -96,7 +97,7 @@ class OutputOptions(CommonOptions):
             files = self.write(result, folder)
         finally:  # an error in a table must not cost the files
             self.say(result.table())
-        self.say(f"wrote {', '.join(files)} into {folder}")
+        self.say(f"wrote {named_files(files)}\ninto {folder}")
         return {**result.as_dict(), "out": str(folder), "files": files}
 
     def write(self, result: Finding, folder: Path) -> list[str]:
@@ -152,8 +153,7 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
     with _stoppable() as signals:
         try:
             given = parsed_line(options)
-            warnings.showwarning = _warning_line
-            with _output_of(given):
+            with _output_of(given), _warned_once():
                 document = main(given)
             if getattr(given, "json", False):
                 from interventions.files import jsonable
@@ -250,8 +250,38 @@ def parsed_line(options: type[Options], words: Sequence[str] | None = None) -> O
         raise MechdiagError(f"{'; '.join(told)}; see {sys.argv[0]} --help") from None
 
 
-def _warning_line(message: Warning | str, category: type[Warning], *_: object) -> None:
-    print(f"warning: {terminal_line(message)}", file=sys.stderr)
+@contextlib.contextmanager
+def _warned_once() -> Iterator[None]:
+    """Warnings on stderr, a line each; of those that differ in numbers only the first, and in the end how many more there were."""
+    kinds: dict[str, list[str]] = {}
+
+    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+        said = terminal_line(message)
+        told = kinds.setdefault(re.sub(r"\d[\d.,]*(e[-+]?\d+)?", "#", said), [])
+        told.append(said)
+        if len(told) == 1:
+            print(f"warning: {said}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            for first, *more in kinds.values():
+                if more:
+                    print(f"warning: {len(more)} more like “{first[:60]}{'…' * (len(first) > 60)}”", file=sys.stderr)
+
+
+def named_files(files: Sequence[str]) -> str:
+    """Names of files, those of one picture in several formats as one: `a.parquet, b.png .svg .pdf`."""
+    by: dict[str, list[str]] = {}
+    for file in files:
+        stem, dot, ending = file.rpartition(".")
+        if ending in ("png", "svg", "pdf"):
+            by.setdefault(stem, []).append(dot + ending)
+        else:
+            by[file] = []
+    return ", ".join(" ".join([name + "".join(endings[:1]), *endings[1:]]) for name, endings in by.items())
 
 
 def typed(words: Sequence[str]) -> list[str]:

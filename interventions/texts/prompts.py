@@ -16,6 +16,7 @@ from interventions.models.causal_model import CausalModel
 from interventions.texts.corpora import LICENCES, SOURCES, paragraphs
 from interventions.texts.inputs import check_prompts, encode, read_prompts
 from interventions.texts.tables import csv_rows, json_rows, read_text
+from interventions.words import count
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Texts:
     dropped: dict[str, int] = field(default_factory=dict)
     """how many paragraphs were left out, by reason"""
 
+    def __repr__(self) -> str:
+        return f"Texts({self.name}, {count(len(self.texts), 'paragraph')})"
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -50,6 +54,9 @@ class Prompts:
     """how many paragraphs were passed over on the way to these prompts, by reason"""
     provenance: dict[str, Any] = field(default_factory=dict)
     """text's name, hash and licence, and how it became prompts"""
+
+    def __repr__(self) -> str:
+        return f"Prompts({count(len(self.tokens), 'prompt')}, {count(sum(map(len, self.tokens)), 'token')})"
 
 
 def load_texts(where: str = "boolq", n: int | None = None, min_chars: int = 1) -> Texts:

@@ -89,7 +89,7 @@ def test_control_characters_are_written_out(run, said, shown):
 
     def main(options):
         command.CommonOptions().say(f"one\t{said}\ntwo")
-        command._warning_line(said, UserWarning)
+        warnings.showwarning(UserWarning(said), UserWarning, "a file", 1)
 
     assert run(main, "--out", "x") == (0, f"one     {shown}\ntwo\n", f"warning: {shown}\n")
 
@@ -195,12 +195,16 @@ def test_invalid_command_lines_exit_2_with_one_line(run, words, named):
     assert "Traceback" not in err
 
 
-def test_a_warning_is_one_line(run):
+def test_warnings_of_one_kind_are_one_line_and_a_count(run):
     def main(options):
-        assert warnings.showwarning is command._warning_line
-        warnings.showwarning(UserWarning("few\n   prompts"), UserWarning, "a file", 1)
+        for n in ("12.5", "3e-05", "17"):
+            warnings.showwarning(UserWarning(f"from\n   {n} prompts"), UserWarning, "a file", 1)
+            warnings.showwarning(UserWarning("another kind"), UserWarning, "a file", 1)
 
-    assert run(main, "--out", "x") == (0, "", "warning: few prompts\n")
+    before = warnings.showwarning
+    said = "warning: from 12.5 prompts\nwarning: another kind\nwarning: 2 more like “from 12.5 prompts”\n"
+    assert run(main, "--out", "x") == (0, "", said + "warning: 2 more like “another kind”\n")
+    assert warnings.showwarning is before
 
 
 def found(n, *, how, progress):
@@ -238,7 +242,7 @@ def finishes(run, monkeypatch, tmp_path):
 
 def test_the_table_and_the_files_are_printed(finishes, tmp_path):
     status, out, err = finishes()
-    assert (status, out) == (0, f"somebody prints\nthe table\nwrote found.json into {tmp_path}\n")
+    assert (status, out) == (0, f"somebody prints\nthe table\nwrote found.json\ninto {tmp_path}\n")
     assert "looking" in err
 
 
