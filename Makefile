@@ -70,7 +70,7 @@ $(TESTABLE): $(INSTALLED)
 dist: $(TESTABLE)
 	@rm -rf dist
 	@.venv/bin/python -m build --quiet --no-isolation --outdir dist
-	@PYTHON=$(abspath .venv/bin/python) tests/first_ten_minutes.sh dist/*.whl
+	@PYTHON=$(abspath .venv/bin/python) DEMO_ARGS="$(DEMO_ARGS)" tests/first_ten_minutes.sh dist/*.whl
 	@ls dist/*
 
 # README's length, the start of commands and the widths of pages beside their limits.

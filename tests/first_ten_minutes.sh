@@ -5,7 +5,8 @@
 #
 # WHEEL   default: built from this checkout by $PYTHON (default: python3)
 # --quick the wheel alone into a folder, with the libraries, model and texts of $PYTHON; no run of a command and no report: 20 s.
-#         Otherwise a new environment with the versions of constraints.txt and a new cache: minutes, and about 4 GB in $TMPDIR.
+#         Otherwise a new environment with the versions of constraints.txt and a new cache: minutes, and about 3 GB in $TMPDIR (more with CUDA).
+# DEMO_ARGS, as in the Makefile: of the run of a command
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -48,7 +49,8 @@ fi
 
 step "mechdiag --version, --help"
 mechdiag --version
-mechdiag --help | grep -q 'direction-norm' || fail "mechdiag --help does not name direction-norm"
+mechdiag --help > help.txt
+grep -q direction-norm help.txt || fail "mechdiag --help does not name direction-norm"
 found=$("$python" -c 'import mechdiag; print(mechdiag.__file__)')
 [[ $found == "$folder"/* ]] || fail "mechdiag is imported from $found, not from the wheel"
 
@@ -69,7 +71,8 @@ step "a command with --json"
 if [ "$quick" ]; then
     mechdiag data --list --json > said.json
 else
-    mechdiag direction-norm --pairs 80 --n-prompts 50 --out demo --json > said.json
+    read -ra words <<< "${DEMO_ARGS:---pairs 80 --n-prompts 50}"
+    mechdiag direction-norm "${words[@]}" --out demo --json > said.json
     step "mechdiag report"
     mechdiag report demo --out report.html
     grep -q '</html>' report.html || fail "report.html is cut off"
