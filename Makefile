@@ -24,7 +24,7 @@ DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo polarity-zoo notebook notebooks docs test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
+.PHONY: demo zoo polarity-zoo notebook notebooks docs dist measure test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -65,6 +65,17 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-data.txt
 $(TESTABLE): $(INSTALLED)
 	@.venv/bin/$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
+
+# A wheel and a source archive, and what a new user does first with the wheel: in an empty environment, which takes gigabytes.
+dist: $(TESTABLE)
+	@rm -rf dist
+	@.venv/bin/python -m build --quiet --no-isolation --outdir dist
+	@PYTHON=$(abspath .venv/bin/python) tests/first_ten_minutes.sh dist/*.whl
+	@ls dist/*
+
+# README's length, the start of commands and the widths of pages beside their limits.
+measure: docs
+	@$(TEST_ENV) .venv/bin/python -m tests.first_minutes
 
 lint: $(TESTABLE)
 	@.venv/bin/ruff check --quiet .

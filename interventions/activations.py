@@ -22,7 +22,7 @@ from interventions.models.exclusive import exclusive
 from interventions.models.fingerprint import depends_on_batch
 from interventions.models.rotary import forget_longer_passes
 from interventions.models.wrapping import wrap
-from interventions.sites import Site
+from interventions.sites import Site, SiteLike, as_sites
 from interventions.texts.prompts import Prompts, prompts_for
 
 AUTOCASTS = ("auto", "bfloat16", "none")
@@ -70,7 +70,7 @@ class ActivationStream(Iterator[Any]):
         self,
         model: Any,
         prompts: Any,
-        sites: Sequence[Site],
+        sites: SiteLike | Sequence[SiteLike],
         batch_tokens: int = 2048,
         buffer_tokens: int = 131_072,
         sink_filter: float | None = 10.0,
@@ -92,7 +92,7 @@ class ActivationStream(Iterator[Any]):
         """
         self.model: CausalModel = wrap(model)
         self.prompts = prompts_for(self.model, prompts)
-        self.sites = tuple(dict.fromkeys(sites))
+        self.sites = as_sites(sites)
         self.batch_tokens, self.buffer_tokens = batch_tokens, buffer_tokens
         if batch_prompts_tokens is None:
             batch_prompts_tokens = 1024 if self.model.device.type == "cpu" else 16_384

@@ -15,15 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interventions.effects import check_rows, choose_path
+from interventions.effects import Index, check_rows, choose_path
 from interventions.errors import EditError, HookError
 from interventions.metrics import TokenMetric
 from interventions.models.anatomy import at_site, check_site
 from interventions.models.rotary import forget_longer_passes
+from interventions.models.uploads import as_vectors, token_rows
 from interventions.recording import Recording
 from interventions.replaying.replay import replayed, unembed
 from interventions.replaying.rows import Horizon, Rows
-from interventions.sites import Site
+from interventions.sites import Site, SiteLike, as_sites
 
 Objective = TokenMetric | Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"]], Float[Tensor, "row"]]
 """A number formed of each row's logits: a metric of tokens, or a differentiable function of (logits, indices of their rows)."""
@@ -52,9 +53,9 @@ class Attribution:
 
 def gradients(
     recording: Recording,
-    site: Site,
-    prompt: Int[Tensor, "row"],
-    position: Int[Tensor, "row"],
+    site: SiteLike,
+    prompt: Index,
+    position: Index,
     objective: Objective,
     *,
     vectors: Float[Tensor, "row d_model"] | None = None,
@@ -70,7 +71,7 @@ def gradients(
     """
     if vectors is None:
         vectors = recording.at(site, prompt, position)
-    vectors = vectors.to(recording.model.device, recording.model.stream_dtype)
+    vectors = as_vectors(vectors).to(recording.model.device, recording.model.stream_dtype)
     with recording.held():
         rows = check_rows(recording, site, prompt, position, vectors.detach(), horizon)
         if isinstance(objective, TokenMetric):
@@ -106,9 +107,9 @@ def _gradient(rows: Rows, chunk: np.ndarray, objective: Objective) -> tuple[Tens
 
 def gradient_times_activation(
     recording: Recording,
-    site: Site,
-    prompt: Int[Tensor, "row"],
-    position: Int[Tensor, "row"],
+    site: SiteLike,
+    prompt: Index,
+    position: Index,
     objective: Objective,
     *,
     baseline: Float[Tensor, "row d_model"] | float = 0.0,
@@ -125,9 +126,9 @@ def gradient_times_activation(
 
 def integrated_gradients(
     recording: Recording,
-    site: Site,
-    prompt: Int[Tensor, "row"],
-    position: Int[Tensor, "row"],
+    site: SiteLike,
+    prompt: Index,
+    position: Index,
     objective: Objective,
     *,
     baseline: Float[Tensor, "row d_model"] | float = 0.0,
@@ -168,9 +169,9 @@ def _with_leaf(seen: dict[Site, Tensor], site: Site, hidden: Tensor) -> Tensor:
 
 def gradients_everywhere(
     recording: Recording,
-    sites: Sequence[Site],
-    prompt: Int[Tensor, "row"],
-    position: Int[Tensor, "row"],
+    sites: SiteLike | Sequence[SiteLike],
+    prompt: Index,
+    position: Index,
     objective: Objective,
     *,
     batch_rows: int = 8,
@@ -180,10 +181,10 @@ def gradients_everywhere(
     One full pass forward and back a row gives all sites and positions: what to use to attribute one prediction to all that
     came before it. 0 after the row's position. Works for models that replay does not support.
     """
-    model = recording.model
+    model, sites = recording.model, as_sites(sites)
     for site in sites:
         check_site(model, site)
-    prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
+    prompt, position = token_rows(prompt, position)
     recording.check_rows(prompt, position)
     if isinstance(objective, TokenMetric):
         objective.check(len(prompt))

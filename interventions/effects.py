@@ -3,18 +3,18 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interventions.errors import EditError, MechdiagError, ReplayError, is_out_of_memory
+from interventions.errors import EditError, MechdiagError, ReplayError, count, is_out_of_memory
 from interventions.metrics import METRICS, TokenMetric
 from interventions.models.anatomy import check_site
 from interventions.models.memory import rows_at_once
-from interventions.models.uploads import upload, upload_all
+from interventions.models.uploads import token_rows, upload, upload_all, whole_numbers
 from interventions.recording import Recording
 from interventions.replaying.chunks import DIRECT, Asked, hooked, hooks_chunk, read_tokens, replay_chunk, replay_rows
 from interventions.replaying.joint import JointRows, Put
@@ -23,9 +23,12 @@ from interventions.replaying.replay import unembed
 from interventions.replaying.replay_check import warn_of_full_passes, why_not_replay
 from interventions.replaying.rows import Horizon, Reference, Rows, Vectors
 from interventions.shared_directions import Along
-from interventions.sites import Site
+from interventions.sites import SiteLike, as_site, several
 
 PATHS = ("auto", "replay", "hooks")
+NONFINITE = ("error", "count")
+Metrics = str | TokenMetric | Sequence[str | TokenMetric]
+Index = int | Int[Tensor, "row"] | Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -55,57 +58,65 @@ class Effects:
     def __getitem__(self, metric: str) -> Tensor:
         return self.values[metric]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({count(len(self.position), 'row')}, {', '.join(self.values)}, by {self.path})"
+
 
 @torch.no_grad()
 def measure(
     recording: Recording,
-    site: Site,
-    prompt: Int[Tensor, "row"],
-    position: Int[Tensor, "row"] | Int[Tensor, "row edit"],
+    site: SiteLike,
+    prompt: Index,
+    position: Index | Int[Tensor, "row edit"] | Sequence[Sequence[int]],
     vectors: Vectors | Along,
     *,
-    metrics: Sequence[str | TokenMetric] = ("kl",),
+    metrics: Metrics = ("kl",),
     horizon: Horizon = 1,
     reference: Reference | None = None,
     path: str = "auto",
+    nonfinite: str = "error",
     batch_rows: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Effects:
-    """The effect of putting `vectors[row]` at `site` of token (prompt, position).
+    """The effect of putting `vectors[row]` at `site` (or its name) of token (prompt, position).
 
-    prompt, position: `[row]`, any order, repeats welcome: edits of one token are put side by side and its clean
+    prompt, position: `[row]`, tensors, lists or one number for all rows, any order, repeats welcome: edits of one token are put side by side and its clean
     distribution is formed once. A row may edit several positions of its prompt at once: position `[row, edit]`, padded
     with −1, and vectors `[row, edit, d_model]`. Changes along the same few directions (an SAE's latents removed) may be given as
     `Directions.times`; their direct effects then cost less. horizon: where the effect is read, at the first edited position and the
     h − 1 after it (values `[row, h]`), at the prompt's `last` position, or at given positions `[row, read]`, padded with −1
     (values `[row, read]`); an edit that nothing reads is an error.
-    metrics: names in `METRICS`, `kl_direct` (the same change carried straight to the final norm and unembedding; 0 where
+    metrics: one or several of: names in `METRICS`, `kl_direct` (the same change carried straight to the final norm and unembedding; 0 where
     a position is read that was not edited), or metrics of tokens (`LogitDifference`, `Probability`, `Rank`), which give
     `name` and `clean_name`. reference: compare with another vector in the same place instead of with the prompt as it
     stands. path: `auto` (replay, checked against full forward passes on the longest positions; these, with a warning,
-    where it is not exact), `replay` (an error where it is not exact) or `hooks`. batch_rows: tokens that a chunk replays (default 512 on
+    where it is not exact), `replay` (an error where it is not exact) or `hooks`. nonfinite: `error`, raised before the run, or `count`: run
+    vectors that hold nan or infinity, and count what comes of them in `n_nonfinite`, as always where a function forms them. batch_rows: tokens that a chunk replays (default 512 on
     the CPU; on a GPU up to 4096, by its memory: see `rows_at_once`; remotely what 1024 rows have): as many rows where each is read at
     its own position; halved when memory runs out.
 
-    Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape, `ReplayError` where
+    Raises `SiteError` for a site or row that does not exist, `EditError` for vectors of the wrong shape or not finite, `ReplayError` where
     replay was asked for and is not exact, `ModelError` where the model changed after it was recorded.
     Last bits depend on which rows share a chunk: equal to tolerance, not to the bit, where `batch_rows` changed.
     """
-    _check_how(path, batch_rows)
+    _check_how(path, batch_rows, nonfinite)
     with recording.held(traces=True):
         rows = check_rows(recording, site, prompt, position, vectors, horizon, reference)
+        if nonfinite == "error":
+            rows.check_finite()
         return _effects(rows, metrics, path, batch_rows, progress)
 
 
 @torch.no_grad()
 def measure_joint(
     recording: Recording,
-    prompt: Int[Tensor, "row"],
-    puts: Sequence[Put],
+    prompt: Index,
+    puts: Put | Sequence[Put],
     *,
-    metrics: Sequence[str | TokenMetric] = ("kl",),
+    metrics: Metrics = ("kl",),
     horizon: Horizon = "last",
     path: str = "auto",
+    nonfinite: str = "error",
     batch_rows: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Effects:
@@ -119,29 +130,35 @@ def measure_joint(
     Raises `SiteError` and `ReplayError` as `measure` does, `EditError` for vectors of the wrong shape, rows without an edit, and
     edits of one token of which one leaves the other without effect (a head's `z` and `attn_out`).
     """
+    metrics = several(metrics)
     if DIRECT in metrics:
         raise MechdiagError(f"{DIRECT} of joint edits is not defined; known: {', '.join(METRICS)}, metrics of tokens")
-    _check_how(path, batch_rows)
+    _check_how(path, batch_rows, nonfinite)
     with recording.held(traces=True):
-        rows = JointRows(recording, torch.as_tensor(prompt).cpu(), puts, horizon)
+        of = torch.atleast_1d(whole_numbers(prompt, "prompts"))
+        rows = JointRows(recording, of, [puts] if isinstance(puts, Put) else puts, horizon)
+        if nonfinite == "error":
+            rows.check_finite()
         return _effects(rows, metrics, path, batch_rows, progress)
 
 
-def _check_how(path: str, batch_rows: int | None) -> None:
+def _check_how(path: str, batch_rows: int | None, nonfinite: str) -> None:
     if path not in PATHS or (batch_rows is not None and batch_rows < 1):
         raise MechdiagError(
             f"path {path!r}, batch_rows {batch_rows}; expected one of {', '.join(PATHS)}, and 1 row or more"
         )
+    if nonfinite not in NONFINITE:
+        raise MechdiagError(f"nonfinite {nonfinite!r}; expected one of {', '.join(NONFINITE)}")
 
 
 def _effects(
     rows: Rows,
-    metrics: Sequence[str | TokenMetric],
+    metrics: Metrics,
     path: str,
     batch_rows: int | None,
     progress: Callable[[int], object] | None,
 ) -> Effects:
-    asked, before = Asked(metrics, len(rows)), rows.recording.recorded_again
+    asked, before = Asked(several(metrics), len(rows)), rows.recording.recorded_again
     size = batch_rows or _usual_size(rows)
     chosen = choose_path(rows, path, size)
     size, halvings = in_chunks(rows, asked, chosen.one_chunk, size, progress)
@@ -197,20 +214,24 @@ def in_chunks(
 @torch.no_grad()
 def intervened_logits(
     recording: Recording,
-    site: Site,
-    prompt: Tensor,
-    position: Tensor,
-    vectors: Tensor,
+    site: SiteLike,
+    prompt: Index,
+    position: Index | Int[Tensor, "row edit"] | Sequence[Sequence[int]],
+    vectors: Vectors,
     *,
     horizon: Horizon = 1,
     path: str = "auto",
+    nonfinite: str = "error",
 ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row horizon vocab"]:
     """Next-token logits where the effects of rows are read, for rows few enough to hold them. See `measure`.
 
     With a horizon above 1 nan beyond the prompt's end.
     """
     with recording.held():
+        _check_how(path, None, nonfinite)
         rows = check_rows(recording, site, prompt, position, vectors, horizon)
+        if nonfinite == "error":
+            rows.check_finite()
         everything = rows.order
         reads = rows.reads(everything)
         if choose_path(rows, path, len(rows), [everything]).path == "replay":
@@ -227,16 +248,17 @@ def intervened_logits(
 
 def check_rows(
     recording: Recording,
-    site: Site,
-    prompt: Tensor,
-    position: Tensor,
+    site: SiteLike,
+    prompt: Any,
+    position: Any,
     vectors: Vectors | Along,
     horizon: Horizon = 1,
     reference: Reference | None = None,
 ) -> Rows:
     """The rows of a call, checked (see `measure`)."""
+    site = as_site(site)
     check_site(recording.model, site)
-    prompt, position = torch.as_tensor(prompt).cpu(), torch.as_tensor(position).cpu()
+    prompt, position = token_rows(prompt, position)
     if not isinstance(vectors, Along):
         return Rows(recording, site, prompt, position, vectors, reference, horizon)
     if position.ndim != 1 or len(position) != len(vectors.index) or reference is not None:

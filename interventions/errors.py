@@ -45,3 +45,8 @@ def one_line(error: BaseException) -> str:
     """The kind of a foreign error and the first line of what it says."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def count(n: int, what: str) -> str:
+    """As messages count: `1 prompt`, `2 prompts`, `10,000 tokens`."""
+    return f"{n:,} {what}{'s' * (n != 1)}"

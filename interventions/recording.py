@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from interventions.errors import MechdiagError, ModelError, SiteError, TextError, is_out_of_memory, one_line
+from interventions.errors import MechdiagError, ModelError, SiteError, TextError, count, is_out_of_memory, one_line
 from interventions.models.anatomy import at_site, check_site, site_columns
 from interventions.models.causal_model import CausalModel
 from interventions.models.causality import LEAK, check_causal
@@ -27,9 +27,9 @@ from interventions.models.memory import Budget
 from interventions.models.remote import NO_KEYS, recorded
 from interventions.models.rotary import depends_on_length, forget_longer_passes
 from interventions.models.spilled import FINAL, Name, OfBlocks, Part, Sites, Spilled
-from interventions.models.uploads import upload
+from interventions.models.uploads import token_rows, upload
 from interventions.models.wrapping import wrap
-from interventions.sites import Site
+from interventions.sites import Site, SiteLike, as_site, as_sites
 from interventions.texts.inputs import check_prompts, read_prompts
 from interventions.texts.prompts import Prompts
 
@@ -74,6 +74,10 @@ class Recording:
     takes one prompt alone"""
     spilled: Spilled | None = None
     """what is kept, where it is more than the budget; None: everything is above"""
+
+    def __repr__(self) -> str:
+        counts = (len(self.length), "prompt"), (int(self.length.sum()), "token"), (len(self.activations), "site")
+        return f"Recording({', '.join(count(*each) for each in counts)})"
 
     def __getattr__(self, name: str) -> Any:
         if name != "final_hidden" or self.__dict__.get("spilled") is None:
@@ -145,19 +149,24 @@ class Recording:
             return set()
         return set(self.fingerprint.changed(fingerprint(self.model.hf))) - self.unsteady
 
-    def has(self, site: Site) -> bool:
+    def has(self, site: SiteLike) -> bool:
         """Whether a site was recorded."""
-        return site.whole in self.activations
+        return as_site(site).whole in self.activations
 
-    def of(self, site: Site) -> Float[Tensor, "prompt pos width"]:
+    def of(self, site: SiteLike) -> Float[Tensor, "prompt pos width"]:
         """Activations at a site. Raises `SiteError` for one that was not recorded."""
+        site = as_site(site)
         self._check_recorded(site)
         return self._part(site, self.activations[site.whole])
 
-    def at(self, site: Site, prompt: Tensor, position: Tensor) -> Float[Tensor, "row width"]:
-        """Activations of single tokens. Raises `SiteError` for a site that was not recorded or a row outside its prompt."""
+    def at(self, site: SiteLike, prompt: Any, position: Any) -> Float[Tensor, "row width"]:
+        """Activations of single tokens: prompts and positions as tensors, lists or numbers (one prompt counts for all positions).
+
+        Raises `SiteError` for a site that was not recorded or a row outside its prompt.
+        """
+        site = as_site(site)
         self._check_recorded(site)
-        prompt, position = prompt.cpu(), position.cpu()
+        prompt, position = token_rows(prompt, position)
         self.check_rows(prompt, position)
         return self._part(site, self.rows((site.whole,), torch.stack([prompt, position]).numpy())[0])
 
@@ -204,7 +213,7 @@ class Recording:
 def record(
     model: Any,
     tokens: Any,
-    sites: Sequence[Site] = (),
+    sites: SiteLike | Iterable[SiteLike] = (),
     *,
     attention_mask: Any = None,
     keep_cache: bool = True,
@@ -213,9 +222,9 @@ def record(
 ) -> Recording:
     """One clean pass over the prompts, without computing logits.
 
-    tokens: `Prompts`, texts, lists or arrays of token ids, or a tokenizer's output; attention_mask: ones for tokens, zeros for
+    tokens: `Prompts`, one text or several, lists or arrays of token ids, or a tokenizer's output; attention_mask: ones for tokens, zeros for
     padding on either side, which is taken off: positions count from a prompt's own first token (see `read_prompts`).
-    sites: where to keep activations. `keep_cache=False` leaves out keys and values (no replay then).
+    sites: where to keep activations: one or several, `Site(15)`, `"15.resid_post"` or `"blocks.15.hook_resid_post"`. `keep_cache=False` leaves out keys and values (no replay then).
     batch_prompts: prompts in one pass; 1 is used where a prompt's activations depend on the others of its batch.
     Memory: keys and values take 2 · blocks · kv_heads · d_head numbers a token. Beyond a budget of bytes, prompts are kept in host
     memory, then recorded again when they are needed, with a warning (see `Budget`; default: a share of free memory).
@@ -225,6 +234,7 @@ def record(
     positions, and `batch_prompts` below 1. Warns as `check_prompts` does, and where it had to record each prompt alone.
     """
     model = wrap(model)
+    sites = as_sites(sites)
     model.shapes = check_causal(model)  # again: it may have been changed since it was wrapped
     for site in sites:
         check_site(model, site)

@@ -14,7 +14,7 @@ Source: the second-order expansion of KL by the Fisher information, as commonly 
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from interventions.effects import Effects, check_rows, choose_path, in_chunks
+from interventions.effects import Effects, Index, check_rows, choose_path, in_chunks
 from interventions.errors import MechdiagError, ReplayError, is_out_of_memory, one_line
 from interventions.models.spilled import FINAL
 from interventions.models.uploads import upload
@@ -37,7 +37,7 @@ from interventions.replaying.chunks import Asked, hooked, read_tokens, replay_ro
 from interventions.replaying.replay import unembed
 from interventions.replaying.rows import Horizon, Reads, Rows, Vectors
 from interventions.shared_directions import Along
-from interventions.sites import Site
+from interventions.sites import SiteLike
 
 METHODS = ("auto", "forward", "central")
 Slopes = Float[Tensor, "some_read vocab"]
@@ -50,7 +50,7 @@ _AGREEMENT_HALF = 0.5
 _FEW, _FEW_GPU = 2**18, 2**27  # numbers compared at once: on the CPU what fits its caches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SecondOrder(Effects):
     """½·Var_p(JΔ) of each read, nats, by the name `second_order`, other numbers formed of JΔ, and how they were made."""
 
@@ -65,9 +65,9 @@ class SecondOrder(Effects):
 @torch.no_grad()
 def second_order(
     recording: Recording,
-    site: Site,
-    prompt: Int[Tensor, "row"],
-    position: Int[Tensor, "row"] | Int[Tensor, "row edit"],
+    site: SiteLike,
+    prompt: Index,
+    position: Index | Int[Tensor, "row edit"] | Sequence[Sequence[int]],
     change: Vectors | Along,
     *,
     also: Mapping[str, Number] | None = None,

@@ -1,8 +1,11 @@
 """Where in the model an activation stands."""
 
+import operator
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
+from typing import Any
 
 from interventions.errors import SiteError
 
@@ -51,6 +54,12 @@ class Site:
             raise SiteError(
                 f"no site {self.point!r} in block {self.layer}; known: {', '.join(POINTS)}, and inside a block {', '.join(INSIDE)}"
             )
+        try:
+            object.__setattr__(self, "layer", operator.index(self.layer))
+        except TypeError:
+            raise SiteError(
+                f"layer {self.layer!r}; expected the number of a block, as in Site(15), or a name, as in Site.parse('15.resid_post')"
+            ) from None
         if self.layer < 0:
             raise SiteError(f"layer {self.layer} is negative; layers count from 0")
         if self.head is not None and (self.point not in HEADS or self.head < 0):
@@ -133,3 +142,30 @@ class Site:
         which = "" if self.head is None else f".{self.head}"
         which += "" if self.neurons is None else f".{','.join(map(str, self.neurons))}"
         return f"{self.layer}.{self.point}{which}"
+
+
+SiteLike = Site | str
+"""A site, or its name (see `Site.parse`)."""
+
+
+def several(given: Any) -> tuple[Any, ...]:
+    """What may be one thing or several, as a tuple: a text, a number or a site is one."""
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) else (given,)
+
+
+def as_site(given: Any) -> Site:
+    """A site as it is, or of its name. Raises `SiteError` for anything else."""
+    if isinstance(given, Site):
+        return given
+    if isinstance(given, str):
+        return Site.parse(given)
+    raise SiteError(f"no site {given!r}; expected Site(15, 'resid_post') or a name such as '15.resid_post'")
+
+
+def as_sites(given: Any, layers: Sequence[int] = ()) -> tuple[Site, ...]:
+    """One site or several, each once, in their order; a point (`mlp_out`) is that point of each of `layers`."""
+    found: list[Site] = []
+    for one in several(given):
+        at_each = isinstance(one, str) and one in (*POINTS, *INSIDE) and layers
+        found += [Site(layer, one) for layer in layers] if at_each else [as_site(one)]
+    return tuple(dict.fromkeys(found))

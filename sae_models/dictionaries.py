@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from interventions.errors import EditError, ResultError, SiteError
 from interventions.models.causal_model import CausalModel
-from interventions.sites import Site
+from interventions.sites import Site, SiteLike, as_site
 from sae_models.belonging import sae_site
 from sae_models.errors import SAEError
 from sae_models.live import Wrapped, as_sae
@@ -100,15 +101,35 @@ def _settings(part: Any) -> dict[str, Any]:
     return {"kind": type(part).__name__} | {name: plain[name] for name in sorted(plain) if name != "training"}
 
 
-def dictionaries_of(given: Any, model: CausalModel, site: Site | None) -> list[Dictionary]:
-    """Dictionaries of an SAE, of directions, or several by name. Raises what `sae_site` raises; `EditError`, `ResultError`."""
-    named = given if isinstance(given, Mapping) else {_name(given): given}
+def dictionaries_of(given: Any, model: CausalModel, site: SiteLike | None) -> list[Dictionary]:
+    """Dictionaries of an SAE, of directions, or of several (see `by_name`). Raises what `sae_site` raises; `EditError`, `ResultError`."""
+    site = None if site is None else as_site(site)
+    return [_dictionary(name, thing, model, site) for name, thing in by_name(given).items()]
+
+
+def by_name(given: Any) -> dict[str, Any]:
+    """SAEs or directions under the names given; one, or a list of several, by what they are. Raises `ResultError` for none."""
+    if isinstance(given, Mapping):
+        named = {str(name): thing for name, thing in given.items()}
+    elif isinstance(given, list | tuple):
+        named = {}
+        for thing in given:
+            known = thing if isinstance(thing, Tensor | str | Path) else as_sae(thing)
+            name = _name(known, full=True)
+            same = sum(other == name or other.startswith(f"{name} #") for other in named)
+            named[f"{name} #{same + 1}" if same else name] = known
+    else:
+        named = {_name(given): given}
     if not named:
         raise ResultError("no SAE and no directions; give at least one")
-    return [_dictionary(str(name), thing, model, site) for name, thing in named.items()]
+    return named
 
 
-def _name(thing: Any) -> str:
+def _name(thing: Any, *, full: bool = False) -> str:
+    if isinstance(thing, str | Path):
+        return str(thing)
+    if full and isinstance(thing, SAE):
+        return f"{thing.score.kind}:{thing.selector.kind} {thing.d_sae} {thing.hook_name}"
     return "directions" if isinstance(thing, Tensor) else getattr(getattr(thing, "score", None), "kind", "sae")
 
 

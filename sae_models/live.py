@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_models.errors import SAEError
+from sae_models.loading import load_sae
 from sae_models.readers import saelens
 from sae_models.readers.stored import Stored, unwrapped
 from sae_models.readers.strict import Options, weights
@@ -19,8 +20,8 @@ from sae_models.selectors import Selector
 
 
 def as_sae(thing: Any, **options: Any) -> SAE:
-    """Our SAE as it is; a SAELens object read as the folder it would be saved as; another object with `encode`, `decode` and
-    `W_dec` wrapped, where its decoding is linear.
+    """Our SAE as it is; the SAE of a path or name, as `load_sae` reads it; a SAELens object read as the folder it would be saved as;
+    another object with `encode`, `decode` and `W_dec` wrapped, where its decoding is linear.
 
     What is adapted is a copy, on the object's device and in its dtype: later changes of the object's weights do not follow, and
     changes of the copy leave the object alone. A SAELens SAE in training becomes what it would be saved as for inference.
@@ -30,6 +31,8 @@ def as_sae(thing: Any, **options: Any) -> SAE:
     """
     if isinstance(thing, SAE):
         return thing
+    if isinstance(thing, str | Path):
+        return load_sae(thing, **options)
     given = Options(options)
     thing = _inside(thing)
     config = _saelens_config(thing)

@@ -11,9 +11,9 @@ $python scripts/train_sae.py --plan scripts/plans/polarity.txt --sites "$@" --la
 for site in "$@"; do
     saes=$run/15.$site
     # The first SAE is what the others are compared with at equal L0.
-    [ -e "$out/$site/gates" ] || $python scripts/evaluate_saes.py "$saes"/gated-* "$saes"/signed-gated-tied-* "$saes"/signed-gated-l1* \
+    [ -e "$out/$site/gates" ] || $python scripts/evaluate_saes.py --saes "$saes"/gated-* "$saes"/signed-gated-tied-* "$saes"/signed-gated-l1* \
         "$saes"/one-sided-* "$saes"/no-auxiliary-* --splice-prompts 30 --out "$out/$site/gates"
-    [ -e "$out/$site/topk" ] || $python scripts/evaluate_saes.py "$saes"/standard-topk-* "$saes"/abstopk-* --splice-prompts 30 \
+    [ -e "$out/$site/topk" ] || $python scripts/evaluate_saes.py --saes "$saes"/standard-topk-* "$saes"/abstopk-* --splice-prompts 30 \
         --out "$out/$site/topk"
     [ -e "$out/$site/census" ] || $python scripts/bipolar_census.py --saes "$saes"/signed-gated-tied-* "$saes"/signed-gated-l1* \
         "$saes"/abstopk-* --out "$out/$site/census"

@@ -75,7 +75,7 @@ def runs(out: Path) -> dict[str, tuple[object, ...]]:
             "ablate_features.py", *LABELLED, "--saes", "standard", "--data", "code", "--per-class", 24, "--counts", 1, 5,
             "--reads", 3, "--arms", "selected", "random", "placebo", "keep", "--rankings", "mean_difference", "probe", "attribution",
         ),
-        "probing": ("probe.py", *LABELLED, "--data", "code", "sentiment", "--per-class", 24, "--ks", 1, 5, "--seeds", 2),
+        "probing": ("probe_saes.py", *LABELLED, "--data", "code", "sentiment", "--per-class", 24, "--ks", 1, 5, "--seeds", 2),
         "dictionary_comparison": (
             "compare_saes.py", *LABELLED, "--n-prompts", 40, "--min-active", 3, "--min-quartile", 2, "--causal-latents", 6,
             "--causal-tokens", 3, "--duplicate-cosine", 0.5, "--data", "code", "--per-class", 24,
@@ -85,11 +85,11 @@ def runs(out: Path) -> dict[str, tuple[object, ...]]:
             "--min-tokens", 2, "--latents", 6, "--tokens-per-latent", 2, "--coefficients", 1, 8, "--ahead", 4,
         ),
         "evaluation": (
-            "eval_sae.py", "smollm2-135m/15/standard", "smollm2-135m/15/cosine", *SHORT, "--prompts-second", text,
+            "evaluate_saes.py", "--saes", "smollm2-135m/15/standard", "smollm2-135m/15/cosine", *SHORT, "--prompts-second", text,
             "--splice-prompts", 12,
         ),
         "cards": (
-            "show_latent.py", *SHORT, "--sae", "smollm2-135m/15/cosine", "--latents", "frequent:2", "--effects", 12,
+            "latent_card.py", *SHORT, "--saes", "smollm2-135m/15/cosine", "--latents", "frequent:2", "--effects", 12,
             "--compare", "smollm2-135m/15/standard",
         ),
         "depth": ("plot_depth.py", *(out / name for name in ("direction_norm", "dose_response", "unit_norm", "win_rate", "atlas"))),

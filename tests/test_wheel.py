@@ -1,5 +1,6 @@
 """The wheel holds every module, template and packaged SAE, and needs nothing of the checkout."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -61,3 +62,14 @@ def test_data_files_are_in_the_wheel(wheel):
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     assert data and data <= held
+
+
+@pytest.mark.model
+@pytest.mark.skipif("```text" not in (ROOT / "README.md").read_text(), reason="README shows no output")
+def test_the_first_minutes_from_the_wheel(wheel):
+    """README's snippet prints what README shows, and commands start, from the wheel alone, outside the checkout."""
+    script = [ROOT / "tests" / "first_ten_minutes.sh", "--quick", wheel]
+    done = subprocess.run(
+        script, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -99,8 +99,8 @@ def score_statistics(
     missed = size[large] < np.median(size)
     return {
         "rank": statistics.mean(rho[known], tokens.prompt[known]),
-        "recall": statistics.mean(recall[many], tokens.prompt[many]),
-        "captured": statistics.mean(caught[some] / best[some], tokens.prompt[some]),
+        "recall": statistics.mean(recall[many], tokens.prompt[many], transform="logit"),
+        "captured": statistics.mean(caught[some] / best[some], tokens.prompt[some], transform="logit"),
         "false_negatives": statistics.share(missed, prompt[large]),
     }
 
@@ -229,10 +229,10 @@ def effects_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     """A line for each SAE: rows, median KL beside its placebo's, doses, the noise floor."""
     lines = [
         {
-            "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "tokens": f"{g['tokens']:,}", "latents": g["latents"],
-            "median KL": g["kl"], "mean KL": g["mean_kl"], "median direct": g["kl_direct"], "dose": f"{g['relative_dose']:.2g}",
-            "median ÷ placebo": "" if g["kl_over_placebo"] is None else g["kl_over_placebo"],
-            "top-1 changed": g["top1_changed"], "largest 1 %": f"{g['share_of_largest_hundredth']:.0%} of KL",
+            "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}",
+            "median ÷ placebo": "" if g["kl_over_placebo"] is None else g["kl_over_placebo"], "median KL": g["kl"],
+            "dose": f"{g['relative_dose']:.2g}", "top-1 changed": g["top1_changed"], "median direct": g["kl_direct"], "mean KL": g["mean_kl"],
+            "tokens": f"{g['tokens']:,}", "latents": g["latents"], "largest 1 %": f"{g['share_of_largest_hundredth']:.0%} of KL",
             "floor": f"{g['noise_floor']:.0e}", "rows below": f"{g['share_below_floor']:.2%}",
         }
         for g in groups

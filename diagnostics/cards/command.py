@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diagnostics.commands import command
-from diagnostics.commands.inputs import ModelOptions, ReplayPath
+from diagnostics.commands.inputs import ReplayPath
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
-from diagnostics.commands.sae_inputs import HeldOutTextOptions, saes_at
+from diagnostics.commands.sae_inputs import HeldOutTextOptions, SAEOptions, sae_paths, saes_at
 from interventions.errors import MechdiagError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ INDEX = "index.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CardOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
+class CardOptions(command.OutputOptions, SAEOptions, HeldOutTextOptions):
     """What is this latent?
 
     Writes a self-contained HTML page for each latent: the texts on which it fires, coloured by token; histograms of its activation and of
@@ -27,20 +27,20 @@ class CardOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
     (placebos); its nearest latents in other SAEs. Several latents also get an index.html.
 
     Examples:
-      scripts/latent_card.py --sae smollm2-135m/15/cosine --latents 12 345 --out results/cards
-      scripts/latent_card.py --sae smollm2-135m/15/standard --latents top:5 \\
+      scripts/latent_card.py --saes smollm2-135m/15/cosine --latents 12 345 --out results/cards
+      scripts/latent_card.py --saes smollm2-135m/15/standard --latents top:5 \\
           --atlas results/atlas --compare smollm2-135m/15/cosine --out results/cards
     """
 
-    sae: str
-    """a folder or file, a name in the zoo, or hf:owner/name/folder"""
+    saes: tuple[str, ...] = field()
+    """one SAE: a folder or file, a name in the zoo, hf:owner/name/folder, or a kind of SAE in the packaged zoo, such as cosine, of --layers"""
     latents: tuple[str, ...]
     """numbers; or top:5, those of the largest summed effect at the even prompts of the --atlas (effects are then shown at the other
     prompts, to avoid selection bias); or frequent:5, those that fire most often"""
     atlas: Path | None = None
     """folder of a causal atlas, or of the effects of a whole dictionary, of this model, SAE and text"""
     compare: tuple[str, ...] = ()
-    """other SAEs of the model, whose latents are compared"""
+    """other SAEs of the model, whose latents are compared, named like those of --saes"""
     top: PositiveInt = 12
     """texts with the largest |z|"""
     few: PositiveInt = 4
@@ -65,6 +65,10 @@ class CardOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
         from diagnostics.cards.choice import parsed
         from interventions.files import claim_folder, made
 
+        if len(paths := sae_paths(self.saes, self.layers, self.model)) != 1:
+            raise MechdiagError(
+                f"--saes names {len(paths)} SAEs, {', '.join(paths)}; expected one, whose latents are shown: give others with --compare"
+            )
         asked = [parsed(word) for word in self.latents]
         if (kinds := {kind for kind, _ in asked}) & {"top"} and self.atlas is None:
             raise MechdiagError("top:N asks for the largest effects of an atlas; give --atlas, or frequent:N")
@@ -97,7 +101,8 @@ def main(options: CardOptions) -> command.Document:
     from interventions.models.loading import resolve_device
 
     options.check()
-    (name, sae), *others = saes_at((options.sae, *options.compare), resolve_device(options.device)).items()
+    paths = sae_paths((*options.saes, *options.compare), options.layers, options.model)
+    (name, sae), *others = saes_at(paths, resolve_device(options.device)).items()
     check_exist(options.latents, name, sae.d_sae)
     atlas = None if options.atlas is None else _atlas(options.atlas)
     texts = options.texts(options.prompts)

@@ -124,7 +124,8 @@ def _measure(corpus: LatentCorpus, shard: int, token: ndarray, vectors: Tensor, 
     first = int(corpus.clean.shards[shard][0])
     prompt, position = (torch.from_numpy(at[token]).long() for at in (corpus.prompt, corpus.position))
     recording = corpus.clean.recording(shard)
-    return measure(recording, corpus.dictionary.site, prompt - first, position, vectors, metrics=METRICS, path=path)
+    how: dict[str, Any] = {"metrics": METRICS, "path": path, "nonfinite": "count"}
+    return measure(recording, corpus.dictionary.site, prompt - first, position, vectors, **how)
 
 
 def summarised(rows: pd.DataFrame, placebos: pd.DataFrame, prompt: Int[ndarray, "token"], source: str) -> EffectSummary:

@@ -5,12 +5,16 @@ from pathlib import Path
 
 from diagnostics.cards.content import CardContent
 from diagnostics.cards.page import card_html, page
+from interventions.errors import count
 from interventions.files import write_whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LatentCard(CardContent):
     """One latent of an SAE on a text: what `CardContent` holds, shown."""
+
+    def __repr__(self) -> str:
+        return f"LatentCard(latent {self.latent} of {self.sae} at {self.site}, fires on {self.n_active:,} of {count(self.n_tokens, 'token')})"
 
     def html(self) -> str:
         """The card as a page of its own, without any external resource."""

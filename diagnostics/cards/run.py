@@ -26,6 +26,7 @@ from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing, followed
 from interventions.provenance import model_provenance
+from interventions.sites import several
 from interventions.texts.prompts import Prompts, prompts_for
 from sae_models.dictionaries import Dictionary, dictionaries_of
 
@@ -41,7 +42,7 @@ def latent_card(model: Any, sae: Any, latent: int, prompts: Any, **options: Any)
 def latent_cards(
     model: Any,
     sae: Any,
-    latents: Sequence[int | str],
+    latents: int | str | Sequence[int | str],
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
     *,
     atlas: Atlas | None = None,
@@ -78,6 +79,7 @@ def latent_cards(
         )
     model = wrap(model)
     dictionary = dictionaries_of({name: sae}, model, None)[0]
+    latents = several(latents)
     check_exist(latents, name, len(dictionary))
     compared = dictionaries_of(others, model, None) if others else []
     if name in (others or {}):

@@ -15,7 +15,7 @@ from diagnostics.running.units import run_table
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.sites import POINTS, Site
+from interventions.sites import POINTS, SiteLike, several
 from interventions.texts.prompts import Prompts, prompts_for
 from sae_models.dictionaries import dictionaries_of
 
@@ -29,12 +29,12 @@ def causal_dimensionality(
     model: Any,
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
     *,
-    layers: Sequence[int] | None = None,
-    sites: Sequence[Site] | None = None,
+    layers: int | Sequence[int] | None = None,
+    sites: SiteLike | Sequence[SiteLike] | None = None,
     tokens: int = 60,
     directions: int | None = None,
     saes: Any = None,
-    spans: Sequence[int] | None = None,
+    spans: int | Sequence[int] | None = None,
     sink_filter: float | None = 10.0,
     seed: int = 0,
     null_seeds: int = 0,
@@ -68,7 +68,7 @@ def causal_dimensionality(
         raise ResultError(f"{tokens} tokens asked for; ask for 2 or more")
     if directions is not None and not 2 <= directions <= model.d_model:
         raise ResultError(f"{directions} directions; expected 2 to d_model = {model.d_model}, or None for all")
-    counts = sorted(set(spans)) if spans else [k for k in SPANS if k < model.d_model]
+    counts = sorted(set(several(spans))) if spans else [k for k in SPANS if k < model.d_model]
     if any(k < 1 or k > model.d_model for k in counts):
         raise ResultError(f"spans {counts}; expected numbers of decoder rows from 1 to d_model = {model.d_model}")
     dictionaries = [] if saes is None else dictionaries_of(saes, model, None)

@@ -42,7 +42,7 @@ def _dimensions(lines: pd.DataFrame, beside: pd.DataFrame) -> dict[str, Any]:
 def span_groups(spans: pd.DataFrame) -> list[dict[str, Any]]:
     """The share of the trace in each span, Σ tr(QQᵀG_g) / Σ tr G_g over prompts, a line for each SAE, metric, k and kind of rows."""
     return [
-        {"sae": sae, "layer": int(layer), "matrix": matrix, "k": int(k), "rows": rows, "share": from_sums(some, ["inside", "trace"], _ratio)}
+        {"sae": sae, "layer": int(layer), "matrix": matrix, "k": int(k), "rows": rows, "share": from_sums(some, ["inside", "trace"], _ratio, "logit")}
         for (sae, layer, matrix, k, rows), some in each(spans, ["sae", "layer", "matrix", "k", "rows"])
     ]  # fmt: skip
 

@@ -1,8 +1,10 @@
 """Shared by all commands: what they print, errors on one line with exit code 2, interruption with exit code 130 or 143."""
 
 import contextlib
+import difflib
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -16,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from diagnostics.commands.options import Options, parsed
+from diagnostics.commands.options import Options, option_names, parsed
 from diagnostics.commands.ranges import PositiveInt
+from diagnostics.results.words import wrapped
 from diagnostics.running.ends import Interrupted, PartDone
 from interventions.errors import MechdiagError, ResultError
 
@@ -48,7 +51,10 @@ class CommonOptions:
     def say(self, text: str) -> None:
         """Print a table or a line on stdout, unless --json or --quiet is given."""
         if not (self.json or self.quiet):
-            print("\n".join(map(printable, text.split("\n"))), flush=True)
+            try:
+                print("\n".join(map(printable, wrapped(text).split("\n"))), flush=True)
+            except BrokenPipeError:  # nobody reads on (`| head`): the run goes on
+                _close_stdout()
 
     def progress(self, what: str, unit: str = "row") -> AbstractContextManager[Callable[..., object] | None]:
         """A progress bar on stderr, for `progress=` of a diagnostic; none with --quiet."""
@@ -91,7 +97,7 @@ class OutputOptions(CommonOptions):
             files = self.write(result, folder)
         finally:  # an error in a table must not cost the files
             self.say(result.table())
-        self.say(f"wrote {', '.join(files)} into {folder}")
+        self.say(f"wrote {named_files(files)}\ninto {folder}")
         return {**result.as_dict(), "out": str(folder), "files": files}
 
     def write(self, result: Finding, folder: Path) -> list[str]:
@@ -147,19 +153,21 @@ def run(options: type[Options], main: Callable[[Options], Document | None]) -> N
     with _stoppable() as signals:
         try:
             given = parsed_line(options)
-            warnings.showwarning = _warning_line
-            with _output_of(given):
+            with _output_of(given), _warned_once():
                 document = main(given)
             if getattr(given, "json", False):
                 from interventions.files import jsonable
 
-                print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False))
+                print(json.dumps(jsonable(document), indent=1, ensure_ascii=False, allow_nan=False), flush=True)
         except PartDone as kept:
             if not (given.json or given.quiet):
                 print(terminal_line(kept))
         except MechdiagError as error:
             print(f"error: {terminal_line(error)}", file=sys.stderr)
             raise SystemExit(2) from None
+        except BrokenPipeError:  # --help or --json, with nobody reading on
+            _close_stdout()
+            raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows lacks
         except KeyboardInterrupt as stopped:
             print(terminal_line(stopped) if isinstance(stopped, Interrupted) else "interrupted", file=sys.stderr)
             raise SystemExit(128 + (signals[0] if signals else signal.SIGINT)) from None
@@ -214,6 +222,11 @@ def _stoppable() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
 
+def _close_stdout() -> None:
+    """Send what is still printed nowhere: flushing at exit would raise once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def parsed_line(options: type[Options], words: Sequence[str] | None = None) -> Options:
     """The words of a command line (default: this process's) as options; tyro's errors, a box of several lines, become one line."""
     said = io.StringIO()
@@ -223,6 +236,12 @@ def parsed_line(options: type[Options], words: Sequence[str] | None = None) -> O
     except SystemExit as ended:
         if ended.code != 2:
             raise
+        names = option_names(options)
+        for word in (w.partition("=")[0] for w in (sys.argv[1:] if words is None else words) if w.startswith("--")):
+            if (typed := word.replace("_", "-")) not in names:
+                near = difflib.get_close_matches(typed, names, 1)
+                hint = f"; did you mean {near[0]}?" if near else ";"
+                raise MechdiagError(f"no option {word}{hint} {sys.argv[0]} --help lists them") from None
         plain = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", " ", said.getvalue())
         parts = [words.rstrip(".") for part in re.split(r"[─-]{5,}", plain) if (words := " ".join(part.split()))]
         told = [
@@ -231,8 +250,38 @@ def parsed_line(options: type[Options], words: Sequence[str] | None = None) -> O
         raise MechdiagError(f"{'; '.join(told)}; see {sys.argv[0]} --help") from None
 
 
-def _warning_line(message: Warning | str, category: type[Warning], *_: object) -> None:
-    print(f"warning: {terminal_line(message)}", file=sys.stderr)
+@contextlib.contextmanager
+def _warned_once() -> Iterator[None]:
+    """Warnings on stderr, a line each; of those that differ in numbers only the first, and in the end how many more there were."""
+    kinds: dict[str, list[str]] = {}
+
+    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+        said = terminal_line(message)
+        told = kinds.setdefault(re.sub(r"\d[\d.,]*(e[-+]?\d+)?", "#", said), [])
+        told.append(said)
+        if len(told) == 1:
+            print(f"warning: {said}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            for first, *more in kinds.values():
+                if more:
+                    print(f"warning: {len(more)} more like “{first[:60]}{'…' * (len(first) > 60)}”", file=sys.stderr)
+
+
+def named_files(files: Sequence[str]) -> str:
+    """Names of files, those of one picture in several formats as one: `a.parquet, b.png .svg .pdf`."""
+    by: dict[str, list[str]] = {}
+    for file in files:
+        stem, dot, ending = file.rpartition(".")
+        if ending in ("png", "svg", "pdf"):
+            by.setdefault(stem, []).append(dot + ending)
+        else:
+            by[file] = []
+    return ", ".join(" ".join([name + "".join(endings[:1]), *endings[1:]]) for name, endings in by.items())
 
 
 def typed(words: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from diagnostics.commands.command import ResumableOptions
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PromptLength
 from interventions.errors import MechdiagError, SiteError
 from interventions.models.names import DEFAULT_MODEL
-from interventions.sites import POINTS, Site
+from interventions.sites import POINTS, Site, as_sites
 
 if TYPE_CHECKING:
     from interventions.models.causal_model import CausalModel
@@ -171,10 +171,7 @@ class PatchingOptions(NullRunOptions):
 
     def places(self, default_layers: list[int]) -> list[Site]:
         """Sites: points of every layer, and single sites."""
-        layers = list(self.layers) or default_layers
-        points = [name for name in self.sites if name in POINTS]
-        single = [Site.parse(name) for name in self.sites if name not in POINTS]
-        return [Site(layer, point) for point in points for layer in layers] + single
+        return list(as_sites(self.sites, list(self.layers) or default_layers))
 
     def common(self) -> dict[str, Any]:
         """Keyword arguments that these diagnostics take."""

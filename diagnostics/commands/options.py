@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import shutil
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from diagnostics.commands.ranges import check_ranges
 
 Options = TypeVar("Options")
 HEADINGS = {
-    "SAE": ("sae", "saes", "compare"),
+    "SAE": ("saes", "compare"),
     "text": (
         *("prompts", "prompts_second", "data", "concepts", "per_class", "n_prompts", "splice_prompts", "held_out"),
         *("on_training_text", "max_length", "chat_template"),
@@ -50,6 +51,12 @@ def parsed(options: type[Options], words: Sequence[str] | None = None) -> Option
     check_ranges(options, given)
     made = {name: options.__dataclass_fields__[name].default_factory() for name in _nested(options)}  # type: ignore[attr-defined]
     return options(**given | {name: dataclasses.replace(own, **vars(given[name])) for name, own in made.items()})
+
+
+def option_names(options: type) -> list[str]:
+    """The names of a command's options, as they are typed."""
+    every = [*get_type_hints(options), *(name for kind in _nested(options).values() for name in get_type_hints(kind))]
+    return [f"--{name.replace('_', '-')}" for name in every if name not in _nested(options)] + ["--help"]
 
 
 @cache
@@ -122,7 +129,13 @@ def _docs(options: type) -> dict[str, str]:
 
 
 def description(options: type) -> str:
-    """The docstring and the exit codes, wrapped to the terminal; paragraphs with indented lines, such as examples, keep their lines."""
+    """The docstring and the exit codes, wrapped to the terminal; paragraphs with indented lines, such as examples, keep their lines.
+
+    A subcommand of `mechdiag` is installed where there are no scripts: its examples bear its own name.
+    """
     width = min(shutil.get_terminal_size().columns, 120)
-    paragraphs = [*(inspect.getdoc(options) or "").split("\n\n"), EXIT_CODES]
+    text = inspect.getdoc(options) or ""
+    if sys.argv[0].startswith("mechdiag "):
+        text = re.sub(r"scripts/\w+\.py", sys.argv[0], text)
+    paragraphs = [*text.split("\n\n"), EXIT_CODES]
     return "\n\n".join(text if "\n  " in text else textwrap.fill(text, width) for text in paragraphs)

@@ -19,6 +19,7 @@ from diagnostics.running.units import UnitResult, run_table
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
+from interventions.sites import several
 from interventions.spliced import PATHS
 from sae_models.dictionaries import dictionaries_of
 
@@ -30,9 +31,9 @@ def feature_ablation(
     texts: ConceptTexts | Mapping[str, ConceptTexts],
     saes: Any,
     *,
-    counts: Sequence[int] = COUNTS,
-    arms: Sequence[str] = ARMS[:3],
-    rankings: Sequence[str] = RANKINGS[:1],
+    counts: int | Sequence[int] = COUNTS,
+    arms: str | Sequence[str] = ARMS[:3],
+    rankings: str | Sequence[str] = RANKINGS[:1],
     reads: int | None = 8,
     sink_filter: float | None = 10.0,
     seed: int = 0,
@@ -68,6 +69,7 @@ def feature_ablation(
     """
     model = wrap(model)
     given = {texts.name: texts} if isinstance(texts, ConceptTexts) else dict(texts)
+    arms, rankings = several(arms), several(rankings)
     for what, asked, known in (("arms", arms, ARMS), ("rankings", rankings, RANKINGS)):
         if not asked or not set(asked) <= set(known) or len(set(asked)) < len(asked):
             raise ResultError(f"{what} {list(asked)}; expected some of {', '.join(known)}, each once")
@@ -79,13 +81,11 @@ def feature_ablation(
         raise ResultError(
             f"a data set is called {EVERY!r}, which stands for the mean over concepts; give it another name"
         )
-    counts = tuple(sorted(set(map(int, counts))))
+    counts = tuple(sorted(set(map(int, several(counts)))))
     if not counts or counts[0] < 1:
         raise ResultError(f"counts {list(counts)}; expected numbers of latents, 1 or more")
     dictionaries = dictionaries_of(saes, model, None)
-    settings = ConceptSettings(
-        counts, tuple(arms), tuple(rankings), reads, sink_filter or None, seed, batch_tokens, path
-    )
+    settings = ConceptSettings(counts, arms, rankings, reads, sink_filter or None, seed, batch_tokens, path)
     own = {
         "saes": {d.name: d.provenance() for d in dictionaries},
         **{k: v for k, v in vars(settings).items() if k != "batch_tokens"},

@@ -123,7 +123,7 @@ def _measured(
         prompt, position = (
             torch.from_numpy(table[c].to_numpy()[every].astype(np.int64)) for c in ("prompt", "position")
         )
-        how = {"path": path, "batch_rows": batch_rows, "progress": tick}
+        how: dict[str, Any] = {"path": path, "nonfinite": "count", "batch_rows": batch_rows, "progress": tick}
         found = measure(recording, dictionary.site, prompt - first, position, rows.to(recordings.model.dtype), **how)
         values = found["kl"].double().numpy()
         for name, own in line.items():

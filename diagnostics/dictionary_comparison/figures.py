@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from diagnostics.dictionary_comparison.summary import quartiles_said
 from diagnostics.figures.axes import BARS, caption, panels, text_names, write_caption
 from diagnostics.figures.looks import GRID, INK, OPEN, OTHER, REFERENCE, SHARES, legend_label, looks, styled
+from diagnostics.statistics.estimate import MISSING
 
 Line = Mapping[str, Any]
 MOST = 6
@@ -65,7 +66,7 @@ def _shown(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _quartile_line(ax: Axes, line: Line, kind: str, colour: str, marker: str, label: str, shift: float) -> None:
-    if quartiles_said(line, kind) == "-":  # there is no such latent: the legend says so
+    if quartiles_said(line, kind) == MISSING:  # there is no such latent: the legend says so
         ax.plot([], [], color=colour, marker=marker, ms=4.5, lw=1.1, label=label)
         return
     found = [line[f"{kind}_q{q}"] for q in range(1, 5)]

@@ -81,7 +81,7 @@ def quartile_shares(active: ActiveLatents, sample: Sample, members: Bool[ndarray
         some = fired > 0
         deletions.append((count[some] / fired[some, None]).mean(axis=0) if some.any() else np.full(4, np.nan))
     table, sizes = np.array(deletions), (sample.prompt[token][:, None] == prompts).sum(axis=0)
-    return [from_deletions(float(table[0, q]), table[1:, q], sizes) for q in range(4)]
+    return [from_deletions(float(table[0, q]), table[1:, q], sizes, transform="logit") for q in range(4)]
 
 
 @few_prompts()
@@ -96,4 +96,6 @@ def gradient_ratios(
         known = found[np.isfinite(found)]
         shares.append(float((known > 2).mean()) if len(known) else np.nan)
     assert ratio is not None
-    return ratio, from_deletions(shares[0], np.array(shares[1:]), (prompt[:, None] == prompts).sum(axis=0))
+    return ratio, from_deletions(
+        shares[0], np.array(shares[1:]), (prompt[:, None] == prompts).sum(axis=0), transform="logit"
+    )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from diagnostics.dictionary_comparison.summary import NOTE, columns_of, tables, terminal
+from diagnostics.dictionary_comparison.summary import NOTE, columns_of, matching, tables
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.results.stored import Stored
@@ -71,14 +71,15 @@ class DictionaryComparison(Result):
         """A line for each SAE and other SAE: shares of latents, MCS, chance levels, firing by quartile, with the ends of intervals."""
         return pd.DataFrame([columns_of(line) for line in self.groups])
 
-    def table(self) -> str:
-        """The tables as text, for a terminal."""
-        return "\n".join([terminal(self.tables(), self.provenance), *self.left_out()])
+    def left_out(self) -> list[str]:
+        """What was counted and how latents were matched, and what was left out; a line each."""
+        p = self.provenance
+        return [f"{p['counted']:,} tokens of {p['prompts']} prompts at {p['site']}", *matching(p), *super().left_out()]
 
     def headlines(self) -> Iterator[Headline]:
         """The share of each SAE's latents with a match in each other one."""
         for line in self.groups:
-            words = f"latents of {line['sae']} with a match in {line['other']} (no interval)"
+            words = f"share of the latents of {line['sae']} with a match in {line['other']} (no interval)"
             yield Headline(words, f"{line['matched_share']:.1%}", f"chance: {line['matched_share_null']:.1%}")
 
     def plot(self) -> Any:

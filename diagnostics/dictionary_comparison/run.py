@@ -22,7 +22,7 @@ from interventions.models.causal_model import CausalModel
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing, followed
 from interventions.texts.prompts import Prompts, prompts_for
-from sae_models.dictionaries import Dictionary, dictionaries_of
+from sae_models.dictionaries import Dictionary, by_name, dictionaries_of
 from sae_models.sae import SAE
 
 
@@ -30,7 +30,7 @@ from sae_models.sae import SAE
 def compare_dictionaries(
     model: Any,
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
-    saes: Mapping[str, Any],
+    saes: Any,
     *,
     labelled: Mapping[str, Sequence[Any]] | None = None,
     correlation: float = 0.7,
@@ -76,6 +76,7 @@ def compare_dictionaries(
         correlation, cosine, duplicate_cosine, min_active, min_quartile, hungarian_limit, causal_latents, causal_tokens,
         sink_filter or None, skip_first, seed,
     )  # fmt: skip
+    saes = by_name(saes)
     plan.check(len(saes))
     dictionaries = dictionaries_of(saes, model, None)
     if len(sites := {str(d.site) for d in dictionaries}) > 1:

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from diagnostics.statistics.estimate import Estimate
+from diagnostics.statistics.estimate import MISSING, Estimate
 from diagnostics.statistics.jackknife import jackknife
 from diagnostics.statistics.ranks import weighted_spearman
 from diagnostics.statistics.tables import few_prompts
@@ -169,11 +169,11 @@ def _correlation(x: ndarray, y: ndarray, weight: ndarray | None = None, rank: bo
 def said(value: Any) -> str:
     """An estimate in its JSON form, or a number, as text."""
     if value is None:
-        return "-"
+        return MISSING
     if not isinstance(value, dict):
         return f"{value:.3g}" if isinstance(value, float) else str(value)
     if value["value"] is None:
-        return "-"
+        return MISSING
     kind = value.get("kind")
     if kind in ("everything", "exclusive", "none"):
         return f"{value['value']:.3g} (not identified)"
@@ -184,7 +184,7 @@ def said(value: Any) -> str:
 def quartiles_said(line: Mapping[str, Any], kind: str) -> str:
     """Shares of firing by quartile: 4/5/5/86."""
     values = [line[f"{kind}_q{q}"]["value"] for q in range(1, 5)]
-    return "-" if any(v is None for v in values) else "/".join(f"{100 * v:.0f}" for v in values)
+    return MISSING if any(v is None for v in values) else "/".join(f"{100 * v:.0f}" for v in values)
 
 
 GRADIENTS = (
@@ -193,11 +193,13 @@ GRADIENTS = (
 )
 
 
-def _matching(p: Mapping[str, Any]) -> str:
-    return (
+def matching(p: Mapping[str, Any]) -> list[str]:
+    """What the columns of the tables mean at this run's thresholds; a line each."""
+    return [
         f"rare: active on fewer than {p['min_active']} tokens, not matched. Matched: correlation >= {p['correlation']:g}, cosine > "
-        f"{p['cosine']:g}, one to one; shared: agrees only with latents matched to others.\n{GRADIENTS}"
-    )
+        f"{p['cosine']:g}, one to one; shared: agrees only with latents matched to others.",
+        GRADIENTS,
+    ]
 
 
 def tables(lines: Mapping[str, list[dict[str, Any]]]) -> dict[str, pd.DataFrame]:
@@ -232,22 +234,9 @@ def tables(lines: Mapping[str, list[dict[str, Any]]]) -> dict[str, pd.DataFrame]
     found["Alignment against MCS and effect"] = aligned
     if lines["discovery"]:
         known = [{k: said(v) for k, v in s.items()} for s in lines["discovery"]]
-        gaps = pd.DataFrame(known).fillna("-")  # a pair that could not be probed says why and nothing else
+        gaps = pd.DataFrame(known).fillna(MISSING)  # a pair that could not be probed says why and nothing else
         found["Probing gap (other - sae), discovery and separability"] = gaps
     return found
-
-
-def terminal(shown: Mapping[str, pd.DataFrame], p: Mapping[str, Any]) -> str:
-    """The tables as text."""
-    parts = [f"{p['counted']} tokens of {p['prompts']} prompts at {p['site']}"]
-    for title, some in shown.items():
-        if title.startswith("Alignment"):
-            parts += [f"{title}:", some.T.to_string(header=False)]
-        elif title in ("SAEs", "Pairs"):
-            parts += [some.to_string(index=False), _matching(p) if title == "SAEs" else NOTE]
-        else:
-            parts += [f"{title}:", some.to_string(index=False)]
-    return "\n".join(parts)
 
 
 def columns_of(line: Mapping[str, Any]) -> dict[str, Any]:

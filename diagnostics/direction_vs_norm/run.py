@@ -20,7 +20,7 @@ from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
 from interventions.replaying.rows import Horizon
-from interventions.sites import Site
+from interventions.sites import SiteLike, several
 from interventions.texts.prompts import Prompts
 
 
@@ -30,14 +30,14 @@ def direction_norm(
     model: Any,
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
     *,
-    layers: Sequence[int] | None = None,
-    sites: Sequence[Site] | None = None,
+    layers: int | Sequence[int] | None = None,
+    sites: SiteLike | Sequence[SiteLike] | None = None,
     pairs: int = 500,
     context: str = "in_place",
     horizon: Horizon = 1,
     sink_filter: float | None = 10.0,
     seed: int = 0,
-    pair_sets: Sequence[str] = PAIR_SETS,
+    pair_sets: str | Sequence[str] = PAIR_SETS,
     null_seeds: int = 0,
     batch_rows: int | None = None,
     path: str = "auto",
@@ -62,9 +62,9 @@ def direction_norm(
     pair is left. Source: arXiv:2606.15054; in context, placebos, doses, nulls and intervals are ours.
     """
     model = wrap(model)
-    places = chosen_sites(model, layers, sites)
+    places, pair_sets = chosen_sites(model, layers, sites), several(pair_sets)
     if wrong := [x for x in pair_sets if x not in PAIR_SETS]:
-        raise ResultError(f"no {wrong[0]!r}; known: {', '.join(PAIR_SETS)}")
+        raise ResultError(f"no pair set {wrong[0]!r}; known: {', '.join(PAIR_SETS)}")
     if not pair_sets:
         raise ResultError(f"no pair set; give at least one of {', '.join(PAIR_SETS)}")
     if pairs < 1:

@@ -133,16 +133,16 @@ def short_frame(groups: list[dict[str, Any]], nulls: dict[str, list[dict[str, An
             "layer": g["layer"],
             "context": g["context"].replace("_", "-"),
             "pairs": g["n_pairs"],
-            "prompts": g["n_prompts"],
-            "eff. prompts": f"{edits['direction']['median_kl'].n_effective:.3g}",
+            "dir÷token placebo": ratios["direction ÷ placebo_token"]["median"].estimate,
+            "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["median"]),
+            "median dir÷norm": _short(ratios["direction ÷ norm"]["median"]),
+            "dir>norm": f"{g['share_direction_above_norm'].value:.1%}",
             "KL direction": _short(edits["direction"]["median_kl"]),
             "KL norm": _short(edits["norm"]["median_kl"]),
             "dose dir.": _short(edits["direction"]["mean_dose"]),
             "dose norm": _short(edits["norm"]["mean_dose"]),
-            "dir>norm": f"{g['share_direction_above_norm'].value:.1%}",
-            "median dir÷norm": _short(ratios["direction ÷ norm"]["median"]),
-            "dir÷isotropic": _short(ratios["direction ÷ placebo_direction"]["median"]),
-            "dir÷token placebo": ratios["direction ÷ placebo_token"]["median"].estimate,
+            "prompts": g["n_prompts"],
+            "eff. prompts": f"{edits['direction']['median_kl'].n_effective:.3g}",
             "direct÷total norm": _short(edits["norm"]["direct_over_total"]),
             "noise floor": f"{g['noise_floor']:.1e}",
         }
@@ -166,8 +166,8 @@ def first_numbers(groups: Sequence[Group], nulls: Sequence[Group]) -> Iterator[H
     for g in middle(groups):
         same = [n for n in nulls if (n["layer"], n["context"]) == (g["layer"], g["context"])]
         for ratio, words in (
-            ("direction ÷ norm", "direction patch ÷ norm patch, at unequal doses"),
             ("direction ÷ placebo_token", "direction patch ÷ random edit of its norm and angle"),
+            ("direction ÷ norm", "direction patch ÷ norm patch, at unequal doses"),
             ("norm ÷ placebo_norm", "norm patch ÷ rotation by its distance"),
         ):
             if ratio in g["ratios"]:

@@ -18,7 +18,7 @@ from interventions.errors import ResultError
 from interventions.models.anatomy import check_site
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.sites import POINTS, Site
+from interventions.sites import POINTS, SiteLike, several
 from sae_models.dictionaries import dictionaries_of
 
 MIN_KNOWN = 4
@@ -33,8 +33,8 @@ def disentangle(
     facts: Facts | str | Path | None = None,
     questions: str | Path | None = None,
     *,
-    site: Site | None = None,
-    ks: Sequence[int] = KS,
+    site: SiteLike | None = None,
+    ks: int | Sequence[int] = KS,
     pairs: int = 40,
     learn: int = 0,
     seed: int = 0,
@@ -67,7 +67,7 @@ def disentangle(
     `BelongingError`, `SiteError` for an SAE of another width, model or site.
     """
     model = wrap(model)
-    ks = tuple(sorted(set(ks)))
+    ks = tuple(sorted(set(several(ks))))
     if not ks or ks[0] < 1 or pairs < 1 or learn < 0:
         raise ResultError(f"ks {list(ks)}, {pairs} pairs, {learn} steps; expected numbers of 1 or more (0 steps: none)")
     dictionaries = dictionaries_of(saes, model, site)

@@ -51,8 +51,9 @@ def _numbers(lines: pd.DataFrame) -> dict[str, Any]:
     clusters = lines[["base", "source"]].to_numpy(int)
     cause, isolation = lines["cause"].to_numpy(float), lines["isolation"].to_numpy(float)
     found: dict[str, Any] = {
-        "cause": mean(cause, clusters), "isolation": mean(isolation, clusters), "score": mean((cause + isolation) / 2, clusters),
-    }  # fmt: skip
+        name: mean(x, clusters, transform="logit")
+        for name, x in (("cause", cause), ("isolation", isolation), ("score", (cause + isolation) / 2))
+    }
     for name, top, whole in (("moved", "moved", "whole"), ("moved_others", "moved_others", "whole_others")):
         found[name] = fieller(lines[top].to_numpy(float), lines[whole].to_numpy(float), clusters)
     found |= {"dose": float(lines["dose"].mean()), "relative_dose": float(lines["relative_dose"].mean())}
@@ -79,9 +80,9 @@ def table_of(groups: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         "sae",
         "k",
         "n",
+        "score",
         "cause",
         "isolation",
-        "score",
         "moved",
         "moved_others",
         "relative_dose",

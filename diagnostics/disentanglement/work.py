@@ -279,7 +279,7 @@ class _Site:
         metrics = (Rank(other, name="source"), Rank(own, name="base"), LogitDifference(other, own, name="m"))
         found = measure(
             self.recording, self.site, prompt, position, vectors, metrics=metrics, horizon="last", path=settings.path,
-            batch_rows=settings.batch_rows, progress=tick,
+            nonfinite="count", batch_rows=settings.batch_rows, progress=tick,
         )  # fmt: skip
         noted(notes, found)
         of_source, of_base, m = (found[name].reshape(len(attributes), n).double() for name in ("source", "base", "m"))

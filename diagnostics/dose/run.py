@@ -19,10 +19,11 @@ from diagnostics.running.clean import RunSettings, chosen_contexts, chosen_sites
 from diagnostics.running.single_edits import run_single_edits
 from interventions.edits import norm
 from interventions.errors import EditError, ResultError
+from interventions.models.uploads import as_vectors
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
 from interventions.replaying.rows import Horizon
-from interventions.sites import Site
+from interventions.sites import SiteLike, several
 from interventions.texts.prompts import Prompts
 
 
@@ -32,10 +33,10 @@ def dose_response(
     model: Any,
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
     *,
-    layers: Sequence[int] | None = None,
-    sites: Sequence[Site] | None = None,
-    doses: Sequence[float] = DOSES,
-    directions: Mapping[str, Tensor] | None = None,
+    layers: int | Sequence[int] | None = None,
+    sites: SiteLike | Sequence[SiteLike] | None = None,
+    doses: float | Sequence[float] = DOSES,
+    directions: Mapping[str, Any] | Tensor | None = None,
     tokens: int = 200,
     context: str = "in_place",
     horizon: Horizon = 1,
@@ -61,12 +62,13 @@ def dose_response(
     """
     model = wrap(model)
     places = chosen_sites(model, layers, sites)
-    doses = tuple(sorted(dict.fromkeys(float(d) for d in doses)))
+    doses = tuple(sorted(dict.fromkeys(float(d) for d in several(doses))))
     if not doses or not all(0 < dose <= 2 for dose in doses):
         raise ResultError(f"doses {list(doses)}; expected numbers above 0 and up to 2, shares of the activation's norm")
     if tokens < 1:
         raise ResultError(f"{tokens} tokens asked for; ask for at least one")
-    given = {name: _checked(name, d, model.d_model) for name, d in (directions or {}).items()}
+    named = directions if isinstance(directions, Mapping) else {} if directions is None else {"given": directions}
+    given = {name: _checked(name, d, model.d_model) for name, d in named.items()}
     names = [SELF, *edit_names(given)]
     said = [name.replace("_", " ") for name in names]
     if twice := [name for i, name in enumerate(names) if said[i] in said[:i]]:
@@ -83,9 +85,9 @@ def dose_response(
     )  # fmt: skip
 
 
-def _checked(name: str, direction: Tensor, d_model: int) -> Tensor:
+def _checked(name: str, direction: Any, d_model: int) -> Tensor:
     """A direction in float64 on the CPU. Raises `EditError` for one that is none of the model's, or of a name that tables cannot hold."""
-    direction = direction.detach().double().cpu()
+    direction = as_vectors(direction).detach().double().cpu()
     if direction.shape != (d_model,) or not bool(direction.isfinite().all()) or not bool(direction.any()):
         raise EditError(
             f"direction {name!r} has shape {list(direction.shape)} and norm {float(norm(direction)):.3g}; expected "

@@ -109,7 +109,6 @@ def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]],
     for g in groups:
         kl = {edit: values["median_kl"] for edit, values in g["edits"].items()}
         row: dict[str, Any] = {"layer": g["layer"], "dose": f"{g['dose']:g}", "tokens": g["n_tokens"]}
-        row |= {edit.replace("_", " "): f"{kl[edit].value:.3g}" for edit in kl if edit not in placebos}
         for top, bottom in (
             ("toward_token", "between_tokens"),
             ("norm_up", "isotropic"),
@@ -125,6 +124,7 @@ def short_frame(groups: list[dict[str, Any]], nulls: list[list[dict[str, Any]]],
                     row["untrained" + " " * len([c for c in row if c.startswith("untrained")])] = (
                         f"{ends[0]:.3g} … {ends[-1]:.3g}"
                     )
+        row |= {edit.replace("_", " "): f"{kl[edit].value:.3g}" for edit in kl if edit not in placebos}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -34,7 +34,7 @@ from interventions.models.causal_model import CausalModel
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
 from interventions.recording import record
-from interventions.sites import Site
+from interventions.sites import Site, several
 
 ABLATE = ("corrupt", "mean")
 """corrupt: what stands there in the pair's corrupt run, at every position from the first differing token on. mean: the mean over the
@@ -109,7 +109,7 @@ def faithfulness(
     pairs: Pairs | str | Path | Sequence[Any],
     circuit: Sequence[Any] | EdgePatching,
     *,
-    scope: Sequence[str] = ("z",),
+    scope: str | Sequence[str] = ("z",),
     ablate: str = "corrupt",
     n_random: int = 20,
     metric: str = "logit_difference",
@@ -137,6 +137,7 @@ def faithfulness(
     Raises `TextError` for pairs that cannot be used, `SiteError` for heads that the model lacks, `ResultError` for other settings.
     """
     model = wrap(model)
+    scope = several(scope)
     for name, given, known in (
         ("ablate", ablate, ABLATE),
         ("metric", metric, METRICS),

@@ -8,7 +8,7 @@ from diagnostics.pairs.measured import METRICS
 from interventions.errors import ResultError
 from interventions.models.anatomy import check_site, n_heads, side_by_side
 from interventions.models.causal_model import CausalModel
-from interventions.sites import HEADS, Site
+from interventions.sites import HEADS, Site, several
 
 DIRECTIONS = ("denoise", "noise")
 """denoise: the corrupt run, into which a sender writes as in the clean one. noise: the clean run, into which it writes as in the corrupt one."""
@@ -58,7 +58,7 @@ def settings_of(
     senders: Sequence[Any] | None,
     receivers: Any,
     positions: str | Mapping[str, str],
-    directions: Sequence[str],
+    directions: str | Sequence[str],
     metric: str,
     mlps: str,
     later: str,
@@ -68,6 +68,7 @@ def settings_of(
     batch_rows: int | None,
 ) -> Settings:
     """Arguments checked, names read. Raises `ResultError`, and `SiteError` for what the model lacks."""
+    directions = several(directions)
     said = dict(positions) if isinstance(positions, Mapping) else dict.fromkeys(RECEIVERS, positions)
     for name, given, known in (
         *(("directions", d, DIRECTIONS) for d in directions),
@@ -101,8 +102,8 @@ def read_sites(
     (layer, head) stands for. split: a site of all heads of a block stands for each of them. Raises `ResultError` for what is no
     name, and `SiteError` for what the model lacks.
     """
-    several = isinstance(given, (list, tuple, set, frozenset)) and not _is_single(given)
-    named = [site for one in (given if several else [given]) for site in _read(model, one, known, of_head, split)]
+    many = isinstance(given, (list, tuple, set, frozenset)) and not _is_single(given)
+    named = [site for one in (given if many else [given]) for site in _read(model, one, known, of_head, split)]
     if not named:
         raise ResultError(f"nothing named; expected some of {', '.join(known)}, or sites")
     return tuple(sorted(dict.fromkeys(named), key=lambda site: (*site.rank, -1 if site.head is None else site.head)))

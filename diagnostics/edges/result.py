@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.edges.summary import edge_shares
-from diagnostics.pairs.shares import standing_out, tested
+from diagnostics.pairs.shares import interval, standing_out, tested, with_intervals
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
 from diagnostics.statistics.tables import lines_of
@@ -72,7 +72,7 @@ class EdgePatching(Result):
                 title = f"the {len(top)} strongest of {len(some)} that beat their controls, of {len(every)} edges"
                 title = title if len(some) else f"none of {len(every)} edges beats its control"
                 title += f"; largest |share| of a control: {every['null'].iloc[0]:.3g}"
-            found[f"{direction}: {title}"] = top[columns]
+            found[f"{direction}: {title}"] = with_intervals(top[columns])
         return found
 
     def headlines(self) -> Iterable[Headline]:
@@ -84,11 +84,9 @@ class EdgePatching(Result):
                 beside = (
                     "no controls"
                     if pd.isna(line["control"])
-                    else f"its control: {line['control']:.3g}, q = {line['q']:.2g}"
+                    else f"its control: {line['control']:.3g}, {_tested(line['q'])}"
                 )
-                known = np.isfinite(line["share_low"])
-                ends = f"[{line['share_low']:.3g}, {line['share_high']:.3g}]" if known else "(no interval)"
-                yield Headline(what, f"{line['share']:.3g} {ends}", beside)
+                yield Headline(what, interval(line["share"], line["share_low"], line["share_high"]), beside)
 
     def plot(self, direction: str | None = None) -> Any:
         """Senders × receivers, coloured by share. Returns a matplotlib Figure."""
@@ -109,3 +107,7 @@ class EdgePatching(Result):
             found[f"{self.NAME}_{direction}"] = self.plot(direction)
             found[f"{self.NAME}_graph_{direction}"] = self.plot_graph(direction)
         return found
+
+
+def _tested(q: float) -> str:
+    return "not tested" if np.isnan(q) else f"q = {q:.2g}"

@@ -28,7 +28,7 @@ def edge_patching(
     receivers: Any,
     senders: Any = None,
     positions: str | Mapping[str, str] = "all",
-    directions: Sequence[str] = ("denoise", "noise"),
+    directions: str | Sequence[str] = ("denoise", "noise"),
     mlps: str = "frozen",
     later: str = "run",
     metric: str = "logit_difference",

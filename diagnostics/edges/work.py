@@ -175,7 +175,7 @@ class EdgeRunner:
             metric = metric_of(self.pairs, np.array(which)[own], self.settings.metric)
             effects = measure_joint(
                 *(base, torch.from_numpy(own), puts),
-                metrics=(metric,), path=self.settings.path, batch_rows=self.settings.batch_rows, progress=tick,
+                metrics=metric, path=self.settings.path, nonfinite="count", batch_rows=self.settings.batch_rows, progress=tick,
             )  # fmt: skip
             noted(notes, effects)
             found.append(effects[metric.name].double().numpy())

@@ -80,7 +80,7 @@ class LatentEdits:
         settings = self.clean.settings
         effects = measure(
             self.clean.recording(self.shard), self.dictionary.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
-            metrics=metrics, path=settings.path, batch_rows=settings.batch_rows,
+            metrics=metrics, path=settings.path, batch_rows=settings.batch_rows, nonfinite="count",
         )  # fmt: skip
         noted(self.notes, effects)
         return effects
@@ -92,7 +92,7 @@ class LatentEdits:
         prompt, position = self._tokens(items, vectors.shape[1])
         found = intervened_logits(
             self.clean.recording(self.shard), self.dictionary.site, prompt, position, vectors.flatten(0, 1).to(self.clean.model.dtype),
-            horizon=horizon, path=self.clean.settings.path,
+            horizon=horizon, path=self.clean.settings.path, nonfinite="count",
         )  # fmt: skip
         return _wide(found).unflatten(0, vectors.shape[:2])
 

@@ -55,7 +55,9 @@ def summary_of(lines: pd.DataFrame, wanted: Sequence[float], keep: bool) -> dict
     for share in wanted:
         n = counts(lines, share, keep).dropna()
         found[f"n{100 * share:.0f}"] = mean(n["n"].to_numpy(float), n["target_prompt"].to_numpy()) if len(n) else None
-        found[f"n{100 * share:.0f} / active"] = from_sums(n, ["n", "n_active"], lambda a, b: a / b) if len(n) else None
+        found[f"n{100 * share:.0f} / active"] = (
+            from_sums(n, ["n", "n_active"], lambda a, b: a / b, "logit") if len(n) else None
+        )
     known = last.dropna(subset=["kl_sum", "sum_cosine", "sum_ratio"])
     if len(known):
         found["KL of Σ / KL of all"] = median_ratio_of(known, "kl_sum", "kl_all")

@@ -29,6 +29,7 @@ from interventions.edits import matched_placebo
 from interventions.errors import ResultError
 from interventions.metrics import Probability, Rank, TokenMetric, centred_logits, entropy
 from interventions.progress import Progressing
+from interventions.sites import several
 from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary
 
@@ -115,7 +116,7 @@ def latent_steering(
     partners: Mapping[int, int] | None = None,
     targets: Mapping[int, int] | None = None,
     n_tokens: int = 24,
-    coefficients: Sequence[float] = COEFFICIENTS,
+    coefficients: float | Sequence[float] = COEFFICIENTS,
     unit: str = "activation",
     min_active: int = 10,
     sink_filter: float | None = 10.0,
@@ -137,7 +138,7 @@ def latent_steering(
     Raises `BelongingError` for an SAE of another model, width or site, `ResultError` for invalid settings. Source: sweep
     crossed with the joint condition after arXiv:2605.03160; our reconstruction.
     """
-    coefficients = [float(c) for c in coefficients]
+    coefficients = [float(c) for c in several(coefficients)]
     check_numbers(n_tokens=n_tokens, min_active=min_active)
     check_coefficients(coefficients)
     if unit not in UNITS:

@@ -87,7 +87,7 @@ class Substitutions(Result):
     def headlines(self) -> Iterable[Headline]:
         """Of each SAE, how often the nearest atom changes less than deletion, beside a random atom."""
         return beside_null(
-            self.groups, "wins", "substitution by the nearest atom changes less than deletion of its dose",
+            self.groups, "wins", "share of rows where substitution by the nearest atom changes less than deletion of its dose",
             lambda g: g["atom"] == "nearest", lambda g: g["atom"] == "random", "by a random atom",
         )  # fmt: skip
 

@@ -32,7 +32,7 @@ def pairs_from(
 
     source: a task's name (see `TASKS`; n pairs of it, default 100, drawn by `seed` as `make_pairs` says); the path of a CSV with columns
     clean, corrupt, right, wrong and perhaps roles (names separated by spaces, one for each token, `-` for none); a list of
-    (clean, corrupt, right, wrong), roles last if any, or of `Pair`; or `Pairs`, which are measured again. Prompts and answers are both texts
+    (clean, corrupt, right, wrong), roles last if any, or of `Pair`, or one of these; or `Pairs`, which are measured again. Prompts and answers are both texts
     or both token ids. Of these the first n (None: all).
     answer: `whole`: an answer is one token as it follows the prompt; `first token`: the first token of a longer one stands for it.
     Pairs with |m_clean − m_corrupt| below `floor` logits, m = logit(right) − logit(wrong) at the last position, or not finite, are left out
@@ -92,7 +92,8 @@ def _rows(source: Any) -> tuple[list[tuple[str, Any]], dict[str, Any], Counter[s
         raise TextError(
             f"pairs are {type(source).__name__}; expected a task, a .csv, or a list of ({', '.join(COLUMNS)})"
         )
-    return _numbered(source), {"task": "given"}, Counter()
+    one = isinstance(source, Pair) or (isinstance(source, list | tuple) and source and isinstance(source[0], str))
+    return _numbered([source] if one else source), {"task": "given"}, Counter()
 
 
 def _numbered(pairs: Iterable[Any]) -> list[tuple[str, Any]]:
@@ -142,7 +143,7 @@ def _pair(model: CausalModel, row: Any, answer: Answer, glued: list[str]) -> Pai
             if isinstance(row, str)
             else f"{type(row).__name__} of {len(row) if isinstance(row, list) else '?'}"
         )
-        raise TextError(f"{said}; expected ({', '.join(COLUMNS)}), and roles if known; for one pair, a list of one")
+        raise TextError(f"{said}; expected ({', '.join(COLUMNS)}), and roles if known")
     *prompts, right, wrong = row[:4]
     tokens, texts = read_prompts(prompts, model.tokenizer)
     clean, corrupt = tokens

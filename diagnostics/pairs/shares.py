@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate
+from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, digits
 
 FALSE_DISCOVERIES = 0.05
 Table = Any
@@ -126,3 +126,14 @@ def _differences(paired: Table, cell: list[str]) -> pd.DataFrame:
         t = found["gap_mean"].to_numpy() / (found["gap_sd"].to_numpy() / np.sqrt(n))
     found["p"] = np.where(n >= MIN_PROMPTS, 2 * stats.t.sf(np.abs(t), np.maximum(n - 1, 1)), np.nan)
     return found.drop(columns=["gap_mean", "gap_sd", "pairs"])
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """`0.8 [0.6, 1]`, or the value alone where there is no interval."""
+    return digits(value) + ("" if np.isnan(low) else f" [{low:.3g}, {high:.3g}]")
+
+
+def with_intervals(lines: pd.DataFrame) -> pd.DataFrame:
+    """Columns share, share_low and share_high as one."""
+    told = [interval(*ends) for ends in lines[["share", "share_low", "share_high"]].to_numpy(float)]
+    return lines.assign(share=told).drop(columns=["share_low", "share_high"])

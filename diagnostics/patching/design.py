@@ -18,7 +18,7 @@ from interventions.models.anatomy import check_site, n_heads
 from interventions.models.causal_model import CausalModel
 from interventions.recording import Recording, record
 from interventions.replaying.joint import Put
-from interventions.sites import HEADS, INSIDE, POINTS, Site
+from interventions.sites import HEADS, Site, SiteLike, as_sites, several
 
 DIRECTIONS = ("denoise", "noise")
 """denoise: clean activations are put into the corrupt run. noise: corrupt ones into the clean run."""
@@ -57,21 +57,15 @@ class Settings:
 
 def settings_of(
     model: CausalModel,
-    sites: Sequence[str | Site],
-    layers: Sequence[int] | None,
-    directions: Sequence[str],
+    sites: SiteLike | Sequence[SiteLike],
+    layers: int | Sequence[int] | None,
+    directions: str | Sequence[str],
     **asked: Any,
 ) -> Settings:
     """Checked settings. Raises `SiteError` for a site that the model does not have, `ResultError` for other names and numbers."""
-    every = range(model.n_layers) if layers is None else layers
-    found: list[Site] = []
-    for site in sites:
-        if isinstance(site, Site):
-            found.append(site.whole)
-        elif site in (*POINTS, *INSIDE):
-            found += [Site(layer, site) for layer in every]
-        else:
-            found.append(Site.parse(site).whole)
+    every = range(model.n_layers) if layers is None else several(layers)
+    found = [site.whole for site in as_sites(sites, every)]
+    directions, asked["scores"] = several(directions), several(asked["scores"])
     for site in found:
         check_site(model, site)
         if site.point in HEADS:

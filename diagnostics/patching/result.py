@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from diagnostics.pairs.shares import interval, with_intervals
 from diagnostics.patching import summary
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
@@ -26,7 +27,7 @@ class ActivationPatching(Result):
     TITLE: ClassVar[str] = "Activation patching"
     QUESTION: ClassVar[str] = "Which activations carry what differs between two prompts?"
     NOTE: ClassVar[str] = (
-        "share: Σ effect / Σ (m_clean − m_corrupt) over pairs, 95 % intervals over pairs; null: the largest share of a control, which "
+        "share: Σ effect / Σ (m_clean − m_corrupt) over pairs, 95 % intervals over pairs; control: the same of another source, which "
         "moves a cell as far along the difference of two other pairs; beat_control: cells that differ from their control at a false "
         "discovery rate of 5 %. denoise: clean into corrupt; noise: corrupt into clean."
     )
@@ -59,17 +60,16 @@ class ActivationPatching(Result):
             if top["q"].notna().any()
             else "largest cells (not tested: no controls, or fewer than 10 pairs)"
         )
-        found = {"": pd.DataFrame(self.groups), title: named}
+        found = {"": summary.shown(self.groups), title: with_intervals(named)}
         audit = self.audit()
         return found | ({} if audit.empty else {"cheap scores beside the exact effect": audit})
 
     def headlines(self) -> Iterable[Headline]:
         """The largest cell of each direction × site, beside the largest control."""
         for group in self.groups:
-            ends = f"[{group['largest_low']:.3g}, {group['largest_high']:.3g}]"
             what = f"share of the {self.provenance['metric'].replace('_', ' ')} that {group['largest_at']} carries, {group['direction']}"
             null = "no controls" if pd.isna(group["null"]) else f"largest of its controls: {group['null']:.3g}"
-            yield Headline(what, f"{group['largest']:.3g} {ends}", null)
+            yield Headline(what, interval(group["largest"], group["largest_low"], group["largest_high"]), null)
 
     def plot(self) -> Any:
         """The map of the first site, both directions. Returns a matplotlib Figure."""

@@ -18,7 +18,7 @@ from diagnostics.running.units import run_table
 from interventions.direct_logits import token_text
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.sites import Site
+from interventions.sites import SiteLike
 
 
 @recorded
@@ -27,13 +27,13 @@ def activation_patching(
     model: Any,
     pairs: Pairs | str | Path | Sequence[Any],
     *,
-    sites: Sequence[str | Site] = ("z",),
-    layers: Sequence[int] | None = None,
+    sites: SiteLike | Sequence[SiteLike] = ("z",),
+    layers: int | Sequence[int] | None = None,
     positions: str = "each",
-    directions: Sequence[str] = ("denoise", "noise"),
+    directions: str | Sequence[str] = ("denoise", "noise"),
     metric: str = "logit_difference",
     controls: int = 1,
-    scores: Sequence[str] = (),
+    scores: str | Sequence[str] = (),
     n: int | None = None,
     floor: float = FLOOR,
     seed: int = 0,

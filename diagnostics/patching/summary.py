@@ -1,5 +1,6 @@
 """Statistics of cells: shares of the whole difference, their intervals over pairs, their controls, and what cheap scores make of them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.pairs.shares import compared, standing_out, tested
+from diagnostics.pairs.shares import compared, interval, standing_out, tested
 
 Table = Any
 """a DataFrame"""
@@ -91,6 +92,20 @@ def families(found: Table, frame: Table) -> list[dict[str, Any]]:
             "largest_at": cell_name(top),
         })  # fmt: skip
     return lines
+
+
+def shown(families: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A line for each direction × site: the largest share beside the largest of a control."""
+    lines = [
+        {
+            "direction": g["direction"], "site": g["site"], "pairs": g["pairs"],
+            "largest share": interval(g["largest"], g["largest_low"], g["largest_high"]), "largest of a control": g["null"],
+            "at": g["largest_at"], "beat their control": f"{g['beat_control']} of {g['cells']} cells", "zero in pairs": g["zero_in_pairs"],
+            "pool": g["pool"],
+        }
+        for g in families
+    ]  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 def cell_name(cell: Any) -> str:

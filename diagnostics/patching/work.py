@@ -56,7 +56,7 @@ class PatchingRunner:
         metric = metric_of(self.pairs, whole[rows.pair], self.settings.metric)
         found = measure_joint(
             *(base, torch.from_numpy(rows.pair), rows.puts),
-            metrics=(metric,), path=self.settings.path, batch_rows=self.settings.batch_rows, progress=tick,
+            metrics=metric, path=self.settings.path, nonfinite="count", batch_rows=self.settings.batch_rows, progress=tick,
         )  # fmt: skip
         noted(notes, found)
         m = found[metric.name].double().numpy()

@@ -69,7 +69,7 @@ class BipolarCensus(Result):
             if g["directions"] == RANDOM:
                 own = next(o for o in self.groups if o["sae"] == g["sae"] and o["directions"] == LATENTS)
                 yield Headline(
-                    f"latents of {g['sae']} that take both signs",
+                    f"share of the latents of {g['sae']} that take both signs",
                     str(own["bipolar"]),
                     f"random directions: {g['bipolar']}",
                 )

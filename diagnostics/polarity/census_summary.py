@@ -43,7 +43,7 @@ def census_of(lines: pd.DataFrame, without: pd.DataFrame, said: Mapping[str, Any
     columns = {name: lines[name].to_numpy(float) for name in ("fired", "positive", "mass")}
     whole = bipolar(columns["fired"], columns["positive"], columns["mass"], least)
     found = {
-        name: from_deletions(value, without[name].to_numpy(float), sizes)
+        name: from_deletions(value, without[name].to_numpy(float), sizes, transform="logit")
         for name, value in zip(("bipolar", "bipolar_mass"), whole, strict=True)
     }
     return {

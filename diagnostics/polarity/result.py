@@ -10,6 +10,7 @@ import pandas as pd
 from diagnostics.polarity.summary import AUROC, ERROR, ONE, numbers
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import BaseResult
+from diagnostics.statistics.estimate import MISSING, digits
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Polarity(BaseResult):
         """The errors' ratios and the pairs in one latent at the lowest ρ; AUROC with the largest budget."""
         rho = min(self.provenance["settings"]["rhos"])
         for g in self.select(what=ERROR, rho=rho):
-            where = f"{g['sae']}, ρ = {rho:g}, L0 {g['l0']:.2g}"
+            where = f"{g['sae']}, ρ = {rho:g}, L0 {digits(g['l0'], '.2g')}"
             yield Headline(f"unexplained variance, {where}{_range(g)}", _said(g), "1: no better than unsigned")
         most = max(self.provenance["settings"]["budgets"])
         reads = self.select(what=AUROC, m=most)
@@ -77,6 +78,8 @@ class Polarity(BaseResult):
 
 
 def _said(g: Mapping[str, Any]) -> str:
+    if not g["seeds"]:
+        return MISSING
     return f"{g['median']:.3g} [{g['lowest']:.3g}, {g['highest']:.3g}]"
 
 

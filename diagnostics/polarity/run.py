@@ -18,6 +18,7 @@ from interventions.errors import ResultError
 from interventions.models.loading import resolve_device
 from interventions.progress import Progressing, followed
 from interventions.provenance import processor, versions
+from interventions.sites import several
 
 SELECTORS = (*SIGNED, *UNSIGNED)
 DIAL = 1.0
@@ -31,11 +32,11 @@ def polarity_protocols(
     d_model: int = 24,
     active: float = 3.0,
     noise: float = 0.03,
-    rhos: Sequence[float] = (-1.0, -0.5, 0.0),
-    superpositions: Sequence[float] = (1.0, 1.5, 2.0),
-    budgets: Sequence[int] = (3, 6, 12, 24),
-    ks: Sequence[int] = (2, 3, 4),
-    l1s: Sequence[float] = (1.2, 0.9, 0.6),
+    rhos: float | Sequence[float] = (-1.0, -0.5, 0.0),
+    superpositions: float | Sequence[float] = (1.0, 1.5, 2.0),
+    budgets: int | Sequence[int] = (3, 6, 12, 24),
+    ks: int | Sequence[int] = (2, 3, 4),
+    l1s: float | Sequence[float] = (1.2, 0.9, 0.6),
     steps: int = 400,
     batch: int = 256,
     test_rows: int = 4000,
@@ -62,9 +63,10 @@ def polarity_protocols(
     batch, test_rows: rows a step, and rows that are measured. seeds: of directions, rows and first weights; no interval is formed over
     them. Raises `ResultError` for settings outside these ranges.
     """
-    settings = Settings(d_model, active, noise, tuple(ks), tuple(l1s), steps, batch, test_rows, seed)
-    rhos, superpositions = tuple(dict.fromkeys(rhos)), tuple(dict.fromkeys(superpositions))
-    budgets = tuple(dict.fromkeys(budgets))
+    ks, l1s = several(ks), several(l1s)
+    settings = Settings(d_model, active, noise, ks, l1s, steps, batch, test_rows, seed)
+    rhos, superpositions = tuple(dict.fromkeys(several(rhos))), tuple(dict.fromkeys(several(superpositions)))
+    budgets = tuple(dict.fromkeys(several(budgets)))
     _check(settings, rhos, superpositions, budgets, seeds)
     where = resolve_device(device)
     work = _Work(settings, where)

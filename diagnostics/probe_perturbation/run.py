@@ -18,7 +18,7 @@ from diagnostics.sparse_probing.pooling import labelled_prompts
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.sites import Site
+from interventions.sites import SiteLike, several
 from interventions.texts.labelled import Labelled, load_labelled
 from sae_models.dictionaries import dictionaries_of
 
@@ -31,8 +31,8 @@ def perturb_probes(
     saes: Any,
     *,
     crossed: Labelled | str | Sequence[Labelled | str] = (),
-    site: Site | None = None,
-    ks: Sequence[int] = KS,
+    site: SiteLike | None = None,
+    ks: int | Sequence[int] = KS,
     seeds: int = 3,
     per_class: int | None = 100,
     max_length: int = 128,
@@ -62,7 +62,7 @@ def perturb_probes(
     Raises what `probe_saes` raises, `ResultError` for sets of other classes.
     """
     model = wrap(model)
-    ks = tuple(sorted(set(ks)))
+    ks = tuple(sorted(set(several(ks))))
     if not ks or ks[0] < 1 or seeds < 1 or not 0 < test_share < 1 or not inverse_penalty > 0:
         raise ResultError(
             f"ks {list(ks)}, {seeds} seeds, test_share {test_share}, inverse_penalty {inverse_penalty}; expected numbers of 1 or more, a "
@@ -71,11 +71,11 @@ def perturb_probes(
     dictionaries = dictionaries_of(saes, model, site)
     if plain := [d.name for d in dictionaries if d.sae is None]:
         raise ResultError(f"{plain[0]!r} is a set of directions; latents of an SAE are ablated here")
-    several, pairs = (_read(some, per_class, seed) for some in (labelled, crossed))
-    sets = {some.name: some for some in (*several, *pairs)}
-    if not sets or len(sets) < len(several) + len(pairs):
-        raise ResultError(f"sets of texts {[some.name for some in (*several, *pairs)]}; give at least one, each once")
-    for some in several:
+    many, pairs = (_read(some, per_class, seed) for some in (labelled, crossed))
+    sets = {some.name: some for some in (*many, *pairs)}
+    if not sets or len(sets) < len(many) + len(pairs):
+        raise ResultError(f"sets of texts {[some.name for some in (*many, *pairs)]}; give at least one, each once")
+    for some in many:
         if len(some.classes) < 3:
             raise ResultError(
                 f"{some.name} has classes {', '.join(some.classes)}; expected three or more: two have one probe"

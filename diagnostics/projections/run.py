@@ -21,7 +21,7 @@ from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
 from interventions.recording import Recording
-from interventions.sites import Site
+from interventions.sites import SiteLike, several
 from interventions.texts.prompts import Prompts
 from sae_models.dictionaries import Dictionary, dictionaries_of
 
@@ -33,7 +33,7 @@ def projection_effects(
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str] | Recording,
     saes: Any,
     *,
-    site: Site | None = None,
+    site: SiteLike | None = None,
     latents: int | Sequence[int] = 200,
     tokens_per_latent: int = 200,
     sampling: str = "stratified",
@@ -42,7 +42,7 @@ def projection_effects(
     edits: str = "all",
     angle: float = 0.1,
     single_token_share: float = 0.1,
-    metrics: Sequence[str] = METRICS,
+    metrics: str | Sequence[str] = METRICS,
     context: str = "in_place",
     sink_filter: float | None = 10.0,
     seed: int = 0,
@@ -88,6 +88,7 @@ def projection_effects(
             f"detail {detail}, single_token_share {single_token_share}, angle {angle}; expected shares up to 1, and an angle "
             "above 0 and below π/2 radians"
         )
+    metrics = several(metrics)
     if missing := [name for name in ("kl", "clean_entropy") if name not in metrics]:
         raise ResultError(f"metrics {list(metrics)} lack {missing[0]!r}, which the statistics need")
     if isinstance(prompts, Recording):
@@ -96,7 +97,7 @@ def projection_effects(
     ids = None if isinstance(latents, int) else tuple(int(i) for i in latents)
     plan = ProjectionPlan(many, ids, tokens_per_latent, sampling, reference, detail, angle, single_token_share, edits)
     settings = RunSettings(
-        sites=tuple(dict.fromkeys(d.site for d in dictionaries)), contexts=chosen_contexts(context), metrics=tuple(metrics),
+        sites=tuple(dict.fromkeys(d.site for d in dictionaries)), contexts=chosen_contexts(context), metrics=metrics,
         sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path,
     )  # fmt: skip
     own = {"saes": {d.name: d.provenance() for d in dictionaries}} | plan.provenance()

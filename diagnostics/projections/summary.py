@@ -149,11 +149,12 @@ def short_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     for g in groups:
         main = g["main"]
         row: dict[str, Any] = {"model": g["model"], "context": g["context"].replace("_", "-"), "block": g["layer"]}
-        row |= {"SAE": g["sae"], "latents": g["n_latents"], "pairs": g["n_pairs"]}
-        row |= {f"KL {main}": g["edits"][main]["median_kl"], "dose": f"{g['edits'][main]['mean_relative_dose']:.2g}"}
+        row["SAE"] = g["sae"]
         for name, value in g["ratios"].items():
             if "isotropic" not in name:
                 row["÷ placebo" + name.partition(",")[1] + name.partition(",")[2]] = value
+        row |= {f"KL {main}": g["edits"][main]["median_kl"], "dose": f"{g['edits'][main]['mean_relative_dose']:.2g}"}
+        row |= {"latents": g["n_latents"], "pairs": g["n_pairs"]}
         ways = g["exponents"]
         for name in ("observational", "placebo_token", "interventional"):
             if name in ways:

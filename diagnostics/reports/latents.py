@@ -138,7 +138,7 @@ def card_command(sae: str, layer: int, provenance: Mapping[str, Any]) -> str:
     if model and "--model" not in more:
         more = ["--model", model, *more]
     return (
-        f"python scripts/latent_card.py --sae {shlex.quote(path)} {shlex.join(more)}".rstrip()
+        f"python scripts/latent_card.py --saes {shlex.quote(path)} {shlex.join(more)}".rstrip()
         + " --latents {latent} --out cards"
     )
 

@@ -20,10 +20,19 @@ class Headline:
     against: str
     """the null value, or that of a control, with its name"""
 
+    @property
+    def sentence(self) -> str:
+        """`Quantity is value; control.`"""
+        comma = "," if ", " in self.what else ""
+        return (
+            "; ".join(filter(None, [f"{self.what[:1].upper()}{self.what[1:]}{comma} is {self.value}", self.against]))
+            + "."
+        )
+
 
 def middle(groups: Sequence[Group]) -> list[Group]:
     """The groups of the middle block measured."""
-    layers = sorted({g["layer"] for g in groups})
+    layers = sorted({g["layer"] for g in groups}) or [None]
     return [g for g in groups if g["layer"] == layers[len(layers) // 2]]
 
 

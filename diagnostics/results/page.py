@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.figures.pictures import Picture, picture
 from diagnostics.results.caveats import HasCaveats, caveats
-from diagnostics.results.html_tables import table_html
+from diagnostics.results.html_tables import folded_html
 from diagnostics.results.templates import render
 from diagnostics.results.words import HasProvenance, listed, measured_on, provenances
 from interventions.errors import MechdiagError
@@ -27,6 +27,8 @@ class HasTables(HasCaveats, Protocol):
 
     def tables(self) -> dict[str, pd.DataFrame]: ...
 
+    def finding(self) -> str: ...
+
     def plot(self) -> Any: ...
 
 
@@ -40,9 +42,10 @@ def shown(result: HasTables) -> str:
     return render(
         "results/result.html",
         title=titled(result),
+        lead=result.finding(),
         runs=measured(result),
         tables=[
-            (table_html(frame.head(_MOST_LINES), title), min(len(frame), _MOST_LINES), len(frame))
+            (folded_html(frame.head(_MOST_LINES), title), min(len(frame), _MOST_LINES), len(frame))
             for title, frame in tables.items()
         ],
         note=result.NOTE,

@@ -17,10 +17,11 @@ from typing_extensions import Self
 from diagnostics.figures.by_depth import DepthPlan, DepthPoint
 from diagnostics.figures.files import save_figures
 from diagnostics.results.headlines import Headline
+from diagnostics.results.narrow import text_table
 from diagnostics.results.stored import DIGESTS, Stored, digest, document_digest, save_tokens
-from diagnostics.results.words import left_out
+from diagnostics.results.words import counted, left_out, wrapped
 from diagnostics.statistics.tables import with_ends
-from interventions.errors import ResultError
+from interventions.errors import ResultError, count
 from interventions.files import PARTIAL, json_text, jsonable, made, read_json, remove_partial, write_frame, writing
 from interventions.sites import Site
 
@@ -134,13 +135,18 @@ class BaseResult:
         """Dropped rows and fallbacks; a line each."""
         return left_out(self)
 
+    def finding(self) -> str:
+        """The first of the `headlines` as a sentence: a number beside its control."""
+        first = next(iter(self.headlines()), None)
+        return first.sentence if first else f"{self.TITLE or self.NAME}: nothing was measured that gives a number."
+
     def table(self) -> str:
-        """The tables as text, for a terminal, with how to read them and what was left out."""
-        parts = []
+        """The finding, the tables as text of 100 columns, how to read them and what was left out, for a terminal."""
+        parts = [wrapped(self.finding()), ""]
         for title, some in self.tables().items():
-            parts += [f"{title}:"] * bool(title)
-            parts.append("none" if some.empty else some.to_string(index=False, float_format="{:.3g}".format, na_rep=""))
-        return "\n".join([*parts, *filter(None, [self.NOTE]), *self.left_out()])
+            parts += [wrapped(f"{title}:")] * bool(title)
+            parts += [text_table(some), ""]
+        return "\n".join([*parts, *map(wrapped, filter(None, [" ".join(self.NOTE.split()), *self.left_out()]))])
 
     def as_dict(self) -> dict[str, Any]:
         """Summary and provenance, as they stand in the JSON file."""
@@ -169,6 +175,16 @@ class BaseResult:
     def figures(self) -> dict[str, Any]:
         """matplotlib Figures by file name."""
         return {self.NAME: self.plot()}
+
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        cls.__repr__ = (
+            BaseResult.__repr__
+        )  # a class's own is not replaced by that of `dataclass`, which prints every field
+
+    def __repr__(self) -> str:
+        """One line: `DirectionNorm(smollm2-135m, 3 sites, 4,000 rows, 200 prompts)`."""
+        return f"{type(self).__name__}({', '.join([*counted(self), count(len(self.frame), 'row')])})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The table, where IPython shows text."""

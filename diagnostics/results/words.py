@@ -1,10 +1,14 @@
-"""Provenance in words: the model, text, sites and path of a run, and what was left out."""
+"""Lines of text, and provenance in words: the model, text, sites and path of a run, and what was left out."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from interventions.errors import count
 from interventions.sites import Site
 
+COLUMNS = 100
+"""columns of a terminal"""
 _COUNTS = {
     "rows_dropped": "rows dropped",
     "pairs_dropped": "pairs dropped",
@@ -42,6 +46,17 @@ def measured_on(p: Mapping[str, Any]) -> list[str]:
     parts = [str(p.get("planted", "")), _model(p), _text(p), _sites(p), _saes(p), _context(p), _sinks(p)]
     parts += [f"seed {p['seed']}"] if "seed" in p else []
     return [part for part in [*parts, _path(p)] if part]
+
+
+def counted(result: HasProvenance) -> list[str]:
+    """Names of models, numbers of sites, SAEs and prompts: `["smollm2-135m", "3 sites", "200 prompts"]`, where known."""
+    every = list(provenances(result).values())
+    found = list(dict.fromkeys(str(p["model"]).rstrip("/").rpartition("/")[2] for p in every if "model" in p))
+    for key, one in (("sites", "site"), ("saes", "SAE")):
+        if n := len({str(value) for p in every for value in p.get(key, ())}):
+            found.append(count(n, one))
+    prompts = [p["prompts"] for p in every if isinstance(p.get("prompts"), int)]
+    return [*found, count(sum(prompts), "prompt")] if prompts else found
 
 
 def _model(p: Mapping[str, Any]) -> str:
@@ -95,6 +110,17 @@ def _path(p: Mapping[str, Any]) -> str:
     delta = p.get("replay_delta", p.get("path_delta"))
     exact = "" if delta is None else f", logits within {delta:.1g} of full forward passes"
     return f"by {' and '.join(named.get(path, path) for path in paths)}{exact}" if paths else ""
+
+
+def wrapped(text: str, columns: int = COLUMNS) -> str:
+    """Text whose longer lines go on in the next line, indented; a word is never broken."""
+    lines = [
+        textwrap.wrap(line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        if len(line) > columns
+        else [line]
+        for line in text.split("\n")
+    ]
+    return "\n".join(line for some in lines for line in some)
 
 
 def listed(names: Iterable[Any], most: int = 8, between: str = ", ") -> str:

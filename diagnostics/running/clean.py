@@ -1,6 +1,5 @@
 """Settings that runs of single edits share, and the clean activations that they read."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from interventions.models.anatomy import check_site
 from interventions.models.causal_model import CausalModel
 from interventions.recording import Recording
 from interventions.replaying.rows import Horizon
-from interventions.sites import Site
+from interventions.sites import INSIDE, POINTS, Site, as_sites, several
 from interventions.texts.prompts import Prompts
 
 CONTEXTS = ("in_place", "single_token")
@@ -29,13 +28,15 @@ def default_layers(n: int) -> list[int]:
     return sorted({0, n // 4, n // 2, 3 * n // 4, max(n - 2, 0), n - 1})
 
 
-def chosen_sites(model: CausalModel, layers: Sequence[int] | None, sites: Sequence[Site] | None) -> tuple[Site, ...]:
-    """The sites given, or `resid_post` of the layers given, or of six blocks; each once. Raises `ResultError` for both."""
-    if layers is not None and sites is not None:
-        raise ResultError("layers and sites both given; give one of them")
-    if sites is None:
-        sites = [Site(layer) for layer in (default_layers(model.n_layers) if layers is None else layers)]
-    return tuple(dict.fromkeys(sites))
+def chosen_sites(model: CausalModel, layers: Any, sites: Any) -> tuple[Site, ...]:
+    """The sites given, each once; points (default: `resid_post`) at every layer given, or at six blocks.
+
+    Raises `ResultError` for layers beside sites that name their own.
+    """
+    given = ("resid_post",) if sites is None else several(sites)
+    if layers is not None and not any(isinstance(site, str) and site in (*POINTS, *INSIDE) for site in given):
+        raise ResultError("layers and sites both given; give one of them, or points such as sites='mlp_out'")
+    return as_sites(given, default_layers(model.n_layers) if layers is None else several(layers))
 
 
 def chosen_contexts(context: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def measure_members(
             if len(row):
                 put = row.repeat_interleave(len(where)), where.repeat(len(row)), values.repeat(len(row), 1)
                 puts.append(Put(site, *put))
-        effects = measure_joint(base, torch.full((len(some),), prompt), puts, metrics=(metric,), **how)
+        effects = measure_joint(base, torch.full((len(some),), prompt), puts, metrics=metric, nonfinite="count", **how)
         noted(notes, effects)
         found[some] = effects[metric.name].double().numpy()
     return found

@@ -272,7 +272,7 @@ class _Work:
         self, recording: Recording, prompt: Tensor, position: Tensor, vectors: Tensor, horizon: Horizon, **how: Any
     ) -> Effects:
         s = self.settings
-        how |= {"metrics": s.metrics, "batch_rows": s.batch_rows, "path": s.path}
+        how |= {"metrics": s.metrics, "batch_rows": s.batch_rows, "path": s.path, "nonfinite": "count"}
         effects = measure(recording, self.site, prompt, position, vectors, horizon=horizon, **how)
         noted(self.notes, effects)
         return effects

@@ -1,19 +1,16 @@
 """Evaluation of SAEs: reconstruction, sparsity, the model's loss with them spliced in, alignment."""
 
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from diagnostics.commands import command
-from diagnostics.commands.inputs import ModelOptions, SplicePath, short_names
+from diagnostics.commands.inputs import SplicePath, short_names
 from diagnostics.commands.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
-from diagnostics.commands.sae_inputs import HeldOutTextOptions, saes_at
+from diagnostics.commands.sae_inputs import HeldOutTextOptions, SAEOptions
 from interventions.errors import MechdiagError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions):
+class EvaluationOptions(command.OutputOptions, SAEOptions, HeldOutTextOptions):
     """How well do SAEs reconstruct activations, and how does the model behave with them spliced in?
 
     Measures variance explained, L0, dead latents, KL and CE scores, norms, by quartile of the activation's norm, with and without
@@ -21,12 +18,10 @@ class EvaluationOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions)
     and a table of latents (Parquet), its tokens, a summary with provenance (JSON) and the figures into --out.
 
     Examples:
-      scripts/evaluate_saes.py smollm2-135m/15/standard smollm2-135m/15/cosine --out results/saes
-      scripts/evaluate_saes.py results/saes/15/standard --prompts-second sotu --out results/mine
+      scripts/evaluate_saes.py --saes smollm2-135m/15/standard smollm2-135m/15/cosine --out results/saes
+      scripts/evaluate_saes.py --saes results/saes/15/standard --prompts-second sotu --out results/mine
     """
 
-    saes: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders or files, names in the zoo, or hf:owner/name/folder"""
     prompts_second: str = "none"
     """the same on a second text, or none"""
     on_training_text: bool = False
@@ -52,7 +47,7 @@ class EvaluationOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions)
         from interventions.files import claim_folder
 
         if not self.saes:
-            raise MechdiagError("no SAE; name at least one folder, file or name in the zoo")
+            raise MechdiagError("--saes is empty; name at least one")
         if self.on_training_text and not self.held_out:
             raise MechdiagError("--on-training-text needs --held-out above 0, the share that was not trained on")
         self.check_model()
@@ -66,12 +61,11 @@ class EvaluationOptions(command.OutputOptions, ModelOptions, HeldOutTextOptions)
 def main(options: EvaluationOptions) -> command.Document:
     """Run the command."""
     from diagnostics.sae_evaluation.run import evaluate_saes
-    from interventions.models.loading import resolve_device
     from interventions.texts.held_out import split
     from interventions.texts.prompts import Prompts, load_texts
 
     options.check()
-    saes = saes_at(options.saes, resolve_device(options.device))
+    saes = options.load_saes()
     texts = {name: load_texts(name) for name in options.corpora()}
     if options.held_out:
         parts = {name: split(text, options.held_out) for name, text in texts.items()}

@@ -22,6 +22,7 @@ from interventions.recording import record
 from interventions.sites import Site
 from interventions.texts.prompts import Prompts, prompts_for
 from sae_models.belonging import sae_site
+from sae_models.dictionaries import by_name
 from sae_models.live import Wrapped, as_sae
 from sae_models.sae import SAE
 from sae_models.scores import Cosine
@@ -32,7 +33,7 @@ from sae_models.scores import Cosine
 def evaluate_saes(
     model: Any,
     prompts: Mapping[str, Prompts] | Prompts | Sequence[Sequence[int]] | Sequence[str],
-    saes: Mapping[str, Any] | Sequence[Any],
+    saes: Any,
     *,
     sink_filter: float | None = 10.0,
     skip_first: int = 1,
@@ -59,7 +60,7 @@ def evaluate_saes(
     no SAEs, no text or settings out of range.
     """
     model = wrap(model)
-    named = _named(saes)
+    named: dict[str, SAE] = {name: as_sae(sae) for name, sae in by_name(saes).items()}
     sites = {name: sae_site(sae, model) for name, sae in named.items()}
     texts = {name: prompts_for(model, some) for name, some in _corpora(prompts).items()}
     if (sink_filter or 0) < 0 or (splice_prompts is not None and splice_prompts < 1):
@@ -114,20 +115,6 @@ def evaluate_saes(
         for part in (pd.DataFrame(lines), pd.concat(latents), pd.concat(deletions))
     )
     return SAEEvaluation(frame, every, provenance, table, without)
-
-
-def _named(saes: Mapping[str, Any] | Sequence[Any]) -> dict[str, SAE]:
-    """SAEs by name, each once."""
-    if not len(saes):
-        raise ResultError("no SAE; give at least one")
-    if isinstance(saes, Mapping):
-        return {name: as_sae(sae) for name, sae in saes.items()}
-    found: dict[str, SAE] = {}
-    for sae in map(as_sae, saes):
-        name = f"{sae.score.kind}:{sae.selector.kind} {sae.d_sae} {sae.hook_name}"
-        same = sum(other == name or other.startswith(f"{name} #") for other in found)
-        found[f"{name} #{same + 1}" if same else name] = sae
-    return found
 
 
 def _corpora(prompts: Any) -> dict[str, Any]:

@@ -126,9 +126,9 @@ class ScalingLaws(Result):
             if g["what"] == "exponent of n":
                 yield Headline(f"exponent of n at k = {g['k']:g}", str(g["value"]), "0: width does not matter")
             elif g["what"] in ("gamma", "eta"):
-                yield Headline(f"{g['what']} of the joint law", str(g["value"]), "0")
+                yield Headline(f"{g['what']} of the joint law", str(g["value"]), "0: no such term")
             elif g["what"] == "failed":
-                yield Headline("joint law", "failed", g["note"])
+                yield Headline("fit of the joint law", "missing", g["note"])
         errors = {g["form"]: g["value"].value for g in self.select(part="held out", what=ERROR)}
         if JOINT in errors:
             others = "; ".join(f"{form}: {e:.3g}" for form, e in errors.items() if form != JOINT)

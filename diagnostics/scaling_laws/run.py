@@ -1,6 +1,5 @@
 """`sae_scaling_laws`: the joint law of a grid of SAEs, the largest width predicted, downstream loss as equivalent compute."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from interventions.recording import record
 from interventions.sites import Site
 from interventions.texts.prompts import Prompts, prompts_for
 from sae_models.belonging import sae_site
+from sae_models.dictionaries import by_name
 from sae_models.live import as_sae
 from sae_models.sae import SAE
 
@@ -32,7 +32,7 @@ from sae_models.sae import SAE
 def sae_scaling_laws(
     model: Any,
     prompts: Prompts | list[list[int]] | list[str],
-    saes: Mapping[str, Any],
+    saes: Any,
     *,
     splice_prompts: int | None = 50,
     exits: bool = True,
@@ -62,9 +62,7 @@ def sae_scaling_laws(
     """
     model = wrap(model)
     text = prompts_for(model, prompts)
-    named: dict[str, SAE] = {name: as_sae(sae) for name, sae in saes.items()}
-    if not named:
-        raise ResultError("no SAE; give a grid of widths and k")
+    named: dict[str, SAE] = {name: as_sae(sae) for name, sae in by_name(saes).items()}
     if draws < 0 or seed < 0 or (splice_prompts is not None and splice_prompts < 1) or (sink_filter or 0) < 0:
         raise ResultError(
             f"draws {draws}, seed {seed}, splice_prompts {splice_prompts}, sink_filter {sink_filter}; expected 0 or more, and at least "

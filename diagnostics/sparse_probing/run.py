@@ -17,7 +17,7 @@ from diagnostics.sparse_probing.work import DRAW_COLUMNS, TEXT_COLUMNS, ProbingR
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.sites import Site
+from interventions.sites import SiteLike, several
 from interventions.texts.labelled import Labelled, load_labelled
 from sae_models.dictionaries import dictionaries_of
 
@@ -29,8 +29,8 @@ def probe_saes(
     labelled: Labelled | str | Sequence[Labelled | str],
     saes: Any,
     *,
-    site: Site | None = None,
-    ks: Sequence[int] = (1, 2, 5, 20),
+    site: SiteLike | None = None,
+    ks: int | Sequence[int] = (1, 2, 5, 20),
     seeds: int = 3,
     shuffles: int = 200,
     refits: int = 20,
@@ -63,7 +63,7 @@ def probe_saes(
     `ResultError` for invalid settings.
     """
     model = wrap(model)
-    ks = tuple(dict.fromkeys(ks))
+    ks = tuple(dict.fromkeys(several(ks)))
     if (
         not ks
         or min(ks) < 1

@@ -91,9 +91,7 @@ class Specifications(BaseResult):
             nulls = [n["interval above 1"] for n in self.groups if n["claim"] == g["claim"] and n["model"] != TRAINED]
             known = g["specifications"] - g["undefined"]
             against = f"randomly initialised models: {min(nulls):.0%} to {max(nulls):.0%}" if nulls else ""
-            words = (
-                f"“{g['claim']}”: specifications whose whole interval is above 1, of {known} (median {g['median']:.3g})"
-            )
+            words = f"share of {known} specifications of “{g['claim']}” whose whole interval is above 1 (median {g['median']:.3g})"
             yield Headline(words, f"{g['interval above 1']:.0%}", against)
 
     def figures(self) -> dict[str, Any]:

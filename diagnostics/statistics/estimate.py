@@ -9,8 +9,11 @@ from numpy import ndarray
 
 from interventions.files import Json
 
-Transform = Literal["log"] | None
-"""None: the statistic's own scale. "log": the interval is formed for its logarithm and exponentiated back."""
+Transform = Literal["log", "logit"] | None
+"""None: the statistic's own scale. "log": the interval is formed for its logarithm and exponentiated back. "logit": of a share in
+[0, 1], for its log odds, so that its ends lie in [0, 1] (see `share`)."""
+MISSING = "–"
+"""shown where there is no number"""
 MIN_PROMPTS, FEW_PROMPTS = 10, 20
 """effective prompts: fewer than the first give no interval, fewer than the second a warning"""
 
@@ -25,6 +28,11 @@ def effective_number(sizes: Num[ndarray, "prompt"]) -> float:
     return round(total**2 / float(np.square(sizes, dtype=float).sum()), 9) if total else 0.0
 
 
+def digits(x: float, spec: str = ".3g") -> str:
+    """A number as text, three digits unless `spec` says otherwise; a dash for nan."""
+    return MISSING if np.isnan(x) else format(x, spec)
+
+
 @dataclass(frozen=True)
 class Estimate(Json):
     """A value and its interval."""
@@ -36,7 +44,7 @@ class Estimate(Json):
     high: float
     """upper end; nan as for `low`, inf when nothing bounds the statistic from above"""
     se: float
-    """standard error, on the log scale for ratios and `transform="log"`; nan without an interval"""
+    """standard error, on the log scale for ratios and `transform="log"`, of the log odds for shares; nan without an interval"""
     n_rows: int
     """rows that entered"""
     n_prompts: int
@@ -54,7 +62,7 @@ class Estimate(Json):
         if self.bound:
             return f"≥ {self.value:.3g}"
         ends = "" if np.isnan(self.low) and np.isnan(self.high) else f" [{self.low:.3g}, {self.high:.3g}]"
-        return f"{self.value:.3g}{ends}"
+        return f"{digits(self.value)}{ends}"
 
 
 EQUIVALENT = (0.8, 1.25)
@@ -114,4 +122,4 @@ class FiellerInterval(Json):
 
     def __str__(self) -> str:
         ends = {"bounded": f" [{self.low:.3g}, {self.high:.3g}]", "everything": " (not identified)", "none": ""}
-        return f"{self.value:.3g}" + ends.get(self.kind, f" (−inf, {self.low:.3g}] or [{self.high:.3g}, inf)")
+        return digits(self.value) + ends.get(self.kind, f" (−inf, {self.low:.3g}] or [{self.high:.3g}, inf)")

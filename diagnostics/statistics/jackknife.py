@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 from diagnostics.statistics.estimate import FEW_PROMPTS, MIN_PROMPTS, Estimate, Transform, effective_number
 from interventions.errors import ResultError
 
+TRANSFORMS: tuple[Transform, ...] = (None, "log", "logit")
 RowValues = Num[ndarray, "row"]
 Clusters = Int[ndarray, "row"] | Int[ndarray, "row 2"]
 
@@ -90,8 +92,10 @@ def t_quantile(p: PromptClusters, level: float) -> float:
 
 def estimate_from_deletions(theta: float, by_prompt: ndarray, by_pair: ndarray, p: PromptClusters, level: float,
               transform: Transform) -> Estimate:  # fmt: skip
-    if transform not in (None, "log"):
-        raise ResultError(f"no transform {transform!r}; known: None, 'log'")
+    if transform not in TRANSFORMS:
+        raise ResultError(f"no transform {transform!r}; known: None, 'log', 'logit'")
+    if transform == "logit":
+        return _for_log_odds(estimate_from_deletions(theta, by_prompt, by_pair, p, level, None), t_quantile(p, level))
     value, low, high, se = float(theta), np.nan, np.nan, np.nan
     if p.n_effective >= MIN_PROMPTS:
         with np.errstate(all="ignore"):
@@ -107,6 +111,24 @@ def estimate_from_deletions(theta: float, by_prompt: ndarray, by_pair: ndarray, 
     df = degrees_of_freedom(p) if np.isfinite(se) else np.nan
     size = {"n_rows": len(p.first), "n_prompts": p.n_prompts, "n_effective": p.n_effective}
     return Estimate(value, float(low), float(high), se, **size, df=df)
+
+
+def _for_log_odds(share: Estimate, t: float) -> Estimate:
+    """The interval for the log odds: logit θ ± t·SE/(θ(1 − θ)); at 0 and 1 Wilson's of n_effective rows, [0, t²/(n + t²)], se nan."""
+    if np.isnan(share.se):
+        return share
+    value = share.value
+    if not -1e-9 <= value <= 1 + 1e-9:
+        raise ResultError(f"a share of {value:.6g}; expected a value from 0 to 1 for transform='logit'")
+    variance = value * (1 - value)
+    if variance < 1e-12:
+        reach = t * t / (share.n_effective + t * t)
+        low, high = (0.0, reach) if value < 0.5 else (1 - reach, 1.0)
+        return replace(share, low=low, high=high, se=np.nan, df=np.nan)
+    se, odds = share.se / variance, np.log(value / (1 - value))
+    with np.errstate(over="ignore"):  # far out an end is 0
+        low, high = 1 / (1 + np.exp(-(odds + np.array([-1, 1]) * t * se)))
+    return replace(share, low=float(low), high=float(high), se=float(se))
 
 
 def jackknife(statistic: Callable[[Bool[ndarray, "row"]], float], n_rows: int, clusters: Clusters, *,
@@ -236,7 +258,7 @@ def p_value(estimate: Estimate, null: float, transform: Transform = None) -> flo
 
     T is Student's with the estimate's degrees of freedom, so p < 1 − level exactly where the interval leaves `null`
     out; far values stay accurate to p near 1e-300. `transform="log"`, for ratios (`log_ratio_of_means`) and estimates
-    formed with it: |log value − log null|/se. `null` has the unit of the value.
+    formed with it: |log value − log null|/se; `"logit"`, for shares: the same of their log odds. `null` has the unit of the value.
 
     Simulated rejections of a true null at p < .05: 400 log-normal rows, SD 1 of the logarithm, correlation .3 of it within
     a prompt, 40 prompts of equal and unequal size, 2,000 replications (± .005). These hold: mean of logarithms .04–.07;
@@ -246,26 +268,33 @@ def p_value(estimate: Estimate, null: float, transform: Transform = None) -> flo
     means of different SDs miss in up to 36 % (`docs/statistics_coverage.md`). For KLs test `share(a > b)` against ½. Rows
     taken for independent reject, in the forms that hold, .21–.31 with 20 prompts and .11–.15 with 40.
 
-    nan where there is no interval, where the value is only a bound, and where se is 0 (no deletion moves the
-    statistic: a share of exactly 0 or 1): that is no measure of its error. Raises `ResultError` for a transform other
-    than the one that formed the interval, a null that is not finite (for "log": not above 0), and for an estimate
+    nan where there is no interval, where the value is only a bound, for a share of exactly 0 or 1, and where se is 0 (no deletion
+    moves the statistic): that is no measure of its error. Raises `ResultError` for a transform other
+    than the one that formed the interval, a null that is not finite (for "log": not above 0, for "logit": not between 0 and 1), and for an estimate
     without degrees of freedom: a median's interval is not t's; test `share(x < null, clusters)` against .5.
     Source: ours.
     """
-    if transform not in (None, "log"):
-        raise ResultError(f"no transform {transform!r}; known: None, 'log'")
-    if not np.isfinite(null) or (transform and null <= 0):
-        raise ResultError(f"a null of {null}; expected a finite number{' above 0' if transform else ''}")
+    if transform not in TRANSFORMS:
+        raise ResultError(f"no transform {transform!r}; known: None, 'log', 'logit'")
+    least, most, where = {
+        None: (-np.inf, np.inf, ""),
+        "log": (0, np.inf, " above 0"),
+        "logit": (0, 1, " between 0 and 1"),
+    }[transform]
+    if not (np.isfinite(null) and least < null < most):
+        raise ResultError(f"a null of {null}; expected a finite number{where}")
     if estimate.bound or not np.isfinite(estimate.se):
         return float("nan")
     if np.isnan(estimate.df):
         raise ResultError("the estimate has no degrees of freedom; for a median, test share(x < null) against .5")
     with np.errstate(all="ignore"):
-        ends = [np.log(x) if transform else x for x in (estimate.low, estimate.value, estimate.high, null)]
+        odds = 1 if transform != "logit" else 1 - np.array([estimate.low, estimate.value, estimate.high, null])
+        ends = np.array([estimate.low, estimate.value, estimate.high, null]) / odds
+        ends = np.log(ends) if transform else ends
     low, value, high, null = (float(x) for x in ends)
     if not abs(low + high - 2 * value) <= 1e-6 * (high - low) + 1e-12 * abs(value):
-        other = "None" if transform else "'log'"
-        raise ResultError(f"{estimate} is not even about its value for transform={transform!r}; give {other}")
+        others = " or ".join(repr(other) for other in TRANSFORMS if other != transform)
+        raise ResultError(f"{estimate} is not even about its value for transform={transform!r}; give {others}")
     far = abs(value - null)
     return float(2 * stats.t.sf(far / estimate.se, estimate.df)) if estimate.se > 1e-12 * far else float("nan")
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Num
 from numpy import ndarray
 from scipy import optimize, stats
 
-from diagnostics.statistics.estimate import MIN_PROMPTS
+from diagnostics.statistics.estimate import MIN_PROMPTS, digits
 from interventions.errors import ResultError
 from interventions.files import Json
 
@@ -48,7 +48,7 @@ class Prevalence(Json):
 
     def __str__(self) -> str:
         ends = "" if np.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
-        return f"{self.share:.3g}{ends} (counted: {self.counted:.3g})"
+        return f"{digits(self.share)}{ends} (counted: {digits(self.counted)})"
 
 
 def _profile(x: ndarray, se: ndarray, w: ndarray, tau: ndarray) -> tuple[ndarray, ndarray, ndarray]:

@@ -3,6 +3,8 @@
 The margins are smooth: their jackknife, with the correlations between latents, is propagated through the step.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -76,8 +78,22 @@ def clopper_pearson(k: int, n: int) -> tuple[float, float]:
 def share_of(
     wins: Bool[ndarray, "unit"], weight: Float[ndarray, "unit"], covariance: ndarray, present: ndarray
 ) -> Estimate:
-    """The weighted share of units that win; units of weight 0 do not enter."""
+    """The weighted share of units that win, with an interval within [0, 1]; units of weight 0 do not enter."""
     total = weight.sum()
     if not total:
         return Estimate(np.nan, np.nan, np.nan, np.nan, 0, 0)
-    return linear(float(weight[wins].sum() / total), weight / total, covariance, present)
+    found = linear(float(weight[wins].sum() / total), weight / total, covariance, present)
+    return found if np.isnan(found.low) else replace(found, **_within(found))
+
+
+def _within(share: Estimate) -> dict[str, float]:
+    """Ends within [0, 1]: logit p ± t·SE/(p(1 − p)); of a share of exactly 0 or 1, whose other end is exp(−t·SE) away, or 1 − that."""
+    value, half = share.value, share.high - share.value
+    variance = value * (1 - value)
+    if variance < 1e-12:
+        return {"low": 0.0, "high": 1 - np.exp(-half)} if value < 0.5 else {"low": np.exp(-half), "high": 1.0}
+    odds = np.log(value / (1 - value))
+    with np.errstate(over="ignore"):
+        return {
+            name: float(1 / (1 + np.exp(-(odds + sign * half / variance)))) for name, sign in (("low", -1), ("high", 1))
+        }

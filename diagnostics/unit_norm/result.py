@@ -44,7 +44,10 @@ class UnitNorm(Result):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Medians; the means stand in `summary()`."""
-        return {"": pd.DataFrame(self.groups).drop(columns=[c for c in self.groups[0] if c.startswith("mean ")])}
+        frame = pd.DataFrame(self.groups)
+        ratios = [name for name in frame if " ÷ " in name and "mean" not in name]
+        rest = [name for name in frame if not (name in ("model", "layer", *ratios) or name.startswith("mean "))]
+        return {"": frame[["model", "layer", *ratios, *rest]]}
 
     def headlines(self) -> Iterable[Headline]:
         """At the middle block, beside randomly initialised models."""

@@ -14,7 +14,7 @@ from diagnostics.unit_norm.result import UnitNorm
 from interventions.errors import ResultError
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing
-from interventions.sites import Site
+from interventions.sites import Site, several
 from interventions.texts.prompts import Prompts
 
 
@@ -24,7 +24,7 @@ def unit_norm_sweep(
     model: Any,
     prompts: Prompts | Sequence[Sequence[int]] | Sequence[str],
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     tokens: int = 500,
     sink_filter: float | None = 10.0,
     seed: int = 0,
@@ -46,7 +46,7 @@ def unit_norm_sweep(
     model = wrap(model)
     if tokens < 1:
         raise ResultError(f"{tokens} tokens asked for; ask for at least one")
-    sites = tuple(Site(layer) for layer in dict.fromkeys(range(model.n_layers) if layers is None else layers))
+    sites = tuple(Site(layer) for layer in dict.fromkeys(range(model.n_layers) if layers is None else several(layers)))
     settings = RunSettings(
         sites=sites, sink_filter=sink_filter, seed=seed, null_seeds=null_seeds, batch_rows=batch_rows, path=path
     )

@@ -65,9 +65,9 @@ def effects_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     """A line for each SAE: rows, median KL beside its placebo's, spread over latents."""
     lines = [
         {
-            "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "tokens read": f"{g['tokens']:,}", "median KL": g["kl"],
-            "median direct": g["kl_direct"], "median ÷ placebo": g["kl_over_placebo"], "top-1 changed": g["top1_changed"],
-            "dose": f"{g['relative_dose']:.2g}", "latents' ÷ placebo, 5 25 50 75 95 %": " ".join(f"{g[f'latents_over_placebo_{at:.0%}']:.2f}" for at in QUANTILES),
+            "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "median ÷ placebo": g["kl_over_placebo"], "median KL": g["kl"],
+            "dose": f"{g['relative_dose']:.2g}", "top-1 changed": g["top1_changed"], "median direct": g["kl_direct"],
+            "tokens read": f"{g['tokens']:,}", "latents' ÷ placebo, 5 25 50 75 95 %": " ".join(f"{g[f'latents_over_placebo_{at:.0%}']:.2f}" for at in QUANTILES),
             "floor": f"{g['noise_floor']:.0e}",
         }
         for g in groups
@@ -80,7 +80,7 @@ def first_numbers(groups: list[dict[str, Any]]) -> Iterator[Headline]:
     for g in groups:
         where = f"{g['sae']}, block {g['layer']}"
         more = g["verdicts"]["more than dose"]
-        words = f"latents that do more than their dose, of {g['tested']:,} tested, {where} (a count)"
+        words = f"number of latents that do more than their dose, of {g['tested']:,} tested, {where}"
         against = f"false discovery rate {FALSE_DISCOVERY:g}; {g['verdicts']['small'] + g['verdicts']['silent']:,} others are small or silent"
         yield Headline(words, f"{more:,}", against)
         against = f"1: no more than its dose; median KL {g['kl']} nats"

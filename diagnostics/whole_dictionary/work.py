@@ -117,7 +117,12 @@ class _Work:
         first = torch.from_numpy(np.unique(self.prompt, return_index=True)[1])
         row = torch.cat([torch.arange(n), first])
         removed = self.directions.times(torch.cat([-self.z, torch.zeros(len(first))]), self.latent[row])
-        how: dict[str, Any] = {"batch_rows": self.settings.batch_rows, "path": self.settings.path, "progress": tick}
+        how: dict[str, Any] = {
+            "batch_rows": self.settings.batch_rows,
+            "path": self.settings.path,
+            "progress": tick,
+            "nonfinite": "count",
+        }
         found = measure(self.recording, site, self.own[row], self.at[row], removed, metrics=METRICS, **how)
         beside = measure(self.recording, site, self.own, self.at, self.placebos, metrics=("kl",), **how)
         notes: dict[str, Any] = {"self_kl": found["kl"][n:].tolist()}

@@ -9,6 +9,7 @@ import pandas as pd
 
 from diagnostics.projections.norm_exponent import Exponent, Interventional
 from diagnostics.results.headlines import Headline
+from diagnostics.statistics.estimate import digits
 from diagnostics.statistics.tables import TRAINED
 from diagnostics.win_rate.adversarial import AdversarialGroups
 from diagnostics.win_rate.rates import EditRates, WinRate, WinRates
@@ -138,7 +139,7 @@ def line_of(c: Contest) -> dict[str, Any]:
 
 
 def _by_quartile(rates: EditRates) -> str:
-    return " ".join(f"{rate.estimate.value:.2f}" for rate in rates.quartiles)
+    return " ".join(digits(rate.estimate.value, ".2f") for rate in rates.quartiles)
 
 
 def _ends(rate: WinRate) -> dict[str, Any]:

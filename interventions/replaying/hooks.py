@@ -26,11 +26,11 @@ from interventions.models.wrapping import wrap
 from interventions.recording import Recording
 from interventions.replaying.placed import Placed
 from interventions.replaying.replay import Branches
-from interventions.sites import Site
+from interventions.sites import Site, SiteLike, as_site
 
 Edit = Callable[[Tensor], Tensor]
 """A pure function of vectors `[prompt, d_model]`, one for each prompt of the batch (or `[prompt, pos, d_model]`: every position)."""
-Position = int | Int[Tensor, "prompt"] | None
+Position = int | Int[Tensor, "prompt"] | Sequence[int] | None
 """The same token index for each prompt (negative: from the end), one for each, or None for every position at once."""
 
 
@@ -56,7 +56,7 @@ def edit_at(
 
 @contextmanager
 def fwd_hooks(
-    site: Site, edit: Edit, position: Position = None, *, may_change_nothing: bool = False
+    site: SiteLike, edit: Edit, position: Position = None, *, may_change_nothing: bool = False
 ) -> Iterator[list[tuple[str, Any]]]:
     """TransformerLens hooks that apply `edit` at a site, for `run_with_hooks(fwd_hooks=…)`.
 
@@ -65,6 +65,7 @@ def fwd_hooks(
 
     Raises on leaving: `HookError` when the hook did not fire, `EditError` when the edit changed nothing.
     """
+    site = as_site(site)
     changed: list[Tensor] = []
     entered: list[Tensor] = []
     thread = get_ident()
@@ -122,7 +123,7 @@ def _edited(site: Site, added: Tensor, entered: Tensor | None, edit: Edit, posit
 
 
 def edit_in_trace(
-    model: Any, site: Site, edit: Edit, position: Position = None, *, may_change_nothing: bool = False
+    model: Any, site: SiteLike, edit: Edit, position: Position = None, *, may_change_nothing: bool = False
 ) -> None:
     """Apply `edit` at a site inside an nnsight trace.
 
@@ -132,7 +133,7 @@ def edit_in_trace(
 
     nnsight itself raises when the block does not run, or had already run. Raises `EditError` when the edit changed nothing.
     """
-    causal = wrap(model)
+    causal, site = wrap(model), as_site(site)
     check_site(causal, site, may_run=False)
     changed = _edit_in_trace(causal, model, site, edit, position, {})
     if not may_change_nothing and not bool(changed):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from interventions.errors import EditError, SiteError
 from interventions.models.anatomy import check_site, n_heads, site_columns, site_width
-from interventions.models.uploads import upload
+from interventions.models.uploads import as_vectors, token_rows, upload
 from interventions.recording import Recording
 from interventions.replaying.placed import Placed
 from interventions.replaying.replay import Branches
-from interventions.replaying.rows import Horizon, Rows, given_reads
-from interventions.sites import HEADS, Site
+from interventions.replaying.rows import Horizon, Rows, check_finite, given_reads
+from interventions.sites import HEADS, Site, SiteLike, as_site
 
 
 class Put(NamedTuple):
     """Vectors to be put at one site: `vectors[i]` in row `row[i]`, at token `position[i]` of that row's prompt."""
 
-    site: Site
-    row: Int[Tensor, "edit"]
-    position: Int[Tensor, "edit"]
-    vectors: Float[Tensor, "edit width"]
+    site: SiteLike
+    row: Int[Tensor, "edit"] | Sequence[int]
+    position: Int[Tensor, "edit"] | Sequence[int]
+    vectors: Float[Tensor, "edit width"] | Sequence[Any]
 
 
 _COVERED = {
@@ -98,6 +98,11 @@ class JointRows(Rows):
         self.clean_key = self.prompt * n_pos + self.start
         self.order = np.lexsort((self.start, self.prompt, self.entry))
 
+    def check_finite(self) -> None:
+        dtype = self.recording.model.stream_dtype
+        for group in self.groups:
+            check_finite(group.vectors, dtype, group.site, group.row, np.ones((len(group.row), 1), dtype=bool))
+
     @property
     def first_block(self) -> int:
         return int(min(group.site.first_block for group in self.groups))
@@ -131,24 +136,34 @@ class JointRows(Rows):
         return found
 
 
+class _Part(NamedTuple):
+    """A `Put` in one form."""
+
+    site: Site
+    row: Int[np.ndarray, "edit"]
+    position: Int[np.ndarray, "edit"]
+    vectors: Float[Tensor, "edit width"]
+
+
 def _grouped(recording: Recording, puts: Sequence[Put], n_rows: int) -> list[_Group]:
     model, n_pos = recording.model, recording.tokens.shape[1]
-    by: dict[tuple[Site, int], list[tuple[Put, np.ndarray, np.ndarray]]] = {}
+    by: dict[tuple[Site, int], list[_Part]] = {}
     for put in puts:
-        check_site(model, put.site)
-        row, position = (torch.as_tensor(x).cpu().numpy() for x in (put.row, put.position))
-        width = site_width(model, put.site, n_pos)
-        if row.ndim != 1 or row.shape != position.shape or put.vectors.shape != (len(row), width):
+        site, vectors = as_site(put.site), as_vectors(put.vectors)
+        check_site(model, site)
+        row, position = (x.numpy() for x in token_rows(put.row, put.position, "rows"))
+        width = site_width(model, site, n_pos)
+        if row.ndim != 1 or row.shape != position.shape or vectors.shape != (len(row), width):
             raise EditError(
-                f"rows {list(row.shape)}, positions {list(position.shape)} and vectors {list(put.vectors.shape)} at {put.site}; "
+                f"rows {list(row.shape)}, positions {list(position.shape)} and vectors {list(vectors.shape)} at {site}; "
                 f"expected [edit], [edit] and [edit, {width}]"
             )
         if len(row) and not 0 <= row.min() <= row.max() < n_rows:
-            raise EditError(f"rows from {row.min()} to {row.max()} at {put.site}; there are {n_rows}, from 0")
-        if put.site.point == "pattern" and len(row):
-            _check_pattern(put.vectors, position, n_pos)
+            raise EditError(f"rows from {row.min()} to {row.max()} at {site}; there are {n_rows}, from 0")
+        if site.point == "pattern" and len(row):
+            _check_pattern(vectors, position, n_pos)
         if len(row):
-            by.setdefault((put.site.whole, width), []).append((put, row, position))
+            by.setdefault((site.whole, width), []).append(_Part(site, row, position, vectors))
     if not by:
         raise EditError("no edits; give each row one at least")
     return [_group(recording, site, parts) for (site, _), parts in by.items()]
@@ -160,22 +175,22 @@ def _check_pattern(vectors: Tensor, position: np.ndarray, n_pos: int) -> None:
         raise EditError("a pattern with weight on tokens after the one that attends; expected 0 there")
 
 
-def _group(recording: Recording, site: Site, parts: list[tuple[Put, np.ndarray, np.ndarray]]) -> _Group:
+def _group(recording: Recording, site: Site, parts: list[_Part]) -> _Group:
     model, n_pos = recording.model, recording.tokens.shape[1]
-    row = np.concatenate([row for _, row, _ in parts])
+    row = np.concatenate([part.row for part in parts])
     order = np.argsort(row, kind="stable")
-    lines = [site_columns(model, put.site, n_pos) for put, _, _ in parts]
+    lines = [site_columns(model, part.site, n_pos) for part in parts]
     columns = None
     if any(line is not None for line in lines):
-        every = torch.arange(parts[0][0].vectors.shape[1])  # a model of one head: all of it is that head
+        every = torch.arange(parts[0].vectors.shape[1])  # a model of one head: all of it is that head
         columns = torch.stack([every if line is None else line for line in lines])
-    vectors = torch.cat([put.vectors for put, _, _ in parts])
+    vectors = torch.cat([part.vectors for part in parts])
     return _Group(
         site,
         row[order],
-        np.concatenate([position for _, _, position in parts])[order],
+        np.concatenate([part.position for part in parts])[order],
         vectors[torch.from_numpy(order).to(vectors.device)],
-        np.repeat(np.arange(len(parts)), [len(row) for _, row, _ in parts])[order],
+        np.repeat(np.arange(len(parts)), [len(part.row) for part in parts])[order],
         columns,
         n_heads(model, site) if site.point in HEADS else 1,
     )

@@ -1,17 +1,17 @@
 """The rows of one call: which tokens are edited, how far each row is followed, where its effect is read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.errors import EditError, SiteError
 from interventions.models.anatomy import site_width
-from interventions.models.uploads import upload
+from interventions.models.uploads import as_vectors, upload, whole_numbers
 from interventions.recording import Recording
 from interventions.replaying.placed import Placed, placed
 from interventions.replaying.replay import Branches
@@ -20,10 +20,12 @@ from interventions.sites import Site
 Vectors = (
     Float[Tensor, "row d_model"]
     | Float[Tensor, "row edit d_model"]
+    | np.ndarray
+    | Sequence[Any]
     | Callable[[Int[Tensor, "some_row"]], Float[Tensor, "some_row d_model"] | Float[Tensor, "some_row edit d_model"]]
 )
 """Edited vectors of all rows, or a function that forms those of the rows asked for (indices on the CPU)."""
-Horizon = int | Literal["last"] | Int[Tensor, "row read"]
+Horizon = int | Literal["last"] | Int[Tensor, "row read"] | Sequence[Sequence[int]]
 """Where an effect is read: at the first edited position and the h − 1 after it, at the prompt's last position, or at the
 positions given for each row (padded with −1; none before its first edit)."""
 
@@ -40,6 +42,21 @@ class Reference:
 _COLUMNS = 1024  # of values beyond every prompt's end, which cost next to nothing
 
 
+def check_finite(
+    vectors: Tensor, dtype: torch.dtype, site: Site, row: Int[np.ndarray, "row"], used: Bool[np.ndarray, "row edit"]
+) -> None:
+    """Raise `EditError` where a vector is not finite in `dtype`. used: those that are put in; the others are padding."""
+    most = torch.finfo(dtype).max
+    if not vectors.numel() or bool(vectors.detach().norm(p=torch.inf) <= most):  # of a nan it is nan
+        return
+    bad = ~(vectors.detach().abs().amax(-1) <= most).view(used.shape).cpu().numpy() & used
+    if bad.any():
+        raise EditError(
+            f"{int(bad.sum())} of {int(used.sum())} vectors at {site} are not finite in {str(dtype).removeprefix('torch.')}, the first in row {int(row[bad.any(1)].min())}; "
+            "expected finite numbers: look at what formed them, or pass nonfinite='count' to run them and count what comes of them in n_nonfinite"
+        )
+
+
 class Reads(NamedTuple):
     """Where the effects of some rows are read; all `[read]`."""
 
@@ -52,8 +69,8 @@ class Reads(NamedTuple):
 
 def given_reads(recording: Recording, horizon: Horizon) -> np.ndarray | None:
     """The positions that a horizon lists, or None. Raises `SiteError` for what is none."""
-    if isinstance(horizon, Tensor):
-        return horizon.cpu().numpy()
+    if isinstance(horizon, Tensor | np.ndarray | list | tuple):
+        return whole_numbers(horizon, "read positions").numpy()
     if not (horizon == "last" or (isinstance(horizon, int) and horizon >= 1)):
         raise SiteError(f"horizon {horizon!r}; expected a number of positions, 1 or more, or 'last'")
     if isinstance(horizon, int) and horizon > max(_COLUMNS, longest := int(recording.length.max())):
@@ -89,12 +106,13 @@ class Rows:
             raise SiteError("a row edits no position, or a negative one; expected positions, padded with −1")
         which = used.nonzero()
         recording.check_rows(prompt[which[:, 0]] if len(prompt) else prompt, positions[used])
+        vectors = vectors if callable(vectors) else as_vectors(vectors)
         if not callable(vectors) and vectors.shape[:-1] != position.shape:
             raise EditError(
                 f"edited vectors of shape {list(vectors.shape)} for positions {list(position.shape)}; give one for each"
             )
         if reference is not None:
-            index = reference.index.cpu()
+            index = whole_numbers(reference.index, "reference indices")
             if len(index) != len(prompt) or self.several or given is not None:
                 raise EditError(
                     f"{len(index)} reference indices for positions {list(position.shape)}; give one for each row, and one edited "
@@ -104,7 +122,7 @@ class Rows:
                 raise EditError(
                     f"reference indices from {int(index.min())} to {int(index.max())} for {len(reference.vectors)} vectors"
                 )
-            reference = Reference(reference.vectors, index)
+            reference = Reference(as_vectors(reference.vectors), index)
         self.recording, self.site, self.vectors, self.reference = recording, site, vectors, reference
         self.prompt = prompt.numpy()
         n_pos = int(recording.length.max())
@@ -121,6 +139,13 @@ class Rows:
         self.clean_key = self.prompt * n_pos + self.start if reference is None else reference.index.numpy()
         self.order = np.lexsort((self.clean_key, self.start, self.prompt))
 
+    def check_finite(self) -> None:
+        """Raise `EditError` for vectors that are not finite in the dtype of the stream; those that a function forms are not seen."""
+        if isinstance(self.vectors, Tensor):
+            used = np.zeros(self.columns.shape, dtype=bool)
+            np.put_along_axis(used, self.columns, self._used(np.arange(len(self))), axis=1)
+            check_finite(self.vectors, self.recording.model.stream_dtype, self.site, np.arange(len(self)), used)
+
     @property
     def first_block(self) -> int:
         """The first block that any row runs."""
@@ -136,7 +161,7 @@ class Rows:
         """What is edited, as certificates name it."""
         return self.site.point
 
-    def _read_at(self, horizon: Horizon, given: np.ndarray | None) -> None:
+    def _read_at(self, horizon: Any, given: np.ndarray | None) -> None:
         """Where effects are read; `start` is known."""
         length, self.given = self.recording.length.numpy()[self.prompt], given
         self.last_only = isinstance(horizon, str)

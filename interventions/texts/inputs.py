@@ -14,7 +14,7 @@ from interventions.errors import TextError, one_line
 from interventions.models.causal_model import CausalModel
 from interventions.models.weights import n_embedded
 
-_EXPECTED = "expected a list of texts or of token ids, or a tokenizer's output for a list of texts"
+_EXPECTED = "expected texts, lists of token ids, or a tokenizer's output"
 _BESIDE_IDS = {"attention_mask", "token_type_ids", "special_tokens_mask", "offset_mapping", "length", "labels"} | {
     "overflow_to_sample_mapping",
     "num_truncated_tokens",
@@ -39,14 +39,17 @@ def read_prompts(
     """The token ids of each prompt, without the padding that a mask marks; and its text, empty where ids were given.
 
     prompts: texts; or token ids as lists, arrays or a tensor `[prompt, pos]`; or a mapping with `input_ids` and perhaps
-    `attention_mask`, as a tokenizer gives for a list of texts; or a list of such mappings, one a prompt.
+    `attention_mask`, as a tokenizer gives for texts; or a list of such mappings, one a prompt. A single text, and the ids of a single
+    prompt, need no list around them.
     attention_mask: ones for tokens and zeros for padding on the left or the right, of the ids' shape. Ids without a mask are
     whole prompts: which of them are padding cannot be known.
-    Raises `TextError` for anything else: one prompt without a list around it, an empty one, ids that are not whole numbers,
+    Raises `TextError` for anything else: an empty prompt, ids that are not whole numbers,
     a mask of another shape or with holes, texts without a tokenizer.
     """
     if isinstance(prompts, Mapping):
         prompts, attention_mask = _unpacked(prompts, attention_mask)
+    if _is_one(prompts):
+        prompts, attention_mask = [prompts], None if attention_mask is None else [attention_mask]
     rows = _rows(prompts, "prompts")
     if not rows:
         raise TextError(f"prompts are {type(prompts).__name__} of length 0, which is empty; {_EXPECTED}")
@@ -60,7 +63,9 @@ def read_prompts(
         if attention_mask is not None:
             raise TextError("an attention mask was given with texts; expected it with token ids, for their padding")
         if tokenizer is None:
-            raise TextError("texts were given, but the model has no tokenizer; give token ids")
+            raise TextError(
+                "texts were given, but the model has no tokenizer; pass wrap(model, tokenizer) in its place, or give token ids"
+            )
         tokens = [encode(text, tokenizer) for text in texts]
     else:
         tokens = [_prompt(row, mask, i) for i, (row, mask) in enumerate(zip(rows, masks, strict=True))]
@@ -85,15 +90,22 @@ def _unpacked(given: Mapping[Any, Any], attention_mask: Any) -> tuple[Any, Any]:
     return given["input_ids"], attention_mask if own is None else own
 
 
+def _is_one(given: Any) -> bool:
+    """Whether this is one prompt: a text, or token ids without a list around them."""
+    if isinstance(given, Tensor | np.ndarray):
+        return given.ndim == 1 and (isinstance(given, Tensor) or given.dtype.kind not in "OU")
+    if isinstance(given, list | tuple):
+        return bool(given) and all(isinstance(one, int | np.integer) and not isinstance(one, bool) for one in given)
+    return isinstance(given, str)
+
+
 def _rows(given: Any, what: str) -> list[Any]:
     """The rows of a table or list, one a prompt."""
-    if isinstance(given, str | bytes):
-        raise TextError(
-            f"{what} are {type(given).__name__} of length {len(given)}; {_EXPECTED}; for one, a list of one"
-        )
+    if isinstance(given, bytes):
+        raise TextError(f"{what} are bytes of length {len(given)}; {_EXPECTED}")
     if isinstance(given, Tensor) or (isinstance(given, np.ndarray) and given.dtype.kind not in "OU"):
         if given.ndim != 2:
-            raise TextError(f"{what} of shape {tuple(given.shape)}; expected [prompt, pos]; for one, a list of one")
+            raise TextError(f"{what} of shape {tuple(given.shape)}; expected [prompt, pos], or [pos] of one prompt")
         return list(given)
     try:
         if not isinstance(given, _UNORDERED):

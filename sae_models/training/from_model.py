@@ -12,8 +12,8 @@ from interventions.files import jsonable
 from interventions.models.wrapping import wrap
 from interventions.progress import Progressing, followed
 from interventions.provenance import model_provenance
-from interventions.sites import Site
-from interventions.texts.prompts import Prompts
+from interventions.sites import Site, SiteLike, as_site, as_sites
+from interventions.texts.prompts import prompts_for
 from sae_models.architectures import Architecture
 from sae_models.sae import SAE
 from sae_models.training.recipe import Recipe
@@ -31,10 +31,13 @@ class SAESpec:
     recipe: Recipe
     """how"""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "site", as_site(self.site))
+
 
 def train_saes(
     model: Any,
-    prompts: Prompts,
+    prompts: Any,
     wanted: Mapping[str, SAESpec],
     *,
     tokens: int = 1_000_000,
@@ -42,7 +45,7 @@ def train_saes(
     buffer_tokens: int = 131_072,
     sink_filter: float | None = 10.0,
     skip_first: int = 1,
-    also_sites: Sequence[Site] = (),
+    also_sites: SiteLike | Sequence[SiteLike] = (),
     autocast: str = "auto",
     seed: int = 0,
     folder: str | Path | None = None,
@@ -64,6 +67,7 @@ def train_saes(
     the weights. Raises what `ActivationStream` and `train` raise, and `MechdiagError` for less than a batch of tokens.
     """
     model = wrap(model)
+    prompts = prompts_for(model, prompts)
     steps = tokens // batch_tokens if batch_tokens > 0 else 0
     if not wanted or steps < 1:
         raise MechdiagError(
@@ -74,7 +78,7 @@ def train_saes(
     stream = ActivationStream(
         model,
         prompts,
-        sorted({one.site for one in wanted.values()} | set(also_sites)),
+        sorted({one.site for one in wanted.values()} | set(as_sites(also_sites))),
         batch_tokens=batch_tokens,
         buffer_tokens=buffer_tokens,
         sink_filter=sink_filter,

@@ -16,11 +16,13 @@ from interventions import (
     EditError,
     MechdiagError,
     ModelError,
+    Put,
     Reference,
     Site,
     SiteError,
     intervened_logits,
     measure,
+    measure_joint,
     record,
     wrap,
 )
@@ -94,6 +96,77 @@ def same_values(found, expected, tolerance=SHUFFLED_CHUNKS):
 
 
 # What must not matter
+
+
+def test_lists_names_and_single_metrics_equal_tensors_sites_and_tuples(device):
+    recording, prompt, position, vectors = setting(device)
+    expected = measure(recording, SITE, prompt, position, vectors, metrics=("kl",), path="replay")
+    where = prompt.tolist(), tuple(position.tolist())
+    same_x = recording.at("blocks.2.hook_resid_post", *where)
+    assert torch.equal(same_x, recording.at(SITE, prompt, position))
+    for name, given in (("2.resid_post", list(vectors)), ("blocks.2.hook_resid_post", vectors.cpu().numpy())):
+        found = measure(recording, name, *where, given, metrics="kl", path="replay")
+        assert torch.equal(found["kl"], expected["kl"])
+        assert torch.equal(intervened_logits(recording, name, *where, given), intervened_logits(*_at(device)))
+    one = measure_joint(
+        recording, where[0], Put("2.resid_post", range(len(prompt)), where[1], list(vectors)), metrics="kl"
+    )
+    assert_same_effect(
+        one["kl"], measure(recording, SITE, prompt, position, vectors, horizon="last")["kl"], SHUFFLED_CHUNKS
+    )
+    read = torch.stack([position, position], 1)
+    listed = measure(recording, SITE, *where, vectors, horizon=[[p, -1] for p in where[1]])
+    assert torch.equal(listed["kl"][:, 0], measure(recording, SITE, *where, vectors, horizon=read)["kl"][:, 0])
+
+
+def _at(device):
+    recording, *rest = setting(device)
+    return recording, SITE, *rest
+
+
+def test_one_prompt_counts_for_all_positions_and_one_position_for_all_prompts(device):
+    recording = recorded("llama", SITE, device=device)
+    for prompt, position in ((0, [3, 5, 7]), ([0, 1, 2], 4), (1, 2)):
+        n = max(np.size(prompt), np.size(position))
+        rows_of = [torch.tensor(np.broadcast_to(x, (n,)).copy()) for x in (prompt, position)]
+        x = recording.at(SITE, prompt, position)
+        assert torch.equal(x, recording.at(SITE, *rows_of))
+        assert torch.equal(
+            measure(recording, SITE, prompt, position, 2 * x)["kl"], measure(recording, SITE, *rows_of, 2 * x)["kl"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "position", "message"),
+    [
+        ([0, 0], [1.0, 2.0], "positions of torch.float32; expected whole numbers"),
+        (torch.tensor([True]), [1], "of a mask its mask.nonzero"),
+        ([0, 1], [[1, 2], [3]], "positions are no table of whole numbers"),
+        ("0", [1], "prompts are no table of whole numbers"),
+        ([0, 1], [1], "one of each a row"),
+        ([0], [99], "position 99 lies outside prompt 0"),
+    ],
+)
+def test_rows_of_another_kind_raise(prompt, position, message, device):
+    recording = recorded("llama", SITE, device=device)
+    with pytest.raises(SiteError, match=message):
+        recording.at(SITE, prompt, position)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e39])
+def test_vectors_that_are_not_finite_raise_before_anything_runs(value, device, monkeypatch):
+    """1e39 is finite as given and infinite in the model's float32."""
+    recording, prompt, position, vectors = setting(device)
+    wide = vectors.double()
+    wide[4, 1] = value
+    monkeypatch.setattr("interventions.effects.in_chunks", lambda *_: pytest.fail("ran"))
+    for run in (
+        lambda: measure(recording, SITE, prompt, position, wide),
+        lambda: intervened_logits(recording, SITE, prompt, position, wide),
+        lambda: measure_joint(recording, prompt, [Put(SITE, torch.arange(len(prompt)), position, wide)]),
+    ):
+        with pytest.raises(EditError, match=r"1 of 19 vectors at 2\.resid_post.*in row 4;.*nonfinite='count'"):
+            run()
 
 
 @PATHS
@@ -249,6 +322,7 @@ def test_a_nonfinite_vector_affects_its_own_row_only(path, several_edits, device
         "metrics": ("kl", "js", "kl_direct"),
         "horizon": 24 if several_edits else 1,
         "path": "hooks" if path == "hooks" else "replay",
+        "nonfinite": "count",
     }
     expected = measure(recording, MIDDLE, prompt, position, vectors, **options)
     broken = ((1, 4), (10, 20)) if several_edits else ((3, 12), (8, 9))  # row and position
@@ -561,7 +635,12 @@ def test_nonfinite_rows_are_counted_whatever_the_metric(metrics, path, device):
     """A truth value, an id and a rank of a row that is nan are no findings; reads beyond a prompt's end are not counted."""
     recording, prompt, position, vectors = setting(device)
     vectors[[3, 8]] = torch.nan
-    effects = measure(recording, SITE, prompt, position, vectors, metrics=metrics, path=path, horizon=2)
+    how = {"metrics": metrics, "path": path, "horizon": 2}
+    with pytest.raises(
+        EditError, match=r"2 of 19 vectors at 2\.resid_post are not finite in float32, the first in row 3;"
+    ):
+        measure(recording, SITE, prompt, position, vectors, **how)
+    effects = measure(recording, SITE, prompt, position, vectors, nonfinite="count", **how)
     read = effects.position >= 0
     expected = read.clone()
     expected[[3, 8]] = False
@@ -659,7 +738,7 @@ def test_replay_is_checked_with_finite_rows(device):
     prompt = torch.zeros_like(position)
     vectors = recording.at(SITE, prompt, position) + 0.5
     vectors[:70] = torch.nan
-    effects = measure(recording, SITE, prompt, position, vectors)
+    effects = measure(recording, SITE, prompt, position, vectors, nonfinite="count")
     assert (effects.path, effects.n_nonfinite) == ("replay", 70)
 
 

@@ -351,6 +351,7 @@ def test_bad_joint_rows_raise():
         recording,
         torch.tensor([0, 1]),
         [both[0]._replace(vectors=vector.expand(2, -1) * torch.tensor([[1.0], [torch.nan]]))],
+        nonfinite="count",
     )
     assert found["kl"].isfinite().tolist() == [True, False] and found.n_nonfinite == 1
 

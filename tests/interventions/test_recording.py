@@ -7,7 +7,8 @@ hundred times, so 1e-4.
 import pytest
 import torch
 
-from interventions import Site, SiteError, TextError, record
+from interventions import Site, SiteError, TextError, record, wrap
+from tests import tiny
 from tests.tiny import D_MODEL, N_LAYERS, TOLERANCE, VOCAB, fresh, prompts, tiny_model
 
 PRE = Site(2, "resid_pre")
@@ -75,3 +76,13 @@ def test_passes_without_a_prompt_raise(many):
 def test_ids_outside_the_vocabulary_raise(bad, device):
     with pytest.raises(TextError, match=f"token id {bad} is outside the vocabulary of {VOCAB}"):
         record(tiny_model("llama", device), [[1, 2], [3, bad, 4]])
+
+
+def test_a_text_and_a_site_by_name_record_what_lists_do(device):
+    model, site = wrap(fresh("llama", device), tiny.tokenizer()), Site(2, "mlp_out")
+    expected = record(model, [[5, 6, 7]], [site]).of(site)
+    for name in ("2.mlp_out", "blocks.2.hook_mlp_out", site):
+        assert torch.equal(record(model, "w5 w6 w7", name).of(name), expected)
+    assert record(model, "w5 w6 w7", name).has("2.mlp_out")
+    with pytest.raises(TextError, match=r"wrap\(model, tokenizer\)"):
+        record(model.hf, "w5 w6 w7", name)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interventions.errors import SiteError
-from interventions.sites import POINTS, Site
+from interventions.sites import POINTS, Site, as_site, as_sites
 
 sites = st.tuples(st.integers(0, 200), st.sampled_from(POINTS))
 """layer and point; made into a site in the test, where type checks may draw at random"""
@@ -73,3 +73,24 @@ def test_layers_run_from_zero_to_the_last_block():
     Site(29).check(30)
     with pytest.raises(SiteError, match="no block 30 in a model of 30 blocks; layers run from 0 to 29"):
         Site(30).check(30)
+
+
+def test_one_site_or_several_in_every_form():
+    several = (Site(3), Site(5, "z"))
+    assert as_sites(["3.resid_post", "blocks.5.attn.hook_z", Site(3)]) == several == as_sites(iter(several))
+    assert as_sites("blocks.3.hook_resid_post") == as_sites(Site(3)) == (Site(3),)
+    assert as_sites(("mlp_out", "5.z"), layers=(1, 2)) == (Site(1, "mlp_out"), Site(2, "mlp_out"), Site(5, "z"))
+
+
+@pytest.mark.parametrize("given", [15, None, (15, "z"), "resid_post", "15"])
+def test_what_is_no_site_raises(given):
+    with pytest.raises(SiteError, match=r"no site .*expected .*'15\.resid_post'"):
+        as_site(given)
+
+
+@pytest.mark.parametrize("layer", ["15", 1.5, None, [3]])
+def test_a_layer_is_a_whole_number(layer):
+    site = Site(1)
+    object.__setattr__(site, "layer", layer)  # type checks of the tests would see it first
+    with pytest.raises(SiteError, match=r"layer .*; expected the number of a block"):
+        site.__post_init__()

@@ -73,6 +73,41 @@ def test_bypass_switches_are_options(tmp_path, variant, switches):
         load_sae(path)
 
 
+@pytest.mark.parametrize("columns", [(), ("W_enc",), ("W_dec",), ("W_enc", "W_dec")], ids=str)
+def test_matrices_are_read_by_shape_whichever_way_round_they_lie(tmp_path, columns):
+    """A plain file, `b_dec` says d_model; its latents are those of the formula written down here."""
+    turned = {key: STANDARD[key].T.contiguous() for key in columns}
+    sae = loaded(written(tmp_path, STANDARD | turned, "plain.safetensors"), {})
+    w = {key: value.double().numpy() for key, value in STANDARD.items()}
+    s = (X - w["b_dec"]) @ w["W_enc"].T + w["b_enc"]
+    z = s * (s > w["threshold"])
+    assert alike(computed(sae), (z, z @ w["W_dec"] + w["b_dec"]))
+    with pytest.raises(CheckpointError, match=r"transposed = .* was given, and W_enc has shape"):
+        loaded(tmp_path / "plain.safetensors", {"transposed": "W_enc" not in columns})
+
+
+def test_a_square_plain_file_asks_which_way_round_it_lies(tmp_path):
+    n = STANDARD["W_enc"].shape[1]
+    square = {key: value[:n] if key != "threshold" else value for key, value in STANDARD.items()}
+    path = written(tmp_path, square, "plain.safetensors")
+    with pytest.raises(CheckpointError, match=r"square .* give transposed=False .* or transposed=True"):
+        loaded(path, {})
+    rows, columns = (loaded(path, {"transposed": t}).encoder_rows() for t in (False, True))
+    assert torch.equal(rows, columns.T) and torch.equal(rows, square["W_enc"].double())
+
+
+def test_plain_relu_and_jumprelu_files(tmp_path):
+    w = {key: value.double() for key, value in STANDARD.items() if key != "threshold"}
+    path = written(tmp_path, w, "plain.safetensors")
+    with pytest.raises(CheckpointError, match=r"give activation='relu'.*give k="):
+        loaded(path, {})
+    s = X @ w["W_enc"].numpy().T + w["b_enc"].numpy()
+    plain = loaded(path, {"activation": "relu", "subtract_b_dec": False})
+    assert alike(computed(plain)[:1], (s.clip(min=0),))
+    written(tmp_path, w | {"threshold": PER_LATENT}, "plain.safetensors")
+    assert alike(computed(loaded(path, {"subtract_b_dec": False}))[:1], (s * (s > PER_LATENT.numpy()),))
+
+
 ONE_EXPONENT = GLOBAL | {"scale_b": PER_LATENT}
 
 

@@ -75,7 +75,10 @@ SMALL: dict[str, tuple[object, ...]] = {
     ),
     "dose_response": (*TEXT, "--layers", 1, 4, "--doses", 0.1, 0.5, "--tokens", 20),
     "edge_patching": (*MODEL, "--pairs", "{given}/pairs.csv", "--receivers", "4.q.1", "logits", "--n", 5),
-    "evaluate_saes": (*TEXT, "--n-prompts", 8, "--held-out", 0.5, "--splice-prompts", 4),
+    "evaluate_saes": (
+        *("--saes", "{given}/saes/1/standard", "{given}/saes/4/standard", *TEXT, "--n-prompts", 8, "--held-out", 0.5),
+        *("--splice-prompts", 4),
+    ),
     "faithfulness": (
         *(*MODEL, "--pairs", "{given}/pairs.csv", "--n", 5, "--circuit", "1.z.0", "3.mlp_out"),
         *("--scope", "z", "mlp_out", "--n-random", 2),
@@ -112,7 +115,7 @@ SMALL: dict[str, tuple[object, ...]] = {
     ),
     "report": (),
     "latent_card": (
-        *("--sae", "{given}/saes/1/cosine", *ALL, "--latents", 3, "--effects", 12, "--top", 3, "--few", 1),
+        *("--saes", "{given}/saes/1/cosine", *ALL, "--latents", 3, "--effects", 12, "--top", 3, "--few", 1),
     ),
     "scaling_laws": (
         *(*MODEL, "--prompts", "{given}/text.txt", "--n-prompts", 8, "--held-out", 0.5, "--layer", 2),
@@ -131,7 +134,6 @@ SMALL: dict[str, tuple[object, ...]] = {
 }
 """The options of each command's small run, without --out."""
 FIRST = {
-    "evaluate_saes": ("{given}/saes/1/standard", "{given}/saes/4/standard"),
     "plot_depth": ("{given}/results",),
     "report": ("{given}/results",),
 }

@@ -10,9 +10,7 @@ import pytest
 
 from tests.scripts.conftest import SCRIPTS, SMALL, Script
 
-FORMER = {"eval_sae": "evaluate_saes", "probe": "probe_saes", "show_latent": "latent_card"}
-"""former names of commands, kept for one release"""
-COMMANDS = sorted({path.stem for path in SCRIPTS.glob("*.py")} - FORMER.keys())
+COMMANDS = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 IN_A_FOLDER = sorted(
     SMALL.keys() - {"bench_patching", "bench_replay", "bench_sae_training", "bench_workers", "report", "train_zoo"}
 )
@@ -50,13 +48,6 @@ def test_every_command_has_a_small_run():
     assert sorted(SMALL) == COMMANDS
 
 
-@pytest.mark.parametrize(("former", "name"), FORMER.items())
-def test_former_name_runs_the_command_and_prints_a_note_on_stderr(script, former, name):
-    ended, under_its_name = (script(each, "--help", small=False) for each in (former, name))
-    assert ended.err == f"note: {former}.py is now {name}.py; the old name will be removed in the next release\n"
-    assert ended.said.partition("usage:")[0] == under_its_name.said.partition("usage:")[0]
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_purpose_examples_exit_codes_and_every_option(name, help_of, options):
     text, given = help_of(name), options(name)
@@ -90,7 +81,7 @@ SHARED = {
 def test_shared_options_are_checked_before_the_model_is_loaded(script, name, options):
     known = options(name)
     model = ("--model", "/nowhere/at/all") if "--model" in known else ()
-    faults = {"--no-such-option": ((3,), "Unrecognized options: --no-such-option")} | SHARED
+    faults = {"--no-such-option": ((3,), "no option --no-such-option")} | SHARED
     if model:
         faults["--model"] = (("/nowhere/at/all",), "no model folder '/nowhere/at/all'")
     if "--out" in known and name != "report":  # whose --out is a page
@@ -98,7 +89,8 @@ def test_shared_options_are_checked_before_the_model_is_loaded(script, name, opt
         faults["--out"] = ((script.folder / "file",), "cannot write to ")
     for option, (words, message) in faults.items():
         if option in [*known, "--no-such-option"]:
-            ended = script(name, *model, option, *words)
+            one_sae = (name, option) == ("latent_card", "--saes")
+            ended = script(name, *model, option, *words[: 1 if one_sae else None])
             assert message in ended.error and ended.err.count("\n") == 1, option
             assert not ended.folder.is_dir() or not ended.files, option
 
@@ -135,13 +127,27 @@ REFUSED = [
     ("dose_response", ("--directions", "/nowhere/d.npy"), "cannot read direction /nowhere/d.npy"),
     ("dose_response", ("--directions", "/nowhere/d.txt"), "no direction in /nowhere/d.txt; expected a .npy or .pt"),
     ("evaluate_saes", ("--held-out", 0, "--on-training-text"), "--on-training-text needs --held-out above 0"),
-    ("evaluate_saes", ("{given}/saes/none",), "no SAE"),
-    ("evaluate_saes", ("{given}/text.txt",), "text.txt"),
-    ("evaluate_saes", ("{given}/saes/wide", "{given}/saes/wide"), "is given twice"),
+    (
+        "evaluate_saes",
+        (
+            "--saes",
+            "{given}/saes/none",
+        ),
+        "no SAE",
+    ),
+    (
+        "evaluate_saes",
+        (
+            "--saes",
+            "{given}/text.txt",
+        ),
+        "text.txt",
+    ),
+    ("evaluate_saes", ("--saes", "{given}/saes/wide", "{given}/saes/wide"), "is given twice"),
     ("faithfulness", ("--edges", "/nowhere"), "expected --circuit or --edges, and not both"),
     ("faithfulness", ("--circuit", "z.20"), "z.20"),
     ("faithfulness", ("--circuit", "--edges", "/nowhere"), "/nowhere"),
-    ("interactions", ("--batch-rows", 4), "Unrecognized options: --batch-rows"),
+    ("interactions", ("--batch-rows", 4), "no option --batch-rows"),
     ("interactions", ("--coefficients", 1, 2, 1), "each once"),
     ("interactions", ("--parts", "pears"), "--parts pears; known: pairs, matrix"),
     ("interactions", ("--per-token", 1), "--per-token 1; expected 2 or more"),
@@ -161,7 +167,10 @@ REFUSED = [
     ("latent_card", ("--latents", "best:2"), "latent 'best:2'; expected a number"),
     ("latent_card", ("--latents", "top:2"), "give --atlas, or frequent:N"),
     ("latent_card", ("--latents",), "no latent"),
-    ("latent_card", ("--sae", "no/such/sae"), "no SAE 'no/such/sae'"),
+    ("latent_card", ("--saes", "no/such/sae"), "no SAE 'no/such/sae'"),
+    ("latent_card", ("--saes", "a/b", "c/d"), "--saes names 2 SAEs, a/b, c/d; expected one"),
+    ("latent_card", ("--sae", "a/b"), "no option --sae; did you mean --saes?"),
+    ("patch_direction_norm", ("--pair_set", "random"), "no option --pair_set; did you mean --pair-sets?"),
     ("specification_curve", ("--pair-sets", "random"), "--pair-sets"),
     ("specification_curve", ("--prompts", "boolq,boolq"), "two texts have the name 'boolq'"),
     ("train_sae", ("--d-sae", 0), "d_sae = 0; expected a positive number"),
@@ -185,7 +194,14 @@ def test_a_commands_own_options_are_checked_before_the_model_is_loaded(script, n
 
 NEEDS_THE_MODEL = [
     ("dose_response", ("--horizon", 2, "--context", "both"), "a single token has no later positions"),
-    ("evaluate_saes", ("{given}/saes/wide",), "width 16 for activations of width 32"),
+    (
+        "evaluate_saes",
+        (
+            "--saes",
+            "{given}/saes/wide",
+        ),
+        "width 16 for activations of width 32",
+    ),
     ("evaluate_saes", ("--n-prompts", 400), "expected 400"),
     ("evaluate_saes", ("--sink-filter", 1e-6), "no token is left at 1.resid_post"),
     ("faithfulness", ("--scope", "z"), "3.mlp_out is in the circuit but not in the scope (z)"),

@@ -15,7 +15,7 @@ NAMES = ["1/cosine", "1/standard", "4/standard"]
 def test_tables_match_the_library(script, given):
     saes = {name: given / "saes" / name for name in NAMES}
     second = ("--prompts-second", given / "other.txt")
-    run = script("evaluate_saes", *saes.values(), *second)
+    run = script("evaluate_saes", "--saes", *saes.values(), *second)
     assert run.status == 0 and "KL score" in run.said, run.err
     found = SAEEvaluation.load(run.folder)
     assert found.names == NAMES and found.corpora == ["text.txt", "other.txt"]
@@ -35,7 +35,14 @@ def test_prompts_are_held_out_or_training_text(script, given):
     tokens = {}
     for name, more in (("held", ()), ("training", ("--on-training-text",))):
         run = script(
-            "evaluate_saes", given / "saes/1/standard", *more, "--sink-filter", 0, "--out", script.folder / name
+            "evaluate_saes",
+            "--saes",
+            given / "saes/1/standard",
+            *more,
+            "--sink-filter",
+            0,
+            "--out",
+            script.folder / name,
         )
         found = SAEEvaluation.load(run.folder)
         assert found.counted == "all"

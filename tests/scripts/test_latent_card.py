@@ -34,7 +34,7 @@ def test_the_top_latents_are_those_of_the_atlas(script, given, tmp_path):
     text = tokenize(load_texts(str(given / "text.txt")), model.tokenizer, max_length=128, n_prompts=24)
     atlas = causal_atlas(model, text, {"standard": sae}, path_share=0, placebo_share=0)
     atlas.write(tmp_path / "atlas")
-    words = ("--sae", given / "saes/1/standard", "--latents", "top:2", "--atlas", tmp_path / "atlas")
+    words = ("--saes", given / "saes/1/standard", "--latents", "top:2", "--atlas", tmp_path / "atlas")
     run = script("latent_card", *words)
     assert run.status == 0, run.err
     even = atlas.frame.loc[atlas.frame.prompt % 2 == 0]

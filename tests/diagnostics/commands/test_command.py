@@ -2,7 +2,9 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -87,7 +89,7 @@ def test_control_characters_are_written_out(run, said, shown):
 
     def main(options):
         command.CommonOptions().say(f"one\t{said}\ntwo")
-        command._warning_line(said, UserWarning)
+        warnings.showwarning(UserWarning(said), UserWarning, "a file", 1)
 
     assert run(main, "--out", "x") == (0, f"one     {shown}\ntwo\n", f"warning: {shown}\n")
 
@@ -193,12 +195,16 @@ def test_invalid_command_lines_exit_2_with_one_line(run, words, named):
     assert "Traceback" not in err
 
 
-def test_a_warning_is_one_line(run):
+def test_warnings_of_one_kind_are_one_line_and_a_count(run):
     def main(options):
-        assert warnings.showwarning is command._warning_line
-        warnings.showwarning(UserWarning("few\n   prompts"), UserWarning, "a file", 1)
+        for n in ("12.5", "3e-05", "17"):
+            warnings.showwarning(UserWarning(f"from\n   {n} prompts"), UserWarning, "a file", 1)
+            warnings.showwarning(UserWarning("another kind"), UserWarning, "a file", 1)
 
-    assert run(main, "--out", "x") == (0, "", "warning: few prompts\n")
+    before = warnings.showwarning
+    said = "warning: from 12.5 prompts\nwarning: another kind\nwarning: 2 more like “from 12.5 prompts”\n"
+    assert run(main, "--out", "x") == (0, "", said + "warning: 2 more like “another kind”\n")
+    assert warnings.showwarning is before
 
 
 def found(n, *, how, progress):
@@ -236,7 +242,7 @@ def finishes(run, monkeypatch, tmp_path):
 
 def test_the_table_and_the_files_are_printed(finishes, tmp_path):
     status, out, err = finishes()
-    assert (status, out) == (0, f"somebody prints\nthe table\nwrote found.json into {tmp_path}\n")
+    assert (status, out) == (0, f"somebody prints\nthe table\nwrote found.json\ninto {tmp_path}\n")
     assert "looking" in err
 
 
@@ -256,3 +262,38 @@ def test_quiet_prints_no_table_and_no_bar(finishes, words):
         assert (json.loads(out)["files"], err) == (["found.json"], "somebody prints\n")
     else:
         assert (out, err) == ("somebody prints\n", "")
+
+
+COMMAND = """
+import sys, time
+from dataclasses import dataclass
+from diagnostics.commands.command import CommonOptions, run
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    "What it does."
+    out: str = ""
+    "a file"
+
+def main(options):
+    sys.stdin.read()  # until the reader of stdout has gone
+    for line in range(3):
+        options.say(f"table {line}")
+    open(options.out, "w").write("finished")
+    return {}
+
+run(Options, main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "made"), [((), 0, True), (("--json",), 141, True), (("--help",), 141, False)]
+)
+def test_a_reader_that_goes_away_costs_no_work_and_shows_no_traceback(tmp_path, words, code, made):
+    file, (reads, writes) = tmp_path / "file", os.pipe()
+    line = [sys.executable, "-c", COMMAND, *words, "--out", str(file)]
+    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(reads)
+    os.close(writes)
+    said = process.communicate("")[1]
+    assert (process.returncode, said, file.exists()) == (code, "", made)

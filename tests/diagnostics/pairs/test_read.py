@@ -139,7 +139,7 @@ GOOD = ROWS[0]
         ([([5, 6], [5, 9999], 3, 4)], "pair 0: token id 9999 is outside the vocabulary of 512"),
         ([([5, 6], [5, 7], 3, 512)], "pair 0: answer 512 is outside the vocabulary of 512"),
         ([([5, 6], [5], 3, 4)], r"the clean prompt has 2 tokens, the corrupt prompt 1"),
-        (GOOD, r"pair 0: 'When Mary and John went'; expected \(clean, corrupt, right, wrong\).*a list of one"),
+        (GOOD[:3], r"pair 0: tuple of 3; expected \(clean, corrupt, right, wrong\)"),
         ([GOOD[:3]], "pair 0: list of 3; expected"),
         ([], "no pairs in an empty list"),
         ({"clean": "x"}, "pairs are dict; expected a task"),

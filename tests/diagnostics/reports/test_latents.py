@@ -120,10 +120,10 @@ def test_command_of_a_card_takes_the_run_s_sae_and_text():
     }
     said = card_command("15/standard", 15, run)
     assert said.startswith(
-        "python scripts/latent_card.py --sae smollm2-135m/15/standard --model smollm2-135m --prompts sotu"
+        "python scripts/latent_card.py --saes smollm2-135m/15/standard --model smollm2-135m --prompts sotu"
     )
-    assert said.endswith(" --latents {latent} --out cards") and "--sae my/cosine " in card_command("cosine", 15, run)
-    assert "--sae 'a b' --latents" in card_command("a b", 3, {})
+    assert said.endswith(" --latents {latent} --out cards") and "--saes my/cosine " in card_command("cosine", 15, run)
+    assert "--saes 'a b' --latents" in card_command("a b", 3, {})
     assert "--n-prompts" not in card_command("a", 3, {"command": ["atlas.py", "--n-prompts", "0"]})
     assert "--n-prompts 9 " in card_command("a", 3, {"command": ["atlas.py", "--n-prompts", "9"]})
 

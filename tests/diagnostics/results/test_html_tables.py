@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.results.html_tables import cell_text, sort_value, table_html
+from diagnostics.results.html_tables import folded_html, table_html
+from diagnostics.results.narrow import cell_text, sort_value, text_table
 from diagnostics.statistics.estimate import Estimate, FiellerInterval
 from tests.pages import read
 from tests.reports import EVIL
@@ -30,8 +33,8 @@ def test_estimates_sort_by_their_value():
         assert sort_value(str(FiellerInterval(1.5, -np.inf, np.inf, kind, 9, 30))) == 1.5
 
 
-def test_cells_have_three_digits_or_are_empty():
-    cells = {1.23456: "1.23", 7: "7", 12345: "12,345", np.nan: "", None: "", "x": "x"}
+def test_cells_have_three_digits_or_a_dash():
+    cells = {1.23456: "1.23", 7: "7", 12345: "12,345", np.nan: "–", None: "–", "x": "x", "": "–"}
     assert [cell_text(cell) for cell in cells] == list(cells.values()) and cell_text(True) == "True"
 
 
@@ -56,3 +59,33 @@ def test_heads_of_sortable_tables_are_buttons_and_further_rows_are_marked():
 def test_names_cells_and_captions_are_escaped_once():
     page = read(table_html(pd.DataFrame({EVIL: [EVIL, f"1.5 {EVIL}"]}), EVIL, sortable=True))
     assert "script" not in page.tags and "".join(page.text).count(EVIL) == 4
+
+
+def wide(lines=6, columns=14):
+    """A table of named intervals that neither a terminal nor a notebook's cell can hold."""
+    own = {f"quantity {i}": [f"{i}.{j} [1, 20]" for j in range(lines)] for i in range(columns)}
+    return pd.DataFrame({"sae": "one", "edit": [f"e{j}" for j in range(lines)], **own})
+
+
+def test_what_does_not_fit_a_terminal_is_turned_or_named():
+    text = text_table(wide())
+    assert max(map(len, text.splitlines())) <= 100 and text.startswith("(in every line: sae one)\n")
+    shown, named = text.partition("Not shown:")[::2]
+    for i in range(14):
+        assert (f" {i}.3 [1, 20]" in shown) != bool(re.search(rf"quantity\s+{i}[,.]", named))
+    turned = text_table(wide(2)).splitlines()
+    assert (
+        turned[1:3] == ["edit                   e0            e1", "quantity 0   0.0 [1, 20]   0.1 [1, 20]"]
+        and len(turned) == 16
+    )
+    assert text_table(wide(6, 2)).splitlines()[0].split() == ["sae", "edit", "quantity", "0", "quantity", "1"]
+
+
+def test_columns_that_do_not_fit_a_page_are_behind_a_fold():
+    page = read(folded_html(wide(), "a title"))
+    heads = [words for words in page.text if words.startswith("quantity") and "," not in words]
+    assert page.tags.count("table") == 2 and sorted(heads) == sorted(f"quantity {i}" for i in range(14))
+    assert (
+        page.text.count("e3") == 2 and "a title (in every line: sae one)" in page.text
+    )  # what a line is about stands in both
+    assert read(folded_html(wide(6, 2))).tags.count("table") == 1

@@ -14,8 +14,8 @@ def test_a_page_has_settings_table_caveats_and_figure():
     before = plt.get_fignums()
     html = measured()._repr_html_()
     page, p = read(html), measured().provenance
-    assert page.tags.count("table") == 1 and page.tags.count("img") == 1 and plt.get_fignums() == before
-    for words in ("Unit norm", f"{measured().groups[0]['unit_norm'].value:.3g}", "no randomly initialised models", measured().NOTE,
+    assert page.tags.count("details") == 1 and page.tags.count("img") == 1 and plt.get_fignums() == before
+    for words in ("Unit norm", measured().finding(), f"{measured().groups[0]['unit_norm'].value:.3g}", "no randomly initialised models", measured().NOTE,
                   p["model"], f"{p['prompts']} prompts", "resid_post of blocks 1, 4", f"seed {p['seed']}", "by replay"):  # fmt: skip
         assert words in page.words, words
     for light_or_dark in ("prefers-color-scheme:dark", 'data-jp-theme-light="false"', ".vscode-dark"):

@@ -317,7 +317,14 @@ def found(**more):
 def test_tables_hold_intervals_and_say_what_was_dropped():
     assert found().saes == ["one", "two"] and list(found().figures()) == ["found"]
     plt.close("the figure")
-    assert found().table().splitlines()[1:] == ["one 0.5 [0.25, 0.75]", "two              few", "what the numbers are"]
+    lines = found().table().splitlines()
+    assert lines[2:] == [
+        "sae             share",
+        "one  0.5 [0.25, 0.75]",
+        "two               few",
+        "",
+        "what the numbers are",
+    ]
     said = found(rows_dropped={"effect not finite": 3}, why_hooks=["no keys"]).table().splitlines()[-2:]
     assert said == ["full forward passes in place of the fast path: no keys", "rows dropped: 3 (effect not finite)"]
     page = page_of(found()._repr_html_())

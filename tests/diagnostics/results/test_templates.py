@@ -32,7 +32,15 @@ def test_text_is_escaped_once_and_a_missing_value_raises():
     table = part("results/table.html", caption="'\"", **values)
     assert "&#39;&#34;" in table and "a &amp; b" in table and "&lt;i&gt;" in table
     page = render(
-        "results/result.html", title="", runs=[], tables=[(table, 1, 1)], note="", known=[], figures={}, no_figure=""
+        "results/result.html",
+        title="",
+        lead="",
+        runs=[],
+        tables=[(table, 1, 1)],
+        note="",
+        known=[],
+        figures={},
+        no_figure="",
     )
     assert table in page
     with pytest.raises(jinja2.UndefinedError, match="caption"):

@@ -119,7 +119,7 @@ def test_closed_forms_equal_the_general_jackknife(design):
     a, b = np.exp(x), np.exp(rng.normal(size=150) - 3)
     same(mean(x, ids), jackknife(lambda k: x[k].mean(), 150, ids))
     same(mean(a, ids, transform="log"), jackknife(lambda k: a[k].mean(), 150, ids, transform="log"))
-    same(share(x > 0.5, ids), jackknife(lambda k: (x[k] > 0.5).mean(), 150, ids))
+    same(share(x > 0.5, ids), jackknife(lambda k: (x[k] > 0.5).mean(), 150, ids, transform="logit"))
     same(log_ratio_of_means(a, b, ids), jackknife(lambda k: a[k].mean() / b[k].mean(), 150, ids, transform="log"))
     same(correlation(x, y, ids), jackknife(lambda k: np.corrcoef(x[k], y[k])[0, 1], 150, ids))
     far = jackknife(lambda k: np.corrcoef(x[k], y[k])[0, 1], 150, ids, level=0.5)
@@ -134,7 +134,7 @@ def test_closed_forms_equal_the_general_jackknife(design):
 def test_median_lies_between_the_order_statistics_of_its_share(design):
     rng = np.random.default_rng(6)
     ids, x = design(rng, 150, 24), rng.normal(size=150)
-    got, below = median(x, ids), share(x < np.median(x), ids)
+    got, below = median(x, ids), mean((x < np.median(x)).astype(float), ids)
     half = below.high - below.value
     k = math.floor(150 * (0.5 - half))
     assert 1 < k < 74
@@ -478,6 +478,28 @@ def test_no_p_value_without_a_standard_error():
         assert np.isnan(p_value(got, 0.0))
     infinite = jackknife(lambda keep: x[keep].mean() if keep[3] else np.inf, 30, ids)
     assert np.isnan(p_value(infinite, 0.0)) and np.isnan(p_value(mean(0 * x, ids, transform="log"), 1.0, "log"))
+
+
+def test_shares_stay_within_0_and_1_and_their_tests_agree_with_their_intervals():
+    """logit p̂ ± t·SE/(p̂(1 − p̂)); at 0 and 1 Wilson's interval of the effective prompts; p < .05 where the interval leaves a null out."""
+    rng = np.random.default_rng(21)
+    ids = np.repeat(np.arange(25), 6)
+    for rare in (0.01, 0.2, 0.5, 0.97):
+        x = rng.normal(size=150) + rng.normal(size=25)[ids] < stats.norm.ppf(rare) * 2**0.5
+        got, plain = share(x, ids), mean(x.astype(float), ids)
+        assert got.value == plain.value and 0 <= got.low <= got.value <= got.high <= 1 and got.low < got.high
+        if 0 < got.value < 1:
+            half = stats.t.ppf(0.975, 24) * plain.se / (got.value * (1 - got.value))
+            ends = [math.log(end / (1 - end)) for end in (got.low, got.value, got.high)]
+            assert np.diff(ends) == pytest.approx([half, half], **ROUNDING)
+            for null in (got.low, got.high):
+                assert p_value(got, float(null), "logit") == pytest.approx(0.05, rel=1e-6)
+    for x, ends in ((np.ones(150, bool), (25 / (25 + stats.t.ppf(0.975, 24) ** 2), 1.0)), (np.zeros(150, bool), None)):
+        got = share(x, ids)
+        low, high = ends or (0.0, 1 - 25 / (25 + stats.t.ppf(0.975, 24) ** 2))
+        assert (got.low, got.high) == pytest.approx((low, high)) and np.isnan(p_value(got, 0.5, "logit"))
+    with pytest.raises(ResultError, match="a share of 2; expected a value from 0 to 1"):
+        mean(np.full(150, 2.0), ids, transform="logit")
 
 
 def test_p_value_raises_where_it_cannot_test():

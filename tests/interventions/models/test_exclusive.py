@@ -33,6 +33,27 @@ def test_dropout_is_off_and_train_mode_comes_back(path):
     assert [module.training for module in hf.modules()] == modes
 
 
+def test_train_mode_comes_back_after_an_error():
+    hf = fresh("gpt2").train()
+    hf.transformer.h[3].eval()
+    modes = [module.training for module in hf.modules()]
+    recording, prompt, position, _ = setting(hf)
+
+    def broken(_):
+        assert not any(module.training for module in hf.modules())
+        raise ArithmeticError
+
+    for path in ("replay", "hooks"):
+        with pytest.raises(ArithmeticError):
+            measure(recording, SITE, prompt, position, broken, path=path)
+        assert [module.training for module in hf.modules()] == modes
+    handle = hf.transformer.h[2].register_forward_hook(lambda _, args, out: broken(0) if args[0].shape[1] > 6 else out)
+    with pytest.raises(ArithmeticError):
+        record(hf, prompts(), [SITE])
+    handle.remove()
+    assert [module.training for module in hf.modules()] == modes
+
+
 def _at(made):
     recording, *rest = made
     return recording, SITE, *rest

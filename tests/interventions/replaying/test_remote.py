@@ -51,7 +51,17 @@ def test_effects_equal_local_ones(recordings, site, horizon):
     vectors[3] = torch.nan
     for reference in (None, Reference(VECTORS[:4], torch.arange(len(VECTORS)) % 4)):
         mine, theirs = (
-            measure(r, site, *rows(), vectors, metrics=ASKED, path="hooks", horizon=horizon, reference=reference)
+            measure(
+                r,
+                site,
+                *rows(),
+                vectors,
+                metrics=ASKED,
+                path="hooks",
+                horizon=horizon,
+                reference=reference,
+                nonfinite="count",
+            )
             for r in recordings
         )
         assert_equal(theirs, mine)

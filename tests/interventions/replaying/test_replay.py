@@ -374,7 +374,7 @@ def test_nonfinite_rows_do_not_pass_the_check_of_replay(device):
     vectors = edited(recording, site, prompt, position)
     slow = all_alone("gpt_neo", hf, tokens, site, prompt, position, vectors)
     vectors[:2] = float("nan")
-    effects, _ = refusal(recording, site, prompt, position, vectors)
+    effects, _ = refusal(recording, site, prompt, position, vectors, nonfinite="count")
     clean = all_alone("gpt_neo", hf, tokens, site, prompt, position, None)
     assert effects.n_nonfinite == 2
     assert_same_effect(effects["kl"][2:], exact_kl(clean, slow)[2:], TOLERANCE)

@@ -73,6 +73,17 @@ def test_every_form_gives_the_same_prompts(form):
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        *("w5 w6 w7", [5, 6, 7], (5, 6, 7), np.array([5, 6, 7]), torch.tensor([5, 6, 7])),
+        {"input_ids": [5, 6, 7, 0], "attention_mask": [1, 1, 1, 0]},
+    ],
+)
+def test_one_prompt_needs_no_list(given):
+    assert read_prompts(given, tiny.tokenizer())[0] == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize(
     ("form", "name"),
     [
         ("lists with a list mask", "gpt2"),
@@ -116,17 +127,16 @@ def test_every_reader_removes_a_tokenizers_padding(side):
 @pytest.mark.parametrize(
     ("given", "mask", "message"),
     [
-        ("w1 w2", None, "str of length 5; expected a list of texts or of token ids.*; for one, a list of one"),
         (b"ab", None, "prompts are bytes of length 2"),
         ([b"ab"], None, "prompt 0 is bytes; expected a list of token ids"),
         (["w1", [1]], None, "some prompts are texts and others are token ids"),
         (["w1"], [[1]], "attention mask was given with texts"),
         (["w1", ""], None, "prompt 1 has no tokens"),
-        ([1, 2, 3], None, "prompt 0 is 1; expected a list of token ids; for one prompt, a list of one"),
-        (torch.tensor([1, 2]), None, r"shape \(2,\); expected \[prompt, pos\]; for one, a list of one"),
+        ([1, [2, 3]], None, "prompt 0 is 1; expected a list of token ids; for one prompt, a list of one"),
+        ([True, False], None, "prompt 0 is True"),
         (np.zeros((1, 1, 2), int), None, r"shape \(1, 1, 2\)"),
         (torch.tensor(3), None, r"shape \(\)"),
-        ({"input_ids": [1, 2], "attention_mask": [1, 1]}, None, "prompt 0 is 1; expected a list"),
+        ({"input_ids": [1, 2], "attention_mask": [[1, 1]]}, None, "attention mask of prompt 0"),
         ({"ids": [[1]]}, None, "a mapping of 'ids'; expected 'input_ids' in it"),
         ({"input_ids": [[1]], "position_ids": [[4]]}, None, "prompts hold 'position_ids' beside 'input_ids'"),
         ({"input_ids": [[1]], "attention_mask": [[1]]}, [[1]], "given twice"),
@@ -160,7 +170,7 @@ def test_invalid_prompts_raise(given, mask, message):
 
 
 def test_texts_that_cannot_be_tokenized_raise():
-    with pytest.raises(TextError, match="no tokenizer; give token ids"):
+    with pytest.raises(TextError, match=r"no tokenizer; pass wrap\(model, tokenizer\) in its place"):
         record(tiny_model("llama"), ["w1 w2"])
     with pytest.raises(TextError, match="cannot read"):
         as_prompts(["w1 \ud800"], tiny.tokenizer())

