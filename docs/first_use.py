@@ -9,7 +9,7 @@ from sphinx import addnodes
 GLOSSARY = Path(__file__).parent / "glossary.md"
 APART = ("api/", "errors/", "claims", "commands", "glossary", "papers", "sources")
 """Pages of references and lists, where links would be in the way."""
-COMMON_WORDS = {"pair", "row", "share"}
+COMMON_WORDS = {"pair", "recording", "row", "share"}
 """Terms that mean other things as well: their uses are not linked."""
 _NOT_WITHIN = (nodes.literal, nodes.reference, nodes.title, nodes.math, nodes.caption, addnodes.pending_xref)
 

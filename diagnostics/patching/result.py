@@ -85,7 +85,8 @@ class ActivationPatching(Result):
         """
         from diagnostics.patching.figures import plot_beside_control
 
-        heads = self.cells[self.cells["head"] >= 0].dropna(subset="control")
+        heads: Any = self.cells[self.cells["head"] >= 0]
+        heads = heads[heads["control"].notna()]
         some = heads[(heads["label"] == label) & (heads["direction"] == (direction or self.cells["direction"].iloc[0]))]
         if some.empty:
             known = ", ".join(map(str, dict.fromkeys(heads.sort_values("position")["label"]))) or "none"
