@@ -88,12 +88,13 @@ def _rows(source: Any) -> tuple[list[tuple[str, Any]], dict[str, Any], Counter[s
                 f"no task {str(source)!r}; known: {', '.join(TASKS)}; or give the path of a .csv, or a list of pairs"
             )
         return list(_csv(path)), {"task": "given", "source": path.name}, Counter()
+    if isinstance(source, Pair) or (isinstance(source, list | tuple) and source and isinstance(source[0], str)):
+        source = [source]
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise TextError(
             f"pairs are {type(source).__name__}; expected a task, a .csv, or a list of ({', '.join(COLUMNS)})"
         )
-    one = isinstance(source, Pair) or (isinstance(source, list | tuple) and source and isinstance(source[0], str))
-    return _numbered([source] if one else source), {"task": "given"}, Counter()
+    return _numbered(source), {"task": "given"}, Counter()
 
 
 def _numbered(pairs: Iterable[Any]) -> list[tuple[str, Any]]:

@@ -5,9 +5,10 @@ import torch
 
 from interventions import EditError, ResultError, Site, SiteError, wrap
 from sae_models.architectures import build, named
-from sae_models.dictionaries import dictionaries_of
+from sae_models.dictionaries import by_name, dictionaries_of
 from sae_models.errors import BelongingError
 from sae_models.live import as_sae
+from sae_models.saving import save_sae
 from tests.tiny import D_MODEL, tiny_model
 
 SITE = Site(2)
@@ -93,3 +94,28 @@ def test_what_does_not_belong_is_refused(model):
         dictionaries_of(sae_of(), model, Site(3))
     with pytest.raises(ResultError, match="no SAE and no directions"):
         dictionaries_of({}, model, None)
+
+
+def test_one_several_named_or_a_path(model, tmp_path):
+    """The same SAE, however it is given; a list is named by what its SAEs are, twins apart."""
+    sae = sae_of()
+    save_sae(sae, tmp_path / "mine")
+    given = {
+        "one": sae,
+        "several": [sae],
+        "named": {"x": sae},
+        "path": str(tmp_path / "mine"),
+        "Path": tmp_path / "mine",
+    }
+    found = {how: dictionaries_of(thing, model, "2.resid_post") for how, thing in given.items()}
+    for how, (one,) in found.items():
+        assert torch.equal(one.directions, sae.W_dec) and one.site == SITE, how
+    names = [one.name for (one,) in found.values()]
+    assert names == ["cosine", f"cosine:topk 40 {SITE.hook_name}", "x", *[str(tmp_path / "mine")] * 2]
+    assert list(by_name([sae, sae])) == [names[1], f"{names[1]} #2"]
+    with pytest.raises(ResultError, match="give at least one"):
+        by_name([])
+    ours = sae_of(hook="2.resid_post")
+    assert dictionaries_of(ours, model, SITE)[0].site == SITE
+    with pytest.raises(BelongingError, match="put to site"):
+        dictionaries_of(ours, model, "3.resid_post")

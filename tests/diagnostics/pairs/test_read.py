@@ -58,6 +58,7 @@ def test_texts_ids_and_files_give_the_same_pairs_measured_by_plain_passes(model,
             assert abs(corrupt - words.alone(pair.corrupt, pair.right, pair.wrong)) < tiny.TOLERANCE
     assert file.origin["source"] == "pairs.csv"
     assert list(pairs_from(model, iter(ROWS), n=2, **ANY)) == list(texts)[:2]
+    assert list(pairs_from(model, ROWS[0], **ANY)) == list(pairs_from(model, texts[0], **ANY)) == list(texts)[:1]
 
 
 def test_roles_of_a_file_and_of_a_list(model, tmp_path):
@@ -139,7 +140,7 @@ GOOD = ROWS[0]
         ([([5, 6], [5, 9999], 3, 4)], "pair 0: token id 9999 is outside the vocabulary of 512"),
         ([([5, 6], [5, 7], 3, 512)], "pair 0: answer 512 is outside the vocabulary of 512"),
         ([([5, 6], [5], 3, 4)], r"the clean prompt has 2 tokens, the corrupt prompt 1"),
-        (GOOD[:3], r"pair 0: tuple of 3; expected \(clean, corrupt, right, wrong\)"),
+        (GOOD[:3], r"pair 0: list of 3; expected \(clean, corrupt, right, wrong\)"),
         ([GOOD[:3]], "pair 0: list of 3; expected"),
         ([], "no pairs in an empty list"),
         ({"clean": "x"}, "pairs are dict; expected a task"),
