@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interventions.errors import EditError, MechdiagError, ReplayError, is_out_of_memory
+from interventions.errors import EditError, MechdiagError, ReplayError, count, is_out_of_memory
 from interventions.metrics import METRICS, TokenMetric
 from interventions.models.anatomy import check_site
 from interventions.models.memory import rows_at_once
@@ -24,7 +24,6 @@ from interventions.replaying.replay_check import warn_of_full_passes, why_not_re
 from interventions.replaying.rows import Horizon, Reference, Rows, Vectors
 from interventions.shared_directions import Along
 from interventions.sites import Site
-from interventions.words import count
 
 PATHS = ("auto", "replay", "hooks")
 

@@ -1,4 +1,4 @@
-"""Errors that say what was seen, what was expected and what to do. Commands print them on one line and exit 2."""
+"""Errors that say what was seen, what was expected and what to do, and counts in words. Commands print them on one line and exit 2."""
 
 
 class MechdiagError(ValueError):
@@ -45,3 +45,8 @@ def one_line(error: BaseException) -> str:
     """The kind of a foreign error and the first line of what it says."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def count(n: int, what: str) -> str:
+    """A count in words: `1 prompt`, `2 prompts`, `10,000 tokens`."""
+    return f"{n:,} {what}{'s' * (n != 1)}"

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from interventions.errors import MechdiagError, ModelError, SiteError, TextError, is_out_of_memory, one_line
+from interventions.errors import MechdiagError, ModelError, SiteError, TextError, count, is_out_of_memory, one_line
 from interventions.models.anatomy import at_site, check_site, site_columns
 from interventions.models.causal_model import CausalModel
 from interventions.models.causality import LEAK, check_causal
@@ -32,7 +32,6 @@ from interventions.models.wrapping import wrap
 from interventions.sites import Site
 from interventions.texts.inputs import check_prompts, read_prompts
 from interventions.texts.prompts import Prompts
-from interventions.words import count
 
 _AS_RECORDED = "as recorded"
 

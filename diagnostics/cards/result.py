@@ -5,8 +5,8 @@ from pathlib import Path
 
 from diagnostics.cards.content import CardContent
 from diagnostics.cards.page import card_html, page
+from interventions.errors import count
 from interventions.files import write_whole
-from interventions.words import count
 
 
 @dataclass(frozen=True, repr=False)

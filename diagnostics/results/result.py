@@ -21,10 +21,9 @@ from diagnostics.results.narrow import text_table
 from diagnostics.results.stored import DIGESTS, Stored, digest, document_digest, save_tokens
 from diagnostics.results.words import counted, left_out, wrapped
 from diagnostics.statistics.tables import with_ends
-from interventions.errors import ResultError
+from interventions.errors import ResultError, count
 from interventions.files import PARTIAL, json_text, jsonable, made, read_json, remove_partial, write_frame, writing
 from interventions.sites import Site
-from interventions.words import count
 
 
 class BaseResult:

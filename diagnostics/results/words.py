@@ -4,8 +4,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from interventions.errors import count
 from interventions.sites import Site
-from interventions.words import count
 
 COLUMNS = 100
 """columns of a terminal"""

@@ -11,12 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from interventions.errors import TextError
+from interventions.errors import TextError, count
 from interventions.models.causal_model import CausalModel
 from interventions.texts.corpora import LICENCES, SOURCES, paragraphs
 from interventions.texts.inputs import check_prompts, encode, read_prompts
 from interventions.texts.tables import csv_rows, json_rows, read_text
-from interventions.words import count
 
 
 @dataclass(frozen=True)

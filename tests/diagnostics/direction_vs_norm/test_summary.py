@@ -41,6 +41,7 @@ def of(*frames: pd.DataFrame, **said) -> DirectionNorm:
     frame = pd.concat(frames, ignore_index=True)
     labels = list(dict.fromkeys(frame.model))
     provenance = {
+        "context": ["in_place", "single_token"],
         "vocab": VOCAB,
         "sites": list(dict.fromkeys(f"{layer}.{point}" for layer, point in zip(frame.layer, frame.point, strict=True))),
         "null_models": [label for label in labels if label != "trained"],
