@@ -1,4 +1,4 @@
-"""Errors that say what was seen, what was expected and what to do. Commands print them on one line and exit 2."""
+"""Errors that say what was seen, what was expected and what to do, and counts in words. Commands print them on one line and exit 2."""
 
 
 class MechdiagError(ValueError):

@@ -12,7 +12,7 @@ import pandas as pd
 from diagnostics.results.words import COLUMNS, listed, wrapped
 from diagnostics.statistics.estimate import MISSING
 
-_MOST_TURNED = 4
+_MOST_TURNED = 3
 """a wide table of so few lines is shown turned: a line for each of its columns"""
 
 
@@ -44,7 +44,7 @@ def cell_text(cell: Any) -> str:
 def text_table(frame: pd.DataFrame, columns: int = COLUMNS) -> str:
     """A table as text, heads of several words over several lines.
 
-    Where it is wider than `columns`: words that are the same in every line stand above it; then a table of up to four lines is turned,
+    Where it is wider than `columns`: words that are the same in every line stand above it; then a table of up to three lines is turned,
     and of a longer one the last columns are named below it.
     """
     if frame.empty:
