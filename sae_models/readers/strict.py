@@ -61,7 +61,9 @@ class Tensors:
         transposed: the encoder is `[d_model, d_sae]`; None: by shape. square: the same for a square one (None: not known). Raises
         `CheckpointError` where nothing says it, or shapes contradict what was given.
         """
-        shapes = {key: tuple(getattr(self._values.get(key), "shape", ())) for key in (encoder, decoder, b_dec)}
+        shapes: dict[str, tuple[int, ...]] = {
+            key: tuple(getattr(self._values.get(key), "shape", ())) for key in (encoder, decoder, b_dec)
+        }
         sides, d_model = (shapes[encoder], shapes[decoder]), shapes[b_dec][-1:]
         if any(len(side) != 2 for side in sides) or not d_model:
             return self.pair(encoder, decoder)  # which says what is wrong
