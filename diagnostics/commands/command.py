@@ -240,8 +240,8 @@ def parsed_line(options: type[Options], words: Sequence[str] | None = None) -> O
         for word in (w.partition("=")[0] for w in (sys.argv[1:] if words is None else words) if w.startswith("--")):
             if (typed := word.replace("_", "-")) not in names:
                 near = difflib.get_close_matches(typed, names, 1)
-                hint = f"; did you mean {near[0]}?" if near else ";"
-                raise MechdiagError(f"no option {word}{hint} {sys.argv[0]} --help lists them") from None
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise MechdiagError(f"no option {word}{hint}; see {sys.argv[0]} --help") from None
         plain = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", " ", said.getvalue())
         parts = [words.rstrip(".") for part in re.split(r"[─-]{5,}", plain) if (words := " ".join(part.split()))]
         told = [

@@ -55,8 +55,16 @@ def parsed(options: type[Options], words: Sequence[str] | None = None) -> Option
 
 def option_names(options: type) -> list[str]:
     """The names of a command's options, as they are typed."""
-    every = [*get_type_hints(options), *(name for kind in _nested(options).values() for name in get_type_hints(kind))]
-    return [f"--{name.replace('_', '-')}" for name in every if name not in _nested(options)] + ["--help"]
+    nested = _nested(options)
+    every = [
+        found for kind in (options, *nested.values()) for found in get_type_hints(kind, include_extras=True).items()
+    ]
+    shown = [
+        name
+        for name, kind in every
+        if name not in nested and tyro.conf.Suppress not in getattr(kind, "__metadata__", ())
+    ]
+    return [f"--{name.replace('_', '-')}" for name in (*shown, "help")]
 
 
 @cache

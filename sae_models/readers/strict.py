@@ -61,22 +61,25 @@ class Tensors:
         transposed: the encoder is `[d_model, d_sae]`; None: by shape. square: the same for a square one (None: not known). Raises
         `CheckpointError` where nothing says it, or shapes contradict what was given.
         """
-        shapes = {key: tuple(getattr(self._values.get(key), "shape", ())) for key in (encoder, decoder, b_dec)}
+        shapes: dict[str, tuple[int, ...]] = {
+            key: tuple(getattr(self._values.get(key), "shape", ())) for key in (encoder, decoder, b_dec)
+        }
         sides, d_model = (shapes[encoder], shapes[decoder]), shapes[b_dec][-1:]
         if any(len(side) != 2 for side in sides) or not d_model:
             return self.pair(encoder, decoder)  # which says what is wrong
-        columns = [side[0] == d_model[0] != side[1] for side in sides]
-        if sides[0] == (d_model[0], d_model[0]):
+        width = int(d_model[0])
+        columns = [bool(side[0] == width and side[1] != width) for side in sides]
+        if sides[0] == (width, width):
             transposed = square if transposed is None else transposed
             if transposed is None:
                 raise CheckpointError(
-                    f"{encoder} and {decoder} are square ({d_model[0]} latents of width {d_model[0]}), so shapes do not say which way round "
+                    f"{encoder} and {decoder} are square ({width} latents of width {width}), so shapes do not say which way round "
                     f"{encoder} lies; give transposed=False (rows are latents, [d_sae, d_model]) or transposed=True ([d_model, d_sae])"
                 )
             columns[0] = transposed
         elif transposed is not None and transposed != columns[0]:
             raise CheckpointError(
-                f"transposed = {transposed} was given, and {encoder} has shape {sides[0]} beside {b_dec} of {d_model[0]}; leave it out"
+                f"transposed = {transposed} was given, and {encoder} has shape {sides[0]} beside {b_dec} of {width}; leave it out"
             )
         return self.pair(encoder, decoder, encoder_columns=columns[0], decoder_columns=columns[1])
 

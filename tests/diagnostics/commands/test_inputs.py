@@ -119,7 +119,7 @@ def test_positions(given, horizon):
         ((), ("attn_out", "3.resid_mid"), ["0.attn_out", "4.attn_out", "3.resid_mid"]),
         ((), ("3.resid_mid",), ["3.resid_mid"]),
         ((1,), ("3.resid_mid", "blocks.2.hook_resid_pre"), ["3.resid_mid", "2.resid_pre"]),
-        ((1,), ("3.resid_mid", "attn_out"), ["1.attn_out", "3.resid_mid"]),
+        ((1,), ("3.resid_mid", "attn_out"), ["3.resid_mid", "1.attn_out"]),
     ],
 )
 def test_sites_are_points_of_every_layer_and_single_sites(layers, sites, expected):

@@ -9,8 +9,8 @@ from diagnostics.running.clean import chosen_sites
 from interventions import ResultError, Site, TextError, wrap
 from tests.tiny import fresh, prompts, tiny_model, tokenizer
 
-TOKENS = prompts((9, 12, 10, 11))
-TEXTS = [" ".join(f"w{i}" for i in ids) for ids in TOKENS]
+TEXTS = [" ".join(f"w{i}" for i in ids) for ids in prompts((9, 12, 10, 11))]
+TOKENS = [tokenizer()(text)["input_ids"] for text in TEXTS]
 
 
 def test_layers_and_sites_in_every_form():
