@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from diagnostics.results.headlines import Headline
+from diagnostics.statistics.estimate import digits
 from diagnostics.statistics.tables import few_prompts, lines_of
 from diagnostics.whole_dictionary.verdicts import FALSE_DISCOVERY, SMALL, VERDICTS, over_all
 
@@ -66,8 +67,8 @@ def effects_frame(groups: list[dict[str, Any]]) -> pd.DataFrame:
     lines = [
         {
             "SAE": g["sae"], "block": g["layer"], "rows": f"{g['rows']:,}", "median ÷ placebo": g["kl_over_placebo"], "median KL": g["kl"],
-            "dose": f"{g['relative_dose']:.2g}", "top-1 changed": g["top1_changed"], "median direct": g["kl_direct"],
-            "tokens read": f"{g['tokens']:,}", "latents' ÷ placebo, 5 25 50 75 95 %": " ".join(f"{g[f'latents_over_placebo_{at:.0%}']:.2f}" for at in QUANTILES),
+            "dose": digits(g["relative_dose"], ".2g"), "top-1 changed": g["top1_changed"], "median direct": g["kl_direct"],
+            "tokens read": f"{g['tokens']:,}", "latents' ÷ placebo, 5 25 50 75 95 %": " ".join(digits(g[f"latents_over_placebo_{at:.0%}"], ".2f") for at in QUANTILES),
             "floor": f"{g['noise_floor']:.0e}",
         }
         for g in groups

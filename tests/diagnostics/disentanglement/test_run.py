@@ -135,7 +135,7 @@ def test_estimates_are_means_with_intervals_over_base_and_source():
     assert group["target"] == EVERY
     clusters = own[["base", "source"]].to_numpy(int)
     score = (own["cause"].to_numpy(float) + own["isolation"].to_numpy(float)) / 2
-    by_hand = jackknife(lambda keep: float(score[keep].mean()), len(own), clusters)
+    by_hand = jackknife(lambda keep: float(score[keep].mean()), len(own), clusters, transform="logit")
     for name in ("value", "low", "high"):
         assert getattr(group["score"], name) == pytest.approx(getattr(by_hand, name))
     assert group["moved"].value == pytest.approx(own["moved"].sum() / own["whole"].sum(), rel=1e-5)
