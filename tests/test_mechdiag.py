@@ -63,7 +63,10 @@ def test_an_unknown_command_is_one_line(monkeypatch, capsys, word, hint):
 
 def test_a_subcommand_gets_the_rest_of_the_line(monkeypatch, capsys):
     status, said, err = run(monkeypatch, capsys, "atlas", "--no-such")
-    assert (status, said) == (2, "") and "Unrecognized options: --no-such; see mechdiag atlas --help" in err
+    assert (status, said) == (
+        2,
+        "",
+    ) and "no option --no-such (did you mean --no-lock?); see mechdiag atlas --help" in err
     status, said, _ = run(monkeypatch, capsys, "atlas", "--help")
     assert status == 0 and "\n  mechdiag atlas --" in said and ".py --" not in said
     status, said, _ = run(monkeypatch, capsys, "--version")

@@ -251,7 +251,7 @@ def test_finished_results_are_replaced_only_with_overwrite(script, name, help_of
     """The same command goes on or is refused; another run is refused, and replaces them with --overwrite."""
     run = script.finished(name)
     assert warned(run) == []
-    *table, wrote = run.said.rstrip("\n").split("\n")
+    table, wrote = " ".join(run.said.split()).split(" wrote ", 1)
     assert table and f"into {run.folder}" in wrote
     shutil.copytree(run.folder, script.folder / "out")
     before = run.files

@@ -20,7 +20,7 @@ def test_table_matches_the_library(script, given, tmp_path):
     torch.save(steer.flip(0), tmp_path / "back.pt")
     directions = ("--directions", tmp_path / "steer.npy", tmp_path / "back.pt")
     run = script("dose_response", *directions, "--null-model", "random", "--null-seeds", 1)
-    assert run.status == 0 and "toward token÷between tokens" in run.said and "steer÷its placebo" in run.said, run.err
+    assert run.status == 0 and "steer ÷ steer placebo token" in run.said.replace("\n  ", " "), run.err
     found = DoseResponse.load(run.folder)
     model = load_model(given / "model", device="cpu")
     text = tokenize(load_texts(str(given / "text.txt")), model.tokenizer, max_length=128, n_prompts=24)

@@ -15,7 +15,7 @@ from tests.tiny import N_LAYERS
 
 def test_table_matches_the_library(script, given):
     run = script("unit_norm", "--null-model", "random", "--null-seeds", 1, "--seed", 2)
-    assert run.status == 0 and "unit_norm ÷ rotation" in run.said, run.err
+    assert run.status == 0 and "unit norm ÷ rotation" in run.said, run.err
     found = UnitNorm.load(run.folder)
     model = load_model(given / "model", device="cpu")
     text = tokenize(load_texts(str(given / "text.txt")), model.tokenizer, max_length=128, n_prompts=24, seed=2)

@@ -445,7 +445,7 @@ def test_non_finite_activations_are_dropped_and_counted():
         (
             {"pair_sets": ("random", "rand")},
             ResultError,
-            "no 'rand'; known: random, same_norm, high_cosine, scale_rotate",
+            "no pair set 'rand'; known: random, same_norm, high_cosine, scale_rotate",
         ),
         ({"layers": [1, 6]}, SiteError, "no block 6 in a model of 6 blocks"),
         ({"layers": [-1]}, SiteError, "layer -1 is negative"),

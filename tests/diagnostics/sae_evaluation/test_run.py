@@ -612,7 +612,7 @@ def test_an_sae_of_another_place_raises_before_the_model_runs(monkeypatch, chang
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"saes": []}, "no SAE; give at least one"),
+        ({"saes": []}, "no SAE and no directions; give at least one"),
         ({"prompts": {}}, "no text; give at least one"),
         ({"sink_filter": -1}, "sink filter -1"),
         ({"splice_prompts": 0}, "0 spliced prompts"),
