@@ -1,11 +1,9 @@
-"""What the README promises beside what `test_snippets` and `test_docs` run and follow on every page."""
+"""What the README promises, beside its snippet, which `test_wheel` runs, and its links, which `test_docs` follows."""
 
 import re
 from pathlib import Path
 
-import pytest
-
-from tests.first_minutes import LINES, WORDS, differences, output, snippet
+from tests.first_minutes import LINES, WORDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,11 +27,3 @@ def test_every_question_is_in_the_table():
     named = set(re.findall(r"`(\w+)`", README))
     functions = {name for name in diagnostics.__all__ if name[0].islower()}
     assert functions - named == {"latent_cards", "report", "saved_results"}
-
-
-@pytest.mark.model
-@pytest.mark.filterwarnings("ignore")
-def test_the_snippet_prints_what_is_shown(capsys):
-    assert README.count("```python") == 1  # `test_snippets` leaves README to this test
-    exec(compile(snippet(README), "README.md", "exec"), {})
-    assert differences(output(README), capsys.readouterr().out) == []

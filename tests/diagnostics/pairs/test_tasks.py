@@ -140,12 +140,12 @@ def test_too_few_pairs_raise_with_the_counts():
 def test_the_packaged_model_does_every_task():
     model = load_model("smollm2-135m")
     for task in TASKS:
-        found = make_pairs(model, task, 12, seed=5)
+        found = make_pairs(model, task, 4, seed=5)
         assert set(found.left_out) <= {  # no word of several tokens
             "right answer not ahead after the clean prompt",
             "wrong answer not ahead after the corrupt prompt",
         }
-        assert found.origin["drawn"] <= 24  # 200 draws of seed 0: 97, 85, 100, 96, 97 % kept
+        assert found.origin["drawn"] <= 8  # 200 draws of seed 0: 97, 85, 100, 96, 97 % kept
 
 
 @pytest.mark.parametrize(
