@@ -67,11 +67,13 @@ class CausalDimension(Result):
         """κ; and, where SAEs were given, shares of the trace in the span of k directions."""
         frame = pd.DataFrame(self.groups)
         first = ["model", "layer", "point", "matrix", "effective_rank", "rotated", "activations"]
-        found = {"": frame[[*first, *(name for name in frame if name not in first)]]}
+        found = {"": frame.reindex(columns=[*first, *(name for name in frame if name not in first)])}
         if self.span_groups:
             table = pd.DataFrame(self.span_groups).assign(share=lambda t: t["share"].map(str))
             table = table.pivot(index=["sae", "layer", "matrix", "k"], columns="rows", values="share").reset_index()
-            table = table[["sae", "layer", "matrix", "k", "most_active", "random", "principal", "eigenvectors"]]
+            table = table.reindex(
+                columns=["sae", "layer", "matrix", "k", "most_active", "random", "principal", "eigenvectors"]
+            )
             found["Share of the trace in the span of k directions"] = table.rename_axis(columns=None)
         return found
 

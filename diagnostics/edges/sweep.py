@@ -71,15 +71,13 @@ def runs_of(model: CausalModel, pairs: Pairs, which: Sequence[int], settings: Se
     """Clean and corrupt runs, with all that a sweep reads."""
     top = max(site.layer for site in (*settings.senders, *settings.receivers))
     layers = range(top + 1 if settings.later == "run" else model.n_layers)
-    sites = {Site(model.n_layers - 1), EMBEDDED}
+    sites: set[Site] = {Site(model.n_layers - 1), EMBEDDED}
     for layer in layers:
         between = "resid_pre" if side_by_side(model, layer) else "resid_mid"
         sites |= {Site(layer, point) for point in ("resid_pre", "attn_out", "mlp_out", between)}
     sites |= {site.whole for site in (*settings.senders, *settings.receivers)}
-    return {
-        run: record(model, [getattr(pairs, run)[i] for i in which], sorted(sites, key=lambda s: s.rank))
-        for run in ("clean", "corrupt")
-    }
+    ordered = sorted(sites, key=lambda s: s.rank)
+    return {run: record(model, [getattr(pairs, run)[i] for i in which], ordered) for run in ("clean", "corrupt")}
 
 
 class Sweep:

@@ -236,10 +236,10 @@ def _of_rows(puts: Sequence[Put], start: int, size: int) -> list[Put]:
     """The edits of some rows, which count from 0."""
     found = []
     for put in puts:
-        here = torch.nonzero((put.row >= start) & (put.row < start + size))[:, 0]
+        row, position, vectors = (torch.as_tensor(given) for given in (put.row, put.position, put.vectors))
+        here = torch.nonzero((row >= start) & (row < start + size))[:, 0]
         if len(here):
-            vectors = put.vectors[here.to(put.vectors.device)]
-            found.append(Put(put.site, put.row[here] - start, put.position[here], vectors))
+            found.append(Put(put.site, row[here] - start, position[here], vectors[here.to(vectors.device)]))
     return found
 
 

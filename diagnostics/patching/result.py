@@ -54,7 +54,7 @@ class ActivationPatching(Result):
         """Families, the strongest cells, and the audit."""
         columns = ["direction", "site", "cell", "share", "share_low", "share_high", "control", "q", "dose", "n"]
         top = self.strongest()
-        named = top.assign(cell=[summary.cell_name(cell) for _, cell in top.iterrows()])[columns]
+        named = top.assign(cell=[summary.cell_name(cell) for _, cell in top.iterrows()]).reindex(columns=columns)
         title = (
             "cells that beat their controls"
             if top["q"].notna().any()

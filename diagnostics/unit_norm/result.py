@@ -47,7 +47,7 @@ class UnitNorm(Result):
         frame = pd.DataFrame(self.groups)
         ratios = [name for name in frame if " ÷ " in name and "mean" not in name]
         rest = [name for name in frame if not (name in ("model", "layer", *ratios) or name.startswith("mean "))]
-        return {"": frame[["model", "layer", *ratios, *rest]]}
+        return {"": frame.reindex(columns=["model", "layer", *ratios, *rest])}
 
     def headlines(self) -> Iterable[Headline]:
         """At the middle block, beside randomly initialised models."""
