@@ -3,10 +3,11 @@
 With x what stands at a cell in the run that is patched, x′ what is put there, m the metric of that run:
 
     gradient    (x′ − x)·∂m/∂x                                     attribution patching (Nanda 2023)
-    ig          (x′ − x)·mean over steps of ∂m/∂x, the prompt's embeddings moved from one run's to the other's in as many steps
-                (EAP-IG, arXiv:2403.17806; midpoints)
-    dla         what the change writes to the residual stream of the last position, times the unembedding's difference of the two
-                answers, the scale of the final norm held fixed; 0 at other positions, nan where a site writes nothing itself
+    ig          (x′ − x)·mean over steps of ∂m/∂x, the prompt's embeddings moved from one run's to the
+                other's in as many steps (EAP-IG, arXiv:2403.17806; midpoints)
+    dla         what the change writes to the residual stream of the last position, times the unembedding's
+                difference of the two answers, the scale of the final norm held fixed; 0 at other
+                positions, nan where a site writes nothing itself
 
 Each estimates m(patched) − m; the table has it with the sign of `effect`.
 """

@@ -1,7 +1,7 @@
 """The files of one result: read once, each checked against its digest in the result's JSON.
 
-    <kind>.json     summary, provenance, `figures`: names of its figures, `sha256`: digests of each table, of the tokens, and of this
-                    file's own content without the digests
+    <kind>.json     summary, provenance, `figures`: names of its figures, `sha256`: digests of each table,
+                    of the tokens, and of this file's own content without the digests
     <kind>.parquet  the table; some kinds have more of them
     tokens.npy      token ids [prompt, pos], right-padded with -1
 
