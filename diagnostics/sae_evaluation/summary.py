@@ -9,7 +9,7 @@ from numpy import ndarray
 from scipy import stats
 
 from diagnostics.sae_evaluation.measures import MEASURES
-from diagnostics.statistics.estimate import Estimate
+from diagnostics.statistics.estimate import Estimate, digits
 
 UNIFORM = 5 / 9
 """The bimodality coefficient of a uniform distribution; larger values indicate two modes or a heavy skew."""
@@ -31,10 +31,10 @@ def as_group(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def overall_table(group: dict[str, Any]) -> dict[str, Any]:
-    labels = {"fve": "FVE", "mse": "MSE", "l0": "L0", "cosine": "cos", "norm_ratio": "‖x̂‖/‖x‖"}
-    line = {name: group[name] for name in _KEYS} | {label: group[name] for name, label in labels.items()}
-    line |= {"dead": f"{group['dead_share']:.1%} of {group['d_sae']} on {group['n_tokens']}"}
-    return line | {label: group[name] for name, label in _SCORES.items()}
+    line = {name: group[name] for name in _KEYS} | {"FVE": group["fve"], "L0": group["l0"]}
+    line["dead"] = f"{group['dead_share']:.1%} of {group['d_sae']} on {group['n_tokens']}"
+    line |= {label: group[name] for name, label in _SCORES.items()}
+    return line | {"cos": group["cosine"], "‖x̂‖/‖x‖": group["norm_ratio"], "MSE": group["mse"]}
 
 
 def quartile_table(groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def matched_table(line: dict[str, Any]) -> dict[str, Any]:
         "site": line["site"],
         "corpus": line["corpus"],
     }
-    found |= {"at equal": f"{axis} {line['value']:.3g}", "common range": f"{line['low']:.3g} to {line['high']:.3g}"}
+    found["at equal"] = f"{axis} {digits(line['value'])}"
     labels = {"fve": "FVE", "l0": "L0", **_SCORES, "dead_share": "never fires"}
     found |= {label: "" if name == line["axis"] or line["note"] else line[name] for name, label in labels.items()}
-    return found | {"note": line["note"]}
+    return found | {"note": line["note"], "common range": f"{digits(line['low'])} to {digits(line['high'])}"}
 
 
 def shift_table(line: dict[str, Any]) -> dict[str, Any]:
