@@ -169,14 +169,20 @@ def sae_kind(name: str) -> str:
     return _SEED.sub("", name.rsplit("/", 1)[-1])
 
 
-def legend_looks(names: list[str]) -> dict[str, tuple[str, str]]:
-    """`looks` for a legend, seeds of one kind, which look alike, in one entry: `cosine (3 seeds)`."""
-    found = looks(names)
+def legend_names(names: list[str]) -> dict[str, str]:
+    """Each SAE's entry in a legend; seeds of one kind, which look alike, have one: `cosine (3 seeds)`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_SEED.sub("", name), []).append(name)
-    alone = {kind: own[0] if len(own) == 1 else f"{kind} ({len(own)} seeds)" for kind, own in groups.items()}
-    return {alone[kind]: found[own[0]] for kind, own in groups.items()}
+    return {
+        name: own[0] if len(own) == 1 else f"{kind} ({len(own)} seeds)" for kind, own in groups.items() for name in own
+    }
+
+
+def legend_looks(names: list[str]) -> dict[str, tuple[str, str]]:
+    """`looks` of the entries of a legend, `legend_names`."""
+    found = looks(names)
+    return {entry: found[name] for name, entry in legend_names(names).items()}
 
 
 def looks(names: list[str]) -> dict[str, tuple[str, str]]:

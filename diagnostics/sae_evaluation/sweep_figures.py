@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.figures.axes import BARS, bar_lengths, legend_entries, plain_ticks, write_caption
 from diagnostics.figures.by_depth import Groups
-from diagnostics.figures.looks import REFERENCE, legend_label, looks, styled
+from diagnostics.figures.looks import REFERENCE, legend_label, legend_names, looks, styled
 from diagnostics.sae_evaluation.figures import evaluation_caption
 
 _PANELS = {
@@ -28,7 +28,7 @@ def plot_sweeps(
     without a note is a vertical line at the L0 or FVE compared, and open markers at the interpolated values. Bars: 95 %.
     """
     places = list(dict.fromkeys((g["site"], g["corpus"]) for some in curves.values() for g in some))
-    style = looks(list(curves))
+    style, entries = looks(list(curves)), legend_names(list(curves))
     with styled():
         figure, axes = plt.subplots(
             len(places), 2, figsize=(8.6, 2.9 * len(places) + 1.0), layout="constrained", squeeze=False
@@ -38,7 +38,7 @@ def plot_sweeps(
                 for name, groups in curves.items():
                     own = sorted((g for g in groups if (g["site"], g["corpus"]) == place), key=lambda g: g["l0"].value)
                     if own:
-                        _curve(ax, own, axis, measure, name, *style[name])
+                        _curve(ax, own, axis, measure, entries[name], *style[name])
                 for m in matched:
                     if (m["site"], m["corpus"], m["axis"]) == (*place, axis) and not m["note"]:
                         ax.axvline(m["value"], color=REFERENCE, lw=0.8, ls=":")
