@@ -99,7 +99,13 @@ class JointRows(Rows):
         self.order = np.lexsort((self.start, self.prompt, self.entry))
 
     def check_finite(self) -> None:
-        dtype = self.recording.model.stream_dtype
+        """Raise `EditError` for vectors that are not finite in the dtype of the stream."""
+        dtype, given = self.recording.model.stream_dtype, [g.vectors.detach() for g in self.groups if g.vectors.numel()]
+        largest = [vectors.norm(p=torch.inf).to(given[0].device, non_blocking=True) for vectors in given]
+        if not given or bool(
+            torch.stack(largest).amax() <= torch.finfo(dtype).max
+        ):  # one wait for all; of a nan it is nan
+            return
         for group in self.groups:
             check_finite(group.vectors, dtype, group.site, group.row, np.ones((len(group.row), 1), dtype=bool))
 
@@ -189,7 +195,7 @@ def _group(recording: Recording, site: Site, parts: list[_Part]) -> _Group:
         site,
         row[order],
         np.concatenate([part.position for part in parts])[order],
-        vectors[torch.from_numpy(order).to(vectors.device)],
+        vectors[upload(order, vectors.device)],
         np.repeat(np.arange(len(parts)), [len(part.row) for part in parts])[order],
         columns,
         n_heads(model, site) if site.point in HEADS else 1,
