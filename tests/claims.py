@@ -1,7 +1,7 @@
 """Claims of docs/findings.md and docs/results, each with its numbers from a committed result: `python -m tests.claims` writes docs/claims.md.
 
 `docs/claims.yaml` lists the claims; `docs/results/data/` holds the summaries that their numbers come from, and how each was made.
-`python -m tests.claims keep FOLDER NAME` puts the summary of a result there (`NAME --part matched`: another of its tables). `tests/test_claims.py` checks that the page is that of
+`python -m tests.claims keep FOLDER NAME` puts the summary of a result there (`NAME --part matched`: another of its tables; several folders: their tables together). `tests/test_claims.py` checks that the page is that of
 the list, and that every sentence quoted stands in its page with the numbers of the data.
 
 A number `{table: dose, where: {layer: 22, edit: norm_up}, column: ÷ isotropic}` is one cell; with `interval: true` its ends
@@ -53,7 +53,7 @@ def part_of(result: Any, part: str) -> pd.DataFrame:
     elif part == "edge_counts":
         own = result.edges.groupby("direction")
         return own.agg(edges=("beats", "size"), beat_control=("beats", "sum"), null=("null", "first")).reset_index()
-    elif part in ("groups", "matched", "shift"):
+    elif part in ("groups", "matched", "shift", "alignments"):
         lines = getattr(result, part)
     else:
         lines = result.as_dict()["summary"][part]
@@ -100,12 +100,15 @@ def _paired(sae: str, corpus: str, whole: dict[tuple[str, str], Any], deletions:
     return line
 
 
-def keep(folder: Path, name: str, part: str = "") -> None:
-    """A table of the one result in a folder, and how it was made, into `DATA`."""
-    ((_, result),) = saved_results(folder).items()
+def keep(folders: list[Path], name: str, part: str = "") -> None:
+    """A table of the one result in each folder, one below the other, and how the first was made, into `DATA`."""
+    results = [result for folder in folders for result in saved_results(folder).values()]
+    assert len(results) == len(folders), f"{len(results)} results in {len(folders)} folders; expected one in each"
     DATA.mkdir(exist_ok=True)
-    part_of(result, part).to_csv(DATA / f"{name}.csv", index=False, float_format="%.6g")
-    p = result.provenance
+    pd.concat([part_of(result, part) for result in results]).to_csv(
+        DATA / f"{name}.csv", index=False, float_format="%.6g"
+    )
+    result, p = results[0], results[0].provenance
     kept = (
         "command",
         "call",
@@ -216,15 +219,15 @@ def page() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("keep", nargs="*", help="keep FOLDER NAME")
+    parser.add_argument("keep", nargs="*", help="keep FOLDER… NAME")
     parser.add_argument(
         "--part", default="", help="`groups`, `matched`, `shift`, `draws`, `tails`, `paired` … in place of the summary"
     )
     args = parser.parse_args()
     if args.keep:
-        word, folder, name = args.keep
-        assert word == "keep", f"{word!r}; expected keep FOLDER NAME"
-        keep(Path(folder), name, args.part)
+        word, *folders, name = args.keep
+        assert word == "keep", f"{word!r}; expected keep FOLDER… NAME"
+        keep([Path(folder) for folder in folders], name, args.part)
     else:
         (DOCS / "claims.md").write_text(page())
 
