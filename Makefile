@@ -24,7 +24,7 @@ DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo polarity-zoo notebook notebooks docs dist measure test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
+.PHONY: demo zoo polarity-zoo notebook notebooks pages docs dist measure test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -84,6 +84,10 @@ lint: $(TESTABLE)
 
 types: $(TESTABLE)
 	@.venv/bin/basedpyright --pythonpath .venv/bin/python
+
+# Every page's Python, in order; the daily tests leave out those that take longest.
+pages: $(TESTABLE)
+	@$(TEST_ENV) MECHDIAG_ALL_PAGES=1 .venv/bin/python -m pytest -q $(PYTEST_ARGS) tests/test_snippets.py
 
 # Runs the notebooks from clean and writes their outputs into them.
 notebooks: $(TESTABLE)

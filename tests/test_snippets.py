@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import os
 import re
 import runpy
 import shlex
@@ -38,9 +39,21 @@ def blocks(page: str, *languages: str) -> list[str]:
     return [code for _, language, code in BLOCK.findall(text) if language in languages]
 
 
+LONG = {
+    *(f"docs/diagnostics/{name}.md" for name in (
+        "activation_patching", "ablation_sparsity", "atlas", "atom_substitution", "causal_concentration", "coalitions",
+        "dictionary_effects", "disentanglement", "edges", "feature_ablation", "probe_perturbation", "projections", "sae_evaluation",
+        "scaling_laws", "specification_curve", "unit_norm", "win_rate",
+    )),
+    "docs/questions/is_my_steering_vectors_effect_more_than_dose.md", "docs/questions/which_latents_are_causally_inert.md",
+}  # fmt: skip
+"""Pages that take five seconds or more, of functions that other tests call too: `make pages` runs them, the daily tests the others."""
+
+
 def with_python() -> list[str]:
-    """`test_readme` runs that of README, whose output it compares."""
-    return [page for page in PAGES if page != "README.md" and blocks(page, "python")]
+    """Without README, whose output `test_wheel` compares."""
+    left_out = {"README.md"} | (set() if os.environ.get("MECHDIAG_ALL_PAGES") else LONG)
+    return [page for page in PAGES if page not in left_out and blocks(page, "python")]
 
 
 _load = loading.load_model
@@ -103,6 +116,10 @@ def _showing(code: str) -> str:
 def _html(value) -> str:
     html = getattr(value, "_repr_html_", None)
     return repr(value) if html is None else html()
+
+
+def test_pages_left_to_make_pages_exist():
+    assert all(page in PAGES and blocks(page, "python") for page in LONG)
 
 
 def test_few_blocks_are_not_run():

@@ -17,7 +17,7 @@ from diagnostics.commands.ranges import (
     PromptLength,
     ShareBelowOne,
 )
-from interventions.errors import MechdiagError
+from interventions.errors import MechdiagError, count
 from interventions.sites import POINTS, Site
 from sae_models.training.recipe import Recipe
 
@@ -254,7 +254,7 @@ def main(options: TrainingOptions) -> command.Document:
     remove_partial(options.out)  # of a run that was killed as it drew
     figures = save_figures(options.out, {"training": plot_training(training_metrics(options.out))})
     kept = f" (and as they were every {options.keep_every} steps)" if options.keep_every else ""
-    options.say(f"wrote {len(saes)} SAEs{kept} and {', '.join(figures)} into {options.out}")
+    options.say(f"wrote {count(len(saes), 'SAE')}{kept} and {', '.join(figures)} into {options.out}")
     return {"saes": found, "out": str(options.out), "files": [*saes, *figures]}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from diagnostics.commands import command
 from diagnostics.commands.ranges import PositiveInt
 from diagnostics.commands.train_sae import say_training
+from interventions.errors import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ def main(options: ZooOptions) -> command.Document:
         names = train_zoo(options.only, device=options.device, progress=progress, **given)
     found = {name: saved_sae(zoo_folder() / name).metadata["training"] for name in names}
     say_training(options, found)
-    options.say(f"{len(names)} SAEs in {zoo_folder()}")
+    options.say(f"{count(len(names), 'SAE')} in {zoo_folder()}")
     if options.package is not None:
         options.say(f"wrote {len(package_zoo(options.package))} of them into {options.package}")
     return {"saes": found, "out": str(zoo_folder()), "files": names}

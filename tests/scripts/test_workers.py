@@ -17,7 +17,7 @@ COMMANDS = (
     *("dose_response", "edge_patching", "interactions", "probe_saes", "shapley", "specification_curve"),
     *("unit_norm", "win_rate"),
 )
-"""all that run units; `make kills` tries every one, the daily tests the first four"""
+"""all that run units; `make kills` tries every one, the daily tests the first two"""
 
 
 def test_parts_are_joined_by_the_same_command(script):
@@ -49,7 +49,7 @@ def test_ray_is_not_installed(script, monkeypatch):
     assert script(NAME, "--workers", 2).error == "workers need Ray, which is not installed: pip install 'mechdiag[ray]'"
 
 
-@pytest.mark.parametrize("name", COMMANDS if os.environ.get("MECHDIAG_ALL_COMMANDS") else COMMANDS[:4])
+@pytest.mark.parametrize("name", COMMANDS if os.environ.get("MECHDIAG_ALL_COMMANDS") else COMMANDS[:2])
 def test_every_command_leaves_the_same_files_on_workers(name, pool, script, monkeypatch):
     alone, given = script.finished(name), []
     monkeypatch.setattr(command.ResumableOptions, "elsewhere", lambda self: placed_at(Place(pool=pool)))
