@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from diagnostics.edges.summary import edge_shares
-from diagnostics.pairs.shares import interval, standing_out, tested, with_intervals
+from diagnostics.pairs.shares import standing_out, tested, with_intervals
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
+from diagnostics.statistics.estimate import with_interval
 from diagnostics.statistics.tables import lines_of
 from interventions.errors import ResultError
 
@@ -86,7 +87,7 @@ class EdgePatching(Result):
                     if pd.isna(line["control"])
                     else f"its control: {line['control']:.3g}, {_tested(line['q'])}"
                 )
-                yield Headline(what, interval(line["share"], line["share_low"], line["share_high"]), beside)
+                yield Headline(what, with_interval(line["share"], line["share_low"], line["share_high"]), beside)
 
     def plot(self, direction: str | None = None) -> Any:
         """Senders × receivers, coloured by share. Returns a matplotlib Figure."""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, digits
+from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, with_interval
 
 FALSE_DISCOVERIES = 0.05
 Table = Any
@@ -128,12 +128,7 @@ def _differences(paired: Table, cell: list[str]) -> pd.DataFrame:
     return found.drop(columns=["gap_mean", "gap_sd", "pairs"])
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """`0.8 [0.6, 1]`, or the value alone where there is no interval."""
-    return digits(value) + ("" if np.isnan(low) else f" [{low:.3g}, {high:.3g}]")
-
-
 def with_intervals(lines: pd.DataFrame) -> pd.DataFrame:
     """Columns share, share_low and share_high as one."""
-    told = [interval(*ends) for ends in lines[["share", "share_low", "share_high"]].to_numpy(float)]
+    told = [with_interval(*ends) for ends in lines[["share", "share_low", "share_high"]].to_numpy(float)]
     return lines.assign(share=told).drop(columns=["share_low", "share_high"])

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from diagnostics.pairs.shares import interval, with_intervals
+from diagnostics.pairs.shares import with_intervals
 from diagnostics.patching import summary
 from diagnostics.results.headlines import Headline
 from diagnostics.results.result import Result
+from diagnostics.statistics.estimate import with_interval
 from diagnostics.statistics.tables import each
 from interventions.errors import ResultError
 
@@ -69,7 +70,7 @@ class ActivationPatching(Result):
         for group in self.groups:
             what = f"share of the {self.provenance['metric'].replace('_', ' ')} that {group['largest_at']} carries, {group['direction']}"
             null = "no controls" if pd.isna(group["null"]) else f"largest of its controls: {group['null']:.3g}"
-            yield Headline(what, interval(group["largest"], group["largest_low"], group["largest_high"]), null)
+            yield Headline(what, with_interval(group["largest"], group["largest_low"], group["largest_high"]), null)
 
     def plot(self) -> Any:
         """The map of the first site, both directions. Returns a matplotlib Figure."""

@@ -8,7 +8,8 @@ import pandas as pd
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.pairs.shares import compared, interval, standing_out, tested
+from diagnostics.pairs.shares import compared, standing_out, tested
+from diagnostics.statistics.estimate import with_interval
 
 Table = Any
 """a DataFrame"""
@@ -99,7 +100,7 @@ def shown(families: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     lines = [
         {
             "direction": g["direction"], "site": g["site"], "pairs": g["pairs"],
-            "largest share": interval(g["largest"], g["largest_low"], g["largest_high"]), "largest of a control": g["null"],
+            "largest share": with_interval(g["largest"], g["largest_low"], g["largest_high"]), "largest of a control": g["null"],
             "at": g["largest_at"], "beat their control": f"{g['beat_control']} of {g['cells']} cells", "zero in pairs": g["zero_in_pairs"],
             "pool": g["pool"],
         }

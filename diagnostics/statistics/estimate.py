@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Num
 from numpy import ndarray
+from scipy import special
 
 from interventions.files import Json
 
@@ -31,6 +32,17 @@ def effective_number(sizes: Num[ndarray, "prompt"]) -> float:
 def digits(x: float, spec: str = ".3g") -> str:
     """A number as text, three digits unless `spec` says otherwise; a dash for nan."""
     return MISSING if np.isnan(x) else format(x, spec)
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """`0.8 [0.6, 1]`, or the value alone where there is no interval."""
+    return digits(value) + ("" if np.isnan(low) and np.isnan(high) else f" [{low:.3g}, {high:.3g}]")
+
+
+def log_odds_interval(share: float, half: float) -> tuple[float, float]:
+    """Ends of p ± half formed for the log odds, logit p ± half/(p(1 − p)), within [0, 1]; p above 0 and below 1."""
+    low, high = special.expit(special.logit(share) + np.array([-1, 1]) * half / (share * (1 - share)))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,7 @@ class Estimate(Json):
     def __str__(self) -> str:
         if self.bound:
             return f"≥ {self.value:.3g}"
-        ends = "" if np.isnan(self.low) and np.isnan(self.high) else f" [{self.low:.3g}, {self.high:.3g}]"
-        return f"{digits(self.value)}{ends}"
+        return with_interval(self.value, self.low, self.high)
 
 
 EQUIVALENT = (0.8, 1.25)

@@ -10,7 +10,14 @@ from jaxtyping import Bool, Float, Int, Num, Shaped
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.statistics.estimate import FEW_PROMPTS, MIN_PROMPTS, Estimate, Transform, effective_number
+from diagnostics.statistics.estimate import (
+    FEW_PROMPTS,
+    MIN_PROMPTS,
+    Estimate,
+    Transform,
+    effective_number,
+    log_odds_interval,
+)
 from interventions.errors import ResultError
 
 TRANSFORMS: tuple[Transform, ...] = (None, "log", "logit")
@@ -125,10 +132,8 @@ def _for_log_odds(share: Estimate, t: float) -> Estimate:
         reach = t * t / (share.n_effective + t * t)
         low, high = (0.0, reach) if value < 0.5 else (1 - reach, 1.0)
         return replace(share, low=low, high=high, se=np.nan, df=np.nan)
-    se, odds = share.se / variance, np.log(value / (1 - value))
-    with np.errstate(over="ignore"):  # far out an end is 0
-        low, high = 1 / (1 + np.exp(-(odds + np.array([-1, 1]) * t * se)))
-    return replace(share, low=float(low), high=float(high), se=float(se))
+    low, high = log_odds_interval(value, t * share.se)
+    return replace(share, low=low, high=high, se=share.se / variance)
 
 
 def jackknife(statistic: Callable[[Bool[ndarray, "row"]], float], n_rows: int, clusters: Clusters, *,

@@ -39,7 +39,7 @@ def share(condition: Bool[ndarray, "row"], clusters: Clusters, *, level: float =
 
     At p̂ of 0 or 1, where no deletion moves it: Wilson's interval of as many rows as there are effective prompts, [0, t²/(n + t²)] or
     [n/(n + t²), 1], se nan. Simulated coverage of 95 % intervals: 92–99 at true shares of .5 to .99, where p̂ ± t·SE covers 93–97 at .5,
-    but 81–94 at .95 and 58–94 at .99 (`docs/statistics_coverage.md`). Source: the logit interval with a design-based SE (Korn & Graubard
+    but 81–94 at .95 and 58–94 at .99 (`docs/statistics.md`). Source: the logit interval with a design-based SE (Korn & Graubard
     1998); at 0 and 1 ours, after Wilson 1927.
     """
     (x,), p = checked_rows(condition=condition), read_clusters(clusters, len(condition), level)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, effective_number
+from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate, effective_number, log_odds_interval
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(20)
 
@@ -89,11 +89,6 @@ def share_of(
 def _within(share: Estimate) -> dict[str, float]:
     """Ends within [0, 1]: logit p ± t·SE/(p(1 − p)); of a share of exactly 0 or 1, whose other end is exp(−t·SE) away, or 1 − that."""
     value, half = share.value, share.high - share.value
-    variance = value * (1 - value)
-    if variance < 1e-12:
+    if value * (1 - value) < 1e-12:
         return {"low": 0.0, "high": 1 - np.exp(-half)} if value < 0.5 else {"low": np.exp(-half), "high": 1.0}
-    odds = np.log(value / (1 - value))
-    with np.errstate(over="ignore"):
-        return {
-            name: float(1 / (1 + np.exp(-(odds + sign * half / variance)))) for name, sign in (("low", -1), ("high", 1))
-        }
+    return dict(zip(("low", "high"), log_odds_interval(value, half), strict=True))

@@ -31,6 +31,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 MODEL = ("--model", "{given}/model", "--device", "cpu")
 TEXT = (*MODEL, "--prompts", "{given}/text.txt", "--n-prompts", 24)
 ALL = (*TEXT, "--held-out", 0)
+ALL_LATENTS = ("--all-latents", "--tokens-per-latent", 4, "--n-prompts", 0, "--scan-tokens", 150, "--path-share", 0.1)
+"""of `atlas`: a small run of a whole dictionary"""
 DIRECTIONS = ("--saes", "{given}/saes/2/standard", *ALL, "--latents", 4, "--tokens-per-latent", 30, "--detail", 0.3)
 SMALL: dict[str, tuple[object, ...]] = {
     "ablate_features": (

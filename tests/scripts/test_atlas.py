@@ -5,6 +5,7 @@ import pandas as pd
 from diagnostics.atlas.columns import COLUMNS
 from diagnostics.atlas.result import CausalAtlas
 from diagnostics.whole_dictionary.result import DictionaryEffects
+from tests.scripts.conftest import ALL_LATENTS
 
 
 def test_shards_form_one_data_set_and_partial_shards_are_removed(script):
@@ -33,19 +34,7 @@ def test_finished_atlases_are_joined_and_never_overwritten(script):
 
 def test_all_latents_of_several_saes_and_a_card_of_one(script):
     both = [script.given / "saes" / "2" / "standard", script.given / "saes" / "4" / "standard"]
-    words = (
-        "--all-latents",
-        "--saes",
-        *both,
-        "--tokens-per-latent",
-        4,
-        "--n-prompts",
-        0,
-        "--scan-tokens",
-        150,
-        "--path-share",
-        0.1,
-    )
+    words = (*ALL_LATENTS, "--saes", *both)
     run = script("atlas", *words)
     assert run.status == 0, run.err
     found = DictionaryEffects.load(run.folder)

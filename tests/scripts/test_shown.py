@@ -7,7 +7,7 @@ import pytest
 from diagnostics.results.html_tables import _px, fitting
 from diagnostics.saved import KINDS, saved_results
 from tests.pages import read
-from tests.scripts.conftest import SMALL, Script
+from tests.scripts.conftest import ALL_LATENTS, SMALL, Script
 
 pytestmark = pytest.mark.filterwarnings("ignore:an interval from", "ignore:fewer than", "ignore:only")
 NO_RESULT = {
@@ -19,18 +19,7 @@ NO_RESULT = {
     *(name for name in SMALL if "bench" in name),
 }
 RUNS = {name: (name,) for name in SMALL.keys() - NO_RESULT} | {
-    "whole dictionary": (
-        "atlas",
-        "--all-latents",
-        "--tokens-per-latent",
-        4,
-        "--n-prompts",
-        0,
-        "--scan-tokens",
-        150,
-        "--path-share",
-        0.1,
-    ),
+    "whole dictionary": ("atlas", *ALL_LATENTS),
     "polarities": ("interactions", "--parts", "polarity", "--saes", "{given}/saes/2/abstopk"),
 }
 """Runs that together make every kind of result: a command's small run, with further options."""
