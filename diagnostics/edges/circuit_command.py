@@ -26,7 +26,7 @@ class FaithfulnessOptions(PairOptions):
     circuit: tuple[str, ...] = ()
     """heads such as 20.z.0 and, with --scope z mlp_out, MLPs such as 17.mlp_out"""
     edges: str | None = None
-    """in place of --circuit: the --out of scripts/edge_patching.py; both ends of the edges that beat their controls"""
+    """in place of --circuit: the --out of mechdiag edge-patching; both ends of the edges that beat their controls"""
     scope: tuple[Literal["z", "mlp_out"], ...] = ("z",)
     """what is ablated: every head (z), every MLP (mlp_out), or both"""
     ablate: Literal["corrupt", "mean"] = "corrupt"

@@ -36,7 +36,7 @@ class ReportOptions(command.CommonOptions):
     results: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """folders of results, searched with their subfolders"""
     latents: Path | None = None
-    """in place of results: folder of scripts/atlas.py --all-latents"""
+    """in place of results: folder of mechdiag atlas --all-latents"""
     out: Path = Path("report.html")
     """the page"""
     title: str | None = None

@@ -138,7 +138,7 @@ def card_command(sae: str, layer: int, provenance: Mapping[str, Any]) -> str:
     if model and "--model" not in more:
         more = ["--model", model, *more]
     return (
-        f"python scripts/latent_card.py --saes {shlex.quote(path)} {shlex.join(more)}".rstrip()
+        f"mechdiag latent-card --saes {shlex.quote(path)} {shlex.join(more)}".rstrip()
         + " --latents {latent} --out cards"
     )
 
@@ -156,11 +156,11 @@ def _table(folder: Path) -> pd.DataFrame:
     """The table of latents."""
     path = folder / TABLE
     if not os.path.isfile(path):
-        raise ResultError(f"no {TABLE} in {folder}; expected the folder of scripts/atlas.py --all-latents")
+        raise ResultError(f"no {TABLE} in {folder}; expected the folder of mechdiag atlas --all-latents")
     frame = _read(path)
     if missing := [c.name for c in COLUMNS if c.name not in frame.columns]:
         raise ResultError(
-            f"{path} has no column {listed(missing)}; expected the table of scripts/atlas.py --all-latents"
+            f"{path} has no column {listed(missing)}; expected the table of mechdiag atlas --all-latents"
         )
     if frame.empty:
         raise ResultError(f"{path} has no row; expected one for each latent")

@@ -113,8 +113,9 @@ class SAEEvaluation(Result):
     def headlines(self) -> Iterator[Headline]:
         """Variance explained of each SAE on the first text; families at equal L0 and FVE; what a second text changes."""
         for g in self.select(quartile=QUARTILES[0], tokens=self.counted, corpus=self.corpora[0]):
-            score = f"KL score {g['kl_score']}; dead {g['dead_share']:.1%}"
-            yield Headline(f"variance explained, {g['sae']} at {g['site']}", str(g["fve"]), score)
+            beside = f"the mean activation: 0; KL score {g['kl_score']}, zero ablation: 0"
+            beside += f"; {g['dead_share']:.1%} of latents never fire"
+            yield Headline(f"variance explained, {g['sae']} at {g['site']}", str(g["fve"]), beside)
         for m in self.matched:
             if m["corpus"] == self.corpora[0] and not m["note"]:
                 what, measure = ("FVE", "fve") if m["axis"] == "l0" else ("KL score", "kl_score")

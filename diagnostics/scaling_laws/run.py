@@ -47,7 +47,7 @@ def sae_scaling_laws(
 
         L(n, k) = exp(α + β_k log k + β_n log n + γ log k log n) + exp(ζ + η log k)
 
-    saes: by name, as `train_saes` or `scripts/train_sae.py` trained them; recipes say what differs. Fitted are those of the recipe that
+    saes: by name, as `train_saes` or `mechdiag train-sae` trained them; recipes say what differs. Fitted are those of the recipe that
     most share, the lowest seed of each width and k; others are compared with them at their width and k, paired by seed. The largest
     width is also predicted from the others. prompts: held-out text.
 

@@ -120,7 +120,7 @@ def test_command_of_a_card_takes_the_run_s_sae_and_text():
     }
     said = card_command("15/standard", 15, run)
     assert said.startswith(
-        "python scripts/latent_card.py --saes smollm2-135m/15/standard --model smollm2-135m --prompts sotu"
+        "mechdiag latent-card --saes smollm2-135m/15/standard --model smollm2-135m --prompts sotu"
     )
     assert said.endswith(" --latents {latent} --out cards") and "--saes my/cosine " in card_command("cosine", 15, run)
     assert "--saes 'a b' --latents" in card_command("a b", 3, {})
@@ -131,7 +131,7 @@ def test_command_of_a_card_takes_the_run_s_sae_and_text():
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (None, "no latents.parquet in .*; expected the folder of scripts/atlas.py --all-latents"),
+        (None, "no latents.parquet in .*; expected the folder of mechdiag atlas --all-latents"),
         (table().drop(columns=["kl", "q"]), "has no column kl, q; expected the table of"),
         (table()[:0], "has no row; expected one for each latent"),
         ("damaged", "latents.parquet is damaged: "),
