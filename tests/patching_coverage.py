@@ -55,7 +55,8 @@ def as_frame(effect, total, control):
 
 def main():
     print(
-        "| effects | pairs | coverage | truth below, above | p < 5 % where effect and control are drawn alike |\n|---|---|---|---|---|"
+        "| effects | pairs | coverage of the intervals given | truth below, above | no interval | p < 5 % where effect and control are drawn "
+        "alike |\n|---|---|---|---|---|---|"
     )
     for number, kind in enumerate(KINDS):
         for n in PAIRS:
@@ -64,9 +65,11 @@ def main():
             # The control as another draw with the same totals: nothing to find.
             control = drawn(kind, n, rng)[0]
             found = cells(as_frame(effect, total, control))
-            below, above = (found["share_low"] > truth).mean(), (found["share_high"] < truth).mean()
+            given = found.dropna(subset=["share_low", "share_high"])
+            below, above = (given["share_low"] > truth).mean(), (given["share_high"] < truth).mean()
             print(
-                f"| {kind} | {n} | {1 - below - above:.1%} | {below:.1%}, {above:.1%} | {(found['p'] < 0.05).mean():.1%} |"
+                f"| {kind} | {n} | {1 - below - above:.1%} | {below:.1%}, {above:.1%} | {1 - len(given) / len(found):.1%} | "
+                f"{(found['p'] < 0.05).mean():.1%} |"
             )
 
 
