@@ -27,13 +27,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_kind_is_exact_or_refused(name):
+def test_each_architecture_is_exact_or_refused(name):
     found = outcome(mapping_of(name), name)
     assert expected(name, found), found
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("Mamba", torch.bfloat16), ("Mamba2", torch.float16)], ids=str)
-def test_float32_stream_beside_half_precision_weights(name, dtype):
+def test_float32_stream_works_with_half_precision_weights(name, dtype):
     config = getattr(transformers, f"{name}Config")
     hf = build(config, MAPPINGS["text"][config]).to(dtype)
     texts, site, row = prompts(), Site(BLOCK), (torch.tensor([0, 1]), torch.tensor([12, 5]))

@@ -19,7 +19,7 @@ def flat(text: str) -> str:
     return re.sub(r"\s+", " ", text.replace("*", "")).strip()
 
 
-def test_the_page_is_that_of_the_list():
+def test_page_of_claims_is_current():
     assert (DOCS / "claims.md").read_text() == page(), "run: python -m tests.claims"
 
 
@@ -58,13 +58,13 @@ def test_every_finding_is_quoted_by_a_claim(page):
     assert [block[:100] for block in blocks if not any(s in block for s in said)] == []
 
 
-def test_committed_results_are_used_and_say_how_they_were_made():
+def test_every_committed_result_is_used():
     used = {f"{t}{end}" for c in CLAIMS for t in c["tables"] for end in (".csv", ".json")}
     assert {path.name for path in Path(DOCS / "results" / "data").iterdir()} == used
 
 
-def test_numbers_that_the_page_of_scaling_laws_works_out():
-    """Shares removed by doubling n; laws that fit as well as the best; least squares. By formula from the table of losses."""
+def test_derived_numbers_on_the_scaling_laws_page():
+    """Recomputed from the table of losses: shares removed by doubling n, equally good laws, least squares."""
     runs = table("scaling").query("part == 'loss' and condition == 'base' and what == 'nmse' and seed == 0")
     removed = 100 * (1 - runs.pivot(index="n", columns="k", values="value").pct_change().dropna().add(1))
     assert [round(f(removed.loc[n])) for n in (288, 2304) for f in (min, max)] == [10, 12, 4, 6]

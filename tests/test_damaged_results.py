@@ -15,8 +15,8 @@ def test_damaged_results_are_refused_or_loaded_as_written(tmp_path):
     assert ends["refused"] > 90
 
 
-def test_the_fuzz_finds_what_is_believed_unchecked(tmp_path, monkeypatch):
-    """Were digests not compared, other values would be loaded, and the fuzz would say so."""
+def test_fuzz_detects_missing_digest_checks(tmp_path, monkeypatch):
+    """Without digests, results with other values would be loaded, and the fuzz reports them."""
     monkeypatch.setattr(Stored, "_digests", lambda self, document, files: None)
     _, wrong = fuzz_results.fuzz(tmp_path, n=144, seed=1)
     assert sum("loaded with other values" in one for one in wrong) > 10

@@ -72,20 +72,20 @@ IMPORTED = re.compile(r"from ((?:interventions|sae_models|diagnostics)[\w.]*) im
     [page for page in (*PAGES, *NOTEBOOKS) if page.name != "CHANGELOG.md"],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
-def test_names_of_modules_and_of_what_they_hold_exist(page):
+def test_named_modules_and_members_exist(page):
     text = page.read_text(encoding="utf-8")
     names = {*NAMED.findall(text), *(f"{m}.{name}" for m, some in IMPORTED.findall(text) for name in some.split(", "))}
     assert [name for name in sorted(names) if ".mean_ablation" not in name and not exists(name)] == []
 
 
-def test_changelog_names_where_things_are_now():
+def test_new_names_in_the_changelog_exist():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     moved = re.findall(r"^\| `[\w.]+`.* \| `([\w.]+)`", text, flags=re.MULTILINE)
     assert len(moved) > 30
     assert [new for new in moved if not (exists(new) or (ROOT / "scripts" / new).is_file())] == []
 
 
-def test_no_picture_lies_unused():
+def test_every_picture_is_used():
     used = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert not [path.name for path in DOCS.glob("*.png") if path.name not in used]
 
@@ -159,7 +159,7 @@ def _is_text(part: ast.AST) -> bool:
     return isinstance(part, ast.JoinedStr) or (isinstance(part, ast.Constant) and isinstance(part.value, str))
 
 
-def test_quoted_messages_are_what_the_sources_say():
+def test_quoted_messages_match_the_sources():
     known = formats()
     assert len(quoted()) > 60
     kinds = {"warning": ["warn"], "error": list(ERRORS)}

@@ -79,14 +79,14 @@ def test_a_question_takes_five_files_and_sixty_lines():
     assert len(added) <= 60
 
 
-def test_the_question_stands_on_its_floor(house, monkeypatch):
+def test_new_diagnostic_follows_the_import_rules(house, monkeypatch):
     monkeypatch.setattr(layout, "ROOT", house)
     graph = layout.imports(layout.modules())
     assert "diagnostics.running.token_edits" in graph["diagnostics.mean_ablation.run"]
     assert layout.circles(graph) == layout.upward(graph) == layout.circles(layout.rooms(graph)) == []
 
 
-def test_the_command_runs_and_its_result_is_found_and_reported(house, tmp_path):
+def test_new_command_runs_and_its_result_is_reported(house, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text(

@@ -45,7 +45,7 @@ def test_the_output_is_the_text_below_the_first_block():
         ("layer 7", "layer 7"),
     ],
 )
-def test_rounding_and_space_do_not_count(shown, printed):
+def test_rounding_and_spaces_are_ignored(shown, printed):
     assert differences(shown, printed) == []
 
 
@@ -60,5 +60,5 @@ def test_rounding_and_space_do_not_count(shown, printed):
         ("20 of 40 rows", "22 of 40 rows"),
     ],
 )
-def test_other_words_or_numbers_count(shown, printed):
+def test_other_words_or_numbers_are_differences(shown, printed):
     assert differences(shown, printed)

@@ -38,7 +38,7 @@ def test_distractors_differ_between_the_prompts(hf):
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_z_cells_are_those_of_the_truth_and_no_others(hf, kind, direction):
+def test_only_the_true_z_cells_have_an_effect(hf, kind, direction):
     for pair in of_kind(kind):
         slow = Slow(hf, pair, direction)
         true = {(layer, head, pair.roles[role]) for layer, head, role in CELLS[kind]}
@@ -48,7 +48,7 @@ def test_z_cells_are_those_of_the_truth_and_no_others(hf, kind, direction):
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_edges_are_those_of_the_truth_and_no_others(hf, kind, direction):
+def test_only_the_true_edges_have_an_effect(hf, kind, direction):
     pair = of_kind(kind)[1]
     slow = Slow(hf, pair, direction)
     true = {(*edge,): pair.roles[role] for *edge, role in EDGES[kind]}
@@ -60,7 +60,7 @@ def test_edges_are_those_of_the_truth_and_no_others(hf, kind, direction):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_set_of_heads_is_faithful_if_and_only_if_it_contains_the_circuit(hf, kind):
+def test_only_sets_that_contain_the_circuit_are_faithful(hf, kind):
     slow = Slow(hf, of_kind(kind)[0], "noise")
     for n in range(len(HEADS) + 1):
         for kept in list(itertools.combinations(HEADS, n))[:: 1 if n in (1, 2) else 6]:

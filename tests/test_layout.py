@@ -16,7 +16,7 @@ QUESTIONS = sorted(
 )
 
 
-def test_no_modules_or_folders_import_each_other_in_a_circle():
+def test_no_circular_imports_between_modules_or_folders():
     assert layout.circles(GRAPH) == []
     assert layout.circles(layout.rooms(GRAPH)) == []
 
@@ -50,7 +50,7 @@ def test_imports_inside_functions_and_for_type_checking_count(tmp_path, monkeypa
     assert found == {"interventions.a": {"sae_models.b"}, "sae_models.b": {"interventions.a"}}
 
 
-def test_drawing_knows_neither_results_nor_the_engine():
+def test_drawing_modules_import_neither_results_nor_engine():
     allowed = {"interventions.errors", "interventions.files", "interventions.sites"}
     wrong = [
         f"{module} -> {target}"
@@ -63,19 +63,19 @@ def test_drawing_knows_neither_results_nor_the_engine():
     assert wrong == []
 
 
-def test_folders_are_narrow_and_the_top_of_diagnostics_is_bare():
+def test_folders_are_small_and_diagnostics_has_one_module():
     assert max(layout.widths(KNOWN).values()) <= layout.WIDEST
     assert sorted(path.name for path in (layout.ROOT / "diagnostics").glob("*.py")) == ["__init__.py", "saved.py"]
 
 
-def test_no_folder_bears_the_name_of_a_public_function():
+def test_no_folder_has_the_name_of_a_public_object():
     public = {*diagnostics.__all__, *interventions.__all__, *sae_models.__all__}
     folders = {path.parent.name for path in KNOWN.values()}
     assert not public & folders
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_question_has_the_usual_files_and_says_what_it_asks(question):
+def test_each_diagnostic_has_the_usual_files_and_a_docstring(question):
     folder = layout.ROOT / "diagnostics" / question
     assert (folder / "command.py").exists()
     assert any(name.startswith("diagnostics." + question) and name.endswith(("figures", "charts")) for name in KNOWN)

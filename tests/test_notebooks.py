@@ -50,7 +50,7 @@ def shown(notebook) -> str:
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", [NAMES[0]])  # the others take minutes: `make notebooks` runs all
-def test_runs_from_clean(name):
+def test_notebook_runs_in_a_fresh_kernel(name):
     notebook = executed(FOLDER / f"{name}.ipynb")
     page = shown(notebook)
     for words in SHOWN[name]:
@@ -68,7 +68,7 @@ def kinds(notebook):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_committed_outputs_are_of_this_source_without_errors_or_local_paths(name):
+def test_committed_outputs_are_current_and_without_errors(name):
     """`python -m tests.notebooks` writes them."""
     notebook = read(name)
     nbformat.validate(notebook)
@@ -111,8 +111,8 @@ assert torch.equal(effect(), expected)
 """
 
 
-def test_an_interrupted_cell_leaves_the_model_clean():
-    """The kernel's own interrupt, as the stop button sends it; the cell runs until it comes."""
+def test_interrupted_cell_leaves_the_model_unchanged():
+    """Uses the kernel's own interrupt, as the stop button does."""
     manager, client = start_new_kernel(kernel_name="python3", env=environment(), cwd=str(ROOT))
     try:
         assert client.execute_interactive(_SETUP, timeout=120)["content"]["status"] == "ok"

@@ -6,7 +6,7 @@ from tests.planted import GAIN, SITE, TOKEN, planted_model
 from tests.tiny import D_MODEL, alone, prompts
 
 
-def test_latent_0_raises_one_logit_by_a_known_amount_and_nothing_else_acts():
+def test_latent_0_raises_one_logit_by_a_known_amount():
     hf, sae = planted_model()
     tokens = prompts((9,))[0]
     clean = alone("llama", hf, tokens, SITE, 5, lambda x: x)

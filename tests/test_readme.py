@@ -9,19 +9,19 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_readme_is_read_in_a_few_minutes():
+def test_readme_is_short():
     assert len(README.split()) <= WORDS and len(README.splitlines()) <= LINES
 
 
-def test_targets_named_exist():
+def test_named_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`make ([\w-]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_every_question_is_in_the_table():
-    """Each public function of `diagnostics` that gives a result, but for those that only load or collect."""
+def test_every_diagnostic_is_named():
+    """Each public function of `diagnostics` that gives a result, except those that only load or collect results."""
     import diagnostics
 
     named = set(re.findall(r"`(\w+)`", README))

@@ -10,8 +10,8 @@ PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for
 RESULTS = [page for page in PAGES if page.startswith("results/")]
 
 
-def test_titles_differ():
-    """A page of results and the diagnostic's page, side by side in the sidebar and in searches, are told apart."""
+def test_page_titles_are_unique():
+    """A page of results and the diagnostic's page must be distinguishable in the sidebar and in searches."""
     titles: dict[str, list[str]] = {}
     for page, text in PAGES.items():
         if title := re.search(r"^# (.+)$", text, flags=re.MULTILINE):
@@ -19,7 +19,7 @@ def test_titles_differ():
     assert {title: pages for title, pages in titles.items() if len(pages) > 1} == {}
 
 
-def test_gallery_shows_every_figure_once_and_leads_to_a_page_that_explains_it():
+def test_gallery_shows_every_figure_once_with_its_page():
     explained = {page: text for page, text in PAGES.items() if page.startswith(("diagnostics/", "results/"))}
     used = {name for text in explained.values() for name in re.findall(r"\]\((?:\.\./)*(\w+\.png)\)", text)}
     shown = re.findall(
@@ -30,7 +30,7 @@ def test_gallery_shows_every_figure_once_and_leads_to_a_page_that_explains_it():
 
 
 @pytest.mark.parametrize("page", RESULTS)
-def test_results_are_finding_figure_table_command(page):
+def test_result_pages_show_finding_figure_table_and_command(page):
     text = PAGES[page]
     assert text.split("\n\n")[1].startswith("**")
     figure, table, command = text.find("!["), text.find("|---"), text.find("```sh")

@@ -99,7 +99,7 @@ def reader(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", with_python())
 def test_python_blocks_run_in_order(page, reader):
-    """As written; what stands alone on a block's last line shows itself, as in a notebook."""
+    """Run as written; an expression on a block's last line is displayed, as in a notebook."""
     shown: list[str] = []
     script = reader / "blocks.py"  # a file: nnsight reads the source of the code around a trace
     script.write_text("\n".join(map(_showing, blocks(page, "python"))), encoding="utf-8")
@@ -118,17 +118,17 @@ def _html(value) -> str:
     return repr(value) if html is None else html()
 
 
-def test_pages_left_to_make_pages_exist():
+def test_pages_run_only_by_make_pages_exist():
     assert all(page in PAGES and blocks(page, "python") for page in LONG)
 
 
-def test_few_blocks_are_not_run():
-    """A page may say why one of its blocks cannot run; that is rare, and the count says how rare."""
+def test_no_block_is_marked_as_not_run():
+    """A page may say why one of its blocks cannot run; at present none does."""
     assert sum(len(NOT_RUN.findall(text)) for text in PAGES.values()) == 0
 
 
-def test_every_language_is_known():
-    """A block in a language that nobody checks would rot."""
+def test_every_block_has_a_known_language():
+    """Nobody checks blocks in other languages."""
     known = {"python", "sh", "text", "json", "csv", "diff"}
     for page, text in PAGES.items():
         assert {language for _, language, _ in BLOCK.findall(text)} <= known, page
@@ -144,7 +144,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 def test_commands_parse(monkeypatch):
-    """Each script and option exists and takes the values given; each target of make exists."""
+    """Every script, option and value given is valid, and every target of make exists."""
     parsed = []
 
     def parse_alone(settings, words=None):

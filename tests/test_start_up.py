@@ -32,7 +32,7 @@ for path in sys.argv[2:]:
 
 
 @pytest.mark.parametrize("words", ["--help", "--no-such-option"])
-def test_commands_start_without_what_they_do_not_use(words):
+def test_commands_start_without_heavy_imports(words):
     code = RUN.replace("{heavy}", repr(HEAVY))
     done = subprocess.run(
         [sys.executable, "-c", code, words, *map(str, COMMANDS)], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -42,7 +42,7 @@ def test_commands_start_without_what_they_do_not_use(words):
 
 
 @pytest.mark.parametrize("name", ["interventions", "sae_models", "diagnostics", "mechdiag"])
-def test_packages_are_imported_without_what_they_do_not_use(name):
+def test_packages_are_imported_without_heavy_imports(name):
     code = f"import sys, {name}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

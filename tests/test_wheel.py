@@ -65,7 +65,7 @@ def test_data_files_are_in_the_wheel(wheel):
 
 
 @pytest.mark.model
-def test_the_first_minutes_from_the_wheel(wheel):
+def test_first_minutes_run_from_the_wheel(wheel):
     """README's snippet prints what README shows, and commands start, from the wheel alone, outside the checkout."""
     script = [ROOT / "tests" / "first_ten_minutes.sh", "--quick", wheel]
     done = subprocess.run(

@@ -10,7 +10,7 @@ LONG = "x" * 200
 
 
 @pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium on PATH")
-def test_finds_pages_code_and_clipped_boxes_at_the_width_where_they_are_too_wide(tmp_path):
+def test_finds_pages_code_and_boxes_that_are_too_wide(tmp_path):
     pages = {
         "fits": "<p>some words</p>",
         "code": f"<pre style='overflow-x:auto'>{LONG}</pre>",

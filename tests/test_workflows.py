@@ -17,7 +17,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflows_call_targets_of_make_that_exist(path):
+def test_workflows_call_existing_make_targets(path):
     workflow = read(path)
     assert workflow[True] and workflow["permissions"], "`on` is read as true"
     made = []
@@ -29,7 +29,7 @@ def test_workflows_call_targets_of_make_that_exist(path):
     assert made and set(made) <= TARGETS
 
 
-def test_tests_run_with_the_lock_and_without():
+def test_workflows_test_with_and_without_the_lock():
     steps = [
         step.get("run")
         for workflow in map(read, WORKFLOWS)

@@ -100,7 +100,7 @@ def test_activations_are_float32_at_least(dtype, device):
         assert torch.equal(values[site], recording.at(site, *index.T).to(values[site].dtype))
 
 
-def test_batches_are_plain_tensors_of_their_own(device):
+def test_batches_are_independent_plain_tensors(device):
     hf = fresh("llama", device).requires_grad_(True)
     expected = list(stream(hf))
     for batch, untouched in zip(stream(hf), expected, strict=True):
@@ -163,7 +163,7 @@ def test_prompts_of_similar_length_run_together(device, monkeypatch):
 
 
 @pytest.mark.parametrize("after", [0, 4])
-def test_a_stream_goes_on_after_an_exception(after, device):
+def test_stream_continues_after_an_exception(after, device):
     hf = fresh("llama", device)
     expected = list(stream(hf))
     s = stream(hf)
@@ -208,7 +208,7 @@ def test_a_site_that_does_not_run_raises(device):
     seed=st.integers(0, 3),
     skip=st.integers(0, 2),
 )
-def test_each_token_once_an_epoch_and_the_same_at_every_site(lengths, batch, extra, most, epochs, seed, skip):
+def test_each_epoch_has_each_token_once_at_every_site(lengths, batch, extra, most, epochs, seed, skip):
     text = prompts(tuple(lengths))
     options = {"batch_tokens": batch, "buffer_tokens": batch + extra, "batch_prompts_tokens": most}
     kept = Counter({key: epochs for key in every_token(text) if key[1] >= skip})
@@ -239,7 +239,7 @@ def test_each_token_once_an_epoch_and_the_same_at_every_site(lengths, batch, ext
     sink_filter=st.sampled_from([None, 1.2]),
     seed=st.integers(0, 3),
 )
-def test_a_resumed_stream_goes_on_bit_for_bit(at, batch, extra, epochs, sink_filter, seed):
+def test_resumed_stream_is_bitwise_equal(at, batch, extra, epochs, sink_filter, seed):
     options = {"batch_tokens": batch, "buffer_tokens": batch + extra, "epochs": epochs, "seed": seed}
     made = {**options, "sites": SITES[:2], "sink_filter": sink_filter, "with_index": True}
     whole = stream(**made)
@@ -267,7 +267,7 @@ def test_more_epochs_continue_a_finished_stream(device):
     assert all(torch.equal(a[site], b[site]) for a, b in zip(found, expected, strict=True) for site in SITES)
 
 
-def test_the_order_depends_on_seed_and_epoch_but_not_on_sites_or_filter(device):
+def test_order_depends_on_seed_and_epoch_not_on_sites(device):
     hf = fresh("llama", device)
     hf.model.embed_tokens.weight[5] *= 1e4
     text = [[5, *(t if t != 5 else 6 for t in ids)] for ids in TEXT]
@@ -284,14 +284,14 @@ def test_the_order_depends_on_seed_and_epoch_but_not_on_sites_or_filter(device):
 
 
 def test_a_buffer_mixes_its_prompts(device):
-    """The first batch of 16 tokens of one buffer of 7 prompts; in a buffer of one batch, tokens of the first few prompts only."""
+    """A buffer of all 7 prompts mixes them in its first batch; a buffer of one batch holds only the first few."""
     _, index = next(stream(device=device, buffer_tokens=94, batch_tokens=16, with_index=True))
     assert len(index[:, 0].unique()) >= 4 and index[:, 1].tolist() != sorted(index[:, 1].tolist())
     _, index = next(stream(device=device, buffer_tokens=16, batch_tokens=16, with_index=True))
     assert len(index[:, 0].unique()) <= 3
 
 
-def test_a_buffer_is_full_with_what_is_carried_into_it(device):
+def test_carried_tokens_count_towards_the_buffer(device):
     """Prompts of 4 tokens, 12 a buffer, 8 a batch: 4 tokens are carried, 8 new ones fill the next buffer."""
     s = stream(text=prompts((4,) * 7), buffer_tokens=12, device=device)
     assert [s.provenance()["tokens"]["seen"] for _ in s] == [12, 20, 28]
@@ -320,7 +320,7 @@ def planted(device, value):
 
 
 def test_a_planted_sink_is_dropped_at_all_sites(device):
-    """In the stream only: what the norm gives attention and MLP has its usual size."""
+    """Its norm is large only in the residual stream; attention and MLP read it normalised."""
     hf, text = planted(device, 1e4)
     here = [Site(0, "mlp_out"), Site(1), Site(0, "attn_out")]
     s = stream(hf, text, here, batch_tokens=1, sink_filter=50.0, with_index=True)
@@ -345,8 +345,8 @@ def test_a_planted_sink_is_dropped_at_all_sites(device):
         assert len(list(stream(hf, text, here, batch_tokens=1, sink_filter=none))) == sum(map(len, text))
 
 
-def test_the_medians_are_those_of_the_first_buffer(device):
-    """With batches of one token nothing is carried over: the first buffer's tokens are the first to go out."""
+def test_sink_filter_uses_the_medians_of_the_first_buffer(device):
+    """Batches of one token carry nothing over, so the first buffer's tokens come out first."""
     hf, options = tiny_model("llama", device), {"batch_tokens": 1, "buffer_tokens": 30}
     whole = stream(hf, with_index=True, **options)
     _, index = next(whole)
@@ -365,7 +365,7 @@ def test_the_medians_are_those_of_the_first_buffer(device):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_tokens_that_are_not_finite_are_dropped_at_all_sites(value, device):
-    """Where block 0 begins one token in each of three prompts; above it whatever attended to it, with weight 0 too."""
+    """Three tokens are nonfinite before block 0; after it, so are all tokens that attended to them."""
     hf, text = planted(device, value)
     here = [Site(0, "resid_pre"), Site(0)]
     recording = record(hf, text, here)
@@ -410,7 +410,7 @@ def test_provenance_counts_tokens_and_is_plain_data(device):
 # Autocast
 
 
-def test_autocast_rounds_and_stands_in_provenance(device):
+def test_autocast_rounds_and_is_in_provenance(device):
     exact, index = gathered(stream(device=device, autocast="none", with_index=True))
     s = stream(device=device, autocast="bfloat16", with_index=True)
     rounded, same = gathered(s)
@@ -430,7 +430,7 @@ def test_the_callers_autocast_is_ignored(device):
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_auto_uses_bfloat16_where_the_hardware_does(has, monkeypatch):
+def test_auto_autocast_uses_bfloat16_where_supported(has, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has}, raising=False)
     assert stream(autocast="auto").autocast == ("bfloat16" if has else "none")

@@ -58,8 +58,8 @@ def directions(seed: int) -> torch.Tensor:
     ("name", "point", "horizon"),
     [*(("gpt2", point, (1, 4, "last")[i % 3]) for i, point in enumerate(points("gpt2"))), ("phi", "mlp_out", 4)],
 )
-def test_gradients_are_differences_of_measure(name, point, horizon):
-    """float64 all the way: rounding leaves 1e-15 of logits below 10 over a step of 1e-3, its fourth power as much."""
+def test_gradients_equal_finite_differences(name, point, horizon):
+    """All in float64: rounding of 1e-15 over a step of 1e-3 stays far below the tolerance."""
     recording, site = recorded(name), Site(2, point)
     gradient, value = gradients(recording, site, PROMPT, POSITION, OBJECTIVE, horizon=horizon)
     x = recording.at(site, PROMPT, POSITION)
@@ -71,8 +71,8 @@ def test_gradients_are_differences_of_measure(name, point, horizon):
 
 
 @pytest.mark.parametrize(("name", "point"), [("llama", "resid_mid"), ("gemma3", "attn_out")])
-def test_gradients_are_differences_of_measure_where_norms_are_float32(name, point):
-    """transformers' RMSNorm computes in float32: 6e-8, some 1e-6 of an objective, over a step of 0.03: 1e-4, twice."""
+def test_gradients_with_float32_norms_equal_finite_differences(name, point):
+    """The RMSNorm of transformers computes in float32, so rounding limits agreement to about 1e-4."""
     recording, site = recorded(name), Site(2, point)
     for horizon in (1, 4):
         gradient, _ = gradients(recording, site, PROMPT, POSITION, OBJECTIVE, horizon=horizon)
@@ -83,8 +83,8 @@ def test_gradients_are_differences_of_measure_where_norms_are_float32(name, poin
         torch.testing.assert_close((gradient * along).sum(-1), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_each_row_has_its_own_objective_and_chunks_change_nothing():
-    """Token lists `[row, token]`: rows are sorted and cut into chunks inside."""
+def test_each_row_has_its_own_objective_whatever_the_chunks():
+    """Token lists are `[row, token]`; rows are sorted and cut into chunks internally."""
     recording, site = recorded("gpt2"), Site(2)
     own = LogitDifference([[7 + i] for i in range(len(PROMPT))], [[60 - i, 40] for i in range(len(PROMPT))])
     whole, value = gradients(recording, site, PROMPT, POSITION, own, horizon=4)
@@ -98,8 +98,8 @@ def test_each_row_has_its_own_objective_and_chunks_change_nothing():
         torch.testing.assert_close(alone_[0], whole[i], rtol=1e-10, atol=1e-12)
 
 
-def test_a_function_of_logits_is_an_objective_too():
-    """A metric of tokens and the same written out; and the chain rule: ∂log P = ∂P / P."""
+def test_functions_of_logits_are_objectives():
+    """A token metric equals the same function written out, and the chain rule holds: ∂log P = ∂P / P."""
     recording, site = recorded("gpt2"), Site(2)
     some = recording, site, PROMPT, POSITION
     by_metric, by_hand = (gradients(*some, o)[0] for o in (OBJECTIVE, lambda logits, _: plain(logits)))
@@ -124,7 +124,7 @@ def test_gradients_are_formed_under_no_grad():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_everywhere_agrees_with_replay_to_the_last_position(name):
+def test_gradients_everywhere_agree_with_replay(name):
     recording = recorded(name, (1, 2))
     sites = [Site(layer, point) for layer in (1, 2) for point in points(name)]
     last = recording.length[PROMPT] - 1
@@ -138,7 +138,7 @@ def test_everywhere_agrees_with_replay_to_the_last_position(name):
 
 
 @pytest.mark.parametrize(("name", "inside"), [("mamba", torch.float32), ("gpt2", torch.float64)])
-def test_everywhere_is_the_difference_of_full_forward_passes_at_earlier_positions(name, inside):
+def test_gradients_everywhere_equal_finite_differences(name, inside):
     """Also for models that replay does not support; nothing after the row's own position matters.
 
     inside: what the norms of mamba compute in, in a float64 model.
@@ -160,7 +160,7 @@ def test_everywhere_is_the_difference_of_full_forward_passes_at_earlier_position
         assert not found[row, p + 1 :].any()
 
 
-def test_everywhere_takes_several_sites_and_an_objective_per_row():
+def test_gradients_everywhere_take_several_sites_and_objectives():
     recording = recorded("gpt2", (1, 2))
     sites = [Site(1, "attn_out"), Site(2), Site(2, "resid_mid")]
     own = LogitDifference([[7 + i] for i in range(len(PROMPT))], [40])
@@ -204,8 +204,8 @@ def test_attributions_are_exact_where_the_objective_is_linear(baseline):
 @pytest.mark.parametrize(
     ("power", "steps", "exact"), [(2, 1, True), (3, 1, False), (3, 2, True), (5, 2, False), (5, 3, True)]
 )
-def test_n_steps_integrate_polynomials_of_degree_two_n_minus_one(power, steps, exact):
-    """Gauss and Legendre's promise: the path's integrand has degree `power` − 1."""
+def test_n_steps_are_exact_for_polynomials_of_degree_2n_minus_1(power, steps, exact):
+    """Gauss-Legendre quadrature; the integrand has degree `power` − 1."""
     hf, site = linear_head()
     recording = record(wrap(hf), prompts(), [site])
     found = integrated_gradients(recording, site, PROMPT, POSITION, lambda y, _: y[:, 3] ** power, steps=steps)
@@ -216,7 +216,7 @@ def test_n_steps_integrate_polynomials_of_degree_two_n_minus_one(power, steps, e
 
 @pytest.mark.parametrize(("name", "horizon"), [("gpt2", 4), ("llama", 1)])
 def test_integrated_gradients_are_complete(name, horizon):
-    """What is missing falls with the steps, to rounding: scores add up to the effect of putting the baseline in."""
+    """The gap shrinks with the number of steps; scores add up to the effect of replacing the baseline by the activation."""
     recording, site = recorded(name), Site(2)
     x = recording.at(site, PROMPT, POSITION)
     baseline = x + 2 * directions(6)
@@ -276,8 +276,8 @@ def fails(logits, row):
     raise ArithmeticError("an objective of one's own")
 
 
-def test_models_with_trainable_parameters_give_the_same_gradients():
-    """As `from_pretrained` gives it."""
+def test_trainable_parameters_do_not_change_gradients():
+    """`from_pretrained` gives such models."""
     recording = record(wrap(fresh("llama").requires_grad_(True)), prompts(), [Site(2)])
     found, value = gradients(recording, Site(2), PROMPT, POSITION, OBJECTIVE)
     expected, _ = gradients(recorded("llama", dtype=torch.float32), Site(2), PROMPT, POSITION, OBJECTIVE)
@@ -288,7 +288,7 @@ def test_models_with_trainable_parameters_give_the_same_gradients():
 
 @pytest.mark.parametrize("objective", [OBJECTIVE, fails])
 def test_attribution_leaves_the_model_unchanged(objective):
-    """No hook, and the model's own forward, also where the objective fails."""
+    """No hook remains and the forward pass is unchanged, also where the objective raises."""
     hf = fresh("llama")
     before = hooks_of(hf)
     assert not any(before)
@@ -314,7 +314,7 @@ def test_attribution_leaves_the_model_unchanged(objective):
 
 @pytest.mark.bridge
 def test_a_bridge_gives_the_same_gradients():
-    """float32 both ways: 1e-4 of a gradient."""
+    """Both in float32, so they agree to 1e-4 of a gradient."""
     sites = [Site(2), Site(3, "attn_out"), Site(3, "mlp_out")]
     recordings = [record(wrap(wrapped("llama", kind)), prompts(), sites) for kind in ("plain", "bridge")]
     everywhere = [gradients_everywhere(r, sites, PROMPT, POSITION, OBJECTIVE) for r in recordings]
@@ -325,7 +325,7 @@ def test_a_bridge_gives_the_same_gradients():
         assert (everywhere[0][site] - everywhere[1][site]).norm() < 1e-4 * everywhere[0][site].norm()
 
 
-def test_baselines_of_another_dtype_and_token_lists_of_the_wrong_length():
+def test_baseline_dtype_may_differ_and_wrong_token_lists_raise():
     recording = record(wrap(fresh("llama", dtype=torch.bfloat16)), prompts(), [Site(2)])
     baseline = torch.zeros(len(PROMPT), D_MODEL)
     found = integrated_gradients(recording, Site(2), PROMPT, POSITION, OBJECTIVE, baseline=baseline, steps=2)

@@ -40,14 +40,14 @@ def test_direct_logits_match_norm_and_unembedding(name, gain, mean_removed, has_
 
 
 @pytest.mark.bridge
-def test_bridge_matches():
+def test_bridge_equals_the_plain_model():
     plain = direct_logits(record(tiny_model("llama"), PROMPT), directions(), 20.0)
     bridged = direct_logits(record(wrap(bridge("llama", fresh("llama"))), PROMPT), directions(), 20.0)
     torch.testing.assert_close(plain, bridged, rtol=1e-4, atol=1e-4)
 
 
-def test_a_small_step_after_the_last_block_changes_logits_as_predicted():
-    """The step is orthogonal to x, so that the scale of the final norm is constant."""
+def test_direct_logits_predict_a_small_step_after_the_last_block():
+    """The step is orthogonal to x, so the scale of the final norm stays constant."""
     recording = record(tiny_model("llama"), PROMPT)
     last, at = Site(recording.model.n_layers - 1), (torch.tensor([0]), torch.tensor([3]))
     x = recording.at(last, *at)
@@ -59,7 +59,7 @@ def test_a_small_step_after_the_last_block_changes_logits_as_predicted():
     torch.testing.assert_close(centred(moved), expected, rtol=0.02, atol=0.01 * float(expected.abs().max()))
 
 
-def test_extremes():
+def test_extremes_are_the_largest_and_smallest_logits():
     logits = torch.tensor([0.5, -3.0, 2.0, 1.0, -1.0])
     up, down = extremes(logits, 2, tokenizer())
     assert [t.token for t in up] == ["w2", "w3"] and [t.logit for t in up] == [2.0, 1.0]
@@ -83,14 +83,14 @@ class Python:
 
 
 @pytest.mark.parametrize("unknown", [lambda i: [][i], lambda i: {}[i], lambda i: None, lambda i: "<unk>"])
-def test_ids_unknown_to_the_tokenizer(unknown):
-    """Unembeddings can be wider than tokenizers: by padding, or by tokens that were added to the model alone."""
+def test_ids_unknown_to_the_tokenizer_are_shown_as_numbers(unknown):
+    """The unembedding can be wider than the tokenizer: by padding, or by tokens added only to the model."""
     assert [token_text(i, Python(unknown)) for i in (0, 1, 2, 3, 99, -1)] == ["<unk>", "a", "b", "⟨3⟩", "⟨99⟩", "–"]
     known = {59: "w59", 60: "⟨60⟩", 96: "⟨96⟩", 10**12: f"⟨{10**12}⟩", -1: "–"}
     assert {i: token_text(i, tokenizer(60)) for i in known} == known
 
 
-def test_extremes_among_padding():
+def test_extremes_may_be_ids_beyond_the_tokenizer():
     logits = torch.zeros(97)
     logits[[70, 96]], logits[[3, 80]] = torch.tensor([5.0, 4.0]), torch.tensor([-5.0, -4.0])
     up, down = extremes(logits, 2, tokenizer(60))

@@ -71,7 +71,7 @@ def test_swapping_direction_and_norm_gives_the_source(dtype, device):
 
 
 @every_dtype
-def test_each_swap_takes_what_it_says_and_keeps_the_rest(dtype, device):
+def test_each_swap_changes_only_the_direction_or_the_norm(dtype, device):
     x, source = several(1, 2, dtype=dtype, scale=30.0, device=device)
     turned, stretched = edits.swap_direction(x, source), edits.swap_norm(x, source)
     assert torch.allclose(length(turned), length(x), rtol=tolerance(dtype), atol=0)
@@ -117,7 +117,7 @@ def test_a_vector_of_norm_zero_gives_nonfinite_values():
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_big_half_precision_vectors_neither_overflow_nor_change_dtype(dtype, device):
+def test_large_half_precision_vectors_do_not_overflow(dtype, device):
     x, source, towards = several(7, 3, dtype=dtype, scale=300.0, device=device)
     wide = [v.float() for v in (x, source, towards)]
     moved = edits.norm(x).squeeze(-1) / 2
@@ -149,8 +149,8 @@ def test_big_half_precision_vectors_neither_overflow_nor_change_dtype(dtype, dev
      (torch.float64, 1e-300), (torch.bfloat16, 1e30)],
     ids=str,
 )  # fmt: skip
-def test_norms_neither_overflow_nor_vanish(dtype, size):
-    """Squares of these are no numbers of their dtype; what depends on a direction alone does not see its length."""
+def test_norms_neither_overflow_nor_underflow(dtype, size):
+    """Squares of these values overflow or underflow; edits that use only a direction do not depend on its length."""
     x, source = several(40, 2, dtype=dtype)
     large = source * size
     assert_rows_close((edits.norm(large) / size).to(dtype), edits.norm(source).to(dtype), tolerance(dtype))
@@ -214,7 +214,7 @@ def test_the_centred_norm_is_the_norm_without_the_mean(seed, scale, shift):
     ids=str,
 )
 def test_norm_read_is_the_divisor_of_a_norm_layer(kind, dtype, device):
-    """Its output times what it read, over √d, is its input again, without the mean where LayerNorm removes it."""
+    """The layer's output times `norm_read`, over √d, restores the input (without its mean for LayerNorm)."""
     (x,) = several(31, 1, scale=3.0, device=device)
     x = (x + 2.0).to(dtype)
     layer = torch.nn.RMSNorm(D_MODEL, eps=0.0) if kind == "RMSNorm" else torch.nn.LayerNorm(D_MODEL, eps=0.0)
@@ -251,7 +251,7 @@ def test_rotation_goes_towards_its_target_in_the_plane_of_both(seed, angle):
     assert (after - (before - angle).abs()).abs().max() <= 8 * tolerance(x.dtype) / 0.01  # ill-conditioned as 1/angle
 
 
-def test_an_angle_a_row_turns_each_row_by_its_own():
+def test_rotation_angles_may_be_given_per_row():
     x, towards = several(9, 2, rows=4)
     each = torch.tensor([0.0, 0.1, 1.0, math.pi])
     measured = edits.angle_between(x, edits.rotate_by_angle(x, towards, each))
@@ -271,7 +271,7 @@ def test_rotation_by_distance_moves_by_the_chord(seed, scale, fraction):
     assert torch.equal(turned, edits.rotate_by_distance(x, towards, chord.squeeze(-1)))
 
 
-def test_no_rotation_moves_further_than_twice_the_norm():
+def test_rotation_beyond_twice_the_norm_is_nonfinite():
     x, towards = several(10, 2, rows=3)
     reach = torch.tensor([1.99, 2.01, 5.0]) * edits.norm(x).squeeze(-1)
     turned = edits.rotate_by_distance(x, towards, reach)
@@ -279,7 +279,7 @@ def test_no_rotation_moves_further_than_twice_the_norm():
     assert not turned[1:].isfinite().any()
 
 
-def test_tangent_is_a_unit_vector_at_right_angles_even_to_a_near_copy():
+def test_tangent_is_an_orthogonal_unit_vector():
     x, noise = several(11, 2)
     for towards in (noise, x + 1e-3 * noise, -x + 1e-3 * noise):
         along = edits.tangent(x, towards)
@@ -309,7 +309,7 @@ def assert_matched(x, edited, placebo):
 
 
 @given(seeds, scales, st.sampled_from(["swap_direction", "swap_norm", "add", "project_out", "replace"]))
-def test_placebo_has_the_norm_the_angle_and_the_distance_of_any_edit(seed, scale, kind):
+def test_placebo_matches_norm_angle_and_distance(seed, scale, kind):
     x, source, towards = several(seed, 3, scale=scale)
     edited = {
         "swap_direction": lambda: edits.swap_direction(x, source),
@@ -336,7 +336,7 @@ def test_placebo_of_an_exactly_antiparallel_edit_is_that_edit():
     assert_rows_close(edits.matched_placebo(x, -2 * x, towards), -2 * x, tolerance(x.dtype))
 
 
-def test_placebo_is_another_vector_and_follows_its_own_direction():
+def test_placebo_differs_from_the_edit_and_between_directions():
     x, source, one, two = several(13, 4)
     edited = edits.swap_direction(x, source)
     first, second = edits.matched_placebo(x, edited, one), edits.matched_placebo(x, edited, two)
@@ -345,7 +345,7 @@ def test_placebo_is_another_vector_and_follows_its_own_direction():
     assert_rows_close(edits.matched_placebo(x, edited, source), edited, 2 * tolerance(x.dtype))
 
 
-def test_gaussian_placebos_favour_no_direction_around_the_vector():
+def test_gaussian_placebos_are_isotropic_around_the_vector():
     rows = 4000
     x = gaussian(14, 1, 8).expand(rows, 8)
     towards = edits.random_like(x, torch.Generator().manual_seed(0))
@@ -374,7 +374,7 @@ def test_projection_removes_exactly_the_span(seed, scale, k):
     assert_rows_close(edits.project_out(rest, directions), rest, tolerance(x.dtype))  # idempotent
 
 
-def test_dependent_rows_span_what_they_span():
+def test_project_out_accepts_linearly_dependent_rows():
     (x,) = several(17, 1)
     a, b = gaussian(18, 2, D_MODEL)
     once = edits.project_out(x, torch.stack([a, b]))
@@ -383,7 +383,7 @@ def test_dependent_rows_span_what_they_span():
     assert distance(once, edits.project_out(x, a)).min() > 1e-3  # b counts
 
 
-def test_projection_to_a_reference_takes_over_its_component():
+def test_projection_onto_a_reference_takes_its_component():
     (x,) = several(19, 1, dtype=torch.float64)
     directions, mean = gaussian(20, 3, D_MODEL, dtype=torch.float64), gaussian(21, D_MODEL, dtype=torch.float64)
     projected = edits.project_out(x, directions, mean)
@@ -400,7 +400,7 @@ def test_projection_to_a_reference_takes_over_its_component():
 # Additions and ablations
 
 
-def test_a_coefficient_a_row_goes_with_its_row():
+def test_coefficients_may_be_given_per_row():
     x = gaussian(24, D_MODEL, D_MODEL)  # as many rows as dimensions: a coefficient a dimension would fit too
     direction = gaussian(25, D_MODEL)
     each = torch.arange(D_MODEL, dtype=torch.float32)
@@ -420,7 +420,7 @@ def test_rescaling_multiplies_the_norm_and_keeps_the_direction():
 
 
 @every_dtype
-def test_ablations_give_zero_the_mean_or_a_vector_of_the_sample(dtype, device):
+def test_ablations_give_zero_or_the_mean_or_a_sampled_vector(dtype, device):
     x, sample = several(27, 2, rows=6, dtype=dtype, device=device)
     assert edits.zero(x).dtype == dtype
     assert not edits.zero(x).any()
@@ -454,7 +454,7 @@ def test_draws_are_the_same_on_every_device_and_in_every_dtype(device):
         assert torch.equal(edits.random_like(moved, torch.Generator().manual_seed(3)).cpu(), noise)
 
 
-def test_an_empty_sample_has_no_mean_and_nothing_to_draw():
+def test_empty_samples_raise():
     x, empty = gaussian(31, 2, D_MODEL), torch.empty(0, D_MODEL)
     with pytest.raises(EditError, match="over 0 activations"):
         edits.mean(x, empty)
@@ -480,6 +480,6 @@ def test_rows_may_have_any_number_of_axes(shape):
 
 
 def test_shapes_are_checked_at_run_time():
-    """The import hook of conftest is at work: a source of another width is refused where it enters."""
+    """The import hook of conftest checks shapes: a source of another width raises at the call."""
     with pytest.raises(Exception, match="swap_direction"):
         edits.swap_direction(gaussian(35, 2, 8), gaussian(36, 2, 9))

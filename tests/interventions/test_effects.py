@@ -98,7 +98,7 @@ def same_values(found, expected, tolerance=SHUFFLED_CHUNKS):
 # What must not matter
 
 
-def test_lists_names_and_single_metrics_equal_tensors_sites_and_tuples(device):
+def test_lists_and_names_equal_tensors_and_sites(device):
     recording, prompt, position, vectors = setting(device)
     expected = measure(recording, SITE, prompt, position, vectors, metrics=("kl",), path="replay")
     where = prompt.tolist(), tuple(position.tolist())
@@ -124,7 +124,7 @@ def _at(device):
     return recording, SITE, *rest
 
 
-def test_one_prompt_counts_for_all_positions_and_one_position_for_all_prompts(device):
+def test_single_prompt_or_position_is_broadcast(device):
     recording = recorded("llama", SITE, device=device)
     for prompt, position in ((0, [3, 5, 7]), ([0, 1, 2], 4), (1, 2)):
         n = max(np.size(prompt), np.size(position))
@@ -147,14 +147,14 @@ def test_one_prompt_counts_for_all_positions_and_one_position_for_all_prompts(de
         ([0], [99], "position 99 lies outside prompt 0"),
     ],
 )
-def test_rows_of_another_kind_raise(prompt, position, message, device):
+def test_invalid_prompts_and_positions_raise(prompt, position, message, device):
     recording = recorded("llama", SITE, device=device)
     with pytest.raises(SiteError, match=message):
         recording.at(SITE, prompt, position)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e39])
-def test_vectors_that_are_not_finite_raise_before_anything_runs(value, device, monkeypatch):
+def test_nonfinite_vectors_raise_before_anything_runs(value, device, monkeypatch):
     """1e39 is finite as given and infinite in the model's float32."""
     recording, prompt, position, vectors = setting(device)
     wide = vectors.double()
@@ -171,7 +171,7 @@ def test_vectors_that_are_not_finite_raise_before_anything_runs(value, device, m
 
 @PATHS
 @pytest.mark.parametrize("batch_rows", [1, 7])
-def test_order_of_rows_and_size_of_chunks_change_nothing(path, batch_rows, device):
+def test_row_order_and_chunk_size_change_nothing(path, batch_rows, device):
     recording, prompt, position, vectors = setting(device)
     expected = measure(recording, SITE, prompt, position, vectors, metrics=METRICS_OF_ALL_KINDS, path=path)
     order = torch.randperm(len(prompt), generator=torch.Generator().manual_seed(0))
@@ -192,8 +192,8 @@ def test_order_of_rows_and_size_of_chunks_change_nothing(path, batch_rows, devic
     assert sum(seen) == len(prompt) and max(seen) <= batch_rows and len(seen) == -(-len(prompt) // batch_rows)
 
 
-def test_more_rows_and_tokens_than_fit_in_memory_at_once(device):
-    """A vocabulary so large that a chunk's logits are formed in several parts, and edits of one token straddle them."""
+def test_logits_of_a_large_vocabulary_are_exact_in_parts(device):
+    """The vocabulary is so large that a chunk's logits are computed in several parts, and edits of one token span parts."""
     vocab = 49152
     recording = record(tiny_model("llama", device, vocab=vocab), prompts(vocab=vocab), [SITE])
     prompt, position = rows([(0, 12)] * 300 + [(0, p) for p in range(24)] * 20 + [(1, 9)] * 11)
@@ -253,8 +253,8 @@ def test_gradients_are_not_kept(device):
 @pytest.mark.parametrize(
     ("site", "path"), [(Site(0, "resid_pre"), "replay"), (SITE, "replay"), (SITE, "hooks"), (LAST, "replay")], ids=str
 )
-def test_a_reference_is_another_run(site, path, device):
-    """KL between two hooked runs: with two references at each token, and with one for all."""
+def test_effects_are_measured_against_a_reference_run(site, path, device):
+    """KL between two hooked runs: two references at each token, or one for all."""
     recording, prompt, position, vectors = setting(device, site=site)
     hf = recording.model.hf
     slow = all_alone("llama", hf, prompts(), site, prompt, position, vectors)
@@ -271,7 +271,7 @@ def test_a_reference_is_another_run(site, path, device):
         assert (found["kl"] - plain).abs().max() > 0.01
 
 
-def test_a_reference_in_a_prompt_of_one_token(device):
+def test_reference_works_in_a_prompt_of_one_token(device):
     recording = record(tiny_model("llama", device), [[0]], [SITE])
     zero, index = torch.zeros(4, dtype=torch.long), torch.tensor([1, 0, 1, 0])
     vectors, other = noise(4, device, seed=3), noise(2, device, seed=4)
@@ -286,7 +286,7 @@ def test_a_reference_in_a_prompt_of_one_token(device):
 
 
 @PATHS
-def test_positions_in_any_order_with_padding_anywhere(path, device):
+def test_position_order_and_padding_change_nothing(path, device):
     recording, prompt, position, vectors = setting_of_several(device)
     options = {"metrics": METRICS_OF_ALL_KINDS, "path": path}
     expected = measure(recording, MIDDLE, prompt, position, vectors, horizon="last", **options)
@@ -311,7 +311,7 @@ def test_one_position_in_a_column_equals_a_vector_of_positions(path, device):
 @pytest.mark.parametrize("several_edits", [False, True])
 @pytest.mark.parametrize("path", ["grouped", "masked", "hooks"])
 def test_a_nonfinite_vector_affects_its_own_row_only(path, several_edits, device):
-    """Whatever shares a group or a chunk with it; in branches of many tokens, the reads that it reaches."""
+    """Other rows of its group or chunk keep their values; in longer branches, later positions are nonfinite."""
     model = wrap(fresh("llama", device))
     if path == "masked":
         model.replay_attention = path
@@ -344,8 +344,8 @@ def test_a_nonfinite_vector_affects_its_own_row_only(path, several_edits, device
 @pytest.mark.parametrize(
     ("site", "path"), [(MIDDLE, "replay"), (MIDDLE, "hooks"), (LAST, "replay"), (Site(0, "mlp_out"), "replay")], ids=str
 )
-def test_first_and_last_column_of_a_horizon(site, path, device):
-    """Column 0 is what horizon 1 gives; `last` is the last column that there is, and stands at the prompt's last token."""
+def test_first_and_last_horizon_columns_equal_horizon_1_and_last(site, path, device):
+    """Column 0 equals horizon 1; the last valid column equals `last` and lies at the prompt's last token."""
     recording, prompt, position, vectors = setting(device, site=site)
     some, options = (recording, site, prompt, position, vectors), {"metrics": METRICS_OF_ALL_KINDS, "path": path}
     one, whole, last = (measure(*some, **options, horizon=horizon) for horizon in (1, 24, "last"))
@@ -374,8 +374,8 @@ def part(effects, index):
 @pytest.mark.parametrize(
     ("horizon", "batch_rows", "path"), [(5, 40, "replay"), ("last", 2, "replay"), (5, 9, "hooks")], ids=str
 )
-def test_size_of_chunks_changes_nothing_with_horizons(horizon, batch_rows, path, device):
-    """Rounding alone; a chunk holds as many tokens as asked for, or a single longer branch."""
+def test_chunk_size_changes_nothing_with_horizons(horizon, batch_rows, path, device):
+    """Results differ only by rounding. A chunk holds as many tokens as asked for, or a single longer branch."""
     recording, prompt, position, vectors = setting_of_several(device, horizon=horizon)
     order = torch.randperm(len(prompt), generator=torch.Generator().manual_seed(0))
     prompt, position, vectors = prompt[order], position[order], vectors[order.to(device)]
@@ -390,8 +390,8 @@ def test_size_of_chunks_changes_nothing_with_horizons(horizon, batch_rows, path,
 
 
 @pytest.mark.parametrize(("horizon", "path"), [(5, "replay"), ("last", "hooks")], ids=str)
-def test_a_reference_with_a_horizon(horizon, path, device):
-    """What is compared at later tokens is the reference's own run there, not the prompt as it stands."""
+def test_later_positions_are_compared_with_the_reference_run(horizon, path, device):
+    """Later tokens are compared with the reference's own run, not with the clean prompt."""
     recording, prompt, position, vectors = setting(device, site=MIDDLE)
     index = torch.arange(len(prompt)) // 2
     other = edited(recording, MIDDLE, prompt[::2], position[::2], seed=9)
@@ -446,7 +446,7 @@ def direct_kl(name, hf, recording, site, prompt, position, vectors, effects):
 
 
 @pytest.mark.parametrize(("name", "point"), points_by_turns(*REPLAYED, *HOOKED, turn=2))
-def test_direct_effect_adds_the_change_to_the_final_stream(name, point, device):
+def test_direct_effect_is_added_to_the_final_residual_stream(name, point, device):
     turn, site = POINTS.index(point), Site(3, point)
     horizon = (1, 12, "last")[turn % 3]
     recording = record(tiny_model(name, device), prompts(), [site])
@@ -468,8 +468,8 @@ def test_direct_effect_adds_the_change_to_the_final_stream(name, point, device):
 @pytest.mark.parametrize(
     ("site", "path"), [(MIDDLE, "replay"), (MIDDLE, "hooks"), (LAST, "replay"), (LAST, "hooks")], ids=str
 )
-def test_direct_effect_beside_a_reference(site, path, device):
-    """The change is from the reference's vector, and is added to the stream of the reference's own run."""
+def test_direct_effect_starts_from_the_reference(site, path, device):
+    """The change is relative to the reference's vector and is added to the reference's own residual stream."""
     recording, prompt, position, vectors = setting(device, site=site)
     index = torch.arange(len(prompt)) // 2
     other = edited(recording, site, prompt[::2], position[::2], seed=9)
@@ -495,7 +495,7 @@ def test_direct_effect_beside_a_reference(site, path, device):
 
 @pytest.mark.parametrize(("horizon", "path"), [(1, "replay"), (5, "replay"), ("last", "replay"), (5, "hooks")], ids=str)
 def test_token_metrics_equal_those_of_full_forward_logits(horizon, path, device):
-    """Rows out of order and of several prompts, each with tokens of its own."""
+    """Rows are out of order and of several prompts, each with its own tokens."""
     recording, prompt, position, vectors = setting(device, site=MIDDLE)
     order = torch.randperm(len(prompt), generator=torch.Generator().manual_seed(0))
     prompt, position, vectors = prompt[order], position[order], vectors[order.to(device)]
@@ -585,7 +585,7 @@ def test_a_chunk_that_runs_out_of_memory_is_halved(limit, monkeypatch, device):
     same(effects["kl"], expected)
 
 
-def test_chunks_of_long_branches_are_halved_to_one_branch_at_least(monkeypatch, device):
+def test_chunks_are_halved_down_to_one_branch(monkeypatch, device):
     recording, prompt, position, vectors = setting(device)
     some, options = (recording, SITE, prompt, position, vectors), {"metrics": METRICS_OF_ALL_KINDS, "horizon": 5}
     expected = measure(*some, **options)
@@ -631,8 +631,8 @@ def test_other_errors_and_lack_of_memory_for_one_row_raise(error, calls, monkeyp
 @pytest.mark.parametrize(
     "metrics", [("kl",), ("js",), ("top1_changed",), ("top1",), (Rank([5]),), ("clean_top1", "top1_changed")], ids=str
 )
-def test_nonfinite_rows_are_counted_whatever_the_metric(metrics, path, device):
-    """A truth value, an id and a rank of a row that is nan are no findings; reads beyond a prompt's end are not counted."""
+def test_nonfinite_rows_are_counted_for_every_metric(metrics, path, device):
+    """A nan row has no valid flag, id or rank; positions beyond a prompt's end are not counted."""
     recording, prompt, position, vectors = setting(device)
     vectors[[3, 8]] = torch.nan
     how = {"metrics": metrics, "path": path, "horizon": 2}
@@ -672,7 +672,7 @@ def test_no_rows_raise(device):
 
 
 def test_a_site_inside_a_block_needs_the_blocks_input_recorded(device):
-    """Where its block begins: replay enters there."""
+    """Replay starts there."""
     recording, prompt, position, vectors = setting(device)
     assert measure(recording, Site(4, "resid_pre"), prompt, position, vectors).path == "replay"  # needs no recording
     with pytest.raises(SiteError, match=r"site 4.resid_pre was not recorded"):
@@ -690,7 +690,7 @@ def test_an_unknown_path_raises(name, device):
 
 @pytest.mark.parametrize("batch_rows", [-1, 0])
 def test_batch_rows_below_1_never_loop_forever(batch_rows, device):
-    """Refused, or taken for the default; never an endless loop."""
+    """Such values raise or mean the default."""
     recording, prompt, position, vectors = setting(device)
     expected = measure(recording, SITE, prompt, position, vectors)["kl"]
     try:
@@ -700,7 +700,7 @@ def test_batch_rows_below_1_never_loop_forever(batch_rows, device):
 
 
 def test_replay_is_refused_when_it_is_off_by_more_than_rounding(monkeypatch, device):
-    """A path that is nearly right is no path: hidden states off by 1e-3 of their size."""
+    """Hidden states that are off by 1e-3 of their size are rejected."""
     recording, prompt, position, vectors = setting(device)
     recording = record(wrap(fresh("llama", device)), prompts(), [SITE])
     real = module.replayed
@@ -732,7 +732,7 @@ def test_errors_share_a_base_class():
 
 
 def test_replay_is_checked_with_finite_rows(device):
-    """However many of the longest rows are nan, replay is checked with rows that are not."""
+    """Even if many of the longest rows are nan, finite ones are used for the check."""
     recording = record(wrap(fresh("llama", device)), prompts(), [SITE])
     position = torch.cat([torch.full((70,), 23), torch.arange(3, 9)])
     prompt = torch.zeros_like(position)
@@ -745,7 +745,7 @@ def test_replay_is_checked_with_finite_rows(device):
 @pytest.mark.parametrize(
     "name", ["llama", "gpt2", "gemma2", "phi", "granite"]
 )  # plain, tied, soft-capped, bias, scaled
-def test_differences_of_a_few_logits_are_formed_from_these_alone(name, device, monkeypatch):
+def test_logit_differences_compute_only_the_needed_logits(name, device, monkeypatch):
     recording, prompt, position, vectors = setting(device, name)
     widths = []
 
@@ -775,7 +775,7 @@ class _Louder(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("how", ["hook", "subclass", "forward", "mixing"])
-def test_heads_that_do_more_than_a_linear_layer_give_all_logits(how):
+def test_unembeddings_with_extra_steps_compute_all_logits(how):
     hf = fresh("llama")
     head = hf.lm_head
     if how == "hook":

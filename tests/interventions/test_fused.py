@@ -20,19 +20,19 @@ from tests.interventions.test_metrics import (  # noqa: F401  (tests, collected 
     masked_reference,
     pairs,
     relative,
-    test_a_large_constant_on_one_side,
+    test_divergences_of_extreme_logits_are_exact,
     test_each_edit_is_compared_with_its_own_clean_row,
-    test_extreme_logits,
     test_half_precision_logits_are_widened,
     test_identical_logits_have_zero_divergence,
     test_js_is_exact_from_1e_13_to_ln_2,
     test_kl_and_js_of_two_coins,
     test_kl_is_exact_from_1e_13_to_30,
+    test_large_constant_on_one_side_keeps_precision,
     test_metrics_do_not_change_their_arguments,
     test_metrics_of_the_clean_top_token,
     test_nonfinite_logits_give_nonfinite_divergences,
+    test_nonfinite_rows_are_not_counted_as_unchanged,
     test_one_clean_row_is_shared_by_several_edits,
-    test_rows_without_a_distribution_are_not_counted_as_unchanged,
     test_top1_changed,
 )
 from tests.tiny import edited, exact_kl, fresh, prompts, rows
@@ -71,7 +71,7 @@ def test_blocks_strides_and_dtypes_change_nothing(block, clean_dtype, device):
     torch.testing.assert_close(found["top1_drop"], drop[:, 0], rtol=1e-4, atol=2e-5)
 
 
-def test_of_equal_largest_logits_the_clean_token_counts(device):
+def test_clean_top_token_wins_ties(device):
     clean = torch.tensor([[0.0, 2.0, 1.0, 2.0]], device=device)
     x = torch.tensor([[3.0, 3.0, 0.0, 3.0], [3.0, 2.0, 0.0, 3.0]], device=device)
     found = Comparison(CleanSide(clean), x)
@@ -79,7 +79,7 @@ def test_of_equal_largest_logits_the_clean_token_counts(device):
     assert found.top1_changed.tolist() == [False, True]
 
 
-def test_every_metric_is_that_of_torch(device):
+def test_every_metric_equals_torch(device):
     clean, intervened = gaussian(0, 12, 97, scale=3.0).to(device), gaussian(1, 12, 97, scale=3.0).to(device)
     clean[2, 4:9], intervened[2, 4:9], intervened[3, 1], clean[4, 7], intervened[5, 6] = *[float("-inf")] * 4, torch.nan
     for name, metric in METRICS.items():
@@ -92,7 +92,7 @@ def test_every_metric_is_that_of_torch(device):
 
 
 @pytest.mark.parametrize("metrics", [("kl",), ("js", "kl", "kl_direct", "top1_changed", "clean_entropy")], ids=str)
-def test_measured_effects_are_those_of_torch(metrics, device, monkeypatch):
+def test_measured_effects_equal_torch(metrics, device, monkeypatch):
     site = Site(3)
     recording = record(fresh("llama", device), prompts(), [site])
     prompt, position = rows()
@@ -111,19 +111,19 @@ def test_measured_effects_are_those_of_torch(metrics, device, monkeypatch):
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.3, 55.0, 200.0, -300.0])
-def test_changes_of_rounding_size_are_not_negative(constant, device):
+def test_divergences_of_tiny_changes_are_not_negative(constant, device):
     clean, change = gaussian(0, 8, 97, scale=3.0), torch.logspace(-8, -5, 8)[:, None] * gaussian(1, 8, 97)
     found = fused.compare((clean + constant + change).to(device), clean.to(device), torch.arange(8, device=device))
     assert (found["kl"] >= 0).all() and (found["js"] >= 0).all() and (found["kl"] < 1e-8).all()
 
 
-def test_no_rows_give_no_numbers(device):
+def test_zero_rows_give_empty_results(device):
     clean = gaussian(0, 1, 97).to(device)
     found = fused.compare(clean[:0], clean, torch.zeros(0, dtype=torch.long, device=device))
     assert {len(value) for value in found.values()} == {0}
 
 
-def test_a_gpu_without_the_kernel_is_told(monkeypatch):
+def test_gpu_without_the_kernel_warns(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(fused, "find_spec", lambda _: None)
     with pytest.warns(UserWarning, match="without the fused kernel on cuda:0: Triton is not installed"):
@@ -132,8 +132,8 @@ def test_a_gpu_without_the_kernel_is_told(monkeypatch):
 
 @pytest.mark.parametrize("where", ["both", "clean", "intervened"])
 @pytest.mark.parametrize("value", PINS)
-def test_pinned_logits_by_the_kernel(where, value, device):
-    """As `test_pinned_logits_against_float64`, where two of four rows and a twentieth of the tokens are pinned."""
+def test_kernel_is_exact_for_pinned_logits(where, value, device):
+    """As `test_pinned_logits_match_float64`, with a twentieth of the tokens pinned in two of four rows."""
     clean, some = gaussian(0, 4, 97, scale=3.0), torch.randperm(97, generator=torch.Generator().manual_seed(1))[:5]
     intervened = clean + torch.tensor([1e-4, 1e-3, 0.1, 3.0])[:, None] * gaussian(2, 4, 97)
     for side in {"both": (clean, intervened), "clean": (clean,), "intervened": (intervened,)}[where]:
@@ -161,8 +161,8 @@ print(len(made.asm["cubin"]), made.asm["ptx"].count("lg2.approx"))
 """
 
 
-def test_the_kernel_compiles_for_a_gpu_that_is_not_there(tmp_path):
-    """For an H100 or H200, with the logarithms that are exact near 1."""
+def test_kernel_compiles_without_a_gpu(tmp_path):
+    """Compiles for an H100 or H200, and uses the logarithms that are exact near 1."""
     version = tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
     if version < (3, 6):
         pytest.skip("older versions of Triton compile only for a GPU that is there")
@@ -178,7 +178,7 @@ def test_the_kernel_compiles_for_a_gpu_that_is_not_there(tmp_path):
     assert size > 1000 and rough == 0
 
 
-def test_rows_of_rows_are_found(device):
+def test_nested_selections_of_rows_are_resolved(device):
     clean, intervened = pairs(97, device, 1e-3, 3.0)
     some, others = torch.tensor([3, 0, 7, 3], device=device), slice(1, 4)
     found = Comparison(CleanRows(CleanRows(CleanSide(clean), some), others), intervened[:3]).kl

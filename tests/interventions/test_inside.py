@@ -57,7 +57,7 @@ def changed(recording, site, prompt, position, generator):
 
 
 @pytest.mark.parametrize(("name", "wrapper"), CASES)
-def test_every_site_inside_a_block_is_what_torch_hooks_see_and_change(name, wrapper, device):
+def test_sites_inside_a_block_match_torch_hooks(name, wrapper, device):
     hf, generator = tiny_model(name), torch.Generator().manual_seed(0)
     recording = record(wrapped(name, wrapper, device), TEXTS, [Site(LAYER, point) for point in INSIDE])
     prompt, position = torch.tensor([0, 0, 1, 2]), torch.tensor([5, 13, 4, 2])
@@ -79,8 +79,8 @@ def test_every_site_inside_a_block_is_what_torch_hooks_see_and_change(name, wrap
 
 
 @pytest.mark.parametrize(("name", "wrapper"), CASES)
-def test_rows_of_several_edits_in_several_blocks(name, wrapper, device):
-    """Three blocks and two positions or more a row, every site, heads and neurons apart and together."""
+def test_joint_edits_in_several_blocks_match_torch_hooks(name, wrapper, device):
+    """Rows edit up to three blocks and several positions, at every site, with single and all heads and neurons."""
     hf, generator = tiny_model(name), torch.Generator().manual_seed(1)
     everywhere = [Site(layer, point) for layer in range(N_LAYERS) for point in (*INSIDE, "resid_pre", "resid_post")]
     recording = record(wrapped(name, wrapper, device), TEXTS, everywhere)
@@ -111,7 +111,7 @@ def test_rows_of_several_edits_in_several_blocks(name, wrapper, device):
         assert torch.allclose(differences, expected[:, 1:] - expected[:, :1], atol=2 * TOLERANCE), path
 
 
-def test_a_joint_row_of_one_edit_is_a_row_of_one_edit():
+def test_joint_row_of_one_edit_equals_a_single_edit():
     recording = record(tiny_model("llama"), TEXTS, [Site(3, "resid_post"), Site(2, "resid_pre"), Site(2, "attn_out")])
     prompt, position = torch.tensor([2, 0, 1]), torch.tensor([3, 13, 0])
     for site in recording.activations:
@@ -125,8 +125,8 @@ def test_a_joint_row_of_one_edit_is_a_row_of_one_edit():
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**16))
-def test_what_stands_there_already_changes_nothing(seed):
-    """Every number of a prompt put back at once, at any sites that do not cover one another."""
+def test_putting_back_clean_values_has_zero_kl(seed):
+    """Puts back clean values at random positions of k, v, z and neurons of every block at once."""
     recording = record(
         tiny_model("llama"), TEXTS, [Site(layer, point) for layer in range(N_LAYERS) for point in INSIDE]
     )
@@ -145,8 +145,8 @@ def test_what_stands_there_already_changes_nothing(seed):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
 @pytest.mark.parametrize("point", INSIDE)
-def test_gradients_are_slopes_of_the_exact_effect(name, point):
-    """float64: the derivative along a direction against central differences of full passes by torch hooks."""
+def test_gradients_equal_finite_differences(name, point):
+    """In float64: the directional derivative against central differences of full passes with torch hooks."""
     hf = tiny_model(name, dtype=torch.float64)
     site, prompt, position = one_of(name, point), torch.tensor([0, 1]), torch.tensor([6, 3])
     recording = record(hf, TEXTS, [site])
@@ -166,7 +166,7 @@ def test_gradients_are_slopes_of_the_exact_effect(name, point):
 # What a model does not have
 
 
-def test_names_of_transformer_lens_and_our_own():
+def test_transformer_lens_and_own_site_names_are_parsed():
     assert (
         Site.parse("blocks.3.attn.hook_z") == Site(3, "z") and Site(3, "z", head=1).hook_name == "blocks.3.attn.hook_z"
     )
@@ -181,7 +181,7 @@ def test_names_of_transformer_lens_and_our_own():
             Site(3, **wrong)
 
 
-def test_widths_and_numbers_of_heads():
+def test_site_widths_and_head_counts():
     model = wrap(tiny_model("llama"))
     assert [n_heads(model, Site(1, point)) for point in HEADS] == [4, 2, 2, 4, 4]
     assert site_width(model, Site(1, "k")) == 16 and site_width(model, Site(1, "z", head=3)) == 8
@@ -203,12 +203,12 @@ def test_widths_and_numbers_of_heads():
         ("mamba", Site(1, "neurons"), "no neurons in block 1"),
     ],
 )
-def test_what_a_model_does_not_have_is_refused_by_name(name, site, message):
+def test_missing_sites_raise_with_the_reason(name, site, message):
     with pytest.raises(SiteError, match=message):
         check_site(tiny_model(name), site)
 
 
-def test_heads_of_a_latent_are_refused_by_name():
+def test_single_heads_of_latent_attention_raise():
     settings = {
         "vocab_size": VOCAB,
         "hidden_size": 32,
@@ -261,8 +261,8 @@ class _Back(torch.nn.Module):
     ("order", "known"),
     [(torch.arange(96).view(3, 4, 8).transpose(0, 1), True), (torch.arange(96).view(8, 12).T, False)],
 )
-def test_projections_joined_in_another_order_are_found_or_refused(order, known):
-    """GPT-2's numbers, moved about: head by head they are still found, shuffled they are refused."""
+def test_order_of_fused_projections_is_found_or_refused(order, known):
+    """GPT-2's fused projection, reordered: heads in a known order are found, shuffled ones raise."""
     hf = fresh("gpt2")
     block = hf.transformer.h[1]
     block.attn = _Shuffled.Attention(block.attn, order.reshape(-1))
@@ -292,7 +292,7 @@ def test_projections_joined_in_another_order_are_found_or_refused(order, known):
         ([(Site(2, "resid_pre"), 3), (Site(1, "resid_post"), 3)], "2.resid_pre and 1.resid_post"),
     ],
 )
-def test_edits_that_leave_one_another_without_effect_are_refused(edits, message):
+def test_edits_that_overwrite_one_another_raise(edits, message):
     recording = record(tiny_model("llama"), TEXTS, [site for site, _ in edits])
     puts = [
         Put(s, torch.tensor([0]), torch.tensor([q]), recording.at(s, torch.tensor([0]), torch.tensor([q])))
@@ -302,7 +302,7 @@ def test_edits_that_leave_one_another_without_effect_are_refused(edits, message)
         measure_joint(recording, torch.tensor([0]), puts)
 
 
-def test_edits_of_other_heads_tokens_and_rows_stand_beside_one_another():
+def test_edits_of_separate_heads_tokens_and_rows_are_accepted():
     sites = [
         Site(1, "q", head=2),
         Site(1, "z", head=1),
@@ -357,7 +357,7 @@ def test_bad_joint_rows_raise():
 
 
 @pytest.mark.parametrize("name", [name for name in HOOKED if name in ("gpt_neo", "bloom")])
-def test_models_that_are_not_replayed_take_full_passes(name):
+def test_models_without_replay_use_full_passes(name):
     site, where = Site(1, "z", head=1), (torch.tensor([0, 1]), torch.tensor([5, 3]))
     recording = record(fresh(name), TEXTS, [site])
     vectors = recording.at(site, *where) * 3
@@ -371,6 +371,6 @@ def test_models_that_are_not_replayed_take_full_passes(name):
     assert torch.allclose(found["t1"], slow[:, 1] - slow[:, 0], atol=TOLERANCE)
 
 
-def test_points_of_the_stream_are_not_inside():
+def test_points_and_inside_points_are_disjoint():
     assert not set(POINTS) & set(INSIDE)
     assert Site(3, "z", head=1).entry == Site(3, "resid_pre") and Site(3, "z").first_block == 3

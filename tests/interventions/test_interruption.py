@@ -63,7 +63,7 @@ def _stop(*_):
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("path", ["replay", "hooks"])
-def test_ctrl_c_in_forward_passes_and_callbacks(wrapper, path):
+def test_ctrl_c_in_passes_and_callbacks_restores_the_model(wrapper, path):
     expected, before, seen = called(wrapper, path), left_on(*modules(wrapper)), []
     with at_module(-1, seen):
         called(wrapper, path)
@@ -84,7 +84,7 @@ def test_ctrl_c_in_forward_passes_and_callbacks(wrapper, path):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_ctrl_c_in_a_stream_and_in_logits(wrapper):
+def test_ctrl_c_in_streams_and_logits_restores_the_model(wrapper):
     called(wrapper, "hooks")  # a bridge's block puts hooks of its own on itself in its first pass, and keeps them
     before = left_on(*modules(wrapper))
     model = wrap(made(wrapper)[1])
@@ -100,8 +100,8 @@ def test_ctrl_c_in_a_stream_and_in_logits(wrapper):
 
 
 @pytest.mark.parametrize("path", ["replay", "hooks"])
-def test_ctrl_c_at_a_line(path):
-    """Lines that restore the model are left out: see `restoring`."""
+def test_ctrl_c_at_sampled_lines_restores_the_model(path):
+    """Lines that restore the model are not interrupted: see `restoring`."""
     expected, before, seen = called("huggingface", path), left_on(*modules("huggingface")), set()
     with at_line(None, seen):
         called("huggingface", path)

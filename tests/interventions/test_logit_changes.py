@@ -16,7 +16,7 @@ def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(seed=st.integers(0, 999), constant=st.floats(-20, 20), factor=st.floats(0.1, 10))
-def test_sizes_are_the_sums_and_do_not_see_a_constant(seed, constant, factor):
+def test_sizes_equal_written_out_sums_and_ignore_constants(seed, constant, factor):
     logits, change = drawn(seed)
     p = logits.softmax(0)
     by_hand = torch.stack([sum(p[v] * (c[v] - c.mean()) ** 2 for v in range(11)) ** 0.5 for c in change])
@@ -34,13 +34,13 @@ def test_sizes_are_the_sums_and_do_not_see_a_constant(seed, constant, factor):
     )
 
 
-def test_a_small_change_has_half_its_squared_spread_as_kl():
+def test_kl_of_a_small_change_is_half_its_squared_spread():
     logits, change = drawn(0)
     small = 1e-4 * change
     torch.testing.assert_close(kl_of(logits, small), spread(small, logits.softmax(0)) ** 2 / 2, rtol=1e-3, atol=0)
 
 
-def test_what_does_not_change_has_no_direction():
+def test_zero_change_has_no_cosine():
     logits, change = drawn(0)
     assert cosine(0 * change, change, logits.softmax(0)).isnan().all()
     assert (centred(torch.ones(2, 5)) == 0).all()

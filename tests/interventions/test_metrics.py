@@ -56,7 +56,7 @@ def pairs(vocab, device, smallest, largest):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 5.0])
-def test_references_agree_with_50_digits(scale):
+def test_exact_divergences_agree_with_50_digits(scale):
     import mpmath
 
     clean = gaussian(0, 1, 97, scale=3.0, dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_references_agree_with_50_digits(scale):
     ("smallest", "largest", "least", "most"), [(4e-7, 5e-5, 2e-13, 3e-10), (5e-5, 14.0, 1e-8, 30.0)]
 )
 def test_kl_is_exact_from_1e_13_to_30(vocab, smallest, largest, least, most, device):
-    """The slightest changes are a few units in the last place of the logits: 1e-4 of what the rounded logits say is attained."""
+    """The smallest changes are a few units in the last place of the logits; KL of the rounded logits is met to 1e-4."""
     clean, intervened = pairs(vocab, device, smallest, largest)
     exact = exact_kl(clean, intervened)
     assert least / 10 < exact.min() < least and exact.max() > most
@@ -141,7 +141,7 @@ def extreme(device, *changes, vocab=97):
     ],
     ids=str,
 )
-def test_extreme_logits(changes, device):
+def test_divergences_of_extreme_logits_are_exact(changes, device):
     clean, intervened = extreme(device, *changes[:48])
     kl, js = metrics.kl_divergence(clean, intervened), metrics.js_divergence(clean, intervened)
     assert relative(kl, exact_kl(clean, intervened)) <= RELATIVE
@@ -189,8 +189,8 @@ PINS = [-np.inf, -1e9, float(torch.finfo(torch.float32).min), -65504.0, -200.0]
     st.booleans(),
     st.booleans(),
 )
-def test_pinned_logits_against_float64(seed, change, pins, vocab, one, split):
-    """On both sides, on one alone; several edits of one clean row, a clean row each; rows with and without pins in one call."""
+def test_pinned_logits_match_float64(seed, change, pins, vocab, one, split):
+    """Pinned on one side or both; one clean row shared by all edits or one each; rows with and without pins in one call."""
     clean = gaussian(seed, 1 if one else 4, vocab, scale=3.0)
     intervened = clean + gaussian(seed + 1, 4, vocab, scale=change)
     for k, (value, where) in enumerate(pins):
@@ -219,8 +219,8 @@ def test_pinned_logits_against_float64(seed, change, pins, vocab, one, split):
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_pinned_logits_leave_the_digits_of_the_others(split, device):
-    """Pins that differ by their own rounding too: a KL of 1e-8 is as exact as without them."""
+def test_pinned_logits_do_not_reduce_precision(split, device):
+    """Pinned logits may themselves differ by rounding: a KL of 1e-8 is as exact as without them."""
     clean = gaussian(0, 1, 97, scale=3.0)
     intervened = clean + gaussian(1, 3, 97, scale=1e-4)
     exact = masked_reference(clean[:, 5:].double().numpy(), intervened[:, 5:].double().numpy())[0]
@@ -231,7 +231,7 @@ def test_pinned_logits_leave_the_digits_of_the_others(split, device):
     assert 1e-9 < exact.min() < exact.max() < 1e-7
 
 
-def test_centred_logits_of_pinned_tokens(device):
+def test_centred_logits_ignore_pinned_tokens(device):
     logits = gaussian(0, 3, 97)
     expected = logits[:, 5:] - logits[:, 5:].mean(-1, keepdim=True)
     for value in PINS[:-1]:
@@ -241,8 +241,8 @@ def test_centred_logits_of_pinned_tokens(device):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("broken_side", ["clean", "intervened"])
-def test_rows_without_a_distribution_are_not_counted_as_unchanged(value, broken_side, device):
-    """Counted, no token's id and no rank: one row of three is broken, once among five and once wholly."""
+def test_nonfinite_rows_are_not_counted_as_unchanged(value, broken_side, device):
+    """One row of three is nonfinite, in one logit or in all: it counts as nonfinite and has no top token and no rank."""
     clean, intervened = gaussian(0, 3, 97).to(device), gaussian(1, 3, 97).to(device)
     side = clean if broken_side == "clean" else intervened
     for where in (3, slice(None)):
@@ -290,8 +290,8 @@ scales = st.sampled_from([0.0, 1e-7, 1e-4, 0.01, 1.0, 10.0, 100.0])
 
 @given(seeds, scales, scales)
 @example(3971386214, 100.0, 1.0)  # a JS of 4e-43, below float32's normal numbers
-def test_bounds_and_symmetry(seed, size, change):
-    """Log-probabilities as large as the logits are rounded to eps of that, and so is what bounds must allow."""
+def test_divergences_are_bounded_and_js_is_symmetric(seed, size, change):
+    """Rounding of log-probabilities grows with the logits, so the bounds allow for it."""
     clean = gaussian(seed, 2, 97, scale=size)
     intervened = clean + gaussian(seed + 1, 2, 97, scale=change)
     kl, js = metrics.kl_divergence(clean, intervened), metrics.js_divergence(clean, intervened)
@@ -322,7 +322,7 @@ def test_a_constant_added_to_either_side_changes_nothing(seed, a, b, change):
 
 @pytest.mark.parametrize("constant", [-60.0, 30.0, 200.0])
 @pytest.mark.parametrize(("vocab", "change"), [(97, 0.03), (97, 0.3), (97, 3.0), (97, 9.0), (49152, 0.3)])
-def test_a_large_constant_on_one_side(vocab, constant, change, device):
+def test_large_constant_on_one_side_keeps_precision(vocab, constant, change, device):
     """References see the same rounded logits, so this is the formula alone: what Σp misses of 1 must not count `constant` times.
 
     JS loses more than KL of what cancels between its two terms where log q − log p is just too large for the series.
@@ -385,7 +385,7 @@ def test_logit_difference(device):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_one_clean_row_is_shared_by_several_edits(name, device):
-    """Row by row the arithmetic is the same; sums over the vocabulary may be taken in another order: within what each is off."""
+    """Sums over the vocabulary may be taken in another order, so results agree only within their precision."""
     clean = gaussian(0, 1, 97, scale=3.0).to(device)
     scale = torch.tensor([1e-4, 1e-4, 1.0, 1.0, 100.0, 100.0])[:, None]
     intervened = clean + (scale * gaussian(1, 6, 97)).to(device)
@@ -423,7 +423,7 @@ def test_metrics_do_not_change_their_arguments(device):
 # Metrics of tokens
 
 
-def test_token_metrics_of_a_row_by_hand(device):
+def test_token_metrics_equal_hand_computed_values(device):
     logits = torch.tensor([[1.0, 2.0, 4.0, 8.0], [0.0, -1.0, 5.0, 5.0]], device=device)
     rows = torch.tensor([1, 0])  # the lines are rows 1 and 0 of the call
     assert LogitDifference([2, 3], 1)(logits, rows).tolist() == [4.0, 6.0]
@@ -441,8 +441,8 @@ def test_token_metrics_of_a_row_by_hand(device):
 
 
 @vocabularies
-def test_probabilities_of_extreme_tokens(vocab, device):
-    """Down to what float32 holds, where a softmax of float32 logits would have lost the digits already."""
+def test_probabilities_of_extreme_tokens_are_precise(vocab, device):
+    """Down to the smallest float32 numbers, where a softmax of float32 logits would lose precision."""
     logits = gaussian(0, 6, vocab, scale=10.0)
     exact = logits.double().softmax(-1)
     rows = torch.arange(6)
@@ -452,7 +452,7 @@ def test_probabilities_of_extreme_tokens(vocab, device):
 
 
 @given(seeds, st.integers(1, 5), st.integers(1, 8))
-def test_token_metrics_against_plain_torch(seed, n, k):
+def test_token_metrics_equal_plain_torch(seed, n, k):
     logits = gaussian(seed, n, 97, scale=5.0)
     tokens = torch.randint(97, (7, k), generator=torch.Generator().manual_seed(seed))
     rows = torch.randint(7, (n,), generator=torch.Generator().manual_seed(seed + 1))
@@ -486,7 +486,7 @@ def test_invalid_token_ids_raise():
 
 
 def test_metrics_of_the_clean_top_token(device):
-    """`top1_drop` is the difference of its log probabilities, `top1` and `clean_top1` the ids."""
+    """`top1_drop` is the drop of its log-probability; `top1` and `clean_top1` are token ids."""
     clean, intervened = pairs(97, device, 1e-3, 5.0)
     comparison = metrics.Comparison(metrics.CleanSide(clean), intervened)
     top, row = clean.double().argmax(-1), torch.arange(len(clean), device=clean.device)

@@ -28,7 +28,7 @@ def test_progress_counts_rows_and_is_silent_without_any(capsys):
     assert "10.0/10.0" in said
 
 
-def test_rows_that_were_there_count_as_done_and_not_towards_the_speed(capsys):
+def test_resumed_rows_do_not_count_towards_the_speed(capsys):
     with Progress("patching") as progress:
         progress.initial(60, 100)
         assert (progress.bar.n, progress.bar.total, progress.bar.initial) == (60, 100, 60)
@@ -52,7 +52,7 @@ def test_an_interruption_closes_the_bar():
     assert bar.n == 3
 
 
-def test_what_can_be_called_is_called_as_it_is():
+def test_progress_functions_are_called_directly():
     seen = []
     with followed(lambda n, total: seen.append((n, total)), "patching") as progress:
         progress(3, 10)
@@ -60,13 +60,13 @@ def test_what_can_be_called_is_called_as_it_is():
 
 
 @pytest.mark.parametrize("asked", [None, False])
-def test_none_in_a_terminal(asked):
+def test_no_bar_in_a_terminal(asked):
     assert not in_notebook()
     with followed(asked, "patching") as progress:
         assert progress is None
 
 
-def test_a_bar_in_a_notebook_by_itself_and_none_where_it_is_not_wanted(notebook):
+def test_notebooks_show_a_bar_unless_it_is_turned_off(notebook):
     assert in_notebook()
     with followed(None, "patching") as progress:
         assert isinstance(progress, Progress)
@@ -74,7 +74,7 @@ def test_a_bar_in_a_notebook_by_itself_and_none_where_it_is_not_wanted(notebook)
         assert progress is None
 
 
-def test_without_ipywidgets_the_bar_is_text_and_nobody_is_warned(notebook, monkeypatch, capsys):
+def test_without_ipywidgets_the_bar_is_text_without_a_warning(notebook, monkeypatch, capsys):
     for name in [name for name in sys.modules if name in ("tqdm.auto", "tqdm.autonotebook", "tqdm.notebook")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)

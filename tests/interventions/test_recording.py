@@ -15,8 +15,8 @@ PRE = Site(2, "resid_pre")
 
 
 @pytest.mark.parametrize(("name", "batch_prompts"), [("llama", 1), ("llama", 2), ("gemma3", 3), ("gpt2", 2)])
-def test_batches_do_not_change_what_is_recorded(name, batch_prompts, device):
-    """On the prompts' own tokens; beyond them stands padding."""
+def test_batch_size_does_not_change_recordings(name, batch_prompts, device):
+    """Compared at the prompts' own tokens, not at padding."""
     hf, tokens = tiny_model(name, device), prompts((3, 24, 10, 1, 17))
     expected = record(hf, tokens, [PRE])
     found = record(hf, tokens, [PRE], batch_prompts=batch_prompts)
@@ -40,7 +40,7 @@ def test_keys_and_values_beyond_a_window_are_kept(device):
 
 
 def test_recorded_tensors_can_be_trained_on(device):
-    """No graph is kept, and nothing is an inference tensor: a probe can be fitted to it, a gradient taken through it."""
+    """They have no graph and are no inference tensors: a probe can be trained on them, and gradients taken through them."""
     hf = fresh("llama", device).requires_grad_(True)
     recording = record(hf, prompts(), [PRE])
     for tensor in (recording.activations[PRE], recording.final_hidden, *recording.keys, *recording.values):
@@ -78,7 +78,7 @@ def test_ids_outside_the_vocabulary_raise(bad, device):
         record(tiny_model("llama", device), [[1, 2], [3, bad, 4]])
 
 
-def test_a_text_and_a_site_by_name_record_what_lists_do(device):
+def test_text_and_site_names_record_the_same_as_lists(device):
     model, site = wrap(fresh("llama", device), tiny.tokenizer()), Site(2, "mlp_out")
     expected = record(model, [[5, 6, 7]], [site]).of(site)
     for name in ("2.mlp_out", "blocks.2.hook_mlp_out", site):

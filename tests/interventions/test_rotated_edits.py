@@ -14,8 +14,8 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
 
 
 @given(edits=st.integers(1, 9), d_model=st.integers(3, 8), seed=st.integers(0, 99), dependent=st.booleans())
-def test_norms_and_cosines_to_x_and_to_each_other_are_kept(edits, d_model, seed, dependent):
-    """Also of more edits than dimensions, and of edits that repeat or vanish."""
+def test_norms_and_cosines_to_x_and_between_edits_are_kept(edits, d_model, seed, dependent):
+    """Also with more edits than dimensions, and with repeated or zero edits."""
     x, deltas = drawn(d_model, seed=seed), drawn(edits, d_model, seed=seed + 1)
     if dependent:
         deltas[-1], deltas[0] = 2 * deltas[0], 0
@@ -25,21 +25,21 @@ def test_norms_and_cosines_to_x_and_to_each_other_are_kept(edits, d_model, seed,
     assert dependent or d_model < 4 or not torch.allclose(turned, deltas, atol=1e-3)
 
 
-def test_one_edit_goes_towards_the_first_direction_given():
-    """Then it is the known placebo of one edit: the part along x kept, that across it in the direction given."""
+def test_single_edit_is_rotated_towards_the_first_direction():
+    """This is the known placebo of a single edit: the part along x is kept, the rest points in the direction given."""
     x, delta, towards = torch.tensor([2.0, 0, 0]), torch.tensor([[1.0, 0, 3.0]]), torch.tensor([[5.0, 7.0, 0]])
     torch.testing.assert_close(rotated_edits(x, delta, towards).abs(), torch.tensor([[1.0, 3.0, 0]]))
 
 
-def test_isotropic_directions_make_edits_that_lie_anywhere_across_x():
-    """The mean of many is the part along x, which stays."""
+def test_rotated_edits_average_to_their_part_along_x():
+    """Directions are isotropic, so the rest of the edit averages to zero."""
     x, delta = drawn(5, seed=0), drawn(1, 5, seed=1)
     some = torch.cat([rotated_edits(x, delta, drawn(1, 5, seed=i)) for i in range(10, 2010)])
     along = (delta @ x) / (x @ x) * x
     assert (some.mean(0) - along).norm() < 5 * delta.norm() / 2000**0.5
 
 
-def test_directions_that_vanish_or_repeat_but_for_rounding_are_passed_over():
+def test_zero_and_repeated_directions_are_skipped():
     x, deltas, good = drawn(6, seed=0), drawn(3, 6, seed=1), drawn(3, 6, seed=2)
     again = 2 * good[:1] + 1e-6 * drawn(1, 6, seed=3)
     spare = torch.cat(
@@ -48,7 +48,7 @@ def test_directions_that_vanish_or_repeat_but_for_rounding_are_passed_over():
     torch.testing.assert_close(rotated_edits(x, deltas, spare), rotated_edits(x, deltas, good))
 
 
-def test_too_few_directions_are_refused_and_such_that_span_too_little_give_nan():
+def test_too_few_directions_raise_or_give_nan():
     x, deltas = drawn(6, seed=0), drawn(3, 6, seed=1)
     with pytest.raises(EditError, match="2 random directions for edits of 3"):
         rotated_edits(x, deltas, drawn(2, 6, seed=2))

@@ -59,7 +59,7 @@ def form(jacobian: torch.Tensor, p: torch.Tensor, delta: torch.Tensor) -> torch.
 
 
 @pytest.mark.parametrize(("name", "point"), [("gpt2", point) for point in points("gpt2")] + [("phi", "mlp_out")])
-def test_exact_form_is_that_of_the_dense_fisher_matrix(name, point):
+def test_second_order_equals_the_dense_fisher_form(name, point):
     recording, site, delta = recorded(name), Site(2, point), changes()
     found = second_order(recording, site, PROMPT, POSITION, delta)
     x = recording.at(site, PROMPT, POSITION)
@@ -68,7 +68,7 @@ def test_exact_form_is_that_of_the_dense_fisher_matrix(name, point):
     torch.testing.assert_close(found["second_order"], expected, rtol=1e-8, atol=0)
 
 
-def test_exact_form_is_half_the_hessian_of_kl_at_zero():
+def test_second_order_is_half_the_hessian_of_kl_at_zero():
     recording, delta = recorded("gpt2"), changes()
     found = second_order(recording, SITE, PROMPT, POSITION, delta)["second_order"]
     hf = tiny_model("gpt2", "cpu", torch.float64)
@@ -85,8 +85,8 @@ def test_exact_form_is_half_the_hessian_of_kl_at_zero():
 
 
 @pytest.mark.parametrize(("name", "point"), [("llama", "resid_post"), ("gemma2", "attn_out"), ("gemma3", "resid_mid")])
-def test_both_ways_agree_in_float32(name, point):
-    """Central differences to 1e-3 of the dense form, in the mean square over rows; forward mode to rounding."""
+def test_forward_and_central_methods_agree_in_float32(name, point):
+    """Central differences agree with the dense form to 1e-3 over all rows, forward mode to rounding."""
     recording, site, delta = recorded(name, torch.float32), Site(2, point), changes(dtype=torch.float32)
     x = recording.at(site, PROMPT, POSITION)
     expected = torch.stack([form(*dense(name, site, i, x[i], torch.float32), delta[i]) for i in range(len(PROMPT))])
@@ -100,8 +100,8 @@ def test_both_ways_agree_in_float32(name, point):
 # Against KL, gradients and differences
 
 
-def test_kl_of_a_small_step_tends_to_it():
-    """KL(tΔ)/t² is off by O(t): a tenth of the step, a tenth of the error."""
+def test_kl_of_small_steps_tends_to_second_order():
+    """KL(tΔ)/t² has an error of O(t): a tenth of the step gives a tenth of the error."""
     recording, delta = recorded("gpt2"), changes()
     found = second_order(recording, SITE, PROMPT, POSITION, delta)["second_order"]
     x = recording.at(SITE, PROMPT, POSITION)
@@ -113,8 +113,8 @@ def test_kl_of_a_small_step_tends_to_it():
     assert (off[1] < 0.2 * off[0] + 1e-6).all() and (off[2] < 0.2 * off[1] + 1e-6).all()
 
 
-def test_the_sampled_form_over_all_next_tokens_has_it_as_its_mean():
-    """½ (∂ log p(y)/∂x · Δ)² for every y, by gradients; and these are the derivatives that numbers of one's own are formed of."""
+def test_mean_over_all_next_tokens_equals_second_order():
+    """Computes ½ (∂ log p(y)/∂x · Δ)² for every y from gradients; functions in `also` see the same derivatives."""
     recording, delta = recorded("gpt2"), changes()
     vocab = recording.model.vocab_size
     every = torch.arange(vocab).repeat(len(PROMPT))
@@ -133,8 +133,8 @@ def test_the_sampled_form_over_all_next_tokens_has_it_as_its_mean():
 
 
 @pytest.mark.parametrize("method", ["forward", "central"])
-def test_edits_of_several_positions_are_read_further_on(method):
-    """Against differences of fourth order of full forward passes, in float64."""
+def test_several_edited_positions_are_exact_at_later_ones(method):
+    """Compared with fourth-order differences of full forward passes, in float64."""
     recording, hf = recorded("gpt2"), tiny_model("gpt2", "cpu", torch.float64)
     prompt, position = torch.tensor([0, 2]), torch.tensor([[3, 5], [8, -1]])
     delta = changes(3)[:4].view(2, 2, D_MODEL)
@@ -153,7 +153,7 @@ def test_edits_of_several_positions_are_read_further_on(method):
         torch.testing.assert_close(found[row], here, rtol=1e-7 if method == "forward" else 1e-3, atol=0)
 
 
-def test_chunks_and_changes_along_directions_give_the_same():
+def test_chunks_and_shared_directions_change_nothing():
     recording, delta = recorded("gpt2"), changes()
     whole = second_order(recording, SITE, PROMPT, POSITION, delta)["second_order"]
     along = Directions(delta / 3).times(torch.full((len(delta),), 3.0, dtype=delta.dtype), torch.arange(len(delta)))
@@ -162,7 +162,7 @@ def test_chunks_and_changes_along_directions_give_the_same():
         torch.testing.assert_close(again, whole, rtol=1e-9, atol=0)
 
 
-def test_no_change_has_none_and_values_that_are_not_finite_are_counted():
+def test_zero_change_is_zero_and_nonfinite_ones_are_counted():
     recording, delta = recorded("gpt2"), changes()
     whole = second_order(recording, SITE, PROMPT, POSITION, delta)["second_order"]
     delta = delta.clone()
@@ -190,7 +190,7 @@ def test_wrapped_models_give_the_same(kind, path):
 @pytest.mark.filterwarnings("ignore:mechdiag falls back to central differences")
 @pytest.mark.parametrize(("name", "method"), [("bloom", "central"), ("gpt_neo", "forward"), ("mamba", "forward")])
 def test_models_without_replay_use_full_forward_passes(name, method):
-    """BLOOM's GELU is a function of its own without forward mode."""
+    """BLOOM's GELU is a custom function without forward mode."""
     recording = record(wrap(fresh(name)), prompts(), [SITE])
     delta = changes(dtype=torch.float32)[:2]
     with pytest.warns(UserWarning, match="falls back to full forward passes"):
@@ -221,8 +221,8 @@ class _Kernel(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "why"), [("without", "cannot be differentiated"), ("loses", r"differ by 0\.\d+ of JΔ")]
 )
-def test_kernels_without_forward_mode_fall_back_to_central_differences(kind, why):
-    """One that raises, and one that silently loses the tangent."""
+def test_missing_forward_mode_falls_back_to_central_differences(kind, why):
+    """One kernel raises, one silently loses the tangent."""
 
     def recording_of(kernel: str):
         hf = fresh("llama")
@@ -241,7 +241,7 @@ def test_kernels_without_forward_mode_fall_back_to_central_differences(kind, why
         second_order(recording, SITE, PROMPT, POSITION, delta, method="forward")
 
 
-def test_half_precision_is_near():
+def test_half_precision_is_close_to_float32():
     delta = changes()
     one, other = (
         record(wrap(tiny_model("llama", "cpu", d)), prompts(), [SITE]) for d in (torch.float32, torch.bfloat16)

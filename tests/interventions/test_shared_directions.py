@@ -28,7 +28,7 @@ def case(name: str, dtype: torch.dtype = torch.float32):
 
 # RMSNorm, RMSNorm of 1 + weight, LayerNorm and a head with biases (phi), and a soft cap (gemma2), which is not linear.
 @pytest.mark.parametrize("name", ["llama", "gemma3", "phi", "gemma2"])
-def test_effects_are_those_of_the_vectors(name, monkeypatch):
+def test_effects_equal_those_of_full_vectors(name, monkeypatch):
     recording, prompt, position, along = case(name)
     taken: list[bool] = []
 
@@ -50,7 +50,7 @@ def test_effects_are_those_of_the_vectors(name, monkeypatch):
     torch.testing.assert_close(short["kl_direct"], slow["kl_direct"], rtol=1e-3, atol=1e-7)
 
 
-def test_in_float64_the_plane_is_exact():
+def test_effects_are_exact_in_float64():
     recording, prompt, position, along = case("llama", torch.float64)
     vectors = recording.at(SITE, prompt, position) + along.change(torch.arange(len(prompt)))
     plain = measure(recording, SITE, prompt, position, vectors, metrics=METRICS)

@@ -10,14 +10,14 @@ sites = st.tuples(st.integers(0, 200), st.sampled_from(POINTS))
 
 
 @given(sites)
-def test_both_names_lead_back_to_the_site(site):
+def test_both_names_are_parsed_back_to_the_site(site):
     site = Site(*site)
     assert Site.parse(site.hook_name) == site
     assert Site.parse(str(site)) == site
 
 
 @given(sites, sites)
-def test_names_differ_where_sites_do(a, b):
+def test_different_sites_have_different_names(a, b):
     a, b = Site(*a), Site(*b)
     assert (a.hook_name == b.hook_name) == (a == b) == (str(a) == str(b))
 
@@ -29,7 +29,7 @@ def test_names_are_transformer_lens_names():
 
 @given(sites)
 def test_entry_is_a_residual_site_at_or_before_the_site(site):
-    """In the stream, at the site or before it, and below the first block that computes something new."""
+    """It lies in the residual stream of the same block, below the first block that computes anything new."""
     site = Site(*site)
     assert site.entry.entry == site.entry and site.entry.point in ("resid_pre", "resid_post")
     assert site.entry.layer == site.layer and site.entry.first_block == site.first_block
@@ -43,7 +43,7 @@ def test_an_edit_is_first_read_by_the_same_block_or_the_next():
     assert {Site(7, point).first_block for point in ("attn_out", "resid_mid", "mlp_out")} == {7}
 
 
-def test_sites_are_values_in_the_order_of_layers():
+def test_sites_are_hashable_and_sorted_by_layer():
     assert len({Site(1), Site(1, "resid_post"), Site(1, "resid_pre")}) == 2
     assert sorted([Site(10), Site(9), Site(10, "resid_pre")]) == [
         Site(9),
@@ -75,7 +75,7 @@ def test_layers_run_from_zero_to_the_last_block():
         Site(30).check(30)
 
 
-def test_one_site_or_several_in_every_form():
+def test_one_or_several_sites_are_accepted_in_every_form():
     several = (Site(3), Site(5, "z"))
     assert as_sites(["3.resid_post", "blocks.5.attn.hook_z", Site(3)]) == several == as_sites(iter(several))
     assert as_sites("blocks.3.hook_resid_post") == as_sites(Site(3)) == (Site(3),)
@@ -83,13 +83,13 @@ def test_one_site_or_several_in_every_form():
 
 
 @pytest.mark.parametrize("given", [15, None, (15, "z"), "resid_post", "15"])
-def test_what_is_no_site_raises(given):
+def test_invalid_sites_raise(given):
     with pytest.raises(SiteError, match=r"no site .*expected .*'15\.resid_post'"):
         as_site(given)
 
 
 @pytest.mark.parametrize("layer", ["15", 1.5, None, [3]])
-def test_a_layer_is_a_whole_number(layer):
+def test_layer_that_is_no_whole_number_raises(layer):
     site = Site(1)
     object.__setattr__(site, "layer", layer)  # type checks of the tests would see it first
     with pytest.raises(SiteError, match=r"layer .*; expected the number of a block"):

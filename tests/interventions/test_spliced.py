@@ -210,7 +210,7 @@ def test_edits_get_each_token_once_and_no_padding(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_bfloat16_and_float64(dtype, device):
+def test_bfloat16_and_float64_agree_with_float32(dtype, device):
     recording = record(fresh("llama", device, dtype), PROMPTS, [SITE], keep_cache=False)
     result = spliced(recording, SITE, {"zero": edit.zero})
     wide = spliced(record(tiny_model("llama", device), PROMPTS, [SITE], keep_cache=False), SITE, {"zero": edit.zero})
@@ -335,7 +335,7 @@ def test_unknown_sites_raise(hook_name, architecture, message):
         sae_site(belonging(hook_name=hook_name), named_model(architecture=architecture))
 
 
-def test_missing_sites_other_widths_and_other_sites_raise():
+def test_missing_or_mismatched_sites_and_widths_raise():
     sae = belonging()
     narrow = build(named("standard:topk"), 8, 2, torch.randn(9, 5), torch.Generator().manual_seed(0))
     narrow.hook_name = sae.hook_name
@@ -360,7 +360,7 @@ def test_without_hashes_models_are_compared_by_name():
         sae_site(belonging("other"), named_model())
 
 
-def test_the_packaged_model_is_known_by_its_folder():
+def test_packaged_model_is_recognised_by_its_folder():
     own = belonging("smollm2-135m")
     assert sae_site(own, named_model(str(cache_folder() / "smollm2-135m-93000000"))) == SITE
     for folder in ("/elsewhere/smollm2-135m-93000000", str(cache_folder() / "other")):
@@ -398,7 +398,7 @@ def test_a_layernorm_counterpart_accepts_the_saes_of_its_model():
 
 @pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
 @pytest.mark.parametrize("known", [True, False])
-def test_wrapped_models(wrapper, known):
+def test_wrapped_models_are_matched_to_saes(wrapper, known):
     plain = wrap(fresh("llama"))
     hashes = {"weights_sha256": plain.weights_hash} if known else {}
     model = bridge("llama", plain.hf) if wrapper == "bridge" else traced(plain.hf)
@@ -441,7 +441,7 @@ def planted_on_centred(folder, hook_name):
 
 
 @pytest.mark.parametrize("point", ["resid_post", "attn_out", "mlp_out"])
-def test_an_sae_of_centred_activations_on_the_original_model(point, tmp_path):
+def test_saes_of_centred_activations_are_exact_on_the_original(point, tmp_path):
     hf = copy.deepcopy(fresh("gpt2"))
     with torch.no_grad():  # a large mean of the residual stream, which differs between tokens
         hf.transformer.wpe.weight += torch.linspace(-2, 2, len(hf.transformer.wpe.weight))[:, None]
@@ -471,7 +471,7 @@ def test_an_sae_of_centred_activations_on_the_original_model(point, tmp_path):
 
 @pytest.mark.bridge
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
-def test_centred_writing_weights_of_transformer_lens(name):
+def test_transformer_lens_centres_only_layernorm_models(name):
     """Each site becomes x − mean(x) under LayerNorm and stays x under RMSNorm; other foldings leave x unchanged."""
     tokens = torch.tensor(PROMPTS[:1])
     stays = {"fold_ln": True, "center_unembed": True, "fold_value_biases": True, "center_writing_weights": False}
@@ -499,7 +499,7 @@ def test_centred_writing_weights_of_transformer_lens(name):
         ("opt_post_norm", "LayerNorm behind its blocks"),
     ],
 )
-def test_saes_of_centred_activations_are_refused_where_the_mean_matters(name, why, tmp_path):
+def test_saes_of_centred_activations_raise_if_the_mean_matters(name, why, tmp_path):
     """TransformerLens does not centre the writing weights of such models, whatever the settings say."""
     path = planted_on_centred(tmp_path, SITE.hook_name)
     with pytest.raises(BelongingError, match=rf"which has {why}: .*load the SAE with center_writing_weights=False"):

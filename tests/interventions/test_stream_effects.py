@@ -41,7 +41,7 @@ def noise(counted, texts, only=None):
 @pytest.mark.parametrize("path", ["blocks", "hooks"])
 @pytest.mark.parametrize(("name", "site"), [("llama", Site(2)), ("gpt2", Site(3, "mlp_out"))], ids=str)
 def test_effects_match_full_forward_passes(name, site, path):
-    """Batches of two texts; changes of all tokens, of a few from the middle on, and of none."""
+    """Batches of two texts; changes at all tokens, at a few late ones, and at none."""
     passes, counted, reads = prepared(site, name)
     few = torch.zeros(counted.shape, dtype=torch.bool)
     few[0, [5, 8]], few[4, 3] = True, True
@@ -79,8 +79,8 @@ def test_effects_match_full_forward_passes(name, site, path):
     assert (found.n_reads == reads[texts].sum(1)).all()
 
 
-def test_nonfinite_effects_are_left_out_of_their_own_change(monkeypatch):
-    """The blocks overflow from token 12 on under one of two changes."""
+def test_nonfinite_effects_are_left_out_for_each_change(monkeypatch):
+    """Under one of two changes, the blocks overflow from token 12 on."""
     passes, counted, reads = prepared(Site(2))
     _, change = noise(counted, TOKENS)
     above = passes.above

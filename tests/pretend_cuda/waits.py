@@ -12,7 +12,7 @@ from tests.pretend_cuda.spread import spread
 from tests.tiny import TOLERANCE, all_alone, fresh, prompts, rows, tiny_model
 
 
-def test_the_device_refuses_what_cuda_refuses():
+def test_pretend_device_raises_where_cuda_does():
     here, there, other = torch.ones(3), torch.ones(3, device="cuda"), torch.ones(3, device="cuda:1")
     for wrong in (lambda: here + there, lambda: there + other, lambda: torch.cat([there, here])):
         with pytest.raises(RuntimeError, match="same device"):
@@ -40,7 +40,7 @@ def test_the_device_refuses_what_cuda_refuses():
         (lambda x: (x + 1).index_select(0, torch.zeros(2, dtype=torch.long, device="cuda")), 0),
     ],
 )
-def test_waits_of_the_host_are_counted(does, expected):
+def test_host_waits_are_counted(does, expected):
     x = torch.ones(3, device="cuda")
     with counting() as count:
         does(x)
@@ -66,8 +66,8 @@ def test_no_chunk_makes_the_host_wait(where):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "attention"), [("llama", "grouped"), ("gemma3", "masked")])
-def test_a_model_over_two_devices_gives_what_it_gives_on_one(name, attention):
-    """Full forward passes on the CPU, by torch hooks of the tests' own, are what replay and hooks over two devices must give."""
+def test_two_devices_give_the_results_of_one(name, attention):
+    """Replay and hooks over two devices must equal full forward passes on the CPU with torch hooks."""
     model, plain = wrap(spread(name)), tiny_model(name)
     model.replay_attention = attention
     sites = [Site(1), Site(3, "resid_pre"), Site(4, "attn_out"), *[Site(3, "resid_mid")] * (name == "llama"), Site(5)]

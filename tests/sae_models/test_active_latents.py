@@ -13,7 +13,7 @@ from tests.sae_models.built import K, inputs, random_sae
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 @pytest.mark.parametrize("signed", [False, True])
-def test_the_matrix_is_what_encode_gives(monkeypatch, at_once, signed):
+def test_matrix_equals_encode(monkeypatch, at_once, signed):
     sae, x = random_sae("standard").float(), inputs().float()
     if signed:
         sae.selector = AbsTopK(K)

@@ -43,7 +43,7 @@ ONLY_SELECTORS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_named_architectures(name):
+def test_names_give_the_expected_architectures(name):
     assert {n.replace("7", "<G>") for n in PARTS} | ONLY_SELECTORS.keys() == set(NAMES)
     score, scale, groups, unit_encoder, unit_decoder, restore_norm = PARTS[name]
     expected = Architecture(score, "batchtopk", scale, groups, unit_encoder, unit_decoder, restore_norm, "none")
@@ -54,7 +54,7 @@ def test_named_architectures(name):
 
 
 @pytest.mark.parametrize("name", ONLY_SELECTORS)
-def test_names_of_selectors_are_standard_saes_with_them(name):
+def test_selector_names_are_standard_saes_with_that_selector(name):
     assert named(name) == replace(named("standard"), selector=ONLY_SELECTORS[name])
 
 
@@ -174,7 +174,7 @@ def total_distance(point, sample):
 
 @pytest.mark.parametrize(("d_model", "seed"), [(1, 0), (3, 1), (12, 2)])
 def test_geometric_median_minimises_the_sum_of_distances(d_model, seed):
-    """The iteration stops at steps of 1e-6 of the median's norm and contracts by ½ or so; distances are flat at their minimum."""
+    """The iteration stops at steps of 1e-6 of the median's norm, where the sum of distances is already flat."""
     sample = drawn(41, d_model, seed=seed) * torch.linspace(0.1, 5, 41)[:, None] + 2
     sample[:5] += 50
     found = geometric_median(sample)

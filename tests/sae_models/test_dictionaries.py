@@ -40,7 +40,7 @@ def model():
     return wrap(tiny_model("llama"))
 
 
-def test_an_sae_s_directions_rows_activations_and_exponents(model):
+def test_dictionary_of_an_sae_equals_the_sae(model):
     sae = sae_of()
     (probe,) = dictionaries_of({"mine": sae}, model, None)
     assert (probe.name, probe.site, len(probe)) == ("mine", SITE, 40)
@@ -53,7 +53,7 @@ def test_an_sae_s_directions_rows_activations_and_exponents(model):
     assert dictionaries_of(sae_of("standard:topk"), model, SITE)[0].learned is None
 
 
-def test_a_wrapped_sae_has_no_rows(model):
+def test_wrapped_sae_has_no_encoder_rows(model):
     inner = sae_of("standard:relu")
     inner.b_dec.zero_()
     (probe,) = dictionaries_of(as_sae(Foreign(inner)), model, None)
@@ -62,14 +62,14 @@ def test_a_wrapped_sae_has_no_rows(model):
     assert torch.equal(probe.activation(x, torch.arange(5))[0], inner.encode(x)[torch.arange(5), torch.arange(5)])
 
 
-def test_the_digest_tells_weights_and_scores_apart(model):
+def test_digest_depends_on_weights_and_scores(model):
     saes = [sae_of(), sae_of(), sae_of("standard:topk")]
     saes[1].score.b_enc.data[3] += 1e-3
     digests = {dictionaries_of(sae, model, None)[0].provenance()["sha256"] for sae in [*saes, sae_of()]}
     assert len(digests) == 3
 
 
-def test_directions_are_read_at_a_site(model):
+def test_directions_need_a_site(model):
     one = dictionaries_of(torch.ones(D_MODEL), model, SITE)[0]
     assert one.name == "directions" and one.directions.shape == (1, D_MODEL) and one.sae is None
     with pytest.raises(SiteError, match=r"do not say where they act; give site=Site\(layer\)"):
@@ -80,14 +80,14 @@ def test_directions_are_read_at_a_site(model):
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.0, "zero"), (float("inf"), "not finite"), (1e300, "not finite")])
-def test_which_direction_is_refused(model, value, said):
+def test_invalid_direction_is_named(model, value, said):
     rows = torch.ones(4, D_MODEL, dtype=torch.float64)
     rows[2] = value
     with pytest.raises(EditError, match=f"'d' of shape .*: number 2 is {said} in float32"):
         dictionaries_of({"d": rows}, model, SITE)
 
 
-def test_what_does_not_belong_is_refused(model):
+def test_mismatched_dictionaries_raise(model):
     with pytest.raises(BelongingError, match="of width 16"):
         dictionaries_of(sae_of(width=16), model, None)
     with pytest.raises(BelongingError, match="put to site"):
@@ -96,8 +96,8 @@ def test_what_does_not_belong_is_refused(model):
         dictionaries_of({}, model, None)
 
 
-def test_one_several_named_or_a_path(model, tmp_path):
-    """The same SAE, however it is given; a list is named by what its SAEs are, twins apart."""
+def test_saes_may_be_single_listed_named_or_a_path(model, tmp_path):
+    """The same SAE in every form. SAEs in a list are named after what they are; equal names get numbers."""
     sae = sae_of()
     save_sae(sae, tmp_path / "mine")
     given = {

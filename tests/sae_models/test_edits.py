@@ -143,7 +143,7 @@ def test_identity_edits_return_x_bit_for_bit(kind):
 
 @ALL_KINDS
 def test_zeroing_all_latents_leaves_offset_and_error(kind):
-    """All latents zero: offset and error are left; all kept without it: x̂."""
+    """Zeroing all latents leaves offset and error; keeping all without the error gives x̂."""
     x, sae, z = setting(kind)
     error = x - reconstruct(x, sae)
     assert close(zero_latents(x, sae, EVERYTHING), sae.offset(x) + error)
@@ -180,7 +180,7 @@ def test_edits_match_their_equation(kind, keep_error, shape):
         assert not close(expected, x) and not close(expected, reconstruct(x, sae))
 
 
-def test_sets_given_as_lists_tensors_or_masks():
+def test_latents_may_be_lists_tensors_or_masks():
     x, sae, _ = setting("topk")
     mask = torch.zeros(D_SAE, dtype=torch.bool)
     mask[[3, 8]] = True
@@ -196,8 +196,8 @@ def test_sets_given_as_lists_tensors_or_masks():
     each_pair(["topk", "layer_norm", "signed"], [True, False], [(12,), (3, 4)]),
     ids=str,
 )
-def test_a_set_for_each_row_matches_rows_edited_alone(kind, keep_error, shape):
-    """As each row edited alone; padding anywhere; values and factors a row, and a latent of a row."""
+def test_latents_per_row_match_rows_edited_alone(kind, keep_error, shape):
+    """With padding anywhere, and values and factors for each row or each latent of a row."""
     x, sae, z = setting(kind, *shape)
     sets = z.abs().topk(3, dim=-1).indices
     sets.view(-1, 3)[::3, 1] = -1
@@ -222,7 +222,7 @@ def test_a_set_for_each_row_matches_rows_edited_alone(kind, keep_error, shape):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("keep_error", [True, False])
 def test_dtype_of_x_is_kept(dtype, keep_error):
-    """In float64 what does not change stays to the bit, though the SAE is float32."""
+    """In float64, what is not edited stays bitwise equal, though the SAE is float32."""
     _, sae, _ = setting("topk")
     x = vectors(6, dtype=torch.float64).to(dtype)
     for edit in (
@@ -239,8 +239,8 @@ def test_dtype_of_x_is_kept(dtype, keep_error):
     assert torch.equal(scale_latents(x, sae, 3, 1.0), x)
 
 
-def test_only_the_decoder_rows_of_the_set_are_read():
-    """Rows of nan everywhere else do not matter, which a dense product would show."""
+def test_only_decoder_rows_of_the_edited_latents_are_read():
+    """All other rows are nan, which a dense product would show."""
     x, sae, _ = setting("topk")
     expected = [zero_latents(x, sae, [3, 8]), clamp_latents(x, sae, 3, 2.0), keep_latents(x, sae, 8, keep_error=False)]
     rest = torch.ones(D_SAE, dtype=torch.bool)

@@ -32,7 +32,7 @@ def test_bijumprelu_is_zero_in_its_dead_zone_and_signed_outside():
     assert (found > 0).any() and (found < 0).any()
 
 
-def test_bijumprelu_whose_lower_threshold_is_infinite_is_jumprelu():
+def test_bijumprelu_with_infinite_lower_threshold_is_jumprelu():
     s, threshold = drawn(30, D_SAE).requires_grad_(), positive(1)
     both, one = BiJumpReLU(threshold, torch.full_like(threshold, torch.inf)), JumpReLU(threshold)
     found = []
@@ -60,7 +60,7 @@ def test_signed_gate_follows_its_equations():
     close(selector.magnitude(s[selector(s) != 0], lambda parameter: parameter[at]), selector(s)[selector(s) != 0])
 
 
-def test_untied_radii_that_are_equal_are_tied_ones_and_half_of_it_is_a_gate():
+def test_signed_gate_reduces_to_tied_and_one_sided_gates():
     s, (up, down, r, bias) = drawn(30, D_SAE), biases(1, 2, 3, 4)
     assert torch.equal(SignedGate(up, down, r, bias, r.clone())(s), SignedGate(up, down, r, bias)(s))
     assert torch.equal(SignedGate(up, torch.full_like(down, -torch.inf), r, bias)(s), Gate(up, r, bias)(s))
@@ -68,8 +68,8 @@ def test_untied_radii_that_are_equal_are_tied_ones_and_half_of_it_is_a_gate():
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_straight_through_gradients_are_those_of_the_mean_over_even_scores(threshold):
-    """Over u even on [0, 1]: d/dθ E[u·1(u > θ)] = −θ, d/dθ E[1(u > θ)] = −1, whatever the bandwidth."""
+def test_straight_through_gradients_match_uniform_scores(threshold):
+    """For u uniform on [0, 1]: d/dθ E[u·1(u > θ)] = −θ and d/dθ E[1(u > θ)] = −1, whatever the bandwidth."""
     s = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:, None]
     for bandwidth in (0.05, 0.4):
         selector = JumpReLU(torch.tensor([threshold], dtype=torch.float64))
@@ -92,7 +92,7 @@ def made(selector, name="standard"):
 
 
 @pytest.mark.parametrize("selector", ["gated", "signed_gated", "signed_gated_tied"])
-def test_a_gate_is_taught_by_its_soft_copy_alone(selector):
+def test_gate_is_trained_only_through_its_soft_copy(selector):
     sae, x = made(selector), inputs()
     done = forward_pass(sae, x)
     soft, size = sae.selector.soft(done.score), sae.W_dec.norm(dim=1)
@@ -122,8 +122,8 @@ def test_a_gate_is_taught_by_its_soft_copy_alone(selector):
     [*(("standard", kind) for kind in (*LEARNED, "relu")), ("aligned", "relu"), ("bypass", "jumprelu")],
 )
 @pytest.mark.parametrize("power", [1.0, 0.5])
-def test_steps_at_few_entries_are_steps_at_all(name, selector, power, monkeypatch):
-    """Values and gradients of everything a step minimises, at the open entries alone and dense."""
+def test_sparse_steps_equal_dense_steps(name, selector, power, monkeypatch):
+    """Values and gradients of every loss term, computed at the active entries alone and densely."""
     found = []
     for few in (0, 1):
         monkeypatch.setattr("sae_models.training.objective.FEW", few)
@@ -142,7 +142,7 @@ def test_steps_at_few_entries_are_steps_at_all(name, selector, power, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["standard", "aligned"])
-def test_a_power_changes_the_balance_of_the_penalty_and_not_its_value(name):
+def test_penalty_power_changes_gradients_and_not_the_value(name):
     sae, x = random_sae(name, "relu"), inputs()
     done = forward_pass(sae, x)
     whole = penalty(sae, done, 1.0)
@@ -158,7 +158,7 @@ def test_a_power_changes_the_balance_of_the_penalty_and_not_its_value(name):
 @pytest.mark.parametrize(
     ("name", "selector"), [("standard", "topk"), ("bypass", "batchtopk"), ("standard", "relu"), ("standard", "gated")]
 )
-def test_prefixes_reconstruct_alone(name, selector):
+def test_prefix_errors_use_only_the_latents_of_the_prefix(name, selector):
     sae, x = random_sae(name, selector), inputs()
     done = forward_pass(sae, x)
     z = done.activation
@@ -173,7 +173,7 @@ def test_prefixes_reconstruct_alone(name, selector):
 
 
 @pytest.mark.parametrize("selector", [*LEARNED, "abstopk"])
-def test_saved_sae_comes_back_bit_for_bit(selector, tmp_path):
+def test_saved_sae_is_loaded_bit_for_bit(selector, tmp_path):
     sae = random_sae("standard", selector, dtype=torch.float32)
     back = load_sae(save_sae(sae, tmp_path))
     x = inputs(dtype=torch.float32)
@@ -199,7 +199,7 @@ AXES = torch.linalg.qr(drawn(N, N, dtype=torch.float32))[0]
 
 @pytest.mark.parametrize("name", [*LEARNED, "abstopk"])
 def test_training_finds_planted_directions(name):
-    """One latent for each: those of either sign where latents may be negative."""
+    """One latent for each direction, of either sign where latents may be negative."""
     signed, steps = name not in ("jumprelu", "gated"), 400
     recipe = Recipe(N, k=2, lr=2e-2, l1=0.5, l0=0.12, penalty_warm_up=0.5, dead_window=0.5)
     training = SAETraining(Architecture(selector=name), recipe, planted(512, 0, signed)[0], steps=steps)
@@ -219,8 +219,8 @@ def test_training_finds_planted_directions(name):
 
 
 @pytest.mark.parametrize("name", ["jumprelu", "bypass:jumprelu", "bypass:bijumprelu"])
-def test_learned_thresholds_have_the_unit_of_the_scores(name):
-    """Scores of a bypass are cosines, whatever the size of the activations."""
+def test_learned_thresholds_scale_with_the_scores(name):
+    """Scores of a bypass SAE are cosines, whatever the size of the activations."""
     found = []
     for size in (1.0, 1024.0):
         training = SAETraining(named(name), Recipe(D_SAE, lr=1e-2), size * inputs(), steps=8)
@@ -232,7 +232,7 @@ def test_learned_thresholds_have_the_unit_of_the_scores(name):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0.1, atol=0)  # gradients of biases share the clipped norm
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_raise():
     with pytest.raises(SAEError, match="a gate reads the inner product"):
         named("cosine:gated")
     with pytest.raises(SAEError, match=r"k = 2\.5 for AbsTopK"):

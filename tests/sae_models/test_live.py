@@ -148,7 +148,7 @@ class NoDecoder(nn.Module):
         (NoDecoder, r"a NoDecoder has no encode, decode and W_dec \[d_sae, d_model\]; save it and use load_sae"),
     ],
 )
-def test_objects_that_are_no_linear_decoder_are_refused(kind, says):
+def test_objects_without_a_linear_decoder_are_refused(kind, says):
     with pytest.raises(SAEError, match=says):
         as_sae(kind())
 
@@ -200,7 +200,7 @@ def test_infinite_weights_in_a_saelens_object_are_refused(name):
         as_sae(thing)
 
 
-def test_saelens_object_in_float8_or_compiled():
+def test_saelens_objects_in_float8_or_compiled_are_accepted():
     expected = as_sae(Lens())
     assert torch.equal(as_sae(Compiled(Lens()))(inputs()), expected(inputs()))
     assert torch.equal(as_sae(nn.DataParallel(Lens()))(inputs()), expected(inputs()))

@@ -17,8 +17,8 @@ def test_reader_computes_the_formats_equation(tmp_path, name):
     assert alike(computed(loaded(tmp_path / valid.file, valid.options)), expected)
 
 
-def test_damaged_checkpoints_are_refused_or_read_right(tmp_path):
-    """Four of each format; `make fuzz` makes thousands."""
+def test_damaged_checkpoints_are_refused_or_read_correctly(tmp_path):
+    """Four of each format; `make fuzz` tests thousands."""
     found = outcomes(4 * len(FORMATS), seed=0, root=tmp_path)
     assert [one for one in found if one.fault] == []
     kinds = Counter(one.kind for one in found)

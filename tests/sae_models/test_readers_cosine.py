@@ -74,8 +74,8 @@ def test_bypass_switches_are_options(tmp_path, variant, switches):
 
 
 @pytest.mark.parametrize("columns", [(), ("W_enc",), ("W_dec",), ("W_enc", "W_dec")], ids=str)
-def test_matrices_are_read_by_shape_whichever_way_round_they_lie(tmp_path, columns):
-    """A plain file, `b_dec` says d_model; its latents are those of the formula written down here."""
+def test_orientation_of_matrices_is_read_from_their_shape(tmp_path, columns):
+    """A plain file: the length of `b_dec` gives d_model. Latents equal the formula written out here."""
     turned = {key: STANDARD[key].T.contiguous() for key in columns}
     sae = loaded(written(tmp_path, STANDARD | turned, "plain.safetensors"), {})
     w = {key: value.double().numpy() for key, value in STANDARD.items()}
@@ -86,7 +86,7 @@ def test_matrices_are_read_by_shape_whichever_way_round_they_lie(tmp_path, colum
         loaded(tmp_path / "plain.safetensors", {"transposed": "W_enc" not in columns})
 
 
-def test_a_square_plain_file_asks_which_way_round_it_lies(tmp_path):
+def test_square_matrices_need_the_option_transposed(tmp_path):
     n = STANDARD["W_enc"].shape[1]
     square = {key: value[:n] if key != "threshold" else value for key, value in STANDARD.items()}
     path = written(tmp_path, square, "plain.safetensors")
@@ -96,7 +96,7 @@ def test_a_square_plain_file_asks_which_way_round_it_lies(tmp_path):
     assert torch.equal(rows, columns.T) and torch.equal(rows, square["W_enc"].double())
 
 
-def test_plain_relu_and_jumprelu_files(tmp_path):
+def test_plain_relu_and_jumprelu_files_are_read(tmp_path):
     w = {key: value.double() for key, value in STANDARD.items() if key != "threshold"}
     path = written(tmp_path, w, "plain.safetensors")
     with pytest.raises(CheckpointError, match=r"give activation='relu'.*give k="):

@@ -43,7 +43,7 @@ def test_topk_and_batchtopk_with_the_same_keys_need_dict_class(tmp_path):
     assert isinstance(load_sae(folder, dict_class="AutoEncoderTopK", hook_name="blocks.0.hook_mlp_out").selector, TopK)
 
 
-def test_k_comes_from_the_configuration_or_an_option_in_early_files(tmp_path):
+def test_k_of_early_files_is_in_the_configuration_or_an_option(tmp_path):
     tensors = {key: value for key, value in COUNTED.items() if key not in ("k", "threshold")}
     assert_computed(written(tmp_path / "a", tensors, "AutoEncoderTopK", k=K), "AutoEncoderTopK")
     folder = written(tmp_path / "b", tensors, "AutoEncoderTopK")

@@ -40,7 +40,7 @@ def folder(path, config, tensors):
 # ---- the format, without the library ----
 
 
-def test_version_6_says_where_it_belongs(tmp_path):
+def test_version_6_files_give_model_and_site(tmp_path):
     sae = load_sae(folder(tmp_path, config(), tensors()))
     assert (sae.model_name, sae.hook_name) == ("gpt2", HOOK)
     assert sae.metadata["sae_lens_version"] == "6.54.0"
@@ -50,7 +50,7 @@ def test_version_6_says_where_it_belongs(tmp_path):
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
 @pytest.mark.parametrize("apply", [True, False])
 def test_every_combination_computes_the_formats_equation(tmp_path, architecture, normalise, apply):
-    """Without the library; with it see the tests below."""
+    """Without SAELens itself; tests below compare with it."""
     said = config(architecture, normalize_activations=normalise, apply_b_dec_to_input=apply)
     sae = load_sae(folder(tmp_path, said, tensors(architecture)), dtype=torch.float64)
     x = inputs().reshape(-1, D_MODEL).double()
@@ -61,7 +61,7 @@ def test_every_combination_computes_the_formats_equation(tmp_path, architecture,
     torch.testing.assert_close(sae(x), torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
 
 
-def test_flat_settings_of_version_5_under_other_names(tmp_path):
+def test_settings_of_version_5_are_read(tmp_path):
     old = {"d_in": D_MODEL, "d_sae": D_SAE, "model_name": "gpt2-small", "hook_point": HOOK, "hook_layer": 3}
     old |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": False}
     old |= {"context_size": 128, "hook_point_head_index": None, "finetuning_scaling_factor": False}
@@ -92,7 +92,7 @@ def test_norm_scaling_factor_is_needed_and_folded_in(tmp_path):
     assert_same(sae(inputs()), 4 * (z @ found["W_dec"] + found["b_dec"]))
 
 
-def test_log_threshold_of_early_jumprelu_checkpoints(tmp_path):
+def test_log_threshold_of_early_jumprelu_checkpoints_is_read(tmp_path):
     found = tensors("jumprelu")
     logarithm = {key: value for key, value in found.items() if key != "threshold"} | {
         "log_threshold": found["threshold"]
@@ -165,7 +165,7 @@ def loaded_with(**kwargs):
 
 
 def test_centred_writing_weights_are_folded_exactly(tmp_path):
-    """On the model's own activations it does what it did on centred ones, and the mean, which it never saw, stays."""
+    """On the model's own activations the SAE does what it did on centred ones, and the mean is added back."""
     path = folder(tmp_path, config(**PLANTED) | {"metadata": loaded_with(center_writing_weights=True)}, planted())
     sae, as_it_is = load_sae(path), load_sae(path, center_writing_weights=False)
     mean = OFF.mean(-1, keepdim=True)
@@ -207,7 +207,7 @@ def test_model_options_that_change_weights_warn(tmp_path, kwargs):
         load_sae(path)
 
 
-def test_centring_in_version_5_settings(tmp_path):
+def test_centring_in_version_5_settings_is_read(tmp_path):
     old = {"d_in": D_MODEL, "d_sae": 2 * D_MODEL - 2, "hook_point": HOOK, "model_name": "gpt2-small"}
     said = old | {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
     assert fve(load_sae(folder(tmp_path / "said", said, planted())), OFF) > 1 - 1e-9

@@ -32,8 +32,8 @@ def test_site_is_read_from_the_folder_or_given(tmp_path):
         load_sae(written(tmp_path / "h.1"), hook_name="blocks.2.hook_resid_post")
 
 
-def test_settings_of_the_early_package_sae(tmp_path):
-    """No activation, no kind, and 0 for the number of latents."""
+def test_settings_of_the_early_package_sae_are_read(tmp_path):
+    """They have no activation, no kind, and 0 for the number of latents."""
     early = {"expansion_factor": 32, "normalize_decoder": True, "num_latents": 0, "k": K, "signed": False}
     early["d_in"] = D_MODEL
     assert torch.equal(load_sae(written(tmp_path / "a", early))(INPUTS), load_sae(written(tmp_path / "b"))(INPUTS))

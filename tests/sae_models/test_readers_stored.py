@@ -60,7 +60,7 @@ def test_damaged_settings_are_refused(tmp_path, name, content, says):
 
 @pytest.mark.parametrize("file", ["sae.pt", "params.npz"])
 def test_a_flipped_bit_in_an_archive_is_refused(tmp_path, file):
-    """torch reads such a file without a word; what is read then is another SAE."""
+    """torch reads such a file without a warning, and the SAE would be another one."""
     valid = next(one for one in FORMATS.values() if one.file == file)
     write_format(tmp_path, valid)
     content = bytearray((tmp_path / file).read_bytes())
@@ -92,7 +92,7 @@ def test_names_prefixed_by_torch_wrappers_are_read(tmp_path, name, prefix):
         assert np.array_equal(one, other)
 
 
-def test_wrapper_inside_a_name_and_duplicate_names():
+def test_inner_wrapper_prefixes_are_removed_and_duplicates_raise():
     assert unwrapped({"encoder._orig_mod.weight": 1, "module.b": 2}, "file") == {"encoder.weight": 1, "b": 2}
     with pytest.raises(
         CheckpointError, match=r"file holds 'b' twice, once as '_orig_mod\.b'; expected each tensor once"
@@ -102,7 +102,7 @@ def test_wrapper_inside_a_name_and_duplicate_names():
 
 @pytest.mark.parametrize("where", ["", " ", "a" * 5000, "a\0b"], ids=repr)
 def test_invalid_names_raise(where, tmp_path, monkeypatch):
-    """Nor does an empty name mean the working directory, though an SAE is there."""
+    """Nor does an empty name stand for the working directory, though an SAE is there."""
     write_format(tmp_path, FORMATS["own cosine"])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"names no SAE; expected|no SAE '"):

@@ -44,7 +44,7 @@ def test_sae_computes_its_equations(name, selector, kind):
 
 
 @pytest.mark.parametrize("name", ["standard", "cosine", "bypass"])
-def test_signed_latents_need_only_another_selector(name):
+def test_signed_selector_gives_signed_latents(name):
     sae, x = with_selector(random_sae(name), AbsTopK(5)), inputs()
     _, x_hat, z = decoded(sae, x, inference(sae, x))
     assert (z < 0).any() and (z > 0).any()
@@ -69,7 +69,7 @@ def test_bypass_restores_the_norm_where_a_latent_is_active(name, selector):
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name.startswith("bypass")])
-def test_bypass_reconstruction_scales_with_the_input_only_when_norms_are_restored(name):
+def test_bypass_scales_with_the_input_only_if_norms_are_restored(name):
     sae, x = random_sae(name), inputs()
     x_c = x - sae.b_dec
     close(sae(sae.b_dec + 3 * x_c) - sae.b_dec, (3 if name in RESTORED else 1) * (sae(x) - sae.b_dec))
@@ -99,7 +99,7 @@ def test_restoring_a_zero_reconstruction_has_finite_gradients():
 
 
 @pytest.mark.parametrize("name", ["aligned", "tied", "standard", "cosine", "bypass"])
-def test_alignment_uses_the_encoder_rows_in_use(name):
+def test_alignment_uses_the_effective_encoder_rows(name):
     sae = random_sae(name)
     found = sae.alignment()
     close(found, torch.einsum("ia,ia->i", sae.encoder_rows(), sae.W_dec))
@@ -152,7 +152,7 @@ def test_repr_sizes_and_metadata():
     close(sae.centred(inputs()), inputs() - sae.b_dec)
 
 
-def test_b_dec_is_subtracted_or_not():
+def test_b_dec_is_subtracted_only_if_set():
     parts = drawn(D_SAE, D_MODEL), drawn(D_SAE, seed=1), drawn(D_SAE, D_MODEL, seed=2), drawn(D_MODEL, seed=3)
     W_enc, b_enc, W_dec, b_dec = parts
     x = inputs()

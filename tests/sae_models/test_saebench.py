@@ -41,7 +41,7 @@ def random_sae(architecture, **where):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_adapter_computes_the_sae_with_unit_decoder_rows(name):
-    """x̂ is the same; latents are, times ‖d_i‖; encoder and decoder have the layout and norms that SAEBench checks."""
+    """x̂ is the same and latents are multiplied by ‖d_i‖; layout and norms are those that SAEBench checks."""
     sae, x = random_sae(named(name)), vectors(3, 7)
     bench = SAEBenchSAE(sae)
     assert bench.W_enc.shape == (D_MODEL, D_SAE) and bench.W_dec.shape == (D_SAE, D_MODEL)
@@ -72,7 +72,7 @@ def test_configuration_for_saebench():
     cfg.dtype = "bfloat16"  # and changes it
 
 
-def test_to_another_dtype():
+def test_dtype_can_be_changed():
     sae, x = random_sae(named("standard:topk")), vectors(20)
     bench = SAEBenchSAE(sae)
     assert bench.to(device="cpu", dtype=torch.bfloat16) is bench

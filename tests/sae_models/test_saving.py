@@ -78,8 +78,8 @@ def assert_same_bits(one, other):
 
 
 @pytest.mark.parametrize("selector", ["batchtopk", "jumprelu", "gated"])
-def test_an_sae_of_one_latent_comes_back(selector, tmp_path):
-    """Tensors of one number, whose strides may be anything."""
+def test_sae_of_one_latent_is_loaded_bit_for_bit(selector, tmp_path):
+    """Tensors of one number can have any strides."""
     training = SAETraining(named(f"standard:{selector}"), Recipe(d_sae=1, k=1, threshold_from=0), X, steps=1)
     training.step(X)
     back = load_sae(save_sae(training.sae.requires_grad_(False), tmp_path))
@@ -87,7 +87,7 @@ def test_an_sae_of_one_latent_comes_back(selector, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "kind", "selector"), each_pair(ALL, NORMALISATIONS, SELECTORS))
-def test_saved_sae_comes_back_bit_for_bit(name, selector, kind, tmp_path):
+def test_saved_sae_is_loaded_bit_for_bit(name, selector, kind, tmp_path):
     sae = single(name, selector, kind)
     assert save_sae(sae, tmp_path / "new" / "folder") == tmp_path / "new" / "folder"
     back = load_sae(tmp_path / "new" / "folder")
@@ -101,7 +101,7 @@ def test_saved_sae_comes_back_bit_for_bit(name, selector, kind, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["standard", "cosine"])
-def test_site_model_and_metadata_come_back(name, tmp_path):
+def test_site_model_and_metadata_are_saved(name, tmp_path):
     sae = single(name)
     sae.model_name, sae.hook_name, sae.subtract_b_dec = "owner/model", "blocks.3.hook_resid_post", False
     sae.metadata = {"training": {"fve": 0.5}, "text": ["a", "b"]}
@@ -114,7 +114,7 @@ def test_site_model_and_metadata_come_back(name, tmp_path):
 
 
 @pytest.mark.parametrize("make", [gated, jumping])
-def test_gated_and_jumprelu_come_back(make, tmp_path):
+def test_gated_and_jumprelu_saes_are_loaded_bit_for_bit(make, tmp_path):
     sae = make()
     assert_same_bits(sae, load_sae(save_sae(sae, tmp_path)))
     config, tensors = stored(tmp_path)
@@ -159,7 +159,7 @@ def test_aligned_is_saved_as_a_standard_sae(selector, tmp_path):
     ("selector", "architecture"), [("relu", "standard"), ("topk", "topk"), ("batchtopk", "jumprelu")]
 )
 @pytest.mark.parametrize("name", FLAT)
-def test_standard_shapes_follow_saelens(name, selector, architecture, kind, tmp_path):
+def test_standard_saes_are_saved_in_the_saelens_format(name, selector, architecture, kind, tmp_path):
     sae = single(name, selector, kind)
     config, tensors = stored(save_sae(sae, tmp_path))
     shapes = {"W_enc": (D_MODEL, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_MODEL), "b_dec": (D_MODEL,)}
@@ -228,8 +228,8 @@ def test_failed_write_keeps_the_old_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("replaced", [1, 2])
-def test_save_stopped_between_its_two_files_is_refused(replaced, tmp_path, monkeypatch):
-    """Another SAE of the same shape was there: shapes tell nothing."""
+def test_save_interrupted_between_its_two_files_is_refused(replaced, tmp_path, monkeypatch):
+    """The folder held another SAE of the same shape, so shapes cannot show the difference."""
     first, second = single("standard", "relu"), single("aligned", "relu")
     save_sae(first, tmp_path)
     calls, replace = [], os.replace
@@ -268,7 +268,7 @@ def test_files_that_do_not_belong_together_are_refused(file, tmp_path):
 
 
 def test_folders_without_a_digest_load(tmp_path):
-    """Those of earlier versions; and the same tensors in another file are the same."""
+    """Folders of earlier versions have none; the same tensors in another file are accepted too."""
     sae = single("cosine")
     save_sae(sae, tmp_path)
     config = json.loads((tmp_path / saving.CONFIG).read_text())

@@ -25,7 +25,7 @@ def cosine(a, b, delta=None, bias=BIAS, **options):
 
 @pytest.mark.parametrize("name", ALL)
 def test_single_entries_match_the_whole_matrix(name):
-    """What a training step forms at the entries it selected."""
+    """A training step computes only the entries that it selected."""
     sae, x = random_sae(name), inputs()
     u, norm = sae.score.argument(x - sae.b_dec)
     rows = sae.score.rows(sae.W_dec)
@@ -39,7 +39,7 @@ def test_single_entries_match_the_whole_matrix(name):
 
 @settings(max_examples=30)
 @given(st.floats(-2, 2), st.floats(-3, 3), st.floats(0.01, 100), st.integers(0, 50))
-def test_exponent_is_the_growth_with_the_input_norm(a, b, factor, seed):
+def test_scores_grow_with_the_input_norm_to_the_exponent(a, b, factor, seed):
     x, score = drawn(5, D_MODEL, seed=seed), cosine(numbers(a), numbers(b), bias=NO_BIAS)
     close(score(factor * x, W_DEC), factor**a * score(x, W_DEC), rtol=1e-8)
     pure = cosine(numbers(0), numbers(b))
@@ -56,7 +56,7 @@ def test_cosine_ignores_norms_of_encoder_rows(factor):
 
 @given(st.integers(1, 40), st.data())
 @settings(max_examples=30)
-def test_spread_of_any_number_of_groups(d_sae, data):
+def test_spread_accepts_any_number_of_groups(d_sae, data):
     scale = torch.arange(float(data.draw(st.integers(1, d_sae))))
     assert torch.equal(spread(scale, d_sae).expand(d_sae), each(scale, d_sae))
 
@@ -118,5 +118,5 @@ def test_norms_and_unit_rows_of_zero_vectors():
     ("mean_norm", "start"),
     [(8, 8), (4, 8), (16, 8), (math.nextafter(4, 0), 4), (math.nextafter(16, 17), 16), (6, 8), (0.5, 0.5), (300, 300)],
 )
-def test_starting_scale_is_the_root_of_the_width_unless_inputs_are_far_from_it(mean_norm, start):
+def test_starting_scale_is_root_of_width_or_mean_norm(mean_norm, start):
     assert starting_scale(mean_norm, 64) == pytest.approx(math.log(start), rel=1e-12)

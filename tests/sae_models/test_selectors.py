@@ -94,8 +94,8 @@ def test_gate_selects_with_one_bias_and_measures_with_another():
     st.floats(-4, 4),
     st.integers(1, 4),
 )
-def test_batchtopk_takes_the_largest_scores_of_the_batch_whatever_it_saw_before(rows, k, seed, shift, before, times):
-    """What it saw before tells it where to look first: too high, too low or right, it must not matter."""
+def test_batchtopk_does_not_depend_on_earlier_batches(rows, k, seed, shift, before, times):
+    """Earlier batches only tell it where to look first: too high, too low or right must give the same result."""
     s = drawn(rows, D_SAE, seed=seed) + shift
     expected = among_the_strongest(s.flatten(), round(times * k * rows)).view(s.shape)
     selector = BatchTopK(k)
@@ -107,7 +107,7 @@ def test_batchtopk_takes_the_largest_scores_of_the_batch_whatever_it_saw_before(
         assert torch.equal(dense(found), expected)
 
 
-def test_batchtopk_with_ties_keeps_its_number():
+def test_batchtopk_with_ties_keeps_its_number_of_latents():
     s = torch.tensor([[1.0, 2.0, 1.0, 1.0], [3.0, 1.0, 1.0, -1.0]])
     selector = BatchTopK(2)
     for _ in range(2):
@@ -150,7 +150,7 @@ def test_batchtopk_at_inference_needs_scores_above_the_threshold():
 
 
 @pytest.mark.parametrize("size", [None, 3])
-def test_signed_latents_are_picked_by_size_and_keep_their_sign(size):
+def test_signed_selectors_pick_by_size_and_keep_the_sign(size):
     s = drawn(9, D_SAE) - 0.2
     by_size = among_the_strongest(s.abs(), 4) * s.sign()
     assert (by_size < 0).any() and (by_size > 0).any()

@@ -39,7 +39,7 @@ def products_of(u, rows, given):
     return products(u, rows, given._replace(product=formed))
 
 
-def test_gradients_of_products(given_support):
+def test_products_have_the_gradients_of_the_dense_product(given_support):
     u, rows = leaf(ROWS, WIDTH, seed=1), leaf(LATENTS, WIDTH, seed=2)
     if len(given_support.row):
         assert torch.autograd.gradcheck(lambda u, w: products_of(u, w, given_support), (u, rows))
@@ -68,7 +68,7 @@ def test_sparse_decoding_matches_the_dense_product(data):
 
 
 def test_products_are_not_recomputed():
-    """Not formed again: what the selector saw is what the step uses."""
+    """The step uses the products that the selector saw."""
     given = support([0, 2], [1, 3])._replace(product=torch.tensor([5.0, -7.0], dtype=torch.float64))
     u, rows = leaf(ROWS, WIDTH, seed=1), leaf(LATENTS, WIDTH, seed=2)
     found = products(u, rows, given)
@@ -78,7 +78,7 @@ def test_products_are_not_recomputed():
     assert not u.grad[1:].any()
 
 
-def test_weighted_sums_of_rows():
+def test_weighted_sums_of_rows_equal_written_out_sums():
     of, weight = drawn(LATENTS, WIDTH, seed=1), torch.tensor([1.0, 2.0, -3.0, 0.5], dtype=torch.float64)
     item, bag = torch.tensor([4, 4, 0, 6]), torch.tensor([1, 1, 1, 3])
     found = weighted_sums(weight, of, item, bag, 5)

@@ -32,7 +32,7 @@ def test_finished_atlases_are_joined_and_never_overwritten(script):
     assert "holds no atlas" in script("atlas", "--results", script.given, "--out", script.folder / "x").error
 
 
-def test_all_latents_of_several_saes_and_a_card_of_one(script):
+def test_all_latents_run_measures_several_saes_and_feeds_a_card(script):
     both = [script.given / "saes" / "2" / "standard", script.given / "saes" / "4" / "standard"]
     words = (*ALL_LATENTS, "--saes", *both)
     run = script("atlas", *words)

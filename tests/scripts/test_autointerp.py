@@ -18,7 +18,7 @@ for n, line in enumerate(sys.stdin):
 """
 
 
-def test_baseline_alone_and_a_command_beside_it(script, tmp_path):
+def test_baseline_and_command_judges_run_and_resume(script, tmp_path):
     found = AutoInterp.load(script.finished("autointerp").folder)
     assert set(found.frame["judge"]) == {BASELINE} and set(found.frame["of"]) == {"own", "shuffled"}
     judge = tmp_path / "judge.py"

@@ -48,7 +48,7 @@ def bench(script, monkeypatch):
 
 
 @pytest.mark.bridge
-def test_ways_agree_and_their_cells_are_counted(bench):
+def test_methods_agree_and_their_cells_are_counted(bench):
     run = bench()
     assert run.status == 0, run.err
     rows = json.loads((run.folder / "bench_patching.json").read_text())["rows"]
@@ -68,7 +68,7 @@ def test_ways_agree_and_their_cells_are_counted(bench):
 
 
 @pytest.mark.bridge
-def test_ways_that_disagree_are_an_error(bench):
+def test_disagreeing_methods_are_an_error(bench):
     assert bench(theirs=1.01).error.startswith("the ways disagree on")
 
 

@@ -27,7 +27,7 @@ WAYS = {
 
 
 @pytest.mark.bridge
-def test_every_way_is_timed(script, monkeypatch):
+def test_every_method_is_timed(script, monkeypatch):
     def tiny(name, dtype, device):
         model = wrap(fresh("llama"))
         model.name, model.tokenizer = name, tokenizer()

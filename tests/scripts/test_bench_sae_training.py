@@ -7,7 +7,7 @@ from interventions.texts.prompts import Texts
 from tests.tiny import tiny_model, tokenizer
 
 
-def test_every_way_is_timed_and_written_down(script, monkeypatch):
+def test_every_method_is_timed_and_saved(script, monkeypatch):
     words = [" ".join(f"w{(i * j) % 40 + 1}" for j in range(1, 40)) for i in range(1, 80)]
     model = wrap(tiny_model("llama"))
     model.tokenizer = tokenizer()

@@ -20,7 +20,7 @@ def test_tables_match_the_library(script, given):
     pd.testing.assert_frame_equal(found.frame, by_hand.frame, rtol=1e-4)
 
 
-def test_sketches_at_single_sites(script):
+def test_sketches_are_measured_at_the_sites_given(script):
     run = script("causal_dimension", "--saes", "--sites", "3.mlp_out", "resid_pre", "--layers", 1, "--directions", 6)
     assert run.status == 0, run.err
     found = CausalDimension.load(run.folder)

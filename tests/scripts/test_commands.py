@@ -78,7 +78,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_shared_options_are_checked_before_the_model_is_loaded(script, name, options):
+def test_shared_options_are_checked_before_loading_the_model(script, name, options):
     known = options(name)
     model = ("--model", "/nowhere/at/all") if "--model" in known else ()
     faults = {"--no-such-option": ((3,), "no option --no-such-option")} | SHARED
@@ -96,8 +96,8 @@ def test_shared_options_are_checked_before_the_model_is_loaded(script, name, opt
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(script, name, options, no_model):
-    """The error names option (or field of a recipe), value and range; no option accepts NaN or a negative integer."""
+def test_numbers_out_of_range_raise_before_loading_the_model(script, name, options, no_model):
+    """The error names the option (or the recipe's field), value and range; no option accepts NaN or a negative integer."""
     for kind, value in (("INT", "-1"), ("FLOAT", "nan")):
         for option in options(name, rf" {kind}\b"):
             error = script(name, option, *[value] * (2 if option == "--betas" else 1)).error
@@ -105,7 +105,7 @@ def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(script, nam
             assert re.match(rf"({option} {value}|{field} = .*{value}.*); expected ", error), error
 
 
-def test_shared_options_are_those_of_several_commands(options):
+def test_shared_options_exist_in_several_commands(options):
     for option in SHARED:
         assert sum(option in options(name) for name in COMMANDS) >= 2, option
 
@@ -186,7 +186,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "words", "message"), REFUSED)
-def test_a_commands_own_options_are_checked_before_the_model_is_loaded(script, name, words, message, no_model):
+def test_own_options_are_checked_before_loading_the_model(script, name, words, message, no_model):
     ended = script(name, *(str(word).format(given=script.given) for word in words))
     assert message in ended.error and ended.err.count("\n") == 1
     assert not ended.folder.is_dir() or not ended.files
@@ -226,7 +226,7 @@ NEEDS_THE_MODEL = [
 
 
 @pytest.mark.parametrize(("name", "words", "message"), NEEDS_THE_MODEL)
-def test_invalid_input_that_needs_the_model_exits_2_and_leaves_no_result(script, name, words, message):
+def test_invalid_input_after_loading_exits_2_without_result(script, name, words, message):
     ended = script(name, *(str(word).format(given=script.given) for word in words))
     assert message in ended.error
     assert ended.files.keys() <= {"run.json", "metrics.jsonl"}
@@ -248,7 +248,7 @@ def provenances_in(document: dict) -> list[dict]:
 
 @pytest.mark.parametrize("name", IN_A_FOLDER)
 def test_finished_results_are_replaced_only_with_overwrite(script, name, help_of, options):
-    """The same command goes on or is refused; another run is refused, and replaces them with --overwrite."""
+    """The same command continues or is refused; another run is refused unless --overwrite is given."""
     run = script.finished(name)
     assert warned(run) == []
     table, wrote = " ".join(run.said.split()).split(" wrote ", 1)

@@ -33,6 +33,6 @@ def test_invalid_input_exits_2_with_one_line(script, given, no_model, words, sai
     assert said in script("disentangle", *(str(word).format(given=given) for word in words)).error
 
 
-def test_facts_and_questions_belong_together(script, given, no_model):
+def test_facts_without_questions_are_refused(script, given, no_model):
     words = ("--saes", given / "saes/2/standard", "--facts", given / "facts.csv")
     assert "belong together" in script("disentangle", *words, small=False).error

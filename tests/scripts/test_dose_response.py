@@ -78,7 +78,7 @@ def test_file_without_a_direction_is_refused_by_name(script, tmp_path, name):
 
 
 def test_two_directions_of_one_name_are_refused(script, tmp_path):
-    """Else the second would take the place of the first."""
+    """Otherwise the second would replace the first."""
     files = [tmp_path / folder / "steer.npy" for folder in ("a", "b")]
     for file in files:
         file.parent.mkdir()

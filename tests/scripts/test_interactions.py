@@ -10,7 +10,7 @@ from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 
-def test_every_part_has_its_folder_and_the_table_of_the_library(script, given):
+def test_every_part_has_a_folder_and_pairs_match_the_library(script, given):
     run = script.finished("interactions")
     for part in ("pairs", "matrix", "concentration", "steering", "substitution", "sparsity"):
         names = {path.name for path in (run.folder / part).iterdir()}
@@ -25,7 +25,7 @@ def test_every_part_has_its_folder_and_the_table_of_the_library(script, given):
     assert kept["provenance"]["n_tokens"] == 14 and len(Concentration.load(run.folder / "concentration").frame)
 
 
-def test_polarities_are_measured_where_they_are_asked_for(script, given):
+def test_polarities_match_the_library(script, given):
     words = ("--parts", "polarity", "--tokens-per-latent", 2, "--latents", 3)
     refused = script("interactions", *words, "--out", script.folder / "unsigned")
     assert "no latent of standard has both polarities" in refused.error

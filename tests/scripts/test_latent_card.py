@@ -19,8 +19,8 @@ def test_several_latents_get_a_page_each_and_an_index(script, given):
     assert "Latent 3" in page and "standard" in page and "exponent of ‖x‖, learned" in page
 
 
-def test_pages_of_another_run_are_refused_before_the_model_is_loaded(script, no_model, tmp_path):
-    """`frequent:N` may write any page, so it refuses any; a number refuses only its own."""
+def test_existing_pages_are_refused_before_loading_the_model(script, no_model, tmp_path):
+    """`frequent:N` may write any page, so any existing page is refused; a number refuses only its own page."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/latent_9.html").write_text("a page")
     refused = script("latent_card", "--latents", "frequent:1").error

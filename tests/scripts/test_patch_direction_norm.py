@@ -96,7 +96,7 @@ def test_another_process_writes_the_same_files(real, script):
         assert run.files[name] == (real / name).read_bytes(), name
 
 
-def test_sites_horizon_and_null_models_reach_the_table_and_the_text(script):
+def test_sites_horizon_and_null_models_reach_table_and_text(script):
     words = ("--sites", "attn_out", "resid_post", "--horizon", 3, "--context", "in_place", "--null-model", "random")
     run = script("patch_direction_norm", *words, "--null-seeds", 1)
     assert run.status == 0, run.err

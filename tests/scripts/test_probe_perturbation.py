@@ -47,5 +47,5 @@ def test_invalid_input_exits_2_with_one_line(script, no_model, words, said):
         (("--data", "sentiment", "--crossed"), "expected three or more"),
     ],
 )
-def test_sets_of_other_classes_exit_2(script, given, words, said):
+def test_wrong_numbers_of_classes_exit_2(script, given, words, said):
     assert said in script("probe_perturbation", *(str(word).format(given=given) for word in words)).error

@@ -65,7 +65,7 @@ def test_unreadable_result_without_digests_is_left_out(script, tmp_path, gone):
     assert run.status == 0 and "Traceback" not in run.err and run.err.count("\n") <= 1
 
 
-def test_page_of_latents(script, tmp_path):
+def test_latents_option_writes_a_page_of_latents(script, tmp_path):
     from tests.diagnostics.reports.test_latents import N, data
     from tests.diagnostics.reports.test_latents import stored as stored_latents
 

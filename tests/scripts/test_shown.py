@@ -54,7 +54,7 @@ def run(request, script: Script):
     return ended, found
 
 
-def test_results_fit_where_they_are_shown(run, monkeypatch):
+def test_results_fit_into_a_terminal_and_a_notebook(run, monkeypatch):
     ended, results = run
     lines = ended.said.replace(str(ended.folder), "out").splitlines()
     assert max(map(len, lines)) <= 100, max(lines, key=len)
@@ -81,14 +81,14 @@ def test_results_fit_where_they_are_shown(run, monkeypatch):
                 )
 
 
-def test_pages_begin_with_the_finding_and_fold_what_does_not_fit(script, monkeypatch):
+def test_pages_begin_with_the_finding_and_fold_the_rest(script, monkeypatch):
     monkeypatch.setattr("diagnostics.results.page.pictures", lambda draw: ({}, ""))  # drawn in other tests
     (result,) = saved_results(script.finished("ablate_projections").folder).values()
     page = read(result._repr_html_())
     assert page.words.index(result.finding()) < page.words.index("÷ placebo") and page.tags.count("details") == 1
 
 
-def test_every_kind_is_made():
+def test_every_kind_of_result_is_tested():
     assert set().union(*(MADE.get(name, {name}) for name in RUNS)) == set(KINDS)
 
 

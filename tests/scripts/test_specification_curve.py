@@ -6,7 +6,7 @@ from diagnostics.direction_vs_norm.result import DirectionNorm
 from diagnostics.specifications.run import specification_curve
 
 
-def test_patched_texts_and_their_finished_results_give_the_same_curve(script, given):
+def test_texts_and_their_saved_results_give_the_same_curve(script, given):
     texts = ("--prompts", f"{given / 'text.txt'},{given / 'other.txt'}", "--null-model", "random", "--null-seeds", 1)
     run = script("specification_curve", *texts)
     assert run.status == 0 and "direction matters more than norm" in run.said, run.err
@@ -28,7 +28,7 @@ def test_patched_texts_and_their_finished_results_give_the_same_curve(script, gi
 
 
 def test_invalid_results_exit_2_with_one_line(script, tmp_path):
-    """Of two results with one name the second would replace the first."""
+    """With two results of one name the second would replace the first."""
     one = script.finished("specification_curve").folder / "text"
     (tmp_path / "text").symlink_to(one)
     twice = script("specification_curve", "--results", one, tmp_path / "text", small=False)

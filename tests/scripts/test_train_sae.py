@@ -48,8 +48,8 @@ def test_saes_match_the_library(script, given):
     assert steps == [n for n in (4, 8, 10) for _ in wanted]
 
 
-def test_a_sweep_is_what_a_run_for_each_value_gives(script):
-    """Identical batches: bit for bit, names and recipes too."""
+def test_sweep_equals_one_run_per_value(script):
+    """Batches are identical, so SAEs are bitwise equal; names and recipes match too."""
     kinds = ("--saes", "standard", "cosine:topk", "standard:relu")
     sweep = script("train_sae", *kinds, "--k", 4, 6, "--l1", 0.1, 0.05, "--out", script.folder / "sweep")
     assert sweep.status == 0, sweep.err
@@ -80,7 +80,7 @@ def run_of(script, *words):
     return script("train_sae", *where, *short, *words, small=False)
 
 
-def test_a_plan_is_what_a_run_for_each_line_gives(script):
+def test_plan_equals_one_run_per_line(script):
     plan = script.folder / "plan.txt"
     lines = (
         "--saes gated --l1 0.1 0.2 --seeds 0 1 --d-sae 48",
@@ -120,8 +120,8 @@ def test_invalid_plans_exit_2_with_one_line(script, lines, words, message):
     assert message in run_of(script, "--plan", plan, *words).error
 
 
-def test_a_sweep_of_widths_is_what_a_run_for_each_width_gives(script):
-    """Names keep the width only where there are several; parameters are bit for bit those of a run of its own."""
+def test_sweep_of_widths_equals_one_run_per_width(script):
+    """Names contain the width only if there are several; parameters are bitwise equal."""
     kinds = ("--saes", "standard:topk", "--k", 3, 4)
     sweep = script("train_sae", *kinds, "--d-sae", 40, 48, "--out", script.folder / "sweep")
     assert sweep.status == 0, sweep.err

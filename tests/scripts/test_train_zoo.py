@@ -30,7 +30,7 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setattr(zoo, name, value)
 
 
-def test_it_trains_prints_and_packages(script, small, tmp_path):
+def test_zoo_is_trained_printed_and_packaged(script, small, tmp_path):
     run = script("train_zoo", "--package", tmp_path / "package")
     assert run.status == 0, run.err
     assert (

@@ -10,7 +10,7 @@ from interventions.texts.prompts import load_texts, tokenize
 from sae_models.loading import load_sae
 
 
-def test_tables_match_the_library_and_a_report_on_the_finished_run(script, given):
+def test_tables_match_the_library_and_a_report_from_results(script, given):
     saes = {"standard": given / "saes/2/standard", "cosine": given / "saes/5/cosine"}
     run = script("win_rate", "--saes", *saes.values())
     assert run.status == 0 and "true margin > 0" in run.said, run.err
@@ -48,7 +48,7 @@ def test_invalid_results_exit_2_with_one_line(script, given, tmp_path):
 
 @pytest.mark.model
 def test_kinds_name_packaged_saes_at_each_layer(script, no_model):
-    """SAEs are loaded before the model: reaching it means that all were found."""
+    """The SAEs are loaded before the model, so reaching the model means that all were found."""
     for words in (("--layers", 7, 22), ("--model", "smollm2-135m-layernorm", "--saes", "cosine", "--layers", 15)):
         with pytest.raises(pytest.fail.Exception, match="the model was loaded"):
             script("win_rate", *words, "--device", "cpu", small=False)

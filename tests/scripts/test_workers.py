@@ -40,11 +40,11 @@ def test_parts_are_joined_by_the_same_command(script):
         (("--ray", "127.0.0.1:1"), "no Ray at 127.0.0.1:1 (Connection refused); start one: ray start --head"),
     ],
 )
-def test_failures_are_one_line(script, words, said):
+def test_invalid_options_give_one_line(script, words, said):
     assert script(NAME, *words).error == said
 
 
-def test_ray_is_not_installed(script, monkeypatch):
+def test_missing_ray_is_an_error(script, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert script(NAME, "--workers", 2).error == "workers need Ray, which is not installed: pip install 'mechdiag[ray]'"
 

@@ -57,7 +57,7 @@ def adds_up(recording, layer, parallel=False):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_recorded_activations_add_up_and_are_the_modules_outputs(name, device):
+def test_recorded_activations_equal_module_outputs_and_add_up(name, device):
     hf, tokens = tiny_model(name, device), prompts()
     here = sites(name, (0, N_LAYERS - 1))
     recording = record(hf, tokens, here)
@@ -85,7 +85,7 @@ def test_recorded_activations_of_a_bridge_add_up(name, device):
     [("llama", torch.float16), ("gemma3", torch.bfloat16), ("opt", torch.float16), ("gpt_neox", torch.bfloat16)],
     ids=str,
 )
-def test_half_precision_adds_up(name, dtype, device):
+def test_half_precision_activations_add_up(name, dtype, device):
     recording = record(tiny_model(name, device, dtype), prompts(), sites(name, (2,)))
     adds_up(recording, 2, name in PARALLEL)
 
@@ -116,7 +116,7 @@ def test_at_site_sees_every_pass_and_can_replace_values(point, device):
         *(pytest.param(name, "bridge", marks=pytest.mark.bridge) for name in ("llama", "phi", "bloom")),
     ],
 )
-def test_the_sites_of_each_architecture(name, wrapper, device):
+def test_each_architecture_accepts_only_its_own_sites(name, wrapper, device):
     model = wrapped(name, wrapper, device)
     for layer in (0, N_LAYERS - 1) if wrapper == "plain" else (2,):
         for point in POINTS:
@@ -137,8 +137,8 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_why_a_block_has_no_sites_inside(name, device):
-    """By every function that takes a site."""
+def test_missing_sites_raise_with_the_reason(name, device):
+    """Every function that takes a site raises it."""
     hf, one = tiny_model(name, device), torch.zeros(1, dtype=torch.long)
     recording = record(hf, prompts(), [Site(1)])
     vectors = recording.at(Site(1), one, one)
@@ -155,8 +155,8 @@ def test_why_a_block_has_no_sites_inside(name, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_a_scaled_residual_is_found_out_beside_a_large_stream(dtype, device):
-    """Blocks add half of what their modules give, to a stream many times as large: still off by more than rounding."""
+def test_scaled_block_outputs_are_rejected_in_a_large_stream(dtype, device):
+    """Each block adds half of its modules' outputs to a much larger residual stream: the error still exceeds rounding."""
     hf = fresh("granite", device, dtype)
     hf.model.embed_tokens.weight.mul_(100)
     for layer in (0, 3):
@@ -165,7 +165,7 @@ def test_a_scaled_residual_is_found_out_beside_a_large_stream(dtype, device):
 
 
 def test_each_block_is_checked_separately(device):
-    """One whose output is changed on the way out has no sites inside; those beside it do."""
+    """A hook changes the output of block 3: only block 3 loses its inner sites."""
     hf = fresh("llama", device)
     hf.model.layers[3].register_forward_hook(lambda _, __, output: output + 0.01)
     for layer in (2, 4):
@@ -186,7 +186,7 @@ def test_an_attention_module_that_is_not_called_is_refused(device):
 
 
 def test_a_block_is_checked_once(device):
-    """And a model that goes is forgotten; the stream's own sites need no look once the model was found to be causal."""
+    """A deleted model is forgotten. Residual-stream sites need no check of their own in a causal model."""
     hf = fresh("llama", device)
     wrap(hf)
     passes = []

@@ -45,7 +45,7 @@ def cut(what):
 
 
 @pytest.mark.parametrize(("what", "n"), [("end", 3), ("middle", 4), ("configuration", 6), ("doubled", 12)])
-def test_models_cut_by_hand(what, n):
+def test_models_with_removed_or_added_blocks_are_exact(what, n):
     hf = cut(what)
     assert wrap(hf).n_layers == n
     effect_is_exact(hf, hf, prompts((12, 7)))
@@ -71,7 +71,7 @@ def test_a_model_without_blocks_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["LlavaConfig", "Gemma3Config", "GitConfig"])
-def test_the_language_tower_of_a_model_with_equally_deep_towers(kind):
+def test_language_tower_is_chosen_over_an_equally_deep_one(kind):
     config = getattr(transformers, kind)
     mapping = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     model = wrap(build(config, mapping[config]))
@@ -90,7 +90,7 @@ def test_encoder_decoders_are_refused(kind):
 # What wraps a model
 
 
-def test_a_compiled_model_stands_for_its_original():
+def test_compiled_model_is_replaced_by_its_original():
     hf = fresh("llama")
     compiled = torch.compile(hf, backend="eager")
     model = wrap(compiled)
@@ -121,7 +121,7 @@ def adapted(peft, rank=4):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-def test_adapters_are_measured_as_they_are_active(peft):
+def test_active_adapters_are_measured_and_named(peft):
     hf, plain = adapted(peft), wrap(fresh("llama"))
     model = wrap(hf)
     assert model.name == "LlamaForCausalLM + default" and model.weights_hash != plain.weights_hash
@@ -137,7 +137,7 @@ def test_adapters_are_measured_as_they_are_active(peft):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-def test_adapters_of_virtual_tokens_are_refused(peft):
+def test_prompt_tuning_adapters_are_refused(peft):
     config = peft.PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=3, num_layers=6, token_dim=32, num_attention_heads=4
     )

@@ -33,7 +33,7 @@ def test_base_and_blocks_are_found(name, device):
         check_site(model, Site(N_LAYERS))
 
 
-def test_wrap_keeps_a_wrapped_model_and_the_mode_of_a_live_one(device):
+def test_wrap_is_idempotent_and_keeps_train_mode(device):
     model = wrap(fresh("llama", device).train(), name="mine", note="a note")
     assert all(module.training for module in model.hf.modules())
     assert wrap(model) is model and load_model(model) is model
@@ -58,7 +58,7 @@ def test_wrapped_models_have_the_same_blocks_and_hash(name, wrapper, device):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_hash_depends_on_every_weight(name, device):
-    """One number of each parameter in turn, its dtype, and nothing else."""
+    """Changes one number of each parameter in turn, then the dtype."""
     expected = wrap(tiny_model(name, device)).weights_hash
     model = wrap(fresh(name, device))
     assert model.hash_weights() == expected
@@ -92,7 +92,7 @@ def test_wrap_refuses_unusable_models(device):
             wrap(thing)
 
 
-def test_dtypes_and_devices():
+def test_dtypes_and_devices_are_resolved_or_raise():
     for name in ("float32", "bfloat16", "float16"):
         assert resolve_dtype(name) is resolve_dtype(getattr(torch, name)) is getattr(torch, name)
     for dtype in ("float23", torch.float64, torch.int8):
@@ -114,8 +114,8 @@ def test_a_model_that_does_not_exist_raises(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_a_folder_is_loaded(name, tmp_path, device):
-    """Weights to the bit; a soft-capped model attends eagerly, so that the caps are applied."""
+def test_model_folder_is_loaded(name, tmp_path, device):
+    """Weights are identical. A soft-capped model uses eager attention, so that the caps are applied."""
     tiny_model(name).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     model = load_model(tmp_path, device=device)
@@ -217,7 +217,7 @@ def test_a_randomly_initialised_model_is_no_counterpart(device):
 
 
 @pytest.mark.parametrize("wrapper", [pytest.param("bridge", marks=pytest.mark.bridge), "nnsight"])
-def test_the_counterpart_of_a_wrapped_model(wrapper, device):
+def test_wrapped_and_plain_models_have_equal_counterparts(wrapper, device):
     expected = layernorm_counterpart(wrap(tiny_model("llama", device)))
     found = layernorm_counterpart(wrap(wrapped("llama", wrapper, device)))
     assert found.weights_hash == expected.weights_hash and found.counterpart_of == expected.counterpart_of
@@ -241,7 +241,7 @@ def test_models_without_a_counterpart_raise(device):
 
 
 def test_randomly_initialised_models_keep_their_rotary_frequencies(device):
-    """As in a model that is loaded, whatever the dtype of its weights."""
+    """The frequencies equal those of a loaded model, whatever the dtype of the weights."""
     for dtype in (torch.float32, torch.bfloat16):
         other = untrained(wrap(fresh("llama", device, dtype)), 0)
         assert other.dtype == dtype
@@ -262,7 +262,7 @@ def counterpart(device):
 
 
 @pytest.mark.model
-def test_the_packaged_model(packaged):
+def test_packaged_model_loads_and_predicts(packaged):
     assert (packaged.n_layers, packaged.d_model, packaged.vocab_size) == (30, 576, 49152)
     assert packaged.norm_kind == "RMSNorm" and packaged.dtype == torch.float32
     assert packaged.tokenizer is not None and "Q4_1" in packaged.note and packaged.name == "smollm2-135m"
@@ -285,8 +285,8 @@ def test_a_cached_model_is_not_converted_again(packaged, monkeypatch):
 
 
 @pytest.mark.model
-def test_the_packaged_counterpart(packaged, counterpart):
-    """A little worse than the original (0.06 nats on many paragraphs), which no mistake in it would be."""
+def test_packaged_counterpart_is_slightly_worse(packaged, counterpart):
+    """Its loss is about 0.06 nats above the original's; a mistake in the conversion would cost far more."""
     assert counterpart.counterpart_of == packaged.weights_hash
     assert (counterpart.name, counterpart.norm_kind) == ("smollm2-135m-layernorm", "LayerNorm")
     assert counterpart.note.startswith(

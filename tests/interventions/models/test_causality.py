@@ -64,7 +64,7 @@ def test_masked_language_models_are_refused(name):
 
 @pytest.mark.parametrize("is_decoder", [True, False])
 def test_encoders_are_accepted_only_as_decoders(is_decoder):
-    """The same class is causal or not by one setting of its configuration."""
+    """One configuration setting decides whether the same class is causal."""
     kind = transformers.RobertaConfig
     hf = build(kind, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind], is_decoder=is_decoder)
     if is_decoder:
@@ -96,7 +96,7 @@ def test_decoders_are_accepted_in_every_dtype(name, dtype):
     [("Mixtral", torch.float32), ("Qwen3Moe", torch.bfloat16), ("DeepseekV3", torch.float32)],
     ids=str,
 )
-def test_experts_that_take_tokens_in_groups_are_accepted(name, dtype):
+def test_mixture_of_experts_models_are_accepted(name, dtype):
     kind = getattr(transformers, f"{name}Config")
     wrap(build(kind, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind]).to(dtype))
 
@@ -146,7 +146,7 @@ def test_failing_forward_passes_raise_a_model_error():
     wrap(hf)  # asked again
 
 
-def test_a_model_is_checked_once_and_again_when_it_changed():
+def test_model_is_checked_again_only_after_a_change():
     hf, passes = fresh("llama"), []
     hf.lm_head.register_forward_hook(lambda *_: passes.append(1))
     for _ in range(3):
@@ -172,7 +172,7 @@ def test_a_model_is_checked_once_and_again_when_it_changed():
     assert gone() is None
 
 
-def test_a_model_made_bidirectional_after_it_was_wrapped_is_not_recorded():
+def test_model_made_bidirectional_after_wrapping_is_refused():
     hf = fresh("llama")
     model = wrap(hf)
     record(model, prompts((5, 3)))
@@ -224,7 +224,7 @@ def test_wrapped_models_are_checked_too(wrapper):
         wrap(handle)
 
 
-def test_a_model_first_seen_inside_a_trace_is_not_run_there():
+def test_model_first_seen_inside_a_trace_is_checked_later():
     hf = fresh("llama")
     model, ids = traced(hf), torch.tensor([prompts((7,))[0]])
     with model.trace(ids):

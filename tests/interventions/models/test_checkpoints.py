@@ -126,7 +126,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_folders_without_a_whole_model_raise(folder, name, capfd):
+def test_unusable_model_folders_raise(folder, name, capfd):
     change, message = FOLDERS[name]
     where = change(folder)
     if name == "a name that is no UTF-8":
@@ -138,8 +138,8 @@ def test_folders_without_a_whole_model_raise(folder, name, capfd):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mpt"])
-def test_tied_heads_are_not_missing(name, tmp_path):
-    """The file holds the embedding alone; logits as before saving."""
+def test_tied_heads_are_loaded_from_the_embedding(name, tmp_path):
+    """The file holds only the embedding; logits equal those before saving."""
     hf, ids = tiny_model(name), torch.tensor(prompts((20,)))
     hf.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
@@ -152,8 +152,8 @@ def test_tied_heads_are_not_missing(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
-def test_a_tokenizer_without_a_vocabulary_is_none(name, tmp_path):
-    """Some classes come to be without any file: every text would be no tokens, or unknown ones."""
+def test_tokenizer_without_a_vocabulary_is_none_or_raises(name, tmp_path):
+    """Some classes can be built without any file: they turn every text into no tokens or unknown ones."""
     tiny_model(name).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match=r"no tokenizer for .* without a vocabulary"):
         assert load_model(tmp_path, device="cpu").tokenizer is None
@@ -162,7 +162,7 @@ def test_a_tokenizer_without_a_vocabulary_is_none(name, tmp_path):
         load_model(tmp_path, device="cpu")
 
 
-def test_a_base_model_is_loaded_only_where_its_head_is_its_embedding(tmp_path):
+def test_base_model_is_loaded_only_if_its_head_is_tied(tmp_path):
     for name in ("gpt2", "llama"):
         tiny_model(name).base_model.save_pretrained(tmp_path / name)
         tiny.tokenizer().save_pretrained(tmp_path / name)
@@ -180,8 +180,8 @@ def test_unused_tensors_warn(folder):
     assert model.weights_hash == wrap(tiny_model("llama")).weights_hash
 
 
-def test_more_experts_than_the_configuration_names_raise(tmp_path):
-    """A list within a block, where the library keeps one; the shapes differ where experts are one tensor."""
+def test_more_experts_than_configured_raise(tmp_path):
+    """Some library versions keep experts as a list within a block; where they are one tensor, the shapes differ."""
     config = transformers.MixtralConfig(
         vocab_size=97,
         hidden_size=32,
@@ -206,8 +206,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model_warns(folder):
 
 
 @pytest.mark.parametrize("which", ["config", "tokenizer"])
-def test_code_in_a_folder_runs_only_where_it_is_allowed(folder, which, monkeypatch):
-    """Nothing is asked, where the answer would be a yes."""
+def test_code_in_a_folder_needs_trust_remote_code(folder, which, monkeypatch):
+    """Loading never asks for permission, even where the answer would be yes."""
     ran = folder.parent / "ran"
     (folder / "own.py").write_text(
         f"open({str(ran)!r}, 'w').close()\n"
@@ -236,20 +236,20 @@ def test_code_in_a_folder_runs_only_where_it_is_allowed(folder, which, monkeypat
 
 
 @pytest.mark.parametrize("name", ["", "\0", "x" * 5000])
-def test_names_of_nothing_raise(name, tmp_path, monkeypatch):
-    """Not the working directory, whatever lies in it."""
+def test_invalid_model_names_raise(name, tmp_path, monkeypatch):
+    """An invalid name does not stand for the working directory, even if a model lies there."""
     tiny_model("llama").save_pretrained(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"no model|cannot load model"):
         load_model(name, device="cpu")
 
 
-def test_a_home_folder_is_found(folder, monkeypatch):
+def test_tilde_in_a_model_path_is_expanded(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     assert load_model("~/model", device="cpu").name == "~/model"
 
 
-def test_progress_bars_are_left_as_they_were(folder):
+def test_loading_keeps_progress_bars_disabled(folder):
     from transformers.utils import logging as library
 
     shown = library.is_progress_bar_enabled()

@@ -19,7 +19,7 @@ def setting(hf):
 
 
 @pytest.mark.parametrize("path", ["replay", "hooks"])
-def test_dropout_is_off_and_train_mode_comes_back(path):
+def test_dropout_is_off_and_train_mode_is_restored(path):
     expected = measure(*_at(setting(fresh("gpt2"))), path=path)["kl"]
     hf = fresh("gpt2")
     hf.train()
@@ -33,7 +33,7 @@ def test_dropout_is_off_and_train_mode_comes_back(path):
     assert [module.training for module in hf.modules()] == modes
 
 
-def test_train_mode_comes_back_after_an_error():
+def test_train_mode_is_restored_after_an_error():
     hf = fresh("gpt2").train()
     hf.transformer.h[3].eval()
     modes = [module.training for module in hf.modules()]
@@ -70,8 +70,8 @@ def test_the_callers_autocast_and_return_dict_change_nothing(name, path):
 
 
 @pytest.mark.parametrize("kind", ["plain", "bridge"])
-def test_threads_take_turns(kind):
-    """Several threads measure while others call the model: every number is what it is alone."""
+def test_concurrent_measurements_equal_sequential_ones(kind):
+    """Several threads measure while others call the model: every number equals that of a single thread."""
     hf = fresh("llama")
     handle = bridge("llama", hf) if kind == "bridge" else hf
     ids = torch.tensor([prompts()[0]])
@@ -104,7 +104,7 @@ def test_threads_take_turns(kind):
     assert hf.config._attn_implementation in ("eager", "sdpa")
 
 
-def test_a_pass_of_another_thread_waits():
+def test_forward_pass_of_another_thread_waits():
     model = wrap(fresh("llama"))
     ids, done = torch.tensor([prompts()[0]]), threading.Event()
 

@@ -101,7 +101,7 @@ def steered(kind):
 
 
 @pytest.mark.parametrize("kind", ["closure", "method", "partial", "forward", "module"])
-def test_values_in_user_hooks_belong_to_the_model(kind):
+def test_changed_values_in_user_hooks_count_as_a_change(kind):
     hf, act = steered(kind)
     recording, (prompt, position) = record(hf, prompts(), [SITE]), rows()
     vectors = edited(recording, SITE, prompt, position)
@@ -111,7 +111,7 @@ def test_values_in_user_hooks_belong_to_the_model(kind):
         measure(recording, SITE, prompt, position, vectors)
 
 
-def test_hooks_that_only_store_activations_do_not_count_as_a_change():
+def test_storing_activations_in_hooks_is_no_change():
     hf, kept, steering = fresh("llama"), {}, Steering()
     hf.model.layers[4].register_forward_hook(lambda _, __, out: kept.update(out=out))
     hf.model.layers[5].register_forward_hook(lambda _, __, out: kept.setdefault("all", []).append(out))
@@ -124,7 +124,7 @@ def test_hooks_that_only_store_activations_do_not_count_as_a_change():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
-def test_a_copied_recording_is_of_its_own_copy_of_the_model(copied):
+def test_copied_recording_uses_its_own_copy_of_the_model(copied):
     recording, (prompt, position) = record(fresh("llama"), prompts(), [SITE]), rows()
     vectors = edited(recording, SITE, prompt, position)
     own = copied(recording)
@@ -149,7 +149,7 @@ def test_passes_do_not_change_the_fingerprint(wrapper):
     assert fingerprint(model.hf) == before and own_code(model.hf) == code == [] and not recording.unsteady
 
 
-def test_the_hash_of_weights_follows_them():
+def test_weights_hash_follows_changes_of_weights():
     hf = fresh("llama")
     model = wrap(hf)
     first = model.weights_hash
@@ -170,7 +170,7 @@ def scaled(_, __, out):
     return out * SCALE
 
 
-def test_described_models_differ_in_numbers_config_and_buffers():
+def test_description_depends_on_numbers_config_and_buffers():
     first = described(fresh("llama"))
     assert described(fresh("llama")) == first
     hf = fresh("llama")
@@ -184,7 +184,7 @@ def test_described_models_differ_in_numbers_config_and_buffers():
     assert described(hf)["buffers_sha256"] != first["buffers_sha256"]
 
 
-def test_described_hooks_differ_in_their_values(monkeypatch):
+def test_description_depends_on_values_in_hooks(monkeypatch):
     def kept(hook):
         hf = fresh("llama")
         hf.model.layers[1].register_forward_hook(hook)
@@ -202,7 +202,7 @@ def test_described_hooks_differ_in_their_values(monkeypatch):
     assert kept(by(object())) != kept(by(object()))
 
 
-def test_described_models_are_equal_across_processes():
+def test_descriptions_are_equal_across_processes():
     program = (
         "import torch; from tests.tiny import fresh; from interventions.models.fingerprint import described\n"
         "hf = fresh('llama'); v = torch.ones(3); hf.model.layers[1].register_forward_hook(lambda m, a, o: o + v.sum())\n"
@@ -215,7 +215,7 @@ def test_described_models_are_equal_across_processes():
     assert other == f"{here['found']}\n" and "own_code" in other
 
 
-def test_a_measurements_own_hooks_are_not_user_code():
+def test_hooks_of_mechdiag_are_not_user_code():
     model = wrap(fresh("llama"))
     with exclusive(model):
         assert own_code(model.hf) == [] and not depends_on_batch(model.hf, 24)

@@ -61,7 +61,7 @@ def everything(recording):
 @pytest.mark.parametrize(
     ("on_device", "in_host"), [(4, N), (4, 2), (0, 0)], ids=["to the host", "to nowhere", "all to nowhere"]
 )
-def test_a_budget_changes_where_tensors_are_and_no_number(on_device, in_host):
+def test_memory_budget_moves_tensors_and_keeps_values(on_device, in_host):
     whole = recorded("cpu")
     size, dropped = bytes_of_a_prompt(whole), max(0, N - on_device - in_host)
     said = (
@@ -92,7 +92,7 @@ def test_prompts_recorded_again_are_counted_in_the_notes():
     assert effects.recorded_again == 0 and "recorded_again" not in {**notes, **how_measured([("here", notes)])}
 
 
-def test_a_copy_records_its_own_model_again():
+def test_copied_recording_reruns_its_own_model():
     with pytest.warns(UserWarning, match="do not fit"):
         recording = record(fresh("llama"), prompts(LENGTHS), SITES[:1], batch_prompts=BATCH, budget=Budget(0, 0))
     copied = pickle.loads(pickle.dumps(recording))
@@ -101,8 +101,8 @@ def test_a_copy_records_its_own_model_again():
     assert torch.equal(copied.of(SITES[0]), expected)
 
 
-def test_what_cannot_be_recorded_the_same_again_is_kept():
-    """Code of the user's own may count passes; a model that changed gives other numbers."""
+def test_recordings_under_user_hooks_are_kept_in_memory():
+    """User hooks may count passes, so their recordings are kept; a changed model raises instead of being run again."""
     hf, passes = fresh("llama"), []
     handle = hf.model.layers[2].register_forward_hook(lambda *_: passes.append(1))
     recording = record(hf, prompts(LENGTHS), SITES[:1], budget=Budget(0, 0))
@@ -125,13 +125,13 @@ def test_budgets_come_from_the_environment(monkeypatch):
         recorded("cpu")
 
 
-def test_free_memory_is_seen():
+def test_free_memory_is_plausible():
     assert 2**24 < free_bytes(torch.device("cpu")) < 2**50
 
 
 @pytest.mark.parametrize(("total", "rows", "logits"), [(80e9, 4096, 2**28), (24e9, 1024, 2**25), (17e9, 512, 2**23)])
-def test_chunks_depend_on_a_gpus_whole_memory_alone(total, rows, logits, monkeypatch):
-    """Of what a model of 16 GB leaves of 80, 24 or 17 GB (an eighth at least); powers of 2, so that no driver's few megabytes move them."""
+def test_chunk_size_depends_only_on_total_gpu_memory(total, rows, logits, monkeypatch):
+    """A 16 GB model on GPUs of 80, 24 and 17 GB. Sizes are powers of 2, whatever a driver takes."""
     cuda = torch.device("cuda", 0)
     weight = SimpleNamespace(nbytes=int(8e9))
     config = SimpleNamespace(num_attention_heads=32, intermediate_size=14336)
@@ -148,7 +148,7 @@ def test_chunks_depend_on_a_gpus_whole_memory_alone(total, rows, logits, monkeyp
     assert (rows_at_once(model, 1024), logits_at_once(model)) == (512, 2**25)
 
 
-def test_sizes_are_what_a_model_and_its_recording_take():
+def test_sizes_match_a_model_and_its_recording():
     model = wrap(fresh("llama", dtype=torch.bfloat16))
     recording, found = record(model, [[1, 2, 3, 4]], [Site(2)]), sizes(model.hf.config)
     assert found.parameters == sum(p.numel() for p in model.hf.parameters())
@@ -157,8 +157,8 @@ def test_sizes_are_what_a_model_and_its_recording_take():
     assert found.logits == 4096 * model.vocab_size * 2
 
 
-def test_the_documented_table_is_computed():
-    """Parameters as the makers count them: 8.03, 8.19 and 27.2 billion."""
+def test_documented_table_of_sizes_is_current():
+    """Parameter counts match the published 8.03, 8.19 and 27.2 billion."""
     known = {name: sizes(config).parameters for name, config in examples().items()}
     assert known == {"Llama-3-8B": 8_030_261_248, "Qwen3-8B": 8_190_735_360, "Gemma-2-27B": 27_227_128_320}
     assert table(examples()) in (Path(__file__).parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")

@@ -75,7 +75,7 @@ def test_a_damaged_folder_is_converted_again(converted, name):
 
 
 @pytest.mark.parametrize("name", ["weights cut short", "weights gone", "tokenizer gone"])
-def test_a_folder_of_an_earlier_version_is_checked_too(converted, name):
+def test_folders_of_earlier_versions_are_checked(converted, name):
     folder = packaged.packaged_model_folder()
     without_digests(folder)
     assert packaged.packaged_model_folder() == folder and len(converted) == 1  # whole: it gets its digests
@@ -87,8 +87,8 @@ def test_a_folder_of_an_earlier_version_is_checked_too(converted, name):
     assert len(converted) == 2
 
 
-def test_a_copy_of_the_cache_is_used(converted):
-    """Other times, the same bytes."""
+def test_copied_cache_is_not_converted_again(converted):
+    """The copy has other file times but the same bytes."""
     folder = packaged.packaged_model_folder()
     for path in folder.iterdir():
         os.utime(path, (1, 1))
@@ -97,7 +97,7 @@ def test_a_copy_of_the_cache_is_used(converted):
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_others_may_read_what_the_mask_allows(converted, mask):
+def test_cache_permissions_follow_the_umask(converted, mask):
     old = os.umask(mask)
     try:
         folder = packaged.packaged_model_folder()
@@ -107,7 +107,7 @@ def test_others_may_read_what_the_mask_allows(converted, mask):
     assert (stat.S_IMODE(folder.stat().st_mode), modes) == (0o777 & ~mask, {0o666 & ~mask})
 
 
-def test_a_whole_folder_is_read_without_writing(converted, monkeypatch):
+def test_complete_folder_is_read_without_writing(converted, monkeypatch):
     """A second user may write neither the lock nor the folder."""
     folder = packaged.packaged_model_folder()
     monkeypatch.setattr(packaged, "making", lambda *_: pytest.fail("would write"))
@@ -123,7 +123,7 @@ def test_a_whole_folder_is_read_without_writing(converted, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["mkdir", "stat"])
-def test_a_cache_that_may_not_be_used_raises(converted, monkeypatch, where):
+def test_inaccessible_cache_raises(converted, monkeypatch, where):
     def refused(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -153,7 +153,7 @@ def test_a_full_disk_raises_and_leaves_nothing(converted, monkeypatch, error):
     assert [path.suffix for path in cache_folder().iterdir()] == [".lock"]
 
 
-def test_a_lock_that_cannot_be_had_raises(tmp_path, monkeypatch):
+def test_unavailable_lock_raises(tmp_path, monkeypatch):
     from filelock import FileLock
 
     def refused(*_, **__):
@@ -165,7 +165,7 @@ def test_a_lock_that_cannot_be_had_raises(tmp_path, monkeypatch):
 
 
 def test_files_left_by_a_killed_process_are_removed(converted, tmp_path):
-    """Killed while it holds the lock and has written half; a folder of another name stays."""
+    """The process is killed while it holds the lock and has written half a file; folders of other names are kept."""
     script = (
         "import sys, time, types\nfrom pathlib import Path\n"
         "sys.modules['interventions'] = types.ModuleType('interventions')\n"  # its imports take seconds
@@ -190,7 +190,7 @@ def test_files_left_by_a_killed_process_are_removed(converted, tmp_path):
 
 
 @pytest.mark.parametrize("unset", ["", None])
-def test_default_cache_folder(monkeypatch, tmp_path, unset):
+def test_default_cache_folder_is_not_the_working_directory(monkeypatch, tmp_path, unset):
     """Not the working directory."""
     monkeypatch.delenv("MECHDIAG_CACHE", raising=False)
     if unset is not None:
@@ -204,7 +204,7 @@ def test_default_cache_folder(monkeypatch, tmp_path, unset):
     assert cache_folder() == tmp_path / "mine"
 
 
-def test_a_package_that_is_missing_for_the_conversion_is_named(converted, monkeypatch):
+def test_missing_conversion_package_is_named(converted, monkeypatch):
     def convert(*_):
         raise ImportError("Please install torch and gguf>=0.10.0 to load a GGUF checkpoint in PyTorch.")
 

@@ -46,7 +46,7 @@ def test_provenance_has_the_revision_in_place_of_a_hash(both):
     assert there["device"] == there["processor"] == "remote" and there["dtype"] == "float32"
 
 
-def test_what_needs_a_pass_here_raises(both):
+def test_functions_that_need_a_local_pass_raise(both):
     there = both[1]
     recording, one = record(there, prompts(), [Site(2)]), torch.tensor([1])
     vector = torch.zeros(1, there.d_model)
@@ -82,7 +82,7 @@ def test_a_model_that_is_not_causal_raises(tmp_path, monkeypatch):
         wrap(model, remote="local")
 
 
-def test_an_sae_belongs_by_name_as_the_weights_are_not_known(both):
+def test_saes_are_matched_to_remote_models_by_name(both):
     there = both[1]
     sae = build(named("standard:topk"), 48, 4, torch.randn(30, D_MODEL), torch.Generator().manual_seed(0))
     sae.hook_name, sae.model_name, sae.metadata["weights_sha256"] = "blocks.2.hook_resid_post", there.name, "0" * 64

@@ -34,7 +34,7 @@ def offloaded(where, folder):
 
 
 @pytest.mark.parametrize("where", ["host", "disk"])
-def test_weights_kept_away_change_no_bit(where, tmp_path):
+def test_offloaded_weights_give_identical_results(where, tmp_path):
     model, plain = wrap(offloaded(where, tmp_path)), tiny_model("llama")
     found, expected = (record(m, prompts(), SITES) for m in (model, plain))
     assert (model.device, model.weights_hash) == (CPU, wrap(plain).weights_hash) and model.weights_covered is None
@@ -55,14 +55,14 @@ def test_weights_kept_away_change_no_bit(where, tmp_path):
     assert torch.equal(one, other)
 
 
-def test_a_folder_is_spread_over_what_there_is(tmp_path):
+def test_device_auto_loads_the_same_weights(tmp_path):
     fresh("llama").save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="no tokenizer"):
         model = load_model(tmp_path, device="auto")
     assert model.device == CPU and model.weights_hash == wrap(tiny_model("llama")).weights_hash
 
 
-def test_a_weight_changed_where_it_is_kept_is_noticed():
+def test_changed_offloaded_weight_is_noticed():
     hf = fresh("llama")
     state = {name: value.detach().clone() for name, value in hf.state_dict().items()}
     cpu_offload(hf, execution_device=CPU, state_dict=state)
@@ -73,7 +73,7 @@ def test_a_weight_changed_where_it_is_kept_is_noticed():
     assert wrap(hf).weights_hash != wrap(tiny_model("llama")).weights_hash
 
 
-def test_weights_that_are_nowhere_are_an_error():
+def test_missing_weights_raise():
     hf = fresh("llama")
     hf.model.layers[2].mlp.up_proj.weight = nn.Parameter(torch.empty(64, D_MODEL, device="meta"), False)
     with pytest.raises(ModelError, match="weight is empty, and accelerate keeps it nowhere"):
@@ -111,7 +111,7 @@ def packed(hf):
 
 
 @torch.no_grad()
-def test_layers_without_a_weight_are_measured_and_hashed():
+def test_packed_layers_are_measured_and_hashed():
     hf, plain = packed(fresh("llama"))
     model = wrap(hf)
     assert torch.equal(unembedding(hf), plain.lm_head.weight) and model.vocab_size == VOCAB
@@ -157,7 +157,7 @@ def test_weights_quantised_by_torchao_are_measured_exactly():
         assert (replayed - hooked).abs().max() <= 1e-6
 
 
-def test_a_large_model_that_is_as_its_files_is_hashed_once(monkeypatch, tmp_path):
+def test_unchanged_large_model_is_hashed_once(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "IN_PARALLEL", 0)
     monkeypatch.setenv("MECHDIAG_CACHE", str(tmp_path / "cache"))
     fresh("llama").save_pretrained(tmp_path / "model")
@@ -172,7 +172,7 @@ def test_a_large_model_that_is_as_its_files_is_hashed_once(monkeypatch, tmp_path
         _ = changed.weights_hash
 
 
-def test_large_models_are_hashed_side_by_side_and_files_are_read_once(monkeypatch, tmp_path):
+def test_large_models_are_hashed_in_parallel_and_read_once(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "IN_PARALLEL", 0)
     monkeypatch.setenv("MECHDIAG_CACHE", str(tmp_path / "cache"))
     hashes = {

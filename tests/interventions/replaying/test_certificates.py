@@ -22,8 +22,8 @@ def asked(model, positions=((0, 12), (0, 3))):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neo"])
-def test_a_resumed_run_takes_the_paths_of_an_uninterrupted_one(name):
-    """Its second call relies on what the first one checked, in the same process or in another."""
+def test_resumed_run_takes_the_same_paths(name):
+    """A later call relies on the checks of an earlier one, in the same process or in another."""
     longer = ((0, 12), (0, 3)), ((0, 20), (1, 3)), ((0, 5), (1, 2))
     with certificates_of_run() as run:
         model, whole, taken = wrap(fresh(name)), [], []
@@ -41,7 +41,7 @@ def test_a_resumed_run_takes_the_paths_of_an_uninterrupted_one(name):
             assert found.delta == expected.delta or (math.isnan(found.delta) and math.isnan(expected.delta))
 
 
-def test_a_run_uses_no_certificates_from_before_it():
+def test_run_ignores_earlier_certificates():
     model = wrap(fresh("llama"))
     asked(model, ((0, 23), (0, 3)))
     with certificates_of_run() as run:

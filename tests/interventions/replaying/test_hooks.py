@@ -105,7 +105,7 @@ def test_hooks_of_each_framework_equal_a_plain_torch_hook(wrapper, name, site, d
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("point", points("llama"))
 def test_an_edit_without_position_sees_every_position(point, wrapper, device):
-    """At `resid_mid` an edit sees the stream, not what attention adds to it."""
+    """At `resid_mid` an edit sees the residual stream, not the attention output that is added to it."""
     seen, site = [], Site(2, point)
 
     def edit(x):
@@ -122,7 +122,7 @@ POSITIONS = {"one": AT, "from the end": AT - 12, "one each": [3, 11, 0]}
 
 @pytest.mark.parametrize("position", POSITIONS.values(), ids=POSITIONS)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_positions_from_either_end_or_one_for_each_prompt(wrapper, position, device):
+def test_positions_may_be_negative_or_one_per_prompt(wrapper, position, device):
     site = Site(2)
     given = torch.tensor(position, device=device) if isinstance(position, list) else position
     logits = run("llama", wrapper, site, rotated, given, device)
@@ -193,7 +193,7 @@ def test_parallel_blocks_have_no_resid_mid_on_any_path(name, device):
 
 
 def test_a_block_must_be_checked_before_a_trace(device):
-    """Inside a trace nothing can be run: an error says what to call before; the stream needs no look."""
+    """Nothing can be run inside a trace, so the error says what to call before it; residual-stream sites need no check."""
     model = traced(fresh("llama", device))
     message = r"block 2 has not been looked at.*check_site\(model, Site\(2, 'attn_out'\)\), before the trace"
     with pytest.raises(SiteError, match=message), model.trace(token_ids(device)):
@@ -232,7 +232,7 @@ def test_an_edit_of_the_wrong_shape_raises(wrapper, wrong, device):
             run("llama", wrapper, Site(2), wrong, position, device)
 
 
-def test_edit_at_keeps_its_argument_and_the_dtype(device):
+def test_edit_at_leaves_its_argument_unchanged_and_keeps_dtype(device):
     hidden = torch.randn(2, 5, D_MODEL, device=device).to(torch.bfloat16)
     before = hidden.clone()
     new = edit_at(hidden, lambda x: x.double() + 1, torch.tensor([1, 4]))
@@ -283,7 +283,7 @@ def test_wrapped_models_give_the_effects_of_plain_forward_passes(wrapper, name, 
 
 @pytest.mark.bridge
 def test_a_users_bridge_hooks_fire_during_replay(device):
-    """On the blocks that replay runs, not on those it skips; what they change counts."""
+    """They fire only in the blocks that replay runs, and the changes they make take effect."""
     handle = bridge("llama", fresh("llama", device))
     site, (prompt, position) = Site(2), rows()
     recording = record(handle, prompts(), [site, Site(4)])

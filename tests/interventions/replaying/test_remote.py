@@ -70,7 +70,7 @@ def test_effects_equal_local_ones(recordings, site, horizon):
             assert bool((mine["kl"].nan_to_num() > 0.01).any())
 
 
-def test_small_effects_keep_their_digits(recordings):
+def test_small_effects_equal_local_ones(recordings):
     here, there = recordings
     small = here.at(Site(2), *rows()) * (1 + 1e-4)
     mine, theirs = (measure(r, Site(2), *rows(), small, path="hooks")["kl"] for r in (here, there))
@@ -78,7 +78,7 @@ def test_small_effects_keep_their_digits(recordings):
     torch.testing.assert_close(theirs, mine, rtol=0.05, atol=1e-12)
 
 
-def test_several_edits_a_row_and_rows_of_several_sites(recordings):
+def test_rows_of_several_edits_and_sites_equal_local_ones(recordings):
     prompt, position = several()
     keep = (prompt < len(LENGTHS)) & (
         position < torch.tensor(LENGTHS)[prompt.clamp(max=len(LENGTHS) - 1)][:, None]
@@ -95,7 +95,7 @@ def test_several_edits_a_row_and_rows_of_several_sites(recordings):
     assert_equal(theirs, mine)
 
 
-def test_replay_is_refused_by_name_and_falls_back_with_one_warning(recordings):
+def test_replay_raises_or_falls_back_with_one_warning(recordings):
     there, at = recordings[1], rows()
     there.model.warned.clear()
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_metrics_that_read_logits_raise(recordings):
         measure(recordings[1], Site(2), *rows(), VECTORS, metrics=(LogitDifference([1], [2]),), path="hooks")
 
 
-def test_a_chunk_is_one_job(recordings, monkeypatch):
+def test_each_chunk_is_one_remote_job(recordings, monkeypatch):
     there, jobs = recordings[1], []
     session = type(there.model.handle).session
     monkeypatch.setattr(

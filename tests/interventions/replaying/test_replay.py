@@ -162,8 +162,8 @@ def one(recording, site, branches, vectors, *rest):
 @pytest.mark.parametrize(
     ("name", "site"), [*(("llama", site) for site in ENTRIES), ("opt", ENTRIES[2]), ("gemma3", ENTRIES[4])], ids=str
 )
-def test_branches_side_by_side_do_not_see_each_other(name, site, attention, device):
-    """One by one, in pairs, or all in one group: the same hidden states and the same streams."""
+def test_branches_in_one_group_do_not_attend_to_each_other(name, site, attention, device):
+    """Branches alone, in pairs or all in one group give the same hidden states."""
     recording, branches = recorded(name, site, device=device), side_by_side()
     vectors = noisy(recording, site, branches)
     single = []
@@ -180,8 +180,8 @@ def test_branches_side_by_side_do_not_see_each_other(name, site, attention, devi
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize(("name", "attention"), list(zip(("llama", "gpt2"), ATTENTIONS, strict=True)))
-def test_gradients_are_those_of_a_full_forward(name, point, attention, device):
-    """float64, so that they agree to 1e-9 of their size; read three positions on, after two edits."""
+def test_gradients_equal_those_of_a_full_forward(name, point, attention, device):
+    """In float64 they agree to 1e-9; gradients of a later token, after two edits."""
     hf, site, tokens = tiny_model(name, device, torch.float64), Site(1, point), prompts()
     recording = record(hf, tokens, [site])
     prompt, first = [0, 1], [12, 5]
@@ -226,7 +226,7 @@ def test_gradients_are_those_of_a_full_forward(name, point, attention, device):
     ids=str,
 )
 def test_other_dtypes_run_on_the_replay_path(name, dtype, device):
-    """Within what `logit_tolerance` allows of full forward passes, and much as near as these to the same weights in float64."""
+    """Logits agree with full forward passes within `logit_tolerance`, and are about as close to those in float64."""
     tokens, hf = prompts(), tiny_model(name, device, dtype)
     wide = copy.deepcopy(hf).double()
     for site, (prompt, position), horizon in (
@@ -250,8 +250,8 @@ def test_other_dtypes_run_on_the_replay_path(name, dtype, device):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_logits_of_half_precision_are_formed_in_float32_where_the_device_can(name, monkeypatch):
-    """As CUDA multiplies, here by widening both factors: the head's rounding is gone, and what follows the head (soft-capping) stays."""
+def test_half_precision_logits_use_float32_where_supported(name, monkeypatch):
+    """Simulates CUDA's product by widening both factors: the head does not round, and soft-capping still applies."""
     product = torch.mm
 
     def mm(a, b, *, out_dtype=None):
@@ -283,7 +283,7 @@ def test_logits_of_half_precision_are_formed_in_float32_where_the_device_can(nam
 
 @pytest.mark.parametrize(("name", "point"), points_by_turns(*REPLAYED, *VARIANTS, turn=1))
 def test_identity_edit_has_zero_kl(name, point, device):
-    """Float32: logits within 1e-5, so a KL of (1e-5)² at most; 1e-9 is asked for."""
+    """Float32 logits agree to 1e-5, so KL is about (1e-5)²; the test asks for 1e-9."""
     i = POINTS.index(point)
     site = Site(LAYERS[i % 3], point)
     (prompt, position), horizon = ((rows(), 12), (several(), "last"))[i % 2]
@@ -306,7 +306,7 @@ def test_identity_edit_has_zero_kl(name, point, device):
 
 @pytest.mark.parametrize("name", HOOKED)
 def test_unsupported_models_fall_back_to_full_forwards(name, device):
-    """Whatever is asked first of a model: one position, longer branches, or several positions."""
+    """Whether the first call has one position, longer branches or several positions."""
     hf, tokens = tiny_model(name, device), prompts()
     for turn, site in enumerate(sites(name, (2,))):
         (prompt, position), horizon = ((rows(), 1), (several(), "last"), (several(), 12), (rows(), 5))[turn % 4]
@@ -352,8 +352,8 @@ CALLS = {
     ("name", "calls"),
     [*(("gpt_neo", calls) for calls in CALLS), ("mpt", "many positions"), ("mpt", "one row, then many")],
 )
-def test_a_model_that_ignores_masks_is_found_out(name, calls, device):
-    """A row that stands alone at the last position would be right without a mask: whatever comes first, what comes is right."""
+def test_models_that_ignore_masks_are_detected(name, calls, device):
+    """A single row at the last position is right even without a mask; later calls must be right too."""
     hf, tokens, site = tiny_model(name, device), prompts(), Site(2)
     recording = record(hf, tokens, [site, Site(N_LAYERS - 1)])
     for pairs in CALLS[calls]:
@@ -366,8 +366,8 @@ def test_a_model_that_ignores_masks_is_found_out(name, calls, device):
         assert_same_effect(effects["kl"], exact_kl(clean, slow), TOLERANCE)
 
 
-def test_nonfinite_rows_do_not_pass_the_check_of_replay(device):
-    """The longest rows are the ones that the check would try."""
+def test_nonfinite_rows_do_not_pass_the_replay_check(device):
+    """Otherwise the check would use these rows, which are the longest."""
     hf, tokens, site = tiny_model("gpt_neo", device), prompts(), Site(2)
     recording = record(hf, tokens, [site])
     prompt, position = rows([(0, 23), (3, 23), (0, 3), (0, 9), (0, 12)])
@@ -384,8 +384,8 @@ def test_nonfinite_rows_do_not_pass_the_check_of_replay(device):
 
 
 @pytest.mark.parametrize("name", ["mistral_window", "gemma3", "gemma2"])
-def test_positions_beyond_the_window(name, device):
-    """Each position around the window's edge; without a window these models give other numbers there, and only there."""
+def test_replay_is_exact_beyond_the_sliding_window(name, device):
+    """Tests each position around the window's edge; only beyond it does the window change logits."""
     hf, tokens, site = fresh(name, device), prompts(), Site(0, "resid_pre")
     recording = record(hf, tokens, [site])
     prompt, position = rows([(0, p) for p in range(2 * WINDOW + 3)])
@@ -403,7 +403,7 @@ def test_positions_beyond_the_window(name, device):
 
 
 def test_longer_positions_and_longer_branches_are_checked_again(device):
-    """What was checked: point, longest branch (rounded up to a power of 2), first block, longest position."""
+    """Checks are kept by site, longest branch (rounded up to a power of 2), first block and longest position."""
     model = wrap(fresh("mistral_window", device))
     site, later, inside = Site(1), Site(3), Site(3, "attn_out")
     recording = record(model, prompts(), [site, later, inside])
@@ -438,8 +438,8 @@ def test_longer_positions_and_longer_branches_are_checked_again(device):
 
 @pytest.mark.parametrize("way", ATTENTIONS)
 @pytest.mark.parametrize("wrong", ["none", "as long as the clean keys only"])
-def test_a_window_lost_within_long_branches_is_found_out(wrong, way, monkeypatch, device):
-    """Both ways to attend forget the window among a branch's own keys: tokens and branches up to it are right all the same."""
+def test_missing_window_within_long_branches_is_detected(wrong, way, monkeypatch, device):
+    """Simulates attention without the window among a branch's own keys; branches within the window stay right."""
     hf, tokens, site = tiny_model("mistral_window", device), prompts(), Site(1)
     real_hidden, real_mask = attention.RowAttention.hidden, replay.row_mask
 
@@ -512,7 +512,7 @@ CPU = torch.device("cpu")
 
 
 @given(st.one_of(st.none(), st.integers(1, 25)), triples, st.one_of(st.none(), st.integers(1, 5)))
-def test_row_mask_within_a_window(window, given_branches, size):
+def test_row_mask_shows_the_last_tokens_of_the_window(window, given_branches, size):
     """A token at p sees the `window` last tokens up to itself, p − window < key ≤ p: those before its branch clean, the
     others of its branch, and every position once."""
     branches = branches_of(sorted(given_branches))
@@ -532,7 +532,7 @@ def test_row_mask_within_a_window(window, given_branches, size):
 
 
 @given(triples)
-def test_branches_stand_end_to_end(given_branches):
+def test_branches_list_their_tokens_in_order(given_branches):
     branches = branches_of(sorted(given_branches))
     expected = [
         (row, place, start + place)
@@ -546,8 +546,8 @@ def test_branches_stand_end_to_end(given_branches):
 
 
 @given(triples, st.data())
-def test_some_branches_are_these_branches(given_branches, data):
-    """Neighbours, with their edits."""
+def test_take_returns_the_chosen_branches(given_branches, data):
+    """The chosen branches are neighbours and keep their edits."""
     whole = branches_of(sorted(given_branches))
     n = len(whole.prompt)
     start = data.draw(st.integers(0, n - 1))

@@ -78,7 +78,7 @@ ROPES = {
     ("rope", "lengths"),
     [("dynamic", (24, 10)), ("dynamic", (10, 13, 24)), ("longrope", (24, 10)), ("longrope", (10, 12))],
 )
-def test_rotary_frequencies_are_those_of_the_prompt_alone(rope, lengths):
+def test_rotary_frequencies_equal_those_of_single_prompts(rope, lengths):
     hf, tokens = llama(**ROPES[rope]), prompts(lengths)
     pairs = [(p, position) for p, n in enumerate(lengths) for position in (3, n - 1)]
     expected = alone(hf, tokens, pairs, forgetful=True)
@@ -94,7 +94,7 @@ def test_rotary_frequencies_are_those_of_the_prompt_alone(rope, lengths):
         assert torch.allclose(recording.activations[SITE][p, : len(ids)], own.activations[SITE][0], atol=1e-5)
 
 
-def test_a_longer_pass_before_changes_nothing():
+def test_earlier_longer_pass_changes_nothing():
     hf, tokens = llama(**ROPES["dynamic"]), prompts((16,))
     expected = alone(hf, tokens, [(0, 5)], forgetful=True)
     hf(input_ids=torch.tensor(prompts((40,))))
@@ -119,7 +119,7 @@ def test_pinned_logits_do_not_widen_the_tolerance(kind, pinned):
     assert effects.path == ("replay" if kind == "llama" else "hooks")
 
 
-def test_logits_are_compared_where_they_have_probability():
+def test_wrong_logits_are_detected_beside_pinned_ones():
     generator = torch.Generator().manual_seed(0)
     logits = 5 * torch.randn(3, 50, generator=generator)
     logits[:, :4] = torch.tensor([-1e9, float("-inf"), -1e4, -200.0])
@@ -234,7 +234,7 @@ def test_hooks_that_look_at_tokens_act_as_on_whole_prompts(where):
 
 
 @pytest.mark.parametrize("when", [lambda x: len(x) == 1, lambda x: x.shape[1] > 8])
-def test_a_wrapped_forward_counts_as_the_users(when):
+def test_wrapped_forward_counts_as_user_code(when):
     hf, tokens = llama(), prompts((24, 10, 24))
     pairs = [*((0, p) for p in range(20, 24)), (1, 9), (2, 20), (2, 3)]
     own = hf.model.layers[2].mlp.forward
@@ -249,7 +249,7 @@ def test_a_wrapped_forward_counts_as_the_users(when):
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["after the block", "before the block"])
-def test_a_sweep_over_sites_around_a_user_hook(before):
+def test_sweep_over_sites_is_exact_around_a_user_hook(before):
     hf, tokens = llama(), prompts((24, 17))
     pairs = [(0, 2), (0, 23), (1, 9), (1, 16)]
     if before:
@@ -274,7 +274,7 @@ def test_a_sweep_over_sites_around_a_user_hook(before):
         ("lm_head", lambda x: x.shape[1] < 30),
     ],
 )
-def test_hooks_around_the_unembedding_that_count_tokens(where, gate):
+def test_token_counting_hooks_at_the_unembedding_are_exact(where, gate):
     hf, tokens, pairs = llama(), prompts((24, 17)), [(0, 3), (1, 4)]
     hf.get_submodule(where).register_forward_hook(lambda _, __, out: out * 1.5 if gate(out) else out)
     expected = alone(hf, tokens, pairs)

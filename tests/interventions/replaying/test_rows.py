@@ -60,8 +60,8 @@ def edits_of(position, row):
 
 
 @given(asked(), st.data())
-def test_branches_run_from_first_edit_to_last_read(question, data):
-    """Each branch runs from its first edit to its last read; its edited tokens carry their own vectors, in their order."""
+def test_branches_run_from_first_edit_to_last_measured_position(question, data):
+    """Edited tokens carry their own vectors, in order."""
     prompt, position, horizon = question
     vectors = marked(prompt, position)
     rows = Rows(recording(), SITE, prompt, position, vectors, None, horizon)
@@ -89,8 +89,8 @@ def test_branches_run_from_first_edit_to_last_read(question, data):
 
 
 @given(asked())
-def test_reads_are_tokens_of_their_branches(question):
-    """One for each token of a branch, or its last; columns count from the first edited position."""
+def test_measured_positions_are_tokens_of_their_branches(question):
+    """Either every token of a branch is measured or its last; columns count from the first edited position."""
     prompt, position, horizon = question
     rows = Rows(recording(), SITE, prompt, position, marked(prompt, position), None, horizon)
     branches, reads = rows.branches(rows.order), rows.reads(rows.order)
@@ -106,7 +106,7 @@ def test_reads_are_tokens_of_their_branches(question):
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=20))
-def test_references_are_counted_once_at_each_token(triples):
+def test_equal_references_at_a_token_are_run_once(triples):
     prompt, position, index = torch.tensor(triples).T
     other = torch.randn(3, D_MODEL)
     rows = Rows(recording(), SITE, prompt, position, marked(prompt, position), Reference(other, index))
@@ -206,8 +206,8 @@ def test_invalid_references_raise():
         measure(recording(), SITE, prompt, position, torch.zeros(2, D_MODEL), reference=reference, horizon=read)
 
 
-def test_effects_at_given_positions_are_those_of_a_long_horizon():
-    """Padded with −1, in any order; none before the first edit."""
+def test_effects_at_given_positions_equal_a_long_horizon():
+    """Positions may be in any order and padded with −1; those before the first edit raise."""
     prompt, position = torch.tensor([0, 3]), torch.tensor([3, 10])
     vectors = torch.randn(2, D_MODEL, generator=torch.Generator().manual_seed(0))
     long = measure(recording(), SITE, prompt, position, vectors, horizon=12)["kl"]

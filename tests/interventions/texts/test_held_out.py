@@ -17,7 +17,7 @@ def texts(paragraphs: list[str]) -> Texts:
 MANY = texts([f"Paragraph {i} speaks of {i * i % 97} things, and of {i}." for i in range(2000)])
 
 
-def test_parts_are_disjoint_whole_and_in_order():
+def test_parts_are_disjoint_complete_and_in_order():
     training, held_out = split(MANY)
     assert set(training.texts).isdisjoint(held_out.texts)
     assert sorted(training.texts + held_out.texts) == sorted(MANY.texts)
@@ -26,7 +26,7 @@ def test_parts_are_disjoint_whole_and_in_order():
     assert 0.07 < len(held_out.texts) / len(MANY.texts) < 0.13  # 0.1 ± 0.007 by chance
 
 
-def test_a_share_is_kept_in_the_mean_and_a_larger_one_only_adds():
+def test_share_is_met_and_a_larger_one_only_adds_texts():
     before: set[str] = set()
     for share in (0.05, 0.1, 0.3, 0.9):
         found = set(split(MANY, share)[1].texts)
@@ -35,7 +35,7 @@ def test_a_share_is_kept_in_the_mean_and_a_larger_one_only_adds():
         before = found
 
 
-def test_a_paragraph_is_on_its_side_whatever_else_there_is():
+def test_split_of_a_paragraph_does_not_depend_on_others():
     held_out = set(split(MANY)[1].texts)
     some = texts(MANY.texts[700:1500][::-1])
     assert set(split(some)[1].texts) == held_out & set(some.texts)
@@ -52,13 +52,13 @@ def test_paragraphs_that_begin_alike_stay_together():
     assert len(set(map(frozenset, sides))) == 2
 
 
-def test_the_seed_decides():
+def test_split_depends_on_the_seed():
     assert split(MANY, seed=0)[1].texts == split(MANY)[1].texts
     one, other = (set(split(MANY, 0.5, seed)[1].texts) for seed in (0, 1))
     assert 0.15 < len(one & other) / len(MANY.texts) < 0.35
 
 
-def test_parts_say_what_they_are():
+def test_parts_record_their_origin():
     training, held_out = split(MANY, 0.25, seed=4)
     assert held_out.name == "some, held out (0.25 of it by blake2b, seed 4)"
     assert training.name == "some, without what is held out (0.25 of it by blake2b, seed 4)"
@@ -68,8 +68,8 @@ def test_parts_say_what_they_are():
     assert (held_out.licence, held_out.source) == ("free", "a test")
 
 
-def test_the_rule_does_not_change():
-    """What SAEs were trained on must stay what it was."""
+def test_split_rule_is_unchanged():
+    """The training texts of existing SAEs must stay the same."""
     found = split(texts([f"w{i}" for i in range(40)]), 0.1)[1].texts
     assert found == [
         f"w{i}"
@@ -80,7 +80,7 @@ def test_the_rule_does_not_change():
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 10])
-def test_a_share_that_is_none_is_refused(share):
+def test_invalid_shares_raise(share):
     with pytest.raises(TextError, match=f"a held-out share of {share}"):
         split(MANY, share)
 

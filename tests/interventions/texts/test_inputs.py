@@ -93,7 +93,7 @@ def test_one_prompt_needs_no_list(given):
     ],
 )
 def test_padding_changes_no_activation(form, name, device):
-    """Learned and rotary positions; `TOLERANCE` as between batches of other shapes."""
+    """For learned and rotary positions, within `TOLERANCE`, as between batches of other shapes."""
     given, mask = FORMS[form]
     hf = tiny_model(name, device)
     model = wrap(hf, tiny.tokenizer())
@@ -204,7 +204,7 @@ TABLES = {
 
 @pytest.mark.parametrize("name", TABLES)
 def test_prompts_longer_than_the_positions_raise(name):
-    """As many tokens as the model itself takes: its own forward pass fails with one more."""
+    """The limit is the model's own: its forward pass fails with one token more."""
     config_class, settings, most = TABLES[name]
     model = built(config_class, **settings)
     ids = torch.arange(most + 1)[None]
@@ -252,7 +252,7 @@ def test_rotary_prompts_beyond_the_stated_context_warn_once(config_class, settin
     assert len(seen) == 1
 
 
-def test_models_that_state_no_context_take_any_length():
+def test_models_without_a_stated_context_take_any_length():
     config = {"vocab_size": 97, "hidden_size": 32}
     for model in (
         built("BloomConfig", **config, n_layer=2, n_head=4),

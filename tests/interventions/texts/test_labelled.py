@@ -19,7 +19,7 @@ def table(path, rows=ROWS, head="text,label"):
     return str(path)
 
 
-def test_every_format_and_every_name_of_fields_reads_the_same(tmp_path):
+def test_all_formats_and_field_names_read_the_same(tmp_path):
     objects = "\n\n".join(json.dumps({"label": label, "text": text, "id": 1}) for text, label in ROWS)
     (tmp_path / "a.jsonl").write_text(objects)
     renamed = objects.replace('"label"', '"kind"').replace('"text"', '"said"')
@@ -51,7 +51,7 @@ def test_dropped_texts_are_counted(tmp_path):
     assert found.dropped == {"duplicate": 1, "in two classes": 2, "empty": 1, "beyond 1 of a class": 1}
 
 
-def test_a_larger_draw_extends_a_smaller_and_other_texts_move_nothing(tmp_path):
+def test_larger_draws_extend_smaller_ones(tmp_path):
     where = table(tmp_path / "a.csv")
     small, large = (set(load_labelled(where, per_class=n).texts) for n in (3, 8))
     assert len(small) == 9 and len(large) == 24 and small < large
@@ -65,7 +65,7 @@ def test_a_larger_draw_extends_a_smaller_and_other_texts_move_nothing(tmp_path):
 
 
 @given(st.lists(st.tuples(st.sampled_from("pqrstuv"), st.sampled_from("ab")), max_size=25))
-def test_each_text_of_one_class_once_and_every_loss_counted(rows):
+def test_texts_are_distinct_and_drops_are_counted(rows):
     dropped = Counter()
     found = labelled._distinct([(text, label, None) for text, label in rows], dropped)
     kinds = {text: {label for other, label in rows if other == text} for text, _ in rows}
@@ -107,7 +107,7 @@ def test_unknown_names_and_empty_draws_raise(tmp_path):
         load_labelled(where, per_class=0)
 
 
-def test_classes_of_texts_given_by_hand():
+def test_labelled_texts_may_be_given_directly():
     given_texts = Labelled(["x", "y", "z"], ["b", "a", "b"], "mine", "0", "mine", "by hand")
     assert given_texts.classes == ("a", "b") and given_texts.counts == {"a": 1, "b": 2}
     assert given_texts.groups == ["x", "y", "z"] and given_texts.group_counts == given_texts.counts
@@ -115,8 +115,8 @@ def test_classes_of_texts_given_by_hand():
         Labelled(["x", "y", "z"], ["b", "a", "b"], "mine", "0", "mine", "by hand", groups=["u", "v"])
 
 
-def test_groups_take_turns_and_classes_of_few_are_left_out(tmp_path):
-    """Class a in 5 groups of 1 to 5 texts, b in 4 of 3, c in 3 of 9."""
+def test_draws_balance_groups_and_drop_classes_with_few_groups(tmp_path):
+    """Class a has 5 groups of 1 to 5 texts, b has 4 of 3, c has 3 of 9."""
     sizes = {"a": (1, 2, 3, 4, 5), "b": (3,) * 4, "c": (9,) * 3}
     rows = [(f"{label} {g} {i}", label, f"{label}{g}") for label, some in sizes.items() for g, n in enumerate(some) for i in range(n)]  # fmt: skip
     lines = "".join(f"{text},{label},{group}\n" for text, label, group in rows)

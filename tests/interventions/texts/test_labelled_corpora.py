@@ -23,7 +23,7 @@ def lines(name: str) -> list[dict]:
 
 
 @pytest.mark.model
-def test_topics_hold_context_and_sentence_by_kind_of_group():
+def test_topics_are_labelled_by_kind_of_bias():
     found = load_labelled("topics", per_class=40)
     assert found.counts == dict.fromkeys(("gender", "profession", "race"), 40)
     # Religion has three target words; a word of a country and of its people are one.

@@ -61,7 +61,7 @@ def test_every_format_reads_the_same_paragraphs(tmp_path):
         assert text.dropped == {}
 
 
-def test_text_stands_before_passage_and_a_byte_order_mark_is_no_text(tmp_path):
+def test_text_field_wins_over_passage_and_bom_is_dropped(tmp_path):
     both = json.dumps({"passage": "no", "text": "yes"})
     assert load_texts(written(tmp_path, "a.jsonl", "\ufeff" + both)).texts == ["yes"]
 
@@ -74,7 +74,7 @@ def test_dropped_texts_are_counted(tmp_path):
     assert loaded.dropped["shorter than 3 characters"] >= 1
 
 
-def test_n_takes_the_first_and_the_hash_tells_texts_apart(tmp_path):
+def test_n_takes_the_first_texts_and_hashes_differ(tmp_path):
     path = written(tmp_path, "a.txt", "\n\n".join(TEXTS))
     some = load_texts(path, n=7)
     assert some.texts == TEXTS[:7]
@@ -179,7 +179,7 @@ def test_the_order_depends_on_the_seed(tokenizer):
     assert one.texts != TEXTS
 
 
-def test_prompts_are_the_tokenizers_tokens_truncated(tokenizer):
+def test_prompts_are_truncated_tokens_of_the_tokenizer(tokenizer):
     prompts = tokenize(TEXTS, tokenizer, max_length=6)
     for ids, special, text in zip(prompts.tokens, prompts.special, prompts.texts, strict=True):
         assert ids == tokenizer(text)["input_ids"][:6]
@@ -190,7 +190,7 @@ def test_prompts_are_the_tokenizers_tokens_truncated(tokenizer):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_a_first_token_is_added_only_by_a_tokenizer_that_adds_one(bos):
+def test_bos_is_added_only_by_a_tokenizer_that_adds_it(bos):
     prompts = tokenize(TEXTS, word_tokenizer(bos), max_length=6)
     for ids, special in zip(prompts.tokens, prompts.special, strict=True):
         assert (ids[0] == 1) == special[0] == bos
@@ -219,8 +219,8 @@ def test_too_few_prompts_raise_with_the_counts(tokenizer):
             tokenize(TEXTS, tokenizer, max_length=4, n_prompts=n)
 
 
-def test_under_a_chat_template_only_the_paragraph_is_not_special(tokenizer):
-    """The template writes words that the paragraphs hold too (`says`, `and ends`): places count, not ids."""
+def test_all_chat_template_tokens_are_special(tokenizer):
+    """Paragraphs contain words of the template (`says`, `and ends`): positions decide, not ids."""
     prompts = tokenize(TEXTS, tokenizer, max_length=99, chat_template=True)
     assert sorted(prompts.texts) == sorted(TEXTS)
     for ids, special, text in zip(prompts.tokens, prompts.special, prompts.texts, strict=True):
@@ -231,7 +231,7 @@ def test_under_a_chat_template_only_the_paragraph_is_not_special(tokenizer):
         assert tokenizer.convert_ids_to_tokens(ids[-3:]) == ["<|end|>", "and", "ends"]
 
 
-def test_a_paragraph_that_also_stands_in_the_template_is_marked_at_its_place(tokenizer):
+def test_paragraph_equal_to_template_text_is_marked_correctly(tokenizer):
     prompts = tokenize(["and ends"], tokenizer, max_length=99, chat_template=True)
     assert prompts.special == [[True, True, True, False, False, True, True, True]]
 
@@ -262,7 +262,7 @@ def test_missing_and_rewriting_chat_templates_raise():
 # Prompts from what a caller has
 
 
-def test_texts_are_tokenized_uncut_and_in_order():
+def test_given_texts_are_not_truncated_or_reordered():
     tokenizer = word_tokenizer(bos=True)
     prompts = as_prompts(TEXTS, tokenizer)
     assert prompts.tokens == [tokenizer(text)["input_ids"] for text in TEXTS]

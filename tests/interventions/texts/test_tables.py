@@ -80,12 +80,12 @@ def test_an_ambiguous_jsonl_raises(tmp_path, line, message):
             read(path)
 
 
-def test_a_label_that_is_missing_raises(tmp_path):
+def test_missing_label_raises(tmp_path):
     with pytest.raises(TextError, match="line 1: no text 'text' with a label 'label'"):
         load_labelled(str(written(tmp_path, "a.jsonl", '{"text": "x", "label": NaN}')))
 
 
-def test_a_file_that_may_not_be_read_raises(tmp_path, monkeypatch):
+def test_unreadable_file_raises(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied")
 

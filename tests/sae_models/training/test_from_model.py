@@ -63,8 +63,8 @@ def undisturbed(tmp_path_factory):
 # One pass
 
 
-def test_one_pass_for_several_sites_gives_what_a_pass_for_each_does(undisturbed):
-    """Without the filter of sinks the batches are the same, and then the SAEs are, to the bit."""
+def test_joint_training_matches_single_site_training(undisturbed):
+    """Without the sink filter the batches are the same, and so the SAEs are bitwise equal."""
     saes, _ = undisturbed
     assert list(saes) == list(WANTED)
     for name in WANTED:
@@ -85,14 +85,14 @@ def by_hand(one, sites, **options):
 
 
 @pytest.mark.parametrize("name", WANTED)
-def test_the_activations_are_those_of_the_stream(name, undisturbed):
+def test_training_activations_are_those_of_the_stream(name, undisturbed):
     one = WANTED[name]
     assert same(by_hand(one, [one.site])[0], undisturbed[0][name])
     assert not same(by_hand(replace(one, site=Site(0)), [Site(0)])[0], undisturbed[0][name])
 
 
-def test_a_sink_of_one_site_is_left_out_at_all():
-    """So that batches hold the same tokens at every site; then a site's SAEs depend on what else was asked for."""
+def test_sinks_of_one_site_are_dropped_at_all_sites():
+    """Batches then hold the same tokens at every site, so a site's SAEs depend on the other sites."""
     wanted = {name: WANTED[name] for name in ("1/standard", "3.mlp_out/aligned")}
     sites = [one.site for one in wanted.values()]
     both = trained(wanted, sink_filter=1.3)
@@ -107,7 +107,7 @@ def test_a_sink_of_one_site_is_left_out_at_all():
     assert same(seen["1/standard"], both["1/standard"])
 
 
-def test_first_tokens_are_left_out_unless_they_are_wanted(undisturbed):
+def test_first_tokens_are_dropped_by_default(undisturbed):
     wanted = {"1/standard": WANTED["1/standard"]}
     every = trained(wanted, skip_first=0)["1/standard"]
     assert same(every, by_hand(wanted["1/standard"], [Site(1)], skip_first=0)[0])
@@ -115,7 +115,7 @@ def test_first_tokens_are_left_out_unless_they_are_wanted(undisturbed):
     assert every.metadata["skip_first"] == 0 and undisturbed[0]["1/standard"].metadata["skip_first"] == 1
 
 
-def test_no_pass_goes_above_the_deepest_site():
+def test_blocks_above_the_deepest_site_do_not_run():
     tiny, ran = model(), []
     for layer, block in enumerate(tiny.hf.model.layers):
         block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
@@ -125,7 +125,7 @@ def test_no_pass_goes_above_the_deepest_site():
 
 @pytest.mark.parametrize("filtered", [None, 1.5])
 def test_a_short_run_reads_no_more_than_it_needs(filtered, tmp_path):
-    """A buffer is filled to the end of a prompt, and again where the filter left too little of it."""
+    """A buffer is filled to the end of a prompt, and filled again if the filter dropped too much of it."""
     text = as_prompts(prompts((24, 10, 17) * 40), None)
     settings = {**OPTIONS, "tokens": 2 * ROWS, "sink_filter": filtered, "buffer_tokens": 131_072}
     train_saes(model(), text, {"a": WANTED["1/standard"]}, folder=tmp_path, **settings)
@@ -135,7 +135,7 @@ def test_a_short_run_reads_no_more_than_it_needs(filtered, tmp_path):
     assert told["tokens"]["seen"] <= told["buffers"] * (68 / (1 - 1 / 10) + 24)  # first tokens of prompts are left out
 
 
-def test_the_text_is_gone_through_again_and_tokens_are_whole_batches(undisturbed):
+def test_text_is_repeated_and_batches_are_whole(undisturbed):
     saes, files = undisturbed
     lines = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]
     assert [(line["step"], line["tokens"]) for line in lines] == [(STEPS, STEPS * ROWS)] * len(WANTED)
@@ -149,7 +149,7 @@ def test_the_text_is_gone_through_again_and_tokens_are_whole_batches(undisturbed
 
 
 @pytest.mark.parametrize("after", [1, 4, 6, 9])
-def test_interrupted_and_resumed_it_ends_in_the_same_bytes(after, undisturbed, tmp_path):
+def test_resumed_training_ends_in_the_same_bytes(after, undisturbed, tmp_path):
     steps = []
 
     def stop(n, total, _):
@@ -169,7 +169,7 @@ def test_interrupted_and_resumed_it_ends_in_the_same_bytes(after, undisturbed, t
     assert kept(tmp_path) == files
 
 
-def test_a_finished_folder_is_read_and_no_text_is(undisturbed, tmp_path, monkeypatch):
+def test_finished_folder_is_loaded_without_reading_text(undisturbed, tmp_path, monkeypatch):
     trained(folder=tmp_path, checkpoint_every=3)
     monkeypatch.setattr(ActivationStream, "__next__", lambda _: pytest.fail("a batch was asked for"))
     saes = trained(folder=tmp_path, checkpoint_every=3)
@@ -203,7 +203,7 @@ def test_a_folder_of_another_run_is_refused(what, tmp_path):
 # What they say
 
 
-def test_each_says_where_it_belongs(undisturbed):
+def test_each_sae_records_its_model_and_site(undisturbed):
     tiny = model()
     for name, sae in undisturbed[0].items():
         site = WANTED[name].site
@@ -216,7 +216,7 @@ def test_each_says_where_it_belongs(undisturbed):
         assert told == {"dtype": "float32", "batch_tokens": ROWS, "buffer_tokens": 80, "sink_filter": None, "seed": 0}
 
 
-def test_the_manifest_says_what_became_of_the_text(undisturbed):
+def test_manifest_counts_the_tokens_of_the_text(undisturbed):
     saes, files = undisturbed
     manifest = json.loads(files["manifest.json"])
     assert manifest["model"]["weights_sha256"] == model().weights_hash
@@ -242,6 +242,6 @@ def test_the_manifest_says_what_became_of_the_text(undisturbed):
     ],
     ids=range(7),
 )
-def test_what_cannot_be_trained(wanted, options, error, message):
+def test_invalid_arguments_raise(wanted, options, error, message):
     with pytest.raises(error, match=message):
         trained(wanted, **options)

@@ -122,7 +122,7 @@ def test_bypass_rows_without_active_latents_have_finite_gradients(name, selector
 
 @pytest.mark.parametrize("name", ["standard", "cosine", "bypass"])
 @pytest.mark.parametrize("selector", ["topk", "batchtopk"])
-def test_batch_without_active_latents(name, selector):
+def test_batch_without_active_latents_trains_only_b_dec(name, selector):
     sae, x = random_sae(name, selector), inputs()
     sae.score.W_enc.data[:, 0] = -10
     if sae.score.b_enc is not None:
@@ -197,7 +197,7 @@ def test_auxiliary_loss_of_zero_decoder_rows():
 # Reweighting
 
 
-def test_token_weights():
+def test_token_weights_have_mean_1():
     x_c = drawn(20, 6).requires_grad_()
     for power in (1, 2):
         found = token_weights(x_c, power)

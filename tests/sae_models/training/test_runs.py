@@ -138,7 +138,7 @@ def test_files_of_a_finished_run(undisturbed):
     assert about["about"] == SETTINGS["about"] and about["steps"] == STEPS and set(about["jobs"]) == set(saes)
 
 
-def test_trained_saes_record_site_recipe_and_text_and_progress_gives_metrics(tmp_path):
+def test_saes_record_their_origin_and_progress_gives_metrics(tmp_path):
     said = []
     saes = train(plain(), JOBS, folder=tmp_path, progress=lambda *now: said.append(now), **SETTINGS)
     assert [(n, total) for n, total, _ in said] == [(1, STEPS)] * STEPS
@@ -184,8 +184,8 @@ def test_resumed_run_ends_in_the_same_bytes(stream, stop_at, undisturbed, tmp_pa
 
 
 @pytest.mark.parametrize("checkpoint_every", [3, 5])
-def test_stopped_at_each_moment_of_writing_it_ends_in_the_same_bytes(checkpoint_every, tmp_path, monkeypatch):
-    """Before and after each file takes its place, with a checkpoint and without any."""
+def test_run_stopped_at_any_write_ends_in_the_same_bytes(checkpoint_every, tmp_path, monkeypatch):
+    """Stopped before and after each file takes its place, with and without checkpoints."""
     jobs, settings = JOBS[:2], {"steps": 4, "log_every": 2, "checkpoint_every": checkpoint_every}
     saes = train(plain(), jobs, folder=tmp_path / "undisturbed", **settings)
     undisturbed = kept(tmp_path / "undisturbed"), saes
@@ -216,7 +216,7 @@ def test_stopped_at_each_moment_of_writing_it_ends_in_the_same_bytes(checkpoint_
     assert n > 10
 
 
-def test_kept_copies_are_the_states_at_their_steps_however_often_it_is_interrupted(tmp_path):
+def test_kept_copies_of_an_interrupted_run_are_exact(tmp_path):
     recipe = replace(SHORT, threshold_from=0.2)
     jobs = [Job("a", "late", named("cosine"), recipe), Job("b", "early", named("standard"), recipe)]
     settings = SETTINGS | {"keep_every": 3}

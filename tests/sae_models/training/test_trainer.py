@@ -147,7 +147,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "recipe", "kind"), dict.fromkeys(CASES))
 def test_training_steps_match_the_recipe_by_hand(name, recipe, kind):
-    """Rounding in float64 grows over the steps by what Adam's division makes of small gradients; 1e-9 is seen."""
+    """Adam's division by small gradients makes float64 rounding grow over the steps, to about 1e-9."""
     recipe = RECIPES[recipe]
     if name.endswith("relu"):
         recipe = replace(recipe, multi=0.0)
@@ -201,7 +201,7 @@ def test_learning_rate_schedule():
 
 
 @pytest.mark.parametrize("name", ["standard", "cosine:topk", "aligned", "tied", "bypass", "bypass-free-decoder"])
-def test_decoder_rows_keep_norm_1_and_aligned_rows_inner_product_1(name):
+def test_decoder_rows_stay_unit_and_aligned_rows_stay_aligned(name):
     training, off = begun(name, replace(SHORT, betas=(0.0, 0.999))), []
     for x in batches(5):
         before = training.sae.W_dec.detach().clone()
@@ -330,7 +330,7 @@ def test_a_planted_dictionary_is_found(name, least):
 
 
 @pytest.mark.parametrize("name", ["standard", "aligned", "cosine-group3", "tied", "bypass-free-both"])
-def test_the_threshold_keeps_as_many_latents_active_as_the_batch_did(name):
+def test_threshold_keeps_the_mean_l0_of_training(name):
     draw = generator(5)
     training = SAETraining(named(name), replace(PLANTED, lr=5e-3), samples(192, draw), steps=60)
     for _ in range(60):

@@ -21,7 +21,7 @@ from sae_models.training.recipe import Recipe
 from tests.tiny import tiny_model, tokenizer
 
 
-def test_every_sae_is_named_once_and_what_is_needed_first_comes_first():
+def test_names_are_unique_and_packaged_saes_come_first():
     assert len(set(zoo.ZOO)) == len(zoo.ZOO) == 19
     assert zoo.ZOO[:6] == zoo.PACKAGED
 
@@ -30,12 +30,12 @@ def test_every_sae_is_named_once_and_what_is_needed_first_comes_first():
     ("only", "n"),
     [((), 19), (("15/cosine",), 1), (("cosine",), 5), (("7",), 5), (("cosine-seed1", "22/bypass"), 2), (("15",), 9)],
 )
-def test_a_part_of_the_zoo(only, n):
+def test_names_choose_a_part_of_the_zoo(only, n):
     found = zoo.chosen(only)
     assert len(found) == n and found == [name for name in zoo.ZOO if name in found]
 
 
-def test_what_is_not_in_the_zoo():
+def test_unknown_names_raise():
     with pytest.raises(MechdiagError, match="nothing in the zoo is called tiger, 16; known: 7/standard, "):
         zoo.chosen(["tiger", "15", "16"])
 
@@ -66,7 +66,7 @@ def weights(name: str) -> bytes:
     return (zoo.zoo_folder() / name / "sae_weights.safetensors").read_bytes()
 
 
-def test_a_part_is_what_the_whole_run_gives(small):
+def test_training_a_part_equals_training_the_whole_zoo(small):
     assert zoo.train_zoo(tokens=640) == list(zoo.ZOO)
     whole = {name: weights(name) for name in zoo.ZOO}
     assert len(set(whole.values())) == 3
@@ -81,7 +81,7 @@ def test_a_part_is_what_the_whole_run_gives(small):
     assert load_sae(f"{DEFAULT_MODEL}/3/cosine-seed1").hook_name == "blocks.3.hook_resid_post"
 
 
-def test_a_part_of_an_interrupted_run_goes_on_with_it(small, monkeypatch):
+def test_training_a_part_resumes_an_interrupted_run(small, monkeypatch):
     class Stopped(Exception):
         pass
 
@@ -101,7 +101,7 @@ def test_a_part_of_an_interrupted_run_goes_on_with_it(small, monkeypatch):
     zoo.train_zoo(tokens=640)
 
 
-def test_a_kill_while_results_are_put_in_place_costs_nothing(small, monkeypatch):
+def test_kill_while_results_are_moved_loses_no_training(small, monkeypatch):
     real, put = zoo._put, []
 
     def once(source, target):
@@ -120,7 +120,7 @@ def test_a_kill_while_results_are_put_in_place_costs_nothing(small, monkeypatch)
 
 
 @pytest.mark.parametrize("label", [None, "", "[]", "{"])
-def test_a_folder_that_somebody_else_put_there_is_left_as_it_is(small, label):
+def test_foreign_folder_is_left_unchanged(small, label):
     place = zoo.zoo_folder() / "3/cosine"
     place.mkdir(parents=True)
     (place / "sae_weights.safetensors").write_bytes(b"theirs")
@@ -132,7 +132,7 @@ def test_a_folder_that_somebody_else_put_there_is_left_as_it_is(small, label):
     assert {path: path.read_bytes() for path in place.iterdir()} == before
 
 
-def test_a_kill_while_one_replaces_another_leaves_one(small, monkeypatch):
+def test_kill_during_replacement_leaves_one_sae(small, monkeypatch):
     zoo.train_zoo(["3/cosine"], tokens=640)
     replace, calls = os.replace, []
 
@@ -151,12 +151,12 @@ def test_a_kill_while_one_replaces_another_leaves_one(small, monkeypatch):
     assert not list((zoo.zoo_folder() / "3").glob("*.*"))
 
 
-def test_what_is_not_trained_cannot_be_packaged(small, tmp_path):
+def test_packaging_untrained_saes_raises(small, tmp_path):
     with pytest.raises(MechdiagError, match="3/cosine are not trained yet"):
         zoo.package_zoo(tmp_path / "package")
 
 
-def test_what_is_there_is_not_trained_again_unless_its_settings_differ(small, monkeypatch):
+def test_saes_are_trained_again_only_if_settings_differ(small, monkeypatch):
     zoo.train_zoo(["cosine"], tokens=640)
     before = weights("3/cosine")
     real = zoo.train_saes
@@ -167,7 +167,7 @@ def test_what_is_there_is_not_trained_again_unless_its_settings_differ(small, mo
     assert weights("3/cosine") != before
 
 
-def test_the_package_takes_half_precision(small, tmp_path):
+def test_packaged_saes_are_in_half_precision(small, tmp_path):
     zoo.train_zoo(["3/cosine"], tokens=640)
     assert zoo.package_zoo(tmp_path / "package") == ["3/cosine"]
     full = load_sae(zoo.zoo_folder() / "3/cosine")
@@ -178,8 +178,8 @@ def test_the_package_takes_half_precision(small, tmp_path):
 
 
 @pytest.mark.model
-def test_the_packaged_saes_stand_for_held_out_activations():
-    """No number of training is believed: FVE and L0 are formed again, here, on paragraphs that were held out."""
+def test_packaged_saes_reconstruct_held_out_activations():
+    """FVE and L0 are computed here on held-out paragraphs, not taken from the training metrics."""
     model = load_model(DEFAULT_MODEL)
     assert model.tokenizer is not None
     _, held_out = split(load_texts("boolq", n=300))
