@@ -105,7 +105,7 @@ SIGNED = {"z", "inner", "cosine", "z_i", "z_j", "decoder_cosine", "mean_activati
 
 @pytest.mark.parametrize("selector", ["abstopk", "signed_gated"])
 @pytest.mark.parametrize("question", ASKED)
-def test_turned_latents_give_the_same_answers(question, selector):
+def test_mirrored_latents_give_the_same_answers(question, selector):
     one, other = (ASKED[question](sae) for sae in pair(selector))
     assert list(one.columns) == list(other.columns) and len(one) == len(other) > 0
     for column in one.columns:

@@ -11,7 +11,7 @@ import pytest
 import diagnostics
 
 
-def test_checkers_and_the_interpreter_see_the_same_names():
+def test_type_checkers_and_runtime_see_the_same_names():
     tree = ast.parse(Path(str(diagnostics.__file__)).read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
     stated = {a.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
@@ -21,17 +21,17 @@ def test_checkers_and_the_interpreter_see_the_same_names():
 
 
 @pytest.mark.parametrize("name", diagnostics.__all__)
-def test_each_name_is_that_of_its_module(name):
+def test_exported_names_come_from_their_modules(name):
     home = import_module(f"diagnostics.{diagnostics._HOMES[name]}")
     assert getattr(diagnostics, name) is getattr(home, name)
     assert getattr(diagnostics, name).__module__ == home.__name__
 
 
-def test_a_name_that_is_none_is_an_attribute_error():
+def test_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'direction_nrom'"):
         diagnostics.direction_nrom  # noqa: B018
 
 
-def test_the_package_alone_imports_nothing_heavy():
+def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, diagnostics; sys.exit(any(name in sys.modules for name in ('torch', 'pandas', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60).returncode == 0

@@ -48,7 +48,7 @@ def test_every_kind_of_result_in_the_package_is_found():
     assert all(name == kind.NAME for name, kind in KINDS.items())
 
 
-def test_results_have_the_names_of_their_places(tmp_path):
+def test_results_are_named_by_their_paths(tmp_path):
     for place in ("b", "a/x", "a/y", "both"):
         stored(tmp_path / "out" / place)
     stored(tmp_path / "out/both", DirectionNorm)
@@ -58,7 +58,7 @@ def test_results_have_the_names_of_their_places(tmp_path):
     assert found["b"].provenance == {"seed": 3}
 
 
-def test_a_result_of_the_folder_itself_has_its_name(tmp_path):
+def test_result_in_the_folder_itself_is_named_after_it(tmp_path):
     stored(tmp_path / "mine", value=4.0)
     found = saved_results(tmp_path / "mine")
     assert list(found) == ["mine"]
@@ -71,7 +71,7 @@ def test_work_and_hidden_folders_hold_no_results(tmp_path):
     assert list(saved_results(tmp_path)) == ["out"]
 
 
-def test_a_folder_without_results_says_what_was_looked_for(tmp_path):
+def test_folder_without_results_names_the_known_kinds(tmp_path):
     with pytest.raises(ResultError, match=r"no folder .*nowhere"):
         saved_results(tmp_path / "nowhere")
     with pytest.raises(ResultError) as raised:
@@ -79,7 +79,7 @@ def test_a_folder_without_results_says_what_was_looked_for(tmp_path):
     assert all(name in str(raised.value) for name in KINDS)
 
 
-def test_a_run_that_has_no_result_yet_is_said(tmp_path):
+def test_unfinished_runs_are_reported(tmp_path):
     (tmp_path / "begun/units").mkdir(parents=True)
     (tmp_path / "begun/run.json").write_text("{}")
     assert unfinished(tmp_path) == ["begun"]
@@ -123,7 +123,7 @@ def test_a_result_without_digests_that_lacks_a_column_is_damaged(tmp_path):
     assert len(saved_results(tmp_path)) == 2
 
 
-def test_a_specification_curve_comes_back(tmp_path):
+def test_specification_curve_roundtrip(tmp_path):
     frame = pd.DataFrame({"claim": ["direction"], "model": ["trained"], "value": [2.0], "low": [1.5], "high": [2.5]})
     without_figures(Specifications)(frame, {"boolq": {"seed": 0}}).write(tmp_path)
     found = saved_results(tmp_path)[tmp_path.name]
@@ -146,13 +146,13 @@ def test_a_specification_curve_comes_back(tmp_path):
         FiellerInterval(1.0, 0.5, 2.0, "bounded", 5, 3),
     ],
 )
-def test_numbers_come_back_from_json(value):
+def test_numbers_roundtrip_through_json(value):
     back = from_json(type(value), json.loads(json.dumps(value.as_dict(), allow_nan=False)))
     for name in value.__dataclass_fields__:
         np.testing.assert_equal(getattr(back, name), getattr(value, name))
 
 
-def test_types_within_types_come_back():
+def test_nested_types_are_read_from_json():
     assert from_json(tuple[float, ...], [1.0, None, 2.0])[0::2] == (1.0, 2.0)
     assert from_json(dict[str, Estimate | None], {"a": None}) == {"a": None}
     assert from_json(tuple[str, str], ["a", "b"]) == ("a", "b")

@@ -67,7 +67,7 @@ def test_every_active_latent_of_every_usable_token_has_one_row():
 
 
 @pytest.mark.parametrize("name", ["2/signed", "5/cosine"])
-def test_effects_are_those_of_full_forward_passes(name):
+def test_effects_match_full_forward_passes(name):
     atlas = found()
     sae, site = (sae_of(signed=True), SITE) if name == "2/signed" else (sae_of("cosine:topk", LAST), LAST)
     frame = atlas.frame[atlas.frame.sae == name]
@@ -91,7 +91,7 @@ def test_effects_are_those_of_full_forward_passes(name):
         np.testing.assert_allclose(frame.kl, frame.kl_direct, rtol=2e-3, atol=1e-8)
 
 
-def test_scored_tokens_are_drawn_whole_and_the_same_for_every_sae():
+def test_all_saes_score_the_same_whole_tokens():
     frame = found().frame
     assert 0.3 < frame.kl_placebo.notna().mean() < 0.7
     by_token = frame.groupby(["sae", "prompt", "position"], observed=True).fisher.agg(lambda x: x.notna().mean())
@@ -102,7 +102,7 @@ def test_scored_tokens_are_drawn_whole_and_the_same_for_every_sae():
     assert len(both) > 50 and (both["2/signed"] == both["5/cosine"]).all()
 
 
-def test_second_order_is_the_variance_of_the_logits_slope_over_the_vocabulary():
+def test_second_order_matches_variance_of_logit_slopes():
     """Slopes by central differences of full forward passes, in float32: 2 % of the form."""
     atlas = found()
     rows = atlas.frame[(atlas.frame.sae == "2/signed") & atlas.frame.second_order.notna()]
@@ -120,7 +120,7 @@ def test_second_order_is_the_variance_of_the_logits_slope_over_the_vocabulary():
     assert how["methods"] == ["forward"] and how["agreement"] < 0.02 and how["rows"] == len(rows)
 
 
-def test_sampled_forms_tend_to_the_exact_one_and_share_draws_within_a_token():
+def test_sampled_fisher_forms_converge_to_the_exact_one():
     """128 draws: the form's standard error is 1/√64 of it or more; its mean over a few hundred tokens is within a few percent."""
     rows = found().frame.dropna(subset="second_order")
     error = [np.abs(np.log(rows[f"fisher_{n}"] / rows.second_order)).median() for n in (1, 8, 128)]
@@ -129,8 +129,8 @@ def test_sampled_forms_tend_to_the_exact_one_and_share_draws_within_a_token():
     np.testing.assert_allclose(mean.fisher_128, mean.second_order, rtol=0.1)
 
 
-def test_agreement_by_draws_goes_up_to_the_exact_form():
-    """ρ against scipy, token by token; an atlas from before has no draws and the same other scores."""
+def test_rank_agreement_rises_with_fisher_draws():
+    """ρ matches scipy, token by token; an older atlas has no draws and the same other scores."""
     atlas = found()
     for g in atlas.groups:
         rows = atlas.frame[(atlas.frame.sae == g["sae"]) & atlas.frame.second_order.notna()]
@@ -176,7 +176,7 @@ def test_placebos_have_the_norm_and_the_angle_of_their_edit(monkeypatch):
     assert float(cosine(placebo - x, edit - x).abs().median()) < 0.9  # elsewhere
 
 
-def test_sinks_are_those_of_the_saes_own_site_and_each_token_is_counted_once():
+def test_sinks_depend_on_own_site_and_tokens_count_once():
     few = PROMPTS[:4]
     special = [[i == 0 for i in range(len(tokens))] for tokens in few]  # a BOS
     marked, how = replace(as_prompts(few, None), special=special), {"sink_filter": 1.1, "path_share": 0.1}
@@ -250,7 +250,7 @@ def test_joined_atlases_match_one_run_over_all_saes():
             CausalAtlas.joined([one, *others])
 
 
-def test_joined_atlases_of_one_name_are_named_by_their_block():
+def test_joined_saes_of_equal_name_are_named_by_block():
     both = CausalAtlas.joined([_part(found(), "2/signed"), _part(found(), "5/cosine", "2/signed")])
     assert both.saes == ["2/signed", "5/2/signed"] == list(both.frame.sae.cat.categories)
     layers = both.frame.groupby("sae", observed=True).layer.unique().map(list).to_dict()
@@ -267,7 +267,7 @@ def _part(atlas: CausalAtlas, name: str, called: str = "") -> CausalAtlas:
 
 
 @pytest.mark.filterwarnings("ignore:mechdiag falls back to central differences")
-def test_without_replay_there_are_effects_and_second_order_and_no_gradients():
+def test_full_pass_fallback_has_effects_but_no_gradients():
     x = record(tiny_model("bloom"), PROMPTS[:4], [SITE]).activations[SITE].reshape(-1, D_MODEL)
     sae = build(named("standard:topk"), 48, 3, x, torch.Generator().manual_seed(0), hook_name=SITE.hook_name)
     with pytest.warns(UserWarning, match="falls back to full forward passes"):

@@ -55,7 +55,7 @@ def test_command_answers_line_by_line(tmp_path):
         ("print('{}', flush=True); input(); input()", "to task explain; expected an object with explanation"),
     ],
 )
-def test_failing_command_is_one_line(tmp_path, code, said):
+def test_failing_command_raises_on_one_line(tmp_path, code, said):
     with closing(command(tmp_path, code, timeout=0.5 if "sleep" in code else 20.0)) as judge:
         with pytest.raises(ResultError, match=said) as error:
             explanation_of(judge, "mine", EXAMPLES)
@@ -63,12 +63,12 @@ def test_failing_command_is_one_line(tmp_path, code, said):
 
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")], "ab", None, [1.0, "x"]])
-def test_scores_that_do_not_fit_raise(scores):
+def test_malformed_scores_raise(scores):
     with pytest.raises(ResultError, match="expected scores, 2 finite numbers"):
         scores_of(lambda request: {"scores": scores}, "mine", "", [["a"], ["b"]])
 
 
-def test_a_function_that_fails_and_a_command_that_does_not_exist_are_one_line():
+def test_failing_function_and_missing_command_raise():
     def judge(request):
         raise KeyError("quota")
 

@@ -43,7 +43,7 @@ def found(**settings) -> AutoInterp:
     return autointerp(hf, planted_prompts(80), {"1/planted": sae}, **{**SHORT, "judge": knowing, **settings})
 
 
-def test_detection_is_that_of_scikit_learn():
+def test_detection_matches_scikit_learn():
     rng = np.random.default_rng(0)
     for _ in range(20):
         active, score = rng.random(12) < 0.5, rng.integers(0, 4, 12) / 4
@@ -53,7 +53,7 @@ def test_detection_is_that_of_scikit_learn():
             assert accuracy == pytest.approx(balanced_accuracy_score(active, score >= 0.5))
 
 
-def test_a_judge_that_knows_the_patterns_is_right_and_a_blind_one_at_chance():
+def test_knowing_judge_is_perfect_and_blind_judge_at_chance():
     own = lines_of(found().frame, judge="knowing", of="own")
     assert (own["auc"] == 1).all() and (own["balanced_accuracy"] == 1).all()
     assert own["polarity"].tolist() == [1, 1, -1]
@@ -69,7 +69,7 @@ def test_a_judge_that_knows_the_patterns_is_right_and_a_blind_one_at_chance():
     assert (lines_of(blind.frame, judge="blind")["auc"] == 0.5).all()
 
 
-def test_snippets_are_held_out_and_as_many_of_each_class():
+def test_snippets_are_held_out_and_balanced():
     result, z = found(), {}
     for p, tokens in enumerate(result.tokens):
         for latent, (pattern, _) in enumerate(PATTERNS):
@@ -88,13 +88,13 @@ def test_snippets_are_held_out_and_as_many_of_each_class():
     assert found().snippets.equals(found(more=3).snippets)
 
 
-def test_window_lies_about_its_token_within_the_prompt():
+def test_window_surrounds_its_token_within_the_prompt():
     assert (
         window(10, 100, 7) == slice(7, 14) and window(1, 100, 7) == slice(0, 5) and window(99, 100, 7) == slice(96, 100)
     )
 
 
-def test_a_judge_that_fails_costs_no_finished_latent(tmp_path):
+def test_failing_judge_keeps_finished_latents(tmp_path):
     hf, sae = planted_patterns()
     asked: list[str] = []
 
@@ -134,7 +134,7 @@ def test_saved_result_and_page(tmp_path):
 
 
 def test_correlation_with_alignment():
-    """A perfect one, a constant, and one that is all frequency's: by the residuals of ranks on its ranks."""
+    """A correlation that is all due to frequency vanishes given its ranks; a constant has none."""
     n, rng = 40, np.random.default_rng(0)
     frequency = rng.permutation(n) / n
     own = pd.DataFrame({"alignment": frequency + 0.2 * rng.normal(size=n), "alignment_cosine": 1 + 1e-9 * np.arange(n)})

@@ -27,7 +27,7 @@ def latents() -> np.ndarray:
     return z.reshape(-1, 4)
 
 
-def test_inactive_snippets_lie_where_latents_of_like_density_fire():
+def test_inactive_snippets_use_latents_of_similar_density():
     own, matched = made(latents()).held_out(8)
     assert matched and sum(s.active for s in own) == 8 and len({(s.prompt, s.active) for s in own}) == 16
     assert {s.position for s in own if s.active} == {9} and {s.position for s in own if not s.active} == {20}
@@ -37,7 +37,7 @@ def test_inactive_snippets_lie_where_latents_of_like_density_fire():
     assert [s.active for s in own] != sorted(s.active for s in own)  # in no order
 
 
-def test_without_such_latents_they_lie_anywhere_but_near_an_active_token():
+def test_unmatched_inactive_snippets_avoid_active_tokens():
     own, matched = made(latents()[:, [0, 2]]).held_out(8)
     assert not matched
     away = [s.position for s in own if not s.active]

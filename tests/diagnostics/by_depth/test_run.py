@@ -59,7 +59,7 @@ def panels(name: str) -> dict[tuple[str, str], object]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_points_are_those_of_the_table(name):
+def test_plotted_points_match_the_table(name):
     assert list(every().figures) == list(PLANS)
     figure = every().figures[name]
     for (row, panel), ax in panels(name).items():
@@ -93,7 +93,7 @@ def test_tables_hold_the_statistics_of_the_results():
     assert doses["setting"].unique().tolist() == ["resid_post, dose: 0.25"], "the dose nearest to .2"
 
 
-def test_bounds_and_effects_within_the_noise_floor_are_open():
+def test_bounds_have_open_markers_and_floor_effects_are_marked():
     ratio = every().figures["direction_norm_ratio"]
     states = ratio.table.groupby(["panel", "layer"])["state"].unique()
     assert states["direction ÷ norm", 4].tolist() == ["lower bound"]
@@ -155,7 +155,7 @@ def test_several_models_are_lines_of_one_panel():
     assert lines["unit_norm|a|main|random 0"].get_color() == UNTRAINED
 
 
-def test_runs_that_share_all_but_depth_are_one_line():
+def test_runs_differing_only_in_depth_share_a_line():
     shallow, deep = evaluation(("7/standard",)), evaluation(("15/standard", "15/cosine"))
     table = depth_figures({"a": shallow, "b": deep}, ["sae_evaluation"]).figures["sae_evaluation"].table
     assert table["run"].unique().tolist() == ["a"] and set(table["label"]) == {""}
@@ -190,7 +190,7 @@ def test_saes_of_one_kind_at_one_depth_keep_their_names():
         ),
     ],
 )
-def test_different_settings_are_drawn_apart(other, settings):
+def test_different_settings_get_separate_figures(other, settings):
     first = dose() if other.NAME == "dose_response" else projections()
     found = depth_figures({"a": first, "b": other})
     assert [figure.table["setting"].unique().tolist() for figure in found.figures.values()] == [[s] for s in settings]

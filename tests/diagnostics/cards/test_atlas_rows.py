@@ -18,7 +18,7 @@ def corpus():
     return LatentCorpus(model(), dictionary, as_prompts(PROMPTS, model().tokenizer), None, 0)
 
 
-def test_rows_are_joined_in_any_order_of_prompts(corpus):
+def test_rows_join_regardless_of_prompt_order(corpus):
     table = Table(sae(), [2, 7])
     order = np.random.default_rng(0).permutation(len(PROMPTS))
     table.tokens = [table.tokens[i] for i in order] + [[1, 2, 3]]
@@ -98,6 +98,6 @@ def _spoiled(what: str) -> Table:
         ("kl_direct", f"no column 'kl_direct'; expected {', '.join(COLUMNS)}"),
     ],
 )
-def test_another_atlas_raises(what, message, corpus):
+def test_mismatched_atlas_raises(what, message, corpus):
     with pytest.raises(ResultError, match=message):
         atlas_rows(_spoiled(what), corpus)

@@ -10,7 +10,7 @@ from tests.cards import PROMPTS, activations, cards, model, of_tokens, sae, usab
 from tests.tiny import tokenizer
 
 
-def test_strongest_prompts_then_each_band_without_repeats():
+def test_examples_are_strongest_then_bands_without_repeats():
     card = cards([7])[0]
     z = np.where(usable(), sae().encode(activations())[:, 7].numpy(), 0)
     prompt, position = of_tokens()
@@ -31,7 +31,7 @@ def test_strongest_prompts_then_each_band_without_repeats():
 
 
 @given(st.integers(1, 60), st.integers(1, 30), st.data())
-def test_a_window_holds_its_token_and_is_as_wide_as_it_can_be(n, width, data):
+def test_window_contains_its_token_at_maximal_width(n, width, data):
     position = data.draw(st.integers(0, n - 1))
     start, stop = window(position, n, width)
     assert 0 <= start <= position < stop <= n and stop - start == min(n, width)

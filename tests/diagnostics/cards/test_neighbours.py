@@ -9,7 +9,7 @@ from diagnostics.cards.neighbours import correlations
 from tests.cards import D_SAE, activations, cards, permuted, sae, usable
 
 
-def test_a_permuted_copy_is_found_with_cosine_and_correlation_1():
+def test_permuted_copy_has_cosine_and_correlation_1():
     order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(0))
     card = cards([7], others={"copy": permuted(sae(), order)})[0]
     copies = [n for n in card.neighbours if n.sae == "copy"]

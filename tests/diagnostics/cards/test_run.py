@@ -108,7 +108,7 @@ def test_placebos_have_the_norm_and_angle_of_the_edit(monkeypatch):
     assert len(rows) == 9 < n  # the tokens of the texts are measured too, and do not count in the mean
 
 
-def test_examples_and_sampled_tokens_depend_on_the_seed_alone(card):
+def test_examples_and_tokens_depend_only_on_the_seed(card):
     again, other = cards([7])[0], cards([3, 7], seed=1, n_effects=9)[1]
     assert repr(again.examples) == repr(card.examples) and again.effect_rows.equals(card.effect_rows)
     few = cards([3, 7], n_effects=9)[1].effect_rows
@@ -145,7 +145,7 @@ def test_signed_latents():
     assert card.z_histogram.edges[0] < 0 and card.z_histogram.counts.sum() == active.sum()
 
 
-def test_with_an_atlas_the_median_effect_and_rank_are_those_of_its_rows():
+def test_atlas_rows_give_median_effect_and_rank():
     table = Table(sae(), [2, 7, 11])
     card = cards([7], atlas=table, n_effects=9)[0]
     own = table.frame.loc[table.frame.latent == 7]
@@ -158,7 +158,7 @@ def test_with_an_atlas_the_median_effect_and_rank_are_those_of_its_rows():
     assert card.chosen_by == "number"
 
 
-def test_latents_chosen_by_effect_show_effects_of_held_out_prompts():
+def test_top_latents_show_effects_of_held_out_prompts():
     """Latent 11 has the largest effect at even prompts and almost none at odd ones; its card shows the odd ones."""
     table = Table(sae(), [2, 7, 11])
     rows = table.frame
@@ -185,7 +185,7 @@ def test_latents_chosen_by_effect_show_effects_of_held_out_prompts():
     assert said in card.html() and "Chosen by top:N" in card.html()
 
 
-def test_a_latent_active_only_at_the_choosing_prompts_has_no_effects(monkeypatch):
+def test_top_latent_silent_on_held_out_prompts_has_no_effects(monkeypatch):
     """Every other prompt is a copy of the one before, so the only held-out prompt is one without the latent."""
     z = sae().encode(activations())[:, 7].numpy()
     prompt, _ = of_tokens()

@@ -66,7 +66,7 @@ def dense(name: str, site: Site, token: tuple[int, int]) -> dict[str, torch.Tens
     ("name", "point", "allowed"),
     [("gpt2", "resid_post", 1e-8), ("gpt2", "mlp_out", 1e-8), ("phi", "resid_pre", 1e-8), ("gemma2", "attn_out", 1e-4)],
 )
-def test_products_are_those_of_autograd(name, point, allowed):
+def test_products_match_autograd(name, point, allowed):
     """Gemma's unembedding is soft-capped, hence not linear."""
     site = Site(2, point)
     found, said = products(name, site)
@@ -78,7 +78,7 @@ def test_products_are_those_of_autograd(name, point, allowed):
 
 
 @pytest.mark.parametrize("how", [{"batch_rows": 5}, {"batch_rows": 70}, {"path": "hooks"}], ids=str)
-def test_chunks_and_paths_give_the_same(how):
+def test_chunk_sizes_and_paths_give_equal_products(how):
     """Chunks that end within a token, and some that hold several."""
     one, other = products("gpt2", Site(3))[0], products("gpt2", Site(3), **how)[0]
     for i in one:
@@ -87,7 +87,7 @@ def test_chunks_and_paths_give_the_same(how):
 
 
 def test_a_linear_unembedding_is_multiplied_once(monkeypatch):
-    """With its weight as with derivatives of every logit; a soft-capped one is not linear."""
+    """Multiplying by its weight matches derivatives of every logit; a soft-capped unembedding is not linear."""
     used, real = {}, module.linear_head
 
     def spy(work):
@@ -108,7 +108,7 @@ def test_a_linear_unembedding_is_multiplied_once(monkeypatch):
             torch.testing.assert_close(one[i][metric], other[i][metric], rtol=1e-9, atol=1e-12)
 
 
-def test_a_sketch_is_the_matrix_between_its_directions():
+def test_sketch_equals_the_projected_full_matrix():
     some = torch.randn(7, D_MODEL, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     full, sketch = products("gpt2", Site(1))[0], products("gpt2", Site(1), some)[0]
     for i in full:
@@ -117,7 +117,7 @@ def test_a_sketch_is_the_matrix_between_its_directions():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_final_norm_removes_what_it_divides_by(name):
+def test_final_norm_removes_the_radial_direction(name):
     """After the last block JᵀMJ has no radial direction (RMSNorm); LayerNorm takes away the mean's direction too."""
     site = Site(N_LAYERS - 1)
     found, _ = products(name, site)

@@ -62,7 +62,7 @@ def by_hand() -> dict[str, np.ndarray]:
     return {name: np.stack(some) for name, some in sums.items()}
 
 
-def test_kappa_of_a_linear_model_is_that_of_its_singular_values():
+def test_effective_rank_of_linear_model_matches_singular_values():
     result = found()
     for metric, sums in by_hand().items():
         [g] = result.select(matrix=metric)
@@ -84,7 +84,7 @@ def test_kappa_of_a_linear_model_is_that_of_its_singular_values():
     assert g["effective_tokens"] == pytest.approx(g["tokens"], rel=1e-5)
 
 
-def test_parts_are_disjoint_and_make_up_the_whole():
+def test_parts_are_disjoint_and_sum_to_the_whole():
     frame = lines_of(found().frame, matrix="fisher")
     n = int(lines_of(frame, part="all")["tokens"].iloc[0])
     for part, pieces in (("1/2", 2), ("1/4", 4), ("1/8", 8)):
@@ -94,8 +94,8 @@ def test_parts_are_disjoint_and_make_up_the_whole():
         assert whole == pytest.approx(float(lines_of(frame, part="all")["trace"].iloc[0]), rel=1e-5)
 
 
-def test_the_order_of_prompts_and_a_rotation_of_the_stream_change_nothing():
-    """A rotation: of what the last block's output is read by, and of the output itself (no block above, no norm)."""
+def test_results_do_not_depend_on_prompt_order():
+    """The same prompts in reverse order."""
     result, hf = found(), planted()[0]
     other = causal_dimensionality(hf, PROMPTS[::-1], sites=(SITE,), tokens=ALL, sink_filter=None)
     for metric in ("fisher", "logits"):
@@ -104,7 +104,7 @@ def test_the_order_of_prompts_and_a_rotation_of_the_stream_change_nothing():
             assert (one[name].value, one[name].se) == pytest.approx((two[name].value, two[name].se), rel=1e-4, abs=1e-6)
 
 
-def test_random_turns_keep_the_trace_and_share_no_direction():
+def test_random_rotations_keep_the_trace_and_raise_the_rank():
     frame = lines_of(found().frame, part="all")
     for metric in ("fisher", "logits"):
         own, turned = (lines_of(frame, matrix=name).iloc[0] for name in (metric, f"{metric}_rotated"))
@@ -143,7 +143,7 @@ def test_shares_of_the_trace_in_spans():
 
 
 def test_sketches_of_the_run():
-    """Of all directions but in another basis: the full result. Of fewer: near its trace; a caveat says what is too low."""
+    """Sketches of all directions equal the full result; smaller ones approximate the trace, and a caveat names their limit."""
     whole, some = (found(directions=k, saes=None, spans=None) for k in (D_MODEL, 28))
     for metric in ("fisher", "logits"):
         one, two, three = (result.select(matrix=metric)[0] for result in (found(), whole, some))
@@ -159,7 +159,7 @@ def usual() -> CausalDimension:
     return causal_dimensionality(tiny_model("gpt2"), PROMPTS, sites=sites, tokens=20, null_seeds=1)
 
 
-def test_one_draw_of_tokens_for_all_sites_and_models(tmp_path):
+def test_all_sites_and_models_share_one_token_draw(tmp_path):
     result = usual()
     frame, p = result.frame, result.provenance
     assert tuple(frame) == DIMENSIONS and p["rows"] == len(frame)
@@ -185,7 +185,7 @@ def test_one_draw_of_tokens_for_all_sites_and_models(tmp_path):
     assert said and all("randomly initialised models" in line and "turned at random" in line for line in said)
 
 
-def test_the_same_run_goes_on_from_its_folder(tmp_path):
+def test_rerun_from_its_folder_gives_the_same_table(tmp_path):
     how = {"sites": (Site(4),), "tokens": 6, "folder": tmp_path}
     one, two = (causal_dimensionality(tiny_model("gpt2"), PROMPTS, **how) for _ in range(2))
     pd.testing.assert_frame_equal(one.frame, two.frame)

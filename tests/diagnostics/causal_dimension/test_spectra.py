@@ -22,7 +22,7 @@ def planted(values: list[float], seed: int = 0) -> torch.Tensor:
     return turn @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ turn.T
 
 
-def test_equal_eigenvalues_count_one_each_and_scale_does_not_matter():
+def test_dimension_counts_equal_eigenvalues():
     for n in (1, 5, 12):
         found = dimension(planted([3.0] * n + [0.0] * (12 - n)))
         assert found["trace"] == pytest.approx(3 * n)
@@ -38,7 +38,7 @@ def test_two_levels_by_hand():
     assert [needed(values, share) for share in (0.5, 0.8, 0.9)] == pytest.approx([5 / 6, 2, 3])
 
 
-def test_nothing_has_no_dimension():
+def test_dimension_of_a_zero_matrix_is_nan():
     assert all(np.isnan(v) for name, v in dimension(torch.zeros(3, 3)).items() if name != "trace")
 
 
@@ -68,7 +68,7 @@ def test_a_sketch_of_all_directions_is_exact():
     assert whole == pytest.approx(dimension(full)["participation"], rel=1e-9)
 
 
-def test_the_effective_rank_of_a_sketch_rises_to_the_full_one():
+def test_sketched_effective_rank_rises_to_the_exact_one():
     full = planted([0.7**i for i in range(24)])
     means = [np.mean([one["effective_rank"] for one in sketches(full, k, 40)]) for k in (4, 8, 16, 24)]
     assert means == sorted(means) and means[-1] == pytest.approx(dimension(full)["effective_rank"])

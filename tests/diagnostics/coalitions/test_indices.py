@@ -43,7 +43,7 @@ def by_merging(v: np.ndarray, i: int, j: int) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(games())
-def test_formulas_are_those_of_all_orders(v):
+def test_indices_match_averages_over_all_orders(v):
     phi, index = shapley_values(v), interaction_indices(v)
     assert phi == pytest.approx(by_orders(v), abs=1e-9)
     assert phi.sum() == pytest.approx(v[-1], abs=1e-9)  # efficiency
@@ -53,7 +53,7 @@ def test_formulas_are_those_of_all_orders(v):
 
 @settings(max_examples=40, deadline=None)
 @given(games(), st.floats(-3, 3))
-def test_a_dummy_gets_what_it_adds_and_interacts_with_nobody(v, added):
+def test_dummy_member_gets_its_own_value_and_no_interaction(v, added):
     inside = members(5)
     wide = np.tile(v, 2) + added * inside[:, 4]
     assert shapley_values(wide) == pytest.approx(np.r_[shapley_values(v), added], abs=1e-9)
@@ -64,7 +64,7 @@ def test_a_dummy_gets_what_it_adds_and_interacts_with_nobody(v, added):
 
 @settings(max_examples=40, deadline=None)
 @given(games())
-def test_members_that_can_be_exchanged_get_the_same(v):
+def test_symmetric_members_get_equal_values(v):
     bits = np.arange(16)
     turned = bits & ~3 | (bits & 1) << 1 | (bits & 2) >> 1
     even = (v + v[turned]) / 2
@@ -88,7 +88,7 @@ def test_planted_games():
     )
 
 
-def test_sampled_orders_are_unbiased_cover_and_add_up():
+def test_sampled_orders_are_unbiased_with_nominal_coverage():
     n, inside, weight = 5, members(5), 2 ** np.arange(5)
     v = np.random.default_rng(1).normal(size=32)
     v[0] = 0

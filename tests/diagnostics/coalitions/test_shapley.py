@@ -29,7 +29,7 @@ def some_pairs(name: str, n: int = 2) -> Pairs:
 
 @pytest.mark.parametrize("positions", ["all", "last"])
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
-def test_values_are_those_of_full_forward_passes(direction, positions):
+def test_values_match_full_forward_passes(direction, positions):
     hf, pairs = tiny_model("llama"), some_pairs("llama")
     sites = [Site(1, "z", head=2), Site(3, "q", head=1), Site(3, "z", head=0), Site(4, "neurons")]
     frame: Any = shapley(hf, pairs, COMPONENTS, direction=direction, positions=positions, path="replay").frame
@@ -55,7 +55,7 @@ def test_values_are_those_of_full_forward_passes(direction, positions):
         assert lines["all"].iloc[0] == pytest.approx(worth[-1], abs=TOLERANCE)
 
 
-def test_two_heads_in_series_share_and_overlap():
+def test_heads_in_series_split_the_value_and_interact():
     given = induction.pairs(n=2, lengths=(8,), kinds=("source",))
     pairs = Pairs(
         tuple(Pair(tuple(p.clean), tuple(p.corrupt), p.right, p.wrong) for p in given), np.zeros(2), np.zeros(2)
@@ -69,7 +69,7 @@ def test_two_heads_in_series_share_and_overlap():
     assert result.figures() and "Interactions" in result.table()
 
 
-def test_sampled_values_lie_about_the_exact_ones():
+def test_sampled_intervals_cover_most_exact_values():
     hf, pairs = tiny_model("gpt2"), some_pairs("gpt2", 3)
     heads = [(layer, head) for layer in (1, 3) for head in range(4)]
     every: Any = shapley(hf, pairs, heads).frame

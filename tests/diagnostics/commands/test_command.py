@@ -147,7 +147,7 @@ def test_a_signal_stops_a_command_once_and_handlers_are_restored(run, number, co
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_second_signal_stops_a_command_that_suppressed_the_first(run, monkeypatch):
+def test_second_signal_stops_a_command_that_ignored_the_first(run, monkeypatch):
     def main(options):
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -160,7 +160,7 @@ def test_a_second_signal_stops_a_command_that_suppressed_the_first(run, monkeypa
     assert run(main, "--out", "x") == (130, "", "interrupted\n")
 
 
-def test_a_signal_ignored_from_outside_stays_ignored(run):
+def test_a_signal_already_ignored_stays_ignored(run):
     def main(options):
         signal.raise_signal(signal.SIGINT)
         print("went on")
@@ -195,7 +195,7 @@ def test_invalid_command_lines_exit_2_with_one_line(run, words, named):
     assert "Traceback" not in err
 
 
-def test_warnings_of_one_kind_are_one_line_and_a_count(run):
+def test_repeated_warnings_are_shown_once_with_a_count(run):
     def main(options):
         for n in ("12.5", "3e-05", "17"):
             warnings.showwarning(UserWarning(f"from\n   {n} prompts"), UserWarning, "a file", 1)
@@ -289,7 +289,7 @@ run(Options, main)
 @pytest.mark.parametrize(
     ("words", "code", "made"), [((), 0, True), (("--json",), 141, True), (("--help",), 141, False)]
 )
-def test_a_reader_that_goes_away_costs_no_work_and_shows_no_traceback(tmp_path, words, code, made):
+def test_closed_pipe_loses_no_work_and_shows_no_traceback(tmp_path, words, code, made):
     file, (reads, writes) = tmp_path / "file", os.pipe()
     line = [sys.executable, "-c", COMMAND, *words, "--out", str(file)]
     process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=writes, stderr=subprocess.PIPE, text=True)

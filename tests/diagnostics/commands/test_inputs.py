@@ -122,13 +122,13 @@ def test_positions(given, horizon):
         ((1,), ("3.resid_mid", "attn_out"), ["3.resid_mid", "1.attn_out"]),
     ],
 )
-def test_sites_are_points_of_every_layer_and_single_sites(layers, sites, expected):
+def test_points_expand_to_every_layer_and_sites_stay_single(layers, sites, expected):
     found = Options(out=Path("x"), layers=layers, sites=sites).places([0, 4])
     assert all(isinstance(site, Site) for site in found)
     assert [str(site) for site in found] == expected
 
 
-def test_paths_are_those_of_the_engine():
+def test_path_options_match_the_engine():
     assert (get_args(ReplayPath), get_args(SplicePath)) == (effects.PATHS, spliced.PATHS)
 
 
@@ -204,7 +204,7 @@ def test_unreadable_text_is_refused_before_the_model_is_loaded(text, tmp_path):
     assert text[1] == []
 
 
-def test_too_few_prompts_and_a_model_without_a_tokenizer_are_errors(text, tmp_path, monkeypatch):
+def test_too_few_prompts_or_no_tokenizer_raise(text, tmp_path, monkeypatch):
     with pytest.raises(TextError, match="8 prompts left of 8 texts, expected 100"):
         Options(out=tmp_path, prompts=text[0]).load()
     with pytest.raises(TextError, match="no chat template"):

@@ -20,7 +20,7 @@ from interventions.errors import MechdiagError
         (Range(-inf, above=True), [-5, 0], [-inf, inf, nan], "a finite number"),
     ],
 )
-def test_range(allowed, inside, outside, said):
+def test_ranges_check_values_and_describe_themselves(allowed, inside, outside, said):
     assert all(value in allowed for value in inside) and not any(value in allowed for value in outside)
     assert str(allowed) == said
 

@@ -94,7 +94,7 @@ def test_telling_tokens_by_hand():
         telling_tokens(texts, replace(texts.concepts[0], own=tuple(range(8, 16)), others=tuple(range(8, 16))))
 
 
-def test_a_concept_of_tokens_is_read_where_one_comes_next():
+def test_token_concepts_are_measured_before_their_token():
     rows = [[i, 2, 3, 50, 4, 50] if i % 2 else [i, 2, 3, 4] for i in range(20, 36)]
     texts = token_concepts(as_prompts(rows, None), {"fifty": [50]}, n_texts=6)
     (concept,) = texts.concepts
@@ -104,7 +104,7 @@ def test_a_concept_of_tokens_is_read_where_one_comes_next():
     assert texts.labels is None
 
 
-def test_given_texts_share_their_sides():
+def test_given_concepts_split_their_texts_evenly():
     a, b, c = ([[i, j, 7, 8] for j in range(6)] for i in (10, 11, 12))
     given, how = {"ab": (a + b, c), "a": (a, b)}, {"targets": {"ab": [1], "a": [2]}, "special": [8]}
     texts = given_concepts("mine", given, **how)

@@ -15,7 +15,7 @@ def encoded() -> Encoded:
     return Encoded.of(sae, inputs())
 
 
-def test_random_latents_have_similar_doses_and_are_drawn_once():
+def test_random_latents_are_distinct_and_dose_matched():
     dose = torch.exp(torch.linspace(-6, 3, 400))
     active = torch.ones(400, dtype=torch.bool)
     selected = torch.tensor([200, 120, 300, 60])
@@ -48,7 +48,7 @@ def test_random_latents_have_the_total_dose_of_the_selected_ones():
     assert among == pytest.approx(1 / 6, abs=0.07)
 
 
-def test_a_placebo_has_the_norm_and_the_angle_of_the_selected_edit():
+def test_placebo_has_the_norm_and_angle_of_the_selected_edit():
     some = encoded()
     keep = torch.arange(len(some.x)) % 2 == 0
     towards = directions(1, inputs(40, seed=5), 3, "x").expand(len(some.x), -1)  # of one text
@@ -70,7 +70,7 @@ def test_a_placebo_has_the_norm_and_the_angle_of_the_selected_edit():
     torch.testing.assert_close(torch.cosine_similarity(turned, along), torch.ones_like(along[:, 0]))
 
 
-def test_a_placebo_is_as_coherent_over_a_text_as_the_edit_of_one_latent():
+def test_placebo_of_one_latent_is_coherent_over_a_text():
     """60 tokens, each edited by a small multiple of one decoder row: coherence, ‖Σ Δx‖ / Σ ‖Δx‖, is 1, and that of placebos close."""
     some = encoded()
     latent = some.latent.bincount().argmax()
@@ -118,7 +118,7 @@ def test_keeping_all_or_ablating_none_is_the_identity():
     torch.testing.assert_close(left, some.sae.offset(some.x) + error, rtol=1e-5, atol=1e-4)  # z is kept in float32
 
 
-def test_directions_join_two_tokens_of_the_pool_that_differ():
+def test_directions_are_differences_of_distinct_pool_tokens():
     pool = (torch.arange(5.0)[:, None] ** 3 * torch.ones(1, 4)).repeat(2, 1)
     found = directions(50, pool, 0, "x")
     known = {float(a - b) for a in pool[:, 0] for b in pool[:, 0] if a != b}

@@ -37,7 +37,7 @@ def test_panels_and_caption():
     assert said in caption(figure) and "delete-one-group jackknife" in caption(figure)
 
 
-def test_zero_collateral_is_open_at_the_bottom_and_negative_effects_are_counted():
+def test_zero_collateral_is_open_and_negatives_are_counted():
     found = result(arms=("selected",))
     frame = found.frame
     frame.loc[(frame["concept"] == "a") & ~frame["own"], "kl"] = 0.0

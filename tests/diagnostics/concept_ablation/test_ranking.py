@@ -47,7 +47,7 @@ def test_contributions_match_the_latents_edits(signed):
     assert not encoded.contribution(one)[~fires[:, 0]].any()
 
 
-def test_a_part_of_the_tokens_matches_encoding_it_alone():
+def test_token_subset_matches_encoding_it_alone():
     dictionary, x = sae(True), inputs()
     keep = torch.arange(len(x)) % 3 == 1
     part, alone = Encoded.of(dictionary, x).take(keep), Encoded.of(dictionary, x[keep])
@@ -82,7 +82,7 @@ def test_ties_are_broken_by_latent_number():
 
 
 def test_target_gradient_matches_a_full_pass():
-    """Each token's counts its part in all later reads of its text."""
+    """A token's gradient includes its effect on all later measured positions of its text."""
     hf, tokens, site, targets = tiny_model("llama"), prompts((9, 6, 7)), Site(3), [3, 8]
     recording = record(wrap(hf), tokens, [site], keep_cache=False)
     counted = torch.arange(9)[None] < recording.length[:, None]

@@ -119,7 +119,7 @@ def test_placebos_have_the_doses_of_the_selected_edit(planted):
     assert found.provenance["texts_untouched"] > 0
 
 
-def test_conditions_do_not_depend_on_other_counts_and_repeated_ones_run_once():
+def test_counts_are_independent_and_repeats_run_once():
     texts, sae = random_texts(12), random_sae()
     alone, many = (
         feature_ablation(tiny_model("llama"), texts, {"sae": sae}, counts=n, sink_filter=None, arms=ARMS)
@@ -180,7 +180,7 @@ def test_effects_match_full_forward_passes(path, positions):
         assert row.n_edited == int((delta > 0).sum())
 
 
-def test_attribution_finds_the_planted_latent_and_needs_the_blocks():
+def test_attribution_finds_the_planted_latent_and_needs_replay():
     texts, saes = planted_texts(labelled=False), {"planted": planted_sae(False)}
     settings = {"counts": (1,), "arms": ("selected",), "rankings": ("attribution",), "reads": None, "sink_filter": None}
     found = feature_ablation(planted_model(), texts, saes, **settings)

@@ -85,7 +85,7 @@ def test_estimates_match_a_loop_over_deletions(form, per_group):
 
 
 def test_two_texts_with_the_concept_give_no_interval():
-    """Beside 20 without it: no interval of the intended effect, nor of any statistic of both effects."""
+    """With 20 texts without it: no interval for the intended effect or for statistics of both effects."""
     frame = table(arms=("selected",), saes=("one",), concepts=("a",), n=40)
     (c,) = curves(frame[(frame["text"] < 2) | (frame["text"] >= 20)], ["kl"])
     assert c.estimate(0, 1).df == 19 and np.isfinite(c.estimate(0, 1).low)
@@ -96,7 +96,7 @@ def test_two_texts_with_the_concept_give_no_interval():
     assert all(e.collateral is None or np.isnan(e.collateral.low) for e in equal_effects([c]))
 
 
-def test_a_nonfinite_effect_is_left_out_of_its_own_point_only():
+def test_nonfinite_effect_affects_only_its_own_point():
     """One text of one SAE at one N: that point is the mean of the other texts, and no SAE drops out of the comparison."""
     frame = table(arms=("selected",))
     at = (frame["sae"] == "one") & (frame["concept"] == "a") & (frame["text"] == 3) & (frame["count"] == 100)
@@ -114,7 +114,7 @@ def test_a_nonfinite_effect_is_left_out_of_its_own_point_only():
     assert all(np.isfinite(e.collateral.value) for e in lost if e.collateral is not None)
 
 
-def test_the_ratio_has_fiellers_interval_where_both_effects_are_of_the_same_texts():
+def test_ratio_on_the_same_texts_has_fiellers_interval():
     texts = np.arange(24)
     x = np.random.default_rng(0).lognormal(size=(24, 2))
     whole = (x.sum(0) - x) / 23
@@ -123,7 +123,7 @@ def test_the_ratio_has_fiellers_interval_where_both_effects_are_of_the_same_text
     assert (found.value, found.low, found.high) == pytest.approx((known.value, known.low, known.high))
 
 
-def test_an_intended_effect_below_0_counts_as_0_and_has_no_interval():
+def test_negative_intended_effect_counts_as_0_without_interval():
     assert selectivity(np.array([[-1.0, 2.0], [1.0, 3.0]])).tolist() == [0, 0.25]
     without = np.random.default_rng(0).normal([-1.0, 2.0], 0.01, size=(24, 1, 2))
     found = _curve(value=np.array([[-1.0, 2.0]]), texts=np.arange(24), without=without).selectivity(0)
@@ -131,7 +131,7 @@ def test_an_intended_effect_below_0_counts_as_0_and_has_no_interval():
 
 
 @pytest.mark.filterwarnings("ignore:an interval from")
-def test_a_mean_over_concepts_deletes_a_group_from_all():
+def test_mean_over_concepts_jackknifes_shared_groups():
     frame = table(per_group=2)
     own = [c for c in curves(frame, ["kl"]) if c.sae == "one" and c.arm == "selected"]
     (pooled,) = mean_over_concepts(own)
@@ -178,7 +178,7 @@ def _curve(sae="one", concept="a", arm="selected", counts=(1,), value=None, text
     return Curve(*head, value, (texts, texts), texts, sides, without)
 
 
-def test_collateral_at_one_intended_effect_by_hand():
+def test_collateral_at_equal_intended_effect_by_hand():
     """Largest intended effects 8 and 4: the level is half of their mean, 3. Linear in log N between 1 and 100."""
     strong = _curve("strong", counts=(1, 100), value=[[2.0, 1.0], [8.0, 7.0]])
     weak = _curve("weak", counts=(1, 100), value=[[4.0, 1.0], [1.0, 9.0]])
@@ -195,7 +195,7 @@ def test_collateral_at_one_intended_effect_by_hand():
     assert found["weak", "all", "random"].status == "not reached in 1"
 
 
-def test_the_interval_at_one_intended_effect_matches_deletions_at_that_level():
+def test_interval_at_equal_intended_effect_is_the_jackknife():
     frame = table(arms=("selected",))
     some = curves(frame, ["kl"])
     found = equal_effects(some)

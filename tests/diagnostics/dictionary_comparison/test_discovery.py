@@ -24,7 +24,7 @@ def noise_of(n: int) -> np.ndarray:
     return 0.1 * np.random.default_rng(7).normal(size=(N, n))
 
 
-def test_missing_latents_are_discovery():
+def test_gap_from_missing_latents_is_discovery():
     """B has A's noisy latents, and clean ones."""
     a = latents(1.0, 0)
     b = np.concatenate([3 * latents(0.1, 1), a], axis=1)  # larger, so that these are chosen
@@ -36,7 +36,7 @@ def test_missing_latents_are_discovery():
     assert found.accuracy["b_matched"].value == found.accuracy["a_matched"].value == found.accuracy["a"].value
 
 
-def test_less_noise_is_separability():
+def test_gap_from_less_noise_is_separability():
     a = latents(1.0, 0)
     b = np.concatenate([noise_of(3), latents(0.1, 1)], axis=1)
     found = discovery_split(a, b, PAIRS, LABELS)

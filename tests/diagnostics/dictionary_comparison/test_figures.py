@@ -34,7 +34,7 @@ def test_stability_of_each_ordered_pair():
     assert "Chance, left: 0." in caption(figure)
 
 
-def test_gradients_fall_from_100_percent_to_0():
+def test_gradient_curves_fall_from_100_percent_to_0():
     found, figure = result(), result().figures()["dictionary_gradients"]
     line = next(line for line in found.lines["saes"] if line["sae"] == "cosine")
     for ax, kind in zip(figure.axes, ("gradient", "sensitivity", "error", "error_norm"), strict=True):

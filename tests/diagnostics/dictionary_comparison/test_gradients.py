@@ -86,7 +86,7 @@ def test_results_do_not_depend_on_the_chunk_size(monkeypatch, at_once):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
-def test_gradients_of_an_inner_product_grow_with_the_square_of_the_distance():
+def test_inner_product_gradients_grow_quadratically():
     """x twice as far from b_dec: z and the error double, and so the row's gradient is four times as large."""
     w = drawn(6, D_MODEL)
     sae = SAE(Inner(w, torch.zeros(6).double()), random_sae("standard", "relu").selector, w, drawn(D_MODEL))
@@ -99,7 +99,7 @@ def test_gradients_of_an_inner_product_grow_with_the_square_of_the_distance():
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
-def test_a_planted_error_has_the_dependence_on_the_norm_of_its_score_alone(exponent):
+def test_gradient_ratios_of_planted_errors_follow_formulas(exponent):
     """x = n·(cos t·d + sin t·e) read so that the error along d is c at every norm n: without its factor the ratio is 1.
 
     Inner product less c: factor n. exp(b)·n^a·cos + β with exp(b)·n^a·cos t = n·cos t at a = 1; else the error is c(n) by formula.

@@ -38,7 +38,7 @@ def sample(which) -> Sample:
     return Sample(prompt, none, x, none)
 
 
-def test_labels_and_groups_in_their_order_are_hashed():
+def test_hash_covers_labels_and_groups_in_order():
     some = texts()
     said = some.provenance()
     stated = json.dumps([LABELS, [str(i) for i in range(N)]])
@@ -72,7 +72,7 @@ def test_texts_that_cannot_be_probed_raise(given, message):
 
 
 @pytest.mark.filterwarnings("ignore:an interval from")
-def test_a_line_matches_the_split_of_mean_latents():
+def test_gap_line_matches_discovery_split_of_mean_latents():
     which = [i for i in range(N) if i != 3]  # one text is lost to the filters
     matches = {("standard", "cosine"): np.array([[0, 1], [5, 2], [9, 9]])}
     groups = [str(i // 2) if i < 4 else str(i) for i in range(N)]
@@ -87,7 +87,7 @@ def test_a_line_matches_the_split_of_mean_latents():
     assert (line["texts"], line["groups"], line["matches"], line["why_not"]) == (N - 1, N - 2, 3, None)
 
 
-def test_too_few_texts_after_filters_give_a_line_without_accuracies():
+def test_too_few_filtered_texts_give_no_accuracies():
     odd = [i for i in range(N) if LABELS[i] == "odd"]
     which = sorted({*range(N)} - {*odd[4:]})
     matches = {("standard", "cosine"): np.array([[0, 1]])}

@@ -62,7 +62,7 @@ def test_intervals_match_shares_computed_without_each_prompt():
 
 
 def test_gradient_ratios_of_planted_gradients():
-    """Latent 3 three times as strong in the fourth quartile as in the first, latent 4 alike, latent 5 too rarely there."""
+    """Latent 3 is three times as strong in the fourth quartile as in the first, latent 4 equally strong, latent 5 too rare."""
     active, sample = planted(2)
     quartile = sample.quartile[active.token]
     rng = np.random.default_rng(0)

@@ -117,7 +117,7 @@ def test_the_planted_duplicate_is_listed():
     assert found.frame.query("sae == 'cosine' and duplicates > 0")["latent"].tolist() == [2, 7]
 
 
-def test_only_cosine_scores_have_sensitivities_that_depend_on_the_norm():
+def test_only_cosine_sensitivities_depend_on_the_norm():
     found = result().frame.dropna(subset="sensitivity_ratio")
     for name, own in found.groupby("sae"):
         constant = np.allclose(own["sensitivity_ratio"], 1, atol=1e-4)

@@ -90,7 +90,7 @@ def check_points(drawn: np.ndarray, estimates: list) -> None:
 
 
 @pytest.mark.parametrize(("layers", "context"), [((0, 3, 5), "both"), ((3,), "single_token")])
-def test_what_is_drawn_is_what_the_table_says(layers, context):
+def test_plotted_points_match_the_table(layers, context):
     run = result(layers, context)
     drawn = drawn_result() if run is result() else figure(run)
     contexts = ("in_place", "single_token") if context == "both" else (context,)
@@ -118,7 +118,7 @@ def test_what_is_drawn_is_what_the_table_says(layers, context):
             assert ((y >= low) & (y <= high))[np.isfinite(y)].all(), "nothing is drawn outside the axes"
 
 
-def test_layers_too_near_each_other_are_drawn_in_order():
+def test_crowded_layers_are_drawn_evenly_spaced():
     run = with_layers(result(), {0: 0, 3: 29, 5: 30})
     ax = axes(figure(run), PANELS["direction ÷ norm"][0])
     assert ax.get_xlabel() == "block whose output is patched (not to scale)"
@@ -137,7 +137,7 @@ def with_kl(run: DirectionNorm, value: float, *edits: str, layer: int | None = N
     return dataclasses.replace(run, frame=run.frame.assign(kl=run.frame.kl.where(~rows, value)))
 
 
-def test_a_norm_patch_that_does_nothing_is_an_open_marker_at_a_bound():
+def test_norm_patch_without_effect_is_drawn_as_a_bound():
     run = with_kl(result(), 1e-30, "norm", layer=5)
     ratios = {
         c: [g["ratios"]["direction ÷ norm"]["median"].estimate for g in groups(run, c)]
@@ -156,7 +156,7 @@ def test_a_norm_patch_that_does_nothing_is_an_open_marker_at_a_bound():
     assert any(np.isclose(line.get_ydata(), 1e-30, rtol=1e-6).any() for line in strips[0].lines)
 
 
-def test_a_noise_floor_of_zero():
+def test_zero_noise_floor_can_be_plotted():
     figure(with_kl(result((3,), "single_token"), 0.0, "self", "norm"))
 
 
@@ -168,7 +168,7 @@ def beside_untrained() -> DirectionNorm:
     return direction_norm(tiny_model("llama"), tokens, sites=sites, **settings)
 
 
-def test_randomly_initialised_models_are_grey_lines_at_their_own_values():
+def test_randomly_initialised_models_are_grey_lines():
     run, point = beside_untrained(), "resid_post"
     drawn = run.plot(point)
     drawn.canvas.draw()

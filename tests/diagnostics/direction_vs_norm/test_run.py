@@ -64,7 +64,7 @@ def drawn_of(run: DirectionNorm, model: str = "trained") -> dict:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_table_has_its_columns_and_all_its_rows(name):
+def test_table_has_all_columns_and_rows(name):
     frame, provenance = result(name).frame, result(name).provenance
     assert tuple(c for c in frame if c != "norm_read") == COLUMNS
     assert ("norm_read" in frame) == (name == "gpt2")
@@ -83,7 +83,7 @@ def test_the_table_has_its_columns_and_all_its_rows(name):
     assert frame.top1_changed.dtype == bool
 
 
-def test_random_pairs_are_the_same_at_every_depth_and_in_every_context():
+def test_random_pairs_are_shared_across_layers_and_contexts():
     frame = some(result().frame, pair_set="random")
     tables = [rows[["pair", "edit", *PLACES]].reset_index(drop=True) for _, rows in frame.groupby(["layer", "context"])]
     assert len(tables) == len(LAYERS) * len(CONTEXTS)
@@ -97,7 +97,7 @@ def test_random_pairs_are_the_same_at_every_depth_and_in_every_context():
     pd.testing.assert_frame_equal(turned.drop_duplicates("pair")[list(same)].reset_index(drop=True), same)
 
 
-def test_random_pairs_are_those_drawn_without_the_first_tokens():
+def test_random_pairs_exclude_first_tokens():
     drawn = cross_prompt_pairs(np.array(LENGTHS), 40, 0)
     good = (drawn.target_position > 0) & (drawn.source_position > 0)
     pairs = some(result().frame, pair_set="random", layer=1, context="in_place", edit="norm")
@@ -185,7 +185,7 @@ HAND_MADE = ("direction", "norm", "full", "self", "scale_0.5", "scale_2", "scale
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_rows_are_what_full_forward_passes_give(name):
+def test_rows_match_full_forward_passes(name):
     frame = result(name).frame
     frame = frame[frame.edit.isin(HAND_MADE)]
     sample = frame.groupby(["layer", "context", "pair_set", "edit"], group_keys=False).sample(1, random_state=0)
@@ -194,7 +194,7 @@ def test_rows_are_what_full_forward_passes_give(name):
     check_rows(name, tiny_model(name), result(name).tokens, sample)
 
 
-def test_prompts_beyond_the_first_shard_are_measured_in_their_own_place():
+def test_rows_beyond_the_first_shard_match_full_passes():
     many = prompts(tuple(6 + i % 5 for i in range(70)))
     frame = direction_norm(tiny_model("llama"), many, layers=[2], pairs=150, pair_sets=("random",), seed=3).frame
     late = frame[(frame.target_prompt >= 64) & frame.edit.isin(HAND_MADE)]
@@ -228,7 +228,7 @@ def on_the_sphere(rows: pd.DataFrame) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_placebos_have_their_patches_dose_and_another_direction(name):
+def test_placebos_match_the_dose_and_differ_in_direction(name):
     frame = result(name).frame
     frame = frame[frame.pair_set != "scale_rotate"]
     distance, angle, kl = (by_edit(frame, column) for column in ("delta_norm", "delta_angle", "kl"))
@@ -255,7 +255,7 @@ def test_placebos_have_their_patches_dose_and_another_direction(name):
         assert different[there].mean() > 0.95, (one, other)
 
 
-def test_scaled_and_turned_vectors_have_the_dose_of_their_name():
+def test_scaled_and_rotated_vectors_have_their_named_dose():
     frame = some(result().frame, pair_set="scale_rotate")
     dose = by_edit(frame.assign(dose=frame.delta_norm / frame.target_norm), "dose")
     angle = by_edit(frame, "delta_angle")
@@ -275,7 +275,7 @@ def test_scaled_and_turned_vectors_have_the_dose_of_their_name():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_swap_with_itself_does_nothing(name):
+def test_self_swap_has_zero_effect(name):
     rows = some(result(name).frame, edit="self")
     assert (rows.kl <= 1e-9).all()
     assert (rows.delta_norm <= 1e-6 * rows.target_norm).all()
@@ -287,7 +287,7 @@ def test_a_swap_with_itself_does_nothing(name):
 # What must not matter
 
 
-def test_one_context_is_the_same_alone():
+def test_single_context_run_matches_joint_run():
     for context in CONTEXTS:
         own = result(context=context).frame
         both = some(result().frame, context=context).reset_index(drop=True)
@@ -301,7 +301,7 @@ def test_another_seed_draws_other_pairs_and_placebos():
     assert not set(other.kl) & set(own.kl)
 
 
-def test_fewer_pair_sets_are_the_same_rows():
+def test_rows_do_not_depend_on_other_pair_sets():
     """To tolerance: rows share their chunks with others."""
     sets = ("scale_rotate", "random")
     frame = result().frame
@@ -318,7 +318,7 @@ def test_default_layers_run_from_first_to_last():
 # Prompts
 
 
-def test_prompts_may_be_texts_token_ids_prompts_or_a_tokenizers_output():
+def test_all_prompt_formats_give_the_same_rows():
     """The mask removes padding; `input_ids` and `attention_mask` are not texts."""
     words = tokenizer()
     model, settings = wrap(tiny_model("llama"), words), {"layers": [3], "pairs": 10, "pair_sets": ("random",)}
@@ -409,7 +409,7 @@ def test_impossible_rotations_are_dropped_and_counted():
         assert len(run.groups) == 2 * 2 * 4  # the summary does without these rows
 
 
-def test_the_placebo_between_two_tokens_never_takes_one_token_twice():
+def test_token_placebo_uses_two_distinct_tokens():
     tokens = prompts((6, 6))
     for seed in range(12):
         settings = {"layers": [1], "pairs": 4, "pair_sets": ("random",), "sink_filter": None, "seed": seed}
@@ -471,7 +471,7 @@ def test_invalid_arguments_raise(settings, error, message):
         direction_norm(tiny_model("llama"), PROMPTS, **{"layers": [1], "pairs": 40, **settings})
 
 
-def test_a_layer_without_matching_pairs_raises_only_where_all_lack_them():
+def test_missing_matching_pairs_raise_only_if_no_row_is_left():
     """Two prompts of two usable tokens each: no pair of cosine above 0.7 among them at one layer or the other."""
     few = {"pairs": 2, "context": "both", "sink_filter": None}
     tokens = [[1, 5, 9], [2, 30, 60]]
@@ -488,7 +488,7 @@ def test_a_layer_without_matching_pairs_raises_only_where_all_lack_them():
 # What is kept of it
 
 
-def test_provenance_says_how_the_numbers_were_made():
+def test_provenance_records_settings_and_path():
     p = result().provenance
     assert p["diagnostic"] == "direction_norm"
     sites = [f"{layer}.resid_post" for layer in LAYERS]
@@ -501,7 +501,7 @@ def test_provenance_says_how_the_numbers_were_made():
     assert 0 < p["replay_delta"] < DELTA
 
 
-def test_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+def test_result_roundtrip(tmp_path, monkeypatch):
     monkeypatch.setattr(DirectionNorm, "figures", lambda self: {})
     run = result(pairs=10, layers=(1, 5), pair_sets=("random", "scale_rotate"))
     assert run.write(tmp_path) == ["direction_norm.parquet", "direction_norm.json", "tokens.npy"]

@@ -56,7 +56,7 @@ def shuffled(values) -> np.ndarray:
     return np.random.default_rng(0).permutation(np.asarray(values, dtype=float))
 
 
-def test_planted_ratios_shares_and_doses_come_back():
+def test_planted_ratios_shares_and_doses_are_recovered():
     norm = shuffled(0.1 * (1 + np.arange(41)))
     ratio = shuffled(np.exp(np.linspace(-1, 3, 41)))  # median e; 10 below 1, one at 1
     (group,) = of(planted({"norm": norm, "direction": ratio * norm, "placebo_token": 0.25 + 0 * norm})).groups
@@ -92,7 +92,7 @@ def test_planted_ratios_shares_and_doses_come_back():
     assert group["n_saturated"] == (ratio * norm > LOG_VOCAB).sum()
 
 
-def test_planted_correlations_come_back():
+def test_planted_correlations_are_recovered():
     pair = np.arange(41)
     rising, falling = (1 - np.cos(pair)) * 3 + 1, 5 - np.log((2.0 + pair) / 2)
     (group,) = of(planted({"direction": rising, "norm": falling})).groups
@@ -114,7 +114,7 @@ def test_a_denominator_within_the_noise_floor_bounds_the_ratio():
 
 
 @pytest.mark.parametrize("floor", [0.0, 1e-12, 1e-6, 0.2])
-def test_no_ratio_exceeds_what_the_floor_allows(floor):
+def test_ratios_are_bounded_by_the_noise_floor(floor):
     rng = np.random.default_rng(1)
     kl = {edit: rng.lognormal(-4, 4, 41) for edit in ("direction", "norm", "placebo_token", "placebo_norm")}
     kl["norm"][::2] = 0
@@ -129,7 +129,7 @@ def test_no_ratio_exceeds_what_the_floor_allows(floor):
                 assert estimate.bound and floor == 0, name
 
 
-def test_a_direct_effect_has_its_own_ratio_and_is_bounded_by_the_floor_of_the_total():
+def test_direct_over_total_is_bounded_by_the_noise_floor():
     norm = shuffled(0.1 * (1 + np.arange(41)))
     frame = planted({"norm": norm, "placebo_norm": np.full(41, FLOOR / 10)})
     direct = np.where(frame.edit == "norm", 2 + 0 * frame.kl, frame.kl_direct)
@@ -145,7 +145,7 @@ def test_a_direct_effect_has_its_own_ratio_and_is_bounded_by_the_floor_of_the_to
     assert found["placebo_norm"].high == math.inf
 
 
-def test_a_floor_is_that_of_its_model_layer_point_and_context():
+def test_noise_floor_is_per_model_layer_point_and_context():
     places = (
         (1e-9, {}),
         (1e-3, {"context": "single_token"}),
@@ -166,7 +166,7 @@ def test_rows_without_self_swaps_have_a_floor_of_zero():
 
 
 @pytest.mark.parametrize("edit", ["direction", "norm", "placebo_norm", "full"])
-def test_a_dropped_row_leaves_the_rest_of_its_pair(edit):
+def test_dropped_row_keeps_the_rest_of_its_pair(edit):
     norm = shuffled(0.1 * (1 + np.arange(41)))
     frame = planted({"norm": norm, "direction": 2 * norm})
     (group,) = of(frame[~((frame.edit == edit) & (frame.pair == 3))]).groups
@@ -188,7 +188,7 @@ def two_contexts() -> DirectionNorm:
     )
 
 
-def test_summary_and_table_have_a_line_for_each_layer_and_context():
+def test_summary_and_table_have_a_line_per_layer_and_context():
     run = two_contexts()
     found, text = run.summary(), run.table()
     assert list(zip(found.layer, found.context, strict=True)) == [(n, context) for n in (0, 7) for context in CONTEXTS]
@@ -222,7 +222,7 @@ def test_summary_and_table_have_a_line_for_each_layer_and_context():
     assert medians[2]["estimate"]["high"] is None
 
 
-def test_the_table_says_which_pair_sets_are_short_and_what_was_dropped():
+def test_table_reports_short_pair_sets_and_dropped_pairs():
     sites = {"3.resid_post": {"asked": 9, "exist": 8, "used": 8}, "5.resid_post": {"asked": 9, "exist": 9, "used": 9}}
     sets = {"random": {"3.resid_post": {"asked": 9, "used": 8}}, "same_norm": sites}
     said = {"drawn": {"trained": {"pair_sets": sets, "pairs_dropped": {"sink": 1}}}, "why_hooks": ["no keys"]}

@@ -54,7 +54,7 @@ def test_planted_latents_change_the_target_and_nothing_else(target):
 
 
 @pytest.mark.parametrize("target", [0, 1])
-def test_read_subspace_is_orthonormal_and_holds_what_the_target_reads(target):
+def test_read_subspace_is_orthonormal_and_controls_the_target(target):
     x, read, value, base, source, gradients = planted()
     basis = read_subspace(x, gradients, target)
     rows = basis.directions
@@ -67,7 +67,7 @@ def test_read_subspace_is_orthonormal_and_holds_what_the_target_reads(target):
     )
 
 
-def test_credit_of_a_whole_basis_is_one_and_is_the_formula():
+def test_attributions_sum_to_one_and_match_the_formula():
     x, _, _, base, source, gradients = planted()
     rows = torch.linalg.qr(torch.randn(D, D, generator=rng)).Q
     found = attributed(Basis(rows, x @ rows.T), x, gradients, base, source)
@@ -87,7 +87,7 @@ def test_principal_components_match_the_covariance():
     np.testing.assert_allclose(np.abs((rows.numpy() * axes).sum(1)), 1, atol=1e-9)
 
 
-def test_random_latents_differ_are_nested_and_have_the_dose():
+def test_random_latents_differ_and_match_the_dose():
     moved = torch.randn(7, 20, generator=rng) * (torch.rand(7, 20, generator=rng) < 0.3)
     moved[0] = 0
     drawn = random_of_differing(moved, 20, torch.Generator().manual_seed(1))

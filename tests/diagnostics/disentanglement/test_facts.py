@@ -10,7 +10,7 @@ from tests.diagnostics.disentanglement.made_facts import QUESTIONS, answered, an
 from tests.tiny import tiny_model
 
 
-def test_packaged_facts_are_whole():
+def test_packaged_facts_are_complete():
     facts = load_facts()
     assert facts.attributes == ("capital", "continent", "language") and len(facts.entities) > 80
     assert all(len(own) == len(facts.entities) and all(own) for own in facts.values.values())
@@ -28,7 +28,7 @@ def test_packaged_facts_are_whole():
     assert where["Peru"] == ("Lima", "South America", "Spanish") and where["Kenya"] == ("Nairobi", "Africa", "Swahili")
 
 
-def test_known_are_those_that_the_model_says(tmp_path):
+def test_known_facts_are_those_the_model_answers(tmp_path):
     n, one = len(answers()), next(iter(answers()))
     facts = answered(tmp_path, wrong={(one, "b")})
     known = known_facts(model(), facts)
@@ -42,7 +42,7 @@ def test_known_are_those_that_the_model_says(tmp_path):
             assert int(tiny_model("llama")(torch.tensor([ids])).logits[0, -1].argmax()) == known.answer[i, a]
 
 
-def test_nothing_known_raises(tmp_path):
+def test_no_known_fact_or_no_tokenizer_raises(tmp_path):
     every = {(e, a) for e in answers() for a in QUESTIONS}
     with pytest.raises(ResultError, match="the model knows"):
         known_facts(model(), answered(tmp_path, wrong=every))

@@ -59,7 +59,7 @@ def test_one_line_for_each_pair_target_kind_and_k():
     assert {frame.fold.value_counts().size, FOLDS} == {2} and sorted(half.values()).count(0) == len(half) // 2
 
 
-def test_pairs_differ_in_every_answer_and_more_extend_them():
+def test_pairs_differ_in_every_answer_and_are_nested():
     known = known_facts(model(), facts())
     half = folds_of(known, 0)
     few, many = (pairs_of(known, half, 0, n, 0) for n in (5, 20))
@@ -68,7 +68,7 @@ def test_pairs_differ_in_every_answer_and_more_extend_them():
 
 
 def test_effects_match_forward_passes_with_a_hook():
-    """The whole activation, and all latents: what stands at the entity's token is put there by hand."""
+    """The whole activation and all latents, exchanged by hand at the entity's token."""
     known, frame = known_facts(model(), facts()), result().frame
     hf, unit = tiny_model("llama"), {int(e): i for i, e in enumerate(known.entity)}
     names = known.facts.attributes
@@ -121,7 +121,7 @@ def test_random_latents_have_the_dose_of_the_chosen():
     np.testing.assert_allclose(both["dose"], both["dose_r"], rtol=1e-5)
 
 
-def test_all_directions_are_the_whole_exchange():
+def test_largest_k_matches_exchanging_all_latents():
     """k as large as the dictionary gives what `all` gives."""
     many = disentangle(model(), {"2/standard": sae()}, facts(), ks=(40,), pairs=5).frame
     keys, said = ["fold", "target", "base", "source"], ["dose", "cause", "isolation", "moved", "moved_others"]
@@ -141,7 +141,7 @@ def test_estimates_are_means_with_intervals_over_base_and_source():
     assert group["moved"].value == pytest.approx(own["moved"].sum() / own["whole"].sum(), rel=1e-5)
 
 
-def test_chosen_k_comes_from_the_other_half():
+def test_k_is_chosen_on_the_other_half():
     frame = result().frame.query("kind == 'subspace'")
     [group] = result().select(kind="subspace", k=CHOSEN)
     parts = []
@@ -152,7 +152,7 @@ def test_chosen_k_comes_from_the_other_half():
     assert group["cause"].value == pytest.approx(own["cause"].mean()) and group["pairs"] == len(own)
 
 
-def test_resumed_written_and_read(tmp_path):
+def test_run_with_a_folder_matches_and_roundtrips(tmp_path):
     again = disentangle(model(), {"2/standard": sae()}, facts(), folder=tmp_path / "run", **HOW)
     pd.testing.assert_frame_equal(again.frame, result().frame)
     again.write(tmp_path / "run")

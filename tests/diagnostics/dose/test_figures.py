@@ -112,7 +112,7 @@ def greys(ax) -> list:
     return [line for line in ax.lines if to_hex(line.get_color()) == to_hex(UNTRAINED)]
 
 
-def test_an_interval_without_an_upper_end_runs_to_the_edge_and_leaves_the_limits():
+def test_unbounded_interval_runs_to_the_edge_of_the_axes():
     _, panels = plt.subplots(1, 2)
     for ax, high in zip(panels, (np.inf, 2.0), strict=True):
         estimates = [Estimate(1.0, 0.5, end, 0.1, 30, 30) for end in (2.0, high)]
@@ -163,7 +163,7 @@ def test_plot_draws_the_doses_of_the_table(layers, given):
     check_inside(figure, LOWEST)
 
 
-def test_more_than_six_blocks_show_six_from_the_first_to_the_last():
+def test_dose_figure_shows_at_most_six_blocks():
     run = deep()
     figure = drawn(run.plot())
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
@@ -235,7 +235,7 @@ def test_the_caption_names_edits_without_effect():
     assert (said_in(left), said_in(right)) == ("", "")
 
 
-def test_edits_at_one_dose_alone_are_not_said_to_have_no_effect():
+def test_single_dose_is_not_reported_as_no_effect():
     run = dose_response(tiny_model("llama"), TEXT, layers=[2], tokens=12, doses=(0.5,))
     (ax,) = drawn(run.plot()).axes
     assert len(points(ax, EDIT_LABELS["toward_token"])) == 1
@@ -252,7 +252,7 @@ def test_unknown_dose_point_or_context_raises():
             form(context="single_token")
 
 
-def test_figures_take_the_dose_nearest_to_a_fifth():
+def test_depth_figure_uses_the_dose_nearest_to_a_fifth():
     figures = doses().figures()
     assert list(figures) == ["dose_response", "dose_response_depth"]
     assert "0.3 ‖x‖" in figures["dose_response_depth"].axes[0].get_title(loc="left")

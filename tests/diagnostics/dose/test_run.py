@@ -82,7 +82,7 @@ def is_(frame: pd.DataFrame, *edits: str) -> torch.Tensor:
 # The table
 
 
-def test_the_table_has_its_columns_and_all_its_rows():
+def test_table_has_all_columns_and_rows():
     frame, provenance = result().frame, result().provenance
     assert tuple(frame) == COLUMNS
     used = provenance["drawn"]["trained"]["pairs_used"]
@@ -116,7 +116,7 @@ def test_every_edit_moves_by_its_dose():
     np.testing.assert_allclose(frame.delta_norm[frame.edit != "self"], expected[frame.edit != "self"], rtol=2e-5)
 
 
-def test_rotations_keep_the_norm_and_turn_by_the_angle_of_their_chord():
+def test_rotations_keep_the_norm_and_turn_by_their_dose():
     frame, x, y = measured()
     rows = is_(frame, *ROTATIONS)
     torch.testing.assert_close(y[rows].norm(dim=-1), x[rows].norm(dim=-1), rtol=1e-5, atol=0)
@@ -128,7 +128,7 @@ def test_rotations_keep_the_norm_and_turn_by_the_angle_of_their_chord():
         torch.testing.assert_close(y[which], factor[:, None] * x[which], rtol=1e-6, atol=1e-6)
 
 
-def test_an_edit_has_one_tangent_at_all_doses():
+def test_tangents_do_not_depend_on_the_dose():
     frame, x, y = measured()
     along = tangents(x, y)
     for _, rows in frame[~frame.edit.isin(["self", "norm_up", "norm_down"])].groupby(["layer", "pair", "edit"]):
@@ -154,7 +154,7 @@ def activations(layer: int, name: str = "llama") -> torch.Tensor:
     return record(tiny_model(name), PROMPTS, [Site(layer)]).activations[Site(layer)]
 
 
-def test_given_directions_are_added_and_their_placebos_match_norm_angle_and_distance():
+def test_placebos_of_given_directions_match_their_geometry():
     frame, x, y = measured()
     along = tangents(x, y)
     dose = torch.tensor(frame.dose.to_numpy(float))
@@ -173,7 +173,7 @@ def test_given_directions_are_added_and_their_placebos_match_norm_angle_and_dist
         assert ((along[token] * along[isotropic]).sum(-1).abs() < 0.9).all()
 
 
-def test_rows_are_what_measure_and_full_forward_passes_give():
+def test_rows_match_measure_and_full_forward_passes():
     frame, _, y = measured()
     sample = frame.groupby(["layer", "edit"]).sample(3, random_state=0)
     assert len(sample) == 2 * 12 * 3
@@ -197,7 +197,7 @@ def test_rows_are_what_measure_and_full_forward_passes_give():
 # Known answers
 
 
-def test_toward_a_token_by_the_chord_to_its_direction_is_the_direction_patch():
+def test_toward_token_at_full_chord_is_the_direction_patch():
     patches = direction_norm(tiny_model("llama"), PROMPTS, layers=[1], pairs=30, pair_sets=("random",)).frame
     patches = patches[patches.edit == "direction"].set_index("pair")
     some = patches.index[:4]
@@ -226,7 +226,7 @@ def test_self_gives_the_noise_floor(name):
         assert group["noise_floor"] == pytest.approx(floor, rel=1e-6)
 
 
-def test_small_doses_give_kl_in_their_square():
+def test_kl_is_quadratic_at_small_doses():
     """KL is least at the clean point: a smooth model in float64 has slope 2, to the third order that a dose of 2e-3 adds."""
     model = tiny_model("gpt2", "cpu", torch.float64)
     run = dose_response(model, PROMPTS, layers=[2], tokens=20, doses=(1e-3, 2e-3), directions={"steer": STEER})
@@ -239,7 +239,7 @@ def test_small_doses_give_kl_in_their_square():
         assert kl[edit][one].median() > 1e-9
 
 
-def test_rotations_reach_the_antipode_and_norms_pass_through_zero():
+def test_rotations_and_norm_down_reach_the_antipode_at_dose_2():
     run = dose_response(tiny_model("llama"), PROMPTS, layers=[5], tokens=20, doses=(1.5, 2.0))
     assert not run.provenance["rows_dropped"]
     frame = run.frame
@@ -259,7 +259,7 @@ def test_rotations_reach_the_antipode_and_norms_pass_through_zero():
 
 
 @pytest.mark.parametrize("name", ["steer_placebo_token", "steer_placebo_isotropic", "a_placebo_b", "trained", "$x_<&"])
-def test_a_directions_name_is_never_split(name):
+def test_any_direction_name_gives_the_same_numbers(name):
     """The same numbers under any name, in the table, in its ratios, in what is shown."""
     how = {"layers": [2], "tokens": 8, "doses": (0.2,)}
     plain = dose_response(tiny_model("llama"), PROMPTS, directions={"d": STEER}, **how)
@@ -378,7 +378,7 @@ def test_invalid_arguments_raise(settings, error, message):
 # On disk
 
 
-def test_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+def test_result_roundtrip_and_other_settings_raise(tmp_path, monkeypatch):
     """Doses are sorted and given once; other directions or doses are another run."""
     monkeypatch.setattr(DoseResponse, "figures", lambda self: {})
     how = {"layers": (1,), "tokens": 5, "doses": (0.5, 0.2, 0.5), "directions": {"d": STEER}, "folder": tmp_path}

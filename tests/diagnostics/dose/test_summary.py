@@ -51,13 +51,13 @@ def group(frame: pd.DataFrame, dose: float, **values) -> dict:
     return found
 
 
-def test_edits_of_the_table_are_those_of_the_diagnostic():
+def test_planted_edits_are_all_edits_of_the_diagnostic():
     assert set(SIZE) == set(edit_names(["steer"]))
     assert {e for pair in RATIOS for e in pair} == set(EDITS)
 
 
 @pytest.mark.parametrize("dose", DOSES)
-def test_planted_ratios_come_back_with_intervals_around_them(dose):
+def test_planted_ratios_are_recovered_exactly(dose):
     """Token factors are shared by all edits, so each ratio is exact and its interval a point."""
     g = group(planted(), dose)
     given = [("steer", f"steer_{p}") for p in PLACEBOS]
@@ -92,7 +92,7 @@ def test_each_edit_has_its_mean_median_shares_and_error():
         assert g["noise_floor"] == pytest.approx(FLOOR)
 
 
-def test_a_floor_is_that_of_its_own_model_layer_point_and_context():
+def test_noise_floor_is_per_model_and_layer():
     frame = planted(models=("trained", "random 0"), layers=(1, 3))
     places = {("trained", 1): 1e-9, ("trained", 3): 1e-6, ("random 0", 1): 1e-3, ("random 0", 3): 0.0}
     for (model, layer), floor in places.items():
@@ -106,7 +106,7 @@ def test_a_floor_is_that_of_its_own_model_layer_point_and_context():
     assert summaries(frame[frame.edit != "self"], ["steer"])[0]["noise_floor"] == 0
 
 
-def test_a_ratio_over_what_lies_within_the_floor_is_a_lower_bound():
+def test_ratio_over_an_effect_within_the_floor_is_a_bound():
     g = group(planted(floor=0.2), 0.5)  # isotropic: 0.125 on average, norm_up 0.05
     bounded = g["ratios"]["toward_token ÷ isotropic"]
     assert bounded.bound
@@ -118,7 +118,7 @@ def test_a_ratio_over_what_lies_within_the_floor_is_a_lower_bound():
     assert not g["edits"]["toward_token"]["direct_over_total"].bound
 
 
-def test_pairs_that_lack_an_edit_are_left_out_of_its_ratios_alone():
+def test_pairs_missing_an_edit_drop_only_out_of_its_ratios():
     frame = planted(noise=1.0)
     lost = (frame.edit == "toward_token") & (frame.pair < 7)
     g = group(frame[~lost], 0.5)
@@ -149,7 +149,7 @@ def test_effects_of_zero_have_a_mean_of_zero():
     assert np.isnan(nothing.value) and nothing.n_rows == 0
 
 
-def test_the_summary_has_a_line_for_each_edit_with_its_own_ratios():
+def test_summary_has_a_line_for_each_edit_with_its_ratios():
     groups = summaries(planted(models=("trained", "random 0")), ["steer"])
     table = summary_frame(groups)
     assert len(table) == 2 * 2 * len(SIZE)

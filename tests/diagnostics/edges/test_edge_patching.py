@@ -62,7 +62,7 @@ def expected(name: str, pairs: Pairs, frame, mlps: str, later: str = "run") -> n
     ("name", "mlps"),
     [*[(name, "frozen") for name in NAMES if name != "gpt2"], ("gpt2", "recomputed"), ("gemma2", "recomputed")],
 )
-def test_every_edge_is_that_of_full_forward_passes(name, mlps):
+def test_edges_match_full_forward_passes(name, mlps):
     pairs = some_pairs(name)
     result: Any = edge_patching(tiny_model(name), pairs, receivers=RECEIVERS, mlps=mlps, controls=0, path="replay")
     frame: Any = result.frame
@@ -79,7 +79,7 @@ def test_every_edge_is_that_of_full_forward_passes(name, mlps):
     assert result.provenance["path"] == {"pairs": "replay"}
 
 
-def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exact_zeros():
+def test_single_position_edges_match_full_passes():
     pairs = some_pairs("llama")
     options = {"senders": ("embedding", (0, 1), (1, "mlp_out")), "receivers": ("2.q.3", "2.k.0", "2.mlp_out", "logits")}
     frame: Any = edge_patching(tiny_model("llama"), pairs, positions="each", directions=("noise",), **options).frame
@@ -108,7 +108,7 @@ def test_single_positions_are_those_of_full_forward_passes_and_earlier_ones_exac
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "gemma2"])
-def test_direct_edges_are_those_of_full_passes_with_later_writes_frozen(name, monkeypatch):
+def test_direct_edges_match_full_passes_with_frozen_writes(name, monkeypatch):
     monkeypatch.setattr(work, "_HELD", 5000)  # rows in several parts
     pairs = some_pairs(name)
     senders = ("embedding", (0, 1), (1, 3), (2, "mlp_out"))
@@ -185,7 +185,7 @@ class Control(Paths):
 
 
 @pytest.mark.parametrize(("name", "mlps"), [("llama", "recomputed"), ("gpt2", "frozen"), ("gemma2", "frozen")])
-def test_every_control_is_that_of_full_forward_passes(name, mlps):
+def test_controls_match_full_forward_passes(name, mlps):
     plain, hf = some_pairs(name, (8, 8, 8, 8)), tiny_model(name)
     pairs = Pairs(tuple(replace(p, roles=named(8, i)) for i, p in enumerate(plain)), np.zeros(4), np.zeros(4))
     senders = ("embedding", (0, 1), (1, 3), (2, 0), (0, "mlp_out"), (2, "mlp_out"))
@@ -234,7 +234,7 @@ def poolable(kind: str, n: int) -> Pairs:
 
 
 @pytest.mark.parametrize("kind", induction.KINDS)
-def test_planted_edges_beat_their_controls_and_no_others_do(kind):
+def test_only_planted_edges_beat_their_controls(kind):
     pairs = poolable(kind, 14)
     edges: Any = edge_patching(
         induction.induction_model(), pairs, senders=("embedding", "z"), receivers=("q", "k", "v", "logits")
@@ -254,7 +254,7 @@ def test_planted_edges_beat_their_controls_and_no_others_do(kind):
         ).all()
 
 
-def test_summary_is_a_ratio_of_sums_with_the_jackknife_over_pairs(tmp_path):
+def test_edge_share_is_a_ratio_of_sums_with_jackknife(tmp_path):
     pairs = some_pairs("gpt2", (8,) * 14)
     result: Any = edge_patching(
         tiny_model("gpt2"), pairs, senders=("embedding", (0, 1), (2, 3)), receivers=[(1, 2, "v"), "logits"], controls=2
@@ -303,7 +303,7 @@ def with_large_effects(result: EdgePatching, edges) -> EdgePatching:
     return EdgePatching(frame, result.tokens, result.provenance)
 
 
-def test_figures_dim_edges_that_do_not_beat_their_control_and_the_graph_leaves_them_out():
+def test_edges_not_beating_controls_are_dimmed_or_left_out():
     pairs = some_pairs("gpt2", (8,) * 12)
     options = {"senders": ("embedding", "z"), "receivers": [(1, 2, "v"), "logits"], "directions": ("noise",)}
     result: Any = edge_patching(tiny_model("gpt2"), pairs, **options)
@@ -351,13 +351,13 @@ def test_invalid_arguments_raise(settings, error, said):
         edge_patching(tiny_model("llama"), some_pairs("llama"), **settings)
 
 
-def test_a_model_that_treats_tokens_otherwise_alone_is_refused(monkeypatch):
+def test_failed_token_by_token_check_raises(monkeypatch):
     alone = Sweep._alone
     monkeypatch.setattr(Sweep, "_alone", lambda *args: {p: 1.01 * x for p, x in alone(*args).items()})
     with pytest.raises(SiteError, match="q of block 2, computed token by token, is off by"):
         edge_patching(tiny_model("llama"), some_pairs("llama"), receivers=(2, 1, "q"))
 
 
-def test_single_heads_at_a_norm_that_spans_them_are_refused():
+def test_single_heads_under_a_norm_across_heads_raise():
     with pytest.raises(SiteError, match="norm spans heads"):
         edge_patching(tiny_model("olmo2"), some_pairs("llama"), receivers=(2, 1, "q"))

@@ -32,7 +32,7 @@ def some_pairs(name: str, n: int) -> Pairs:
 
 @pytest.mark.parametrize("ablate", ["corrupt", "mean"])
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])
-def test_circuits_are_those_of_full_forward_passes(name, ablate):
+def test_circuits_match_full_forward_passes(name, ablate):
     pairs, hf = some_pairs(name, 3), tiny_model(name)
     circuit = [(1, 2), (4, 0), (3, "mlp_out")]
     sites = [Site(i, "z", head=h) for i in range(N_LAYERS) for h in range(4)] + [
@@ -82,7 +82,7 @@ def _forward(name, hf, tokens, mlps, heads):
 
 
 @pytest.mark.parametrize("kind", induction.KINDS)
-def test_planted_circuit_is_faithful_and_no_set_that_lacks_a_part_of_it(kind):
+def test_only_the_complete_planted_circuit_is_faithful(kind):
     given = induction.pairs(n=2, lengths=(8,), kinds=(kind,))
     made = tuple(Pair(tuple(p.clean), tuple(p.corrupt), p.right, p.wrong) for p in given)
     pairs, hf, circuit = Pairs(made, np.zeros(2), np.zeros(2)), induction.induction_model(), induction.CIRCUITS[kind]
@@ -121,7 +121,7 @@ def test_edges_that_beat_their_controls_make_a_circuit():
     assert result.frame.equals(faithfulness(hf, pairs, [(1, 2)], n_random=0).frame)
 
 
-def test_a_key_stands_for_the_heads_that_share_it_and_what_lies_outside_the_scope_is_counted():
+def test_shared_keys_and_out_of_scope_edges_are_counted():
     hf, pairs = tiny_model("llama"), some_pairs("llama", 12)
     ends: Any = {"senders": ["0.z.1", "1.mlp_out"], "receivers": ["3.k.1", "2.q.3", "logits"]}
     measured = edge_patching(hf, pairs, directions=("noise",), floor=0.0, **ends)
@@ -161,7 +161,7 @@ def test_invalid_arguments_raise(settings, said):
         faithfulness(tiny_model("llama"), some_pairs("llama", 2), circuit, **settings)
 
 
-def test_mean_ablation_leaves_out_pairs_without_another_in_their_pool():
+def test_mean_ablation_drops_pairs_alone_in_their_pool():
     pairs = some_pairs("llama", 3)
     long = Pair((5, 6, 7, 8), (5, 9, 7, 8), pairs[0].right, pairs[0].wrong)
     mixed = Pairs((*pairs.pairs, long), np.zeros(4), np.zeros(4))

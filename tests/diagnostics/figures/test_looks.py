@@ -44,7 +44,7 @@ def test_conditions_do_not_look_like_saes():
     assert not {colour for colour, _ in SAE_LOOKS.values()} & {colour for colour, _, _ in CONDITION_LOOKS.values()}
 
 
-def test_only_looks_names_colours():
+def test_only_the_looks_module_names_colours():
     """Greys such as "0.6", hex codes, names of more than one letter, `C0`, and colour maps. CSS stands in longer texts."""
     named = {}
     for path in Path(diagnostics.__file__).parent.rglob("*.py"):

@@ -233,7 +233,7 @@ def test_names_are_shown_literally(kind):
 
 @every_kind
 def test_every_panel_has_a_title_and_axis_labels(kind):
-    """Of its own, or of the panels that share its axis or stand in its row or column."""
+    """Its own, or those of panels that share its axis, row or column."""
     for name, figure in drawn(kind)[2].items():
         shown = [ax for ax in panels(figure) if ax.get_subplotspec() is not None]
         for ax in shown:
@@ -348,7 +348,7 @@ def binned(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 @every_kind
-def test_every_point_with_an_interval_is_a_number_of_the_result(kind):
+def test_plotted_points_and_intervals_come_from_the_result(kind):
     """Values and both ends, as numbers or in per cent; a missing end equals the value."""
     result, _, figures, _ = drawn(kind)
     known = np.array(sorted(x for x in numbers(GROUPS.get(kind, lambda r: r.groups)(result)) if np.isfinite(x)))

@@ -23,7 +23,7 @@ def written(folder, lines) -> str:
     return str(folder)
 
 
-def test_every_line_is_read_and_drawn_where_it_belongs(tmp_path):
+def test_training_metrics_are_read_and_drawn(tmp_path):
     metrics = training_metrics(written(tmp_path, map(json.dumps, LINES)))
     assert metrics.to_dict("records")[1] == LINES[1] and len(metrics) == len(LINES)
     figure = plot_training(metrics)

@@ -26,7 +26,7 @@ def items(*tokens: tuple[int, int]) -> pd.DataFrame:
     return pd.DataFrame(tokens, columns=["target_prompt", "target_position"])
 
 
-def test_directions_are_differences_of_two_tokens_of_other_contexts():
+def test_directions_are_differences_of_distinct_contexts():
     (first,) = prompts((6,))
     texts = [[*first, i] for i in range(1, 9)]
     one = bench(texts)
@@ -38,7 +38,7 @@ def test_directions_are_differences_of_two_tokens_of_other_contexts():
 
 
 @pytest.mark.parametrize("kind", PLACEBOS)
-def test_directions_are_a_function_of_seed_label_and_token_alone(kind):
+def test_directions_depend_only_on_label_and_token(kind):
     one = bench(prompts((9, 9, 9)))
     both = one.towards(kind, items((0, 3), (2, 6)), 3, "label")
     torch.testing.assert_close(one.towards(kind, items((2, 6)), 3, "label")[0], both[1], rtol=0, atol=0)
@@ -46,13 +46,13 @@ def test_directions_are_a_function_of_seed_label_and_token_alone(kind):
     assert not torch.allclose(both[0], both[1]) and both.shape == (2, 3, D_MODEL)
 
 
-def test_a_text_of_one_usable_token_gives_no_difference():
+def test_single_usable_token_gives_no_token_direction():
     one = bench([[5, 6]] * 3)
     assert one.towards("placebo_token", items((0, 1)), 2, "label").isnan().all()
     assert one.towards("placebo_isotropic", items((0, 1)), 2, "label").isfinite().all()
 
 
-def test_a_dose_is_of_the_vector_in_the_models_dtype():
+def test_dose_is_measured_in_the_models_dtype():
     one, x = bench(prompts((9,)), torch.bfloat16), torch.full((1, D_MODEL), 256.0)
     vectors = x[:, None] + torch.tensor([0.5, 2.0])[:, None]  # 256.5 is no bfloat16 number, 258 is
     torch.testing.assert_close(one.dose(x, vectors), torch.tensor([[0.0, 2.0 * D_MODEL**0.5]]))

@@ -26,7 +26,7 @@ def real():
     return hf, sae, causal_concentration(hf, PROMPTS, {"3/standard": sae}, n_tokens=3)
 
 
-def test_in_a_linear_model_single_effects_add_up(planted):
+def test_single_effects_add_up_in_a_linear_model(planted):
     f = planted.frame
     assert set(f.columns) == set(COLUMNS) and set(f["edit"]) == set(EDITS)
     last = f[f["kl_sum"].notna()]
@@ -35,7 +35,7 @@ def test_in_a_linear_model_single_effects_add_up(planted):
     np.testing.assert_allclose(last[["sum_cosine", "sum_ratio"]], 1, rtol=1e-9)
 
 
-def test_all_removed_is_the_same_in_every_order_and_all_kept_is_nothing(planted):
+def test_full_removal_ignores_order_and_full_keep_is_zero(planted):
     f = planted.frame[planted.frame["n"] == planted.frame["n_active"]]
     removed = f[f["edit"] == "remove"]
     np.testing.assert_allclose(removed["kl"], removed["kl_all"], rtol=1e-8, atol=1e-12)
@@ -46,7 +46,7 @@ def test_all_removed_is_the_same_in_every_order_and_all_kept_is_nothing(planted)
         np.testing.assert_allclose(lines.set_index(["target_prompt", "target_position"])["delta_norm"], own, rtol=1e-6)
 
 
-def test_each_line_is_what_a_full_forward_pass_says(real):
+def test_rows_match_full_forward_passes(real):
     hf, sae, result = real
     for (prompt, position), lines in result.frame.groupby(["target_prompt", "target_position"]):
         clean, here = standing("llama", hf, PROMPTS[prompt], SITE, position)
@@ -82,7 +82,7 @@ def table(kl: list[float], whole: float, prompt: int = 0) -> pd.DataFrame:
     )
 
 
-def test_counts_and_curves_are_read_off_by_hand():
+def test_counts_and_curves_by_hand():
     lines = table([0.1, 0.6, 0.4, 1.0], 1.0)
     assert [counts(lines, share, False)["n"].item() for share in (0.05, 0.5, 0.6, 0.9)] == [1, 2, 2, 4]
     kept = table([0.9, 0.5, 0.2, 0.0], 1.0)
@@ -95,7 +95,7 @@ def test_counts_and_curves_are_read_off_by_hand():
     np.testing.assert_allclose(curve(kept, True)["value"].iloc[[0, 5, -1]], [0, 0.1, 1], atol=1e-12)
 
 
-def test_greedy_orders_need_fewer_than_the_lot_and_the_result_comes_back_from_disk(planted, tmp_path):
+def test_greedy_beats_random_order_and_result_roundtrips(planted, tmp_path):
     by = {(g["edit"], g["order"]): g for g in planted.groups}
     assert (
         by["remove", "effect"]["n50"].value <= by["remove", "size"]["n50"].value < by["remove", "random"]["n50"].value
@@ -106,7 +106,7 @@ def test_greedy_orders_need_fewer_than_the_lot_and_the_result_comes_back_from_di
     assert "n50" in planted.table()
 
 
-def test_no_tokens_are_refused():
+def test_zero_tokens_raise():
     hf, sae = planted_model()
     with pytest.raises(ResultError, match="n_tokens 0"):
         causal_concentration(hf, PROMPTS, sae, n_tokens=0)

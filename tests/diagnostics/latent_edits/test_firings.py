@@ -19,7 +19,7 @@ def found():
     return Firings(number // 6, number % 6, active_latents(sae, x)), sae.encode(x).detach().numpy()
 
 
-def test_counts_and_typical_activations_are_those_of_the_dense_table(found):
+def test_counts_and_typical_activations_match_a_dense_table(found):
     firings, z = found
     np.testing.assert_array_equal(firings.count, (z != 0).sum(0))
     size = np.abs(z).sum(0) / np.maximum(1, (z != 0).sum(0))
@@ -27,7 +27,7 @@ def test_counts_and_typical_activations_are_those_of_the_dense_table(found):
     assert (firings.typical < 0).any() and (firings.typical[firings.count == 0] == 0).all()
 
 
-def test_among_some_tokens_is_the_table_of_those(found):
+def test_among_restricts_to_the_given_tokens(found):
     firings, z = found
     keep = np.arange(60) % 3 != 1
     some = firings.among(keep)
@@ -35,7 +35,7 @@ def test_among_some_tokens_is_the_table_of_those(found):
     np.testing.assert_array_equal(some.prompt, firings.prompt[keep])
 
 
-def test_tokens_of_a_latent_are_where_it_fires_and_a_larger_draw_holds_the_smaller(found):
+def test_drawn_tokens_are_firings_and_draws_are_nested(found):
     firings, z = found
     latents = firings.draw(5, 0, "x")
     table = {n: firings.some(latents, n, 0, "x") for n in (2, 4)}
@@ -52,7 +52,7 @@ def test_tokens_of_a_latent_are_where_it_fires_and_a_larger_draw_holds_the_small
     assert (firings.count[firings.draw(99, 0, "x", at_least=5)] >= 5).all()
 
 
-def test_the_partner_is_the_one_most_often_there(found):
+def test_partner_is_the_most_often_coactive_latent(found):
     firings, z = found
     latent = int(firings.count.argmax())
     together = ((z != 0) & (z[:, [latent]] != 0)).sum(0)
@@ -61,7 +61,7 @@ def test_the_partner_is_the_one_most_often_there(found):
     assert partner_of(firings, int(np.flatnonzero(firings.count == 0)[0])) == -1
 
 
-def test_latents_that_do_not_exist_or_never_fire_are_refused(found):
+def test_missing_or_silent_latents_raise(found):
     firings, _ = found
     dictionary = Dictionary("one", Site(0), inputs(40))
     assert chosen_latents(firings, [int(firings.count.argmax())], 0, dictionary, 1).tolist() == [firings.count.argmax()]

@@ -40,7 +40,7 @@ def real():
     return hf, sae, interactions(hf, PROMPTS, {"3/standard": sae}, n_tokens=60, per_token=3)
 
 
-def test_a_linear_model_has_no_interactions_and_kl_of_the_sum_is_that_of_both(planted):
+def test_linear_model_has_no_interactions(planted):
     f = planted.frame
     assert tuple(f.columns) == ("sae", "layer", "point", *(c for c in f.columns[3:])) and set(f.columns) == set(COLUMNS)
     assert (f["rms_interaction"] < 1e-10).all() and (f["rms_i"] > 0).all()
@@ -48,7 +48,7 @@ def test_a_linear_model_has_no_interactions_and_kl_of_the_sum_is_that_of_both(pl
     assert (planted.provenance["why_hooks"], planted.provenance["rows_dropped"]) == (None, {})
 
 
-def test_the_planted_latent_moves_its_logit_alone(planted):
+def test_planted_latent_changes_only_its_logit(planted):
     """rms by hand: a change of one logit by c is c·√(p_t(1 − 1/V)² + (1 − p_t)/V²) once the mean over V is taken off."""
     hf, _ = planted_model()
     some = (
@@ -76,7 +76,7 @@ def test_placebos_have_the_geometry_of_their_pair(planted, real):
             assert not np.allclose(parts[kind]["kl_joint"], parts[LATENTS]["kl_joint"], rtol=1e-2)
 
 
-def test_a_pair_is_what_three_full_forward_passes_say(real):
+def test_pairs_match_three_full_forward_passes(real):
     hf, sae, result = real
     lines = result.frame[result.frame["kind"] == LATENTS]
     assert (lines["z_i"] < 0).any() and (lines["latent_i"] < lines["latent_j"]).all()
@@ -96,7 +96,7 @@ def test_a_pair_is_what_three_full_forward_passes_say(real):
         np.testing.assert_allclose(row.delta_norm, sum(delta).norm(), rtol=1e-6)
 
 
-def test_all_pairs_of_a_tokens_strongest_latents_are_there_once(real):
+def test_all_pairs_of_strongest_latents_appear_once(real):
     _, _, result = real
     for _, lines in result.frame.groupby(["kind", "target_prompt", "target_position"]):
         latents = set(lines["latent_i"]) | set(lines["latent_j"])
@@ -104,7 +104,7 @@ def test_all_pairs_of_a_tokens_strongest_latents_are_there_once(real):
         assert not lines.duplicated(["latent_i", "latent_j"]).any()
 
 
-def test_summary_matrix_and_the_way_to_disk(real, tmp_path):
+def test_summary_matrix_and_roundtrip(real, tmp_path):
     _, _, result = real
     group = next(g for g in result.groups if g["kind"] == LATENTS)
     lines = result.frame[result.frame["kind"] == LATENTS]
@@ -130,8 +130,8 @@ def test_summary_matrix_and_the_way_to_disk(real, tmp_path):
     )
 
 
-def test_the_ratio_to_each_placebo_is_that_of_the_pairs_that_have_both(real):
-    """Some of the placebo's lines are taken away: the latents' lines of these pairs must not enter either."""
+def test_placebo_ratios_use_only_pairs_with_both(real):
+    """Placebo rows are removed for some pairs; the latent rows of these pairs must not count either."""
     _, _, result = real
     left_out = (result.frame["kind"] != LATENTS) & (result.frame["latent_i"] == result.frame["latent_i"].min())
     some = Interactions(result.frame[~left_out].reset_index(drop=True), result.tokens, result.provenance)
@@ -147,8 +147,8 @@ def test_the_ratio_to_each_placebo_is_that_of_the_pairs_that_have_both(real):
         assert abs(found[kind].value - 1) > 0.01 and found[kind].low < found[kind].value < found[kind].high
 
 
-def test_prompts_that_begin_alike_keep_all_their_placebos(real):
-    """Tokens of one context have one activation: their difference, and a second one with the same third token, give no direction."""
+def test_prompts_with_equal_beginnings_keep_all_placebos(real):
+    """Tokens with equal contexts have equal activations, so their differences give no direction."""
     hf, sae, _ = real
     (first,) = prompts((8,))
     alike = interactions(hf, [[*first, i] for i in range(1, 27)], sae, n_tokens=60, per_token=4)
@@ -157,7 +157,7 @@ def test_prompts_that_begin_alike_keep_all_their_placebos(real):
 
 
 def test_placebos_without_a_direction_are_dropped_and_counted(real):
-    """Three usable tokens differ in two dimensions, four edits move in four."""
+    """The differences of three usable tokens span two dimensions; four edits span four."""
     hf, sae, _ = real
     few = interactions(hf, [PROMPTS[0][:4]] * 25, sae, n_tokens=70, per_token=4)
     assert set(few.frame["kind"]) == {LATENTS, "placebo_isotropic"}
@@ -165,7 +165,7 @@ def test_placebos_without_a_direction_are_dropped_and_counted(real):
     assert [g["pairs"] > 0 for g in few.groups] == [True, False, True] and "effect not finite" in few.table()
 
 
-def test_maps_of_another_run_do_not_stay(real, tmp_path, monkeypatch):
+def test_stale_maps_are_deleted_and_foreign_files_kept(real, tmp_path, monkeypatch):
     _, _, result = real
     monkeypatch.setattr(Interactions, "figures", lambda self: {"interactions_matrix_15-cosine": plt.figure()})
     drawn = {f"interactions_matrix_15-cosine.{end}" for end in ("png", "svg", "pdf")}
@@ -185,7 +185,7 @@ def test_from_sums_is_the_jackknife_of_a_ratio():
     assert (found.value, found.low, found.high) == pytest.approx((known.value, known.low, known.high))
 
 
-def test_chosen_latents_alone_are_paired_and_tokens_drawn_where_two_meet(real):
+def test_only_chosen_latents_are_paired(real):
     hf, sae, _ = real
     result = interactions(hf, PROMPTS, sae, n_tokens=25, per_token=3, latents=[2, 5, 9])
     assert set(result.frame["latent_i"]) | set(result.frame["latent_j"]) == {2, 5, 9}
@@ -193,7 +193,7 @@ def test_chosen_latents_alone_are_paired_and_tokens_drawn_where_two_meet(real):
     assert len(set(most.frame["latent_i"]) | set(most.frame["latent_j"])) == 4
 
 
-def test_the_same_seed_gives_the_same_table_in_parts_and_from_a_folder(real, tmp_path):
+def test_run_with_a_folder_gives_the_same_table(real, tmp_path):
     hf, sae, result = real
     again = interactions(hf, PROMPTS, {"3/standard": sae}, n_tokens=60, per_token=3, folder=tmp_path)
     assert again.frame.equals(result.frame)
@@ -201,7 +201,7 @@ def test_the_same_seed_gives_the_same_table_in_parts_and_from_a_folder(real, tmp
         interactions(hf, PROMPTS, {"3/standard": sae}, n_tokens=61, per_token=3, folder=tmp_path)
 
 
-def test_what_does_not_serve_is_refused(real):
+def test_invalid_arguments_raise(real):
     hf, sae, _ = real
     with pytest.raises(ResultError, match="per_token 1"):
         interactions(hf, PROMPTS, sae, per_token=1)

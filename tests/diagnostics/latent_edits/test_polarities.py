@@ -39,7 +39,7 @@ def change_of(hf, row, end, delta):
     )
 
 
-def test_lines_are_what_full_forward_passes_say(found):
+def test_rows_match_full_forward_passes(found):
     hf, sae, result = found
     assert set(result.frame.columns) == set(COLUMNS)
     lines = result.frame[result.frame["kind"] == "latents"]
@@ -57,7 +57,7 @@ def test_lines_are_what_full_forward_passes_say(found):
         np.testing.assert_allclose([row.delta_norm_target, row.delta_norm_source], [deltas[end].norm() for end in PAIR], rtol=1e-5)  # fmt: skip
 
 
-def test_tokens_are_of_the_sign_they_should_be_and_pairs_are_complete(found):
+def test_tokens_have_the_right_sign_and_pairs_are_complete(found):
     _, sae, result = found
     frame, n = result.frame, 3
     removed, added = (
@@ -78,8 +78,8 @@ def test_tokens_are_of_the_sign_they_should_be_and_pairs_are_complete(found):
         np.testing.assert_allclose(dose[kind], dose["latents"], rtol=1e-5)
 
 
-def test_polarities_of_a_linear_model_are_exactly_opposite_and_so_are_a_random_directions(tmp_path):
-    """Logits linear in the stream: every direction's cosines are 1 and −1, so the latents' exceed the placebos' by nothing."""
+def test_polarities_are_opposite_in_a_linear_model(tmp_path):
+    """Logits are linear in the residual stream, so all cosines are 1 or −1, for latents and placebos alike."""
     hf, sae = planted_model()
     result = polarity_effects(hf, PROMPTS, {"3/signed": signed(sae)}, latents=4, tokens_per_latent=3)
     for g in result.groups:
@@ -90,7 +90,7 @@ def test_polarities_of_a_linear_model_are_exactly_opposite_and_so_are_a_random_d
     assert len(list(result.headlines())) == 2
 
 
-def test_what_cannot_be_asked(found):
+def test_invalid_arguments_raise(found):
     hf, sae, _ = found
     with pytest.raises(ResultError, match="no latent of one has both polarities"):
         polarity_effects(hf, PROMPTS, {"one": planted_model()[1]})

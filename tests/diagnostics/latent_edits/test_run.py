@@ -52,7 +52,7 @@ def test_rows_that_are_not_finite_are_dropped_and_counted():
         norms(lost=100)
 
 
-def test_a_run_keeps_a_hash_of_its_prompts_and_its_table_in_the_types_of_units(tmp_path):
+def test_run_stores_prompt_hash_and_narrow_dtypes(tmp_path):
     result = norms(tmp_path)
     kept = json.loads((tmp_path / "run.json").read_text())
     assert kept["tokens"] == hashlib.sha256(json.dumps(PROMPTS).encode()).hexdigest()
@@ -63,7 +63,7 @@ def test_a_run_keeps_a_hash_of_its_prompts_and_its_table_in_the_types_of_units(t
         norms(tmp_path, latents=4)
 
 
-def test_tokens_are_the_same_for_all_saes_and_those_left_out_are_counted_once():
+def test_saes_share_tokens_and_dropped_ones_count_once():
     result = norms()
     one, two = (
         result.frame[result.frame["sae"] == name].drop(columns="sae").reset_index(drop=True) for name in result.saes
@@ -73,7 +73,7 @@ def test_tokens_are_the_same_for_all_saes_and_those_left_out_are_counted_once():
     assert said["usable"] + sum(said["tokens left out"].values()) == sum(map(len, PROMPTS))
 
 
-def test_numbers_too_small_and_latents_that_do_not_exist_raise():
+def test_too_small_numbers_and_unknown_latents_raise():
     check_numbers(n=1, m=5)
     with pytest.raises(ResultError, match="m 1, k 0; expected 2 or more"):
         check_numbers(2, n=2, m=1, k=0)

@@ -25,7 +25,7 @@ def real():
     return hf, sae, ablation_sparsity(hf, PROMPTS, {"3/standard": sae}, latents=4, tokens_per_latent=15, horizon=T)
 
 
-def test_one_logit_moved_is_the_least_and_normal_numbers_give_two_over_pi():
+def test_sparsity_of_known_logit_changes():
     one = torch.zeros(1, 4, 25, dtype=torch.float64)
     one[0, 2, 7] = -3.0
     drawn = torch.randn(1, 4, 25000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -40,7 +40,7 @@ def test_one_logit_moved_is_the_least_and_normal_numbers_give_two_over_pi():
     assert sparsity(0 * one)["sparsity"].isnan().all()
 
 
-def test_the_planted_latent_moves_one_logit_of_one_position(planted):
+def test_planted_latent_changes_one_logit_at_one_position(planted):
     own = planted.frame[(planted.frame["edit"] == "latent") & (planted.frame["latent"] == 0)]
     np.testing.assert_allclose(own["sparsity"], 1 / (VOCAB * T), rtol=1e-6)
     np.testing.assert_allclose(own["l2"], own["z"] * GAIN, rtol=1e-6)
@@ -49,7 +49,7 @@ def test_the_planted_latent_moves_one_logit_of_one_position(planted):
     assert (others["sparsity"] > 5 / (VOCAB * T)).all()
 
 
-def test_a_line_is_what_full_forward_passes_say(real):
+def test_rows_match_full_forward_passes(real):
     hf, sae, result = real
     assert set(COLUMNS) <= set(result.frame.columns)
     for row in result.frame[result.frame["edit"] == "latent"].iloc[::13].itertuples():
@@ -63,7 +63,7 @@ def test_a_line_is_what_full_forward_passes_say(real):
         np.testing.assert_allclose([row.kl_at_0, row.kl_at_1, row.kl_at_2], kl, rtol=1e-4, atol=1e-12)
 
 
-def test_channels_placebos_and_nothing(real):
+def test_channel_placebo_and_self_rows_have_the_right_dose(real):
     _, _, result = real
     keys = ["latent", "target_prompt", "target_position"]
     by = {edit: lines.set_index(keys).sort_index() for edit, lines in result.frame.groupby("edit")}
@@ -74,7 +74,7 @@ def test_channels_placebos_and_nothing(real):
     assert (result.frame["target_position"] + T <= [len(PROMPTS[p]) for p in result.frame["target_prompt"]]).all()
 
 
-def test_what_is_within_rounding_is_left_out_and_counted(real):
+def test_rows_within_rounding_are_left_out_and_counted(real):
     _, _, result = real
     frame = result.frame.copy()
     frame.loc[frame["edit"] == "self", "l2"] = frame.loc[frame["edit"] == "latent", "l2"].median() / 10
@@ -84,7 +84,7 @@ def test_what_is_within_rounding_is_left_out_and_counted(real):
     assert len(lines) + lost == n and lost == -(-n // 2)
 
 
-def test_by_latent_horizon_and_the_way_to_disk(real, tmp_path):
+def test_by_latent_horizon_and_roundtrip(real, tmp_path):
     _, _, result = real
     each = result.by_latent()
     assert len(each) == 4 and (each["tokens"] <= 15).all()
@@ -100,6 +100,6 @@ def test_by_latent_horizon_and_the_way_to_disk(real, tmp_path):
     assert AblationSparsity.load(tmp_path).frame.equals(result.frame)
 
 
-def test_no_horizon_is_refused(real):
+def test_zero_horizon_raises(real):
     with pytest.raises(ResultError, match="horizon 0"):
         ablation_sparsity(real[0], PROMPTS, real[1], horizon=0)

@@ -21,7 +21,7 @@ def planted():
     )
 
 
-def test_the_planted_latent_raises_its_token_by_c_times_its_activation(planted):
+def test_steering_raises_the_planted_token_linearly(planted):
     f = planted.frame
     assert set(f.columns) == set(COLUMNS) and set(f["condition"]) == set(CONDITIONS)
     own = f[(f["latent"] == 0) & (f["condition"] == "single")]
@@ -32,7 +32,7 @@ def test_the_planted_latent_raises_its_token_by_c_times_its_activation(planted):
     assert (own["rank"] <= own["clean_rank"]).all() and (own["probability"] >= own["clean_probability"]).all()
 
 
-def test_joint_is_the_sum_in_a_linear_model_and_placebos_have_its_dose(planted):
+def test_joint_steering_adds_up_and_placebos_match_its_dose(planted):
     keys = ["latent", "target_prompt", "target_position", "coefficient"]
     by = {name: lines.set_index(keys).sort_index() for name, lines in planted.frame.groupby("condition")}
     np.testing.assert_allclose(
@@ -43,7 +43,7 @@ def test_joint_is_the_sum_in_a_linear_model_and_placebos_have_its_dose(planted):
             np.testing.assert_allclose(by[f"{edit}_{kind}"]["delta_norm"], by[edit]["delta_norm"], rtol=1e-5)
 
 
-def test_a_line_is_what_a_full_forward_pass_says():
+def test_rows_match_full_forward_passes():
     hf, (_, sae) = tiny_model("llama", dtype=torch.float64), planted_model()
     result = latent_steering(
         hf,
@@ -72,13 +72,13 @@ def test_a_line_is_what_a_full_forward_pass_says():
     assert (result.frame["partner"] == 5).all()
 
 
-def test_to_disk_and_back(planted, tmp_path):
+def test_roundtrip(planted, tmp_path):
     assert "latent_steering.png" in planted.write(tmp_path)
     assert Steering.load(tmp_path).frame.equals(planted.frame)
     assert "peak" in planted.table()
 
 
-def test_what_does_not_serve_is_refused():
+def test_invalid_arguments_raise():
     hf, sae = planted_model()
     for wrong, said in (
         ({"unit": "z"}, "unit 'z'"),

@@ -39,20 +39,20 @@ def test_planted_curves(values, expected):
     assert (line["peak"], line["inverted U"], line["rows"]) == (*expected, 72)
 
 
-def test_a_peak_that_is_not_clear_of_the_last_or_of_clean_is_no_inverted_u():
+def test_unclear_peak_leaves_inverted_u_undecided():
     for values, clean in (((0.3, 1.0, 0.8, 0.9), 0.2), ((0.3, 1.0, 0.5, 0.2), 0.95)):
         line = peak(table(dict(zip(COEFFICIENTS, values, strict=True)), clean=clean))
         assert line["inverted U"] is None and 0 < line["peak"] < 4
 
 
-def test_noise_is_hardly_ever_an_inverted_u():
+def test_noise_is_rarely_an_inverted_u():
     found = [peak(table(dict.fromkeys(COEFFICIENTS, 0.0), clean=0.0, seed=seed)) for seed in range(60)]
     inside = [line for line in found if 0 < line["peak"] < 4]
     assert len(inside) > 20  # the largest mean alone would say so of all of these
     assert sum(line["inverted U"] is True for line in found) <= 6  # 5 % of 60, and two standard deviations
 
 
-def test_differences_are_those_of_the_jackknife_and_negative_coefficients_have_their_own_last_one():
+def test_peak_minus_last_is_jackknifed_within_one_sign():
     frame = table({-4.0: 0.4, -2.0: 2.0, -1.0: 1.0, 1.0: 0.5, 4.0: 1.9})
     line, by = peak(frame), frame.set_index(["target_prompt", "latent"])
     values = {c: lines["probability"] for c, lines in by.groupby("coefficient")}
@@ -63,7 +63,7 @@ def test_differences_are_those_of_the_jackknife_and_negative_coefficients_have_t
     assert line["inverted U"] is True and line["at the last"] == pytest.approx(values[-4.0].mean())
 
 
-def test_what_lacks_a_coefficient_is_left_out_and_means_keep_it():
+def test_incomplete_curves_drop_from_peaks_not_from_means():
     frame = table(dict(zip(COEFFICIENTS, (1.0, 2.0, 1.2, 0.6), strict=True))).iloc[1:]
     assert peak(frame)["rows"] == 71
     assert {line["coefficient"]: line["rows"] for line in means(frame)} == {0.5: 71, 1.0: 72, 2.0: 72, 4.0: 72}

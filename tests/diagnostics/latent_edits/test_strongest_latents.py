@@ -25,7 +25,7 @@ def bench() -> LatentEdits:
     return LatentEdits(clean, dictionary, Firings(*clean.tokens, active=None), 0, {})
 
 
-def test_latents_come_by_what_they_add_and_all_of_them_make_the_reconstruction():
+def test_latents_are_sorted_by_size_and_sum_to_reconstruction():
     one = bench()
     x = one.x(ITEMS)
     index, z = strongest(one, x)
@@ -38,7 +38,7 @@ def test_latents_come_by_what_they_add_and_all_of_them_make_the_reconstruction()
     assert torch.equal(few, index[:, :2])
 
 
-def test_among_some_latents_what_is_missing_is_padding_that_does_nothing():
+def test_missing_latents_are_padded_with_zero_edits():
     one = bench()
     x = one.x(ITEMS)
     among = np.array([int(strongest(one, x)[0][0, 4])])

@@ -20,7 +20,7 @@ def found():
     return hf, sae, atom_substitution(hf, PROMPTS, {"3/standard": sae}, latents=6, tokens_per_latent=25)
 
 
-def test_every_edit_is_what_a_full_forward_pass_of_the_equation_says(found):
+def test_edits_match_full_forward_passes(found):
     hf, sae, result = found
     assert set(result.frame.columns) == set(COLUMNS) and (result.frame["z"] < 0).any()
     lines = result.frame[result.frame["edit"].isin(EDITS[:3])]
@@ -39,7 +39,7 @@ def test_every_edit_is_what_a_full_forward_pass_of_the_equation_says(found):
         np.testing.assert_allclose(row.decoder_cosine, unit[row.latent] @ other, rtol=1e-5)
 
 
-def test_doses_are_equal_where_they_should_be(found):
+def test_matched_deletion_and_placebos_have_equal_dose(found):
     keys = ["latent", "target_prompt", "target_position", "atom"]
     dose = found[2].frame.pivot(index=keys, columns="edit", values="delta_norm")
     for edit in ("matched_deletion", "placebo_token", "placebo_isotropic"):
@@ -47,7 +47,7 @@ def test_doses_are_equal_where_they_should_be(found):
     assert (dose["deletion"] < dose["substitution"] * 1.5).all()
 
 
-def test_the_nearest_atom_is_the_nearest_and_none_takes_its_own_place(found):
+def test_nearest_atom_is_the_closest_other_latent(found):
     _, sae, result = found
     f = result.frame
     assert (f["other"] != f["latent"]).all() and set(f["atom"]) == set(ATOMS)
@@ -70,12 +70,12 @@ def test_wins_are_counted(found, tmp_path):
     assert Substitutions.load(tmp_path).frame.equals(result.frame)
 
 
-def test_no_tokens_are_refused(found):
+def test_zero_tokens_raise(found):
     with pytest.raises(ResultError, match="tokens_per_latent 0"):
         atom_substitution(found[0], PROMPTS, found[1], tokens_per_latent=0)
 
 
-def test_a_placebo_without_a_direction_costs_no_contest(found):
+def test_contests_survive_a_missing_token_placebo(found):
     hf, sae, _ = found
     few = atom_substitution(hf, [PROMPTS[0][:2]] * 25, sae, latents=4)  # one usable token: no difference of two
     assert few.provenance["rows_dropped"]["effect not finite"] == len(few.contests("inner", "random")) * len(ATOMS)

@@ -38,7 +38,7 @@ def test_labels_are_roles_or_else_indices():
     assert labels(Pair((1, 2, 3), (1, 5, 3), 3, 4, (None, "IO", "END"))) == ["0", "IO", "END"]
 
 
-def test_first_pairs_keep_their_numbers():
+def test_first_n_pairs_keep_their_measurements():
     first = PAIRS.first(1)
     assert list(first) == [A] and first.m_clean.tolist() == [1.0] and first.m_corrupt.tolist() == [-1.0]
     for n in (0, 3):
@@ -46,7 +46,7 @@ def test_first_pairs_keep_their_numbers():
             PAIRS.first(n)
 
 
-def test_description_says_what_there_is_and_what_was_left_out():
+def test_description_counts_pairs_and_left_out_ones():
     said = PAIRS.description
     assert said["task"] == "mine" and said["pairs"] == 2 and said["left_out"] == {"why": 2} and said["tokens"] == [3, 4]
     assert said["mean_logit_difference_clean"] == 1.5 and said["mean_logit_difference_corrupt"] == -2

@@ -46,7 +46,7 @@ def ids(model, text):
     return model.tokenizer(text)["input_ids"]
 
 
-def test_texts_ids_and_files_give_the_same_pairs_measured_by_plain_passes(model, tmp_path):
+def test_texts_ids_and_files_give_the_same_pairs(model, tmp_path):
     texts = pairs_from(model, ROWS, **ANY)
     as_ids = [(ids(model, a), ids(model, b), ids(model, c)[0], ids(model, d)[0]) for a, b, c, d in ROWS]
     numbers, file = pairs_from(model, as_ids, **ANY), pairs_from(model, str(csv_of(tmp_path, roles=[""] * 3)), **ANY)
@@ -100,7 +100,7 @@ def test_a_task_by_name(model):
     assert isinstance(found, Pairs) and list(found) == list(make_pairs(model, "pronouns", 3, seed=2))
 
 
-def test_first_tokens_stand_for_longer_answers_only_when_asked(model):
+def test_first_token_answers_must_be_requested(model):
     row = ("The king was", "The queen was", " festival", " sick")
     with pytest.raises(
         TextError, match=r"pair 0: the right answer ' festival' is 3 tokens, 'fest' '##iv' '##al'; .*first token"

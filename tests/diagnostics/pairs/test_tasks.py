@@ -18,7 +18,7 @@ def at(pair: Pair, role: str, which: str = "clean") -> int:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_kept_are_the_pairs_that_plain_forward_passes_get_right(task):
+def test_kept_pairs_are_those_full_passes_get_right(task):
     model = words.model()
     found = make_pairs(model, task, 5, seed=3)
     kept, why = [], Counter()
@@ -43,7 +43,7 @@ def test_kept_are_the_pairs_that_plain_forward_passes_get_right(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_token_has_a_role_and_only_the_changed_word_differs(task):
+def test_every_token_has_a_role_and_only_one_word_differs(task):
     tokenizer, changed = words.tokenizer(), {"ioi": "S2", "agreement": "subject", "capitals": "country"}
     changed |= {"greater_than": "decade", "pronouns": "person"}
     for draft in islice(drafts(task, 0), 40):
@@ -55,7 +55,7 @@ def test_every_token_has_a_role_and_only_the_changed_word_differs(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_hundreds_of_different_pairs_and_no_mirror_images(task):
+def test_drafts_are_distinct_without_mirror_images(task):
     found = [draft.texts for draft in islice(drafts(task, 0), 600)]
     assert len({frozenset(both) for both in found}) == 600
     assert found[:9] == [draft.texts for draft in islice(drafts(task, 0), 9)]
@@ -93,7 +93,7 @@ def test_answers_follow_from_the_templates_words():
         assert draft.clean["Y1"] + draft.clean["Y2"] == draft.clean["Y1again"] + draft.clean["END"]
 
 
-def test_asking_for_more_extends_the_list():
+def test_larger_n_extends_the_pairs():
     model = words.model()
     few, more = make_pairs(model, "pronouns", 3), make_pairs(model, "pronouns", 6)
     assert list(few) == list(more)[:3] and few.origin["drawn"] < more.origin["drawn"]
@@ -121,7 +121,7 @@ def test_words_of_several_tokens():
         assert (found == "an answer that is not one token") is (" Paris" in (draft.right, draft.wrong))
 
 
-def test_a_first_token_that_the_tokenizer_adds_is_a_position_of_its_own():
+def test_added_bos_token_is_a_separate_position():
     draft = next(drafts("ioi", 0))
     plain, added = (tokenized("ioi", draft, words.tokenizer(bos=bos)) for bos in (False, True))
     assert labels(added) == ["BOS", *labels(plain)] and added.clean == (1, *plain.clean)
@@ -137,7 +137,7 @@ def test_too_few_pairs_raise_with_the_counts():
 
 
 @pytest.mark.model
-def test_the_packaged_model_does_every_task():
+def test_packaged_model_solves_every_task():
     model = load_model("smollm2-135m")
     for task in TASKS:
         found = make_pairs(model, task, 4, seed=5)

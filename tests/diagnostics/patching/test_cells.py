@@ -71,7 +71,7 @@ def plain(name, hf, pair, site, position, direction, positions=None):
 
 
 @pytest.mark.parametrize(("name", "wrapper"), [("llama", "plain"), ("gpt2", "bridge")])
-def test_cells_are_those_of_full_passes(name, wrapper):
+def test_cells_match_full_forward_passes(name, wrapper):
     hf, pairs = tiny_model(name), given(name, 2)
     points = ("q", "k", "v", "z", "neurons")
     frame = table(wrapped(name, wrapper), pairs, settings(wrapped(name, wrapper), points, controls=0))
@@ -90,7 +90,7 @@ def test_cells_are_those_of_full_passes(name, wrapper):
         assert abs(row.effect - effect) < 3 * TOLERANCE
 
 
-def test_cells_that_cannot_differ_are_0_and_are_not_run():
+def test_cells_that_cannot_differ_are_0_and_skipped():
     hf, pairs = tiny_model("llama"), given(n=2)
     frame = table(hf, pairs, settings(hf, controls=0))
     early = frame.position < 4
@@ -113,7 +113,7 @@ def test_all_positions_at_once():
         assert abs(row.m - expected) < 2 * TOLERANCE
 
 
-def test_controls_move_as_far_along_the_difference_of_two_other_pairs():
+def test_controls_match_the_dose_along_another_pair_difference():
     hf, pairs = tiny_model("llama"), given()
     model, chosen = wrap(hf), settings(hf, ("z", "resid_pre"), controls=2)
     batch = PairBatch(model, pairs, [1, 3], chosen)
@@ -182,7 +182,7 @@ def test_scores_are_slopes_and_direct_writes():
         assert abs(row.dla - (direct if row.direction == "denoise" else -direct)) < 1e-3 * max(1, abs(direct))
 
 
-def test_integrated_gradients_sum_to_the_whole_change_at_the_embeddings():
+def test_integrated_gradients_are_complete_at_the_embeddings():
     """Completeness: over the positions of the first block's input the path integral is m_clean − m_corrupt."""
     hf, pairs = fresh("gpt2", dtype=torch.float64), given("gpt2", 2)
     frame = table(hf, pairs, settings(hf, ("resid_pre",), (0,), controls=0, scores=("ig5", "ig20")))
@@ -193,7 +193,7 @@ def test_integrated_gradients_sum_to_the_whole_change_at_the_embeddings():
 
 
 @pytest.mark.parametrize("kind", induction.KINDS)
-def test_the_planted_circuit_and_nothing_else(kind):
+def test_only_the_planted_circuit_has_effects(kind):
     hf = induction.induction_model()
     planted = induction.pairs(4, (8, 10), (kind,))
     roles = lambda p: tuple({at: role for role, at in p.roles.items()}.get(i, f"t{i}") for i in range(len(p.clean)))  # noqa: E731
@@ -228,12 +228,12 @@ def test_bad_settings_raise(change, error, message):
         settings(tiny_model("llama"), **change)
 
 
-def test_heads_that_cannot_be_told_apart_are_refused():
+def test_heads_under_a_norm_across_heads_raise():
     with pytest.raises(SiteError, match="norm spans heads"):
         settings(tiny_model("olmo2"), ("q",))
 
 
-def test_metric_of_probability_is_a_probability():
+def test_probability_metric_lies_between_0_and_1():
     hf, pairs = tiny_model("llama"), given(n=2)
     frame = table(hf, pairs, settings(hf, ("z",), (5,), metric="probability", scores=("gradient",)))
     assert frame.m.between(0, 1).all() and frame.gradient[frame.run & (frame.control == 0)].abs().max() > 0

@@ -67,7 +67,7 @@ def test_cells_that_beat_their_controls_are_outlined_together():
     assert lines == two | one  # (x, y); no line between the first two
 
 
-def test_scores_are_drawn_of_one_site():
+def test_scores_are_plotted_for_one_site():
     found = ActivationPatching(frame({(3, 1, "END"): 0.5}, heads=2, scores=("gradient",), **SMALL), [], PROVENANCE)
     assert len(found.plot_scores("z").axes) == len(found.plot_scores().axes) == 2
     plt.close("all")
@@ -75,7 +75,7 @@ def test_scores_are_drawn_of_one_site():
         found.plot_scores("mlp_out")
 
 
-def test_heads_are_drawn_beside_their_controls_in_the_same_colours():
+def test_heads_and_controls_share_a_colour_scale():
     found = ActivationPatching(frame({(3, 1, "END"): 0.5}, heads=2, **SMALL), [], PROVENANCE)
     figure = found.plot_beside_control("END")
     some = found.cells.query("label == 'END' and direction == 'denoise'")
@@ -99,7 +99,7 @@ def test_layers_that_were_not_measured_are_not_drawn():
     plt.close(figure)
 
 
-def test_tokens_without_roles_are_named_where_pairs_agree():
+def test_positions_without_roles_are_named_by_their_tokens():
     made = tuple(Pair((1, 2, c), (1, 3, c), 8, 9) for c in (4, 5))
     pairs = Pairs(made, np.ones(2), -np.ones(2))
     assert _words(pairs, None) == [{"0": "⟨1⟩", "1": "⟨2⟩/⟨3⟩"}]

@@ -21,7 +21,7 @@ def of(table, direction, layer, head, label):
     return table[keep & (table["label"] == label)]
 
 
-def test_every_cell_by_numpy(made):
+def test_cell_summaries_match_numpy(made):
     found = summary.cells(made)
     assert len(found) == 2 * 3 * 2 * 2 and set(found["label"]) == {"S2", "END"}  # BOS: 0 exactly, not tested
     nulls = []

@@ -28,7 +28,7 @@ def latents_of(hf, sae):
     return [sae.encode(x[i, 1 : len(tokens)]).double().numpy() for i, tokens in enumerate(PROMPTS)]
 
 
-def test_counts_are_those_of_the_latents(found):
+def test_census_counts_match_the_latents(found):
     hf, sae, result = found
     z = np.concatenate(latents_of(hf, sae))
     assert len(z) == result.provenance["usable"]
@@ -57,7 +57,7 @@ def test_deletions_are_the_census_without_a_prompt(found):
         assert row.bipolar == pytest.approx(both[often].mean()) and row.n_tokens == len(z[row.prompt])
 
 
-def test_random_directions_fire_as_often_on_their_largest_projections(found, tmp_path):
+def test_random_directions_fire_as_often_as_the_latents(found, tmp_path):
     _, _, result = found
     own, random = (
         result.frame.query(f"sae == '3/signed' and directions == '{name}'") for name in ("latents", "random")
@@ -85,6 +85,6 @@ def test_a_planted_one_sided_dictionary_has_no_bipolar_latent():
     assert result.groups[1]["bipolar"].value > 0.5  # directions at random take both signs
 
 
-def test_what_cannot_be_asked(found):
+def test_zero_min_active_raises(found):
     with pytest.raises(ResultError, match="min_active 0; expected 1 or more"):
         bipolar_census(found[0], PROMPTS, found[1], min_active=0)

@@ -35,7 +35,7 @@ def rows(data, n=3000, seed=0):
     return data.draw(n, torch.Generator().manual_seed(seed))
 
 
-def test_one_signed_latent_for_each_pair():
+def test_signed_dictionary_matches_one_latent_per_pair():
     flipped = (
         torch.where(torch.arange(PAIRS)[:, None] % 2 == 0, 1.0, -1.0) * U
     )  # the sign of a decoder row is arbitrary
@@ -45,7 +45,7 @@ def test_one_signed_latent_for_each_pair():
     assert found.slopes() == pytest.approx((1, 1), abs=1e-5)
 
 
-def test_two_unsigned_latents_for_each_pair():
+def test_unsigned_dictionary_matches_two_latents_per_pair():
     found = match(sae(torch.cat([U, -U]), ReLU()), planted(), rows(planted()))
     assert (found.consolidated, found.recovered) == (0, 1)
     assert found.latent.tolist() == [[i, i + PAIRS] for i in range(PAIRS)]
@@ -55,7 +55,7 @@ def test_two_unsigned_latents_for_each_pair():
     assert plus == pytest.approx(1, abs=1e-5) and np.isnan(minus)
 
 
-def test_slope_is_the_inverse_of_shrinkage_and_turned_latents_represent_nothing():
+def test_slope_inverts_shrinkage_and_rotation_breaks_matches():
     shrunk = match(sae(U, AbsTopK(PAIRS), scale=0.8), planted(-0.3), rows(planted(-0.3)))
     assert shrunk.slopes() == pytest.approx((1.25, 1.25), abs=1e-5)
     turned = torch.nn.functional.normalize(U + 0.6 * U.roll(1, 0), dim=1)  # cosine .86
@@ -84,7 +84,7 @@ def test_deviation_is_measured_from_the_usual_range():
     assert float(constant[0]) == 0 and bool((constant[1:] > 1e20).all())
 
 
-def test_an_unseen_polarity_shows_in_signed_latents_and_not_in_unsigned_ones():
+def test_only_signed_latents_detect_an_unseen_polarity():
     data = planted(one_sided=4)
     usual, pair = rows(data), data.turned(2000, torch.Generator().manual_seed(5))
     signed, unsigned = sae(U, AbsTopK(PAIRS)), sae(torch.cat([U, -U[4:]]), ReLU())
@@ -95,7 +95,7 @@ def test_an_unseen_polarity_shows_in_signed_latents_and_not_in_unsigned_ones():
     assert error_detected(unsigned, pair) == pytest.approx(roc_auc_score(scores[1], scores[0]))
 
 
-def test_what_latents_are_compared_with_reads_as_many_numbers():
+def test_pca_random_and_strongest_latent_readings():
     some = rows(planted())
     pca = components(some, 3)(some.x)
     values = np.linalg.eigvalsh(np.cov(some.x.double().numpy().T))[::-1]

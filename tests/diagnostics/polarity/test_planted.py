@@ -11,7 +11,7 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize("rho", [-1.0, -0.4, 0.0])
-def test_polarities_of_an_active_pair_have_the_correlation_asked_for(rho):
+def test_planted_polarities_have_the_requested_correlation(rho):
     pairs, active, n = 6, 2.4, 200_000
     rows = Planted(torch.eye(pairs), active, rho, 0.0).draw(n, seeded())
     alone, some = rows.alone.double(), active / pairs
@@ -31,7 +31,7 @@ def test_rows_are_sums_of_directions_and_noise():
     assert float((noisy.x - noisy.amplitude @ u).std()) == pytest.approx(0.1, rel=0.02)
 
 
-def test_turned_rows_differ_in_the_sign_of_one_one_sided_pair():
+def test_turned_rows_flip_one_one_sided_pair():
     planted = Planted(torch.eye(6), 2.0, -1.0, 0.05, one_sided=3)
     assert not bool((planted.draw(5000, seeded()).amplitude[:, :3] < 0).any())
     usual, turned = planted.turned(500, seeded())
@@ -43,7 +43,7 @@ def test_turned_rows_differ_in_the_sign_of_one_one_sided_pair():
 
 
 @pytest.mark.parametrize("pairs", [5, 8, 12, 16])
-def test_directions_are_orthogonal_as_long_as_they_fit(pairs):
+def test_directions_are_as_orthogonal_as_possible(pairs):
     u = spread_directions(pairs, 8, seeded()).double()
     torch.testing.assert_close(u.norm(dim=1), torch.ones(pairs, dtype=u.dtype), rtol=1e-6, atol=0)
     cosines = (u @ u.T - torch.eye(pairs, dtype=u.dtype)).square().sum() / (pairs * (pairs - 1))

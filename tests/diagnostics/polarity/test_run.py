@@ -26,7 +26,7 @@ def small():
     return polarity_protocols(**SMALL)
 
 
-def test_a_tied_signed_gate_represents_planted_pairs_in_one_latent_each():
+def test_tied_signed_gate_uses_one_latent_per_planted_pair():
     """The bar: 90 % of the pairs without superposition."""
     found = polarity_protocols(
         **{
@@ -65,7 +65,7 @@ def test_every_condition_is_in_the_tables():
     assert (exact["l0"] <= exact["sparsity"]).all() and dial["error"].between(0, 2).all()
 
 
-def test_seeds_are_drawn_alone():
+def test_conditions_do_not_depend_on_each_other():
     """Fewer seeds, correlations or budgets leave the others' numbers as they are."""
     fewer = polarity_protocols(**(SMALL | {"rhos": (0.0,), "superpositions": (1.0,), "seeds": 1}))
     some = small().frame
@@ -80,7 +80,7 @@ def test_errors_are_compared_at_equal_l0():
     assert np.isnan(at_equal_l0(signed, unsigned.assign(l0=[5.0, 8.0]))).all()
 
 
-def test_files_come_back_and_tables_state_every_number(tmp_path):
+def test_result_roundtrip_and_complete_tables(tmp_path):
     result = small()
     assert "polarity.png" in result.write(tmp_path)
     back = Polarity.load(tmp_path)
@@ -93,7 +93,7 @@ def test_files_come_back_and_tables_state_every_number(tmp_path):
     assert "polarity_protocols(" in reproduction(result, "here") and "d_model=10" in reproduction(result, "here")
 
 
-def test_a_report_compares_no_model_with_planted_data():
+def test_planted_and_model_results_are_not_compared():
     other = measured().provenance | {"versions": small().provenance["versions"]}
     assert differences({"planted": small(), "model": replace(measured(), provenance=other)}) == []
 

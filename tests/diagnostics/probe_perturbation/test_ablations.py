@@ -31,7 +31,7 @@ def test_ablating_the_mean_is_the_mean_of_ablated_tokens():
     torch.testing.assert_close(ablated(sae.encode(tokens).mean(1), decoder, some), by_token)
 
 
-def test_effects_are_the_formulas():
+def test_effects_match_their_formulas():
     z, y = np.abs(rng.normal(size=(30, 6))), rng.random(30) < 0.5
     w, d = rng.normal(size=4), rng.normal(size=(6, 4))
     gap, dot = z[y].mean(0) - z[~y].mean(0), d @ w
@@ -49,12 +49,12 @@ def test_effects_are_the_formulas():
         torch.testing.assert_close(effects(*turned), effects(*given))
 
 
-def test_largest_are_positive_and_in_order():
+def test_largest_effects_are_positive_and_sorted():
     effect = torch.tensor([0.0, 3.0, -1.0, 5.0, 3.0])
     assert largest(effect, 2).tolist() == [3, 1] and largest(effect, 5).tolist() == [3, 1, 4]
 
 
-def test_changes_are_nested_and_random_ones_have_the_dose():
+def test_changes_are_nested_and_random_ones_dose_matched():
     z, d = torch.from_numpy(rng.random((9, 12))), torch.from_numpy(rng.normal(size=(12, 5)))
     found = changes(z, d, torch.tensor([4, 2, 7]), torch.tensor([1, 9, 0]), (1, 3, 8))
     for k in (1, 3, 8):

@@ -58,7 +58,7 @@ def test_planted_classes_give_the_largest_tpp():
     assert found["random", 1]["dose"] <= found["selected", 1]["dose"] + 1e-9
 
 
-def test_falls_are_counted_by_hand():
+def test_tpp_and_its_interval_by_hand():
     """TPP of the cells' accuracies, weighted by texts, is TPP of the table of texts; its interval is the jackknife over texts."""
     labels = ["a", "b", "c"] * 30
     signal = np.eye(3)[[ord(label) - ord("a") for label in labels]] + np.random.default_rng(1).normal(size=(90, 3))

@@ -85,7 +85,7 @@ def test_planted_exponents_are_covered(prompts):
 
 
 @simulation
-def test_where_neither_score_predicts_a_is_not_identified_and_both_hypotheses_hold(monkeypatch):
+def test_null_slopes_keep_nominal_size_and_coverage(monkeypatch):
     """β_c = β_n = 0: any a is covered at the nominal rate."""
     # Not asked for here, and most of the time.
     nothing = share_below(np.zeros(0), np.zeros(0), 0.0)
@@ -121,7 +121,7 @@ def dense(rows, columns):
     return np.linalg.lstsq(design * root[:, None], np.log(rows.kl.to_numpy()) * root, rcond=None)[0]
 
 
-def test_both_fits_equal_least_squares_with_an_indicator_for_each_latent():
+def test_fits_match_least_squares_with_latent_indicators():
     rows = table(np.random.default_rng(1), 2.0, 1.0, latents=5, tokens=40, prompts=20)
     scores = lambda r: (np.log(r.norm), np.log(np.abs(r.cosine)))  # noqa: E731
     more = lambda r: (*scores(r), r.clean_entropy, np.log1p(r.target_position))  # noqa: E731
@@ -145,7 +145,7 @@ def test_both_fits_equal_least_squares_with_an_indicator_for_each_latent():
 
 
 def test_a_covariate_that_does_not_vary_is_left_out():
-    """As positions do not in a context of one token."""
+    """For example positions in a context of one token."""
     rows = table(np.random.default_rng(2), 2.0, 1.0).assign(target_position=0)
     rows["target_prompt"] = np.tile(np.arange(60), 12)
     rows["clean_entropy"] = 0.1 + rows.latent / 7  # rounding within a latent
@@ -168,7 +168,7 @@ def poisson(rows, weight):
     return b[:2]
 
 
-def test_poisson_equals_a_fit_of_every_coefficient_on_all_rows_and_without_each_prompt():
+def test_poisson_matches_a_full_fit_and_its_deletions():
     rows = table(np.random.default_rng(3), 2.0, 1.0, latents=6, tokens=25, prompts=16)
     rows.loc[rows.latent == 7, "target_prompt"] = 3  # a latent that leaves with its prompt
     rows.loc[rows.latent == 14, "kl"] = 0.0  # one without any effect
@@ -207,7 +207,7 @@ def test_poisson_slopes_that_are_not_determined_are_nan():
 
 
 @simulation
-def test_the_share_of_latents_nearer_to_the_cosine_is_recovered():
+def test_share_of_cosine_like_latents_is_recovered():
     """θ = β_n − β_c/2 ~ N(.5, 1), so Φ(−.5) = .31 of the latents."""
     rng, found, n = np.random.default_rng(5), [], 6 * MANY
     for _ in range(n):
@@ -219,7 +219,7 @@ def test_the_share_of_latents_nearer_to_the_cosine_is_recovered():
     assert all(got.n == 80 and 35 < got.n_effective < 70 for got in found)
 
 
-def test_latents_without_an_error_and_latents_that_are_reversed_are_counted():
+def test_reversed_and_errorless_latents_are_counted():
     rng = np.random.default_rng(7)
     rows = table(rng, np.repeat([2.0, -2.0], [15, 5]), 1.0, latents=20, tokens=80, noise=0.3)
     few = rows.latent.isin([0, 7])
@@ -260,7 +260,7 @@ def test_each_score_reads_its_own_columns(centred, encoder):
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), a=st.sampled_from([0.0, 0.5, 1.0]))
-def test_given_the_norm_the_two_scores_say_the_same(seed, a):
+def test_scores_have_equal_partial_correlations_given_norm(seed, a):
     """log|inner| = log|cos| + log‖x‖: partial correlations given log‖x‖ are equal, whatever the truth is."""
     rows = table(np.random.default_rng(seed), 2.0, 2 * a, latents=3, tokens=30, prompts=10)
     log = {"kl": np.log(rows.kl), "cosine": np.log(np.abs(rows.cosine)), "norm": np.log(rows.norm)}
@@ -296,7 +296,7 @@ def tokens(rng, latents=10, n=40, prompts=20):
     return latent, rng.integers(0, prompts, len(latent)), np.exp(rng.normal(size=len(latent)))
 
 
-def test_an_effect_of_the_inner_product_has_exponent_1_and_one_of_the_cosine_0():
+def test_inner_product_has_exponent_1_and_cosine_0():
     latent, prompt, c = tokens(np.random.default_rng(10))
     power = 1.5 + 0.5 * (latent % 3)  # whatever the power
     inner = interventional(scaled(lambda s, r: c * (s * r) ** power, latent, prompt), 0.0)
@@ -366,7 +366,7 @@ def test_isotropic_effects_have_the_placebos_exponent():
 
 @simulation
 @pytest.mark.parametrize("prompts", [20, 40])
-def test_planted_differences_from_the_placebos_exponent_are_covered(prompts):
+def test_planted_placebo_differences_are_covered(prompts):
     rng, covered, n = np.random.default_rng(300 + prompts), [], 8 * MANY
     for a, a_placebo in ((-0.4, -0.4), (0.0, 0.5), (1.0, 0.0)):
         found = [interventional(both_planted(rng, prompts, a, a_placebo), 0.0) for _ in range(n)]
@@ -397,7 +397,7 @@ def test_the_difference_by_hand():
     assert (got.placebo.value, got.n_rows) == (pytest.approx(placebo[0]), 400)
 
 
-def test_placebos_that_lack_a_row_lie_below_the_floor_or_are_not_identified():
+def test_unusable_or_unidentified_placebos_are_counted():
     rows = both_planted(np.random.default_rng(18), 20, 0.2, 0.5).reset_index(drop=True)
     half = rows.index[rows.edit == "half_placebo_token"]
     rows.loc[half[:3], "kl"] = [np.nan, 1e-9, 1e-9]
@@ -431,7 +431,7 @@ def test_interventional_by_hand():
     assert (got.n_rows, got.n_latents, got.share_below_half.n, got.n_reversed) == (480, 12, 12, 0)
 
 
-def test_tokens_that_lack_a_row_or_lie_below_the_floor_are_counted():
+def test_incomplete_and_floor_tokens_are_counted():
     rows = planted(np.random.default_rng(13), 20, 0.5)
     got = interventional(rows, 0.0)
     extra = rows[rows.edit == "zero"].assign(edit="placebo_token", kl=np.nan)

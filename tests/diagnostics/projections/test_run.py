@@ -94,7 +94,7 @@ def stream():
     return {site: (values[site], x.mean(0), float(x.norm(dim=-1).median())) for site, x in own.items()}, usable
 
 
-def test_every_kind_of_row_is_a_full_forward_pass_with_that_vector(stream):
+def test_every_edit_matches_a_full_forward_pass(stream):
     model, frame = tiny_model("llama"), found().frame
     saes = {2: sae_of(), 5: sae_of("standard:topk", LAST, 1)}
     known = (*REFERENCES, "rotate", "half", "scaled", "self")
@@ -203,7 +203,7 @@ DIRECTIONS = torch.linalg.qr(torch.randn(D_MODEL, 3, generator=torch.Generator()
 
 @pytest.mark.parametrize("reference", ["zero", "mean"])
 @pytest.mark.parametrize("power", [-3.0, -2.0, 0.0])
-def test_an_effect_that_no_direction_changes_has_the_placebos_exponent(power, reference):
+def test_isotropic_effect_has_the_placebo_exponent(power, reference):
     """‖Δx‖²·‖x‖^power: the dose to the power 2, the length to the power 2 + power."""
     noise = torch.Generator().manual_seed(5)
 
@@ -222,8 +222,8 @@ def test_an_effect_that_no_direction_changes_has_the_placebos_exponent(power, re
 
 
 @pytest.mark.parametrize(("inside", "outside"), [(0, 1), (1, 0)])
-def test_directions_that_are_read_otherwise_than_others_differ_from_their_placebos(inside, outside):
-    """What lies in the span of the directions acts by its cosine (0) or inner product (1), what lies outside by the other."""
+def test_specially_read_directions_differ_from_placebos(inside, outside):
+    """Components in the span of the directions act by cosine (0) or inner product (1), components outside by the other."""
 
     def response(x, y):
         length = x.norm(dim=-1) / 10
@@ -238,7 +238,7 @@ def test_directions_that_are_read_otherwise_than_others_differ_from_their_placeb
         assert low > 0.8 and high < 1.1 and np.sign(found.difference.value) == inside - outside
 
 
-def test_placebos_of_rescaled_ablations_remove_one_other_direction_of_the_same_cosine():
+def test_rescaled_placebos_ablate_a_direction_of_equal_cosine():
     of = {}
     for part in drawn_rows(DIRECTIONS):
         at = part.table.reset_index(drop=True)
@@ -283,7 +283,7 @@ def test_the_exponent_is_1_in_a_linear_model_without_norms():
     assert any("latents less placebos" in headline.what for headline in result.headlines())
 
 
-def test_every_pair_has_its_ablation_and_placebos_and_a_share_of_them_the_rest():
+def test_all_pairs_have_placebos_and_a_share_has_details():
     frame = some(found().frame, context="in_place")
     pairs = some(frame, edit="zero").groupby("sae").size()
     assert (pairs == 60).all()
@@ -300,7 +300,7 @@ def test_every_pair_has_its_ablation_and_placebos_and_a_share_of_them_the_rest()
     assert set(one.edit) == {"zero", *PLACEBOS, "self"}
 
 
-def test_weights_say_how_many_latents_and_tokens_each_stands_for():
+def test_weights_count_the_latents_and_tokens_represented():
     result = found()
     for name, said in result.provenance["drawn"][TRAINED]["saes"].items():
         rows = some(result.frame, sae=name, context="in_place", edit="zero")
@@ -401,7 +401,7 @@ def test_directions_without_an_sae():
             np.testing.assert_allclose(long[name], frame[name], rtol=1e-3, atol=1e-6)
 
 
-def test_saes_that_normalise_their_input_use_the_unit_of_the_activations():
+def test_normalising_saes_use_activation_units():
     sae, plain = sae_of("standard:topk"), sae_of("standard:topk")
     sae.normalise = normalisation("factor", factor=0.25)
     x = torch.randn(9, D_MODEL) * 5
@@ -413,7 +413,7 @@ def test_saes_that_normalise_their_input_use_the_unit_of_the_activations():
     assert digests[0] != digests[1]
 
 
-def test_randomly_initialised_models_have_the_latents_of_the_trained_one():
+def test_randomly_initialised_models_share_the_latents():
     result = projection_effects(tiny_model("llama"), PROMPTS, {"2/cosine": sae_of()}, null_seeds=1, **SMALL)
     latents = result.frame.groupby("model").latent.unique().map(sorted)
     assert list(latents.index) == ["random 0", TRAINED] and latents.iloc[0] == latents.iloc[1]
@@ -439,7 +439,7 @@ def test_norm_read_of_layer_norm_models():
     assert (np.abs(frame.norm_read / frame["norm"] - 1) > 1e-3).mean() > 0.9
 
 
-def test_a_result_comes_back_from_its_files(tmp_path, monkeypatch):
+def test_result_roundtrip(tmp_path, monkeypatch):
     monkeypatch.setattr(ProjectionEffects, "figures", lambda self: {})
     result = found()
     assert "projections.parquet" in result.write(tmp_path)

@@ -57,7 +57,7 @@ def test_page_is_self_contained_and_runs_no_token(page):
     assert found.tags.count("tr") == 1  # rows are made as they come into view
 
 
-def test_every_latent_is_there_with_its_numbers(page):
+def test_page_data_has_every_latents_numbers(page):
     frame, found = table(), data(page)
     columns = {c["name"]: c for c in found["columns"]}
     assert found["n"] == N and list(columns) == [c.name for c in COLUMNS]
@@ -102,7 +102,7 @@ def test_examples_are_bounded(tmp_path, monkeypatch):
     assert data(page)["examples"] == {} and "Cards show no rows" in page
 
 
-def test_command_of_a_card_takes_the_run_s_sae_and_text():
+def test_card_command_names_the_runs_sae_and_text():
     run = {
         "model": "smollm2-135m",
         "command": [

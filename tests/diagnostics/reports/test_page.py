@@ -32,7 +32,7 @@ def test_the_page_is_self_contained_and_its_links_resolve(html):
     assert set(page.of("button", "aria-controls")) - {None} <= set(ids)
 
 
-def test_results_have_their_caveats_and_missing_results_are_listed(html):
+def test_page_lists_caveats_and_missing_results(html):
     words = read(html).words
     for said in ("Mine", "a/unit: Unit norm", "planted: planted", "full forward passes in place of the fast path: no keys",
                  "unfinished run, left out: b", "damaged result, left out: c: cut short", "no randomly initialised models"):  # fmt: skip

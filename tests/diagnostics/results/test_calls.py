@@ -81,10 +81,10 @@ def test_the_stored_command_is_printed():
     assert reproduction(with_provenance(command=command), "x") == said
 
 
-def test_what_is_formed_of_runs_says_of_which():
+def test_specification_curve_call_names_its_runs():
     curve = Specifications(pd.DataFrame(), {"boolq": {"model": "m"}, "sotu": {"model": "m"}})
     assert "specification_curve({'boolq': DirectionNorm.load('boolq'), 'sotu'" in reproduction(curve, "x")
 
 
-def test_of_a_kind_without_a_call_settings_must_do():
+def test_result_without_a_call_has_no_reproduction():
     assert reproduction(planted(), "x") == ""

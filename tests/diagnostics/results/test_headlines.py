@@ -59,7 +59,7 @@ def test_verdicts():
     assert said(1.1, 2.0, 0.7, 1.0) == "larger" and said(1.1, 2.0, 0.7, 1.5) == "not resolved"
 
 
-def test_a_specification_curve_has_shares_of_specifications():
+def test_specification_curve_headlines_are_shares():
     lines = [
         {"claim": claim, "model": model, "value": 2.0, "low": low, "high": 3.0, "n_prompts": 50}
         for claim in CLAIMS for model, lows in ((TRAINED, (1.5, 0.5)), ("random 0", (1.5, 1.5))) for low in lows

@@ -50,7 +50,7 @@ def test_numeric_columns_are_right_aligned_and_have_sort_keys():
     assert read(table_html(mixed)).of("th", "class") == ["words", None]
 
 
-def test_heads_of_sortable_tables_are_buttons_and_further_rows_are_marked():
+def test_sortable_headers_are_buttons_and_extra_rows_marked():
     page = read(table_html(pd.DataFrame({"n": [1, 2, 3]}), most=2, sortable=True))
     assert page.of("th", "aria-sort") == ["none"] and page.of("button", "type") == ["button"]
     assert page.of("tr", "class") == [None, None, None, "more"]
@@ -67,7 +67,7 @@ def wide(lines=6, columns=14):
     return pd.DataFrame({"sae": "one", "edit": [f"e{j}" for j in range(lines)], **own})
 
 
-def test_what_does_not_fit_a_terminal_is_turned_or_named():
+def test_wide_tables_are_transposed_or_list_hidden_columns():
     text = text_table(wide())
     assert max(map(len, text.splitlines())) <= 100 and text.startswith("(in every line: sae one)\n")
     shown, named = text.partition("Not shown:")[::2]
@@ -82,7 +82,7 @@ def test_what_does_not_fit_a_terminal_is_turned_or_named():
     assert text_table(wide(6, 2)).splitlines()[0].split() == ["sae", "edit", "quantity", "0", "quantity", "1"]
 
 
-def test_columns_that_do_not_fit_a_page_are_behind_a_fold():
+def test_wide_tables_on_a_page_fold_extra_columns():
     page = read(folded_html(wide(), "a title"))
     heads = [words for words in page.text if words.startswith("quantity") and "," not in words]
     assert page.tags.count("table") == 2 and sorted(heads) == sorted(f"quantity {i}" for i in range(14))

@@ -181,7 +181,7 @@ def test_a_file_of_another_run_is_refused(tmp_path, name):
     assert "\n" not in str(said.value)
 
 
-def test_changed_json_content_is_refused_and_another_layout_is_not(tmp_path):
+def test_changed_json_content_raises_but_new_layout_does_not(tmp_path):
     with_kl(0.5).write(tmp_path)
     path = tmp_path / "mine.json"
     document = json.loads(path.read_text())
@@ -314,7 +314,7 @@ def found(**more):
     return TwoGroups(pd.DataFrame(), [], {"saes": {"one": 1, "two": 2}, "rows_dropped": {}, "why_hooks": None} | more)
 
 
-def test_tables_hold_intervals_and_say_what_was_dropped():
+def test_tables_show_intervals_and_dropped_rows():
     assert found().saes == ["one", "two"] and list(found().figures()) == ["found"]
     plt.close("the figure")
     lines = found().table().splitlines()

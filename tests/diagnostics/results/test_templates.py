@@ -15,7 +15,7 @@ FILES = {
 }
 
 
-def test_style_sheets_take_their_colours_from_one_place():
+def test_style_sheets_use_only_the_shared_colours():
     sheets = {name: text for name, text in FILES.items() if name.endswith(("css", "html", "svg"))}
     assert len(sheets) > 10
     found = {

@@ -24,8 +24,8 @@ def test_layers_and_sites_in_every_form():
         chosen_sites(model, 1, "3.mlp_out")
 
 
-def test_a_diagnostic_takes_texts_and_single_values_and_leaves_the_mode():
-    """Also of a model in train mode, which it gives back as it was."""
+def test_diagnostic_accepts_single_values_and_keeps_the_mode():
+    """Also for a model in train mode, which stays in train mode."""
     hf = fresh("llama").train()
     hf.model.layers[1].eval()
     modes = [module.training for module in hf.modules()]

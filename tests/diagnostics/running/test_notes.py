@@ -15,7 +15,7 @@ def effects(path: str, delta: float, why: str | None = None, halvings: int = 0) 
     )
 
 
-def test_a_unit_notes_every_path_the_first_reason_and_the_largest_difference():
+def test_unit_notes_merge_paths_reasons_and_differences():
     notes = {}
     for found in (
         effects("replay", 1e-5, halvings=1),
@@ -26,7 +26,7 @@ def test_a_unit_notes_every_path_the_first_reason_and_the_largest_difference():
     assert notes == {"path": "hooks+replay", "why_hooks": "no keys", "replay_delta": 3e-5, "chunks_halved": 3}
 
 
-def test_units_are_merged_by_site_and_what_measured_nothing_counts_its_dropped_rows():
+def test_notes_merge_by_site_and_dropped_rows_add_up():
     def unit(sae: str, site: str, dropped: int, *found: Effects) -> UnitResult:
         notes = {"drawn": {"of": sae}, "rows_dropped": {"not finite": dropped}}
         for one in found:

@@ -139,7 +139,7 @@ def assert_close(frame: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_rows_are_those_of_measure(name):
+def test_rows_match_measure(name):
     frame = third(tiny_model(name)).frame
     recording = record(tiny_model(name), PROMPTS, SITES)
     for site in SITES:
@@ -152,7 +152,7 @@ def test_rows_are_those_of_measure(name):
         assert (found.kl > 0.01).mean() > 0.3
 
 
-def test_rows_of_a_single_token_are_those_of_measure_with_the_clean_vector_beside():
+def test_single_token_rows_match_measure():
     frame = third(tiny_model("llama"), contexts=("single_token",)).frame
     for site in SITES:
         rows, found = vectors(tiny_model("llama"), PROMPTS, site), at(frame, site)
@@ -166,7 +166,7 @@ def test_rows_of_a_single_token_are_those_of_measure_with_the_clean_vector_besid
 # Shards, and the order of the table
 
 
-def test_shards_change_no_row_and_no_order(monkeypatch):
+def test_rows_do_not_depend_on_shard_size(monkeypatch):
     tables = []
     for size in (1000, 64, 16):
         monkeypatch.setattr(recordings, "SHARD", size)
@@ -176,7 +176,7 @@ def test_shards_change_no_row_and_no_order(monkeypatch):
         assert_close(table, tables[0])
 
 
-def test_the_table_is_sorted_by_model_layer_point_context_and_the_designs_own_columns():
+def test_table_is_sorted_by_place_then_design_columns():
     sites = (Site(3), Site(1, "attn_out"), Site(3, "attn_out"))
     frame = third(tiny_model("llama"), MANY, sites, contexts=CONTEXTS, null_seeds=1).frame
     order = {
@@ -198,14 +198,14 @@ def test_the_table_is_sorted_by_model_layer_point_context_and_the_designs_own_co
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_rows_recorded_again_are_the_same(name):
+def test_rows_do_not_depend_on_cache_size(name):
     """Keys and values of both shards are kept, or of one at a time."""
     runs = [third(tiny_model(name), MANY, SITES[:2], cache_bytes=size).frame for size in (4 * 2**30, 0)]
     for run in runs[1:]:
         pd.testing.assert_frame_equal(run, runs[0], check_exact=True)
 
 
-def test_several_sites_at_once_are_the_same_as_one_by_one():
+def test_joint_sites_match_single_site_runs():
     sites = [Site(2, "attn_out"), Site(2), Site(5, "attn_out"), Site(5, "mlp_out")]
     settings = {"pairs": 12, "context": "both", "sink_filter": None, "seed": 2}
     together = direction_norm(tiny_model("llama"), PROMPTS, sites=sites, **settings)
@@ -258,7 +258,7 @@ def measured(monkeypatch):
     return calls
 
 
-def test_units_that_are_gone_are_computed_again_and_the_table_is_the_same(tmp_path, measured):
+def test_deleted_units_are_recomputed_to_the_same_table(tmp_path, measured):
     first = direction_norm(tiny_model("llama"), MANY, folder=tmp_path, **SWEEP)
     assert len(everything(tmp_path)) == len(measured) == UNITS
     expected = saved(first.frame, tmp_path)
@@ -281,7 +281,7 @@ def test_units_that_are_gone_are_computed_again_and_the_table_is_the_same(tmp_pa
 
 
 @pytest.mark.parametrize("after", [1, 6, 10])
-def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, measured, after):
+def test_interrupted_study_resumes(tmp_path, measured, after):
     ticks = []
 
     def interrupts(n: int, total: int) -> None:
@@ -301,7 +301,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, measured, after
     assert {name: now for name, now in everything(tmp_path).items() if name in kept} == kept
 
 
-def test_an_interruption_without_a_folder_says_so():
+def test_interruption_without_a_folder_promises_no_resume():
     def interrupts(n: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -321,7 +321,7 @@ def test_an_interruption_without_a_folder_says_so():
     ],
 )
 def test_a_unit_does_not_depend_on_those_before_it(name, tmp_path):
-    """A resumed run starts at any unit: also where replay is exact at one site and not at another."""
+    """A resumed run can start at any unit, also where replay is exact at one site and not at another."""
     sites = (Site(0), Site(N_LAYERS - 1))
     whole = third(fresh(name), PROMPTS[:6], sites, tmp_path)
     for path in sorted((tmp_path / "units").glob("*.parquet")):
@@ -330,7 +330,7 @@ def test_a_unit_does_not_depend_on_those_before_it(name, tmp_path):
         pd.testing.assert_frame_equal(again.frame, whole.frame, check_exact=True)
 
 
-def test_progress_counts_every_row_once_and_what_was_there_apart(tmp_path):
+def test_progress_counts_rows_once_and_stored_ones_apart(tmp_path):
     class Seen:
         def __init__(self):
             self.now, self.before, self.totals = 0, 0, set()
@@ -369,7 +369,7 @@ def test_progress_counts_every_row_once_and_what_was_there_apart(tmp_path):
         ({"tokens": PROMPTS[1:]}, "tokens was"),
     ],
 )
-def test_units_of_other_settings_are_refused_and_replaced_when_asked_for(tmp_path, change, said):
+def test_units_of_other_settings_raise_unless_overwritten(tmp_path, change, said):
     few = {"tokens": PROMPTS[:8], "sites": SITES[1:]}
     third(tiny_model("llama"), folder=tmp_path, **few)
     before = everything(tmp_path)
@@ -384,7 +384,7 @@ def test_units_of_other_settings_are_refused_and_replaced_when_asked_for(tmp_pat
         assert not set(everything(tmp_path)) & set(before)
 
 
-def test_other_weights_are_another_run_and_the_room_for_keys_is_not(tmp_path):
+def test_run_identity_has_weights_but_not_cache_size(tmp_path):
     few = {"tokens": PROMPTS[:8], "sites": SITES[1:], "folder": tmp_path}
     third(tiny_model("llama"), **few)
     before = everything(tmp_path)
@@ -435,7 +435,7 @@ def test_randomly_initialised_models_have_rows_of_the_same_pairs():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_rows_of_an_randomly_initialised_model_are_those_of_a_run_of_its_own(seed):
+def test_randomly_initialised_rows_match_a_separate_run(seed):
     other = untrained(wrap(with_a_sink(PROMPTS[21][16])), seed)
     alone = direction_norm(other, PROMPTS, **NULLS)
     found = some(beside_untrained().frame, model=f"random {seed}").reset_index(drop=True)
@@ -446,7 +446,7 @@ def test_rows_of_an_randomly_initialised_model_are_those_of_a_run_of_its_own(see
     assert {reason: n for reason, n in said.items() if reason.startswith(f"random {seed}")} == of_null
 
 
-def test_randomly_initialised_models_are_the_same_again_and_not_the_trained_one():
+def test_randomly_initialised_models_are_reproducible():
     again = direction_norm(with_a_sink(PROMPTS[21][16]), PROMPTS, null_seeds=2, **NULLS)
     pd.testing.assert_frame_equal(again.frame, beside_untrained().frame, check_exact=True)
     hashes = {
@@ -464,7 +464,7 @@ def test_randomly_initialised_models_are_the_same_again_and_not_the_trained_one(
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_horizon_reads_every_position_from_the_edited_one_on(name):
+def test_horizon_covers_positions_from_the_edited_one_on(name):
     frame, one = third(tiny_model(name), horizon=3).frame, third(tiny_model(name)).frame
     own = [f"kl_at_{j}" for j in range(3)]
     assert [c for c in frame if c.startswith("kl_at")] == own
@@ -518,7 +518,7 @@ def test_metrics_of_a_horizon_are_sums_over_it():
             np.testing.assert_array_equal(found[f"kl_at_{j}"], effects["kl"][:, j].numpy())
 
 
-def test_the_last_position_is_read_where_it_is():
+def test_horizon_last_measures_the_final_position():
     frame = third(tiny_model("llama"), horizon="last").frame
     assert len(frame) == len(third(tiny_model("llama")).frame)  # nothing is too near the end
     own = frame.target_position == np.array(LENGTHS)[frame.target_prompt] - 1
@@ -560,7 +560,7 @@ def test_a_single_token_has_no_later_positions(horizon, contexts):
         ({"null_seeds": -2}, "-2 randomly initialised models; expected 0 or more"),
     ],
 )
-def test_settings_that_do_not_serve_are_found_before_anything_is_written(tmp_path, settings, message):
+def test_invalid_settings_raise_before_anything_is_written(tmp_path, settings, message):
     with pytest.raises(MechdiagError, match=message):
         third(tiny_model("llama"), folder=tmp_path / "new", **settings)
     assert not (tmp_path / "new").exists()
@@ -570,7 +570,7 @@ def test_settings_that_do_not_serve_are_found_before_anything_is_written(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma3"])
-def test_after_the_last_block_the_direct_effect_is_the_whole(name):
+def test_direct_effect_is_total_after_the_last_block(name):
     last = N_LAYERS - 1
     sites = (Site(last, "mlp_out"), Site(last), Site(last - 1))
     frame = third(tiny_model(name), PROMPTS[:8], sites, contexts=CONTEXTS).frame
@@ -586,7 +586,7 @@ def test_after_the_last_block_the_direct_effect_is_the_whole(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3"])  # LayerNorm and RMSNorm, all points of each
 def test_a_placebo_has_the_norm_angle_and_distance_it_claims(name, monkeypatch):
-    """To 1e-5 of ‖x‖ and in radians, at every site; in float64, of the very vectors that were put in."""
+    """To 1e-5 of ‖x‖ or of a radian at every site, in float64, for the vectors passed to `measure`."""
     given = {}
 
     def spy(recording, site, prompt, position, edited, **how):
@@ -644,7 +644,7 @@ def sink_runs(pair_set: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return loose[loose.norm_of_median <= 10].reset_index(drop=True), strict
 
 
-def test_norm_of_median_is_what_the_sink_filter_looks_at():
+def test_norm_of_median_reproduces_the_sink_filter():
     filtered, strict = sink_runs("random")
     drawn = [
         *KEYS,
@@ -662,12 +662,12 @@ def test_norm_of_median_is_what_the_sink_filter_looks_at():
     assert_close(filtered, strict)
 
 
-def test_norm_of_median_is_what_the_sink_filter_looks_at_without_a_source_too():
+def test_norm_of_median_reproduces_the_filter_without_source():
     filtered, strict = sink_runs("scale_rotate")
     assert sorted(set(filtered.pair)) == sorted(set(strict.pair))
 
 
-def test_norm_of_median_is_the_largest_over_sites_and_over_the_two_tokens():
+def test_norm_of_median_is_the_maximum_over_sites_and_tokens():
     sites = [Site(1, "attn_out"), Site(4)]
     frame = direction_norm(with_a_sink(), PROMPTS, sites=sites, pairs=60, sink_filter=None, pair_sets=("random",)).frame
     recording = record(with_a_sink(), PROMPTS, sites)
@@ -736,7 +736,7 @@ def sizes(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("path", ["auto", "hooks"])
-def test_in_a_linear_model_both_patches_have_the_kl_that_paper_and_pencil_give(path):
+def test_patches_in_a_linear_model_have_closed_form_kl(path):
     """With Z = 2 + 2 cosh s = 4 cosh²(s/2): KL(s → t) = 2 log(cosh(t/2)/cosh(s/2)) − (t − s)·tanh(s/2) along one direction;
     at one length from one direction to the other KL = s·tanh(s/2); a full patch adds what Z grows by."""
     settings = {"layers": [0, 2], "pairs": 60, "pair_sets": ("random",), "context": "both", "path": path}
@@ -772,7 +772,7 @@ def test_in_a_linear_model_both_patches_have_the_kl_that_paper_and_pencil_give(p
         )
 
 
-def test_where_the_last_norm_divides_scale_out_the_norm_is_not_read_and_the_direction_is():
+def test_final_norm_hides_norm_patches_not_direction_patches():
     """No block writes anything, so that this holds at every depth; epsilon is 0."""
     hf = two_axes(norms=True)
     run = direction_norm(hf, TOKENS, layers=[0, 2], pairs=60, pair_sets=("random", "scale_rotate"), sink_filter=None)
@@ -788,7 +788,7 @@ def test_where_the_last_norm_divides_scale_out_the_norm_is_not_read_and_the_dire
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
 def test_after_the_last_block_a_norm_patch_is_an_exact_no_op(name):
-    """RMSNorm and LayerNorm; before the last block it is none."""
+    """RMSNorm and LayerNorm; before the last block the patch has an effect."""
     hf = fresh(name)
     for module in hf.modules():
         if "Norm" in type(module).__name__:

@@ -32,7 +32,7 @@ def read(signed: bool = False):
     return model, text, [*there, *here], read_latents(model, text, [*there, *here], 1.2, {"here": ROWS})
 
 
-def test_latents_are_those_of_whole_recordings():
+def test_latents_match_full_recordings():
     model, text, dictionaries, found = read()
     for d in dictionaries:
         clean = CleanActivations(model, text, RunSettings(sites=(d.site,), sink_filter=1.2))
@@ -58,7 +58,7 @@ def test_sequences_share_passes():
     assert run_sequences(model, [], [SITE], see) == 0
 
 
-def test_drawn_polarities_stand_for_all_that_are_eligible():
+def test_drawn_polarities_are_weighted_to_all_eligible():
     _, _, dictionaries, found = read(signed=True)
     own, d = found["here"], dictionaries[1]
     fit = ~held_out_prompts(len(TEXT), 0.4, 0)[own.prompt]

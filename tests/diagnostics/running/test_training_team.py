@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_workers_train_what_one_process_trains_and_a_killed_run_goes_on(tmp_path):
+def test_workers_match_one_process_and_killed_runs_resume(tmp_path):
     alone = trained(tmp_path / "alone", stream())
     with workers(2) as pool:
         together = trained(tmp_path / "together", stream(), pool.team())

@@ -147,7 +147,7 @@ def test_narrowed_tables_keep_values_in_four_types(tmp_path, rows):
 
 @given(frames(), st.dictionaries(text, st.integers() | st.booleans() | text | st.floats(allow_nan=False)))
 @settings(max_examples=30)
-def test_tables_and_notes_come_back_bit_for_bit(tmp_path_factory, frame, notes):
+def test_tables_and_notes_roundtrip_bit_for_bit(tmp_path_factory, frame, notes):
     folder = tmp_path_factory.mktemp("round")
     notes = {k: v for k, v in notes.items() if not isinstance(v, float) or np.isfinite(v)}
     done = [once(frame, notes, where) for where in (None, folder, folder)]
@@ -251,7 +251,7 @@ def test_finished_units_survive_an_error(tmp_path, error):
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_stop_or_full_disk_during_a_write_keeps_whole_units_only(tmp_path, monkeypatch, call, error):
+def test_interrupted_write_keeps_only_complete_units(tmp_path, monkeypatch, call, error):
     def stops(*_):
         raise error
 
@@ -285,7 +285,7 @@ def test_damaged_file_is_named_and_computed_again(tmp_path):
         assert path.read_bytes() == whole
 
 
-def test_truncated_and_flipped_files_are_found_out(tmp_path):
+def test_truncated_and_bit_flipped_files_are_detected(tmp_path):
     frame = pd.DataFrame({"x": [1.5, 2.5], "top": [True, False], "edit": ["norm", "full"]})
     first = once(frame, {"dropped": 1}, tmp_path)
     [path] = (tmp_path / "units").iterdir()
@@ -305,7 +305,7 @@ def test_truncated_and_flipped_files_are_found_out(tmp_path):
         assert not units.missing([first.unit])
 
 
-def test_a_unit_under_another_name_is_computed_again(tmp_path):
+def test_unit_under_a_wrong_name_is_recomputed(tmp_path):
     run(tmp_path, units=SHARDS[:2])
     a, b = sorted((tmp_path / "units").iterdir())
     shutil.copy(a, b)
@@ -344,7 +344,7 @@ def test_identities_are_compared_as_json(tmp_path):
         run(tmp_path, identity={"c": None, "b": 0.5, "a": [1, 2], "code": True})
 
 
-def test_any_run_may_take_a_folder_without_units(tmp_path):
+def test_folder_without_units_accepts_any_run(tmp_path):
     run(tmp_path, units=[], identity={"seed": 0})
     run(tmp_path, identity={"seed": 1})
     with pytest.raises(ResultError, match="seed was 1, is 0"):
@@ -425,7 +425,7 @@ def test_a_folder_that_cannot_be_made_raises(tmp_path, file, folder):
 # Files of another run
 
 
-def test_finished_result_is_not_replaced_after_its_units_are_deleted(tmp_path):
+def test_finished_result_survives_deletion_of_its_units(tmp_path):
     run(tmp_path)
     (tmp_path / "mine.json").write_text("a finished result")
     shutil.rmtree(tmp_path / "units")

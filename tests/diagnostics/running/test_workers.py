@@ -84,7 +84,7 @@ def same(found, folder, expected):
 # Parts
 
 
-def test_parts_keep_groups_whole_and_deal_units_of_few_groups():
+def test_parts_keep_groups_whole_unless_there_are_too_few():
     groups = [g for g, n in (("a", 6), ("b", 2), ("c", 2), ("d", 2)) for _ in range(n)]
     assert parts_of(groups, 2) == [1] * 6 + [2] * 6
     assert parts_of(groups, 1) == [1] * 12
@@ -98,7 +98,7 @@ def test_parts_keep_groups_whole_and_deal_units_of_few_groups():
 
 
 @pytest.mark.parametrize("name", ["direction_norm", "causal_atlas", "dictionary_effects", "activation_patching"])
-def test_joined_parts_are_one_run(name, calls, alone, tmp_path):
+def test_joined_parts_match_one_run(name, calls, alone, tmp_path):
     for i in (2, 1, 2):
         with workers(part=(i, 3)), pytest.raises(PartDone) as kept:
             calls[name](folder=tmp_path)
@@ -131,7 +131,7 @@ def test_parts_share_a_folder_with_each_other_only(tmp_path):
     assert run() and not list(tmp_path.rglob(".partial*"))
 
 
-def test_a_part_begins_with_the_replay_checks_of_its_groups_first_unit(tmp_path):
+def test_part_starts_with_its_groups_first_unit(tmp_path):
     some = [Unit.of(group=("g",), shard=i) for i in range(4)]
     asked = []
     with (
@@ -164,7 +164,7 @@ def test_parts_of_other_machines_are_refused_unless_mixed(tmp_path):
         run(0, 0, **there)
 
 
-def test_parts_record_each_shard_once_between_them(tmp_path, monkeypatch):
+def test_parts_together_record_each_shard_once(tmp_path, monkeypatch):
     model, recorded, part = wrap(fresh("llama")), [], 0
     count = recordings.Recordings.of_shard
     monkeypatch.setattr(
@@ -207,7 +207,7 @@ def test_a_part_needs_a_folder(calls):
 # What can be wrong before and in a worker
 
 
-def test_no_ray_and_no_cluster_are_said_at_once(calls, monkeypatch):
+def test_missing_ray_or_cluster_raises(calls, monkeypatch):
     for address, said in (
         ("127.0.0.1:1", "no Ray at 127.0.0.1:1 .*ray start --head"),
         ("nonsense", "'nonsense' is no address of a Ray cluster"),
@@ -219,7 +219,7 @@ def test_no_ray_and_no_cluster_are_said_at_once(calls, monkeypatch):
         calls["activation_patching"]()
 
 
-def test_a_worker_with_other_code_versions_or_machine_refuses(monkeypatch):
+def test_worker_rejects_other_code_versions_or_machines(monkeypatch):
     monkeypatch.setattr(recordings, "KEPT", None)  # a worker's own
     here = facts(torch.get_num_threads(), "cpu")
     Worker(here, here["threads"])._check()
@@ -234,7 +234,7 @@ def test_a_worker_with_other_code_versions_or_machine_refuses(monkeypatch):
     assert here["processor"] == processor(torch.device("cpu"))
 
 
-def test_memory_that_runs_out_in_a_worker_is_an_error_on_one_line(monkeypatch):
+def test_worker_out_of_memory_is_a_one_line_error(monkeypatch):
     monkeypatch.setattr(recordings, "KEPT", None)  # a worker's own
     worker = Worker({}, torch.get_num_threads())
     for error in (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate 2 GiB"), MemoryError()):
@@ -251,7 +251,7 @@ def test_memory_that_runs_out_in_a_worker_is_an_error_on_one_line(monkeypatch):
         worker.compute(0, [], SHARDS[0], [], False)
 
 
-def test_tasks_go_by_group_and_the_idle_take_from_the_end():
+def test_idle_workers_take_whole_groups_from_the_end():
     done = set()
     groups = {f"{group}{i}": f"{group}0" for group in "abc" for i in range(3)}
     tasks = ray_pool._Tasks(
@@ -272,7 +272,7 @@ def test_tasks_go_by_group_and_the_idle_take_from_the_end():
 # On Ray: `pool` is started once a session
 
 
-def test_workers_give_what_one_process_gives(pool, calls, alone, tmp_path):
+def test_workers_match_one_process(pool, calls, alone, tmp_path):
     for name, call in calls.items():
         with placed_at(Place(pool)):
             seen = []
@@ -281,7 +281,7 @@ def test_workers_give_what_one_process_gives(pool, calls, alone, tmp_path):
         assert sum(n for n, _ in seen) == seen[0][1]
 
 
-def test_workers_that_ray_has_no_room_for_are_refused(pool, calls):
+def test_more_workers_than_ray_has_cpus_raise(pool, calls):
     with placed_at(Place(pool)):
         calls["activation_patching"]()
     with workers(2), pytest.raises(ResultError, match="2 workers asked for, but Ray has 0 CPUs free; ask for fewer"):

@@ -67,7 +67,7 @@ def _closed():
     plt.close("all")
 
 
-def test_quartiles_stand_beside_their_sae_with_their_intervals():
+def test_quartiles_are_plotted_with_intervals_per_sae():
     run = result()
     figure = run.plot()
     for ax, (corpus, measure) in zip(figure.axes, [(c, m) for c in CORPORA for m in ("fve", "kl_score")], strict=True):
@@ -95,7 +95,7 @@ def test_all_tokens_can_be_shown():
         unfiltered.plot(NO_SINKS)
 
 
-def test_a_far_value_does_not_squeeze_the_others():
+def test_outliers_do_not_compress_the_axis():
     run = result()
     frame = run.frame.copy()
     frame.loc[(frame.sae == "late") & (frame.quartile == "Q4"), ["fve", "fve_low", "fve_high"]] = [-184, -190, -180]
@@ -148,6 +148,6 @@ def test_only_cosine_saes_have_exponents():
 
 
 @pytest.mark.parametrize("names", [tuple(f"results/saes/number-{i}" for i in range(9)), ("standard",)], ids=len)
-def test_many_saes_or_one(names):
+def test_figures_draw_for_one_or_many_saes(names):
     for figure in result(names).figures().values():
         figure.draw_without_rendering()

@@ -74,7 +74,7 @@ def compared(values, at=None, n_kl: int = G) -> dict[str, dict]:
     return {m["axis"]: m for m in found}
 
 
-def test_planted_sweeps_cross_where_they_were_planted():
+def test_planted_sweeps_have_the_planted_differences():
     for l0, expected in ((32, 0.0), (16, -0.05), (64, 0.05), (32 * 2**0.5, 0.025)):
         m = compared(planted(0.15), {"l0": l0, "fve": 0.5})
         assert m["l0"]["fve"].value == pytest.approx(expected, abs=1e-12)
@@ -99,7 +99,7 @@ def interpolated(values, family, axis: str, q: float, measure: str, keep: np.nda
 
 
 @pytest.mark.parametrize(("axis", "measure"), [("l0", "fve"), ("l0", "kl_score"), ("fve", "kl_score"), ("fve", "l0")])
-def test_intervals_are_the_jackknife_of_the_interpolated_difference(axis, measure):
+def test_intervals_jackknife_the_interpolated_difference(axis, measure):
     values = planted(0.13, shared=0.02, own=0.002)
     m = compared(values)[axis]
     ranges = [[values[name][axis].mean() for name in family.saes] for family in (STANDARD, COSINE)]
@@ -153,7 +153,7 @@ def test_few_spliced_prompts_leave_no_interval():
     assert found["kl_score"].n_rows == 90
 
 
-def test_families_differ_in_sparsity_alone():
+def test_family_members_differ_only_in_sparsity():
     saes = SAES | {f"standard-k{k}-seed1": said("standard", k, seed=1) for k in KS}
     saes |= {f"standard-k{k}/tokens-9": said("standard", k, step=50) for k in KS}
     saes |= {"alone": said("bypass", 16), **{f"late-k{k}": said("standard", k, site="22.resid_post") for k in KS}}
@@ -167,7 +167,7 @@ def test_families_differ_in_sparsity_alone():
     assert [f.saes for f in families(bare)] == [("a", "b")] and counterpart("b", bare) == "a"
 
 
-def test_figure_has_each_sae_and_rings_at_the_values_compared():
+def test_figure_shows_saes_and_rings_at_compared_values():
     values = planted(0.15)
     groups, deletions = evaluated(values)
     lines = list(matched((STANDARD, COSINE), groups, deletions, {"l0": 40.0}))

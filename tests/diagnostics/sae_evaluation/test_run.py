@@ -435,7 +435,7 @@ def test_mean_reconstruction_is_mean_ablation():
 
 
 @pytest.mark.parametrize("skip", [0, 2])
-def test_sinks_special_tokens_and_first_tokens_are_left_out_and_counted(skip):
+def test_sinks_special_and_first_tokens_are_left_out(skip):
     found = evaluated(scaled(1.0), skip_first=skip, splice_prompts=2)
     first, flat = [t for ids in PROMPTS for t in ids[:skip]], [t for ids in PROMPTS for t in ids]
     counts = found.provenance["left_out"]["first"][str(SITE)]
@@ -456,7 +456,7 @@ def test_without_a_sink_filter_all_tokens_count(sink_filter):
     pd.testing.assert_frame_equal(found.frame[same], every[same])
 
 
-def test_sinks_can_be_replaced_too_without_being_counted():
+def test_splice_sinks_replaces_them_without_counting_them():
     sae = SAES["standard"]
     found, usual = (evaluated(sae, splice_sinks=s, skip_first=0) for s in (True, False))
     one, other = (line(f, tokens=NO_SINKS, quartile="all") for f in (found, usual))
@@ -469,7 +469,7 @@ def test_sinks_can_be_replaced_too_without_being_counted():
     assert one.kl == pytest.approx(float(kl[(flat != SINK) & (flat != SPECIAL)].mean()), rel=1e-4)
 
 
-def test_one_pass_where_there_are_no_sinks(monkeypatch):
+def test_text_without_sinks_needs_one_pass(monkeypatch):
     calls, real = [], sae_measures.spliced
     monkeypatch.setattr(sae_measures, "spliced", lambda *a, **k: calls.append(a[1]) or real(*a, **k))
     seen = []
@@ -524,7 +524,7 @@ def test_half_precision_models_and_saes_are_measured_in_float32():
     assert found.frame.kl.max() < 1e-6
 
 
-def test_lists_of_token_ids_and_unnamed_saes():
+def test_token_ids_and_unnamed_saes_are_accepted():
     found = evaluate_saes(model(), PROMPTS, [scaled(1.0), scaled(0.5), SAES["early"]], splice_prompts=1)
     assert found.names == [
         "inner:relu 64 blocks.3.hook_resid_post",
@@ -600,7 +600,7 @@ def test_aligned_saes_have_alignment_1():
         (None, BelongingError, "width 16 for activations of width 32"),
     ],
 )
-def test_an_sae_of_another_place_raises_before_the_model_runs(monkeypatch, change, error, message):
+def test_misplaced_sae_raises_before_the_model_runs(monkeypatch, change, error, message):
     monkeypatch.setattr(sae_evaluation, "record", lambda *a, **k: pytest.fail("the model ran"))
     sae = plain(torch.eye(16), torch.eye(16)) if change is None else scaled(1.0)
     for name, value in (change or {}).items():
@@ -625,7 +625,7 @@ def test_invalid_arguments_raise(given, message):
 
 
 @pytest.mark.filterwarnings("ignore:the blocks above")
-def test_activations_that_are_not_finite_are_left_out_and_counted():
+def test_nonfinite_activations_are_left_out_and_counted():
     hf = fresh("llama")
     hf.model.embed_tokens.weight[7] = torch.nan
     text = [[t if t != 7 else 8 for t in tokens] for tokens in PROMPTS]

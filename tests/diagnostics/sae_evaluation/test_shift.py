@@ -42,7 +42,7 @@ def tables() -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:
     return groups, pd.concat(deletions), pd.concat(latents)
 
 
-def test_silent_latents_are_of_as_many_tokens_of_each_text():
+def test_silent_share_uses_similar_token_counts_per_text():
     said = {name: {"site": "3.resid_post"} for name in ("a", "b")}
     lines = {(m["sae"], m["against"]): m for m in shifts(said, *tables())}
     assert list(lines) == [("a", ""), ("b", ""), ("b", "a")]

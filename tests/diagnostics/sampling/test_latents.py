@@ -27,7 +27,7 @@ def keys(n: int, label: str = "test") -> np.ndarray:
 
 
 @given(sizes, st.integers(0, 200))
-def test_equal_shares_of_strata_that_may_be_small(size, n):
+def test_shares_are_equal_up_to_stratum_size(size, n):
     size = np.array(size)
     taken = shares(size, n)
     assert taken.sum() == min(n, size.sum()) and (taken <= size).all()
@@ -36,7 +36,7 @@ def test_equal_shares_of_strata_that_may_be_small(size, n):
 
 
 @given(sizes, st.integers(1, 100))
-def test_weights_add_up_to_the_size_of_each_stratum_that_was_reached(size, n):
+def test_weights_sum_to_the_size_of_each_sampled_stratum(size, n):
     stratum = np.repeat(np.arange(len(size)) - 1, size)  # the first is not to be drawn
     drawn = from_strata(stratum, keys(len(stratum)), n)
     assert (stratum[drawn.index] >= 0).all() and (np.diff(drawn.index) > 0).all()
@@ -77,7 +77,7 @@ def test_rare_and_common_bins_give_equal_numbers_of_latents():
     assert draw_latents(frequency, 10_000, 20, "stratified", 0, "other")[0].index.tolist() != drawn.index.tolist()
 
 
-def test_the_published_sampling_takes_the_most_frequent_with_enough_active_tokens():
+def test_published_sampling_takes_the_most_frequent_latents():
     frequency = np.array([0.5, 0.0, MIN_ACTIVE / 1000, (MIN_ACTIVE - 1) / 1000, 0.2, 0.5])
     drawn, said = draw_latents(frequency, 1000, 3, "active", 0, "sae")
     assert drawn.index.tolist() == [0, 4, 5] and (drawn.weight == 1).all()
@@ -89,7 +89,7 @@ def test_the_published_sampling_takes_the_most_frequent_with_enough_active_token
         draw_latents(np.zeros(4), 1000, 3, "stratified", 0, "sae")
 
 
-def test_tokens_come_in_equal_numbers_from_norms_and_cosines_of_either_sign():
+def test_tokens_are_balanced_over_norms_and_cosines():
     rng = np.random.default_rng(0)
     cosine, quartile = rng.normal(size=8000), np.repeat(np.arange(4), 2000)
     drawn = draw_tokens(quartile, cosine, keys(8000), 200)

@@ -59,7 +59,7 @@ def test_keys_are_uniform_bit_by_bit():
     assert (np.abs(ones - 0.5) < 5 * 0.5 / np.sqrt(4000)).all()  # 5 standard deviations of a fair coin
 
 
-def test_ranked_tokens_are_all_tokens_once_in_an_order_of_the_seed():
+def test_ranked_tokens_are_a_seeded_permutation():
     prompt, position = ranked_tokens(LENGTH, 0, "target")
     every = [(p, q) for p, n in enumerate(LENGTH) for q in range(n)]
     assert sorted(zip(prompt.tolist(), position.tolist(), strict=True)) == every
@@ -154,7 +154,7 @@ def test_each_reason_is_found_where_it_was_planted():
     assert list(map(tuple, np.argwhere(found.usable).tolist())) == [(0, 5), (1, 1), (1, 3), (2, 1), (2, 2), (2, 3)]
 
 
-def test_a_sink_is_measured_by_the_median_of_its_own_layer_and_no_filter_finds_none():
+def test_sinks_exceed_their_own_layers_median_norm():
     activations, length, special = planted()
     for factor, sinks in ((31.0, 0), (29.0, 1)):  # the planted one is 30 times a norm near the median
         assert token_filter(activations, length, special, factor).reasons["sink"].sum() == sinks
@@ -205,7 +205,7 @@ def fits(kind, a, b):
 
 @pytest.mark.parametrize("kind", ["same_norm", "high_cosine"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_matching_pairs_meet_their_condition_and_all_targets_are_counted(kind, seed):
+def test_matching_pairs_fit_and_cover_all_possible_targets(kind, seed):
     x, usable, length = clustered()
     tokens = list(map(tuple, np.argwhere(usable).tolist()))
     exist = sum(any(a[0] != b[0] and fits(kind, x[a], x[b]) for a in tokens) for b in tokens)
@@ -257,7 +257,7 @@ def test_pairs_come_from_the_pool():
         matching_pairs(torch.tensor(x), usable, length, 5, 0, "samenorm")
 
 
-def test_each_token_left_out_is_counted_once_under_its_first_reason():
+def test_dropped_tokens_count_once_under_their_first_reason():
     activations, length, special, *_ = planted()
     found = token_filter(activations, length, special, 10.0)
     inside = int(np.asarray(length).sum())

@@ -20,7 +20,7 @@ def noisy(seed, sd=0.004):
     return law() * np.exp(sd * np.random.default_rng(seed).standard_normal(len(N)))
 
 
-def test_losses_without_noise_give_the_planted_parameters():
+def test_noiseless_losses_recover_the_planted_parameters():
     found = fit(N, K, law())
     assert found.converged and not found.note
     assert found.values == pytest.approx(TRUE, abs=2e-3)
@@ -32,7 +32,7 @@ def test_losses_without_noise_give_the_planted_parameters():
     assert fit(N, K, plain, REDUCIBLE).values == pytest.approx({n: TRUE[n] for n in FORMS[REDUCIBLE]}, abs=1e-6)
 
 
-def test_objective_is_the_huber_loss_and_no_neighbour_is_better():
+def test_fit_minimises_the_huber_loss():
     y = noisy(0, 0.002)
     for form in FORMS:
         found = fit(N, K, y, form)
@@ -49,7 +49,7 @@ def test_objective_is_the_huber_loss_and_no_neighbour_is_better():
 
 
 def test_a_diverged_run_does_not_move_the_exponents():
-    """Least squares would: by more than ten times as much."""
+    """It moves least-squares exponents more than ten times as far."""
     y = law(true=TRUE | {"zeta": -99.0})
     y[5] *= 1.5
     design = np.stack([np.ones_like(N), np.log(K), np.log(N), np.log(K) * np.log(N)], 1)
@@ -75,7 +75,7 @@ def test_intervals_cover_planted_exponents():
 
 
 def test_resampled_prompts_move_all_runs_together():
-    """Prompts that differ in size of the error alone: every refit has the same exponents, another α."""
+    """Prompts differ only in the size of the error, so refits share the exponents and differ in α."""
     y, size = law(), np.random.default_rng(0).uniform(0.5, 1.5, 30)
     found = fit(N, K, y, REDUCIBLE)
     losses = lambda c: y if c is None else y * (c @ size) / size.sum()  # noqa: E731
@@ -85,7 +85,7 @@ def test_resampled_prompts_move_all_runs_together():
         assert np.ptp([one.values[name] for one in again.fits]) < 1e-4
 
 
-def test_what_a_grid_does_not_determine_is_an_error_or_a_note():
+def test_undetermined_parameters_raise_or_are_noted():
     for where in (N < 288, K == 8, (N < 600) & (K < 20)):
         with pytest.raises(ResultError, match="do not determine the form 'joint'"):
             fit(N[where], K[where], law()[where])

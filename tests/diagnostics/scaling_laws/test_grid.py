@@ -8,7 +8,7 @@ from interventions.errors import MechdiagError
 from sae_models.training.trainer import Recipe
 
 
-def test_a_grid_with_ablations_at_one_cell():
+def test_grid_has_ablations_at_one_cell():
     found = specifications(Site(2), (8, 16), (1, 2), recipe=Recipe(d_sae=4, lr=0.5), cells=((16, 2),), seeds=(3, 4))
     cell = [name for name, one in found.items() if (one.recipe.d_sae, one.recipe.k) == (16, 2)]
     assert len(found) == 4 + 1 + 2 * 2 and len(cell) == 6

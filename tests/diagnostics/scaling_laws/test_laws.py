@@ -37,7 +37,7 @@ def test_the_held_out_width_does_not_enter_its_prediction():
     np.testing.assert_allclose(held[1]["observed"], 3 * held[0]["observed"])
 
 
-def test_lines_of_a_fit():
+def test_fit_lines_hold_parameters_and_irreducible_loss():
     found = rows(noisy(0, 0.002))
     own = found[(found["part"] == "fit") & (found["form"] == JOINT)]
     for name, true in TRUE.items():
@@ -48,7 +48,7 @@ def test_lines_of_a_fit():
     np.testing.assert_allclose(rest, np.exp(values["zeta"] + values["eta"] * np.log(rest.index)))
 
 
-def test_a_form_that_fails_says_so_and_the_others_stand():
+def test_failed_form_is_noted_and_others_are_fitted():
     keep = N < 300  # two widths; the held-out prediction is from one
     found = rows(law()[keep], N[keep], K[keep], draws=0)
     failed = found[found["what"] == "failed"]

@@ -18,7 +18,7 @@ def result() -> ScalingLaws:
     return sae_scaling_laws(tiny_model("llama"), PROMPTS, grid(), splice_prompts=12, draws=20, sink_filter=None)
 
 
-def test_every_part_is_there():
+def test_result_has_every_part():
     found = result()
     parts = {part: len(found.select(part=part)) for part in ("fit", "held out", "loss", "ablation", "exit")}
     assert parts["loss"] == 17 * 6 and parts["exit"] == N_LAYERS and parts["ablation"] == 1 + 2 * 4
@@ -32,7 +32,7 @@ def test_every_part_is_there():
     assert {h.what for h in found.headlines()} >= {"gamma of the joint law"}
 
 
-def test_a_saved_result_is_read_back_with_the_same_statistics(tmp_path):
+def test_result_roundtrip(tmp_path):
     result().write(tmp_path)
     back = ScalingLaws.load(tmp_path)
     assert back.summary().equals(result().summary()) or np.allclose(
@@ -41,7 +41,7 @@ def test_a_saved_result_is_read_back_with_the_same_statistics(tmp_path):
     assert back.tokens == PROMPTS
 
 
-def test_the_same_call_gives_the_same_result_and_no_exits_are_asked_for():
+def test_result_is_reproducible_and_exits_are_optional():
     some = {name: sae for name, sae in grid().items() if "no-auxk" not in name}
     one, two = (
         sae_scaling_laws(tiny_model("llama"), PROMPTS, some, splice_prompts=2, draws=3, exits=False) for _ in range(2)

@@ -99,7 +99,7 @@ def test_ablations_are_paired_by_seed():
     assert len(fitted) == 12 and (fitted["condition"] == "base").all() and (fitted["seed"] == 0).all()
 
 
-def test_saes_that_are_no_grid_are_refused():
+def test_saes_that_form_no_grid_raise():
     saes = said(grid())
     lines = pd.DataFrame(described(saes))
     assert lines["condition"].value_counts().to_dict() == {"base": 13, "no AuxK": 2, "Multi-TopK": 2}

@@ -23,7 +23,7 @@ def measured(name="llama", sink_filter: float | None = 1.3, n=6) -> Any:
     return model, tokens, saes, prompt_sums(tokens, saes, n, "auto", lambda _: None)
 
 
-def test_sums_are_those_of_plain_forward_passes_with_a_hook():
+def test_sums_match_forward_passes_with_a_hook():
     model, tokens, saes, (frame, text, kinds, usable, _) = measured()
     counted = iter(tokens.counted[tokens.strict])
     keeps = [np.array([next(counted) for _ in ids]) for ids in PROMPTS]
@@ -73,7 +73,7 @@ def test_sums_are_those_of_plain_forward_passes_with_a_hook():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
-def test_an_early_exit_is_the_models_head_on_an_earlier_stream(name):
+def test_early_exit_applies_the_head_to_an_earlier_layer(name):
     model, tokens, _, (_, text, _, usable, _) = measured(name, sink_filter=None)
     found = early_exits(model, tokens, usable, lambda _: None).set_index(["layer", "prompt"])
     base = model.hf.base_model

@@ -56,7 +56,7 @@ def one_by_one(z: torch.Tensor, some: list[Task]) -> list[float]:
 
 @pytest.mark.parametrize("entries", [2**23, 100])
 def test_draws_match_probes_fitted_one_by_one(monkeypatch, entries):
-    """With shuffled labels too, whose tasks differ in size where groups do."""
+    """Also with shuffled labels, whose tasks differ in size if groups do."""
     monkeypatch.setattr(module, "_ENTRIES", entries)
     z, labels, groups = planted(1, strength=1)
     labels = ["abc"[i % 3] for i in range(N)]
@@ -66,7 +66,7 @@ def test_draws_match_probes_fitted_one_by_one(monkeypatch, entries):
     np.testing.assert_allclose(accuracies(z, drawn, KS, 1.0), [one_by_one(z, some) for some in drawn])
 
 
-def test_labels_are_exchanged_as_groups_require():
+def test_shuffled_labels_respect_groups():
     labels = list("aaabbbcccc") + list("abab") + ["a"]
     groups = ["0"] * 3 + ["1"] * 3 + ["2"] * 2 + ["3"] * 2 + ["mixed"] * 4 + ["unusable"]
     usable = np.arange(len(labels)) < len(labels) - 1
@@ -80,7 +80,7 @@ def test_labels_are_exchanged_as_groups_require():
 
 
 @pytest.mark.parametrize("per_group", [1, 3])
-def test_the_observed_accuracy_has_a_uniform_rank_where_labels_say_nothing(per_group):
+def test_p_values_are_valid_for_uninformative_labels(per_group):
     """Also where texts of a group are alike and share their label; p = (1 + #{null ≥ observed})/(n + 1) is then never too small."""
     n, rank, p = 9, [], []
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_refits_widen_the_interval_where_selection_is_unstable():
 
 @simulation
 def test_intervals_with_refits_cover_the_expected_accuracy():
-    """The truth is from 4,000 data sets of their own; held fixed, probes cover less, and errors by deletion are too large."""
+    """The truth is from 4,000 other data sets; fixed probes cover less, and errors by deletion are too large."""
     truth, n = 0.652, 10 * MANY  # ± .0035
     found = [intervals(*unstable(seed)) for seed in range(1000, 1000 + n)]
     fixed, anew = (np.mean([e.low <= truth <= e.high for e in some]) for some in zip(*found, strict=True))

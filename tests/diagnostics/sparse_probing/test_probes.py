@@ -90,7 +90,7 @@ def test_probes_match_a_scikit_learn_pipeline(key):
     assert line["accuracy_low"] <= line["accuracy"] <= line["accuracy_high"]
 
 
-def test_the_best_latent_has_the_least_loss_of_all_single_ones():
+def test_best_latent_minimises_the_training_loss():
     z, _, task = planted()
     z[:, PLANTED] = 0
     best = {

@@ -88,7 +88,7 @@ def test_one_line_for_each_cell():
     assert result().provenance["sites"] == ["1.resid_post", "4.resid_post"]
 
 
-def test_a_cell_matches_its_parts():
+def test_cell_matches_step_by_step_computation():
     """Texts, mean latents, task and probe, computed one after the other."""
     name, site, some = "4/cosine", SITES["4/cosine"], SETS[1]
     pooled = pooled_texts(model(), some, [site])
@@ -179,7 +179,7 @@ def test_differences_with_refits_are_paired_by_split():
         result().difference("1/standard", "other", k=4, refits=True)
 
 
-def test_held_out_texts_refer_to_tokens():
+def test_held_out_rows_index_the_stored_texts():
     held = result().held_out
     assert len(result().tokens) == sum(len(some.texts) for some in SETS)
     first = held[held["dataset"] == "two"]["text"]

@@ -97,15 +97,15 @@ def pick(frame: pd.DataFrame, **values) -> pd.DataFrame:
 # Known ratios
 
 
-def test_comparisons_are_those_of_the_protocol():
-    """Written out once more: what is divided by what."""
+def test_comparisons_follow_the_protocol():
+    """Numerators and denominators, written out independently."""
     assert expected("patch ÷ patch", 0.5) == LOG["direction"](0.5) - LOG["norm"](0.5)
     assert expected("at equal distance", 0.5) == LOG["placebo_norm"](0.5) - LOG["norm"](0.5)
     own = (LOG["direction"](0.5) - LOG["placebo_direction"](0.5)) - (LOG["norm"](0.5) - LOG["placebo_norm"](0.5))
     assert expected("over own placebos", 0.5) == pytest.approx(own)
 
 
-def test_planted_ratios_and_slopes_come_back():
+def test_planted_ratios_and_slopes_are_recovered():
     frame = specification_curve({"text": planted()}).frame
     for row in frame[frame.claim == "direction"].itertuples():
         logs = [expected(row.comparison, layer / (N_LAYERS - 1)) for layer in THIRDS[row.depth]]
@@ -117,7 +117,7 @@ def test_planted_ratios_and_slopes_come_back():
     assert (frame[frame.claim == "deeper"].depth == "").all()
 
 
-def test_medians_are_over_pairs_of_logarithms_averaged_over_blocks():
+def test_medians_over_pairs_average_logs_over_blocks():
     """Uneven rows: a pair's log ratios averaged over the blocks of a third, then the median over pairs; of shares the ratio of means."""
     run = planted(noise=1.2, seed=5)
     frame = specification_curve({"text": run}).frame
@@ -144,7 +144,7 @@ def test_medians_are_over_pairs_of_logarithms_averaged_over_blocks():
 
 
 def test_the_last_block_is_left_out():
-    """There the final norm makes every norm patch a no-op: whatever its rows say changes nothing."""
+    """After it the final norm makes every norm patch a no-op, so its rows must change nothing."""
     run = planted(noise=0.5)
     wild = run.frame.copy()
     wild.loc[wild.layer == N_LAYERS - 1, list(METRIC_LOG)] *= np.random.default_rng(0).uniform(0, 1e4, (wild.layer == 6).sum())[:, None]  # fmt: skip
@@ -169,7 +169,7 @@ def test_only_random_pairs_count():
 # Choices
 
 
-def test_every_combination_of_choices_stands_in_the_table_once():
+def test_every_combination_of_choices_appears_once():
     texts = {
         name: planted(layers=(0, 3, 5), contexts=("in_place", "single_token"), models=("trained", "random 0"), pairs=30)
         for name in "ab"
@@ -194,8 +194,8 @@ def test_every_combination_of_choices_stands_in_the_table_once():
     assert len(frame) == 2 * (216 + 72)
 
 
-def test_the_sink_filter_looks_at_the_norms_of_the_pair():
-    """Six pairs of 20 × median, whose direction patches do a hundred times as much."""
+def test_sink_filter_drops_pairs_of_large_norm():
+    """Six pairs have 20 × the median norm, and direction patches with a hundred times the effect."""
     frame = specification_curve({"text": planted(sinks=6)}).frame
     with_, without = (
         pick(frame, claim="direction", comparison="patch ÷ patch", depth="late", sink_filter=choice)
@@ -210,13 +210,13 @@ def test_the_sink_filter_looks_at_the_norms_of_the_pair():
     assert (set(with_.n_pairs), set(without.n_pairs)) == ({54}, {60})
 
 
-def test_a_run_with_a_sink_filter_has_that_choice_alone():
+def test_filtered_run_has_only_its_own_sink_filter():
     frame = specification_curve({"a": planted(sink_filter=5.0), "b": planted()}).frame
     assert set(frame[frame.text == "a"]["sink filter"]) == {"5 × median"}
     assert set(frame[frame.text == "b"]["sink filter"]) == {"10 × median", "none"}
 
 
-def test_blocks_that_miss_a_third_leave_its_depth_out():
+def test_depths_without_blocks_are_left_out():
     frame = specification_curve({"text": planted(layers=(3, 4, 5))}).frame
     assert set(frame[frame.claim == "direction"].depth) == {"middle", "late"}
     (value,) = pick(
@@ -250,7 +250,7 @@ def test_means_within_the_noise_floor_are_undefined_and_counted():
     assert f"{lost} undefined (effect within the noise floor)" in caption(figure)
 
 
-def test_effects_within_the_floor_count_as_the_floor_while_they_are_fewer_than_half():
+def test_up_to_half_of_effects_may_lie_within_the_floor():
     floor = 1e-3
     run = planted(floor=floor)
     frame = run.frame
@@ -268,7 +268,7 @@ def test_effects_within_the_floor_count_as_the_floor_while_they_are_fewer_than_h
     assert more[["value", "low", "high"]].isna().all(axis=None)
 
 
-def test_a_share_that_a_deletion_takes_into_the_floor_has_a_value_and_no_interval():
+def test_share_that_rests_on_one_prompt_has_no_interval():
     run = planted()
     frame = run.frame
     frame.loc[(frame.edit == "norm") & (frame.target_prompt != 0), list(METRIC_LOG)] = (
@@ -291,7 +291,7 @@ def test_the_summary_counts_intervals_on_either_side_of_one():
     assert (pick(trained, depth="early").low > 1).all() and (pick(trained, depth="late").high < 1).all()
 
 
-def test_medians_by_choice_are_over_the_other_choices_of_the_trained_model():
+def test_medians_by_choice_use_only_the_trained_model():
     curve = specification_curve(
         {"a": planted(noise=0.8, sinks=4, models=("trained", "random 0")), "b": planted(noise=0.8, seed=9)}
     )
@@ -355,7 +355,7 @@ def curve_of_two() -> Specifications:
 
 
 @pytest.mark.parametrize("claim", list(CLAIMS))
-def test_what_is_drawn_is_what_the_table_says(claim):
+def test_plotted_points_match_the_table(claim):
     curve = curve_of_two()
     figure = curve.plot(claim)
     figure.canvas.draw()

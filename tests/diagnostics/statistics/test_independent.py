@@ -9,8 +9,8 @@ from diagnostics.statistics.independent import difference_of_independent
 
 
 @pytest.mark.parametrize(("n", "scale"), [(20, 1.0), (35, 6.0)])
-def test_difference_of_means_is_welchs(n, scale):
-    """The delete-one error of a mean of one row a prompt is s/√n."""
+def test_difference_of_means_matches_welch(n, scale):
+    """With one row per prompt the delete-one error of a mean is s/√n."""
     rng = np.random.default_rng(n)
     x, y = rng.normal(size=40), 1 + scale * rng.normal(size=n)
     found = difference_of_independent(mean(x, np.arange(40)), mean(y, np.arange(n)))
@@ -20,7 +20,7 @@ def test_difference_of_means_is_welchs(n, scale):
     assert (found.n_rows, found.n_prompts) == (40 + n, 40 + n)
 
 
-def test_without_one_interval_there_is_none_and_exact_values_have_no_width():
+def test_missing_and_exact_intervals_propagate():
     few, many = mean(np.arange(5.0), np.arange(5)), mean(np.arange(30.0), np.arange(30))
     found = difference_of_independent(few, many)
     assert found.value == 12.5 and np.isnan([found.low, found.high, found.se, found.df]).all()

@@ -97,8 +97,8 @@ def test_the_variance_of_pairs_by_hand():
     assert mean(signs, cycle).se == pytest.approx(signs.std(ddof=1) / math.sqrt(20), **ROUNDING)
 
 
-def test_fixed_partners_are_as_many_points_as_pairs():
-    """Prompts 2i and 2i + 1 always meet: 15 independent points, whatever the 30 prompts say."""
+def test_prompts_in_fixed_pairs_count_as_one_point():
+    """Prompts 2i and 2i + 1 are always paired, so 30 prompts are 15 independent points."""
     rng = np.random.default_rng(4)
     x, pair = rng.normal(size=15), np.arange(15)
     joined = mean(x, np.column_stack([2 * pair, 2 * pair + 1]))
@@ -131,7 +131,7 @@ def test_closed_forms_equal_the_general_jackknife(design):
 
 
 @pytest.mark.parametrize("design", [lone, pairs, mixed])
-def test_median_lies_between_the_order_statistics_of_its_share(design):
+def test_median_interval_ends_are_order_statistics(design):
     rng = np.random.default_rng(6)
     ids, x = design(rng, 150, 24), rng.normal(size=150)
     got, below = median(x, ids), mean((x < np.median(x)).astype(float), ids)
@@ -144,7 +144,7 @@ def test_median_lies_between_the_order_statistics_of_its_share(design):
 
 
 def test_median_with_ties_keeps_a_width():
-    """Six rows in ten are 0: the share below the median is 0 without error, the share at most there is not."""
+    """Six rows in ten are 0: the share below the median is exactly 0, the share at or below it has an error."""
     rng = np.random.default_rng(7)
     ids = np.repeat(np.arange(25), 4)
     x = np.where(ids < 15, 0.0, 1 + rng.random(100))
@@ -231,7 +231,7 @@ def test_few_prompts():
         statistic(x, np.arange(60) % 20)  # a warning would be an error here
 
 
-def test_prompts_count_by_their_share_of_the_rows():
+def test_effective_prompts_follow_their_share_of_rows():
     """Half of the rows in one of 30 prompts are 1/(½² + ½²/29) = 3.9 effective prompts; 36 equal ones and one of four times
     the size are 1600/52."""
     x, half = np.random.default_rng(9).normal(size=116), np.r_[np.zeros(58, int), 1 + np.arange(58) % 29]
@@ -397,7 +397,7 @@ def test_censored_median_by_hand():
     assert (nothing.n_censored, nothing.n_undefined, nothing.n_rows, nothing.estimate.n_rows) == (0, 30, 30, 0)
 
 
-def test_a_denominator_of_rounding_error_never_makes_a_giant_ratio():
+def test_tiny_denominators_never_give_giant_ratios():
     rng = np.random.default_rng(12)
     ids, top = np.arange(90) % 30, np.exp(rng.normal(size=90))
     for n_tiny in (5, 40, 80, 90):
@@ -449,7 +449,7 @@ def test_error_of():
         error_of(1.0, -1.0)
 
 
-def test_p_is_that_of_scipys_t_test_for_one_row_a_prompt():
+def test_p_value_matches_scipy_for_one_row_per_prompt():
     x = np.random.default_rng(15).normal(3, 1, 40)
     for null in (2.9, 2.0, -3.0, 1e3, 1e7):
         expected = stats.ttest_1samp(x, null).pvalue
@@ -480,7 +480,7 @@ def test_no_p_value_without_a_standard_error():
     assert np.isnan(p_value(infinite, 0.0)) and np.isnan(p_value(mean(0 * x, ids, transform="log"), 1.0, "log"))
 
 
-def test_shares_stay_within_0_and_1_and_their_tests_agree_with_their_intervals():
+def test_share_intervals_stay_in_0_1_and_match_p_values():
     """logit p̂ ± t·SE/(p̂(1 − p̂)); at 0 and 1 Wilson's interval of the effective prompts; p < .05 where the interval leaves a null out."""
     rng = np.random.default_rng(21)
     ids = np.repeat(np.arange(25), 6)
@@ -524,7 +524,7 @@ def moments(x, ids):
     return theta, covariance, df, lambda c: jackknife(lambda keep: c @ x[:, keep].mean(axis=1), x.shape[1], ids)
 
 
-def test_covariance_of_one_row_a_prompt_is_the_textbook_one():
+def test_covariance_matches_textbook_for_one_row_per_prompt():
     x = np.random.default_rng(19).normal(size=(3, 25)).cumsum(axis=0)
     theta, covariance, df, _ = moments(x, np.arange(25))
     assert theta == pytest.approx(x.mean(axis=1), **ROUNDING) and df == 24
@@ -568,7 +568,7 @@ def test_covariance_of_linearly_dependent_components():
     assert covariance == pytest.approx(np.outer(c, c) * scalar(np.array([1, 0, 0, 0])).se ** 2, rel=1e-6, abs=0)
 
 
-def test_covariance_without_an_interval_or_a_vector():
+def test_covariance_of_few_prompts_is_nan_and_scalars_raise():
     x, ids = np.random.default_rng(23).normal(size=(2, 30)), np.arange(30)
     theta, covariance, df, _ = moments(x, ids % 9)
     assert np.isfinite(theta).all() and np.isnan(covariance).all() and np.isnan(df)
@@ -616,7 +616,7 @@ def within(got, ratio):
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), far=st.sampled_from([0.0, 0.2, 1.0]), ratio=st.floats(-20, 20))
-def test_fieller_holds_the_ratios_that_the_test_does_not_reject(seed, far, ratio):
+def test_fieller_set_contains_unrejected_ratios(seed, far, ratio):
     rng = np.random.default_rng(seed)
     ids, (a, b) = lone(rng, 60, 21), rng.normal(far, 1, (2, 60))
     p = p_value(mean(a - ratio * b, ids), 0.0)
@@ -643,7 +643,7 @@ def test_fieller_is_equivariant_under_units_signs_and_inversion(seed, far):
         assert within(got, ratio) == within(turned, 1 / ratio) or gap < 1e-6
 
 
-def test_fieller_without_a_set():
+def test_fieller_has_no_set_or_raises():
     rng = np.random.default_rng(25)
     x, ids = rng.normal(size=(2, 30)), np.arange(30)
     star = np.column_stack([np.zeros(30, int), 1 + ids])
@@ -711,7 +711,7 @@ def test_recommended_tests_have_their_size(design, n_prompts):
 
 
 @simulation
-def test_pairs_of_prompts_reject_no_more_often():
+def test_pairs_of_prompts_do_not_inflate_rejections():
     """Where both edits share the prompts' effects the rows left are i.i.d., for which pairs cover 97 to 98 %."""
     some = {name: RECOMMENDED[name] for name in ("log ratio of means", "difference of logarithms")}
     for shared, low, high in ((0.5, 0.035, 0.08), (1.0, 0.02, 0.04)):

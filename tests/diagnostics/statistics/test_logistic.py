@@ -37,7 +37,7 @@ def reference(x: np.ndarray, y: np.ndarray, c: float) -> tuple[np.ndarray, np.nd
 @pytest.mark.parametrize(
     "c", [0.03, 1.0, 300.0]
 )  # mostly penalty, the default, nearly none (separable latents run off)
-def test_one_latent_fits_are_scikit_learns(c):
+def test_one_latent_fits_match_scikit_learn(c):
     x, y = sample()
     found = one_latent_fits(torch.from_numpy(x), y, c)
     for i in range(x.shape[1]):
@@ -48,7 +48,7 @@ def test_one_latent_fits_are_scikit_learns(c):
     assert float(found.weight[2]) == 0 and float(found.cross_entropy[2]) == pytest.approx(np.log(2))
 
 
-def test_one_latent_fits_are_optima_whatever_else_is_fitted_beside_them():
+def test_one_latent_fits_are_independent_optima():
     x, y = sample(200, 40, 1)
     z = torch.from_numpy(x)
     found = one_latent_fits(z, y)
@@ -64,13 +64,13 @@ def test_one_latent_fits_are_optima_whatever_else_is_fitted_beside_them():
     torch.testing.assert_close(-3 * moved.weight, found.weight, rtol=1e-6, atol=1e-12)
 
 
-def test_texts_of_one_kind_have_no_probe():
+def test_labels_of_one_class_raise():
     for y in (np.ones(60, dtype=bool), np.zeros(60, dtype=bool), np.arange(59) % 2 == 0):
         with pytest.raises(ResultError, match="expected one label a text, of both kinds"):
             one_latent_fits(torch.from_numpy(sample()[0]), y)
 
 
-def test_blocks_of_latents_are_fitted_as_one(monkeypatch):
+def test_fits_do_not_depend_on_block_size(monkeypatch):
     x, y = sample()
     whole = one_latent_fits(torch.from_numpy(x), y)
     monkeypatch.setattr("diagnostics.statistics.logistic._ENTRIES", 2 * len(x))
@@ -79,7 +79,7 @@ def test_blocks_of_latents_are_fitted_as_one(monkeypatch):
 
 
 @pytest.mark.parametrize("d", [5, 90])  # fewer features than texts; more, which are turned first
-def test_fits_on_several_features_are_scikit_learns(d):
+def test_multi_feature_fits_match_scikit_learn(d):
     x, y = sample(40, d)
     fit = fitted(x, y, 0.5)
     p, coefficients = reference(x, y, 0.5)
@@ -110,7 +110,7 @@ def test_scores_of_held_out_texts():
         assert (found.n_rows, found.n_prompts) == (30, len(set(group)))
 
 
-def test_balanced_kinds_weigh_alike():
+def test_balanced_fit_weights_classes_equally():
     x, y = sample(60, 6)
     keep = np.flatnonzero(y | (np.arange(60) % 4 == 1))  # 30 of the class, 15 others
     thrice = np.r_[keep, keep[~y[keep]]]  # the others twice: kinds of equal number and weight
@@ -123,7 +123,7 @@ def test_balanced_kinds_weigh_alike():
 
 
 @pytest.mark.parametrize("n_features", [1, 3, 50])
-def test_many_fits_are_those_fitted_one_by_one(n_features):
+def test_many_fits_match_single_fits(n_features):
     """With constant features, more features than texts, labels of their own, and shares that are whole: texts that repeat or are absent."""
     rng = np.random.default_rng(n_features)
     x, y = rng.normal(3, 5, size=(6, 40, n_features)), rng.random((6, 40)) < 0.4

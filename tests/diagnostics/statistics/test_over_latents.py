@@ -7,7 +7,7 @@ from scipy import stats
 from diagnostics.statistics.over_latents import mean_over_latents, share_of_latents
 
 
-def test_value_is_the_weighted_mean_of_what_is_defined():
+def test_value_is_the_weighted_mean_of_defined_latents():
     value = np.array([0.2, np.nan, 0.8, 0.5] * 4)
     weight = np.array([1.0, 5.0, 3.0, 2.0] * 4)
     without = np.tile(value, (12, 1))
@@ -33,7 +33,7 @@ def test_intervals_cover_the_mean_of_the_dictionary():
     assert 0.92 <= hits / n <= 0.99, hits / n
 
 
-def test_shares_are_those_of_the_exact_binomial_and_cover():
+def test_shares_match_exact_binomial_and_cover():
     none = share_of_latents(np.zeros(20, dtype=bool), np.ones(20), 12)
     assert none.value == none.low == 0 and none.high == pytest.approx(1 - 0.025 ** (1 / 20))
     some = share_of_latents(np.arange(20) < 5, np.ones(20), 12)

@@ -36,7 +36,7 @@ def test_equal_errors_give_the_closed_form():
     assert (got.counted, got.n) == ((x < 0.4).mean(), 50)
 
 
-def test_the_fit_is_where_the_likelihood_is_flat():
+def test_fit_maximises_the_likelihood():
     x, se = units(np.random.default_rng(1), 40, 0.3, 1.0, 0.8)
     got = share_below(x, se, 0.0)
     best = loglik(x, se, got.mu, got.tau)
@@ -47,7 +47,7 @@ def test_the_fit_is_where_the_likelihood_is_flat():
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 3.0, 9.0)])
 @pytest.mark.parametrize(("threshold", "times"), [(-0.5, 1), (0.3, 1), (2.0, 1), (-0.5, 50)])
-def test_the_interval_ends_where_the_likelihood_has_dropped_enough(threshold, times, weights):
+def test_interval_ends_are_profile_likelihood_bounds(threshold, times, weights):
     """Among all (mu, tau) that give the share at an end, the best is t²/2 below the maximum."""
     rng = np.random.default_rng(2)
     x, se = (np.tile(v, times) for v in units(rng, 40, 0.3, 1.0, 0.8))
@@ -100,8 +100,8 @@ def test_counting_is_biased_by_noise_and_the_fit_is_not():
 
 
 @simulation
-def test_true_values_that_are_not_normal_bias_the_share_and_are_detected():
-    """A limit: two equal groups at −1 and 1 have half of the units below −½, the normal curve .31."""
+def test_non_normal_values_bias_the_share_and_are_detected():
+    """A limit: of two equal groups at −1 and 1 half of the units lie below −½, of a normal distribution 31 %."""
     rng, found, normal, n = np.random.default_rng(9), [], [], 30 * MANY
     for _ in range(n):
         z, se = rng.normal(size=200), rng.uniform(0.25, 0.75, 200)
@@ -181,8 +181,8 @@ def test_equal_weights_change_nothing():
     assert got.n_effective == got.n == 40
 
 
-def test_weights_act_as_repetitions_but_for_the_interval():
-    """The fit of the repeated units; the interval of (Σw)²/Σw² of them, as there are no more units than were seen."""
+def test_weights_act_as_repetitions_except_in_the_interval():
+    """The fit is that of repeated units; the interval is that of (Σw)²/Σw² units, as no more were seen."""
     rng = np.random.default_rng(11)
     x, se = units(rng, 40, 0.3, 1.0, 0.8)
     w = rng.integers(1, 5, 40)
@@ -241,7 +241,7 @@ def test_the_shared_error_by_hand():
     assert error_in_common(opposite, se[[0, 0]]) == 0
 
 
-def test_a_shared_error_widens_as_a_move_of_all_estimates_does():
+def test_shared_error_widens_as_a_common_shift_does():
     """At an end, the best over (tau, a move c of all units) of Σ log N(x; mu + c, own² + tau²) − c²/2s² has dropped."""
     x, se = units(np.random.default_rng(17), 40, 0.3, 1.0, 0.8)
     got, s = share_below(x, se, -0.5, shared_error=0.2), 0.2
@@ -258,7 +258,7 @@ def test_a_shared_error_widens_as_a_move_of_all_estimates_does():
 
 
 @simulation
-def test_a_shared_error_restores_coverage_of_units_measured_on_the_same_prompts():
+def test_shared_error_restores_coverage_on_shared_prompts():
     """Half of the error's variance is shared."""
     rng, truth, hits = np.random.default_rng(18), stats.norm.cdf(-0.5), np.zeros(2)
     for _ in range(N_COVERAGE):
@@ -281,7 +281,7 @@ def test_false_discovery_of_benjamini_and_hochberg_1995():
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 30), method=st.sampled_from(["bh", "by"]))
-def test_false_discovery_keeps_the_order_and_never_helps(seed, n, method):
+def test_q_values_keep_the_order_and_are_at_least_p(seed, n, method):
     rng = np.random.default_rng(seed)
     p = rng.random(n) ** 3
     q = false_discovery(p, method)

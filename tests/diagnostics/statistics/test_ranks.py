@@ -18,14 +18,14 @@ def columns(rows):
 
 
 @given(ROWS)
-def test_mid_ranks_are_scipys_ranks_of_repeated_rows(rows):
+def test_mid_ranks_match_scipy_on_repeated_rows(rows):
     x, _, w = columns(rows)
     many = w.astype(int)
     np.testing.assert_allclose(np.repeat(mid_ranks(x, w), many), stats.rankdata(np.repeat(x, many)))
 
 
 @given(ROWS)
-def test_weighted_spearman_is_scipys_of_repeated_rows(rows):
+def test_weighted_spearman_matches_scipy_on_repeated_rows(rows):
     x, y, w = columns(rows)
     many = w.astype(int)
     if min(np.ptp(x), np.ptp(y)) == 0:
@@ -38,7 +38,7 @@ def test_weighted_spearman_is_scipys_of_repeated_rows(rows):
 
 
 def test_weights_undo_an_unequal_draw():
-    """Half of the population has correlation 1, half −1; a draw of every item of one half and each tenth of the other is told so."""
+    """Half of the population has correlation 1, half −1; the sample has all of one half and a tenth of the other."""
     x = np.arange(400.0)
     y = np.where(x < 200, x, 600 - x)
     drawn = np.r_[np.arange(0, 200), np.arange(200, 400, 10)]

@@ -61,7 +61,7 @@ def test_slopes_are_least_squares_with_each_prompt_left_out():
     )
 
 
-def test_slopes_of_each_group_are_those_of_its_rows_alone():
+def test_group_slopes_match_separate_fits():
     frame = drawn(1)
     got = of(frame).slopes_each("y", ["a", "b"])
     assert got.shape == (13, 4, 2)
@@ -70,7 +70,7 @@ def test_slopes_of_each_group_are_those_of_its_rows_alone():
             assert got[d, g] == pytest.approx(least_squares(rows[rows.group == name], ["a", "b"]), **ROUNDING)
 
 
-def test_correlations_are_those_of_each_group_with_each_prompt_left_out():
+def test_correlations_match_each_group_and_deletion():
     frame = drawn(2)
     within = of(frame)
     for x, y in (("y", "a"), ("a", "b"), ("b", "b")):
@@ -98,7 +98,7 @@ def test_weights_act_as_repetitions():
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), unit=st.floats(1e-6, 1e6), shift=st.floats(-1e3, 1e3))
-def test_units_shifts_and_the_order_of_rows_do_not_matter(seed, unit, shift):
+def test_units_shifts_and_row_order_do_not_matter(seed, unit, shift):
     frame = drawn(seed, n_rows=120)
     within = of(frame)
     moved = frame.assign(y=frame.y * unit + shift, a=frame.a + shift).sample(frac=1, random_state=seed % 1000)
@@ -111,7 +111,7 @@ def test_units_shifts_and_the_order_of_rows_do_not_matter(seed, unit, shift):
     assert other.slopes("a", ["y"]) == pytest.approx(within.slopes("a", ["y"]) / unit, rel=1e-5, abs=1e-5 / unit)
 
 
-def test_columns_that_are_constant_have_no_correlation_and_no_slope():
+def test_constant_columns_have_no_correlation_or_slope():
     frame = drawn(5, gaps=False)
     frame.loc[frame.group == 16, "a"] = 1 / 3
     frame.loc[(frame.group == 13) & (frame.prompt != 25), "a"] = 0.1  # constant without prompt 25 alone
@@ -156,7 +156,7 @@ def test_collinear_columns_have_no_slopes():
     assert of(frame).slopes("y", ["a", "b"])[0] == pytest.approx(least_squares(frame, ["a", "b"]), rel=1e-5)
 
 
-def test_a_deletion_that_empties_a_group():
+def test_group_emptied_by_a_deletion_has_no_statistics():
     frame = drawn(7)
     frame.loc[frame.group == 19, "prompt"] = 15
     within = of(frame)
@@ -167,7 +167,7 @@ def test_a_deletion_that_empties_a_group():
     assert within.slopes("y", ["a", "b"])[at] == pytest.approx(least_squares(rows, ["a", "b"]), **ROUNDING)
 
 
-def test_the_estimate_is_the_jackknife():
+def test_estimate_matches_the_jackknife():
     frame = drawn(8, n_prompts=26)
     within, ids = of(frame), frame.prompt.to_numpy()
     slope = within.slopes("y", ["a", "b"])[:, 1]
@@ -184,7 +184,7 @@ def test_the_estimate_is_the_jackknife():
     assert np.isnan(within.estimate(np.where(np.arange(27) == 4, np.nan, slope)).low)
 
 
-def test_the_ratio_is_fieller_of_the_joint_jackknife():
+def test_ratio_matches_fieller_of_the_joint_jackknife():
     frame = drawn(9, n_prompts=26)
     within, ids = of(frame), frame.prompt.to_numpy()
     slopes = within.slopes("y", ["a", "b"])
@@ -205,7 +205,7 @@ def test_the_ratio_is_fieller_of_the_joint_jackknife():
     assert few.ratio(*few.slopes("y", ["a", "b"]).T).kind == "none"
 
 
-def test_each_is_the_jackknife_over_the_prompts_of_the_group():
+def test_each_matches_the_jackknife_within_the_group():
     frame = drawn(10, n_prompts=22)
     frame = frame[~((frame.group == 16) & (frame.prompt > 40))]  # 9 prompts: no standard error
     within = of(frame)

@@ -27,7 +27,7 @@ def test_planted_pattern_with_a_wildcard_is_found():
     assert not found.patterns and found.no_token == 1  # it fires whatever the token
 
 
-def test_stages_find_what_one_length_after_the_other_finds():
+def test_staged_search_matches_one_length_at_a_time():
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(12, 40))
 
@@ -57,7 +57,7 @@ def test_stages_find_what_one_length_after_the_other_finds():
     assert len(calls) == 3  # lengths to 4, to 9, and the replacements
 
 
-def test_probe_is_the_last_token_of_a_full_forward_pass():
+def test_probe_matches_the_last_token_of_a_full_pass():
     hf, site, row = tiny_model("llama"), Site(3), torch.randn(32, generator=torch.Generator().manual_seed(0))
     probe = ModelProbe(wrap(hf), site, lambda x: x @ row)
     sequences = [tuple(tokens) for tokens in prompts()] * 2

@@ -48,7 +48,7 @@ def test_planted_patterns_are_found_with_precision_and_recall_1():
     ].value == pytest.approx(1 / 3)
 
 
-def test_counts_are_those_of_the_text():
+def test_counts_match_the_text():
     """Latent 0 counted by hand over held-out tokens past each prompt's first; the sums over prompts are the same."""
     result = found()
     test = set(result.provenance["test_prompts"])
@@ -63,7 +63,7 @@ def test_counts_are_those_of_the_text():
         assert own[list(COUNTS)].sum().tolist() == [one[c] for c in COUNTS]
 
 
-def test_drawn_latents_of_a_signed_dictionary_have_two_polarities_controls_of_equal_density_and_resume(tmp_path):
+def test_signed_n2g_draws_controls_and_resumes(tmp_path):
     hf, sae = planted_model()
     sae.selector = type(planted_patterns()[1].selector)(6)
     text = prompts(tuple(20 + i % 3 for i in range(24)))

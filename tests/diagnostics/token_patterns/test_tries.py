@@ -12,7 +12,7 @@ def ends(pattern: tuple[int, ...], prompt: list[int], at: int) -> bool:
     return at + 1 >= len(pattern) and all(t in (ANY, prompt[at - i]) for i, t in enumerate(pattern))
 
 
-def test_trie_matches_as_its_patterns_one_by_one():
+def test_trie_matches_like_its_single_patterns():
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 3, n).tolist() for n in (1, 2, 7, 12, 12)]
     for _ in range(60):
@@ -23,7 +23,7 @@ def test_trie_matches_as_its_patterns_one_by_one():
             assert row.tolist() == by_hand + [False] * (12 - len(prompt)), patterns
 
 
-def test_a_wildcard_beside_an_exact_token_is_followed_too():
+def test_wildcard_is_followed_beside_an_exact_token():
     trie = trie_of([(1, 2, 3), (1, ANY, 4)])
     assert set(trie[1]) == {2, ANY} and END in trie[1][2][3]
     assert matches(trie, padded([[4, 2, 1]])).tolist() == [[False, False, True]]  # the branch of token 2 ends in 3 only

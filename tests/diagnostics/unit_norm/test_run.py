@@ -48,7 +48,7 @@ def allowed(kl: np.ndarray) -> np.ndarray:
 # The table
 
 
-def test_the_table_has_all_its_rows_at_the_same_tokens():
+def test_table_has_all_rows_at_the_same_tokens():
     frame, p = result().frame, result().provenance
     drawn = p["drawn"]["trained"]
     assert drawn["tokens_used"] == 40 - sum(drawn["pairs_dropped"].values())
@@ -72,7 +72,7 @@ def test_the_table_has_all_its_rows_at_the_same_tokens():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_alone_is_measure_of_the_unit_vector(name):
+def test_unit_norm_rows_match_measure(name):
     for layer in LAYERS:
         rows = some(result(name).frame, layer=layer, edit="unit_norm")
         at, site = places(rows), Site(layer)
@@ -89,7 +89,7 @@ def test_alone_is_measure_of_the_unit_vector(name):
 
 @pytest.mark.filterwarnings("ignore:mechdiag falls back to full forward passes")
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
-def test_everywhere_is_a_full_forward_pass_with_every_norm_forced_to_one(name):
+def test_everywhere_matches_a_pass_with_all_norms_set_to_1(name):
     """Replay does not support mamba."""
     hf = tiny_model(name)
     frame = result(name, tokens=12).frame
@@ -111,7 +111,7 @@ def test_everywhere_is_a_full_forward_pass_with_every_norm_forced_to_one(name):
     assert not np.allclose(kl.unit_norm, kl.unit_norm_everywhere, rtol=0.05)
 
 
-def test_everywhere_a_rotation_turns_every_position_by_the_distance_of_its_norm(monkeypatch):
+def test_everywhere_rotation_matches_the_dose_per_position(monkeypatch):
     seen, real = [], study.measure
 
     def spy(recording, site, prompt, position, vectors, **how):
@@ -153,7 +153,7 @@ def test_everywhere_a_rotation_turns_every_position_by_the_distance_of_its_norm(
 
 
 @pytest.mark.parametrize("end", ["", "_everywhere"])
-def test_the_rotation_moves_as_far_and_keeps_the_norm(end):
+def test_rotation_matches_the_dose_and_keeps_the_norm(end):
     frame = result().frame
     turned, forced = (some(frame, edit=f"{edit}{end}").reset_index(drop=True) for edit in ("rotation", "unit_norm"))
     np.testing.assert_allclose(turned.delta_norm, forced.delta_norm, rtol=1e-4)
@@ -162,7 +162,7 @@ def test_the_rotation_moves_as_far_and_keeps_the_norm(end):
     np.testing.assert_allclose(turned.delta_norm, chord, rtol=1e-4)
 
 
-def test_self_gives_the_noise_floor_and_after_the_last_block_rmsnorm_sees_no_norm():
+def test_self_edits_and_last_block_norms_have_no_effect():
     frame = result(layers=(1, N_LAYERS - 1)).frame
     assert (frame[frame.edit == "self"].kl < 1e-10).all()
     last = frame[frame.layer == N_LAYERS - 1]
@@ -175,7 +175,7 @@ def test_self_gives_the_noise_floor_and_after_the_last_block_rmsnorm_sees_no_nor
     np.testing.assert_allclose(last.kl_direct, last.kl, rtol=1e-3, atol=1e-8)
 
 
-def test_prompts_beyond_the_first_shard_are_read_in_their_own_place():
+def test_rows_beyond_the_first_shard_match_full_passes():
     many = prompts(tuple(4 + i % 3 for i in range(70)))
     frame = unit_norm_sweep(tiny_model("llama"), many, layers=[2], tokens=200).frame
     late = frame[(frame.target_prompt >= 64) & (frame.edit == "unit_norm_everywhere")]
@@ -227,7 +227,7 @@ def test_tokens_too_short_for_the_rotation_are_counted():
     assert group["rotation_everywhere"].n_rows == len(read) - gone
 
 
-def test_a_model_without_any_rotation_has_a_summary_and_a_figure():
+def test_model_without_rotations_has_a_summary_and_a_figure():
     hf = small_tokens(7)
     hf.model.embed_tokens.weight *= 0.01
     run = unit_norm_sweep(hf, PROMPTS, layers=[0], tokens=20)
@@ -258,7 +258,7 @@ def test_invalid_arguments_raise(settings, error, message):
 # Statistics and files
 
 
-def test_groups_are_statistics_of_the_rows():
+def test_group_statistics_match_the_rows():
     run = result(null_seeds=1)
     assert [(g["model"], g["layer"]) for g in run.groups] == [(m, n) for m in ("trained", "random 0") for n in LAYERS]
     for group in run.groups:
@@ -292,12 +292,12 @@ def test_groups_are_statistics_of_the_rows():
 
 
 @pytest.mark.filterwarnings("error:an interval from")
-def test_a_summary_of_few_prompts_says_their_number_and_does_not_warn():
+def test_few_prompts_give_a_summary_without_warning():
     run = unit_norm_sweep(tiny_model("llama"), PROMPTS[:12], layers=[1], tokens=30)
     assert 10 <= run.groups[0]["unit_norm"].n_prompts < 20
 
 
-def test_a_result_comes_back_from_its_folder(tmp_path, monkeypatch):
+def test_result_roundtrip_and_other_settings_raise(tmp_path, monkeypatch):
     monkeypatch.setattr(UnitNorm, "figures", lambda self: {})
     how = {"layers": LAYERS, "folder": tmp_path}
     run = unit_norm_sweep(tiny_model("llama"), PROMPTS, tokens=12, **how)

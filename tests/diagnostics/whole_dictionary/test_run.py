@@ -53,7 +53,7 @@ whole = functools.cache(found)
 
 
 @pytest.mark.parametrize("name", SAES)
-def test_effects_are_those_of_full_forward_passes(name):
+def test_effects_match_full_forward_passes(name):
     result, (site, kind, signed) = whole(), SAES[name]
     sae, frame = sae_of(kind, site, signed), result.frame[result.frame.sae == name]
     for row in frame.iloc[:: len(frame) // 12].itertuples():
@@ -77,7 +77,7 @@ def test_effects_are_those_of_full_forward_passes(name):
     np.testing.assert_allclose(frame.groupby("latent").weight.sum(), firings[firings > 0], rtol=1e-5)
 
 
-def test_placebos_have_the_norm_and_angle_of_their_edit_and_every_row_has_one(monkeypatch):
+def test_every_row_has_a_placebo_of_equal_norm_and_angle(monkeypatch):
     seen = []
 
     def watched(recording, site, prompt, position, vectors, **more):
@@ -99,7 +99,7 @@ def test_placebos_have_the_norm_and_angle_of_their_edit_and_every_row_has_one(mo
     assert float(cosine(placebo - x, edit - x).abs().median()) < 0.9  # elsewhere
 
 
-def test_latents_have_a_line_each_and_the_files_are_a_partitioned_data_set(tmp_path, monkeypatch):
+def test_written_files_are_a_partitioned_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(DictionaryEffects, "figures", lambda self: {})  # test_names_in_figures draws them
     result = whole()
     names = result.write(tmp_path)
@@ -124,8 +124,8 @@ def test_latents_have_a_line_each_and_the_files_are_a_partitioned_data_set(tmp_p
         DictionaryEffects.load(tmp_path)
 
 
-def test_promoted_tokens_are_those_of_the_direct_path():
-    """After the last block, where the direct path is all there is: the mean of what forward passes give, norms held fixed."""
+def test_promoted_tokens_match_the_direct_path():
+    """After the last block, where only the direct path is left, with norms held fixed."""
     model, sae, result = tiny_model("llama"), sae_of("cosine:topk", LAST), whole()
     lines = result.latents[result.latents.sae == "5/cosine"].set_index("latent")
     head = model.lm_head.weight.float() * model.model.norm.weight.float()
@@ -141,7 +141,7 @@ def files(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_resumed_and_joined_runs_are_one_run_to_the_byte(tmp_path, monkeypatch):
+def test_resumed_and_joined_runs_match_byte_for_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(DictionaryEffects, "figures", lambda self: {})
     alone = found(folder=tmp_path / "alone")
     stops = iter(range(100))
@@ -172,7 +172,7 @@ def nothing():
 
 
 def test_other_saes_do_not_change_an_saes_rows():
-    """Of the SAE measured alone: the same tokens, the same effects to rounding."""
+    """A run with this SAE alone has the same tokens and, to rounding, the same effects."""
     alone = dictionary_effects(tiny_model("llama"), PROMPTS, {"2/signed": sae_of(signed=True)}, tokens_per_latent=12)
     both = whole().frame[whole().frame.sae == "2/signed"].reset_index(drop=True)
     columns = ["prompt", "position", "latent", "quartile"]
@@ -191,7 +191,7 @@ def test_a_card_reads_its_rows():
     assert card.atlas["largest_difference"] is None or card.atlas["largest_difference"] < 1e-4
 
 
-def test_what_is_left_out_is_counted():
+def test_dropped_tokens_and_prompts_are_counted():
     special = [[i == 1 for i in range(len(tokens))] for tokens in PROMPTS[:9]]
     marked = as_prompts(PROMPTS[:9], None)
     marked.special[:] = special
@@ -206,7 +206,7 @@ def test_what_is_left_out_is_counted():
     assert json.loads(json.dumps(some.provenance["text"]))["prompts_beyond_scan"] == 70 - len(some.tokens)
 
 
-def test_bad_input_is_one_line():
+def test_invalid_input_raises():
     model, silent = tiny_model("llama"), sae_of("standard:topk", SITE)
     with pytest.raises(ResultError, match="0 tokens a latent; expected 1 or more"):
         dictionary_effects(model, PROMPTS, {"s": silent}, tokens_per_latent=0)

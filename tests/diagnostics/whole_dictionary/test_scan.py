@@ -21,7 +21,7 @@ def entries() -> Entries:
     return Entries(token // 40, token % 40, latent, rng.standard_normal(len(token)).astype(np.float32) ** 3)
 
 
-def test_quotas_quarters_and_prompts(entries):
+def test_selection_fills_quotas_over_quartiles_and_prompts(entries):
     chosen, quartile = drawn(entries, QUOTA, seed=0)
     assert len(set(chosen)) == len(chosen)
     for i in range(12):
@@ -42,7 +42,7 @@ def test_a_quota_of_one_favours_no_quarter():
     assert len(chosen) == 200 and np.bincount(quartile).tolist() == [50] * STRATA
 
 
-def test_selection_depends_on_the_seed_and_not_on_the_order_of_entries(entries):
+def test_selection_depends_on_the_seed_not_on_entry_order(entries):
     def tokens(of, seed):
         some = of.take(drawn(of, QUOTA, seed)[0])
         return list(zip(some.prompt, some.position, some.latent, strict=True))
@@ -75,7 +75,7 @@ def test_a_scan_counts_what_is_active_at_usable_tokens():
             assert value == pytest.approx(float(sae.encode(recording.activations[site][p, q][None])[0, i]), rel=1e-4)
 
 
-def test_a_kept_scan_is_the_first_ones_and_damage_is_said(tmp_path):
+def test_stored_scan_is_reused_and_damage_raises(tmp_path):
     model = wrap(tiny_model("llama"))
     given = dictionaries_of({"s": sae_of()}, model, Site(2))
 

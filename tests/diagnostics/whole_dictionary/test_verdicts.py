@@ -30,7 +30,7 @@ def rows_of(rng, latents, per, prompts, ratio=1.0, level=0.01, agree=0.7):
     return pd.DataFrame(known | {"kl_direct": placebo, "delta_norm": 1.0, "norm": 10.0, "top1_changed": False})
 
 
-def test_noise_is_discovered_at_the_nominal_rate_and_strong_latents_are_found():
+def test_false_discoveries_are_nominal_and_strong_latents_found():
     rng, found, single, power = np.random.default_rng(0), [], [], []
     for per, prompts in ((100, 60), (25, 40), (100, 11)):
         rows = [rows_of(rng, range(300), per, prompts), rows_of(rng, range(300, 330), per, prompts, ratio=6.0)]
@@ -46,7 +46,7 @@ def test_noise_is_discovered_at_the_nominal_rate_and_strong_latents_are_found():
     assert power[0] == 1 and power[1] > 0.8 and power[2] > 0.2, power
 
 
-def test_p_is_that_of_all_sign_flips_of_whole_prompts():
+def test_p_value_matches_exact_prompt_sign_flips():
     """Against the exact distribution over the 2^14 flips of 14 prompts' sums."""
     rng = np.random.default_rng(1)
     prompt = np.repeat(np.arange(14), rng.integers(1, 5, 14))
@@ -59,7 +59,7 @@ def test_p_is_that_of_all_sign_flips_of_whole_prompts():
         assert got == pytest.approx(exact, rel=0.35, abs=0.01)
 
 
-def test_each_verdict_where_it_is_planted_and_numbers_are_those_of_the_statistics():
+def test_planted_verdicts_and_numbers_match_the_statistics():
     rng = np.random.default_rng(2)
     small, silent = rows_of(rng, [1], 60, 60, level=1e-6), rows_of(rng, [2], 60, 60, level=1e-13)
     few, even = rows_of(rng, [3], 60, 8), rows_of(rng, [5], 60, 60, ratio=0.8)

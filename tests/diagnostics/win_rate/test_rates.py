@@ -64,7 +64,7 @@ def margin(rows, absolute=True, signed=False):
 
 
 @pytest.mark.parametrize(("absolute", "signed"), [(True, False), (False, False), (False, True)])
-def test_rates_are_those_of_plain_correlations(absolute, signed):
+def test_rates_match_plain_correlations(absolute, signed):
     rows = table(0, n_latents=9)
     got = win_rates(rows, absolute=absolute, signed=signed)
     assert (got.absolute, got.signed, got.edit, got.predictors) == (absolute, signed, "zero", ("cosine", "inner"))
@@ -89,7 +89,7 @@ def test_rates_are_those_of_plain_correlations(absolute, signed):
         assert difference.overall.p == statistics.p_value(difference.overall.estimate, 0.0)
 
 
-def test_the_latents_by_plain_jackknife():
+def test_latent_margins_match_a_plain_jackknife():
     rows = table(1, n_latents=5, n_prompts=24)
     rows.loc[(rows.latent == 8) & (rows.target_prompt > 16), "kl"] = np.nan  # 9 prompts
     got = win_rates(rows)
@@ -129,7 +129,7 @@ def test_prevalence_includes_the_error_that_latents_share():
     )
 
 
-def test_mean_correlations_are_jackknifed_with_ranks_formed_anew():
+def test_mean_correlations_are_jackknifed_with_new_ranks():
     rows = table(3, n_latents=4)
     rows["kl"] = rows.kl.where(rows.edit != "zero", rows.kl.round(2))  # ties
     got, main = win_rates(rows).mean_correlations, rows[rows.edit == "zero"]
@@ -177,7 +177,7 @@ def test_token_weights_act_as_repetitions():
 
 
 @pytest.mark.parametrize(("norm_power", "near"), [(0.0, 1.0), (1.0, 0.0)])
-def test_many_tokens_find_the_truth(norm_power, near):
+def test_many_tokens_recover_the_true_rates(norm_power, near):
     got = win_rates(table(8, n_latents=20, n_tokens=400, norm_power=norm_power, noise=0.5, spread=0.5))
     assert got.main.overall.estimate.value == pytest.approx(near, abs=0.051)
     assert got.prevalence.share == pytest.approx(near, abs=0.05)
@@ -186,7 +186,7 @@ def test_many_tokens_find_the_truth(norm_power, near):
     assert means[first].low > means[second].high
 
 
-def test_a_placebo_in_place_of_the_main_edit_gives_its_rates():
+def test_placebo_as_main_edit_gives_the_placebo_rates():
     rows = table(10, placebo=(1.0, 1.0))
     other = rows[rows.edit == "placebo_token"]
     same = pd.concat([other.assign(edit="zero"), rows[rows.edit != "zero"]])
@@ -208,7 +208,7 @@ def test_a_placebo_in_place_of_the_main_edit_gives_its_rates():
     assert plain.p < 0.05 and plain.p == pytest.approx(statistics.p_value(plain.estimate, 0.0))
 
 
-def test_covariance_of_signs_is_scipys_for_normal_margins():
+def test_sign_covariance_matches_scipy_for_normal_margins():
     rng = np.random.default_rng(11)
     here = rng.random((20, 4)) < 0.8
     steps = np.where(here, rng.normal(size=(20, 4)) + rng.normal(size=(20, 1)), 0.0)
@@ -268,7 +268,7 @@ def replications(n_prompts, number, n_latents=20, n_tokens=30, cos_power=0.0, no
 
 @simulation
 @pytest.mark.parametrize("n_prompts", [20, 40])
-def test_differences_have_their_size_and_rates_their_coverage(n_prompts):
+def test_win_rate_tests_have_nominal_size_and_coverage(n_prompts):
     """Log-normal KLs with .3 of their logarithm's variance between prompts."""
     n = 60 * MANY
     (value, low, high, se), p = replications(n_prompts, n)
@@ -281,7 +281,7 @@ def test_differences_have_their_size_and_rates_their_coverage(n_prompts):
         assert agrees(((low <= value.mean()) & (value.mean() <= high)).mean(), 0.94, 1.0, n)
 
 
-def test_latents_that_do_not_enter_are_counted():
+def test_excluded_latents_are_counted():
     rows = table(13, n_latents=6)
     main = rows.edit == "zero"
     rows = rows[~(main & (rows.latent == 5) & (rows.target_position >= 9))]
@@ -370,7 +370,7 @@ def test_adversarial_groups_by_plain_jackknife():
 
 
 @pytest.mark.filterwarnings("ignore:an interval from")
-def test_adversarial_groups_leave_out_latents_without_both_groups():
+def test_adversarial_groups_need_tokens_in_both_groups():
     rows = table(20, n_latents=4)
     rows = rows[~((rows.latent == 5) & (rows.target_position >= 9))]
     rows.loc[rows.latent == 8, "norm"] = 1.0  # nothing above the median

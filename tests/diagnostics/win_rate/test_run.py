@@ -47,7 +47,7 @@ def report() -> WinRateReport:
     return win_rate_report({"strata": run(), "published": run("active")}, draws=20)
 
 
-def test_every_group_is_what_its_rows_give():
+def test_every_group_matches_its_rows():
     for contest in report().contests:
         frame = run("active" if contest.run == "published" else "stratified").frame
         rows = frame[np.logical_and.reduce([frame[key] == contest.place[key] for key in PLACE])]
@@ -78,7 +78,7 @@ def test_the_table_has_a_line_for_every_edit_and_quartile():
     np.testing.assert_allclose(gap[known], merged.main_less_this_placebo[known], atol=1e-9)
 
 
-def test_a_report_comes_back_from_its_files(tmp_path, monkeypatch):
+def test_report_roundtrip(tmp_path, monkeypatch):
     assert list(report().figures()) == ["win_rate", "win_rate_paradox", "win_rate_paradox_published"]
     monkeypatch.setattr(WinRateReport, "figures", lambda self: {})
     assert report().write(tmp_path) == list(WinRateReport.files())
@@ -113,7 +113,7 @@ def test_no_runs_raise():
         win_rate_report({})
 
 
-def test_rescaled_exponents_come_back_with_their_placebos_and_from_files_that_have_none():
+def test_rescaled_exponents_roundtrip_with_and_without_placebos():
     rescaled = run(latents=3, tokens_per_latent=40, detail=1.0, edits="rescaled")
     (contest,) = win_rate_report({"a": rescaled}, draws=4).contests[:1]
     way = contest.exponents["interventional"]

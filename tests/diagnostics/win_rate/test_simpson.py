@@ -68,7 +68,7 @@ def test_reversal_is_found():
 
 
 def test_an_effect_of_the_norm_itself_is_confounded():
-    """A truth a = 1: the norm moves the effect, and the cosine falls with it; given the inner product it has no effect."""
+    """True exponent 1: the effect rises with the norm while the cosine falls; given the inner product the norm has no effect."""
     found = simpson(table(np.random.default_rng(1), b_n=2.0, corr=-0.3), FLOOR)
     one = found.scores["cosine"]
     assert one.label == "confounded" and one.differs and not one.opposite
@@ -81,7 +81,7 @@ def test_an_effect_of_the_norm_itself_is_confounded():
     assert found.scores["inner"].difference.value == pytest.approx(-2 * 0.2**2 / (0.2**2 + 0.5**2), abs=0.08)
 
 
-def test_a_pure_cosine_truth_is_range_restriction():
+def test_pure_cosine_effect_is_labelled_range_restriction():
     """The published pattern, though the effect depends on the cosine alone at every norm."""
     rows = table(np.random.default_rng(3), latents=150, tokens=60, prompts=40, sd_n=0.3, corr=-0.3)
     found = simpson(rows, FLOOR)
@@ -93,7 +93,7 @@ def test_a_pure_cosine_truth_is_range_restriction():
     assert abs(found.norm_slope.value) < 0.5 and found.cosine_slope.value == pytest.approx(2, abs=0.1)
 
 
-def test_what_one_fit_does_not_explain_is_not_range_restriction():
+def test_misfit_is_not_labelled_range_restriction():
     """Within each quartile the inner product's eighth power acts, between quartiles the norm does not."""
     rows = table(np.random.default_rng(3), latents=150, tokens=60, prompts=40, sd_n=0.3)
     log_norm = np.log(rows.norm)
@@ -111,7 +111,7 @@ def dense(rows, score, dummies):
 
 
 @pytest.mark.parametrize("score", ["cosine", "inner", "activation"])
-def test_slopes_are_those_of_dense_least_squares(score):
+def test_slopes_match_dense_least_squares(score):
     rows = table(np.random.default_rng(5), latents=6, tokens=50, prompts=12, b_n=1.0, corr=0.4, pool=3)
     one = simpson(rows, FLOOR, draws=1).scores[score]
     rows = rows[rows[score] != 0].reset_index(drop=True)
@@ -159,7 +159,7 @@ def test_win_rates_by_hand(absolute):
 
 
 def test_equal_scores_do_not_win():
-    """Where all norms are, cosine and inner product are one score up to rounding."""
+    """Where all norms are equal, cosine and inner product are one score up to rounding."""
     rows = table(np.random.default_rng(7), latents=20)
     first = rows.norm_quartile == 0
     rows.loc[first, "norm"] = 31.7
@@ -192,7 +192,7 @@ def test_without_noise_the_band_is_the_observed_rate():
 
 
 @simulation
-def test_variances_of_prompts_tokens_and_the_rest():
+def test_planted_variance_components_are_recovered():
     rng, found, n = np.random.default_rng(10), [], 12 * MANY
     for _ in range(n):
         one = simpson(table(rng, tokens=30, pool=10, variances=(0.3, 0.4, 0.5), norm_of_prompt=0.3), FLOOR, **FIT)
@@ -209,7 +209,7 @@ def test_variances_of_prompts_tokens_and_the_rest():
 
 @pytest.mark.parametrize("variances", [(0.8, 0, 0), (0, 0.8, 0), (0, 0, 0.8)])
 def test_each_kind_of_noise_makes_the_band_wider(variances):
-    """All latents at the same tokens: what these share moves all wins together, what a row has alone averages out."""
+    """All latents share their tokens: noise of tokens moves all wins together, noise of single rows averages out."""
     found = simpson(table(np.random.default_rng(21), latents=80, pool=1, variances=variances), FLOOR, scores=())
     width = found.overall.high - found.overall.low
     assert 0.1 < width < 0.3 if variances[2] else width > 0.4
@@ -217,7 +217,7 @@ def test_each_kind_of_noise_makes_the_band_wider(variances):
 
 @simulation
 @pytest.mark.parametrize("b_n", [0.0, 2.0])
-def test_the_band_holds_the_win_rates_of_the_fitted_truth(b_n):
+def test_band_covers_win_rates_of_the_fitted_truth(b_n):
     """Prompts and tokens have effects, and the noise of latents differs: with one noise for all, the band would be too narrow."""
     rng, inside, n = np.random.default_rng(11), [], 12 * MANY
     for _ in range(n):
@@ -231,8 +231,8 @@ def test_the_band_holds_the_win_rates_of_the_fitted_truth(b_n):
 
 @simulation
 @pytest.mark.parametrize(("score", "truth"), [("cosine", {"corr": 0.5}), ("inner", {"corr": 0.2, "b_n": 2.0})])
-def test_a_norm_without_effect_given_the_score_is_called_confounding_in_five_of_a_hundred(score, truth):
-    """Of few prompts."""
+def test_confounding_label_has_nominal_false_positive_rate(score, truth):
+    """With few prompts."""
     rng, found, n = np.random.default_rng(12), [], 60 * MANY
     for _ in range(n):
         rows = table(rng, latents=12, tokens=40, pool=10, prompts=22, **truth)
@@ -262,7 +262,7 @@ def test_rows_left_out_are_counted():
     assert simpson(pd.concat([others, rows]), floor, edit="placebo_token", **FIT).n_rows == len(rows) - 3
 
 
-def test_a_score_with_too_few_rows_has_a_reason_in_place_of_a_label():
+def test_score_with_too_few_rows_has_a_reason_not_a_label():
     rows = table(np.random.default_rng(14), latents=12, prompts=12)
     found = simpson(rows.assign(activation=np.nan), FLOOR, draws=5)
     assert found.scores["activation"] is None and found.scores["cosine"] is not None
@@ -284,7 +284,7 @@ def test_a_score_with_too_few_rows_has_a_reason_in_place_of_a_label():
     assert text["overall"]["observed"]["low"] is text["scores"]["cosine"] is None
 
 
-def test_a_quartile_without_latents_says_nothing():
+def test_quartile_without_latents_is_undefined():
     rows = table(np.random.default_rng(15), latents=30, tokens=48)
     rows = rows[(rows.norm_quartile != 3) | (rows.groupby(["latent", "norm_quartile"]).cumcount() < 9)]
     found = simpson(rows, FLOOR, draws=20, scores=("cosine",))
