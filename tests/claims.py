@@ -12,6 +12,7 @@ of several lines; `null: true` in `where` takes the randomly initialised models.
 import argparse
 import json
 import shlex
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ VERDICTS = ("holds", "holds under conditions", "not resolved", "does not hold")
 NOT_KEPT = "result not kept: the numbers are those of an earlier run"
 
 
-def part_of(result: Any, part: str) -> pd.DataFrame:
-    """A table of a result: its summary, an attribute that lists groups, or an entry of its JSON's summary; estimates as columns."""
+def part_of(result: Any, part: str, l0: Sequence[float] = ()) -> pd.DataFrame:
+    """A table of a result: its summary, an attribute that lists groups, or an entry of its JSON's summary; estimates as columns.
+
+    l0: of `matched`, where families are compared.
+    """
     if not part:
         return result.summary()
     if part == "draws":  # of an atlas
@@ -53,6 +57,8 @@ def part_of(result: Any, part: str) -> pd.DataFrame:
     elif part == "edge_counts":
         own = result.edges.groupby("direction")
         return own.agg(edges=("beats", "size"), beat_control=("beats", "sum"), null=("null", "first")).reset_index()
+    elif part == "matched" and l0:
+        lines = [m for q in l0 for m in result.matched_at(l0=q) if m["axis"] == "l0"]
     elif part in ("groups", "matched", "shift", "alignments"):
         lines = getattr(result, part)
     else:
@@ -100,12 +106,12 @@ def _paired(sae: str, corpus: str, whole: dict[tuple[str, str], Any], deletions:
     return line
 
 
-def keep(folders: list[Path], name: str, part: str = "") -> None:
+def keep(folders: list[Path], name: str, part: str = "", l0: Sequence[float] = ()) -> None:
     """A table of the one result in each folder, one below the other, and how the first was made, into `DATA`."""
     results = [result for folder in folders for result in saved_results(folder).values()]
     assert len(results) == len(folders), f"{len(results)} results in {len(folders)} folders; expected one in each"
     DATA.mkdir(exist_ok=True)
-    pd.concat([part_of(result, part) for result in results]).to_csv(
+    pd.concat([part_of(result, part, l0) for result in results]).to_csv(
         DATA / f"{name}.csv", index=False, float_format="%.6g"
     )
     result, p = results[0], results[0].provenance
@@ -223,11 +229,12 @@ def main() -> None:
     parser.add_argument(
         "--part", default="", help="`groups`, `matched`, `shift`, `draws`, `tails`, `paired` … in place of the summary"
     )
+    parser.add_argument("--l0", nargs="+", type=float, default=(), help="with --part matched: compare at each of these L0")
     args = parser.parse_args()
     if args.keep:
         word, *folders, name = args.keep
         assert word == "keep", f"{word!r}; expected keep FOLDER… NAME"
-        keep([Path(folder) for folder in folders], name, args.part)
+        keep([Path(folder) for folder in folders], name, args.part, args.l0)
     else:
         (DOCS / "claims.md").write_text(page())
 

@@ -181,7 +181,8 @@ def path_said(provenances: Iterable[Mapping[str, Any]]) -> str:
     every = list(provenances)
     paths = sorted({path for p in every for kinds in p["path"].values() for path in kinds.split("+")})
     delta = max((p.get("replay_delta") or p.get("path_delta") or 0.0 for p in every), default=0.0)
-    return " and ".join(paths) + (f", logits within {delta:.0e}" if delta else "")
+    said = ["the blocks above" if path == "blocks" else path for path in paths]
+    return " and ".join(said) + (f", logits within {delta:.0e}" if delta else "")
 
 
 def patched(

@@ -53,10 +53,9 @@ def plot_sweeps(
                 ax.set_title(f"{place[0]}, {place[1]}")
         figure.legend(*legend_entries(axes.flat), loc="outside upper left", ncols=4)
         n = max(g["kl"].n_prompts for some in curves.values() for g in some)
-        words = (
-            "A point an SAE, lines as interpolated. Rings: values compared at equal L0 (left) and equal FVE (right), dotted. "
-            f"KL score: of {n} prompts. {BARS}"
-        )
+        rings = "Rings: values compared at equal L0 (left) and equal FVE (right), dotted. "
+        compared = rings if any(not m["note"] for m in matched) else ""
+        words = f"A point is an SAE. {compared}KL score: {n} prompts. {BARS}"
         write_caption(figure, evaluation_caption(provenance, words))
     return figure
 
