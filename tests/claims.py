@@ -229,7 +229,9 @@ def main() -> None:
     parser.add_argument(
         "--part", default="", help="`groups`, `matched`, `shift`, `draws`, `tails`, `paired` … in place of the summary"
     )
-    parser.add_argument("--l0", nargs="+", type=float, default=(), help="with --part matched: compare at each of these L0")
+    parser.add_argument(
+        "--l0", nargs="+", type=float, default=(), help="with --part matched: compare at each of these L0"
+    )
     args = parser.parse_args()
     if args.keep:
         word, *folders, name = args.keep

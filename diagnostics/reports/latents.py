@@ -159,9 +159,7 @@ def _table(folder: Path) -> pd.DataFrame:
         raise ResultError(f"no {TABLE} in {folder}; expected the folder of mechdiag atlas --all-latents")
     frame = _read(path)
     if missing := [c.name for c in COLUMNS if c.name not in frame.columns]:
-        raise ResultError(
-            f"{path} has no column {listed(missing)}; expected the table of mechdiag atlas --all-latents"
-        )
+        raise ResultError(f"{path} has no column {listed(missing)}; expected the table of mechdiag atlas --all-latents")
     if frame.empty:
         raise ResultError(f"{path} has no row; expected one for each latent")
     return frame

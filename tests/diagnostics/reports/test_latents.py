@@ -119,9 +119,7 @@ def test_card_command_names_the_runs_sae_and_text():
         ],
     }
     said = card_command("15/standard", 15, run)
-    assert said.startswith(
-        "mechdiag latent-card --saes smollm2-135m/15/standard --model smollm2-135m --prompts sotu"
-    )
+    assert said.startswith("mechdiag latent-card --saes smollm2-135m/15/standard --model smollm2-135m --prompts sotu")
     assert said.endswith(" --latents {latent} --out cards") and "--saes my/cosine " in card_command("cosine", 15, run)
     assert "--saes 'a b' --latents" in card_command("a b", 3, {})
     assert "--n-prompts" not in card_command("a", 3, {"command": ["atlas.py", "--n-prompts", "0"]})
