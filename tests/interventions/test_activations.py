@@ -31,7 +31,7 @@ from tests.tiny import (
 PRE = Site(2, "resid_pre")
 SITES = [PRE, Site(1, "attn_out"), Site(3, "mlp_out"), Site(2)]
 TEXT = prompts((24, 10, 17, 24, 1, 5, 13))
-SMALL = {"batch_tokens": 8, "buffer_tokens": 40, "batch_prompts_tokens": 48, "sink_filter": None}
+SMALL = {"batch_tokens": 8, "buffer_tokens": 40, "batch_prompts_tokens": 48, "sink_filter": None, "autocast": "none"}
 
 
 def stream(model="llama", text=TEXT, sites=SITES, device="cpu", **options):

