@@ -24,7 +24,7 @@ DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
 UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
 
-.PHONY: demo zoo polarity-zoo notebook notebooks pages docs dist measure test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
+.PHONY: demo zoo polarity-zoo notebook notebooks pages long docs dist measure test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -98,7 +98,11 @@ docs: $(TESTABLE)
 	@echo "docs: build/docs/index.html"
 
 unit: $(TESTABLE)
-	@$(TEST_ENV) .venv/bin/python -m pytest -q $(PYTEST_ARGS)
+	@$(TEST_ENV) .venv/bin/python -m pytest -q -m "not long" $(PYTEST_ARGS)
+
+# What the daily tests leave out.
+long: $(TESTABLE)
+	@$(TEST_ENV) MECHDIAG_ALL_COMMANDS=1 .venv/bin/python -m pytest -q -m long $(PYTEST_ARGS)
 
 # The engine on a CUDA device that does not exist: operands on two devices, and waits of the host, are found without a GPU.
 test-pretend-cuda: $(TESTABLE)

@@ -86,6 +86,7 @@ def test_new_diagnostic_follows_the_import_rules(house, monkeypatch):
     assert layout.circles(graph) == layout.upward(graph) == layout.circles(layout.rooms(graph)) == []
 
 
+@pytest.mark.long
 def test_new_command_runs_and_its_result_is_reported(house, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")

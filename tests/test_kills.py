@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.long
 def test_resumed_commands_leave_the_same_files_after_sigkill():
     words = ["-m", "tests.kills", "--kills", "2", "--seed", "1", "--cases", "overwrite", "train"]
     ended = subprocess.run([sys.executable, *words], cwd=Path(__file__).parents[1], capture_output=True, text=True)

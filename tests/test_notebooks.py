@@ -111,6 +111,7 @@ assert torch.equal(effect(), expected)
 """
 
 
+@pytest.mark.long
 def test_interrupted_cell_leaves_the_model_unchanged():
     """Uses the kernel's own interrupt, as the stop button does."""
     manager, client = start_new_kernel(kernel_name="python3", env=environment(), cwd=str(ROOT))

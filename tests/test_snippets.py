@@ -41,9 +41,10 @@ def blocks(page: str, *languages: str) -> list[str]:
 
 LONG = {
     *(f"docs/diagnostics/{name}.md" for name in (
-        "activation_patching", "ablation_sparsity", "atlas", "atom_substitution", "causal_concentration", "coalitions",
-        "dictionary_effects", "disentanglement", "edges", "feature_ablation", "probe_perturbation", "projections", "sae_evaluation",
-        "scaling_laws", "specification_curve", "unit_norm", "win_rate",
+        "activation_patching", "ablation_sparsity", "atlas", "atom_substitution", "causal_concentration", "causal_dimension", "coalitions",
+        "dictionary_comparison", "dictionary_effects", "disentanglement", "dose_response", "edges", "feature_ablation", "interactions",
+        "latent_card", "latent_steering", "polarity_effects", "probe_perturbation", "projections", "sae_evaluation", "scaling_laws",
+        "specification_curve", "unit_norm", "win_rate",
     )),
     "docs/activation_patching.md", "docs/questions/do_i_get_the_same_in_nnsight.md",
     "docs/questions/is_my_steering_vectors_effect_more_than_dose.md", "docs/questions/which_latents_are_causally_inert.md",

@@ -44,6 +44,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
+@pytest.mark.long
 def test_every_module_of_the_wheel_imports(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = [sys.executable, "-c", IMPORT_ALL, str(tmp_path)]

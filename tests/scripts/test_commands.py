@@ -246,7 +246,12 @@ def provenances_in(document: dict) -> list[dict]:
     return [p] if "model" in p or "planted" in p else [some for some in p.values() if isinstance(some, dict)]
 
 
-@pytest.mark.parametrize("name", IN_A_FOLDER)
+LONG = {"activation_patching", "atlas", "disentangle", "interactions", "scaling_laws", "specification_curve"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in IN_A_FOLDER]
+)
 def test_finished_results_are_replaced_only_with_overwrite(script, name, help_of, options):
     """The same command continues or is refused; another run is refused unless --overwrite is given."""
     run = script.finished(name)

@@ -26,6 +26,7 @@ def test_a_trained_grid_can_be_read_again(script):
     assert "holds another run" in script("scaling_laws", "--out", run.folder).error
 
 
+@pytest.mark.long
 def test_json_option_prints_the_document(script):
     run = script("scaling_laws", "--json", "--no-exits", "--cells", "--seeds", 0)
     assert run.status == 0, run.err

@@ -136,6 +136,7 @@ def test_too_few_pairs_raise_with_the_counts():
         make_pairs(words.model(), "pronouns", 2, floor=40)
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_packaged_model_solves_every_task():
     model = load_model("smollm2-135m")

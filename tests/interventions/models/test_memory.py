@@ -59,7 +59,9 @@ def everything(recording):
 
 
 @pytest.mark.parametrize(
-    ("on_device", "in_host"), [(4, N), (4, 2), (0, 0)], ids=["to the host", "to nowhere", "all to nowhere"]
+    ("on_device", "in_host"),
+    [(4, N), (4, 2), pytest.param(0, 0, marks=pytest.mark.long)],
+    ids=["to the host", "to nowhere", "all to nowhere"],
 )
 def test_memory_budget_moves_tensors_and_keeps_values(on_device, in_host):
     whole = recorded("cpu")
