@@ -102,7 +102,7 @@ unit: $(TESTABLE)
 
 # What the daily tests leave out.
 long: $(TESTABLE)
-	@$(TEST_ENV) MECHDIAG_ALL_COMMANDS=1 .venv/bin/python -m pytest -q -m long $(PYTEST_ARGS)
+	@$(TEST_ENV) .venv/bin/python -m pytest -q -m long $(PYTEST_ARGS)
 
 # The engine on a CUDA device that does not exist: operands on two devices, and waits of the host, are found without a GPU.
 test-pretend-cuda: $(TESTABLE)
