@@ -116,7 +116,7 @@ $(TL3_TESTABLE): pyproject.toml constraints-tl3.txt requirements-data.txt
 	@touch $@
 
 tl3: $(TL3_TESTABLE)
-	@$(TEST_ENV) .venv-tl3/bin/python -m pytest -q -m bridge $(PYTEST_ARGS) $(ENGINE_TESTS) tests/diagnostics tests/scripts
+	@$(TEST_ENV) .venv-tl3/bin/python -m pytest -q -m bridge $(PYTEST_ARGS) $(ENGINE_TESTS)
 
 # The newest of everything but torch, installed anew each time; TORCH=torch for the newest torch too.
 test-latest:

@@ -10,6 +10,7 @@ from tests import device_check
 from tests.device_check import SECTIONS, Check
 
 
+@pytest.mark.long
 def test_every_section_runs_on_tiny_shapes(tmp_path):
     check = Check("cpu", tiny=True, seconds=600, out=tmp_path)
     with torch.no_grad():

@@ -49,6 +49,7 @@ def test_missing_ray_is_an_error(script, monkeypatch):
     assert script(NAME, "--workers", 2).error == "workers need Ray, which is not installed: pip install 'mechdiag[ray]'"
 
 
+@pytest.mark.long  # one command; `make kills` runs every one
 @pytest.mark.parametrize("name", COMMANDS if os.environ.get("MECHDIAG_ALL_COMMANDS") else COMMANDS[:1])
 def test_every_command_leaves_the_same_files_on_workers(name, pool, script, monkeypatch):
     alone, given = script.finished(name), []

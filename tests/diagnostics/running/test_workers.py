@@ -288,6 +288,7 @@ def test_more_workers_than_ray_has_cpus_raise(pool, calls):
         calls["activation_patching"]()
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_started_again(pool, calls, alone, tmp_path):  # `make kills` kills more, and the driver
     kills = []
 

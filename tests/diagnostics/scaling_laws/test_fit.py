@@ -59,6 +59,7 @@ def test_a_diverged_run_does_not_move_the_exponents():
     assert (moved < 0.1 * np.abs(squares[2:] - true)).all()
 
 
+@pytest.mark.long
 def test_intervals_cover_planted_exponents():
     """Of 25 simulated grids; 95 % intervals of few refits are a little narrow. Coverage of more grids and refits: see `refits`."""
     known = {**TRUE, "slope": TRUE["beta_n"] + TRUE["gamma"] * np.log(32)}
