@@ -116,7 +116,8 @@ $(TL3_TESTABLE): pyproject.toml constraints-tl3.txt requirements-data.txt
 	@touch $@
 
 tl3: $(TL3_TESTABLE)
-	@$(TEST_ENV) .venv-tl3/bin/python -m pytest -q -m bridge $(PYTEST_ARGS) $(ENGINE_TESTS)
+	@$(TEST_ENV) .venv-tl3/bin/python -m pytest -q -m bridge $(PYTEST_ARGS) $(ENGINE_TESTS) \
+		$(shell grep -rl mark.bridge tests/diagnostics tests/scripts --include=*.py)
 
 # The newest of everything but torch, installed anew each time; TORCH=torch for the newest torch too.
 test-latest:
