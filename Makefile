@@ -16,13 +16,15 @@ TL3_TESTABLE := .venv-tl3/.testable
 OLDEST := .venv-oldest/.testable
 
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+# For processes that share the cores: two of two threads each slow each other.
+ONE_THREAD := $(TEST_ENV) OMP_NUM_THREADS=1
 # What a new or an old version of a library can break: the engine, the readers, every hook.
 ENGINE_TESTS := tests/interventions tests/sae_models
 # The engine's core, which runs on a pretended GPU.
 DEVICE_TESTS := $(addprefix tests/interventions/,test_metrics.py test_recording.py test_effects.py test_inside.py \
 	replaying/test_replay.py replaying/test_replay_check.py replaying/test_rows.py)
 # Without the lock a third party's deprecation is shown; it is an error only where one of our lines causes it.
-UNLOCKED := $(TEST_ENV) MECHDIAG_UNLOCKED=1
+UNLOCKED := $(ONE_THREAD) MECHDIAG_UNLOCKED=1
 
 .PHONY: demo zoo polarity-zoo notebook notebooks pages long docs dist measure test install lint types unit tl3 test-pretend-cuda device-check test-latest test-oldest lock fuzz kills architectures mutations simulate clean
 .DELETE_ON_ERROR:
@@ -98,16 +100,16 @@ docs: $(TESTABLE)
 	@echo "docs: build/docs/index.html"
 
 unit: $(TESTABLE)
-	@$(TEST_ENV) .venv/bin/python -m pytest -q -m "not long" $(PYTEST_ARGS)
+	@$(ONE_THREAD) .venv/bin/python -m pytest -q -m "not long" $(PYTEST_ARGS)
 
 # What the daily tests leave out.
 long: $(TESTABLE)
-	@$(TEST_ENV) .venv/bin/python -m pytest -q -m long $(PYTEST_ARGS)
+	@$(ONE_THREAD) .venv/bin/python -m pytest -q -m long $(PYTEST_ARGS)
 
 # The engine on a CUDA device that does not exist: operands on two devices, and waits of the host, are found without a GPU.
 test-pretend-cuda: $(TESTABLE)
 	@if { command -v c++ || command -v g++ || command -v clang++; } > /dev/null; then \
-		$(TEST_ENV) .venv/bin/python -m pytest -q $(PYTEST_ARGS) -p tests.pretend_cuda.plugin --device cuda \
+		$(ONE_THREAD) .venv/bin/python -m pytest -q $(PYTEST_ARGS) -p tests.pretend_cuda.plugin --device cuda \
 			-m "not model and not bridge" tests/pretend_cuda/waits.py $(DEVICE_TESTS); \
 	else echo "test-pretend-cuda: SKIPPED, no C++ compiler (c++, g++ or clang++)"; fi
 
@@ -116,7 +118,7 @@ $(TL3_TESTABLE): pyproject.toml constraints-tl3.txt requirements-data.txt
 	@touch $@
 
 tl3: $(TL3_TESTABLE)
-	@$(TEST_ENV) .venv-tl3/bin/python -m pytest -q -m bridge $(PYTEST_ARGS) $(ENGINE_TESTS) \
+	@$(ONE_THREAD) .venv-tl3/bin/python -m pytest -q -m bridge $(PYTEST_ARGS) $(ENGINE_TESTS) \
 		$(shell grep -rl mark.bridge tests/diagnostics tests/scripts --include=*.py)
 
 # The newest of everything but torch, installed anew each time; TORCH=torch for the newest torch too.
@@ -160,17 +162,17 @@ fuzz: $(TESTABLE)
 
 # Runs killed at random moments and resumed, and runs whose workers are killed, end in the same bytes.
 kills: $(TESTABLE)
-	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.kills --kills 40
+	@$(ONE_THREAD) .venv/bin/python -m tests.kills --kills 40
 	@$(TEST_ENV) MECHDIAG_ALL_COMMANDS=1 .venv/bin/python -m pytest -q tests/scripts/test_workers.py
 
 # Coverage and size of intervals and tests, with 20 times the replications of the daily tests, and the page of coverage.
 simulate: $(TESTABLE)
-	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.coverage --write docs/statistics_coverage.md
+	@$(ONE_THREAD) .venv/bin/python -m tests.coverage --write docs/statistics_coverage.md
 	@$(TEST_ENV) MECHDIAG_SIMULATIONS=20 .venv/bin/python -m pytest -q -m simulation $(PYTEST_ARGS) tests/diagnostics
 
 # Every causal model class of the installed transformers: replayed exactly, by full passes exactly, or refused.
 architectures: $(TESTABLE)
-	@$(TEST_ENV) OMP_NUM_THREADS=1 .venv/bin/python -m tests.architectures
+	@$(ONE_THREAD) .venv/bin/python -m tests.architectures
 
 # On a machine with a GPU, in under 9 minutes: exactness, waits, benches, tests. DEVICE=cpu TINY=1 for a dry run.
 device-check: $(TESTABLE)

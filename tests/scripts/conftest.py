@@ -1,6 +1,8 @@
 """Run commands as a user types them, in this process, on a tiny model, small SAEs and short texts."""
 
 import contextlib
+import functools
+import inspect
 import io
 import runpy
 import sys
@@ -250,6 +252,14 @@ def script(given, _runs, tmp_path) -> Script:
 def no_model(monkeypatch):
     """Loading a model fails the test."""
     monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sources_read_once():
+    """Each command's options have their help from the source of their class, which takes half of the time of a refusal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
+        yield
 
 
 @pytest.fixture(scope="session")

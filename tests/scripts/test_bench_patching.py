@@ -48,6 +48,7 @@ def bench(script, monkeypatch):
 
 
 @pytest.mark.bridge
+@pytest.mark.long  # runs with TransformerLens 3 (make tl3)
 def test_methods_agree_and_their_cells_are_counted(bench):
     run = bench()
     assert run.status == 0, run.err

@@ -27,6 +27,7 @@ WAYS = {
 
 
 @pytest.mark.bridge
+@pytest.mark.long  # runs with TransformerLens 3 (make tl3)
 def test_every_method_is_timed(script, monkeypatch):
     def tiny(name, dtype, device):
         model = wrap(fresh("llama"))

@@ -246,7 +246,11 @@ def provenances_in(document: dict) -> list[dict]:
     return [p] if "model" in p or "planted" in p else [some for some in p.values() if isinstance(some, dict)]
 
 
-LONG = {"activation_patching", "atlas", "disentangle", "interactions", "scaling_laws", "specification_curve"}
+LONG = {
+    "activation_patching", "atlas", "causal_dimension", "compare_saes", "disentangle", "dose_response", "faithfulness", "interactions",
+    "patch_direction_norm", "scaling_laws", "specification_curve", "win_rate",
+}  # fmt: skip
+"""Commands whose two small runs take four seconds or more."""
 
 
 @pytest.mark.parametrize(
