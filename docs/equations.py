@@ -19,9 +19,18 @@ def _inline(translator, node):
 
 def _display(translator, node):
     number = f'<span class="eqno">({node["number"]})</span>' if node.get("number") else ""
-    equation = _mathml(node.astext(), "block")
-    translator.body.append(f'<div class="math notranslate nohighlight">{number}{equation}</div>\n')
+    equations = [_mathml(part, "block") for part in _side_by_side(node.astext())]
+    if len(equations) > 1:
+        equations = [e.replace('display="block"', 'display="inline" displaystyle="true"', 1) for e in equations]
+    translator.body.append(f'<div class="math notranslate nohighlight">{number}{" ".join(equations)}</div>\n')
     _stop()
+
+
+def _side_by_side(latex):
+    """Equations with \\qquad between them, one by one: they stand below each other where they do not fit on a line."""
+    parts = [part for part in latex.split(r"\qquad") if part.strip()]
+    whole = all(part.count(a) == part.count(b) for part in parts for a, b in (("{", "}"), (r"\begin", r"\end")))
+    return parts if whole else [latex]
 
 
 def _mathml(latex, display):
