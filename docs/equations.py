@@ -1,6 +1,11 @@
 """Equations as MathML, which browsers draw themselves: no script, no font, no network."""
 
+import re
+
 from latex2mathml.converter import convert
+
+BARS = re.compile(r'<mo((?: stretchy="false")?)>(&#x0007C;|&#x02016;)</mo>')
+"""Bars of absolute values and norms, which browsers would space like binary operators."""
 
 
 def setup(app):
@@ -8,15 +13,31 @@ def setup(app):
 
 
 def _inline(translator, node):
-    translator.body.append(convert(node.astext()))
+    translator.body.append(_mathml(node.astext(), "inline"))
     _stop()
 
 
 def _display(translator, node):
     number = f'<span class="eqno">({node["number"]})</span>' if node.get("number") else ""
-    equation = convert(node.astext(), display="block")
-    translator.body.append(f'<div class="math notranslate nohighlight">{number}{equation}</div>\n')
+    equations = [_mathml(part, "block") for part in _side_by_side(node.astext())]
+    if len(equations) > 1:
+        equations = [e.replace('display="block"', 'display="inline" displaystyle="true"', 1) for e in equations]
+    translator.body.append(f'<div class="math notranslate nohighlight">{number}{" ".join(equations)}</div>\n')
     _stop()
+
+
+def _side_by_side(latex):
+    """Equations with \\qquad between them, one by one: they stand below each other where they do not fit on a line."""
+    parts = [part for part in latex.split(r"\qquad") if part.strip()]
+    whole = all(part.count(a) == part.count(b) for part in parts for a, b in (("{", "}"), (r"\begin", r"\end")))
+    return parts if whole else [latex]
+
+
+def _mathml(latex, display):
+    found = convert(latex, display=display)
+    if "<mi>&</mi>" in found:
+        raise ValueError(f"latex2mathml knows no alignment in {latex!r}: use \\begin{{split}}")
+    return BARS.sub(r'<mo\1 lspace="0em" rspace="0em">\2</mo>', found)
 
 
 def _stop():

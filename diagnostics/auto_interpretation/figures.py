@@ -38,7 +38,7 @@ def plot_judged(groups: Sequence[Group], frame: pd.DataFrame, provenance: Mappin
         some = lines_of(frame, judge=judges[-1])
         for sae, (colour, marker) in look.items():
             own, other = (lines_of(some, sae=sae, of=of) for of in ("own", "shuffled"))
-            how = {"color": colour, "marker": marker, "ms": 4, "lw": 0}
+            how = {"color": colour, "marker": marker, "ms": 4, "lw": 0, "alpha": 0.6}
             axes[1].plot(other["auc"], own["auc"], **how)
             axes[2].plot(own["alignment_cosine"], own["auc"], **how)
         axes[1].plot([0, 1], [0, 1], color=REFERENCE, lw=0.8, zorder=0)

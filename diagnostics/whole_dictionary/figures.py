@@ -38,12 +38,12 @@ def plot_latents(latents: pd.DataFrame, groups: Sequence[Mapping[str, Any]], pro
             if any_shown:
                 ax.set(xscale="log", yscale="log")
                 low, high = ax.get_ylim()
-                ax.set_ylim(low, high * (high / low) ** 0.15)  # for the legend
+                ax.set_ylim(low, high * (high / low) ** 0.2)  # for the legend
             ax.set(title=f"{g['sae']}, block {g['layer']}")
             ax.set_xlabel("share of tokens on which the latent fires")
             ax.legend(loc="upper center", ncols=2, fontsize=7, markerscale=2)
         for ax in axes[:, 0]:
             ax.set_ylabel("median KL ÷ placebo of the same dose")
-        words = f"Each latent removed at up to {provenance['tokens_per_latent']:,} tokens. Grey: no more than its dose."
+        words = f"Each latent removed at up to {provenance['tokens_per_latent']:,} tokens. Grey line: no more than its dose."
         write_caption(figure, caption(provenance, words))
     return figure
