@@ -6,8 +6,10 @@ from latex2mathml.converter import convert
 
 # latex2mathml sets functions without the thin spaces that TeX puts around them: γ log k, not γlogk.
 FUNCTION = r"\\(?:log|ln|exp|max|min|cos|sin)(?![A-Za-z])"
-AFTER = re.compile(rf"({FUNCTION})\s*(?=[A-Za-z]|\\(?!(?:[Bb]ig|left|lVert|lvert|langle|lfloor))[A-Za-z])")
-BEFORE = re.compile(rf"(?<=[\w}})])(?<!\\cdot)\s*(?={FUNCTION})")
+AFTER = re.compile(
+    rf"({FUNCTION})\s*(?=[A-Za-z]|\\(?!(?:[Bb]ig|left|right|[lr]Vert|[lr]vert|[lr]angle|[lr]floor))[A-Za-z])"
+)
+BEFORE = re.compile(rf"(?<=[\w}})])(?<!\\cdot)(?<!\\lvert)(?<!\\langle)\s*(?={FUNCTION})")
 
 
 def setup(app):
