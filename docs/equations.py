@@ -6,6 +6,8 @@ from latex2mathml.converter import convert
 
 BARS = re.compile(r'<mo((?: stretchy="false")?)>(&#x0007C;|&#x02016;)</mo>')
 """Bars of absolute values and norms, which browsers would space like binary operators."""
+FUNCTIONS = re.compile(r'<(m[io])>(log|ln|exp|max|min|cos|sin)</\1>(<mo stretchy="false">&#x00028;)?')
+"""Names of functions, and a bracket behind, which browsers would not space at all: γ log k, not γlogk."""
 
 
 def setup(app):
@@ -19,15 +21,13 @@ def _inline(translator, node):
 
 def _display(translator, node):
     number = f'<span class="eqno">({node["number"]})</span>' if node.get("number") else ""
-    equations = [_mathml(part, "block") for part in _side_by_side(node.astext())]
-    if len(equations) > 1:
-        equations = [e.replace('display="block"', 'display="inline" displaystyle="true"', 1) for e in equations]
-    translator.body.append(f'<div class="math notranslate nohighlight">{number}{" ".join(equations)}</div>\n')
+    parts = "".join(f"<span>{_mathml(part, 'block')}</span>" for part in _side_by_side(node.astext()))
+    translator.body.append(f'<div class="math notranslate nohighlight">{number}{parts}</div>\n')
     _stop()
 
 
 def _side_by_side(latex):
-    """Equations with \\qquad between them, one by one: they stand below each other where they do not fit on a line."""
+    r"""Equations with `\qquad` between them, one by one: they stand below each other where they do not fit on a line."""
     parts = [part for part in latex.split(r"\qquad") if part.strip()]
     whole = all(part.count(a) == part.count(b) for part in parts for a, b in (("{", "}"), (r"\begin", r"\end")))
     return parts if whole else [latex]
@@ -37,7 +37,12 @@ def _mathml(latex, display):
     found = convert(latex, display=display)
     if "<mi>&</mi>" in found:
         raise ValueError(f"latex2mathml knows no alignment in {latex!r}: use \\begin{{split}}")
-    return BARS.sub(r'<mo\1 lspace="0em" rspace="0em">\2</mo>', found)
+    found = BARS.sub(r'<mo\1 lspace="0em" rspace="0em">\2</mo>', found)
+    return FUNCTIONS.sub(lambda m: _function(m[2], m[3] or ""), found)
+
+
+def _function(name, bracket):
+    return f'<mo lspace=".17em" rspace="{0 if bracket else ".17"}em">{name}</mo>{bracket}'
 
 
 def _stop():
