@@ -10,6 +10,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import equations  # noqa: E402
 import first_use  # noqa: E402
+import no_break  # noqa: E402
 import reference  # noqa: E402
 
 project = "mechdiag"
@@ -76,4 +77,5 @@ def setup(app):
     app.connect("source-read", _to_the_copies)
     equations.setup(app)
     first_use.setup(app)
+    no_break.setup(app)
     reference.setup(app)
