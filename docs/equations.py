@@ -1,6 +1,6 @@
 """Equations as MathML, which browsers draw themselves: no script, no font, no network."""
 
-from latex2mathml.converter import convert
+from mathml import convert
 
 
 def setup(app):

@@ -26,6 +26,7 @@ def shown():
 def setup(app):
     names = _names()
     app.connect("autodoc-process-docstring", lambda _a, _k, full, of, _o, lines: _process(lines, full, of, names))
+    app.connect("autodoc-process-signature", lambda _a, _k, _f, _of, _o, text, result: _parsable(text, result))
 
 
 def _names():
@@ -43,7 +44,15 @@ def _names():
     return {name: full.pop() for name, full in found.items() if len(full) == 1}
 
 
+def _parsable(signature, result):
+    """The signature with a field's `default_factory` as `...`: Sphinx cannot parse `<factory>`. None: as it is."""
+    return (signature.replace("<factory>", "..."), result) if signature and "<factory>" in signature else None
+
+
 def _process(lines, full, of, names):
+    if lines and lines[0].startswith("Alias for field number"):  # what Python says of a NamedTuple's field, not we
+        lines.clear()
+        return
     arguments = _arguments(of)
     known = {name: to for name, to in names.items() if to != full}
     lines[:] = as_rst(lines, arguments, known)
