@@ -18,6 +18,7 @@ version = release = installed(project)
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 suppress_warnings = ["toc.empty_glob"]
+smartquotes_action = "qe"  # quotes and ellipses; the dashes of `--out` stay
 
 html_theme = "furo"
 html_title = f"mechdiag {release}"
