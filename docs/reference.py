@@ -45,8 +45,11 @@ def _names():
 
 
 def _parsable(signature, result):
-    """The signature with a field's `default_factory` as `...`: Sphinx cannot parse `<factory>`. None: as it is."""
-    return (signature.replace("<factory>", "..."), result) if signature and "<factory>" in signature else None
+    """The signature with defaults that Sphinx can parse: a class by its name, `<factory>` as `...`. None: as it is."""
+    if not signature or "<" not in signature:
+        return None
+    named = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", signature)
+    return re.sub(r"(= ?)<[^<>]*>", r"\1...", named), result
 
 
 def _process(lines, full, of, names):
