@@ -13,17 +13,20 @@ import first_use  # noqa: E402
 import no_break  # noqa: E402
 import reference  # noqa: E402
 
+from diagnostics.figures.looks import PAGE_COLOURS  # noqa: E402
+
 project = "mechdiag"
 author = "the mechdiag authors"
 version = release = installed(project)
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 suppress_warnings = ["toc.empty_glob"]
+smartquotes_action = "qe"  # quotes and ellipses; the dashes of `--out` stay
 
 html_theme = "furo"
 html_title = f"mechdiag {release}"
 html_static_path = ["_static"]
-html_css_files = ["mechdiag.css"]
+html_css_files = ["mechdiag.css", "result_colours.css"]
 html_copy_source = False
 html_show_copyright = html_show_sphinx = False
 html_math_renderer = "mathml"
@@ -67,6 +70,13 @@ for notebook in (ROOT / "notebooks").glob("*.ipynb"):
     text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
     if not (copy := COPIES / notebook.name).exists() or copy.read_text(encoding="utf-8") != text:
         copy.write_text(text, encoding="utf-8")
+
+# Results in notebooks have the theme of the page, where a reader chose one, and not that of the system.
+RESULT_COLOURS = [
+    f'body[data-theme="{theme}"] .mdc {{ color-scheme: {theme}; {" ".join(f"--{name}: {c};" for name, c in own.items())} }}\n'
+    for theme, own in PAGE_COLOURS.items()
+]
+(ROOT / "docs/_static/result_colours.css").write_text("".join(RESULT_COLOURS), encoding="utf-8")
 
 
 def _to_the_copies(_app, _page, source):

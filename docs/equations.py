@@ -1,13 +1,6 @@
 """Equations as MathML, which browsers draw themselves: no script, no font, no network."""
 
-import re
-
-from latex2mathml.converter import convert
-
-BARS = re.compile(r'<mo((?: stretchy="false")?)>(&#x0007C;|&#x02016;)</mo>')
-"""Bars of absolute values and norms, which browsers would space like binary operators."""
-FUNCTIONS = re.compile(r'<(m[io])>(log|ln|exp|max|min|cos|sin)</\1>(<mo stretchy="false">&#x00028;)?')
-"""Names of functions, and a bracket behind, which browsers would not space at all: γ log k, not γlogk."""
+from mathml import convert
 
 
 def setup(app):
@@ -15,13 +8,13 @@ def setup(app):
 
 
 def _inline(translator, node):
-    translator.body.append(_mathml(node.astext(), "inline"))
+    translator.body.append(convert(node.astext()))
     _stop()
 
 
 def _display(translator, node):
     number = f'<span class="eqno">({node["number"]})</span>' if node.get("number") else ""
-    parts = "".join(f"<span>{_mathml(part, 'block')}</span>" for part in _side_by_side(node.astext()))
+    parts = "".join(f"<span>{convert(part, 'block')}</span>" for part in _side_by_side(node.astext()))
     translator.body.append(f'<div class="math notranslate nohighlight">{number}{parts}</div>\n')
     _stop()
 
@@ -31,18 +24,6 @@ def _side_by_side(latex):
     parts = [part for part in latex.split(r"\qquad") if part.strip()]
     whole = all(part.count(a) == part.count(b) for part in parts for a, b in (("{", "}"), (r"\begin", r"\end")))
     return parts if whole else [latex]
-
-
-def _mathml(latex, display):
-    found = convert(latex, display=display)
-    if "<mi>&</mi>" in found:
-        raise ValueError(f"latex2mathml knows no alignment in {latex!r}: use \\begin{{split}}")
-    found = BARS.sub(r'<mo\1 lspace="0em" rspace="0em">\2</mo>', found)
-    return FUNCTIONS.sub(lambda m: _function(m[2], m[3] or ""), found)
-
-
-def _function(name, bracket):
-    return f'<mo lspace=".17em" rspace="{0 if bracket else ".17"}em">{name}</mo>{bracket}'
 
 
 def _stop():

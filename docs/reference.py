@@ -26,6 +26,7 @@ def shown():
 def setup(app):
     names = _names()
     app.connect("autodoc-process-docstring", lambda _a, _k, full, of, _o, lines: _process(lines, full, of, names))
+    app.connect("autodoc-process-signature", lambda _a, _k, _f, _of, _o, text, result: _parsable(text, result))
 
 
 def _names():
@@ -43,7 +44,18 @@ def _names():
     return {name: full.pop() for name, full in found.items() if len(full) == 1}
 
 
+def _parsable(signature, result):
+    """The signature with defaults that Sphinx can parse: a class by its name, `<factory>` as `...`. None: as it is."""
+    if not signature or "<" not in signature:
+        return None
+    named = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", signature)
+    return re.sub(r"(= ?)<[^<>]*>", r"\1...", named), result
+
+
 def _process(lines, full, of, names):
+    if lines and lines[0].startswith("Alias for field number"):  # what Python says of a NamedTuple's field, not we
+        lines.clear()
+        return
     arguments = _arguments(of)
     known = {name: to for name, to in names.items() if to != full}
     lines[:] = as_rst(lines, arguments, known)

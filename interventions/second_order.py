@@ -5,9 +5,11 @@
 J is the derivative of the logits in the activation x, F = Jᵀ(diag p − ppᵀ)J the Fisher information of the next token in x. KL has no
 first-order term. Two ways to JΔ, each a few passes through the same calls that `measure` makes:
 
-forward   dual numbers: x with tangent Δ (forward-mode differentiation), exact to rounding
-central   (logits(x + sΔ) − logits(x − sΔ))/2s with ‖sΔ‖ = ∛u·‖x‖, u the machine epsilon (at least float32's, in which norms compute): the
-          error of the difference, ∝ s², and that of rounding, ∝ u/s, are then alike, about 1e-3 of JΔ in float32
+    forward   dual numbers: x with tangent Δ (forward-mode differentiation), exact to rounding
+    central   (logits(x + sΔ) − logits(x − sΔ))/2s with ‖sΔ‖ = ∛u·‖x‖
+
+Here u is the machine epsilon (at least float32's, in which norms compute). The error of the difference, ∝ s², and that of rounding, ∝ u/s, are
+then alike, about 1e-3 of JΔ in float32.
 
 Source: the second-order expansion of KL by the Fisher information, as commonly known; through replay, ours.
 """

@@ -29,7 +29,8 @@ BASELINE = "token frequency"
 def token_frequency(request: dict[str, Any]) -> dict[str, Any]:
     """The baseline judge: no language model, only how often each token was active in the examples.
 
-        explanation: a/(n + 1) of each token that was active, a its active occurrences, n all;   score: the largest of a snippet's tokens
+        explanation  a/(n + 1) of each token that was active, a its active occurrences, n all
+        score        the largest of a snippet's tokens
 
     Source: ours.
     """

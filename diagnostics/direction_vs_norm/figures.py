@@ -139,7 +139,10 @@ def _placebo_panel(ax: Axes, groups: Groups, nulls: Sequence[Groups], contexts: 
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.9), max(high, 1.1) * (max(high, 1.1) / min(low, 0.9)) ** 0.7)  # room for the legend
-    ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if low * 0.9 <= t <= high * 1.2]
+    bottom, top = ax.get_ylim()
+    fine = top / bottom < 100  # on a longer axis these would overlap
+    marks = (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if fine else (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+    ticks = [t for t in marks if low * 0.9 <= t <= high * 1.2]
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     ax.axhline(1, color=REFERENCE, lw=0.8)

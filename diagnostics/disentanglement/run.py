@@ -46,7 +46,8 @@ def disentangle(
 ) -> Disentanglement:
     """Exchange k latents between two entities at the entity's last token: does the target attribute change, and nothing else?
 
-        x_base + Σ_S (z_i(x_source) − z_i(x_base)) d_i        S: k latents chosen for the target on other entities; the SAE's error stays
+        x_base + Σ_S (z_i(x_source) − z_i(x_base)) d_i        S: k latents chosen for the target on other entities
+                                                              (the SAE's error stays)
         cause      share of pairs whose most likely token becomes the source's value of the target
         isolation  share of the other attributes whose most likely token stays the base's value
         score      (cause + isolation)/2;   nothing exchanged: ½, all exchanged: about ½

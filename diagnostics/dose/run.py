@@ -51,7 +51,8 @@ def dose_response(
 ) -> DoseResponse:
     """Move activations by a share of their own norm, along directions that differ in meaning, and measure the KL.
 
-        ‖Δx‖ = dose·‖x‖        toward_token, between_tokens, isotropic: rotations, ‖x‖ kept        norm_up/down: (1 ± dose)·x
+        ‖Δx‖ = dose·‖x‖        toward_token, between_tokens, isotropic: rotations, ‖x‖ kept
+                               norm_up, norm_down: (1 ± dose)·x
 
     doses: shares of ‖x‖, above 0; a rotation moves x by at most 2‖x‖, and 1 down is zero ablation. directions: by name, of
     any length, `[d_model]`, e.g. a steering vector: x + dose·‖x‖·d̂, beside edits of the same norm and angle along both

@@ -1,14 +1,16 @@
 """The tasks' templates, and their pairs of prompts in random order, a role for each word. All templates are ours.
 
-| task | clean prompt (right, wrong) | changed in the corrupt prompt |
-|---|---|---|
-| ioi | When Mary and John went to the store, John gave a drink to (Mary, John); also with the first two names exchanged | the second John: Mary |
-| agreement | The teacher near the doctors certainly (is, are) | the subject's number |
-| capitals | The beautiful capital of France is the city of (Paris, Rome) | the country |
-| greater_than | The war lasted from the year 1761 to the year 17 (7, 3) | the first year's decade: 1721 |
-| pronouns | The uncle was tired because (he, she) | the person |
+    task          clean prompt (right, wrong)                                              changed in the corrupt prompt
+    ioi           When Mary and John went to the store, John gave a drink to (Mary, John)  the second John: Mary
+    agreement     The teacher near the doctors certainly (is, are)                         the subject's number
+    capitals      The beautiful capital of France is the city of (Paris, Rome)             the country
+    greater_than  The war lasted from the year 1761 to the year 17 (7, 3)                  the first year's decade: 1721
+    pronouns      The uncle was tired because (he, she)                                    the person
+
+ioi: also with the first two names exchanged.
 
 agreement: the attractor (doctors) has either number, so it agrees with the subject of one of the two prompts and not of the other.
+
 greater_than: of the years that the two answers begin, the wrong one (1730s) is over before the clean prompt's war begins (1761). After the
 corrupt prompt (1721) both are possible, and the nearer one is the expected answer. Source: the question of arXiv:2305.00586, as one pair of
 tokens for tokenizers that read years digit by digit.

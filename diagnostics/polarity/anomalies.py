@@ -18,7 +18,8 @@ Read = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row number"]]
 def deviation(usual: Float[Tensor, "row number"], z: Float[Tensor, "row number"]) -> Float[Tensor, "row"]:
     """How far the most unusual number of each row lies outside of its usual range, in standard deviations:
 
-        max_i max(z_i − high_i, low_i − z_i)/s_i,   low_i, high_i: the .1 % and 99.9 % quantiles of the training rows, s_i their deviation
+        max_i max(z_i − high_i, low_i − z_i)/s_i      low_i, high_i: the .1 % and 99.9 % quantiles of the training rows
+                                                      s_i: their standard deviation
 
     Negative within all ranges. Numbers that are constant in training are divided by the smallest positive float: any change stands out.
     """

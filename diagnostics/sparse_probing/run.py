@@ -46,7 +46,8 @@ def probe_saes(
 ) -> SparseProbing:
     """Fit probes of each class against the rest on k latents of each SAE, averaged over each text's tokens.
 
-        z̄(text) = mean of z over the text's tokens,    selected: the k largest |mean of z̄ in the class − mean of z̄ in the rest|
+        z̄(text) = mean of z over the text's tokens
+        selected: the k largest |mean of z̄ in the class − mean of z̄ in the rest|
 
     labelled: sets of texts, or names and files as `load_labelled` takes them (then at most `per_class` of each class). saes: one, or
     several by name, each at the site it belongs to (`site`: where it must). ks: numbers of latents. seeds: splits into training and

@@ -16,13 +16,13 @@ Transform = Literal["log", "logit"] | None
 MISSING = "–"
 """shown where there is no number"""
 MIN_PROMPTS, FEW_PROMPTS = 10, 20
-"""effective prompts: fewer than the first give no interval, fewer than the second a warning"""
+"""effective prompts: below `MIN_PROMPTS` there is no interval, below `FEW_PROMPTS` a warning"""
 
 
 def effective_number(sizes: Num[ndarray, "prompt"]) -> float:
     """1/Σ share²: how many prompts of equal size hold as much information as prompts of these sizes (Kish 1965).
 
-    sizes: rows of each prompt, or any weights ≥ 0. 0 where there are none.
+    sizes: rows of each prompt, or any weights ≥ 0. The result is 0 where there are none.
     """
     total = float(np.sum(sizes))
     # Rounded, so that ten equal prompts are ten.

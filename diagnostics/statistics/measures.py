@@ -35,7 +35,7 @@ def mean(x: RowValues, clusters: Clusters, *, level: float = 0.95, transform: Tr
 def share(condition: Bool[ndarray, "row"], clusters: Clusters, *, level: float = 0.95) -> Estimate:
     """The share p̂ of rows that meet `condition`, bool [row], with an interval within [0, 1]:
 
-        logit p = logit p̂ ± t·SE/(p̂(1 − p̂))        SE the jackknife's of p̂, t as in `jackknife`; se is that of the log odds
+        logit p = logit p̂ ± t·SE/(p̂(1 − p̂))        SE: the jackknife's of p̂; t as for a mean; se is that of the log odds
 
     At p̂ of 0 or 1, where no deletion moves it: Wilson's interval of as many rows as there are effective prompts, [0, t²/(n + t²)] or
     [n/(n + t²), 1], se nan. Simulated coverage of 95 % intervals: 92–99 at true shares of .5 to .99, where p̂ ± t·SE covers 93–97 at .5,

@@ -7,40 +7,44 @@ changes when norms are held fixed, and of the win rates whether one fit to all r
 
     b_pool   log KL = α_latent + b·log|S|                b_in   the same + an intercept for each decile of log‖x‖
 
-reversal            opposite signs, both intervals clear of 0: the paradox.
-confounded          the interval of b_pool − b_in clear of 0, same sign. That is so wherever the norm has an effect of its
-                    own given S and goes with S, for b_pool then has part of it: b_pool − b_in ≈ γ·δ, γ the slope on
-                    log‖x‖ given log|S|, δ that of log‖x‖ on log|S| within latents.
-range restriction   the interval of overall less mean quartile win rate above 0, and each quartile's win rate within the
-                    95 % band simulated from the pooled fit. It speaks of cosine against inner product, so it is the same
-                    for all scores that none of the above holds for.
-none                nothing of this is shown; with few latents or prompts little can be. A difference clear of 0 whose
-                    signs are opposite without both being clear is not `confounded`: read `differs`.
+`reversal`: opposite signs, both intervals clear of 0: the paradox.
+
+`confounded`: the interval of b_pool − b_in clear of 0, same sign. That is so wherever the norm has an effect of its own
+given S and goes with S, for b_pool then has part of it: b_pool − b_in ≈ γ·δ, γ the slope on log‖x‖ given log|S|, δ that of
+log‖x‖ on log|S| within latents.
+
+`range restriction`: the interval of overall less mean quartile win rate above 0, and each quartile's win rate within the
+95 % band simulated from the pooled fit. It speaks of cosine against inner product, so it is the same for all scores that
+none of the above holds for.
+
+`none`: nothing of this is shown; with few latents or prompts little can be. A difference clear of 0 whose signs are
+opposite without both being clear is not `confounded`: read `differs`.
 
 What that means for log KL = 2·(log|cos| + a·log‖x‖) + α_latent + noise, a = 0 a cosine truth and 1 an inner product's:
 
-cosine       γ = 2a, and δ has the sign of corr(log|cos|, log‖x‖): confounded says that the norm matters given the cosine.
-             Where the two are unrelated no label says anything about a: "none" is not a = 0.
-inner        γ = 2(a − 1), and δ > 0 unless |cos| falls as fast as 1/‖x‖, for the inner product contains the norm:
-             confounded is what any a ≠ 1 gives, a rejection of the inner product as the score (b_pool < b_in for a < 1).
-activation   as the score that the encoder is built on, inner for a standard SAE; where the active tokens span a narrow
-             range of it, b_pool − b_in is larger (−.25, −.49, −.48 for a = 0 in the three designs below).
+Cosine: γ = 2a, and δ has the sign of corr(log|cos|, log‖x‖): `confounded` says that the norm matters given the cosine.
+Where the two are unrelated no label says anything about a: `none` is not a = 0.
+
+Inner: γ = 2(a − 1), and δ > 0 unless |cos| falls as fast as 1/‖x‖, for the inner product contains the norm: `confounded`
+is what any a ≠ 1 gives, a rejection of the inner product as the score (b_pool < b_in for a < 1).
+
+Activation: as the score that the encoder is built on, inner for a standard SAE; where the active tokens span a narrow
+range of it, b_pool − b_in is larger (−.25, −.49, −.48 for a = 0 in the three designs below).
 
 Labels that simulation gives, as shares of 40 tables of 300 latents × 100 tokens of 100 prompts, noise of SD 1 (correlation
 .3 within prompts); "all" and "active" have the SDs of log|cos|, of log‖x‖ and the correlation of tokens drawn from all
 strata and from the strongest 5 % for the packaged SAEs (.8–.9, .1–.3, −.03 to .02; .3–.5, .1, .02 to .1):
 
-| tokens (SDs, correlation) | a | win rate, in quartiles | b_pool − b_in of cosine; label | of inner; label |
-|---|---|---|---|---|
-| all (.85, .2, 0)       | 0 | .71, .55 | .00; range restriction .68, none .32 | −.10; confounded 1 |
-|                        | ½ | .48, .49 | .00; none 1                          | −.05; confounded 1 |
-|                        | 1 | .27, .44 | .00; none 1                          | .00; none .95      |
-| active (.35, .12, .1)  | 0 | .74, .55 | .00; range restriction .53, none .42 | −.25; confounded 1 |
-|                        | ½ | .49, .50 | .03; confounded 1                    | −.12; confounded 1 |
-|                        | 1 | .23, .44 | .07; confounded 1                    | .00; none .95      |
-| opposed (.5, .2, −.3)  | 0 | .84, .58 | .00; range restriction .78, none .15 | −.08; confounded 1 |
-|                        | ½ | .52, .50 | −.11; confounded 1                   | −.04; confounded 1 |
-|                        | 1 | .17, .42 | −.23; confounded 1                   | .00; none .95      |
+    tokens (SDs, correlation)  a  win rate, in quartiles  b_pool − b_in of cosine; label        of inner; label
+    all (.85, .2, 0)           0  .71, .55                .00; range restriction .68, none .32  −.10; confounded 1
+                               ½  .48, .49                .00; none 1                           −.05; confounded 1
+                               1  .27, .44                .00; none 1                           .00; none .95
+    active (.35, .12, .1)      0  .74, .55                .00; range restriction .53, none .42  −.25; confounded 1
+                               ½  .49, .50                .03; confounded 1                     −.12; confounded 1
+                               1  .23, .44                .07; confounded 1                     .00; none .95
+    opposed (.5, .2, −.3)      0  .84, .58                .00; range restriction .78, none .15  −.08; confounded 1
+                               ½  .52, .50                −.11; confounded 1                    −.04; confounded 1
+                               1  .17, .42                −.23; confounded 1                    .00; none .95
 
 With 100 latents × 60 tokens of 40 prompts the rows of a = 0 have range restriction in .13, .15, .60 of 60 tables only, for
 the interval of the fall is wide (`simpson`); its band, `fall.low` to `fall.high`, lies above 0 in .97, .97, 1 of them.

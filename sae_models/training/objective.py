@@ -182,7 +182,8 @@ def _finished(
 def auxiliary_loss(sae: SAE, done: Pass, dead: Int[Tensor, "dead"], k: int) -> Float[Tensor, ""]:
     """How much of the error x − x̂ the dead latents leave unexplained, as a share of it:
 
-        Σ‖e − ê‖²/Σ‖e − ē‖² over the batch,   ê = (the k strongest of the dead latents' activations) W_dec,   e = x − x̂ held fixed
+        Σ‖e − ê‖²/Σ‖e − ē‖² over the batch,   ê = (the k strongest of the dead latents' activations) W_dec
+                                              e = x − x̂, held fixed
 
     Source: arXiv:2606.15054 (recipe), after arXiv:2406.04093. Where the norm is restored ê is scaled as x̂ was: ours.
     """
