@@ -158,7 +158,7 @@ REJECTED: dict[str, tuple[Callable[..., Interval], Truth]] = {
     "mean log ratio": (geometric, ZERO),
     "ratio of means, jackknife": (ratio_of_means, OF_MEANS),
     "ratio of means, studentised bootstrap": (bootstrap, OF_MEANS),
-    "ratio of means, t corrected for skewness": (skewed, OF_MEANS),
+    "ratio of means, Johnson's t": (skewed, OF_MEANS),
 }
 CORNERS = [
     Cell(s, t, correlation, prompts, "equal")
@@ -238,8 +238,8 @@ def lines(found: dict[tuple[str, Cell], Covered], how: str) -> Iterator[str]:
         best = max(c.coverage for c in given.values())
         sides = max(given.values(), key=lambda c: max(c.too_high, c.too_low))
         yield (
-            f"| {name} | {how} | {len(given)} | {len(own) - len(given)} | {worst.coverage:.1%} to {best:.1%} "
-            f"| {sides.too_high / sides.n:.1%}, {sides.too_low / sides.n:.1%} | {len(failed)} |"
+            f"| {name} | {how} | {len(given)} | {len(own) - len(given)} | {100 * worst.coverage:.1f}–{100 * best:.1f} "
+            f"| {100 * sides.too_high / sides.n:.1f}, {100 * sides.too_low / sides.n:.1f} | {len(failed)} |"
         )
 
 
@@ -249,12 +249,12 @@ TITLE = """# Coverage of the intervals
 
 Rows of two edits, log-normal: standard deviations of the logarithms from {{.5, 1, 2, 3}}² (in the demo those of a norm patch and of its
 rotation are 2.5 to 3.5, of a direction patch .5 to 1.1), a correlation of .1, .3 or .6 within a prompt, 20, 40 or 100 prompts of equal
-size, of Zipf sizes, or one with half of the rows; six rows a prompt on average. Pairs: each row has two prompts, both with effects. A cell
+size, of Zipf sizes, or one with half of the rows; six rows a prompt on average. Pairs: each row has two prompts, both with effects. A design
 fails where the 99 % Monte Carlo interval of its coverage lies wholly below 92 %, or that of its misses is wholly more one-sided than
-2 : 1. Cells with fewer than 10 effective prompts (20 prompts of Zipf sizes, one prompt with half of the rows) have no interval.
-{replications:,} replications a cell, seed {seed}: `python -m tests.coverage --write docs/statistics_coverage.md`.
+2 : 1. Designs with fewer than 10 effective prompts (20 prompts of Zipf sizes, one prompt with half of the rows) have no interval.
+{replications:,} replications a design, seed {seed}: `python -m tests.coverage --write docs/statistics_coverage.md`.
 """
-HEAD = """| statistic | rows of | cells | cells without an interval | coverage | misses in the most one-sided cell: above, below the truth | cells that fail |
+HEAD = """| statistic | prompts of a row | designs | without interval | coverage, % | most one-sided misses: above, below, % | designs that fail |
 |---|---|---|---|---|---|---|"""
 
 
@@ -267,7 +267,7 @@ def by_spread(found: dict[tuple[str, Cell], Covered], names: list[str]) -> Itera
             some = [
                 c.coverage for (one, cell), c in found.items() if one == name and {cell.s, cell.t} == {s, t} and c.n
             ]
-            least.append(f"{min(some):.1%}" if some else "")
+            least.append(f"{100 * min(some):.1f}" if some else "")
         if any(least):
             yield f"| {s:g}, {t:g} | " + " | ".join(least) + " |"
 
@@ -290,13 +290,13 @@ def main() -> None:
     )
     text += [TITLE.format(replications=args.replications, seed=args.seed), HEAD]
     for found, how in (
-        (one, "one prompt"),
-        (two, "two prompts"),
-        (other, "one prompt"),
-        (corners, "one prompt, 24 cells"),
+        (one, "one"),
+        (two, "two"),
+        (other, "one"),
+        (corners, "one, of 24 designs"),
     ):
         text += lines(found, how)
-    text += ["", "Least coverage by the standard deviations of the two logarithms:", ""]
+    text += ["", "Least coverage, in percent, by the standard deviations of the two logarithms:", ""]
     text += by_spread(one | other, ["median ratio", "median", *REJECTED])
     page = "\n".join(text) + "\n"
     print(page)
