@@ -11,6 +11,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import equations  # noqa: E402
 import first_use  # noqa: E402
 import reference  # noqa: E402
+import unbroken  # noqa: E402
 
 project = "mechdiag"
 author = "the mechdiag authors"
@@ -77,3 +78,4 @@ def setup(app):
     equations.setup(app)
     first_use.setup(app)
     reference.setup(app)
+    unbroken.setup(app)
