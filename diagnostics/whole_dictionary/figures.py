@@ -44,6 +44,6 @@ def plot_latents(latents: pd.DataFrame, groups: Sequence[Mapping[str, Any]], pro
             ax.legend(loc="upper center", ncols=2, fontsize=7, markerscale=2)
         for ax in axes[:, 0]:
             ax.set_ylabel("median KL ÷ placebo of the same dose")
-        words = f"Each latent removed at up to {provenance['tokens_per_latent']:,} tokens. Grey: no more than its dose."
+        words = f"Each latent removed at up to {provenance['tokens_per_latent']:,} tokens. Grey line: a ratio of 1."
         write_caption(figure, caption(provenance, words))
     return figure
