@@ -10,8 +10,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import equations  # noqa: E402
 import first_use  # noqa: E402
-import no_break  # noqa: E402
 import reference  # noqa: E402
+import unbroken  # noqa: E402
 
 from diagnostics.figures.looks import PAGE_COLOURS  # noqa: E402
 
@@ -87,5 +87,5 @@ def setup(app):
     app.connect("source-read", _to_the_copies)
     equations.setup(app)
     first_use.setup(app)
-    no_break.setup(app)
     reference.setup(app)
+    unbroken.setup(app)

@@ -30,8 +30,14 @@ from interventions.files import jsonable
 
 DOCS = Path(__file__).parents[1] / "docs"
 DATA = DOCS / "results" / "data"
-VERDICTS = ("holds", "holds under conditions", "not resolved", "does not hold")
-NOT_KEPT = "result not kept: the numbers are those of an earlier run"
+PLURAL = {
+    "holds": "hold",
+    "holds under conditions": "hold under conditions",
+    "not resolved": "are not resolved",
+    "does not hold": "do not hold",
+}
+VERDICTS = tuple(PLURAL)
+NOT_KEPT = "an earlier run, not kept"
 
 
 def part_of(result: Any, part: str, l0: Sequence[float] = ()) -> pd.DataFrame:
@@ -147,6 +153,15 @@ def made(name: str) -> dict[str, Any]:
     return json.loads((DATA / f"{name}.json").read_text())
 
 
+def _how(run: dict[str, Any]) -> str:
+    """The command or the call that made a result."""
+    if "command" in run:
+        return str(run["command"])
+    call = run["call"]
+    given = [f"{name}={value!r}" for name, value in call["arguments"].items()]
+    return f"{call['function']}({', '.join(given + [f'{name}=…' for name in call.get('not_kept', [])])})"
+
+
 def number(spec: dict[str, Any]) -> str:
     """A cell of a table as it is quoted, its interval in brackets."""
     some = table(spec["table"])
@@ -192,7 +207,7 @@ def claims() -> list[dict[str, Any]]:
 def page() -> str:
     """The page of all claims."""
     every = claims()
-    counts = ", ".join(f"{sum(c['verdict'] == v for c in every)} {v}" for v in VERDICTS)
+    counts = ", ".join(f"{sum(c['verdict'] == v for c in every)} {PLURAL[v]}" for v in VERDICTS)
     lines = [
         "# Claims",
         "",
@@ -218,8 +233,10 @@ def page() -> str:
                 )
         lines.append("")
     lines += ["## Runs", ""]
+    runs: dict[str, list[str]] = {}
     for name in sorted({t for c in every for t in c["tables"]}):
-        lines.append(f"- `{name}`: `{made(name).get('command') or made(name).get('call')}`")
+        runs.setdefault(_how(made(name)), []).append(f"`{name}`")
+    lines += [f"- {', '.join(names)}: `{how}`" for how, names in runs.items()]
     return "\n".join(lines) + "\n"
 
 
