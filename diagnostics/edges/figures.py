@@ -104,7 +104,8 @@ def plot_graph(edges: Table, provenance: Mapping[str, Any], n: int) -> Figure:
         wide = max((2 * abs(x) for x, _ in at.values()), default=1.0)
         across = max(6.5, 1.1 * wide + 2.5)
         figure, ax = plt.subplots(figsize=(across, 1.6 + 0.62 * len(levels)), layout="constrained")
-        steep = 0.62 * (wide + 2) / across  # inches of a level per inch of a step aside: arrows bend on paper, not in data
+        # Inches of a level per inch of a step aside: arrows bend on paper, not in data.
+        steep = 0.62 * (wide + 2) / across
         for i, g in enumerate(reversed(lines)):
             part, (x0, y0), (x1, y1) = abs(g["share"]) / limit, at[_node(g, "sender")], at[_node(g, "receiver")]
             look = {
@@ -116,9 +117,16 @@ def plot_graph(edges: Table, provenance: Mapping[str, Any], n: int) -> Figure:
             bend = 0.12 * (1 if i % 2 else -1) if y1 - y0 > 1 else 0.0
             ax.annotate("", (x1, y1 - 0.18), (x0, y0 + 0.18), arrowprops=look | {"connectionstyle": f"arc3,rad={bend}"})
             if g["through"] in ("q", "k", "v"):
-                middle = (x0 + x1) / 2 + bend / 2 * (y1 - y0 - 0.36) * steep, (y0 + y1) / 2 - bend / 2 * (x1 - x0) / steep
+                across_middle = (x0 + x1) / 2 + bend / 2 * (y1 - y0 - 0.36) * steep
+                up_middle = (y0 + y1) / 2 - bend / 2 * (x1 - x0) / steep
                 letter = {"fontsize": 6, "color": NOTE, "ha": "center", "va": "center"}
-                ax.text(*middle, g["through"], bbox={"boxstyle": "round,pad=.1", "fc": OPEN, "ec": "none"}, **letter)
+                ax.text(
+                    across_middle,
+                    up_middle,
+                    g["through"],
+                    bbox={"boxstyle": "round,pad=.1", "fc": OPEN, "ec": "none"},
+                    **letter,
+                )
         box = {"boxstyle": "round,pad=.25", "fc": OPEN, "ec": INK, "lw": 0.6}
         for name, (x, y) in at.items():
             ax.text(x, y, name, ha="center", va="center", fontsize=7, bbox=box)
