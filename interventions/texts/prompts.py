@@ -185,8 +185,9 @@ def tokenize(
             seen.add(tuple(ids))
             kept.append((ids, special, text))
     if len(kept) < (n_prompts or 1):
+        said = ", ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
         raise TextError(
-            f"{len(kept)} prompts left of {len(texts)} texts, expected {n_prompts or 1}; dropped: {dict(dropped)}; "
+            f"texts left as prompts: {len(kept)} of {len(texts)}; expected {n_prompts or 1}; dropped: {said}; "
             "give more text or ask for fewer"
         )
     origin |= {"max_length": max_length, "chat_template": chat_template, "prompts_dropped": dict(dropped)}

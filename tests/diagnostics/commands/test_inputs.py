@@ -205,7 +205,7 @@ def test_unreadable_text_is_refused_before_the_model_is_loaded(text, tmp_path):
 
 
 def test_too_few_prompts_or_no_tokenizer_raise(text, tmp_path, monkeypatch):
-    with pytest.raises(TextError, match="8 prompts left of 8 texts, expected 100"):
+    with pytest.raises(TextError, match="texts left as prompts: 8 of 8; expected 100"):
         Options(out=tmp_path, prompts=text[0]).load()
     with pytest.raises(TextError, match="no chat template"):
         Options(out=tmp_path, prompts=text[0], n_prompts=4, chat_template=True).load()

@@ -207,10 +207,10 @@ def test_short_texts_are_dropped_and_counted(tokenizer):
 
 def test_too_few_prompts_raise_with_the_counts(tokenizer):
     with pytest.raises(
-        TextError, match=r"2 prompts left of 3 texts, expected 3; dropped: {'shorter than 2 tokens': 1}"
+        TextError, match="texts left as prompts: 2 of 3; expected 3; dropped: 1 shorter than 2 tokens; give more"
     ):
         tokenize(["one", "one two", "two three"], tokenizer, max_length=4, n_prompts=3)
-    with pytest.raises(TextError, match="0 prompts left of 0 texts"):
+    with pytest.raises(TextError, match="left as prompts: 0 of 0; expected 1; dropped: none"):
         tokenize([], tokenizer, max_length=4)
     with pytest.raises(TextError, match="max_length 1"):
         tokenize(TEXTS, tokenizer, max_length=1)
