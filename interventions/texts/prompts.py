@@ -185,7 +185,7 @@ def tokenize(
             seen.add(tuple(ids))
             kept.append((ids, special, text))
     if len(kept) < (n_prompts or 1):
-        said = ", ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
+        said = ", ".join(f"{n} ({why})" for why, n in dropped.items()) or "none"
         raise TextError(
             f"texts left as prompts: {len(kept)} of {len(texts)}; expected {n_prompts or 1}; dropped: {said}; "
             "give more text or ask for fewer"
