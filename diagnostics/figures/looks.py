@@ -162,11 +162,18 @@ PAGE_COLOURS = {
 }  # fmt: skip
 """CSS variables of HTML pages, light and dark; red, green and blue where a page shades a colour by its opacity."""
 _SEED = re.compile(r"-seed\d+$")
+SPARSITY = re.compile(r"-(k|l1_)[\d.e-]*\d(?=$|/|-seed)")
+"""What the names of SAEs of one sweep differ in."""
 
 
 def sae_kind(name: str) -> str:
     """What follows the last `/` of an SAE's name, without the number of a seed: `15/cosine-seed1` is a `cosine`."""
     return _SEED.sub("", name.rsplit("/", 1)[-1])
+
+
+def swept_kind(name: str) -> str:
+    """The kind without its sparsity: `15.mlp_out/gated-l1_0.1-seed1` is a `gated`."""
+    return SPARSITY.sub("", sae_kind(name))
 
 
 def legend_names(names: list[str]) -> dict[str, str]:

@@ -2,17 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diagnostics.figures.axes import legend_above, panels, write_caption
-from diagnostics.figures.looks import REFERENCE, legend_label, looks, styled
+from diagnostics.figures.looks import REFERENCE, legend_label, looks, styled, swept_kind
 from interventions.errors import ResultError
 
 METRICS = "metrics.jsonl"
+MANY = 12
+"""SAEs that a legend can name one by one."""
 _BANDS = (("a_05", "a_95", 0.12), ("a_25", "a_75", 0.25))
 
 
@@ -38,35 +39,43 @@ def training_metrics(folder: str | Path) -> pd.DataFrame:
 
 
 def plot_training(metrics: pd.DataFrame) -> Figure:
-    """FVE, share of dead latents and, of cosine SAEs, exponents a_i against tokens; a line an SAE of `training_metrics`."""
+    """FVE, share of dead latents and, of cosine SAEs, exponents a_i against tokens; a line for each SAE of `training_metrics`.
+
+    Of more than 12 SAEs the legend has kinds, without sparsity, seed and site, and each kind has one colour.
+    """
     names, cosine = list(dict.fromkeys(metrics["sae"])), "a_50" in metrics
     drawn: list[tuple[str, str]] = [
         ("fve", "fraction of variance explained"),
         ("dead", "share of latents that are dead"),
     ]
     drawn += [("a_50", "exponent aᵢ")] if cosine else []
-    style = looks(names)
+    entries = {name: swept_kind(name) if len(names) > MANY else name for name in names}
+    style, dashes = looks(list(entries.values())), ("-", "--", ":", "-.") if len(names) <= MANY else ("-",)
     with styled():
         figure, axes = panels(len(drawn), 3.4, 2.7, 1.0, least=6.8)
         for ax, (column, label) in zip(axes.flat, drawn, strict=False):
-            for i, name in enumerate(names):
+            said: set[str] = set()
+            for i, (name, entry) in enumerate(entries.items()):
                 some = metrics.loc[metrics["sae"] == name].dropna(subset=column)
                 if len(some):
-                    _line(ax, some, column, name, style[name], i)
+                    label = None if entry in said else legend_label(entry)
+                    _line(ax, some, column, label, style[entry], dashes[i % len(dashes)])
+                    said.add(entry)
             ax.set_xlabel("training tokens")
             ax.set_ylabel(label)
         if cosine:
             axes.flat[2].axhline(0, color=REFERENCE, lw=0.8)
         legend_above(figure, axes.flat[0], 4)
         words = "FVE on the training batches since the point before. Dead: silent for the recipe's dead_window of the run's tokens, so none is dead before so many."
+        words += f" {len(names)} SAEs: a kind has one colour, whatever its sparsity, seed and site." * (
+            len(names) > MANY
+        )
         write_caption(figure, words + " Exponents: median, with 25–75 % and 5–95 % of the latents." * cosine)
     return figure
 
 
-def _line(ax: Axes, some: pd.DataFrame, column: str, name: str, look: tuple[str, str], i: int) -> None:
-    how: dict[str, Any] = {"color": look[0], "ls": ("-", "--", ":", "-.")[i % 4]}
-    ax.plot(
-        some["tokens"], some[column], lw=1.2, marker=look[1] if len(some) < 2 else None, label=legend_label(name), **how
-    )
+def _line(ax: Axes, some: pd.DataFrame, column: str, label: str | None, look: tuple[str, str], dashes: str) -> None:
+    marker = look[1] if len(some) < 2 else None
+    ax.plot(some["tokens"], some[column], lw=1.2, marker=marker, label=label, color=look[0], ls=dashes)
     for low, high, alpha in _BANDS if column == "a_50" else ():
         ax.fill_between(some["tokens"], some[low], some[high], color=look[0], alpha=alpha, lw=0)

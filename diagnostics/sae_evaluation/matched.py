@@ -1,7 +1,6 @@
 """SAEs of two architectures at equal L0, and at equal FVE: each measure interpolated over a sweep of sparsity."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats
 
+from diagnostics.figures.looks import SPARSITY
 from diagnostics.sae_evaluation.measures import MEASURES
 from diagnostics.statistics.estimate import MIN_PROMPTS, Estimate
 from diagnostics.statistics.jackknife import from_deletions
@@ -20,7 +20,6 @@ from diagnostics.statistics.tables import few_prompts, lines_of
 COMPARED = (*MEASURES, "dead_share")
 """The measures that are interpolated."""
 AXES = {"l0": "equal L0", "fve": "equal FVE"}
-_SPARSITY = re.compile(r"-(k|l1_)[\d.e-]*\d(?=$|/|-seed)")
 Groups = Sequence[Mapping[str, Any]]
 
 
@@ -183,7 +182,7 @@ def of_differences(values: Float[ndarray, "deletion"], n_prompts: int, sizes: In
 
 
 def _name(names: Sequence[str]) -> str:
-    stems = {_SPARSITY.sub("", name) for name in names}
+    stems = {SPARSITY.sub("", name) for name in names}
     return stems.pop() if len(stems) == 1 and stems != set(names) else f"{names[0]} …"
 
 

@@ -41,6 +41,21 @@ def test_training_metrics_are_read_and_drawn(tmp_path):
     plt.close("all")
 
 
+def test_many_saes_have_a_colour_and_an_entry_for_each_kind(tmp_path):
+    names = [f"{site}/{kind}-k{k}{seed}" for site in ("15", "15.mlp_out") for kind in ("abstopk", "standard-topk")
+             for k in (16, 32) for seed in ("", "-seed1")]  # fmt: skip
+    lines = [{"sae": name, "step": n, "tokens": n, "fve": 0.5, "dead": 0.0} for n in (1, 2) for name in names]
+    figure = plot_training(training_metrics(written(tmp_path, map(json.dumps, lines))))
+    assert legend(figure) == ["abstopk", "standard-topk"] and "16 SAEs" in caption(figure)
+    for ax in panels(figure):
+        colours = {name: line.get_color() for name, line in zip(names, ax.lines, strict=True)}
+        kinds = {
+            kind: {c for name, c in colours.items() if f"/{kind}" in name} for kind in ("abstopk", "standard-topk")
+        }
+        assert [len(own) for own in kinds.values()] == [1, 1] and kinds["abstopk"] != kinds["standard-topk"]
+    plt.close("all")
+
+
 @pytest.mark.parametrize("lines", [None, ["no JSON"], [], ['{"sae": "a"}'], ["3"]])
 def test_folders_without_metrics_raise(lines, tmp_path):
     if lines is not None:
