@@ -14,6 +14,7 @@ from interventions.errors import ResultError
 METRICS = "metrics.jsonl"
 MANY = 12
 """SAEs that a legend can name one by one."""
+DASHES = ("-", "--", ":", "-.")
 _BANDS = (("a_05", "a_95", 0.12), ("a_25", "a_75", 0.25))
 
 
@@ -41,7 +42,7 @@ def training_metrics(folder: str | Path) -> pd.DataFrame:
 def plot_training(metrics: pd.DataFrame) -> Figure:
     """FVE, share of dead latents and, of cosine SAEs, exponents a_i against tokens; a line for each SAE of `training_metrics`.
 
-    Of more than 12 SAEs the legend has kinds, without sparsity, seed and site, and each kind has one colour.
+    Of more than 12 SAEs the legend has kinds, without sparsity, seed and site, and the lines of a kind look alike.
     """
     names, cosine = list(dict.fromkeys(metrics["sae"])), "a_50" in metrics
     drawn: list[tuple[str, str]] = [
@@ -50,16 +51,20 @@ def plot_training(metrics: pd.DataFrame) -> Figure:
     ]
     drawn += [("a_50", "exponent aᵢ")] if cosine else []
     entries = {name: swept_kind(name) if len(names) > MANY else name for name in names}
-    style, dashes = looks(list(entries.values())), ("-", "--", ":", "-.") if len(names) <= MANY else ("-",)
+    style = looks(list(entries.values()))
+    dashes: dict[str, str] = {}
+    for i, entry in enumerate(dict.fromkeys(entries.values())):
+        alike = sum(style[entry][0] == style[other][0] for other in dashes)  # kinds that share a colour
+        dashes[entry] = DASHES[(alike if len(names) > MANY else i) % len(DASHES)]
     with styled():
         figure, axes = panels(len(drawn), 3.4, 2.7, 1.0, least=6.8)
         for ax, (column, label) in zip(axes.flat, drawn, strict=False):
             said: set[str] = set()
-            for i, (name, entry) in enumerate(entries.items()):
+            for name, entry in entries.items():
                 some = metrics.loc[metrics["sae"] == name].dropna(subset=column)
                 if len(some):
-                    label = None if entry in said else legend_label(entry)
-                    _line(ax, some, column, label, style[entry], dashes[i % len(dashes)])
+                    shown = None if entry in said else legend_label(entry)
+                    _line(ax, some, column, shown, style[entry], dashes[entry])
                     said.add(entry)
             ax.set_xlabel("training tokens")
             ax.set_ylabel(label)
@@ -67,7 +72,7 @@ def plot_training(metrics: pd.DataFrame) -> Figure:
             axes.flat[2].axhline(0, color=REFERENCE, lw=0.8)
         legend_above(figure, axes.flat[0], 4)
         words = "FVE on the training batches since the point before. Dead: silent for the recipe's dead_window of the run's tokens, so none is dead before so many."
-        words += f" {len(names)} SAEs: a kind has one colour, whatever its sparsity, seed and site." * (
+        words += f" {len(names)} SAEs: lines of a kind look alike, whatever their sparsity, seed and site." * (
             len(names) > MANY
         )
         write_caption(figure, words + " Exponents: median, with 25–75 % and 5–95 % of the latents." * cosine)

@@ -47,6 +47,10 @@ def test_many_saes_have_a_colour_and_an_entry_for_each_kind(tmp_path):
     lines = [{"sae": name, "step": n, "tokens": n, "fve": 0.5, "dead": 0.0} for n in (1, 2) for name in names]
     figure = plot_training(training_metrics(written(tmp_path, map(json.dumps, lines))))
     assert legend(figure) == ["abstopk", "standard-topk"] and "16 SAEs" in caption(figure)
+    assert [ax.get_ylabel() for ax in panels(figure)] == [
+        "fraction of variance explained",
+        "share of latents that are dead",
+    ]
     for ax in panels(figure):
         colours = {name: line.get_color() for name, line in zip(names, ax.lines, strict=True)}
         kinds = {
