@@ -60,6 +60,7 @@ def test_every_command_leaves_the_same_files_on_workers(name, pool, script, monk
     assert given and run.files == alone.files
 
 
+@pytest.mark.long
 def test_bench_compares_one_worker_with_several(pool, script, monkeypatch):
     @contextlib.contextmanager
     def started(n):
