@@ -46,7 +46,7 @@ LONG = {
         "latent_card", "latent_steering", "polarity_effects", "probe_perturbation", "projections", "sae_evaluation", "scaling_laws",
         "specification_curve", "unit_norm", "win_rate",
     )),
-    "docs/activation_patching.md", "docs/questions/do_i_get_the_same_in_nnsight.md",
+    "docs/activation_patching.md", "docs/engine.md", "docs/questions/do_i_get_the_same_in_nnsight.md",
     "docs/questions/is_my_steering_vectors_effect_more_than_dose.md", "docs/questions/which_latents_are_causally_inert.md",
 }  # fmt: skip
 """Pages that take five seconds or more, of functions that other tests call too: `make pages` runs them, the daily tests the others."""
