@@ -50,12 +50,13 @@ def plot_training(metrics: pd.DataFrame) -> Figure:
         ("dead", "share of latents that are dead"),
     ]
     drawn += [("a_50", "exponent aᵢ")] if cosine else []
-    entries = {name: swept_kind(name) if len(names) > MANY else name for name in names}
+    many = len(names) > MANY
+    entries = {name: swept_kind(name) if many else name for name in names}
     style = looks(list(entries.values()))
     dashes: dict[str, str] = {}
     for i, entry in enumerate(dict.fromkeys(entries.values())):
         alike = sum(style[entry][0] == style[other][0] for other in dashes)  # kinds that share a colour
-        dashes[entry] = DASHES[(alike if len(names) > MANY else i) % len(DASHES)]
+        dashes[entry] = DASHES[(alike if many else i) % len(DASHES)]
     with styled():
         figure, axes = panels(len(drawn), 3.4, 2.7, 1.0, least=6.8)
         for ax, (column, label) in zip(axes.flat, drawn, strict=False):
@@ -72,9 +73,7 @@ def plot_training(metrics: pd.DataFrame) -> Figure:
             axes.flat[2].axhline(0, color=REFERENCE, lw=0.8)
         legend_above(figure, axes.flat[0], 4)
         words = "FVE on the training batches since the point before. Dead: silent for the recipe's dead_window of the run's tokens, so none is dead before so many."
-        words += f" {len(names)} SAEs: lines of a kind look alike, whatever their sparsity, seed and site." * (
-            len(names) > MANY
-        )
+        words += f" {len(names)} SAEs: lines of a kind look alike, whatever their sparsity, seed and site." * many
         write_caption(figure, words + " Exponents: median, with 25–75 % and 5–95 % of the latents." * cosine)
     return figure
 
